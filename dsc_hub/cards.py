@@ -1,0 +1,222 @@
+"""Cards from facts: the README.md of the dataset, the adapter and the base model, rendered from what the run recorded.
+
+Every number is looked up by its name in run.json or metrics.json; nothing is inferred and no model is called. What models,
+prompts and recipes wrote is foreign text: it goes into code fences that it cannot close, or is escaped where it stands in a
+line, unless a template says otherwise. Metadata is made by huggingface_hub, so that it is valid YAML whatever it holds.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from dsc_hub import numbers, plots
+from dsc_hub.errors import DataError
+from dsc_hub.numbers import Recorded
+from dsc_hub.progress import duration
+from dsc_hub.recipe import packaged_folder
+from dsc_hub.records import SPLITS, Chain
+from dsc_hub.runs import Run, write_whole
+
+PAPER = "2312.01957"
+TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]
+CONFIGS = ("sft", "preference", "chains", "evaluation")
+PLOTS = {"dataset": ("steps",), "adapter": ("arms", "loss"), "base": ()}
+EXAMPLES = 2
+LONGEST_EXAMPLE = 800  # characters of one text on a card
+# Upper bounds of the Hub's size categories.
+SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+# What vLLM's --max-lora-rank takes.
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def build(run: Run) -> dict[str, list[str]]:
+    """Write cards/dataset, cards/adapter and (if the base is published) cards/base: README.md and its plots, ready to be committed.
+
+    Returns the files of each folder. DataError if a fact is missing, or if the dataset's files and its numbers differ.
+    """
+    facts, metrics = Recorded(run.facts, "run.json"), Recorded(run.metrics, "metrics.json")
+    for kind in ("dataset", "adapter", "base"):
+        _check_repo_id(facts.repos[kind], kind)
+    files = _dataset_files(run, metrics)
+    _draw_missing_plots(run, metrics)
+    metadata = {"dataset": _dataset_metadata(facts, files), "adapter": _adapter_metadata(facts, metrics)}
+    if facts.repos.base:
+        metadata["base"] = _base_metadata(facts)
+    context = {"facts": facts, "recipe": facts.recipe, "metrics": metrics, "repos": facts.repos, "files": files, "paper": PAPER, "longest": LONGEST_EXAMPLE,
+               "base_id": _base_id(facts), "source": numbers.model_source(facts.model), "model": numbers.model_name(facts.model),
+               "arms": numbers.arm_rows(metrics), "differences": numbers.difference_rows(metrics), "verdict": numbers.headline(metrics),
+               "caveats": numbers.caveats(facts, metrics), "reasons": plots.rejection_reasons(metrics.sampling.steps),
+               "chains": _example_chains(run), "answers": _example_answers(run), "lora_rank": _lora_rank(facts.recipe)}
+    written = {}
+    for kind, data in metadata.items():
+        folder = run["cards"] / kind
+        shutil.rmtree(folder, ignore_errors=True)
+        pictures = [f"{name}.png" for name in PLOTS[kind] if (run["cards"] / f"{name}.png").is_file()]
+        body = environment().get_template(f"{kind}_card.md.jinja").render(context, pictures=pictures)
+        write_whole(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+        for picture in pictures:
+            shutil.copy2(run["cards"] / picture, folder / picture)
+        written[kind] = ["README.md", *pictures]
+    return written
+
+
+def _draw_missing_plots(run: Run, metrics: Recorded) -> None:
+    # The report draws them, but a report that was taken over from another run comes without this folder.
+    if not all((run["cards"] / f"{name}.png").is_file() for names in PLOTS.values() for name in names):
+        for name, figure in plots.draw_all(metrics, run.rows("adapter/training_log.jsonl")).items():
+            plots.save_png(figure, run["cards"] / f"{name}.png")
+
+
+# -- foreign text in Markdown
+
+
+def environment() -> Environment:
+    """Jinja for cards: an unknown name is an error, and whatever is put in is escaped unless a filter vouches for it."""
+    env = Environment(loader=FileSystemLoader(packaged_folder("model_cards")), undefined=StrictUndefined, autoescape=True,
+                      finalize=lambda value: value if isinstance(value, Markup) else inline(str(value)),
+                      trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    env.filters |= {"number": numbers.number, "count": numbers.count, "percent": numbers.percent, "interval": numbers.interval,
+                    "duration": lambda s: duration(s) if numbers.measured(s) else numbers.ABSENT, "fenced": fenced, "id": _vouched_id, "arm_name": numbers.arm_name}
+    return env
+
+
+def inline(text: str) -> Markup:
+    """Text as it can stand anywhere within a line or a table cell: one line, no Markdown, HTML, link or formula in it."""
+    text = re.sub(r"\s+", " ", _clean(text))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
+    text = re.sub(r"[\\`*\[\]$~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    # Bare addresses would become links; model text should not send a reader anywhere.
+    text = text.replace("://", "&#58;//").replace("@", "&#64;")
+    return Markup(re.sub(r"(?i)\bwww\.", "www&#46;", text))
+
+
+def fenced(text: str, language: str = "text", limit: int | None = None) -> Markup:
+    """Text as a code block whose fence is longer than any run of backticks in it, so that it cannot end early."""
+    text = _clean(text)
+    if limit is not None and len(text) > limit:
+        text = f"{text[:limit]} […] ({len(text):,} characters, cut here)"
+    fence = "`" * (1 + max([2, *(len(m) for m in re.findall(r"`+", text))]))
+    return Markup(f"{fence}{language}\n{text}\n{fence}")
+
+
+def _clean(text: str) -> str:
+    # Some readers end a line, and with it a fence, at more than \n; control characters have no business on a card.
+    text = re.sub(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]", "\n", text)
+    return re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", "\ufffd", text)
+
+
+def _vouched_id(repo_id: str) -> Markup:
+    """A repo id for use within code, where escapes would be read literally. Only what is a valid id gets through."""
+    _check_repo_id(repo_id, "base")
+    return Markup(repo_id)
+
+
+def _check_repo_id(repo_id: str | None, kind: str) -> None:
+    try:
+        if repo_id is not None:
+            validate_repo_id(repo_id)
+    except HFValidationError as e:
+        raise DataError(f"the {kind} repo's name {repo_id!r:.80} is not one: {e}", f"Set publish.{kind} in the recipe.") from None
+
+
+# -- metadata
+
+
+def _license(facts: Recorded) -> str:
+    return facts.recipe.publish.license or facts.model.license or "unknown"
+
+
+def _base_id(facts: Recorded) -> str | None:
+    """The repo that holds the base model, if there is one; a local folder is none."""
+    for name in (facts.model.get("published_as"), facts.repos.base, facts.model.get("upstream"), facts.model.id):
+        if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            return name
+    return None
+
+
+def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardData:
+    configs = [{"config_name": config, "default": True} if config == "sft" else {"config_name": config} for config in files]
+    for entry in configs:
+        entry["data_files"] = [{"split": split, "path": f"{entry['config_name']}/{split}-*.parquet"} for split in files[entry["config_name"]]["splits"]]
+    rows = sum(n for config in files.values() for n in config["splits"].values())
+    return DatasetCardData(
+        pretty_name=f"{facts.recipe.name}: distilled self-critique", language=[facts.recipe.publish.language], license=_license(facts),
+        task_categories=["text-generation"], size_categories=[next((name for top, name in SIZES if rows < top), "n>10M")],
+        tags=["synthetic", *TAGS], configs=configs)
+
+
+def _adapter_metadata(facts: Recorded, metrics: Recorded) -> ModelCardData:
+    return ModelCardData(
+        model_name=facts.repos.adapter.split("/")[-1], base_model=_base_id(facts), base_model_relation="adapter", datasets=[facts.repos.dataset],
+        language=[facts.recipe.publish.language], license=_license(facts), library_name="peft", pipeline_tag="text-generation",
+        tags=["lora", "synthetic", *TAGS], eval_results=_eval_results(facts, metrics) or None)
+
+
+def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
+    evaluation = metrics.evaluation
+    if "distilled" not in evaluation.arms:
+        return []
+    arm, metric = evaluation.arms.distilled, {"reward": facts.recipe.reward, "second": facts.recipe.second_scorer}
+    return [EvalResult(task_type="text-generation", dataset_type=facts.repos.dataset, dataset_name=f"{facts.recipe.name}, held-out prompts",
+                       dataset_config="evaluation", dataset_split=evaluation.split, dataset_revision=facts.repos.get("dataset_revision"),
+                       metric_type=metric[s].metric, metric_name=evaluation.scores[s].name, metric_value=arm[s].mean)
+            for s in ("reward", "second") if s in evaluation.scores and numbers.measured(arm[s].mean)]
+
+
+def _base_metadata(facts: Recorded) -> ModelCardData:
+    return ModelCardData(
+        base_model=facts.model.get("upstream"), base_model_relation=facts.model.get("relation"), language=[facts.recipe.publish.language],
+        license=facts.model.license or "unknown", library_name="transformers", pipeline_tag="text-generation", tags=["distilled-self-critique"])
+
+
+# -- what is told besides numbers
+
+
+def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
+    """Configs and splits as they lie in dataset/, with rows and columns from the files themselves; checked against metrics.json."""
+    out: dict[str, dict[str, Any]] = {}
+    for config in CONFIGS:
+        splits: dict[str, int] = {}
+        columns: list[str] = []
+        for path in sorted((run["dataset"] / config).glob("*-*.parquet")):
+            footer = pq.read_metadata(path)
+            split = path.name.split("-")[0]
+            splits[split] = splits.get(split, 0) + footer.num_rows
+            columns = footer.schema.to_arrow_schema().names
+        if splits:
+            ordered = sorted(splits, key=lambda s: SPLITS.index(s) if s in SPLITS else len(SPLITS))
+            out[config] = {"splits": {s: splits[s] for s in ordered}, "columns": columns}
+        for split, n in (metrics.dataset[config].items() if config in metrics.dataset else ()):
+            if splits.get(split, 0) != n:
+                raise DataError(f"dataset/{config} has {splits.get(split, 0)} rows of the split '{split}', metrics.json says {n}",
+                                "Remove dataset.done.json from the run folder and run again: the stage 'dataset' writes both.")
+    return out
+
+
+def _example_chains(run: Run) -> list[dict[str, Any]]:
+    """The first training chains in the order of their keys: kept or not, chosen by nobody."""
+    prompts = {p["id"]: p["text"] for p in run.rows("prompts.jsonl") if p["split"] == "train"}
+    chains = sorted((Chain.from_row(r) for r in run.rows("chains.jsonl") if r["prompt_id"] in prompts), key=lambda c: c.key)
+    return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:EXAMPLES]]
+
+
+def _example_answers(run: Run) -> list[dict[str, Any]]:
+    """The first evaluated prompts in the order of their ids, with every arm's answer."""
+    rows = list(run.rows("evaluation/answers.jsonl"))
+    ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES]
+    return [{"prompt": next(r["prompt"] for r in rows if r["prompt_id"] == i), "answers": [r for r in rows if r["prompt_id"] == i]} for i in ids]
+
+
+def _lora_rank(recipe: Recorded) -> int:
+    """The smallest --max-lora-rank that serves this adapter (peft's rank is 8 unless the recipe says otherwise)."""
+    rank = recipe.distill.lora.get("r", 8)
+    return next((r for r in LORA_RANKS if r >= rank), rank)

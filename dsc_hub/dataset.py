@@ -1,0 +1,147 @@
+"""Chains -> training data: Parquet files laid out as the dataset repo will be.
+
+    dataset/sft/{train,validation}-00000-of-00001.parquet          prompt -> completion, kept answers only
+    dataset/preference/...                                         final answer over first answer, with the margin
+    dataset/chains/...                                             every turn, score and decision
+
+Test prompts have no chains here, and a chain of one is refused: nothing that trains can see them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dsc_hub.chain import Texts
+from dsc_hub.errors import DataError
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import Chain, Prompt
+from dsc_hub.runs import Run
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_STEP = pa.struct([("number", pa.int32()), ("critique", pa.string()), ("revision", pa.string()), ("reward", pa.float64()),
+                   ("unscored_reason", pa.string()), ("defect", pa.string()), ("rejected", pa.string())])
+_COMMON = [("prompt_id", pa.string()), ("group", pa.string()), ("chain", pa.int32())]
+SCHEMAS = {
+    "sft": pa.schema([("prompt", _MESSAGES), ("completion", _MESSAGES), *_COMMON, ("reward", pa.float64()), ("first_reward", pa.float64())]),
+    "preference": pa.schema([("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), *_COMMON, ("margin", pa.float64())]),
+    "chains": pa.schema([("prompt", pa.string()), *_COMMON, ("answer", pa.string()), ("answer_reward", pa.float64()),
+                         ("answer_unscored_reason", pa.string()), ("answer_defect", pa.string()), ("steps", pa.list_(_STEP)),
+                         ("final", pa.string()), ("final_reward", pa.float64()), ("final_step", pa.int32()), ("final_defect", pa.string())]),
+}
+BATCH = 2000
+
+
+def gain(chain: Chain) -> float:
+    """Final reward minus the first answer's; +inf where the first answer was dirty or unscored (its reward is -inf)."""
+    if chain.answer_defect or chain.answer_score.value is None:
+        return math.inf if chain.state_step else 0.0
+    return (chain.final_score.value or 0.0) - chain.answer_score.value
+
+
+def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) -> str:
+    """Why a chain gives no training row; "" if it does."""
+    if chain.final_defect:
+        return "no clean final state"
+    value = chain.final_score.value
+    if value is None:
+        return "unscored"
+    if min_gain is not None and not gain(chain) > min_gain:
+        return "no gain over the first answer" if min_gain == 0 else f"gain not above {min_gain:g}"
+    if min_reward is not None and value < min_reward:
+        return f"reward below {min_reward:g}"
+    return ""
+
+
+def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
+    """Write the Parquet files and return the counts by config and split, and of what was dropped and why.
+
+    Raises DataError if a chain belongs to a test prompt or to none, or if no training row is left.
+    """
+    writers = {name: _Writer(run["dataset"], name) for name in SCHEMAS}
+    dropped: Counter[str] = Counter()
+    try:
+        for chain in chains:
+            prompt = prompts.get(chain.prompt_id)
+            if prompt is None or prompt.split == "test":
+                what = "a test prompt" if prompt else "no prompt of this run"
+                raise DataError(f"chains.jsonl holds a chain of {what} ({chain.prompt_id})", "Remove chains.jsonl and sampling.done.json and sample again.")
+            writers["chains"].add(prompt.split, _chain_row(prompt, chain))
+            if reason := why_dropped(chain, recipe.dataset.min_reward, recipe.dataset.min_gain):
+                dropped[reason] += 1
+                continue
+            opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
+            common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}
+            writers["sft"].add(prompt.split, common | {"completion": _assistant(chain.final), "reward": chain.final_score.value,
+                                                       "first_reward": chain.answer_score.value})
+            if chain.state_step and chain.answer_score.value is not None:
+                writers["preference"].add(prompt.split, common | {
+                    "chosen": _assistant(chain.final), "rejected": _assistant(chain.answer),
+                    "margin": chain.final_score.value - chain.answer_score.value})
+    finally:
+        counts = {name: writer.close() for name, writer in writers.items()}
+    if not counts["sft"].get("train"):
+        why = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "there are no chains"
+        raise DataError(f"no chain gives a training row: {why}", "Lower dataset.min_reward, add chain.steps or prompts, or look at some chains with `dsc try`.")
+    return counts | {"dropped": dict(dropped.most_common())}
+
+
+def _assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _chain_row(prompt: Prompt, chain: Chain) -> dict[str, Any]:
+    steps = [{"number": s.number, "critique": s.critique, "revision": s.revision, "reward": s.score.value, "unscored_reason": s.score.reason,
+              "defect": s.defect, "rejected": s.rejected} for s in chain.steps]
+    return {"prompt": prompt.text, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number, "answer": chain.answer,
+            "answer_reward": chain.answer_score.value, "answer_unscored_reason": chain.answer_score.reason, "answer_defect": chain.answer_defect,
+            "steps": steps, "final": chain.final, "final_reward": chain.final_score.value, "final_step": chain.state_step,
+            "final_defect": chain.final_defect}
+
+
+class _Writer:
+    """One config's Parquet files, one a split, written in batches so that memory stays flat."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self._folder, self._schema = folder / config, SCHEMAS[config]
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._files: dict[str, pq.ParquetWriter] = {}
+        self.counts: Counter[str] = Counter()
+        for old in self._folder.glob("*.parquet"):  # from an earlier, broken-off attempt
+            old.unlink()
+
+    def add(self, split: str, row: dict[str, Any]) -> None:
+        self.counts[split] += 1
+        rows = self._rows.setdefault(split, [])
+        rows.append(row)
+        if len(rows) >= BATCH:
+            self._flush(split)
+
+    def _flush(self, split: str) -> None:
+        if split not in self._files:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._files[split] = pq.ParquetWriter(self._folder / f"{split}-00000-of-00001.parquet", self._schema)
+        self._files[split].write_table(pa.Table.from_pylist(self._rows[split], schema=self._schema))
+        self._rows[split] = []
+
+    def close(self) -> dict[str, int]:
+        for split, rows in self._rows.items():
+            if rows:
+                self._flush(split)
+        for file in self._files.values():
+            file.close()
+        return dict(self.counts)
+
+
+def rows_of(folder: Path, config: str, split: str) -> Iterator[dict[str, Any]]:
+    """Rows of one split of a written config; none if the split is empty."""
+    path = folder / config / f"{split}-00000-of-00001.parquet"
+    if path.is_file():
+        for batch in pq.ParquetFile(path).iter_batches(BATCH):
+            yield from batch.to_pylist()

@@ -1,0 +1,93 @@
+"""Text from OpenAI-compatible servers: retries, seeds, and errors told apart. Knows nothing of chains.
+
+A request that fails for its own sake (too long, answer garbled) raises `RequestFailed` and costs one chain; a server that
+is gone raises `ServingError` and stops the run, with all that is finished on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import openai
+
+from dsc_hub.errors import ServingError
+from dsc_hub.recipe import Generation
+from dsc_hub.serving import Endpoint
+
+RETRIES = 5  # with exponential back-off and jitter, on 408, 409, 429, 5xx and lost connections
+
+
+class RequestFailed(ServingError):
+    """One request can't be done; others may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    text: str
+    finish_reason: str  # "stop" or "length"
+    prompt_tokens: int
+    new_tokens: int
+
+
+class Generator:
+    """Asks one or more endpoints, the least busy first. Use as an async context manager.
+
+    Sampling settings are stated in every request: servers have defaults of their own.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], settings: Generation, timeout_s: float) -> None:
+        self._settings, self._timeout_s = settings, timeout_s
+        self._endpoints = list(endpoints)
+        self._busy = [0] * len(self._endpoints)
+        self._clients: list[openai.AsyncOpenAI] = []
+        self._turn = itertools.count()
+
+    async def __aenter__(self) -> Generator:
+        # How many requests are in flight is bounded by the stage that asks, not here.
+        self._clients = [openai.AsyncOpenAI(base_url=e.url, api_key=e.api_key, max_retries=RETRIES, timeout=self._timeout_s)
+                         for e in self._endpoints]
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await asyncio.gather(*(c.close() for c in self._clients))
+
+    async def complete(self, messages: list[dict[str, str]], seed: int, model: str | None = None) -> Completion:
+        """One chat completion. `model` overrides the endpoint's own name (an adapter beside its base)."""
+        i = min(range(len(self._endpoints)), key=lambda k: (self._busy[k], (next(self._turn) + k) % len(self._endpoints)))
+        self._busy[i] += 1
+        try:
+            return await self._ask(self._clients[i], self._endpoints[i], messages, seed, model)
+        finally:
+            self._busy[i] -= 1
+
+    async def _ask(self, client: openai.AsyncOpenAI, endpoint: Endpoint, messages: list[dict[str, str]], seed: int, model: str | None) -> Completion:
+        s = self._settings
+        try:
+            answer: Any = await client.chat.completions.create(
+                model=model or endpoint.model, messages=messages, seed=seed, temperature=s.temperature, top_p=s.top_p,
+                max_tokens=s.max_new_tokens, n=1)
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as e:
+            raise ServingError(f"{endpoint.url} refuses: {_short(e)}", "Check the key, the address and serving.served_model.") from None
+        except openai.APIStatusError as e:
+            endpoint.check()
+            raise RequestFailed(f"{endpoint.url} answered {e.status_code}: {_short(e)}") from None
+        except openai.APITimeoutError:
+            endpoint.check()
+            raise RequestFailed(f"{endpoint.url} gave no answer in {self._timeout_s:g} s, {RETRIES + 1} times") from None
+        except openai.APIConnectionError as e:
+            endpoint.check()
+            raise ServingError(f"{endpoint.url} can't be reached: {e.__cause__ or e}", "What is finished is kept; run the same command again.") from None
+        try:
+            choice = answer.choices[0]
+            return Completion(choice.message.content or "", choice.finish_reason or "", answer.usage.prompt_tokens, answer.usage.completion_tokens)
+        except (AttributeError, IndexError, TypeError):
+            raise RequestFailed(f"{endpoint.url} sent an answer without text or usage") from None
+
+
+def _short(error: openai.APIStatusError) -> str:
+    return " ".join(str(error.message).split())[:300]

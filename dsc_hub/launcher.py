@@ -1,0 +1,147 @@
+"""Training in processes of its own: `launch` starts `python -m dsc_hub.distill RUN` under accelerate and waits for it.
+
+The parent imports no torch, so it stays small while the children train, and the children's memory is free when they end.
+What they print goes through: into the run's distill.log whole, to the user as lines and as one that moves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from dsc_hub import errors, machine, progress
+from dsc_hub.errors import ConfigError, DscError, RunError
+from dsc_hub.recipe import packaged_folder
+from dsc_hub.runs import Run, read_json
+
+# Names the file into which a training process puts the DscError that ended it: exit codes and messages don't survive
+# accelerate and torchrun, which make 1 of every code.
+ERROR_FILE = "DSC_DISTILL_ERROR_FILE"
+PROGRESS = "distill  step "  # how the line that moves begins
+LOG = "distill.log"
+_KEPT_LINES = 15
+
+
+def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
+    """Train in processes started by accelerate; returns adapter/summary.json.
+
+    `config_file` is a file of `accelerate config`; without one, the packaged configuration that fits this machine and the
+    recipe's `distill.processes`. A DscError of the training is raised here as what it was; RunError with the last
+    lines if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
+    """
+    processes = int(run.facts["recipe"]["distill"]["processes"])
+    command = [sys.executable, "-m", "dsc_hub.keeper", *_command(run, config_file, processes)]
+    with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
+        error_file = Path(folder) / "error.json"
+        environment = _environment() | {ERROR_FILE: str(error_file)}
+        code, last = _stream(command, environment, run[LOG])
+        if error_file.is_file():
+            raise _error(json.loads(error_file.read_text(encoding="utf-8")))
+    if code:
+        tail = "\n  ".join(["", *last]) if last else ""
+        raise RunError(f"the training process failed with exit code {code}; its last lines:{tail or ' none'}",
+                       f"All it printed is in {run[LOG]}.")
+    summary: dict[str, Any] = read_json(run["adapter"] / "summary.json")
+    if config_file is None and summary["world_size"] != processes:
+        raise RunError(f"asked for {processes} training processes, got {summary['world_size']}", f"See {run[LOG]}.")
+    return summary
+
+
+def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
+    """What starts the training processes. Always with a configuration: without one, accelerate takes the user's own."""
+    worker = ["-m", "dsc_hub.distill", str(run.folder)]
+    # Without --quiet, accelerate adds its own traceback to every failure of its child.
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    if config_file is not None:
+        if not config_file.is_file():
+            raise ConfigError(f"accelerate configuration {config_file} not found", "Write one with `accelerate config --config_file FILE`.")
+        return [*accelerate, "--config_file", str(config_file), *worker]
+    gpus = _visible_gpus()
+    # Said plainly: accelerate's own default is one thread a process.
+    threads = str(max(1, machine.cores() // processes))
+    if processes == 1:
+        name = "one_gpu" if gpus else "one_cpu"
+        return [*accelerate, "--config_file", str(_packaged(name)), "--num_cpu_threads_per_process", threads, *worker]
+    if not gpus:
+        # accelerate starts one process on the CPU, whatever it is told, unless there is an mpirun.
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *worker]
+    if gpus < processes:
+        raise ConfigError(f"distill.processes is {processes}, and {gpus} GPU{'s are' if gpus > 1 else ' is'} visible",
+                          f"Set distill.processes={gpus}, or give an accelerate configuration for several machines.")
+    return [*accelerate, "--config_file", str(_packaged("multi_gpu")), "--num_processes", str(processes),
+            "--num_cpu_threads_per_process", threads, *worker]
+
+
+def _packaged(name: str) -> Path:
+    return packaged_folder("recipes") / "accelerate" / f"{name}.yaml"
+
+
+def _visible_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    present = len(machine.gpus())
+    if visible is None:
+        return present
+    listed = [d for d in visible.split(",") if d.strip()]
+    return 0 if not listed or listed[0].strip() == "-1" else min(present, len(listed))
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what a launcher above us left in it: the children would take its rank and wait for its processes."""
+    environment = machine.without_launcher(os.environ)
+    environment["PYTHONUNBUFFERED"] = "1"
+    # trl reports each training to its makers unless told not to; a run sends nothing that its user did not ask for.
+    environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    return environment
+
+
+def _stream(command: list[str], environment: dict[str, str], log: Path) -> tuple[int, list[str]]:
+    """Run to the end, showing every line as it comes; the exit code and the last lines."""
+    last: deque[str] = deque(maxlen=_KEPT_LINES)
+    # A session of its own, so that Ctrl-C reaches the keeper once, from us, and not each process at its own moment.
+    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             text=True, encoding="utf-8", errors="replace", start_new_session=True)
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        with log.open("w", encoding="utf-8") as file, progress.moving_line() as line:
+            for text in child.stdout:
+                file.write(text)
+                file.flush()
+                text = text.rstrip()
+                if text.startswith(PROGRESS):
+                    line.show(text)
+                elif text:
+                    last.append(text)
+                    progress.console.print(Text(text))
+        return child.wait(), list(last)
+    finally:
+        child.stdin.close()  # the keeper's sign to end everything below it
+        child.wait()
+        child.stdout.close()
+
+
+def _error(record: dict[str, Any]) -> DscError:
+    kind = getattr(errors, record["kind"], RunError)
+    if kind is ConfigError:
+        return ConfigError(record["message"], record["hint"], record["problems"])
+    error: DscError = kind(record["message"], record["hint"])
+    return error
+
+
+def shown_error(error: DscError) -> str:
+    """The error as JSON for `ERROR_FILE`."""
+    return json.dumps({"kind": type(error).__name__, "message": error.message, "hint": error.hint,
+                       "problems": list(getattr(error, "problems", ()))})
+
+
+def main_process() -> bool:
+    """Are we the one of the training processes that speaks and writes?"""
+    return int(re.sub(r"\D", "", os.environ.get("RANK", "")) or 0) == 0

@@ -1,0 +1,99 @@
+"""Who is asking, and which repos they may see and change.
+
+A namespace belongs to the user of that name. Public repos can be read by anyone who reaches the port, private ones only
+by their namespace; a repo that may not be seen is answered exactly like one that does not exist.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from starlette.requests import Request
+
+from .store import Refusal, Repo, Store
+
+
+def store_of(request: Request) -> Store:
+    return request.app.state.store
+
+
+def caller(request: Request) -> str | None:
+    """The name of the user whose token came with the request; None without one, 401 with a wrong one."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if not scheme:
+        return None
+    token = value.strip()
+    # A browser's login box sends Basic. It is taken for reading only: a browser repeats it on its own, so a foreign
+    # page could otherwise make it change something.
+    if scheme.lower() == "basic" and request.method in ("GET", "HEAD"):
+        token = _password(token)
+    user = request.app.state.users.get(token)
+    if user is None:
+        raise Refusal(401, "Invalid credentials in Authorization header")
+    return user
+
+
+def signed_in(request: Request) -> str:
+    """The name of the user; 401 without a token."""
+    user = caller(request)
+    if user is None:
+        raise Refusal(401, "Invalid username or password.")
+    return user
+
+
+def may_read(user: str | None, repo: Repo) -> bool:
+    meta = repo.meta()
+    return not meta["private"] or owns(user, meta["id"])
+
+
+def visible_repos(request: Request, repo_type: str) -> list[Repo]:
+    """The repos of a type that the caller may see."""
+    user, visible = caller(request), []
+    for repo in store_of(request).repos(repo_type):
+        try:
+            if may_read(user, repo):
+                visible.append(repo)
+        except Refusal:
+            continue  # deleted while we were listing
+    return visible
+
+
+def owns(user: str | None, repo_id: str) -> bool:
+    return user is not None and repo_id.split("/")[0] == user
+
+
+def readable(request: Request) -> Repo:
+    """The repo that the route names, if the caller may see it."""
+    params = request.path_params
+    return find(request, params.get("type", "model"), f"{params['ns']}/{params['name']}")
+
+
+def writable(request: Request) -> Repo:
+    """The repo that the route names, if the caller may change it."""
+    return for_writing(request, readable(request))
+
+
+def find(request: Request, repo_type: str, repo_id: str) -> Repo:
+    """A repo that the caller may see. Hidden and missing ones look the same: 404, or 401 without a token."""
+    user = caller(request)
+    repo = store_of(request).repo(repo_type, repo_id)
+    if repo is None or not may_read(user, repo):
+        if user is None:
+            raise Refusal(401, "Invalid username or password.", "RepoNotFound")
+        raise Refusal(404, "Repository not found", "RepoNotFound")
+    return repo
+
+
+def for_writing(request: Request, repo: Repo) -> Repo:
+    """The same repo, if the caller may change it."""
+    if not owns(signed_in(request), repo.meta()["id"]):
+        raise Refusal(403, "You don't have the rights to write to this repo: Authorization error.")
+    return repo
+
+
+def _password(basic: str) -> str:
+    try:
+        return base64.b64decode(basic, validate=True).decode("utf-8").partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,104 @@
+"""What a repo says about itself: the metadata block of its README.md, checked and turned into the Hub's tags."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import yaml
+
+FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", re.DOTALL)
+LANGUAGE = re.compile(r"[a-z]{2,3}(-[\w-]+)?|code|multilingual")
+# The licence identifiers that the Hub accepts in a card.
+_LICENSES = """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0
+    bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5
+    cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0
+    cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0
+    cdla-permissive-2.0 cdla-sharing-1.0 creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0
+    eupl-1.1 eupl-1.2 fair-noncommercial-research-license gemma gfdl gpl gpl-2.0 gpl-3.0 grok2-community h-research
+    intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit
+    mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl postgresql unknown
+    unlicense wtfpl zlib
+"""
+LICENSES = frozenset(_LICENSES.split())
+# Card keys that become tags, and what the Hub writes in front of their values.
+TAG_PREFIXES = {
+    "tags": "", "library_name": "", "pipeline_tag": "", "language": "language:", "license": "license:",
+    "datasets": "dataset:", "base_model": "base_model:", "task_categories": "task_categories:",
+    "size_categories": "size_categories:", "annotations_creators": "annotations_creators:",
+}
+
+
+def metadata(readme: bytes | None) -> dict:
+    """The card's metadata as plain JSON values; empty when there is none or it can't be read."""
+    block = FRONT_MATTER.match((readme or b"").decode("utf-8", "replace"))
+    try:
+        data = yaml.safe_load(block.group(1)) if block else {}
+    except yaml.YAMLError:
+        data = {}
+    return _plain(data) if isinstance(data, dict) else {}
+
+
+def tags(card: dict, repo_type: str) -> list[str]:
+    """The tags that follow from a card, in the Hub's spelling."""
+    found = []
+    for key, prefix in TAG_PREFIXES.items():
+        if key == "language" and repo_type == "model":
+            prefix = ""
+        found += [f"{prefix}{value}" for value in _listed(card.get(key))]
+    return list(dict.fromkeys(found))
+
+
+def problems(content: str, repo_type: str) -> tuple[list[str], list[str]]:
+    """Errors and warnings about a README's metadata block."""
+    block = FRONT_MATTER.match(content)
+    if block is None or not block.group(1).strip():
+        return [], ["empty or missing yaml metadata in repo card"]
+    try:
+        data = yaml.safe_load(block.group(1))
+    except yaml.YAMLError as error:
+        return [f"YAML parse error: {error}"], []
+    if not isinstance(data, dict):
+        return ["YAML metadata should be a mapping"], []
+    errors = []
+    for name in _listed(data.get("license")):
+        if not isinstance(name, str) or name not in LICENSES:
+            errors.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}]')
+    for language in _listed(data.get("language")):
+        if not isinstance(language, str) or not LANGUAGE.fullmatch(language):
+            errors.append('"language" must only contain lowercase characters (ISO 639-1/2/3)')
+    for key in ("tags", "datasets", "metrics"):
+        if not isinstance(data.get(key) or [], list | str):
+            errors.append(f'"{key}" must be a string or an array')
+    if repo_type == "model":
+        errors += _model_index_problems(data.get("model-index", []))
+    return errors, []
+
+
+def _model_index_problems(index: Any) -> list[str]:
+    if not isinstance(index, list):
+        return ['"model-index" must be an array']
+    errors = []
+    for i, model in enumerate(index):
+        if not isinstance(model, dict) or "name" not in model:
+            errors.append(f'"model-index[{i}].name" is required')
+        elif not isinstance(model.get("results"), list):
+            errors.append(f'"model-index[{i}].results" is required')
+    return errors
+
+
+def _listed(value: Any) -> list:
+    return value if isinstance(value, list) else [] if value in (None, "") else [value]
+
+
+def _plain(value: Any) -> Any:
+    """YAML knows dates, NaN and keys of any type; JSON does not."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, str | bool | int) or isinstance(value, float) and math.isfinite(value):
+        return value
+    return str(value)

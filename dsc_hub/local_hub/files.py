@@ -1,0 +1,214 @@
+"""Files: trees, downloads, and large files on their way in (git LFS, basic transfer).
+
+Uploads of any size are one PUT: nothing between a client and a local hub cuts connections, so multipart is not offered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Iterable
+from urllib.parse import parse_qs, quote
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from . import access, answers
+from .routing import REPO, at_repo
+from .store import Commit, Entry, Refusal, Repo
+
+# Upload addresses carry no token, so they are signed. The key lives as long as the process that hands them out.
+_KEY = secrets.token_bytes(32)
+# A stored page or script must never act with the reader's rights.
+SAFE_HEADERS = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff"}
+LFS_JSON = "application/vnd.git-lfs+json"
+
+
+# -- trees
+
+
+def tree(request: Request) -> Response:
+    """The entries of a folder, or of everything below it; a file lists itself."""
+    repo, query = access.readable(request), request.query_params
+    commit = repo.at(request.path_params["rev"])
+    rows = list_tree(commit, request.path_params.get("path", ""), answers.flag(query.get("recursive")))
+    if answers.flag(query.get("expand")):
+        rows = _with_last_commits(repo, commit, rows)
+    response = answers.page(request, rows)
+    response.headers["X-Repo-Commit"] = commit.id
+    return response
+
+
+async def paths_info(request: Request) -> Response:
+    """The entries of the named paths; missing ones are left out. The clients send a form."""
+    body = await request.body()
+    if request.headers.get("content-type", "").startswith("application/json"):
+        form = answers.parsed(body)
+        paths, expand = form.get("paths") or [], bool(form.get("expand"))
+    else:
+        fields = parse_qs(body.decode("utf-8", "replace"))
+        paths, expand = fields.get("paths", []), answers.flag(fields.get("expand", [""])[0])
+    repo = access.readable(request)
+    commit = repo.at(request.path_params["rev"])
+    everything = {row["path"]: row for row in list_tree(commit, "", recursive=True)}
+    rows = [everything[path] for path in dict.fromkeys(p.strip("/") for p in paths) if path in everything]
+    return JSONResponse(_with_last_commits(repo, commit, rows) if expand else rows)
+
+
+def list_tree(commit: Commit, folder: str, recursive: bool) -> list[dict]:
+    """Folders first, then files, as the Hub writes them. Folders exist only through the files in them."""
+    folder = folder.strip("/")
+    if folder in commit.files:
+        return [_file_row(folder, commit.files[folder])]
+    prefix = f"{folder}/" if folder else ""
+    folders: dict[str, hashlib._Hash] = {}
+    files = []
+    for path, entry in commit.files.items():
+        if not path.startswith(prefix):
+            continue
+        parts = path[len(prefix) :].split("/")
+        for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
+            below = prefix + "/".join(parts[:depth])
+            folders.setdefault(below, hashlib.sha1()).update(f"{path} {entry.oid}\n".encode())
+        if recursive or len(parts) == 1:
+            files.append(_file_row(path, entry))
+    if folder and not folders and not files:
+        raise Refusal(404, f'{folder} does not exist on "{commit.id}"', "EntryNotFound", {"X-Repo-Commit": commit.id})
+    rows = [{"type": "directory", "oid": sha1.hexdigest(), "size": 0, "path": path} for path, sha1 in folders.items()]
+    return sorted(rows, key=lambda row: row["path"]) + files
+
+
+def last_change(history: Iterable[Commit], path: str) -> Commit:
+    """The newest commit that changed a path, or anything below it."""
+
+    def state(commit: Commit) -> dict[str, str]:
+        return {p: e.oid for p, e in commit.files.items() if p == path or p.startswith(path + "/")}
+
+    newest, *older = history
+    for commit in older:
+        if state(commit) != state(newest):
+            break
+        newest = commit
+    return newest
+
+
+def _file_row(path: str, entry: Entry) -> dict:
+    row = {"type": "file", "oid": entry.oid, "size": entry.size, "path": path}
+    if entry.lfs:
+        row["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
+    return row
+
+
+def _with_last_commits(repo: Repo, commit: Commit, rows: list[dict]) -> list[dict]:
+    history = list(repo.history(commit))
+    expanded = []
+    for row in rows:
+        last = last_change(history, row["path"])
+        row = row | {"lastCommit": {"id": last.id, "title": last.title, "date": last.date}}
+        if row["type"] == "file":
+            row["securityFileStatus"] = {"status": "unscanned", "avScan": None, "pickleImportScan": None}
+        expanded.append(row)
+    return expanded
+
+
+# -- downloads
+
+
+def resolve(request: Request) -> Response:
+    """A file's bytes, or the part of them that Range asks for, with the headers by which clients fill their cache."""
+    repo, path = access.readable(request), request.path_params["path"]
+    commit = repo.at(request.path_params["rev"])
+    headers = {"X-Repo-Commit": commit.id}
+    entry = commit.files.get(path)
+    if entry is None:
+        raise Refusal(404, "Entry not found", "EntryNotFound", headers)
+    headers |= {"ETag": f'"{entry.etag}"', "Accept-Ranges": "bytes"} | SAFE_HEADERS
+    if entry.lfs:
+        headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
+    return FileResponse(
+        repo.store.blob_path(entry.sha256), headers=headers, media_type="application/octet-stream",
+        filename=os.path.basename(path), content_disposition_type="inline",
+    )
+
+
+def resolve_nameless(request: Request) -> Response:
+    """A file of a repo without a namespace: there are none here, and clients ask when a name is not a path either."""
+    access.find(request, "model", request.path_params["name"])
+    raise Refusal(404, "Repository not found", "RepoNotFound")
+
+
+def blob_page(request: Request) -> Response:
+    """The address that upload_file returns; a browser that opens it gets the file."""
+    repo, params = access.readable(request), request.path_params
+    url = answers.repo_url(request, repo.type, repo.meta()["id"])
+    return RedirectResponse(f"{url}/resolve/{quote(params['rev'], safe='')}/{quote(params['path'])}")
+
+
+# -- uploads
+
+
+@answers.takes_json
+def lfs_batch(request: Request, body: dict) -> Response:
+    """For each object where to send it; an object without actions is here already."""
+    repo = access.writable(request)
+    if body.get("operation") != "upload":
+        raise Refusal(422, "The local hub speaks LFS for uploads; download through resolve/")
+    objects = []
+    for wish in answers.wanted(body, "objects", list):
+        oid, size = answers.wanted(wish, "oid"), answers.wanted(wish, "size", int)
+        row = {"oid": oid, "size": size, "authenticated": True}
+        if repo.store.blob_size(oid) != size:
+            href = f"{answers.base_url(request)}/_lfs/{oid}"
+            # The clients call both without their token.
+            row["actions"] = {"upload": {"href": f"{href}?sig={_signature(oid)}"},
+                              "verify": {"href": f"{href}/verify?sig={_signature(oid)}"}}
+        objects.append(row)
+    return JSONResponse({"transfer": "basic", "objects": objects}, media_type=LFS_JSON)
+
+
+async def lfs_put(request: Request) -> Response:
+    """Take in one large file; it counts only if its sha256 is the announced one."""
+    oid = _signed_oid(request)
+    with access.store_of(request).incoming() as blob:
+        try:
+            async for chunk in request.stream():
+                blob.write(chunk)
+        except ClientDisconnect:
+            raise Refusal(400, "The upload broke off") from None
+        blob.keep(oid)
+    return Response()
+
+
+@answers.takes_json
+def lfs_verify(request: Request, body: dict) -> Response:
+    if access.store_of(request).blob_size(_signed_oid(request)) != body.get("size"):
+        raise Refusal(404, "The object was not uploaded")
+    return JSONResponse({})
+
+
+def _signed_oid(request: Request) -> str:
+    oid = request.path_params["oid"]
+    if not hmac.compare_digest(request.query_params.get("sig", "").encode(), _signature(oid).encode()):
+        raise Refusal(403, "The upload address is not signed by this server")
+    return oid
+
+
+def _signature(oid: str) -> str:
+    return hmac.new(_KEY, oid.encode(), "sha256").hexdigest()
+
+
+ROUTES = [
+    Route("/_lfs/{oid:part}", lfs_put, methods=["PUT"]),
+    Route("/_lfs/{oid:part}/verify", lfs_verify, methods=["POST"]),
+    Route(REPO + "/tree/{rev:part}", tree),
+    Route(REPO + "/tree/{rev:part}/{path:rest}", tree),
+    Route(REPO + "/paths-info/{rev:part}", paths_info, methods=["POST"]),
+    *at_repo(".git/info/lfs/objects/batch", lfs_batch, methods=["POST"]),
+    *at_repo("/resolve/{rev:part}/{path:rest}", resolve),
+    *at_repo("/blob/{rev:part}/{path:rest}", blob_page),
+    Route("/{name:part}/resolve/{rev:part}/{path:rest}", resolve_nameless),
+    Route("/{type:kind}/{name:part}/resolve/{rev:part}/{path:rest}", resolve_nameless),
+]

@@ -1,0 +1,179 @@
+"""Repos as a whole: create, delete, settings, info, listings, auth-check."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from . import access, answers, cards
+from .routing import REPO
+from .store import Commit, Entry, Refusal, Repo
+
+# What a listing leaves out unless it is asked for by `full` or by its own name.
+ONLY_IN_FULL = ("siblings", "cardData", "sha", "config")
+# Files that give a library away when the card does not name one; the first that is there decides.
+LIBRARY_FILES = {"adapter_config.json": "peft", "config.json": "transformers"}
+SORT_KEYS = ("lastModified", "createdAt", "downloads", "likes")
+
+
+@answers.takes_json
+def create(request: Request, body: dict) -> Response:
+    user = access.signed_in(request)
+    repo_type, repo_id = body.get("type") or "model", _named(body, user)
+    if not access.owns(user, repo_id):
+        namespace = repo_id.split("/")[0]
+        raise Refusal(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
+    url = answers.repo_url(request, repo_type, repo_id)
+    try:
+        repo = access.store_of(request).create(repo_type, repo_id, user, bool(_asked_private(body)), body.get("sdk"))
+    except Refusal as refusal:
+        if refusal.status == 409:  # create_repo(exist_ok=True) reads the address from here
+            refusal.body = {"url": url}
+        raise
+    return JSONResponse({"url": url, "name": repo_id, "id": repo.meta()["_id"]})
+
+
+@answers.takes_json
+def delete(request: Request, body: dict) -> Response:
+    repo_id = _named(body, access.signed_in(request))
+    repo = access.for_writing(request, access.find(request, body.get("type") or "model", repo_id))
+    access.store_of(request).delete(repo)
+    return JSONResponse({})
+
+
+@answers.takes_json
+def settings(request: Request, body: dict) -> Response:
+    repo = access.writable(request)
+    if body.get("gated"):
+        raise Refusal(501, "Gated repositories: not available on the local hub.")
+    private = _asked_private(body)
+    if private is not None:
+        repo.set_private(private)
+    return JSONResponse({"private": repo.meta()["private"], "gated": False})
+
+
+def info(request: Request) -> Response:
+    repo = access.readable(request)
+    commit = repo.at(request.path_params.get("rev", "main"))
+    facts = describe(repo, commit, with_blobs=answers.flag(request.query_params.get("blobs")))
+    return JSONResponse(_expanded(facts, request))
+
+
+def auth_check(request: Request) -> Response:
+    access.readable(request)
+    return JSONResponse({})
+
+
+def auth_check_write(request: Request) -> Response:
+    access.writable(request)
+    return JSONResponse({})
+
+
+def listing(request: Request) -> Response:
+    """The repos of a type that the caller may see, newest first."""
+    query = request.query_params
+    rows = [describe(repo, repo.at("main")) for repo in access.visible_repos(request, request.path_params["type"])]
+    rows = [row for row in rows if _asked_for(row, query)]
+    sort = query.get("sort")
+    rows.sort(key=lambda row: row[sort if sort in SORT_KEYS else "lastModified"], reverse=True)
+    if query.getlist("expand"):
+        rows = [_expanded(row, request) for row in rows]
+    elif not answers.flag(query.get("full")):
+        left_out = {key for key in ONLY_IN_FULL if not answers.flag(query.get(key))}
+        rows = [{k: v for k, v in row.items() if k not in left_out} for row in rows]
+    return answers.page(request, rows)
+
+
+def nameless(request: Request) -> Response:
+    """A repo without a namespace, as `gpt2` on the real Hub: there are none here."""
+    return JSONResponse(access.find(request, "model", request.path_params["name"]).meta())
+
+
+def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict:
+    """What the Hub tells about a repo at a commit."""
+    meta, card = repo.meta(), cards.metadata(repo.file(commit, "README.md"))
+    tags = cards.tags(card, repo.type)
+    if any(path.endswith(".safetensors") for path in commit.files):
+        tags.append("safetensors")
+    facts = {
+        "_id": meta["_id"], "id": meta["id"], "author": meta["id"].split("/")[0], "sha": commit.id,
+        "private": meta["private"], "gated": False, "disabled": False, "downloads": 0, "likes": 0,
+        "createdAt": meta["createdAt"], "lastModified": commit.date, "cardData": card or None, "tags": tags,
+        "usedStorage": sum(entry.size for entry in commit.files.values()),
+        "siblings": [_sibling(path, entry, with_blobs) for path, entry in commit.files.items()],
+    }
+    if repo.type == "model":
+        facts |= _model_facts(repo, commit, card, meta["id"])
+    if repo.type == "space":
+        facts["sdk"] = card.get("sdk")
+    return facts
+
+
+def _model_facts(repo: Repo, commit: Commit, card: dict, repo_id: str) -> dict:
+    guesses = (library for file, library in LIBRARY_FILES.items() if file in commit.files)
+    library = card.get("library_name") or next(guesses, None)
+    facts = {"modelId": repo_id, "library_name": library, "pipeline_tag": card.get("pipeline_tag"),
+             "model-index": card.get("model-index"), "spaces": []}
+    try:
+        config = json.loads(repo.file(commit, "config.json") or b"null")
+    except ValueError:
+        config = None
+    if isinstance(config, dict):
+        facts["config"] = {key: config[key] for key in ("architectures", "model_type") if key in config}
+    return facts
+
+
+def _sibling(path: str, entry: Entry, with_blobs: bool) -> dict:
+    row: dict[str, Any] = {"rfilename": path}
+    if with_blobs:
+        row |= {"size": entry.size, "blobId": entry.oid}
+        if entry.lfs:
+            row["lfs"] = {"sha256": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
+    return row
+
+
+def _expanded(facts: dict, request: Request) -> dict:
+    """Only the properties named by `expand`, if any are."""
+    names = request.query_params.getlist("expand")
+    return {k: v for k, v in facts.items() if k in names or k in ("id", "_id", "modelId")} if names else facts
+
+
+def _asked_for(row: dict, query) -> bool:
+    return (
+        query.get("author") in (None, "", row["author"])
+        and all(text.lower() in row["id"].lower() for text in query.getlist("search"))
+        and all(tag in row["tags"] for tag in query.getlist("filter"))
+        and query.get("pipeline_tag") in (None, row.get("pipeline_tag"))
+        and not answers.flag(query.get("gated"))
+    )
+
+
+def _named(body: dict, user: str) -> str:
+    return f"{body.get('organization') or user}/{answers.wanted(body, 'name')}"
+
+
+def _asked_private(body: dict) -> bool | None:
+    """What a request says about visibility; clients before 2.0 send `private`. None: nothing."""
+    if "visibility" in body:
+        if body["visibility"] not in ("public", "private", None):
+            raise Refusal(400, f"Visibility {body['visibility']!r}: the local hub knows public and private")
+        return body["visibility"] == "private"
+    return bool(body["private"]) if "private" in body else None
+
+
+ROUTES = [
+    Route("/api/repos/create", create, methods=["POST"]),
+    Route("/api/repos/delete", delete, methods=["DELETE"]),
+    Route("/api/{type:kind}", listing),
+    Route("/api/{type:kind}/{name:part}", nameless),
+    Route("/api/{type:kind}/{name:part}/revision/{rev:part}", nameless),
+    Route(REPO, info),
+    Route(REPO + "/revision/{rev:part}", info),
+    Route(REPO + "/settings", settings, methods=["PUT"]),
+    Route(REPO + "/auth-check", auth_check),
+    Route(REPO + "/auth-check/write", auth_check_write),
+]

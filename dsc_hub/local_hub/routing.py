@@ -1,0 +1,62 @@
+"""How the local hub reads addresses: quoted parts, repo types, and the two places where a repo lives."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .store import REPO_TYPES
+
+
+class RawPath:
+    """Routes on the path as it was sent: revisions and branch names arrive with %2F, which must not split them."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["raw_path"].decode("latin-1")}
+        await self.app(scope, receive, send)
+
+
+class _Part(Convertor[str]):
+    """One quoted part of an address: a name, or a revision that may hold %2F."""
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        return unquote(value)
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+class _Rest(_Part):
+    """All that is left of an address: the path of a file."""
+
+    regex = ".+"
+
+
+class _Kind(_Part):
+    """`models` in an address means the repo type `model`."""
+
+    regex = "|".join(f"{t}s" for t in REPO_TYPES)
+
+    def convert(self, value: str) -> str:
+        return value.removesuffix("s")
+
+
+for _key, _convertor in (("kind", _Kind()), ("part", _Part()), ("rest", _Rest())):
+    register_url_convertor(_key, _convertor)
+
+REPO = "/api/{type:kind}/{ns:part}/{name:part}"
+
+
+def at_repo(path: str, endpoint, methods: list[str] | None = None) -> list[Route]:
+    """The routes of an endpoint below a repo's public address. Models live at the root, with no type in the address."""
+    typed, model = "/{type:kind}/{ns:part}/{name:part}", "/{ns:part}/{name:part}"
+    return [Route(typed + path, endpoint, methods=methods), Route(model + path, endpoint, methods=methods)]

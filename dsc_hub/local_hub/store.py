@@ -1,0 +1,347 @@
+"""The local hub's disk: content-addressed blobs, commits as JSON, refs per repo.
+
+    root/blobs/ab/<sha256>                   contents; immutable
+    root/repos/<type>s/<namespace>/<name>/   folder names in lower case, because repo ids are case-insensitive
+        meta.json                            id, visibility, when it was made
+        refs.json                            {"heads": {branch: commit}, "tags": {tag: commit}}
+        commits/<commit>.json                parent, title, author, date and the whole file list
+    root/locks/, root/tmp/                   one lock per repo; things on their way in or out
+
+Everything appears by rename, so a name on disk always means the whole thing: a process killed in the middle leaves only
+rubbish in tmp/. Nothing is kept in memory between calls and every change holds the repo's file lock, so threads and
+several processes can share one root. Paths inside a repo are keys of a commit's file list, never paths on this disk.
+Blobs of deleted files and repos stay: history can still name them, and there is no garbage collection.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from . import gitfiles
+
+REPO_TYPES = ("model", "dataset", "space")
+STALE_S = 24 * 3600  # what lies in tmp/ longer than this belongs to no running process
+
+_ID_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+
+
+class Refusal(Exception):
+    """A request the hub turns down: HTTP status, a message for people, a code by which clients tell causes apart."""
+
+    def __init__(self, status: int, message: str, code: str = "", headers: dict | None = None):
+        super().__init__(message)
+        self.status, self.message, self.code, self.headers = status, message, code, headers or {}
+        self.body: dict = {}  # fields of the answer beside the message
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a commit. `oid` is what git would store: the id of the content, or of its LFS pointer."""
+
+    oid: str
+    size: int
+    sha256: str
+    lfs: bool
+
+    @property
+    def etag(self) -> str:
+        """What tells this content apart for a client's cache."""
+        return self.sha256 if self.lfs else self.oid
+
+    @property
+    def pointer_size(self) -> int:
+        return len(gitfiles.lfs_pointer(self.sha256, self.size))
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A snapshot of the whole repo."""
+
+    id: str
+    parent: str | None
+    title: str
+    message: str
+    author: str
+    date: str
+    files: dict[str, Entry]
+
+
+def now() -> str:
+    """The time as the Hub writes it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def is_repo_id(repo_id: str) -> bool:
+    """Whether this can name a repo: two parts of plain letters, digits, `-`, `_`, `.`; nothing git would trip over."""
+    return (
+        re.fullmatch(f"{_ID_PART}/{_ID_PART}", repo_id) is not None
+        and "--" not in repo_id and ".." not in repo_id and not repo_id.endswith(".git")
+    )
+
+
+def clean_path(path: Any) -> str:
+    """A path inside a repo, unchanged; 422 for one that could lead a client outside of its folder or into .git."""
+    parts = path.split("/") if isinstance(path, str) else []
+    if not parts or "\\" in path or "\0" in path or any(p in ("", ".", "..") or p.lower() == ".git" for p in parts):
+        raise Refusal(422, f"Invalid path in the repository: {path!r}")
+    return path
+
+
+def clean_ref(name: Any) -> str:
+    """A branch or tag name, unchanged; 400 for what git refuses."""
+    if (
+        not isinstance(name, str) or not re.fullmatch(r"[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}", name)
+        or name.startswith(("refs/", "/", "-")) or name.endswith(("/", ".", ".lock")) or ".." in name or "//" in name
+    ):
+        raise Refusal(400, f"Invalid reference name: {name!r}")
+    return name
+
+
+class Store:
+    """A folder of repos and their blobs."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+        # Private repos lie here in the clear, so the folder is for its owner only.
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.tmp = self.root / "tmp"
+        for folder in (self.tmp, self.root / "locks", self.root / "blobs", self.root / "repos"):
+            folder.mkdir(exist_ok=True)
+        self._sweep()
+
+    # -- blobs
+
+    def blob_path(self, sha256: str) -> Path:
+        """Where a blob lies, or would."""
+        if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise Refusal(422, f"Not a sha256: {sha256!r}")
+        return self.root / "blobs" / sha256[:2] / sha256
+
+    def blob_size(self, sha256: str) -> int | None:
+        """The size of a blob in bytes; None when it is not here."""
+        try:
+            return self.blob_path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def incoming(self) -> Iterator[Incoming]:
+        """A blob on its way in; unless kept it leaves nothing behind."""
+        fd, name = tempfile.mkstemp(dir=self.tmp)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                yield Incoming(self, Path(name), file)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def put(self, data: bytes) -> str:
+        """Keep these bytes; their sha256."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.blob_size(sha256) is None:
+            with self.incoming() as blob:
+                blob.write(data)
+                blob.keep(sha256)
+        return sha256
+
+    def read(self, entry: Entry) -> bytes:
+        return self.blob_path(entry.sha256).read_bytes()
+
+    def entry(self, data: bytes, lfs: bool) -> Entry:
+        """Keep these bytes as a file of a commit to come."""
+        sha256 = self.put(data)
+        return lfs_entry(sha256, len(data)) if lfs else Entry(gitfiles.blob_oid(data), len(data), sha256, False)
+
+    # -- repos
+
+    def repo(self, repo_type: str, repo_id: str) -> Repo | None:
+        """The repo of that id, in any spelling of upper and lower case."""
+        if repo_type not in REPO_TYPES or not is_repo_id(repo_id):
+            return None
+        repo = Repo(self, repo_type, self._folder(repo_type, repo_id))
+        return repo if repo.path.is_dir() else None
+
+    def repos(self, repo_type: str) -> list[Repo]:
+        """All repos of a type."""
+        folders = sorted((self.root / "repos" / f"{repo_type}s").glob("*/*/meta.json"))
+        return [Repo(self, repo_type, meta.parent) for meta in folders]
+
+    def create(self, repo_type: str, repo_id: str, author: str, private: bool, sdk: str | None = None) -> Repo:
+        """A new repo with its first commit; 409 if the id is taken."""
+        if repo_type not in REPO_TYPES:
+            raise Refusal(400, f"Invalid repo type: {repo_type!r}")
+        if not is_repo_id(repo_id):
+            raise Refusal(400, f"Invalid repo name: {repo_id}")
+        files = {".gitattributes": self.entry(gitfiles.DEFAULT_GITATTRIBUTES, False)}
+        if repo_type == "space":
+            card = f"---\ntitle: {repo_id.split('/')[1]}\nsdk: {sdk or 'static'}\n---\n"
+            files["README.md"] = self.entry(card.encode(), False)
+        final = self._folder(repo_type, repo_id)
+        with self.locked(repo_type, repo_id):
+            if final.exists():
+                raise Refusal(409, f"You already created this {repo_type} repo: {repo_id}")
+            draft = Repo(self, repo_type, Path(tempfile.mkdtemp(dir=self.tmp)))
+            (draft.path / "commits").mkdir()
+            meta = {"_id": secrets.token_hex(12), "id": repo_id, "private": private, "createdAt": now(), "sdk": sdk}
+            self.write_json(draft.path / "meta.json", meta)
+            commit = draft.add_commit(None, files, "initial commit", "", author)
+            draft.write_refs({"heads": {"main": commit.id}, "tags": {}})
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(draft.path, final)
+        return Repo(self, repo_type, final)
+
+    def delete(self, repo: Repo) -> None:
+        """Take a repo away, at once: it is moved out of sight before its files are removed."""
+        with repo.locked():
+            gone = Path(tempfile.mkdtemp(dir=self.tmp))
+            os.rename(repo.path, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    # -- shared means
+
+    @contextmanager
+    def locked(self, repo_type: str, repo_id: str) -> Iterator[None]:
+        """Hold a repo's lock, against other threads and other processes; it ends with the process that holds it."""
+        name = f"{repo_type}s--{repo_id.lower().replace('/', '--')}"
+        # Every call opens the file anew: flock excludes per open file, so threads of one process exclude each other.
+        with open(self.root / "locks" / name, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def write_json(self, path: Path, data: dict) -> None:
+        """Write so that a reader sees the old file or the new one, never half of either."""
+        fd, part = tempfile.mkstemp(dir=self.tmp)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(fd)
+        os.replace(part, path)
+
+    def _folder(self, repo_type: str, repo_id: str) -> Path:
+        return self.root / "repos" / f"{repo_type}s" / repo_id.lower()
+
+    def _sweep(self) -> None:
+        """Remove what killed processes left; young things may belong to another server over the same root."""
+        for left in self.tmp.iterdir():
+            try:
+                if left.stat().st_mtime < time.time() - STALE_S:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            except FileNotFoundError:
+                pass  # its owner, or another server starting now, was quicker
+
+
+class Incoming:
+    """Bytes that become a blob once their sha256 is the promised one."""
+
+    def __init__(self, store: Store, path: Path, file: Any):
+        self._store, self._path, self._file, self._hash = store, path, file, hashlib.sha256()
+
+    def write(self, chunk: bytes) -> None:
+        self._hash.update(chunk)
+        self._file.write(chunk)
+
+    def keep(self, sha256: str) -> None:
+        """Move it to its place; 400 if it is not what was promised."""
+        if self._hash.hexdigest() != sha256:
+            raise Refusal(400, "The sha256 of the uploaded bytes is not the announced one")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        place = self._store.blob_path(sha256)
+        place.parent.mkdir(exist_ok=True)
+        os.replace(self._path, place)
+
+
+def lfs_entry(sha256: str, size: int) -> Entry:
+    """A file whose content lies in LFS."""
+    return Entry(gitfiles.blob_oid(gitfiles.lfs_pointer(sha256, size)), size, sha256, True)
+
+
+@dataclass(frozen=True)
+class Repo:
+    """One repo, read from disk at each question; 404 when it was deleted meanwhile."""
+
+    store: Store
+    type: str
+    path: Path
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold while changing refs or settings."""
+        with self.store.locked(self.type, f"{self.path.parent.name}/{self.path.name}"):
+            self.meta()  # it may have been deleted while we waited; a late write must not bring half of it back
+            yield
+
+    def meta(self) -> dict:
+        return self._read("meta.json")
+
+    def set_private(self, private: bool) -> None:
+        with self.locked():
+            self.store.write_json(self.path / "meta.json", self.meta() | {"private": private})
+
+    def refs(self) -> dict[str, dict[str, str]]:
+        return self._read("refs.json")
+
+    def write_refs(self, refs: dict) -> None:
+        """Replace all refs; the caller holds the lock."""
+        self.store.write_json(self.path / "refs.json", refs)
+
+    def resolve(self, revision: str) -> str:
+        """The commit that a branch, a tag, a full ref name or a (shortened) commit id means."""
+        refs = self.refs()
+        for table in ("heads", "tags"):
+            name = revision.removeprefix(f"refs/{table}/")
+            if name in refs[table]:
+                return refs[table][name]
+        if re.fullmatch(r"[0-9a-f]{7,40}", revision):
+            hits = [found.stem for found in (self.path / "commits").glob(f"{revision}*.json")]
+            if len(hits) == 1:
+                return hits[0]
+        raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+
+    def commit(self, commit_id: str) -> Commit:
+        row = self._read(f"commits/{commit_id}.json")
+        return Commit(**row | {"files": {path: Entry(**entry) for path, entry in row["files"].items()}})
+
+    def at(self, revision: str) -> Commit:
+        """The commit a revision means, loaded."""
+        return self.commit(self.resolve(revision))
+
+    def history(self, commit: Commit) -> Iterator[Commit]:
+        """This commit and its ancestors, newest first."""
+        yield commit
+        while commit.parent:
+            commit = self.commit(commit.parent)
+            yield commit
+
+    def add_commit(self, parent: str | None, files: dict[str, Entry], title: str, message: str, author: str) -> Commit:
+        """Write a commit. It is invisible until a ref names it, so this comes first and the ref last."""
+        row = {"parent": parent, "title": title, "message": message, "author": author, "date": now(),
+               "files": {path: asdict(entry) for path, entry in sorted(files.items())}}
+        # The salt keeps two equal commits of the same millisecond apart.
+        row["id"] = hashlib.sha1(json.dumps(row).encode() + secrets.token_bytes(16)).hexdigest()
+        self.store.write_json(self.path / "commits" / f"{row['id']}.json", row)
+        return Commit(**row | {"files": files})
+
+    def file(self, commit: Commit, path: str) -> bytes | None:
+        """The content of a file; None if the commit has no such file."""
+        entry = commit.files.get(path)
+        return None if entry is None else self.store.read(entry)
+
+    def _read(self, name: str) -> dict:
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise Refusal(404, "Repository not found", "RepoNotFound") from None

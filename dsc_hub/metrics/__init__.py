@@ -1,0 +1,59 @@
+"""What is wanted: `evaluate` measurements, one folder each, and the one function that loads them for our stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dsc_hub.errors import MetricError
+from dsc_hub.recipe import Reward
+from dsc_hub.records import Score
+
+Scorer = Callable[[Sequence[str]], list[Score]]
+PACKAGED = {"vader": "vaderSentiment", "textblob": "textblob"}  # scorers that need no Hub, and the package each comes from
+
+
+def identify(section: Reward | None) -> str:
+    """Which scorer is meant, exactly: package and version, or model and commit. "" for no scorer."""
+    if section is None:
+        return ""
+    if section.scorer in PACKAGED:
+        from importlib import metadata
+
+        package = PACKAGED[section.scorer]
+        try:
+            return f"{section.metric}/{section.scorer} ({package} {metadata.version(package)})"
+        except metadata.PackageNotFoundError:
+            raise MetricError(f"scorer '{section.scorer}' needs the package {package}", f"pip install {package}  (or 'dsc-hub[offline]')") from None
+    if Path(section.scorer).is_dir():
+        return f"{section.metric}/{Path(section.scorer).name} (local folder)"
+    from dsc_hub import hub
+
+    return f"{section.metric}/{section.scorer}@{hub.model_info(section.scorer, section.revision).commit}"
+
+
+def load(section: Reward, identity: str) -> Scorer:
+    """The scorer as a function: texts in, one `Score` a text out, in order. MetricError if it can't be loaded.
+
+    Slow (seconds): imports `evaluate`, and torch for a classifier.
+    """
+    import uuid
+
+    import evaluate
+
+    folder = Path(__file__).parent / section.metric
+    commit = identity.partition("@")[2] or None
+    try:
+        measurement = evaluate.load(str(folder), config_name=section.scorer, experiment_id=uuid.uuid4().hex, keep_in_memory=True,
+                                    model_revision=commit, positive_label=section.positive_label)
+    except (ValueError, OSError, ImportError) as e:
+        raise MetricError(f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {' '.join(str(e).split())[:400]}",
+                          "Name vader, textblob, or a text-classification model with safetensors.") from None
+
+    def score(texts: Sequence[str]) -> list[Score]:
+        if not texts:
+            return []
+        result = measurement.compute(data=list(texts), batch_size=section.batch_size)
+        return [Score(v, r) for v, r in zip(result["scores"], result["reasons"], strict=True)]
+
+    return score

@@ -1,0 +1,140 @@
+"""Sentiment of each text, as an `evaluate` measurement: a lexicon offline, or any text-classification model.
+
+Loaded with `evaluate.load(".../metrics/sentiment", config_name=SCORER)`, where SCORER is `vader`, `textblob` or the id of a
+text-classification model. This file stands alone: `evaluate` copies it elsewhere before it imports it.
+"""
+
+import importlib
+import re
+
+import datasets
+import evaluate
+
+_DESCRIPTION = """\
+Sentiment polarity of each text, from -1 (negative) to 1 (positive); higher is better.
+
+vader: mean over the text's sentences of VADER's compound score (the compound of a whole long text saturates near +-1).
+textblob: TextBlob's polarity of the whole text.
+any other name: a text-classification model; labels POSITIVE/NEGATIVE (or LABEL_1/LABEL_0, or `positive_label`) give
+p(positive) - p(negative), labels of 1 to 5 stars give the expected stars mapped from 1..5 to -1..1.
+Texts are scored in English; an empty text has no sentiment and is unscored (None), which is not zero.
+"""
+_KWARGS = """
+Args:
+    data: list of str, the texts.
+    batch_size: int, texts at once for a model (the scores don't depend on it). Default 32.
+Returns:
+    scores: list of float in [-1, 1] or None, one a text, in order.
+    reasons: list of str, why a text is unscored ("" where it is scored).
+    mean: float or None, mean of the scored texts.
+    n_unscored: int.
+"""
+_CITATION = """\
+@inproceedings{hutto2014vader, title={VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text},
+author={Hutto, C.J. and Gilbert, E.E.}, booktitle={ICWSM}, year={2014}}
+"""
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
+_STARS = re.compile(r"^\s*([1-5])(?:\s*stars?)?\s*$", re.IGNORECASE)
+_POSITIVE = {"positive", "pos", "label_1"}
+_NEGATIVE = {"negative", "neg", "label_0"}
+
+
+def sentences(text):
+    """The text's sentences, by end marks and line breaks; never empty strings."""
+    return [s.strip() for s in _SENTENCE_END.split(text) if re.search(r"\w", s)]
+
+
+def label_values(labels, positive_label=None):
+    """Polarity of each label of a classifier, {label: -1..1}; ValueError that shows the labels if they can't be read."""
+    labels = list(labels)
+    if positive_label is not None:
+        if positive_label not in labels:
+            raise ValueError("positive_label %r is not a label of the model; it has %s" % (positive_label, labels))
+        return {name: 1.0 if name == positive_label else -1.0 for name in labels}
+    stars = {name: _STARS.match(name) for name in labels}
+    if all(stars.values()) and len(labels) == 5:
+        return {name: (int(m.group(1)) - 3) / 2 for name, m in stars.items()}
+    lowered = {name: name.lower() for name in labels}
+    if any(v in _POSITIVE for v in lowered.values()) and any(v in _NEGATIVE for v in lowered.values()):
+        known = _POSITIVE | _NEGATIVE | {"neutral", "neu", "label_2"}
+        if all(v in known for v in lowered.values()) and not (len(labels) > 2 and "label_2" in lowered.values()):
+            return {name: 1.0 if v in _POSITIVE else -1.0 if v in _NEGATIVE else 0.0 for name, v in lowered.items()}
+    raise ValueError("can't tell which label is positive; the model's labels are %s. Set positive_label to one of them." % labels)
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
+class Sentiment(evaluate.Measurement):
+    def __init__(self, *args, model_revision=None, positive_label=None, **kwargs):
+        self._revision, self._positive_label = model_revision, positive_label
+        super().__init__(*args, **kwargs)
+
+    def _info(self):
+        return evaluate.MeasurementInfo(
+            module_type="measurement",
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS,
+            features=datasets.Features({"data": datasets.Value("string")}),
+        )
+
+    def _download_and_prepare(self, dl_manager):
+        name = "vader" if self.config_name == "default" else self.config_name
+        self._score = {"vader": _vader, "textblob": _textblob}.get(name)
+        self._score = self._score() if self._score else _classifier(name, self._revision, self._positive_label)
+
+    def _compute(self, data, batch_size=32):
+        full = [i for i, text in enumerate(data) if text and re.search(r"\w", text)]
+        values = dict(zip(full, self._score([data[i] for i in full], batch_size)))
+        scores = [values.get(i) for i in range(len(data))]
+        scored = [s for s in scores if s is not None]
+        return {
+            "scores": scores,
+            "reasons": ["" if s is not None else "no words" for s in scores],
+            "mean": sum(scored) / len(scored) if scored else None,
+            "n_unscored": len(scores) - len(scored),
+        }
+
+
+def _vader():
+    analyzer = importlib.import_module("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
+
+    def score(texts, batch_size):
+        parts = [[analyzer.polarity_scores(s)["compound"] for s in sentences(text)] for text in texts]
+        return [sum(p) / len(p) for p in parts]
+
+    return score
+
+
+def _textblob():
+    blob = importlib.import_module("textblob").TextBlob
+
+    def score(texts, batch_size):
+        return [float(blob(text).sentiment.polarity) for text in texts]
+
+    return score
+
+
+def _classifier(name, revision, positive_label):
+    torch = importlib.import_module("torch")
+    transformers = importlib.import_module("transformers")
+    where = {"revision": revision, "trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, **where).eval()
+    labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    by_label = label_values(labels, positive_label)
+    values = torch.tensor([by_label[label] for label in labels])
+
+    def score(texts, batch_size):
+        # Longest first, so that a batch holds texts of like length; the order is put back at the end.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        out = [0.0] * len(texts)
+        for start in range(0, len(order), batch_size):
+            part = order[start : start + batch_size]
+            inputs = tokenizer([texts[i] for i in part], return_tensors="pt", padding=True, truncation=True)
+            with torch.inference_mode():
+                p = model(**inputs).logits.float().softmax(-1)
+            for i, value in zip(part, (p @ values).tolist()):
+                out[i] = value
+        return out
+
+    return score

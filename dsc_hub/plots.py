@@ -1,0 +1,194 @@
+"""The plots of a finished run, drawn from recorded numbers: arms with intervals, reward and acceptance by step, losses.
+
+Each drawing is made once and comes out twice: as SVG for the report, its colours turned into CSS variables so that it
+follows the page's light or dark theme, and as PNG for the cards. A plot that has nothing to show is left out.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dsc_hub.numbers import arm_name, count, interval, measured, number
+
+INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
+# What is kept and the tuned model share the accent; the rest stays quiet.
+ACCENT, SECOND, QUIET = "#0b7a75", "#b8661a", "#818b98"
+ARM_COLOURS = {"base": QUIET, "self_critique": SECOND, "distilled": ACCENT}
+REASON_COLOURS = ("#c9b79a", "#d99a6c", "#b57c8e", "#8f8fb8", "#a9b4bf", "#c7a3c9")
+# Colour in the drawing -> CSS variable of the page.
+CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
+    colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)}
+_STYLE = {
+    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
+    "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": INK, "axes.edgecolor": LINE,
+    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
+    "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.8, "axes.axisbelow": True, "figure.constrained_layout.h_pad": 0.09,
+    "figure.constrained_layout.w_pad": 0.09,
+}
+
+
+def draw_all(metrics: Mapping[str, Any], training_log: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
+    """The plots that can be drawn, by name: `arms`, `steps`, `loss`."""
+    with matplotlib.rc_context(_STYLE):
+        drawn = {"arms": arms(metrics), "steps": steps(metrics), "loss": loss(training_log)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def arms(metrics: Mapping[str, Any]) -> Figure | None:
+    """A dot and its interval per arm, a panel per score."""
+    evaluation = metrics.get("evaluation")
+    if not evaluation:
+        return None
+    scores = [s for s in ("reward", "second") if s in evaluation["scores"]]
+    names = list(evaluation["arms"])
+    figure = Figure(figsize=(9, 1.25 + 0.46 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for ax, s in zip(panels, scores, strict=True):
+        score = evaluation["scores"][s]
+        for y, arm in enumerate(names):
+            estimate = evaluation["arms"][arm][s]
+            if measured(estimate["mean"]):
+                _dot(ax, estimate, y, ARM_COLOURS.get(arm, QUIET))
+            else:
+                ax.text(0.5, y, interval(estimate), color=MUTED, ha="center", va="center", transform=ax.get_yaxis_transform())
+        ax.set_title(("Reward: " if s == "reward" else "Second scorer: ") + score["name"])
+        ax.set_xlabel(f"{score['unit']}, {'higher' if score['higher_is_better'] else 'lower'} is better")
+        ax.grid(axis="y", visible=False)
+        ax.spines["left"].set_visible(False)
+        ax.margins(x=0.16)
+        ax.locator_params(axis="x", nbins=6)
+    panels[0].set_yticks(range(len(names)), [arm_name(a) for a in names])
+    panels[0].set_ylim(len(names) - 0.45, -0.65)
+    return figure
+
+
+def _dot(ax: Axes, estimate: Mapping[str, Any], y: float, colour: str) -> None:
+    if measured(estimate["low"]) and measured(estimate["high"]):
+        ax.plot([estimate["low"], estimate["high"]], [y, y], color=colour, linewidth=3.2, alpha=0.45, solid_capstyle="round")
+    ax.plot([estimate["mean"]], [y], "o", color=colour, markersize=8)
+    ax.annotate(number(estimate["mean"]), (estimate["mean"], y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+
+
+def steps(metrics: Mapping[str, Any]) -> Figure | None:
+    """Left: reward of proposals and of the chain's state by step. Right: what became of each step's proposals."""
+    sampling = metrics.get("sampling")
+    if not sampling or not sampling["steps"]:
+        return None
+    figure = Figure(figsize=(9, 2.6 + 0.24 * min(len(sampling["steps"]), 24)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _reward_by_step(left, sampling)
+    _fate_of_proposals(right, sampling["steps"])
+    return figure
+
+
+def _reward_by_step(ax: Axes, sampling: Mapping[str, Any]) -> None:
+    first = {"step": 0, "estimate": sampling["first_reward"]}
+    state = [first, *({"step": s["step"], "estimate": s["reward_state"]} for s in sampling["steps"])]
+    proposed = [{"step": s["step"], "estimate": s["reward_proposed"]} for s in sampling["steps"]]
+    for points, colour, label, shift in ((proposed, SECOND, "proposed", 0.06), (state, ACCENT, "state of the chain", -0.06)):
+        points = [p for p in points if measured(p["estimate"]["mean"])]
+        xs, ys = [p["step"] + shift for p in points], [p["estimate"]["mean"] for p in points]
+        for x, p in zip(xs, points, strict=True):
+            e = p["estimate"]
+            if measured(e["low"]) and measured(e["high"]):
+                ax.plot([x, x], [e["low"], e["high"]], color=colour, linewidth=2.6, alpha=0.45, solid_capstyle="round")
+        ax.plot(xs, ys, "o-" if label != "proposed" else "o", color=colour, markersize=6.5, linewidth=1.6, label=label)
+    ax.set_title("Mean reward by step")
+    ax.set_xlabel("step (0 is the first answer)")
+    ax.set_xticks(range(len(state)) if len(state) <= 13 else range(0, len(state), 8))
+    ax.set_xlim(-0.4, len(state) - 0.6)
+    ax.grid(axis="x", visible=False)
+    ax.legend(frameon=False, loc="best", fontsize=9)
+
+
+def rejection_reasons(step_rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """All reasons for which proposals were rejected, in the order of their first appearance."""
+    return list(dict.fromkeys(reason for s in step_rows for reason in s["rejected"]))
+
+
+def unexplained(step: Mapping[str, Any]) -> int:
+    """Proposals of a step that are neither accepted nor rejected with a reason: 0 if the counts add up."""
+    return step["proposals"] - step["accepted"] - sum(step["rejected"].values())
+
+
+def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
+    reasons = rejection_reasons(step_rows)
+    parts = [("accepted", ACCENT, [s["accepted"] for s in step_rows])]
+    parts += [(r, REASON_COLOURS[i % len(REASON_COLOURS)], [s["rejected"].get(r, 0) for s in step_rows]) for i, r in enumerate(reasons)]
+    if any(unexplained(s) for s in step_rows):
+        parts.append(("not accounted for", LINE, [max(0, unexplained(s)) for s in step_rows]))
+    ys, at = [s["step"] for s in step_rows], [0] * len(step_rows)
+    most = max([s["proposals"] for s in step_rows] + [1])
+    for name, colour, widths in parts:
+        ax.barh(ys, widths, left=at, color=colour, height=0.56, label=_short(name), linewidth=0)
+        for y, x, w in zip(ys, at, widths, strict=True):
+            if w > 0.06 * most and len(ys) <= 12:
+                ax.text(x + w / 2, y, count(w), ha="center", va="center", color="#ffffff" if colour == ACCENT else "#26221c", fontsize=9)
+        at = [a + w for a, w in zip(at, widths, strict=True)]
+    ax.set_title("What became of the proposals")
+    ax.set_yticks(ys if len(ys) <= 12 else ys[::8], [f"step {y}" for y in (ys if len(ys) <= 12 else ys[::8])])
+    ax.invert_yaxis()
+    ax.set_xlim(0, most)
+    ax.grid(axis="y", visible=False)
+    ax.spines["left"].set_visible(False)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2, fontsize=8.5, handlelength=1, handleheight=1, columnspacing=1.4)
+
+
+def _short(text: str) -> str:
+    # A leading underscore would hide the entry from the legend.
+    return (text if len(text) <= 34 else text[:33] + "…").replace("\n", " ").lstrip("_") or "(no name)"
+
+
+def loss(training_log: Iterable[Mapping[str, Any]]) -> Figure | None:
+    """Training loss as a line, validation loss as points joined by a line."""
+    rows = [r for r in training_log if "step" in r]
+    train = [(r["step"], r["loss"]) for r in rows if measured(r.get("loss"))]
+    validation = [(r["step"], r["eval_loss"]) for r in rows if measured(r.get("eval_loss"))]
+    if not train:
+        return None
+    figure = Figure(figsize=(9, 2.7), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(*zip(*train, strict=True), color=QUIET, linewidth=1.6, marker="o" if len(train) < 3 else "", label="training")
+    if validation:
+        ax.plot(*zip(*validation, strict=True), color=ACCENT, linewidth=1.6, marker="o", markersize=6, label="validation")
+    ax.set_title("Loss on the completion (nats per token)")
+    ax.set_xlabel("optimizer step")
+    ax.grid(axis="x", visible=False)
+    ax.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def as_svg(figure: Figure, name: str, title: str = "") -> str:
+    """The drawing as an SVG element to stand in a page: no header, no metadata, colours as CSS variables. Same input, same bytes."""
+    text = io.StringIO()
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg"):]
+    # Its style element would rule the whole page.
+    svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.S)
+    for colour, css in CSS_NAMES.items():
+        svg = svg.replace(colour, f"var(--{css})")
+    # Two drawings on one page must not share ids, or one would be clipped by the other's frame.
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
+    svg = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', svg)
+    svg = re.sub(r"'DejaVu Sans'", "var(--font)", svg)
+    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" ([^>]*?)width="[^"]*"', r'<svg role="img" \1\2', svg, count=1)
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """The drawing on white, 1,350 pixels wide: sharp on a card and well under 100 kB."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,0 +1,84 @@
+"""What the user sees while work goes on: lines for what happened, one line that moves for what is going on.
+
+On a terminal the moving line is drawn over itself; elsewhere it is printed plainly every `PLAIN_EVERY_S` seconds. All of
+it goes to stderr, so that stdout is left to results.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_EVERY_S = 15.0
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+_log: Path | None = None
+
+
+def log_to(path: Path | None) -> None:
+    """From now on, `say` also appends to this file."""
+    global _log
+    _log = path
+
+
+def say(text: str) -> None:
+    """One line for the user, and the same line with the time in the run's log. No markup is read from it."""
+    console.print(Text(text))
+    if _log is not None:
+        with _log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    s = int(round(seconds))
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+class Meter:
+    """Rate and time left of a stage that counts up to a total."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.started = total, 0, time.monotonic()
+
+    def left(self) -> str:
+        """Time left at the mean rate so far; empty before there is one."""
+        seconds = time.monotonic() - self.started
+        if not self.done or seconds < 1:
+            return ""
+        return f"  left {duration(seconds / self.done * (self.total - self.done))}"
+
+
+class Line:
+    """The moving line. `show(text)` as often as you like; it is drawn as often as a person can read."""
+
+    def __init__(self, live: Live | None) -> None:
+        self._live, self._last = live, time.monotonic()
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if self._live is not None:
+            if now - self._last > 0.1:
+                self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
+                self._last = now
+        elif now - self._last > PLAIN_EVERY_S:
+            print(text, file=sys.stderr, flush=True)
+            self._last = now
+
+
+@contextmanager
+def moving_line() -> Iterator[Line]:
+    """A line that moves on a terminal and is repeated now and then elsewhere; gone at the end (say the result yourself)."""
+    if not console.is_terminal:
+        yield Line(None)
+        return
+    with Live(console=console, refresh_per_second=8, transient=True) as live:
+        yield Line(live)

@@ -1,0 +1,144 @@
+"""Load, clean, de-duplicate and split the prompts: files in, `Prompt` rows out.
+
+Splitting is by group (film, topic), so that no phrasing of a test film is ever trained on, and is checked again by n-gram
+overlap. The order of files and rows doesn't matter for which split a group gets: groups are ranked by a seeded hash.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dsc_hub.errors import DataError
+from dsc_hub.recipe import Prompts, SplitShares
+from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
+
+OVERLAP_WORDS = 8  # a held-out prompt sharing an n-gram of this many words, group name apart, with training is dropped
+
+
+def content_hash(section: Prompts, base: Path) -> str:
+    """Hash of the prompt files' bytes: part of the run's identity."""
+    h = hashlib.sha256()
+    for name in (section.path, section.values):
+        if name:
+            h.update(_file(base, name).read_bytes())
+    return h.hexdigest()[:16]
+
+
+def load(section: Prompts, base: Path, seed: int) -> tuple[list[Prompt], dict[str, int]]:
+    """All prompts with their splits, and the counts of what was dropped.
+
+    Raises DataError: file missing or empty, column missing, too few groups for the splits asked for.
+    """
+    rows = list(_from_templates(section, base) if section.templates else _from_file(section, base))
+    if not rows:
+        source = section.values or section.path
+        raise DataError(f"{base / str(source)} holds no prompts", "Write one prompt a line, or name the right column with prompts.column.")
+    seen: dict[str, tuple[str, str]] = {}
+    for text, group in rows:
+        seen.setdefault(_normal(text), (text, group))
+    unique = list(seen.values())[: section.limit]
+    splits = split_groups({g for _, g in unique}, section.split, seed)
+    prompts = [Prompt(prompt_id(t), t, g, splits[g]) for t, g in unique]
+    kept = drop_overlaps(prompts, templated=bool(section.templates))
+    return kept, {"read": len(rows), "duplicates_dropped": len(rows) - len(seen), "overlapping_dropped": len(prompts) - len(kept)}
+
+
+def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[str, Split]:
+    """Which split each group belongs to. Every split with a share above 0 gets at least one group."""
+    ranked = sorted(set(groups), key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
+    wanted = {s: getattr(shares, s) for s in SPLITS if getattr(shares, s) > 0}
+    if len(ranked) < len(wanted):
+        raise DataError(f"{len(ranked)} prompt group(s) can't be split into {', '.join(wanted)}",
+                        f"Give at least {len(wanted)} different groups, better 30 or more.")
+    n_test = max(1, round(len(ranked) * shares.test))
+    n_validation = max(1, round(len(ranked) * shares.validation)) if shares.validation else 0
+    n_test = min(n_test, len(ranked) - n_validation - 1)
+    named: list[Split] = ["test"] * n_test + ["validation"] * n_validation
+    named += ["train"] * (len(ranked) - len(named))
+    return dict(zip(ranked, named, strict=True))
+
+
+def drop_overlaps(prompts: list[Prompt], templated: bool) -> list[Prompt]:
+    """Drop held-out prompts that share a long n-gram with a training prompt: near-copies that normalising didn't catch.
+
+    Templated prompts share their template by design; there the group's own words are what must not overlap, and the
+    grouping has seen to that.
+    """
+    if templated:
+        return prompts
+    trained = {g for p in prompts if p.split == "train" for g in _ngrams(p.text)}
+    return [p for p in prompts if p.split == "train" or not (_ngrams(p.text) & trained)]
+
+
+def _ngrams(text: str) -> set[tuple[str, ...]]:
+    words = _normal(text).split()
+    n = min(OVERLAP_WORDS, len(words))
+    return set(zip(*(words[i:] for i in range(n)), strict=False)) if n else set()
+
+
+def _normal(text: str) -> str:
+    """Text as it counts for duplicates: NFKC, lower case, no punctuation, single spaces."""
+    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()))
+
+
+def _file(base: Path, name: str) -> Path:
+    path = base / name
+    if not path.is_file():
+        raise DataError(f"prompt file {path} not found", "Paths in a recipe are relative to the recipe's folder.")
+    return path
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start})", "Save it as UTF-8.") from None
+    yield from (stripped for line in text.splitlines() if (stripped := line.strip()))
+
+
+def _from_templates(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
+    for value in _lines(_file(base, str(section.values))):
+        for template in section.templates:
+            yield template.replace("{value}", value), value
+
+
+def _from_file(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
+    path = _file(base, str(section.path))
+    if path.suffix not in (".jsonl", ".csv", ".parquet"):
+        yield from ((line, line) for line in _lines(path))
+        return
+    for number, row in enumerate(_table(path), 1):
+        for column in filter(None, (section.column, section.group_column)):
+            if column not in row:
+                key = "column" if column == section.column else "group_column"
+                raise DataError(f"{path} row {number} has no column '{column}'; it has {sorted(row)}", f"Set prompts.{key} to one of these.")
+        text = row[section.column]
+        if not isinstance(text, str):
+            raise DataError(f"{path} row {number}: '{section.column}' should be text, got {type(text).__name__}")
+        if text.strip():
+            yield text.strip(), str(row[section.group_column]) if section.group_column else text.strip()
+
+
+def _table(path: Path) -> Iterator[dict[str, object]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        yield from pq.read_table(path).to_pylist()
+    elif path.suffix == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from csv.DictReader(file)
+    else:
+        for number, line in enumerate(_lines(path), 1):
+            try:
+                row = json.loads(line)
+            except ValueError as e:
+                raise DataError(f"{path} line {number} is not JSON: {e}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path} line {number}: expected an object, got {type(row).__name__}")
+            yield row

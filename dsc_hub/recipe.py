@@ -1,0 +1,322 @@
+"""A recipe: the YAML that says what a run does, checked whole before anything starts.
+
+A recipe is data, never code: numbers, texts, ids. `load(path, overrides)` gives a frozen `Recipe` or one `ConfigError`
+that lists every problem. `stage_fingerprints` says which work a changed recipe would invalidate.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dsc_hub.errors import ConfigError
+
+STAGES = ("prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish")
+# Settings of the trainer that belong to the tool: where files go, what is sent where, how processes are laid out.
+OWNED_SFT_KEYS = frozenset(
+    "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to deepspeed "
+    "fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field "
+    "dataset_kwargs completion_only_loss assistant_only_loss eos_token pad_token chat_template_path model_init_kwargs "
+    "remove_unused_columns save_strategy logging_dir trackio_space_id run_name".split()
+)
+
+
+def _placeholders(allowed: str) -> AfterValidator:
+    names = set(allowed.split())
+
+    def check(text: str) -> str:
+        unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - names)
+        if unknown:
+            raise ValueError(f"unknown placeholder {{{unknown[0]}}}; known here: {', '.join(f'{{{n}}}' for n in sorted(names))}")
+        return text
+
+    return AfterValidator(check)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Section):
+    """The base model: a Hub id (`org/name`) at a revision, a local folder, or `package:NAME` (an installed package)."""
+
+    source: str = Field(min_length=1)
+    revision: str = "main"
+    license: str | None = Field(None, description="licence of the weights, for the cards; None: ask the Hub")
+
+
+class SplitShares(Section):
+    """Shares of the groups (not of the prompts) that go to each split."""
+
+    train: float = Field(0.7, gt=0, le=1)
+    validation: float = Field(0.15, ge=0, lt=1)
+    test: float = Field(0.15, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sum(self) -> SplitShares:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+class Prompts(Section):
+    """Where the prompts come from: a file, or templates crossed with a list of values (one value = one group)."""
+
+    path: str | None = Field(None, description="text (a prompt a line), .jsonl, .csv or .parquet, beside the recipe")
+    column: str = "prompt"
+    group_column: str | None = Field(None, description="column that names the split group; None: each prompt its own")
+    templates: tuple[Annotated[str, _placeholders("value")], ...] = ()
+    values: str | None = Field(None, description="text file, a value a line, put into {value} of each template")
+    limit: int | None = Field(None, ge=1)
+    split: SplitShares = SplitShares()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Prompts:
+        if (self.path is None) == (not self.templates):
+            raise ValueError("give either path, or templates with values")
+        if self.templates and not self.values:
+            raise ValueError("templates need values: the file that lists what goes into {value}")
+        return self
+
+
+class ChainSection(Section):
+    """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
+
+    critique: Annotated[str, _placeholders("prompt answer")] = Field(min_length=1)
+    revision: Annotated[str, _placeholders("prompt answer")] = Field(min_length=1)
+    system: str | None = None
+    steps: int = Field(1, ge=1, le=64)
+    chains_per_prompt: int = Field(1, ge=1, le=256)
+    acceptance: Literal["metropolis", "improve", "always"] = "improve"
+    temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
+
+
+class Generation(Section):
+    temperature: float = Field(0.8, ge=0, le=5)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(128, ge=1)
+
+
+class Serving(Section):
+    """How the base model is served. `endpoints` (local recipes and overrides only): servers that already run."""
+
+    context: int = Field(2048, ge=128, description="tokens of prompt and answer together")
+    concurrency: int = Field(96, ge=1, le=4096, description="chains in flight")
+    start_timeout_s: float = Field(600, gt=0)
+    request_timeout_s: float = Field(600, gt=0)
+    kv_cache_gib: float = Field(2, gt=0, description="CPU only: memory for the KV cache")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    endpoints: tuple[str, ...] = ()
+    served_model: str | None = Field(None, description="name of the model at the endpoints; None: the only one there")
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable that holds the endpoints' key")
+
+
+class Reward(Section):
+    """A metric and the scorer behind it: a packaged one or a text-classification model of the Hub."""
+
+    metric: Literal["sentiment"] = "sentiment"
+    scorer: str = "vader"
+    revision: str = "main"
+    positive_label: str | None = Field(None, description="label of a classifier that means positive; None: known names")
+    batch_size: int = Field(32, ge=1)
+
+
+class DatasetSection(Section):
+    """Which chains become training rows: a clean final state, at least so good, at least so much better."""
+
+    min_reward: float | None = None
+    min_gain: float | None = Field(0.0, description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf")
+
+
+class Distill(Section):
+    """QLoRA through trl's SFTTrainer. `sft`, `lora`, `quantization` go straight into SFTConfig, LoraConfig, BitsAndBytesConfig."""
+
+    method: Literal["qlora", "lora"] = "qlora"
+    sft: dict[str, Any] = {}
+    lora: dict[str, Any] = {}
+    quantization: dict[str, Any] = {}
+    processes: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> Distill:
+        owned = sorted(OWNED_SFT_KEYS & self.sft.keys())
+        if owned:
+            raise ValueError(f"sft.{owned[0]} is set by dsc itself" + (f" (also: {', '.join(owned[1:])})" if owned[1:] else "") + "; remove it")
+        return self
+
+
+class Evaluation(Section):
+    """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
+
+    arms: tuple[Literal["base", "self_critique", "distilled"], ...] = ("base", "self_critique", "distilled")
+    split: Literal["validation", "test"] = "test"
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+
+
+class Publish(Section):
+    """Where to: `local` (the embedded Hub), `hub` (HF_ENDPOINT, the public Hub by default) or `none`. Names are without owner."""
+
+    to: Literal["local", "hub", "none"] = "hub"
+    owner: str | None = Field(None, description="user or organisation; None: whoever the token belongs to")
+    dataset: str | None = Field(None, description="name of the dataset repo; None: <recipe>-dsc")
+    adapter: str | None = Field(None, description="name of the adapter repo; None: <recipe>-dsc-lora")
+    base: str | None = Field(None, description="publish the base model too, under this name (needed when it is on no Hub)")
+    private: bool = True
+    license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
+    language: str = "en"
+
+
+class Recipe(Section):
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    model: Model
+    prompts: Prompts
+    chain: ChainSection
+    generation: Generation = Generation()
+    serving: Serving = Serving()
+    reward: Reward = Reward()
+    second_scorer: Reward | None = None
+    dataset: DatasetSection = DatasetSection()
+    distill: Distill = Distill()
+    evaluation: Evaluation = Evaluation()
+    publish: Publish = Publish()
+
+
+def packaged_folder(name: str) -> Path:
+    """Folder of packaged data, `recipes` or `model_cards`: in the installed wheel, or beside the package in a checkout."""
+    inside = Path(str(resources.files("dsc_hub"))) / name
+    return inside if inside.is_dir() else inside.parent.parent / name
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Names of the recipes that travel with the package, and their files."""
+    return {p.parent.name: p for p in sorted(packaged_folder("recipes").glob("*/recipe.yaml"))}
+
+
+def find(reference: str) -> Path:
+    """The file behind what the user typed: a packaged recipe's name, a YAML file, or a folder that holds recipe.yaml."""
+    named = packaged_recipes()
+    path = Path(reference)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if path.is_file():
+        return path
+    if reference in named:
+        return named[reference]
+    close = difflib.get_close_matches(reference, named, n=1)
+    hint = f"Did you mean '{close[0]}'?" if close else f"Packaged recipes: {', '.join(named) or 'none'}. A path names a file, hub:USER/REPO a repo."
+    raise ConfigError(f"recipe '{reference}' not found: no such file and no packaged recipe of that name", hint)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe file with `key.sub=value` overrides (values are YAML). Raises ConfigError with every problem."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{at}: not valid YAML: {getattr(e, 'problem', None) or e}", "Mend that line; values with ':' or '#' need quotes.") from None
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(data).__name__}", "See `dsc recipes copy quickstart` for one to start from.")
+    problems = [p for o in overrides if (p := _apply_override(data, o))]
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as e:
+        problems += [_explain(err) for err in e.errors()]
+    if problems:
+        n = len(problems)
+        raise ConfigError(f"{path} has {n} problem{'s' * (n > 1)}", problems=problems)
+    return recipe
+
+
+def _apply_override(data: dict[str, Any], override: str) -> str | None:
+    """Set `a.b=value` in `data`; a problem in words if it can't be."""
+    key, sep, raw = override.partition("=")
+    if not sep or not re.fullmatch(r"\w+(\.\w+)*", key.strip()):
+        return f"override '{override}': expected key.sub=value"
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError:
+        return f"override '{override}': the value is not valid YAML; quote it"
+    node, (*parents, last) = data, key.strip().split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            return f"override '{override}': '{part}' is not a section"
+    node[last] = value
+    return None
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One line for one pydantic error: path, what is wrong, what was got, and a guess at what was meant."""
+    loc = [str(x) for x in error["loc"]]
+    path = ".".join(loc) or "recipe"
+    kind, got = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        close = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1]), n=1)
+        return f"{path}: unknown key" + (f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(_keys_at(loc[:-1]))}")
+    if kind == "missing":
+        return f"{path}: missing, and it has no default"
+    message = error["msg"].removeprefix("Value error, ")
+    message = re.sub(r"^Input should", "should", message)
+    if kind == "value_error":
+        return f"{path}: {message}"
+    shown = repr(got) if not isinstance(got, (dict, list)) else type(got).__name__
+    return f"{path}: {message}, got {shown[:80]}"
+
+
+def _keys_at(loc: Sequence[str]) -> list[str]:
+    section: Any = Recipe
+    for part in loc:
+        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
+        types = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        section = next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        if section is None:
+            return []
+    return list(section.model_fields)
+
+
+def digest(*parts: Any) -> str:
+    """First 12 hex digits of the SHA-256 of the parts' canonical JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str, str]:
+    """A fingerprint per stage, each chained to the one before: equal fingerprints mean equal inputs.
+
+    `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, `reward` and
+    `second_scorer` (commit or checksum). How fast the work is done (concurrency, memory, processes) is left out.
+    """
+    r = recipe.model_dump(mode="json")
+    # Context is in: it decides which prompts fit. Endpoints are in: another server may hold another model.
+    serving = {k: r["serving"][k] for k in ("context", "endpoints", "served_model")}
+    distill = {k: v for k, v in r["distill"].items() if k != "processes"}
+    own: dict[str, Any] = {
+        "prompts": [1, r["prompts"], identity["prompts"], r["seed"]],
+        "sampling": [1, identity["model"], r["chain"], r["generation"], serving, r["reward"], identity["reward"]],
+        "dataset": [1, r["dataset"]],
+        "distill": [1, distill],
+        "evaluation": [1, r["evaluation"], r["second_scorer"], identity["second_scorer"]],
+        "report": [1, r["name"], r["description"]],
+        "cards": [1, r["publish"], r["model"]],
+        "publish": [1],
+    }
+    out: dict[str, str] = {}
+    before = ""
+    for stage in STAGES:
+        before = out[stage] = digest(before, own[stage])
+    return out

@@ -1,0 +1,122 @@
+"""The nouns that cross stages. Frozen, plain, and each with one JSON form (`as_row` / `from_row`).
+
+    Prompt -> Turn ... -> Chain(Step ...) -> dataset rows
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Split = Literal["train", "validation", "test"]
+Role = Literal["answer", "critique", "revision"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def prompt_id(text: str) -> str:
+    """Identity of a prompt: the first 16 hex digits of the SHA-256 of its text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One instruction. `group` is the unit of splitting and of the statistics (a film, a topic)."""
+
+    id: str
+    text: str
+    group: str
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A reward in the metric's unit, or None with the reason why the text could not be scored. Absent is not zero."""
+
+    value: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One finished generation: a line of turns.jsonl, keyed by (prompt_id, chain, step, role)."""
+
+    prompt_id: str
+    chain: int
+    step: int  # 0 is the first answer, 1.. the critiques and revisions
+    role: Role
+    text: str
+    finish_reason: str  # "stop": the model ended by itself; "length": cut at max_new_tokens
+    prompt_tokens: int
+    new_tokens: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, int, str]:
+        return (self.prompt_id, self.chain, self.step, self.role)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One critique and revision, and what became of it.
+
+    `defect` is the hygiene reason for which the revision can't be kept ("" if it is clean); `rejected` says why the chain
+    stayed at its state ("" if the revision was accepted): a defect, "unscored", or the acceptance rule's own word.
+    """
+
+    number: int
+    critique: str
+    revision: str
+    score: Score
+    defect: str
+    rejected: str
+
+    @property
+    def accepted(self) -> bool:
+        return not self.rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One whole chain: a line of chains.jsonl, keyed by (prompt_id, number)."""
+
+    prompt_id: str
+    number: int
+    answer: str
+    answer_score: Score
+    answer_defect: str
+    steps: tuple[Step, ...]
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.prompt_id, self.number)
+
+    @property
+    def state_step(self) -> int:
+        """The step whose text is the chain's final state; 0 means the first answer."""
+        return max((s.number for s in self.steps if s.accepted), default=0)
+
+    @property
+    def final(self) -> str:
+        step = self.state_step
+        return self.steps[step - 1].revision if step else self.answer
+
+    @property
+    def final_score(self) -> Score:
+        step = self.state_step
+        return self.steps[step - 1].score if step else self.answer_score
+
+    @property
+    def final_defect(self) -> str:
+        """Why the final state can't be used ("" if it can): accepted revisions are clean, a first answer may not be."""
+        if self.state_step:
+            return ""
+        return self.answer_defect or ("unscored" if self.answer_score.value is None else "")
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Chain:
+        steps = tuple(Step(**(s | {"score": Score(**s["score"])})) for s in row["steps"])
+        return cls(**(row | {"answer_score": Score(**row["answer_score"]), "steps": steps}))

@@ -1,0 +1,204 @@
+"""A run folder: append-only rows, finish markers, and what is left to do. The contract between stages.
+
+    runs/<recipe>/<fingerprint>/
+      run.json  prompts.jsonl  turns.jsonl  chains.jsonl  failed.jsonl  metrics.json  log.txt
+      dataset/  adapter/  evaluation/  report.html  cards/  <stage>.done.json
+
+A row is one line written by one system call; a line without its newline is the mark of a kill and is cut off before the
+next row goes in. A marker is written last and whole: a stage without one is not done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dsc_hub.errors import RunError
+
+# What each stage leaves behind: taken over by another run whose stage has the same fingerprint.
+STAGE_FILES: dict[str, tuple[str, ...]] = {
+    "prompts": ("prompts.jsonl",),
+    "sampling": ("turns.jsonl", "chains.jsonl", "failed.jsonl"),
+    "dataset": ("dataset",),
+    "distill": ("adapter",),
+    "evaluation": ("evaluation",),
+    "report": ("report.html",),
+    "cards": ("cards",),
+}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write so that a reader sees the old file or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The file's value; RunError with the file's name if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing", "Run the stage that writes it, or the whole recipe with `dsc run`.") from None
+    except ValueError as e:
+        raise RunError(f"{path} is damaged: {e}", "Move it away and run the recipe again; finished rows are kept.") from None
+
+
+class Rows:
+    """An append-only JSON-lines file. Appending is one write; reading skips a torn last line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd: int | None = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        if self._fd is None:
+            self._cut_torn_line()
+            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):  # the disk filled up within the line: the rest of it raises
+                os.write(self._fd, line[written:])
+        except OSError as e:
+            e.filename = str(self.path)
+            raise
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise RunError(f"{self.path} line {number} is damaged", "Remove that line; its work is done again.") from None
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _cut_torn_line(self) -> None:
+        if not self.path.is_file() or not (size := self.path.stat().st_size):
+            return
+        with self.path.open("rb+") as file:
+            end = size
+            while end > 0:  # look back block by block for the last newline
+                start = max(0, end - 65536)
+                file.seek(start)
+                at = file.read(end - start).rfind(b"\n")
+                if at >= 0:
+                    end = start + at + 1
+                    break
+                end = start
+            if end < size:
+                file.truncate(end)
+
+
+class Run:
+    """One run folder. `run[name]` is the path of a file in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / name
+
+    def rows(self, name: str) -> Rows:
+        return Rows(self.folder / name)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json recorded at the start: recipe, identities, versions, hardware."""
+        return read_json(self["run.json"])
+
+    def add_facts(self, **facts: Any) -> None:
+        old = read_json(self["run.json"]) if self["run.json"].is_file() else {}
+        write_json(self["run.json"], old | facts)
+
+    # -- finish markers
+
+    def marker(self, stage: str) -> dict[str, Any] | None:
+        path = self[f"{stage}.done.json"]
+        return read_json(path) if path.is_file() else None
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        marker = self.marker(stage)
+        return marker is not None and marker["fingerprint"] == fingerprint
+
+    def finish(self, stage: str, fingerprint: str, seconds: float, result: Mapping[str, Any]) -> None:
+        """Write the stage's marker: the last thing a stage does."""
+        write_json(self[f"{stage}.done.json"], {"stage": stage, "fingerprint": fingerprint, "seconds": round(seconds, 2),
+                                                "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **result})
+
+    def unfinish(self, stage: str) -> None:
+        self[f"{stage}.done.json"].unlink(missing_ok=True)
+
+    # -- numbers
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return read_json(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": 1}
+
+    def add_metrics(self, section: str, numbers: Mapping[str, Any]) -> None:
+        write_json(self["metrics.json"], self.metrics | {section: dict(numbers)})
+
+    # -- one process at a time
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder; RunError if another process does. The kernel lets go when a process dies."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self["lock"].open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.folder} is in use by another process", "Wait for it, or end it; two runs would write over each other.") from None
+            yield
+
+    # -- what another run has done already
+
+    def take_over(self, stage: str, fingerprint: str, siblings: Iterable[Run]) -> Path | None:
+        """Copy a stage's files and marker from a sibling that finished the same work; the donor's folder, or None.
+
+        Copies, not links: rows of a taken-over file may be appended to here without changing the donor.
+        """
+        for donor in siblings:
+            if donor.folder == self.folder or not donor.is_done(stage, fingerprint):
+                continue
+            names = STAGE_FILES.get(stage, ())
+            if not names or not any(donor[name].exists() for name in names):
+                continue
+            for name in names:
+                target = self[name]
+                shutil.rmtree(target, ignore_errors=True)
+                if donor[name].is_dir():
+                    shutil.copytree(donor[name], target)
+                elif donor[name].is_file():
+                    shutil.copy2(donor[name], target)
+            if (section := donor.metrics.get(stage)) is not None:
+                self.add_metrics(stage, section)
+            shutil.copy2(donor[f"{stage}.done.json"], self[f"{stage}.done.json"])
+            return donor.folder
+        return None
+
+
+def siblings(runs: Path, recipe_name: str) -> list[Run]:
+    """All runs of a recipe under `runs`, the newest first."""
+    folders = [p for p in (runs / recipe_name).glob("*") if (p / "run.json").is_file()]
+    return [Run(p) for p in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]

@@ -1,0 +1,194 @@
+"""Run all chains of the training and validation prompts: prompts in, rows of turns.jsonl and chains.jsonl out.
+
+Every chain is a coroutine that asks for its next turn as soon as it has the last one; a bound on those in flight keeps the
+server's batch full. A finished turn is on disk at once, so a killed run asks again only for what was in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dsc_hub import stats
+from dsc_hub.acceptance import make_rule
+from dsc_hub.chain import UNSCORED, Message, ScoreText, Texts, dice_of, run_chain, seed_of
+from dsc_hub.errors import ServingError
+from dsc_hub.generation import Completion, RequestFailed
+from dsc_hub.hygiene import defect_of
+from dsc_hub.progress import Meter, moving_line
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import Chain, Prompt, Role, Turn
+from dsc_hub.runs import Run
+
+Complete = Callable[[list[Message], int], Awaitable[Completion]]  # messages, seed
+MOST_FAILURES_IN_A_ROW = 20  # then it isn't the requests but the server
+
+
+@dataclass
+class Tally:
+    """What the progress line counts. finished + failed + left = total."""
+
+    total: int
+    finished: int = 0
+    failed: int = 0
+    accepted: int = 0
+    proposals: int = 0
+    unscored: int = 0
+    new_tokens: int = 0
+    prompt_tokens: int = 0
+    reused_turns: int = 0
+    failures_in_a_row: int = 0
+    meter: Meter = field(init=False)
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.total)
+
+    def chain_done(self, chain: Chain) -> None:
+        self.finished += 1
+        self.failures_in_a_row = 0
+        self.meter.done += 1
+        self.proposals += len(chain.steps)
+        self.accepted += sum(s.accepted for s in chain.steps)
+        self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
+
+    def line(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
+        return (f"chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
+                f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} tokens/s{self.meter.left()}")
+
+
+def wanted(prompts: Iterable[Prompt], chains_per_prompt: int) -> list[tuple[Prompt, int]]:
+    """All chains that a list of prompts asks for."""
+    return [(p, n) for p in prompts for n in range(chains_per_prompt)]
+
+
+async def sample(
+    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: Complete, score: ScoreText, *, prefix: str = "",
+    show: Callable[[str], None] = lambda text: None,
+) -> Tally:
+    """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
+
+    Chains that fail for their own sake go to failed.jsonl with the reason and are tried again by the next run. Raises
+    ServingError when the server is gone or refuses one request after the other.
+    """
+    turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
+    finished = {(row["prompt_id"], row["number"]) for row in chains}
+    todo = [(p, n) for p, n in wanted(prompts, recipe.chain.chains_per_prompt) if (p.id, n) not in finished]
+    # Only turns of unfinished chains are held: those of finished ones are never asked for again.
+    had = {t.key: t for row in turns if (t := Turn(**row)) and (t.prompt_id, t.chain) not in finished}
+    tally = Tally(len(todo), reused_turns=len(had))
+    texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
+    rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
+
+    async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
+        if (old := had.get((prompt.id, number, step, role))) is not None:
+            return old
+        seed = seed_of(recipe.seed, prompt.id, number, step, role)
+        c = await complete(messages, seed)
+        turn = Turn(prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
+        turns.append(asdict(turn))
+        tally.new_tokens += c.new_tokens
+        tally.prompt_tokens += c.prompt_tokens
+        show(tally.line())
+        return turn
+
+    async def one(prompt: Prompt, number: int) -> None:
+        try:
+            chain = await run_chain(prompt, number, texts=texts, steps=recipe.chain.steps, generate=generate, score=score, rule=rule,
+                                    dice=dice, defect=defect_of)
+        except RequestFailed as e:
+            failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
+            tally.failed += 1
+            tally.meter.done += 1
+            tally.failures_in_a_row += 1
+            if tally.failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
+                raise ServingError(f"{MOST_FAILURES_IN_A_ROW} chains failed one after the other; the last: {e}",
+                                   f"See {failed.path}; run the same command again when the cause is gone.") from None
+            return
+        chains.append(chain.as_row())
+        tally.chain_done(chain)
+        show(tally.line())
+
+    try:
+        async for _ in in_flight((lambda p=p, n=n: one(p, n) for p, n in todo), recipe.serving.concurrency):
+            pass
+    finally:
+        for rows in (turns, chains, failed):
+            rows.close()
+    return tally
+
+
+async def in_flight(jobs: Iterable[Callable[[], Awaitable[Any]]], most: int) -> AsyncIterator[Any]:
+    """Run jobs with at most `most` at once and yield their results as they come; the first error ends all of them."""
+    running: set[asyncio.Task[Any]] = set()
+    left = iter(jobs)
+    try:
+        while True:
+            while len(running) < most and (job := next(left, None)) is not None:
+                running.add(asyncio.ensure_future(job()))
+            if not running:
+                return
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                yield task.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def run_with_line(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: Complete, score: ScoreText, prefix: str = "") -> Any:
+    """`sample` with the moving line on the terminal, as a coroutine."""
+
+    async def work() -> Tally:
+        with moving_line() as line:
+            return await sample(run, recipe, prompts, complete, score, prefix=prefix, show=line.show)
+
+    return work()
+
+
+def read_chains(run: Run, name: str = "chains.jsonl") -> list[Chain]:
+    """All finished chains, in the order of their keys: the order of finishing is an accident of timing."""
+    return sorted((Chain.from_row(row) for row in run.rows(name)), key=lambda c: c.key)
+
+
+def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: int) -> dict[str, Any]:
+    """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went.
+
+    In every step proposals = accepted + sum of rejected; finished + failed = chains.
+    """
+    def clean(pairs: Iterable[tuple[str, float | None]]) -> dict[str, Any]:
+        scored = [(v, groups[p]) for p, v in pairs if v is not None]
+        return stats.estimate([v for v, _ in scored], [g for _, g in scored])
+
+    def state(chain: Chain, step: int) -> float | None:
+        kept = [s.score.value for s in chain.steps[:step] if s.accepted]
+        return kept[-1] if kept else chain.answer_score.value
+
+    by_step = []
+    for i in range(1, steps + 1):
+        at = [c.steps[i - 1] for c in chains]
+        by_step.append({
+            "step": i, "proposals": len(at), "accepted": sum(s.accepted for s in at),
+            "rejected": dict(Counter(s.rejected for s in at if s.rejected).most_common()),
+            "reward_proposed": clean((c.prompt_id, c.steps[i - 1].score.value) for c in chains),
+            "reward_state": clean((c.prompt_id, state(c, i)) for c in chains),
+        })
+    return {
+        "chains": total, "finished": len(chains), "failed": total - len(chains),
+        "dirty_answers": sum(bool(c.answer_defect) for c in chains),
+        "dirty_answers_by_reason": dict(Counter(c.answer_defect for c in chains if c.answer_defect).most_common()),
+        "unscored": sum((c.answer_score.value is None) + sum(s.score.value is None for s in c.steps) for c in chains),
+        "usable": sum(not c.final_defect for c in chains),
+        "first_reward": clean((c.prompt_id, c.answer_score.value) for c in chains),
+        "steps": by_step,
+    }
+
+
+__all__ = ["UNSCORED", "Tally", "in_flight", "read_chains", "run_with_line", "sample", "summary", "wanted"]

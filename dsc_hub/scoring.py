@@ -1,0 +1,51 @@
+"""Scores while chains run: texts are collected into batches and scored in a thread beside the generation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from dsc_hub.records import Score
+
+MOST_AT_ONCE = 256
+
+
+class Scoring:
+    """`await scoring(text)` gives the text's score. Whatever came while a batch was being scored is the next batch."""
+
+    def __init__(self, scorer: Callable[[Sequence[str]], list[Score]]) -> None:
+        self._scorer = scorer
+        self._waiting: list[tuple[str, asyncio.Future[Score]]] = []
+        self._worker: asyncio.Task[None] | None = None
+        # One thread: scorers (tokenizers, evaluate's buffers) aren't promised to be thread-safe.
+        self._thread = ThreadPoolExecutor(1, "scoring")
+
+    async def __call__(self, text: str) -> Score:
+        future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
+        self._waiting.append((text, future))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        return await future
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+            try:
+                scores = await loop.run_in_executor(self._thread, self._scorer, [text for text, _ in batch])
+                if len(scores) != len(batch):
+                    raise RuntimeError(f"the scorer gave {len(scores)} scores for {len(batch)} texts")
+            except BaseException as e:
+                for _, future in batch:  # whoever waits gets the error: nothing hangs, nothing is swallowed
+                    if not future.done():
+                        future.set_exception(e)
+                if not isinstance(e, Exception):
+                    raise
+                continue
+            for (_, future), score in zip(batch, scores, strict=True):
+                if not future.done():
+                    future.set_result(score)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

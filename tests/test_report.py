@@ -1,0 +1,214 @@
+"""The report: one page that says what the numbers allow, shows absence as absence, and lets no foreign text act."""
+
+from __future__ import annotations
+
+import copy
+import re
+from html.parser import HTMLParser
+
+import fixture_run
+import pytest
+from rich.console import Console
+
+from dsc_hub import numbers, report
+from dsc_hub.errors import DataError
+
+HOSTILE = ("<script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(1)></div></section><a href='javascript:1'>x</a>"
+           "\" onload=\"x $\\frac$ _ {{ 7*7 }} ]]></svg><style>*{display:none}</style>")
+
+
+class Page(HTMLParser):
+    """The page's tags, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(k, v or "") for k, v in attrs]
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(run) -> Page:
+    report.build(run)
+    return Page(run["report.html"].read_text(encoding="utf-8"))
+
+
+def difference(mean, low, high, p=0.02, n=40, groups=10):
+    return {"mean": mean, "low": low, "high": high, "p": p, "n": n, "groups": groups}
+
+
+SCORE = {"name": "sentiment (vader)", "unit": "polarity", "higher_is_better": True}
+
+
+def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
+    run = fixture_run.write(tmp_path)
+    result = report.build(run)
+    assert result == {"bytes": run["report.html"].stat().st_size, "plots": 3}
+    assert "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.001; 39 prompts in 10 groups)." in page_of(run).text
+
+
+def test_the_plots_for_the_cards_are_written_and_small(tmp_path):
+    run = fixture_run.write(tmp_path)
+    report.build(run)
+    sizes = {p.name: p.stat().st_size for p in run["cards"].glob("*.png")}
+    assert sorted(sizes) == ["arms.png", "loss.png", "steps.png"]
+    assert all(1_000 < size < 100_000 for size in sizes.values())
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    one, two = fixture_run.write(tmp_path / "one"), fixture_run.write(tmp_path / "two")
+    report.build(one), report.build(two)
+    assert one["report.html"].read_bytes() == two["report.html"].read_bytes()
+    assert one["cards/arms.png"].read_bytes() == two["cards/arms.png"].read_bytes()
+
+
+@pytest.mark.parametrize(("d", "higher_is_better", "kind", "words"), [
+    (difference(0.31, 0.20, 0.42, 0.001), True, "better", "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.001; 40 prompts in 10 groups)."),
+    (difference(-0.31, -0.42, -0.20), True, "worse", "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups)."),
+    (difference(-0.31, -0.42, -0.20), False, "better", "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups)."),
+    (difference(0.31, 0.20, 0.42), False, "worse", "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups)."),
+    (difference(0.05, -0.10, 0.20, 0.4), True, "unclear", "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval −0.10 to 0.20, p 0.400; 40 prompts in 10 groups)."),
+    (difference(0.05, 0.0, 0.10, 0.05), True, "unclear", "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval 0.00 to 0.10, p 0.050; 40 prompts in 10 groups)."),
+    (difference(0.05, None, None, None), True, "unmeasured", "Distilled minus base on sentiment (vader) is 0.05, without an interval: no difference can be claimed."),
+    (difference(None, None, None, None) | {"reason": "no answers"}, True, "unmeasured", "Not measured: distilled against base on sentiment (vader) (no answers)."),
+])
+def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_better, kind, words):
+    assert numbers.compare("distilled - base", d, SCORE | {"higher_is_better": higher_is_better}, 0.95) == numbers.Verdict(kind, words)
+
+
+def test_the_headline_tells_when_the_second_scorer_does_not_follow():
+    metrics = fixture_run.metrics()
+    metrics["evaluation"]["differences"]["distilled - base"]["second"] = difference(0.01, -0.04, 0.06, 0.7)
+    assert "The second scorer does not follow: No difference shown" in numbers.headline(metrics)
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "–"), (float("nan"), "–"), (0.0, "0.00"), (-0.05, "−0.05"), (0.0004, "0.0004"), (-0.0004, "−0.0004"), (3.94, "3.94")])
+def test_an_absent_number_is_never_written_as_zero_nor_a_small_one(value, text):
+    assert numbers.number(value) == text
+
+
+def test_what_was_not_measured_is_a_dash_with_its_reason(tmp_path):
+    metrics = fixture_run.metrics()
+    absent = {"mean": None, "low": None, "high": None, "n": 0, "groups": 0, "unscored": 40, "failed": 0, "reason": "the scorer's package is missing"}
+    metrics["evaluation"]["arms"]["distilled"]["second"] = absent
+    metrics["evaluation"]["differences"]["distilled - base"]["second"] = absent | {"p": None}
+    metrics["distill"]["validation_loss"] = None
+    text = page_of(fixture_run.write(tmp_path, run_metrics=metrics)).text
+    assert "– (the scorer's package is missing)" in text
+    assert "validation – (not measured)" in text
+    assert "Not measured: distilled against base on sentiment (textblob)" in text
+
+
+def test_an_unscored_answer_is_shown_as_unscored(tmp_path):
+    rows = [{"arm": arm, "prompt_id": "a", "group": "g", "prompt": "P", "text": "T", "reward": None, "second": None, "finish_reason": "stop", "new_tokens": 3} for arm in ("base", "distilled")]
+    assert page_of(fixture_run.write(tmp_path, answers=rows)).text.count("reward – (unscored)") == 2
+
+
+def test_proposals_that_nothing_accounts_for_are_shown(tmp_path):
+    metrics = fixture_run.metrics()
+    assert "not accounted for" not in page_of(fixture_run.write(tmp_path / "whole", run_metrics=metrics)).text
+    metrics["sampling"]["steps"][0]["accepted"] -= 17
+    page = page_of(fixture_run.write(tmp_path / "short", run_metrics=metrics))
+    assert "+ not accounted for" in page.text
+    rows = report.step_rows(metrics)
+    assert [r["unexplained"] for r in rows] == [17, 0]
+    assert all(r["proposals"] == r["accepted"] + sum(r["rejected"]) + r["unexplained"] for r in rows)
+
+
+def hostile_run(folder):
+    facts, metrics = fixture_run.facts(), fixture_run.metrics()
+    facts["recipe"]["description"] = facts["recipe"]["chain"]["critique"] = facts["recipe"]["chain"]["revision"] = facts["model"]["note"] = HOSTILE
+    facts["hardware"] |= {"cpu": HOSTILE, "gpus": [HOSTILE]}
+    facts["versions"][HOSTILE] = HOSTILE
+    metrics["evaluation"]["served_on"] = HOSTILE
+    metrics["evaluation"]["scores"]["reward"] |= {"name": HOSTILE, "unit": HOSTILE}
+    metrics["sampling"]["steps"][0]["rejected"] = {HOSTILE: 30, "_hidden": 28}
+    metrics["dataset"]["dropped"] = {HOSTILE: 3}
+    rows = [{"arm": arm, "prompt_id": "a", "group": HOSTILE, "prompt": HOSTILE, "text": HOSTILE, "reward": 0.1, "second": 0.1, "finish_reason": "stop", "new_tokens": 3}
+            for arm in ("base", "distilled")]
+    return fixture_run.write(folder, run_facts=facts, run_metrics=metrics, answers=rows)
+
+
+def test_foreign_text_stays_text(tmp_path):
+    plain, hostile = page_of(fixture_run.write(tmp_path / "plain")), page_of(hostile_run(tmp_path / "hostile"))
+    assert set(hostile.tags) <= set(plain.tags)
+    assert {k for k, _ in hostile.attributes} <= {k for k, _ in plain.attributes}
+    assert hostile.text.count("<script>alert(1)</script>") >= 12
+    assert "49" not in re.findall(r"\{\{ 7\*7 \}\}|49", hostile.text)
+
+
+def test_the_page_runs_nothing_and_asks_for_nothing(tmp_path):
+    for run in (fixture_run.write(tmp_path / "plain"), hostile_run(tmp_path / "hostile")):
+        page = page_of(run)
+        assert not {"script", "img", "link", "iframe", "object", "embed", "a", "form", "base"} & set(page.tags)
+        assert not [k for k, _ in page.attributes if k.startswith("on") or k in ("src", "href")]
+        assert all(v.startswith("#") for k, v in page.attributes if k == "xlink:href")
+        assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
+        assert page.tags.count("svg") == 3
+
+
+def test_every_id_on_the_page_is_there_once(tmp_path):
+    ids = [v for k, v in page_of(fixture_run.write(tmp_path)).attributes if k == "id"]
+    assert len(ids) > 20 and len(ids) == len(set(ids))
+
+
+def test_a_missing_fact_is_an_error_with_its_stage(tmp_path):
+    metrics = fixture_run.metrics()
+    del metrics["distill"]["final_loss"]
+    with pytest.raises(DataError, match="metrics.json has no 'distill.final_loss'") as error:
+        report.build(fixture_run.write(tmp_path, run_metrics=metrics))
+    assert "stage 'distill'" in error.value.hint
+
+
+def test_a_run_that_stopped_after_sampling_still_has_a_report(tmp_path):
+    metrics = fixture_run.metrics()
+    for stage in ("dataset", "distill", "evaluation", "test_set", "stages"):
+        del metrics[stage]
+    text = page_of(fixture_run.write(tmp_path, run_metrics=metrics, answers=[])).text
+    assert "Not evaluated" in text and "238 of 240 chains finished" in text
+
+
+def test_a_run_without_a_second_scorer_says_so(tmp_path):
+    facts, metrics = fixture_run.facts(), fixture_run.metrics()
+    facts["recipe"]["second_scorer"] = None
+    for part in (metrics["evaluation"]["scores"], *metrics["evaluation"]["arms"].values(), *metrics["evaluation"]["differences"].values()):
+        del part["second"]
+    text = page_of(fixture_run.write(tmp_path, run_facts=facts, run_metrics=metrics)).text
+    assert "no second scorer was recorded" in text and "Second scorer" not in text
+
+
+def test_the_folder_of_the_model_is_not_shown(tmp_path):
+    facts = fixture_run.facts()
+    facts["model"] |= {"source": fixture_run.MODEL_FOLDER, "id": fixture_run.MODEL_FOLDER}
+    page = page_of(fixture_run.write(tmp_path, run_facts=facts))
+    assert "a local folder" in page.text and "/home/" not in page.text
+
+
+def printed(metrics, width=120):
+    console = Console(width=width, record=True, file=open("/dev/null", "w", encoding="utf-8"))
+    console.print(numbers.closing_table(metrics))
+    return console.export_text()
+
+
+def test_the_terminal_table_shows_every_arm_with_interval_and_counts():
+    text = printed(fixture_run.metrics())
+    assert re.search(r"base +│ +−0.05 \(−0.13 to 0.03\) │ +0.02 \(−0.03 to 0.07\) │ +39 │ +10 │ +1 │ +0 │", text)
+    assert re.search(r"distilled − base +│ +0.31 \(0.21 to 0.42\) │ +0.12 \(0.06 to 0.18\) │ +39 │ +10 │", text)
+    assert "p < 0.001" in text and "Distilled beats base" in text
+
+
+def test_the_terminal_table_reads_no_markup_from_names():
+    metrics = copy.deepcopy(fixture_run.metrics())
+    metrics["evaluation"]["scores"]["reward"]["name"] = "[bold]x[/]"
+    assert "[bold]x[/]" in printed(metrics, 160)
