@@ -1,8 +1,9 @@
 """Cards from facts: the README.md of the dataset, the adapter and the base model, rendered from what the run recorded.
 
-Every number is looked up by its name in run.json or metrics.json; nothing is inferred and no model is called. What models,
-prompts and recipes wrote is foreign text: it goes into code fences that it cannot close, or is escaped where it stands in a
-line, unless a template says otherwise. Metadata is made by huggingface_hub, so that it is valid YAML whatever it holds.
+Every number is looked up by its name in run.json or metrics.json; nothing is inferred and no model is called. What
+models, prompts and recipes wrote is foreign text: it goes into code fences that it cannot close, or is escaped where it
+stands in a line, whether or not a template remembers to. Metadata is made by huggingface_hub, so
+that it is valid YAML whatever it holds.
 """
 
 from __future__ import annotations
@@ -33,13 +34,19 @@ PLOTS = {"dataset": ("steps",), "adapter": ("arms", "loss"), "base": ()}
 EXAMPLES = 2
 LONGEST_EXAMPLE = 800  # characters of one text on a card
 # Upper bounds of the Hub's size categories.
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+SIZES = (
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+)
 # What vLLM's --max-lora-rank takes.
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def build(run: Run) -> dict[str, list[str]]:
-    """Write cards/dataset, cards/adapter and (if the base is published) cards/base: README.md and its plots, ready to be committed.
+    """Write cards/dataset, cards/adapter and (if the base is published) cards/base: README.md and its plots.
 
     Returns the files of each folder. DataError if a fact is missing, or if the dataset's files and its numbers differ.
     """
@@ -51,11 +58,26 @@ def build(run: Run) -> dict[str, list[str]]:
     metadata = {"dataset": _dataset_metadata(facts, files), "adapter": _adapter_metadata(facts, metrics)}
     if facts.repos.base:
         metadata["base"] = _base_metadata(facts)
-    context = {"facts": facts, "recipe": facts.recipe, "metrics": metrics, "repos": facts.repos, "files": files, "paper": PAPER, "longest": LONGEST_EXAMPLE,
-               "base_id": _base_id(facts), "source": numbers.model_source(facts.model), "model": numbers.model_name(facts.model),
-               "arms": numbers.arm_rows(metrics), "differences": numbers.difference_rows(metrics), "verdict": numbers.headline(metrics),
-               "caveats": numbers.caveats(facts, metrics), "reasons": plots.rejection_reasons(metrics.sampling.steps),
-               "chains": _example_chains(run), "answers": _example_answers(run), "lora_rank": _lora_rank(facts.recipe)}
+    context = {
+        "facts": facts,
+        "recipe": facts.recipe,
+        "metrics": metrics,
+        "repos": facts.repos,
+        "files": files,
+        "paper": PAPER,
+        "longest": LONGEST_EXAMPLE,
+        "base_id": _base_id(facts),
+        "source": numbers.model_source(facts.model),
+        "model": numbers.model_name(facts.model),
+        "arms": numbers.arm_rows(metrics),
+        "differences": numbers.difference_rows(metrics),
+        "verdict": numbers.headline(metrics),
+        "caveats": numbers.caveats(facts, metrics),
+        "reasons": plots.rejection_reasons(metrics.sampling.steps),
+        "chains": _example_chains(run),
+        "answers": _example_answers(run),
+        "lora_rank": _lora_rank(facts.recipe),
+    }
     written = {}
     for kind, data in metadata.items():
         folder = run["cards"] / kind
@@ -80,20 +102,34 @@ def _draw_missing_plots(run: Run, metrics: Recorded) -> None:
 
 
 def environment() -> Environment:
-    """Jinja for cards: an unknown name is an error, and whatever is put in is escaped unless a filter vouches for it."""
-    env = Environment(loader=FileSystemLoader(packaged_folder("model_cards")), undefined=StrictUndefined, autoescape=True,
-                      finalize=lambda value: value if isinstance(value, Markup) else inline(str(value)),
-                      trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    env.filters |= {"number": numbers.number, "count": numbers.count, "percent": numbers.percent, "interval": numbers.interval,
-                    "duration": lambda s: duration(s) if numbers.measured(s) else numbers.ABSENT, "fenced": fenced, "id": _vouched_id, "arm_name": numbers.arm_name}
+    """Jinja for cards: an unknown name is an error; whatever is put in is escaped unless a filter vouches for it."""
+    env = Environment(
+        loader=FileSystemLoader(packaged_folder("model_cards")),
+        undefined=StrictUndefined,
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else inline(str(value)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    env.filters |= {
+        "number": numbers.number,
+        "count": numbers.count,
+        "percent": numbers.percent,
+        "interval": numbers.interval,
+        "duration": lambda s: duration(s) if numbers.measured(s) else numbers.ABSENT,
+        "fenced": fenced,
+        "id": _vouched_id,
+        "arm_name": numbers.arm_name,
+    }
     return env
 
 
 def inline(text: str) -> Markup:
-    """Text as it can stand anywhere within a line or a table cell: one line, no Markdown, HTML, link or formula in it."""
+    """Text as it can stand within a line or a table cell: one line, no Markdown, HTML, link or formula in it."""
     text = re.sub(r"\s+", " ", _clean(text))
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
     text = re.sub(r"[\\`*\[\]$~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
     # Bare addresses would become links; model text should not send a reader anywhere.
     text = text.replace("://", "&#58;//").replace("@", "&#64;")
     return Markup(re.sub(r"(?i)\bwww\.", "www&#46;", text))
@@ -125,7 +161,9 @@ def _check_repo_id(repo_id: str | None, kind: str) -> None:
         if repo_id is not None:
             validate_repo_id(repo_id)
     except HFValidationError as e:
-        raise DataError(f"the {kind} repo's name {repo_id!r:.80} is not one: {e}", f"Set publish.{kind} in the recipe.") from None
+        raise DataError(
+            f"the {kind} repo's name {repo_id!r:.80} is not one: {e}", f"Set publish.{kind} in the recipe."
+        ) from None
 
 
 # -- metadata
@@ -144,21 +182,39 @@ def _base_id(facts: Recorded) -> str | None:
 
 
 def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardData:
-    configs = [{"config_name": config, "default": True} if config == "sft" else {"config_name": config} for config in files]
+    configs = [
+        {"config_name": config, "default": True} if config == "sft" else {"config_name": config} for config in files
+    ]
     for entry in configs:
-        entry["data_files"] = [{"split": split, "path": f"{entry['config_name']}/{split}-*.parquet"} for split in files[entry["config_name"]]["splits"]]
+        entry["data_files"] = [
+            {"split": split, "path": f"{entry['config_name']}/{split}-*.parquet"}
+            for split in files[entry["config_name"]]["splits"]
+        ]
     rows = sum(n for config in files.values() for n in config["splits"].values())
     return DatasetCardData(
-        pretty_name=f"{facts.recipe.name}: distilled self-critique", language=[facts.recipe.publish.language], license=_license(facts),
-        task_categories=["text-generation"], size_categories=[next((name for top, name in SIZES if rows < top), "n>10M")],
-        tags=["synthetic", *TAGS], configs=configs)
+        pretty_name=f"{facts.recipe.name}: distilled self-critique",
+        language=[facts.recipe.publish.language],
+        license=_license(facts),
+        task_categories=["text-generation"],
+        size_categories=[next((name for top, name in SIZES if rows < top), "n>10M")],
+        tags=["synthetic", *TAGS],
+        configs=configs,
+    )
 
 
 def _adapter_metadata(facts: Recorded, metrics: Recorded) -> ModelCardData:
     return ModelCardData(
-        model_name=facts.repos.adapter.split("/")[-1], base_model=_base_id(facts), base_model_relation="adapter", datasets=[facts.repos.dataset],
-        language=[facts.recipe.publish.language], license=_license(facts), library_name="peft", pipeline_tag="text-generation",
-        tags=["lora", "synthetic", *TAGS], eval_results=_eval_results(facts, metrics) or None)
+        model_name=facts.repos.adapter.split("/")[-1],
+        base_model=_base_id(facts),
+        base_model_relation="adapter",
+        datasets=[facts.repos.dataset],
+        language=[facts.recipe.publish.language],
+        license=_license(facts),
+        library_name="peft",
+        pipeline_tag="text-generation",
+        tags=["lora", "synthetic", *TAGS],
+        eval_results=_eval_results(facts, metrics) or None,
+    )
 
 
 def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
@@ -166,23 +222,40 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
     if "distilled" not in evaluation.arms:
         return []
     arm, metric = evaluation.arms.distilled, {"reward": facts.recipe.reward, "second": facts.recipe.second_scorer}
-    return [EvalResult(task_type="text-generation", dataset_type=facts.repos.dataset, dataset_name=f"{facts.recipe.name}, held-out prompts",
-                       dataset_config="evaluation", dataset_split=evaluation.split, dataset_revision=facts.repos.get("dataset_revision"),
-                       metric_type=metric[s].metric, metric_name=evaluation.scores[s].name, metric_value=arm[s].mean)
-            for s in ("reward", "second") if s in evaluation.scores and numbers.measured(arm[s].mean)]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=facts.repos.dataset,
+            dataset_name=f"{facts.recipe.name}, held-out prompts",
+            dataset_config="evaluation",
+            dataset_split=evaluation.split,
+            dataset_revision=facts.repos.get("dataset_revision"),
+            metric_type=metric[s].metric,
+            metric_name=evaluation.scores[s].name,
+            metric_value=arm[s].mean,
+        )
+        for s in ("reward", "second")
+        if s in evaluation.scores and numbers.measured(arm[s].mean)
+    ]
 
 
 def _base_metadata(facts: Recorded) -> ModelCardData:
     return ModelCardData(
-        base_model=facts.model.get("upstream"), base_model_relation=facts.model.get("relation"), language=[facts.recipe.publish.language],
-        license=facts.model.license or "unknown", library_name="transformers", pipeline_tag="text-generation", tags=["distilled-self-critique"])
+        base_model=facts.model.get("upstream"),
+        base_model_relation=facts.model.get("relation"),
+        language=[facts.recipe.publish.language],
+        license=facts.model.license or "unknown",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["distilled-self-critique"],
+    )
 
 
 # -- what is told besides numbers
 
 
 def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
-    """Configs and splits as they lie in dataset/, with rows and columns from the files themselves; checked against metrics.json."""
+    """Configs and splits as they lie in dataset/, rows and columns from the files; checked against metrics.json."""
     out: dict[str, dict[str, Any]] = {}
     for config in CONFIGS:
         splits: dict[str, int] = {}
@@ -195,17 +268,21 @@ def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
         if splits:
             ordered = sorted(splits, key=lambda s: SPLITS.index(s) if s in SPLITS else len(SPLITS))
             out[config] = {"splits": {s: splits[s] for s in ordered}, "columns": columns}
-        for split, n in (metrics.dataset[config].items() if config in metrics.dataset else ()):
+        for split, n in metrics.dataset[config].items() if config in metrics.dataset else ():
             if splits.get(split, 0) != n:
-                raise DataError(f"dataset/{config} has {splits.get(split, 0)} rows of the split '{split}', metrics.json says {n}",
-                                "Remove dataset.done.json from the run folder and run again: the stage 'dataset' writes both.")
+                raise DataError(
+                    f"dataset/{config} has {splits.get(split, 0)} rows of the split '{split}', metrics.json says {n}",
+                    "Remove dataset.done.json from the run folder and run again: the stage 'dataset' writes both.",
+                )
     return out
 
 
 def _example_chains(run: Run) -> list[dict[str, Any]]:
     """The first training chains in the order of their keys: kept or not, chosen by nobody."""
     prompts = {p["id"]: p["text"] for p in run.rows("prompts.jsonl") if p["split"] == "train"}
-    chains = sorted((Chain.from_row(r) for r in run.rows("chains.jsonl") if r["prompt_id"] in prompts), key=lambda c: c.key)
+    chains = sorted(
+        (Chain.from_row(r) for r in run.rows("chains.jsonl") if r["prompt_id"] in prompts), key=lambda c: c.key
+    )
     return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:EXAMPLES]]
 
 
@@ -213,7 +290,13 @@ def _example_answers(run: Run) -> list[dict[str, Any]]:
     """The first evaluated prompts in the order of their ids, with every arm's answer."""
     rows = list(run.rows("evaluation/answers.jsonl"))
     ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES]
-    return [{"prompt": next(r["prompt"] for r in rows if r["prompt_id"] == i), "answers": [r for r in rows if r["prompt_id"] == i]} for i in ids]
+    return [
+        {
+            "prompt": next(r["prompt"] for r in rows if r["prompt_id"] == i),
+            "answers": [r for r in rows if r["prompt_id"] == i],
+        }
+        for i in ids
+    ]
 
 
 def _lora_rank(recipe: Recorded) -> int:

@@ -23,7 +23,6 @@ import signal
 import sys
 import time
 import typing
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -91,6 +90,9 @@ _REFUSED_LORA = {
                     "megatron_config".split(), "needs a preparation of its own, which dsc does not make; remove it"),
 }
 _REFUSED_QUANTIZATION = {"llm_int8_enable_fp32_cpu_offload": "the model lies whole on one device; remove it"}
+# What people write for keys whose names are too far from it to be guessed by their letters.
+_MEANT = {"rank": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "lora_r": "r", "lr": "learning_rate",
+          "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size", "max_seq_length": "max_length"}
 # A served adapter is added to the base as published; these inits change the base itself.
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 
@@ -153,7 +155,8 @@ def _checked(name: str, given: Mapping[str, Any], known: Collection[str], refuse
             if value not in (None, False, [], {}):  # said to be off, as it is
                 problems.append(f"{where}: {refused[key]}")
         elif key not in known:
-            close = difflib.get_close_matches(key, sorted(set(known) - set(refused)), n=1)
+            meant = _MEANT.get(key)
+            close = [meant] if meant in known else difflib.get_close_matches(key, sorted(set(known) - set(refused)), n=1)
             problems.append(f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else ""))
         elif key in types:
             try:
@@ -234,10 +237,13 @@ def _rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
         if not path.is_file():
             continue
         with path.open("rb") as file:
-            columns = set(pq.read_schema(file).names)
+            content = pq.ParquetFile(file)
+            columns = set(content.schema_arrow.names)
+            if not content.metadata.num_rows:
+                continue
             if missing := {"prompt", "completion"} - columns:
                 raise DataError(f"{path.name} has no column '{min(missing)}'; it has {sorted(columns)}", "Make the dataset again with `dsc run`.")
-            table = pq.read_table(file, columns=["prompt", "completion", *(["split"] if "split" in columns else [])])
+            table = content.read(columns=["prompt", "completion", *(["split"] if "split" in columns else [])])
         if "split" in columns and "test" in table.column("split").to_pylist():
             raise DataError(f"{path.name} holds test rows (column 'split')", "Training never sees them: make the dataset again with `dsc run`.")
         for number, row in enumerate(table.select(["prompt", "completion"]).to_pylist(), 1):
@@ -618,13 +624,12 @@ def _say_end(run: Run, summary: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars of other libraries beside our line, and none of their messages that are known to mean nothing here."""
+    """No bars of other libraries beside our line."""
     bars, weights = datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            yield
+        yield
     finally:
         if not bars:
             datasets.enable_progress_bars()

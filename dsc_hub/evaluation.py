@@ -149,7 +149,8 @@ def write_answers(run: Run, answers: list[dict[str, Any]], split: str) -> Path:
     for answer in answers:
         rows.append(answer)
     rows.close()
-    path = run["evaluation"] / f"{split}-00000-of-00001.parquet"
+    path = run["dataset"] / "evaluation" / f"{split}-00000-of-00001.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(answers, schema=ANSWERS), path)
     return path
 

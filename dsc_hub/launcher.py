@@ -42,7 +42,7 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
     command = [sys.executable, "-m", "dsc_hub.keeper", *_command(run, config_file, processes)]
     with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
         error_file = Path(folder) / "error.json"
-        environment = _environment() | {ERROR_FILE: str(error_file)}
+        environment = _environment(processes) | {ERROR_FILE: str(error_file)}
         code, last = _stream(command, environment, run[LOG])
         if error_file.is_file():
             raise _error(json.loads(error_file.read_text(encoding="utf-8")))
@@ -94,10 +94,14 @@ def _visible_gpus() -> int:
     return 0 if not listed or listed[0].strip() == "-1" else min(present, len(listed))
 
 
-def _environment() -> dict[str, str]:
+def _environment(processes: int) -> dict[str, str]:
     """Ours, without what a launcher above us left in it: the children would take its rank and wait for its processes."""
     environment = machine.without_launcher(os.environ)
     environment["PYTHONUNBUFFERED"] = "1"
+    # accelerate sets its own (see `_command`); torchrun without it gives each process one thread, and a page about it.
+    environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))
+    # OpenMP threads spin while they wait for each other; beside any other busy process that makes a step many times as long.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # trl reports each training to its makers unless told not to; a run sends nothing that its user did not ask for.
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return environment

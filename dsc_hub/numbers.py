@@ -1,8 +1,8 @@
-"""Recorded numbers, looked up by name and written for people. Turns metrics.json and run.json into words and table cells.
+"""Recorded numbers, looked up by name and written for people: metrics.json and run.json as words and table cells.
 
-Computes no statistics. What was not measured is written "–" with its reason and never as 0; what should have been recorded
-and was not is a DataError that names the stage. Used by the report, the cards and the terminal alike, so that the three
-never disagree.
+Computes no statistics. What was not measured is written "–" with its reason and never as 0; what should have been
+recorded and was not is a DataError that names the stage. Used by the report, the cards and the terminal alike, so that
+the three never disagree.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class Recorded(Mapping[str, Any]):
         if self._file == "run.json":
             return "It is recorded when a run starts: run the recipe again with `dsc run`."
         stage = _WRITTEN_BY.get(path[0], path[0])
-        return f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again."
+        return (
+            f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again."
+        )
 
 
 def _wrap(value: Any, file: str, path: tuple[str, ...]) -> Any:
@@ -109,7 +111,10 @@ def p_value(p: float | None) -> str:
 
 
 def interval(estimate: Mapping[str, Any]) -> str:
-    """`0.31 (0.20 to 0.42)`; without bounds `0.31 (no interval: too few groups)`; without a mean `– (not measured)`, with the reason if given."""
+    """`0.31 (0.20 to 0.42)`; `0.31 (no interval: too few groups)` without bounds; `– (not measured)` without a mean.
+
+    A recorded `reason` stands in the place of ours.
+    """
     reason = estimate.get("reason")
     if not measured(estimate["mean"]):
         return f"{ABSENT} ({reason or 'not measured'})"
@@ -129,7 +134,11 @@ def difference_name(key: str) -> str:
 
 def model_name(model: Mapping[str, Any]) -> str:
     """The model's id; of a path its last part."""
-    return model["id"] if model["id"].count("/") == 1 and not model["id"].startswith(("/", ".", "~")) else model["id"].rstrip("/").split("/")[-1]
+    return (
+        model["id"]
+        if model["id"].count("/") == 1 and not model["id"].startswith(("/", ".", "~"))
+        else model["id"].rstrip("/").split("/")[-1]
+    )
 
 
 def model_source(model: Mapping[str, Any]) -> str:
@@ -151,38 +160,57 @@ class Verdict:
 
 
 def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float) -> Verdict:
-    """What the recorded difference `one - other` says about this score. Only an interval that leaves out zero is a difference."""
+    """What the difference `one - other` says about a score. Only an interval that leaves out zero is a difference."""
     one, other = (arm_name(a) for a in key.split(" - "))
     subject, name = one[:1].upper() + one[1:], score["name"]
     mean, low, high = difference["mean"], difference["low"], difference["high"]
     if not measured(mean):
-        return Verdict("unmeasured", f"Not measured: {one} against {other} on {name} ({difference.get('reason') or 'no reason recorded'}).")
+        return Verdict(
+            "unmeasured",
+            f"Not measured: {one} against {other} on {name} ({difference.get('reason') or 'no reason recorded'}).",
+        )
     if not (measured(low) and measured(high)):
-        return Verdict("unmeasured", f"{subject} minus {other} on {name} is {number(mean)}, without an interval: no difference can be claimed.")
+        return Verdict(
+            "unmeasured",
+            f"{subject} minus {other} on {name} is {number(mean)}, without an interval: no difference can be claimed.",
+        )
     if low <= 0 <= high:
-        return Verdict("unclear", f"No difference shown between {one} and {other} on {name}: {_evidence(mean, low, high, difference, confidence)}.")
+        return Verdict(
+            "unclear",
+            f"No difference shown between {one} and {other} on {name}: "
+            f"{_evidence(mean, low, high, difference, confidence)}.",
+        )
     if mean < 0:  # told as a positive amount, so that "by" reads right; the bounds change places with their signs
         mean, low, high = -mean, -high, -low
     if (difference["mean"] > 0) == score["higher_is_better"]:
-        return Verdict("better", f"{subject} beats {other} on {name} by {_evidence(mean, low, high, difference, confidence)}.")
-    return Verdict("worse", f"{subject} is worse than {other} on {name} by {_evidence(mean, low, high, difference, confidence)}.")
+        return Verdict(
+            "better", f"{subject} beats {other} on {name} by {_evidence(mean, low, high, difference, confidence)}."
+        )
+    return Verdict(
+        "worse", f"{subject} is worse than {other} on {name} by {_evidence(mean, low, high, difference, confidence)}."
+    )
 
 
 def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any], confidence: float) -> str:
-    return (f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p'])}; "
-            f"{count(difference['n'])} prompts in {count(difference['groups'])} groups)")
+    return (
+        f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p'])}; "
+        f"{count(difference['n'])} prompts in {count(difference['groups'])} groups)"
+    )
 
 
 def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
-    """The headline first (distilled against the baseline, on the reward), then the same on the second scorer if there is one."""
+    """The headline (distilled against the baseline, on the reward), then the same on the second scorer if there is."""
     evaluation = metrics["evaluation"]
     differences = evaluation["differences"]
     key = next((k for k in differences if k.startswith("distilled - ")), next(iter(differences), None))
     if key is None:
         return [Verdict("unmeasured", "No comparison was made: the evaluation has one arm only.")]
     scores = evaluation["scores"]
-    return [compare(key, differences[key][s], scores[s], evaluation["confidence"])
-            for s in ("reward", "second") if s in scores and s in differences[key]]
+    return [
+        compare(key, differences[key][s], scores[s], evaluation["confidence"])
+        for s in ("reward", "second")
+        if s in scores and s in differences[key]
+    ]
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
@@ -205,9 +233,18 @@ def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         row = {"arm": arm, "name": arm_name(arm), "reward": interval(reward)}
         if "second" in evaluation["scores"]:
             row |= {"second": interval(a["second"]), "second_unscored": count(a["second"]["unscored"])}
-        rows.append(row | {"n": count(reward["n"]), "groups": count(reward["groups"]), "unscored": count(reward["unscored"]),
-                           "failed": count(reward["failed"]), "length": number(a["new_tokens_mean"], 0),
-                           "stops": percent(a["stops_by_itself"])})
+        rows.append(
+            row
+            | {
+                "n": count(reward["n"]),
+                "groups": count(reward["groups"]),
+                "unscored": count(reward["unscored"]),
+                "failed": count(reward["failed"]),
+                "length": number(a["new_tokens_mean"], 0),
+                "stops": percent(a["stops_by_itself"]),
+                "defects": percent(a.get("defects")),
+            }
+        )
     return rows
 
 
@@ -223,10 +260,10 @@ def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def closing_table(metrics: Mapping[str, Any]) -> Table:
-    """What the terminal shows at the end: arms by score with interval and counts, differences below, the verdict as caption."""
+    """What the terminal shows at the end: arms by score with interval and counts, differences below."""
     evaluation = metrics["evaluation"]
     scores = [s for s in ("reward", "second") if s in evaluation["scores"]]
-    table = Table(caption=Text(headline(metrics), style="bold"), caption_justify="left")
+    table = Table()
     table.add_column(Text(f"{evaluation['split']} split"))
     for s in scores:
         title = "reward" if s == "reward" else "second scorer"
@@ -249,45 +286,74 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
 def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     """What a careful reader would hold against these numbers, one sentence or two each, from recorded facts only."""
     evaluation, chain = metrics["evaluation"], facts["recipe"]["chain"]
-    rule = {"improve": "With the rule 'improve' it is a hill climb.",
-            "always": "With the rule 'always' nothing is rejected for its reward: it is plain self-critique.",
-            "metropolis": f"The rule 'metropolis' at T = {chain['temperature']:g} does not mend that."}[chain["acceptance"]]
-    out = [f"Critique-and-revise is not a reversible proposal, so the chain does not sample p(x|c)·exp(r(x)/T) exactly: it is a heuristic sampler. {rule}"]
+    rule = {
+        "improve": "With the rule 'improve' it is a hill climb.",
+        "always": "With the rule 'always' nothing is rejected for its reward: it is plain self-critique.",
+        "metropolis": f"The rule 'metropolis' at T = {chain['temperature']:g} does not mend that.",
+    }[chain["acceptance"]]
+    out = [
+        "Critique-and-revise is not a reversible proposal, so the chain does not sample p(x|c)·exp(r(x)/T) exactly: "
+        f"it is a heuristic sampler. {rule}"
+    ]
     if "second" in evaluation["scores"]:
-        out.append("The reward that is reported also chose the training data, so part of a gain on it may be gaming. "
-                   f"Look at the second scorer, {evaluation['scores']['second']['name']}, which chose nothing.")
+        out.append(
+            "The reward that is reported also chose the training data, so part of a gain on it may be gaming. "
+            f"Look at the second scorer, {evaluation['scores']['second']['name']}, which chose nothing."
+        )
     else:
-        out.append("The reward that is reported also chose the training data, and no second scorer was recorded: "
-                   "a gain cannot be told from gaming the reward.")
-    out += [*_running_on(evaluation["arms"]), *_left_out(evaluation["arms"]), *_test_set(metrics)]
-    out.append("Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent.")
+        out.append(
+            "The reward that is reported also chose the training data, and no second scorer was recorded: "
+            "a gain cannot be told from gaming the reward."
+        )
+    out += [*_side_effects(evaluation["arms"]), *_left_out(evaluation["arms"]), *_test_set(metrics)]
+    out.append(
+        "Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent."
+    )
     out.append(f"Arms were served on: {evaluation['served_on']}. Numbers on other weights may differ.")
-    out.append("All answers are a model's. They may be wrong, and the scorers measure one property of a text, not whether it is true or useful.")
+    out.append(
+        "All answers are a model's. They may be wrong, and the scorers measure one property of a text, "
+        "not whether it is true or useful."
+    )
     return out
 
 
-def _running_on(arms: Mapping[str, Any]) -> list[str]:
+def _side_effects(arms: Mapping[str, Any]) -> list[str]:
+    """What got worse between base and distilled besides the scores: running on, and answers that are not clean."""
     if not {"base", "distilled"} <= set(arms):
         return []
+    out = []
     before, after = (arms[a]["stops_by_itself"] for a in ("base", "distilled"))
-    if not (measured(before) and measured(after)) or after >= before:
-        return []
-    return [f"The distilled model ends by itself less often than the base ({percent(after)} against {percent(before)} of answers); the rest is cut off."]
+    if measured(before) and measured(after) and after < before:
+        told = f"{percent(after)} against {percent(before)} of answers"
+        out.append(f"The distilled model ends by itself less often than the base ({told}); the rest is cut off.")
+    before, after = (arms[a].get("defects") for a in ("base", "distilled"))
+    if measured(before) and measured(after) and after > before:
+        told = f"{percent(after)} against {percent(before)}"
+        out.append(
+            f"More of the distilled model's answers are not clean than of the base's ({told}): "
+            "empty, cut off, repeating themselves, copying the critique or talking about the conversation."
+        )
+    return out
 
 
 def _left_out(arms: Mapping[str, Any]) -> list[str]:
-    missing = [f"{arm_name(arm)} {a['reward']['unscored']} unscored and {a['reward']['failed']} failed"
-               for arm, a in arms.items() if a["reward"]["unscored"] or a["reward"]["failed"]]
+    missing = [
+        f"{arm_name(arm)} {a['reward']['unscored']} unscored and {a['reward']['failed']} failed"
+        for arm, a in arms.items()
+        if a["reward"]["unscored"] or a["reward"]["failed"]
+    ]
     return [f"Left out of the means, and not counted as zero: {'; '.join(missing)}."] if missing else []
 
 
 def _test_set(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["evaluation"]["split"] != "test":
-        return [f"These numbers are of the {metrics['evaluation']['split']} split, which choices may have been made on; they flatter."]
+        split = metrics["evaluation"]["split"]
+        return [f"These numbers are of the {split} split, which choices may have been made on; they flatter."]
     if "test_set" not in metrics:
         return ["How often this test set was scored before is not recorded."]
     n = metrics["test_set"]["adapters_scored"]
     if not measured(n):
         return ["How often this test set was scored before is not recorded."]
     told = "1 adapter has" if n == 1 else f"{n} adapters have"
-    return [f"{told} been scored on this test set ({metrics['test_set']['id']}); every further look makes a gain by chance likelier."]
+    name = metrics["test_set"]["id"]
+    return [f"{told} been scored on this test set ({name}); every further look makes a gain by chance likelier."]

@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dsc_hub.numbers import arm_name, count, interval, measured, number
 
@@ -26,13 +27,31 @@ ARM_COLOURS = {"base": QUIET, "self_critique": SECOND, "distilled": ACCENT}
 REASON_COLOURS = ("#c9b79a", "#d99a6c", "#b57c8e", "#8f8fb8", "#a9b4bf", "#c7a3c9")
 # Colour in the drawing -> CSS variable of the page.
 CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
-    colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)}
+    colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)
+}
 _STYLE = {
-    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9.5, "text.parse_math": False,
-    "text.color": INK, "axes.labelcolor": MUTED, "xtick.color": MUTED, "ytick.color": INK, "axes.edgecolor": LINE,
-    "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 10,
-    "axes.spines.top": False, "axes.spines.right": False, "xtick.major.size": 0, "ytick.major.size": 0,
-    "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.8, "axes.axisbelow": True, "figure.constrained_layout.h_pad": 0.09,
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.h_pad": 0.09,
     "figure.constrained_layout.w_pad": 0.09,
 }
 
@@ -60,9 +79,17 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
             if measured(estimate["mean"]):
                 _dot(ax, estimate, y, ARM_COLOURS.get(arm, QUIET))
             else:
-                ax.text(0.5, y, interval(estimate), color=MUTED, ha="center", va="center", transform=ax.get_yaxis_transform())
-        ax.set_title(("Reward: " if s == "reward" else "Second scorer: ") + score["name"])
-        ax.set_xlabel(f"{score['unit']}, {'higher' if score['higher_is_better'] else 'lower'} is better")
+                ax.text(
+                    0.5,
+                    y,
+                    interval(estimate),
+                    color=MUTED,
+                    ha="center",
+                    va="center",
+                    transform=ax.get_yaxis_transform(),
+                )
+        ax.set_title(("Reward: " if s == "reward" else "Second scorer: ") + _short(score["name"]))
+        ax.set_xlabel(f"{_short(score['unit'])}, {'higher' if score['higher_is_better'] else 'lower'} is better")
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)
         ax.margins(x=0.16)
@@ -74,9 +101,13 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
 
 def _dot(ax: Axes, estimate: Mapping[str, Any], y: float, colour: str) -> None:
     if measured(estimate["low"]) and measured(estimate["high"]):
-        ax.plot([estimate["low"], estimate["high"]], [y, y], color=colour, linewidth=3.2, alpha=0.45, solid_capstyle="round")
+        ax.plot(
+            [estimate["low"], estimate["high"]], [y, y], color=colour, linewidth=3.2, alpha=0.45, solid_capstyle="round"
+        )
     ax.plot([estimate["mean"]], [y], "o", color=colour, markersize=8)
-    ax.annotate(number(estimate["mean"]), (estimate["mean"], y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    ax.annotate(
+        number(estimate["mean"]), (estimate["mean"], y), (0, 8), textcoords="offset points", ha="center", fontsize=9
+    )
 
 
 def steps(metrics: Mapping[str, Any]) -> Figure | None:
@@ -95,7 +126,10 @@ def _reward_by_step(ax: Axes, sampling: Mapping[str, Any]) -> None:
     first = {"step": 0, "estimate": sampling["first_reward"]}
     state = [first, *({"step": s["step"], "estimate": s["reward_state"]} for s in sampling["steps"])]
     proposed = [{"step": s["step"], "estimate": s["reward_proposed"]} for s in sampling["steps"]]
-    for points, colour, label, shift in ((proposed, SECOND, "proposed", 0.06), (state, ACCENT, "state of the chain", -0.06)):
+    for points, colour, label, shift in (
+        (proposed, SECOND, "proposed", 0.06),
+        (state, ACCENT, "state of the chain", -0.06),
+    ):
         points = [p for p in points if measured(p["estimate"]["mean"])]
         xs, ys = [p["step"] + shift for p in points], [p["estimate"]["mean"] for p in points]
         for x, p in zip(xs, points, strict=True):
@@ -124,7 +158,10 @@ def unexplained(step: Mapping[str, Any]) -> int:
 def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
     reasons = rejection_reasons(step_rows)
     parts = [("accepted", ACCENT, [s["accepted"] for s in step_rows])]
-    parts += [(r, REASON_COLOURS[i % len(REASON_COLOURS)], [s["rejected"].get(r, 0) for s in step_rows]) for i, r in enumerate(reasons)]
+    parts += [
+        (r, REASON_COLOURS[i % len(REASON_COLOURS)], [s["rejected"].get(r, 0) for s in step_rows])
+        for i, r in enumerate(reasons)
+    ]
     if any(unexplained(s) for s in step_rows):
         parts.append(("not accounted for", LINE, [max(0, unexplained(s)) for s in step_rows]))
     ys, at = [s["step"] for s in step_rows], [0] * len(step_rows)
@@ -133,15 +170,32 @@ def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
         ax.barh(ys, widths, left=at, color=colour, height=0.56, label=_short(name), linewidth=0)
         for y, x, w in zip(ys, at, widths, strict=True):
             if w > 0.06 * most and len(ys) <= 12:
-                ax.text(x + w / 2, y, count(w), ha="center", va="center", color="#ffffff" if colour == ACCENT else "#26221c", fontsize=9)
+                ax.text(
+                    x + w / 2,
+                    y,
+                    count(w),
+                    ha="center",
+                    va="center",
+                    color="#ffffff" if colour == ACCENT else "#26221c",
+                    fontsize=9,
+                )
         at = [a + w for a, w in zip(at, widths, strict=True)]
     ax.set_title("What became of the proposals")
     ax.set_yticks(ys if len(ys) <= 12 else ys[::8], [f"step {y}" for y in (ys if len(ys) <= 12 else ys[::8])])
-    ax.invert_yaxis()
+    ax.set_ylim(max(ys) + (0.5 if len(ys) > 1 else 0.8), min(ys) - (0.5 if len(ys) > 1 else 0.8))
     ax.set_xlim(0, most)
     ax.grid(axis="y", visible=False)
     ax.spines["left"].set_visible(False)
-    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.02, -0.1), ncols=2, fontsize=8.5, handlelength=1, handleheight=1, columnspacing=1.4)
+    ax.legend(
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(-0.02, -0.1),
+        ncols=2,
+        fontsize=8.5,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.4,
+    )
 
 
 def _short(text: str) -> str:
@@ -158,23 +212,30 @@ def loss(training_log: Iterable[Mapping[str, Any]]) -> Figure | None:
         return None
     figure = Figure(figsize=(9, 2.7), layout="constrained")
     ax = figure.subplots()
-    ax.plot(*zip(*train, strict=True), color=QUIET, linewidth=1.6, marker="o" if len(train) < 3 else "", label="training")
+    ax.plot(
+        *zip(*train, strict=True), color=QUIET, linewidth=1.6, marker="o" if len(train) < 3 else "", label="training"
+    )
     if validation:
-        ax.plot(*zip(*validation, strict=True), color=ACCENT, linewidth=1.6, marker="o", markersize=6, label="validation")
+        ax.plot(
+            *zip(*validation, strict=True), color=ACCENT, linewidth=1.6, marker="o", markersize=6, label="validation"
+        )
     ax.set_title("Loss on the completion (nats per token)")
     ax.set_xlabel("optimizer step")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     ax.grid(axis="x", visible=False)
     ax.legend(frameon=False, fontsize=9)
     return figure
 
 
 def as_svg(figure: Figure, name: str, title: str = "") -> str:
-    """The drawing as an SVG element to stand in a page: no header, no metadata, colours as CSS variables. Same input, same bytes."""
+    """The drawing as an SVG element: no header, no metadata, colours as CSS variables. Same input, same bytes."""
     text = io.StringIO()
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        figure.savefig(
+            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     svg = text.getvalue()
-    svg = svg[svg.index("<svg"):]
+    svg = svg[svg.index("<svg") :]
     # Its style element would rule the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.S)
     for colour, css in CSS_NAMES.items():
@@ -184,7 +245,12 @@ def as_svg(figure: Figure, name: str, title: str = "") -> str:
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', svg)
     svg = re.sub(r"'DejaVu Sans'", "var(--font)", svg)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" ([^>]*?)width="[^"]*"', r'<svg role="img" \1\2', svg, count=1)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" ([^>]*?)width="[^"]*"',
+        rf'<svg role="img" aria-label="{html.escape(title)}" \1\2',
+        svg,
+        count=1,
+    )
 
 
 def save_png(figure: Figure, path: Path) -> None:

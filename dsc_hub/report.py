@@ -1,8 +1,8 @@
 """One finished run on one self-contained page: report.html, and the plots that the cards use in cards/.
 
 Reads run.json, metrics.json, the training log and the evaluated answers; computes no statistics and calls no model. The
-page needs no script and asks for nothing from outside; what models and prompts wrote is escaped, and a content policy in
-the page forbids whatever an escape might have missed.
+page needs no script and asks for nothing from outside; what models and prompts wrote is escaped, and a content policy
+in the page forbids whatever an escape might have missed.
 """
 
 from __future__ import annotations
@@ -34,25 +34,45 @@ def build(run: Run) -> dict[str, Any]:
     figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
     for name, figure in figures.items():
         plots.save_png(figure, run["cards"] / f"{name}.png")
-    page = _environment().get_template("report.html.jinja").render(
-        facts=facts, recipe=facts.recipe, metrics=metrics, verdicts=_verdicts(metrics),
-        plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
-        arms=numbers.arm_rows(metrics) if "evaluation" in metrics else [],
-        differences=numbers.difference_rows(metrics) if "evaluation" in metrics else [],
-        steps=step_rows(metrics) if "sampling" in metrics else [],
-        reasons=plots.rejection_reasons(metrics.sampling.steps) if "sampling" in metrics else [],
-        examples=_examples(run, metrics), caveats=numbers.caveats(facts, metrics) if "evaluation" in metrics else [],
-        source=numbers.model_source(facts.model), model=numbers.model_name(facts.model),
+    page = (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            facts=facts,
+            recipe=facts.recipe,
+            metrics=metrics,
+            verdicts=_verdicts(metrics),
+            plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
+            arms=numbers.arm_rows(metrics) if "evaluation" in metrics else [],
+            differences=numbers.difference_rows(metrics) if "evaluation" in metrics else [],
+            steps=step_rows(metrics) if "sampling" in metrics else [],
+            reasons=plots.rejection_reasons(metrics.sampling.steps) if "sampling" in metrics else [],
+            examples=_examples(run, metrics),
+            caveats=numbers.caveats(facts, metrics) if "evaluation" in metrics else [],
+            source=numbers.model_source(facts.model),
+            model=numbers.model_name(facts.model),
+        )
     )
     write_whole(run["report.html"], page)
     return {"bytes": len(page.encode()), "plots": len(figures)}
 
 
 def _environment() -> Environment:
-    env = Environment(loader=FileSystemLoader(packaged_folder("model_cards")), undefined=StrictUndefined, autoescape=True,
-                      trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"number": numbers.number, "count": numbers.count, "percent": numbers.percent, "interval": numbers.interval,
-                    "duration": lambda s: duration(s) if numbers.measured(s) else numbers.ABSENT, "shorten": _shorten}
+    env = Environment(
+        loader=FileSystemLoader(packaged_folder("model_cards")),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {
+        "number": numbers.number,
+        "count": numbers.count,
+        "percent": numbers.percent,
+        "interval": numbers.interval,
+        "duration": lambda s: duration(s) if numbers.measured(s) else numbers.ABSENT,
+        "shorten": _shorten,
+    }
     return env
 
 
@@ -65,10 +85,18 @@ def _verdicts(metrics: Recorded) -> list[numbers.Verdict]:
 def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row per step: proposals = accepted + rejected by reason (+ what is not accounted for), and the rewards."""
     reasons = plots.rejection_reasons(metrics["sampling"]["steps"])
-    return [{"step": s["step"], "proposals": s["proposals"], "accepted": s["accepted"],
-             "rejected": [s["rejected"].get(r, 0) for r in reasons], "unexplained": plots.unexplained(s),
-             "proposed": numbers.interval(s["reward_proposed"]), "state": numbers.interval(s["reward_state"])}
-            for s in metrics["sampling"]["steps"]]
+    return [
+        {
+            "step": s["step"],
+            "proposals": s["proposals"],
+            "accepted": s["accepted"],
+            "rejected": [s["rejected"].get(r, 0) for r in reasons],
+            "unexplained": plots.unexplained(s),
+            "proposed": numbers.interval(s["reward_proposed"]),
+            "state": numbers.interval(s["reward_state"]),
+        }
+        for s in metrics["sampling"]["steps"]
+    ]
 
 
 def _shorten(text: str) -> str:
@@ -76,17 +104,25 @@ def _shorten(text: str) -> str:
 
 
 def _examples(run: Run, metrics: Recorded) -> list[dict[str, Any]]:
-    """The first prompts by id, not chosen by anyone, and the one where the distilled model did worst against the base."""
+    """The first prompts by id, chosen by nobody, and the one where the distilled model did worst against the base."""
+    if "evaluation" not in metrics:
+        return []
     by_prompt: dict[str, dict[str, Any]] = {}
     for row in run.rows("evaluation/answers.jsonl"):
         by_prompt.setdefault(row["prompt_id"], {})[row["arm"]] = row
     worst = _worst(by_prompt, metrics)
     shown = [i for i in sorted(by_prompt) if i != worst][:EXAMPLES] + ([worst] if worst else [])
-    return [{"title": "the distilled model's worst against the base" if i == worst else "", "arms": by_prompt[i]} for i in shown]
+    return [
+        {"title": "the distilled model's worst against the base" if i == worst else "", "arms": by_prompt[i]}
+        for i in shown
+    ]
 
 
 def _worst(by_prompt: Mapping[str, Mapping[str, Any]], metrics: Recorded) -> str | None:
     sign = 1 if metrics.evaluation.scores.reward.higher_is_better else -1
-    change = {i: sign * (arms["distilled"]["reward"] - arms["base"]["reward"]) for i, arms in sorted(by_prompt.items())
-              if all(a in arms and numbers.measured(arms[a]["reward"]) for a in ("base", "distilled"))}
+    change = {
+        i: sign * (arms["distilled"]["reward"] - arms["base"]["reward"])
+        for i, arms in sorted(by_prompt.items())
+        if all(a in arms and numbers.measured(arms[a]["reward"]) for a in ("base", "distilled"))
+    }
     return min(change, key=change.__getitem__) if change else None

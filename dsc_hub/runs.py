@@ -26,9 +26,9 @@ from dsc_hub.errors import RunError
 STAGE_FILES: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts.jsonl",),
     "sampling": ("turns.jsonl", "chains.jsonl", "failed.jsonl"),
-    "dataset": ("dataset",),
+    "dataset": ("dataset/sft", "dataset/preference", "dataset/chains"),
     "distill": ("adapter",),
-    "evaluation": ("evaluation",),
+    "evaluation": ("evaluation", "dataset/evaluation"),
     "report": ("report.html",),
     "cards": ("cards",),
 }
@@ -173,13 +173,18 @@ class Run:
 
     # -- what another run has done already
 
-    def take_over(self, stage: str, fingerprint: str, siblings: Iterable[Run]) -> Path | None:
+    def take_over(self, stage: str, fingerprint: str, before: Iterable[str], siblings: Iterable[Run]) -> Path | None:
         """Copy a stage's files and marker from a sibling that finished the same work; the donor's folder, or None.
 
-        Copies, not links: rows of a taken-over file may be appended to here without changing the donor.
+        Only from one whose stages `before` are the very ones this run has (equal markers): the evaluation of an adapter
+        must not come to stand beside another adapter that was trained by the same recipe. Copies, not links: rows of a
+        taken-over file may be appended to here without changing the donor.
         """
+        before = list(before)
         for donor in siblings:
             if donor.folder == self.folder or not donor.is_done(stage, fingerprint):
+                continue
+            if any(donor.marker(b) != self.marker(b) for b in before):
                 continue
             names = STAGE_FILES.get(stage, ())
             if not names or not any(donor[name].exists() for name in names):
@@ -188,6 +193,7 @@ class Run:
                 target = self[name]
                 shutil.rmtree(target, ignore_errors=True)
                 if donor[name].is_dir():
+                    target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copytree(donor[name], target)
                 elif donor[name].is_file():
                     shutil.copy2(donor[name], target)

@@ -15,7 +15,7 @@ from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.acceptance import make_rule
-from dsc_hub.chain import UNSCORED, Message, ScoreText, Texts, dice_of, run_chain, seed_of
+from dsc_hub.chain import Message, ScoreText, Texts, dice_of, run_chain, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import defect_of
@@ -191,4 +191,4 @@ def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: 
     }
 
 
-__all__ = ["UNSCORED", "Tally", "in_flight", "read_chains", "run_with_line", "sample", "summary", "wanted"]
+

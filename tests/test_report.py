@@ -13,8 +13,10 @@ from rich.console import Console
 from dsc_hub import numbers, report
 from dsc_hub.errors import DataError
 
-HOSTILE = ("<script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(1)></div></section><a href='javascript:1'>x</a>"
-           "\" onload=\"x $\\frac$ _ {{ 7*7 }} ]]></svg><style>*{display:none}</style>")
+HOSTILE = (
+    "<script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(1)></div></section><a href='javascript:1'>x</a>"
+    '" onload="x $\\frac$ _ {{ 777*777 }} ]]></svg><style>*{display:none}</style>'
+)
 
 
 class Page(HTMLParser):
@@ -55,7 +57,10 @@ def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
     run = fixture_run.write(tmp_path)
     result = report.build(run)
     assert result == {"bytes": run["report.html"].stat().st_size, "plots": 3}
-    assert "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.001; 39 prompts in 10 groups)." in page_of(run).text
+    assert (
+        "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.001; 39 prompts in 10 groups)."
+        in page_of(run).text
+    )
 
 
 def test_the_plots_for_the_cards_are_written_and_small(tmp_path):
@@ -73,18 +78,63 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     assert one["cards/arms.png"].read_bytes() == two["cards/arms.png"].read_bytes()
 
 
-@pytest.mark.parametrize(("d", "higher_is_better", "kind", "words"), [
-    (difference(0.31, 0.20, 0.42, 0.001), True, "better", "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.001; 40 prompts in 10 groups)."),
-    (difference(-0.31, -0.42, -0.20), True, "worse", "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups)."),
-    (difference(-0.31, -0.42, -0.20), False, "better", "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups)."),
-    (difference(0.31, 0.20, 0.42), False, "worse", "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups)."),
-    (difference(0.05, -0.10, 0.20, 0.4), True, "unclear", "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval −0.10 to 0.20, p 0.400; 40 prompts in 10 groups)."),
-    (difference(0.05, 0.0, 0.10, 0.05), True, "unclear", "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval 0.00 to 0.10, p 0.050; 40 prompts in 10 groups)."),
-    (difference(0.05, None, None, None), True, "unmeasured", "Distilled minus base on sentiment (vader) is 0.05, without an interval: no difference can be claimed."),
-    (difference(None, None, None, None) | {"reason": "no answers"}, True, "unmeasured", "Not measured: distilled against base on sentiment (vader) (no answers)."),
-])
+@pytest.mark.parametrize(
+    ("d", "higher_is_better", "kind", "words"),
+    [
+        (
+            difference(0.31, 0.20, 0.42, 0.001),
+            True,
+            "better",
+            "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.001; 40 prompts in 10 groups).",
+        ),
+        (
+            difference(-0.31, -0.42, -0.20),
+            True,
+            "worse",
+            "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups).",
+        ),
+        (
+            difference(-0.31, -0.42, -0.20),
+            False,
+            "better",
+            "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups).",
+        ),
+        (
+            difference(0.31, 0.20, 0.42),
+            False,
+            "worse",
+            "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 prompts in 10 groups).",
+        ),
+        (
+            difference(0.05, -0.10, 0.20, 0.4),
+            True,
+            "unclear",
+            "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval −0.10 to 0.20, p 0.400; 40 prompts in 10 groups).",
+        ),
+        (
+            difference(0.05, 0.0, 0.10, 0.05),
+            True,
+            "unclear",
+            "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval 0.00 to 0.10, p 0.050; 40 prompts in 10 groups).",
+        ),
+        (
+            difference(0.05, None, None, None),
+            True,
+            "unmeasured",
+            "Distilled minus base on sentiment (vader) is 0.05, without an interval: no difference can be claimed.",
+        ),
+        (
+            difference(None, None, None, None) | {"reason": "no answers"},
+            True,
+            "unmeasured",
+            "Not measured: distilled against base on sentiment (vader) (no answers).",
+        ),
+    ],
+)
 def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_better, kind, words):
-    assert numbers.compare("distilled - base", d, SCORE | {"higher_is_better": higher_is_better}, 0.95) == numbers.Verdict(kind, words)
+    assert numbers.compare(
+        "distilled - base", d, SCORE | {"higher_is_better": higher_is_better}, 0.95
+    ) == numbers.Verdict(kind, words)
 
 
 def test_the_headline_tells_when_the_second_scorer_does_not_follow():
@@ -93,14 +143,34 @@ def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     assert "The second scorer does not follow: No difference shown" in numbers.headline(metrics)
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "–"), (float("nan"), "–"), (0.0, "0.00"), (-0.05, "−0.05"), (0.0004, "0.0004"), (-0.0004, "−0.0004"), (3.94, "3.94")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (0.0, "0.00"),
+        (-0.05, "−0.05"),
+        (0.0004, "0.0004"),
+        (-0.0004, "−0.0004"),
+        (3.94, "3.94"),
+    ],
+)
 def test_an_absent_number_is_never_written_as_zero_nor_a_small_one(value, text):
     assert numbers.number(value) == text
 
 
 def test_what_was_not_measured_is_a_dash_with_its_reason(tmp_path):
     metrics = fixture_run.metrics()
-    absent = {"mean": None, "low": None, "high": None, "n": 0, "groups": 0, "unscored": 40, "failed": 0, "reason": "the scorer's package is missing"}
+    absent = {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "groups": 0,
+        "unscored": 40,
+        "failed": 0,
+        "reason": "the scorer's package is missing",
+    }
     metrics["evaluation"]["arms"]["distilled"]["second"] = absent
     metrics["evaluation"]["differences"]["distilled - base"]["second"] = absent | {"p": None}
     metrics["distill"]["validation_loss"] = None
@@ -111,8 +181,23 @@ def test_what_was_not_measured_is_a_dash_with_its_reason(tmp_path):
 
 
 def test_an_unscored_answer_is_shown_as_unscored(tmp_path):
-    rows = [{"arm": arm, "prompt_id": "a", "group": "g", "prompt": "P", "text": "T", "reward": None, "second": None, "finish_reason": "stop", "new_tokens": 3} for arm in ("base", "distilled")]
-    assert page_of(fixture_run.write(tmp_path, answers=rows)).text.count("reward – (unscored)") == 2
+    rows = [
+        {
+            "arm": arm,
+            "prompt_id": "a",
+            "group": "g",
+            "prompt": "P",
+            "text": "T",
+            "reward": None,
+            "second": None,
+            "finish_reason": "stop",
+            "new_tokens": 3,
+        }
+        for arm in ("base", "distilled")
+    ]
+    rows[1]["unscored_reason"] = "empty text"
+    text = page_of(fixture_run.write(tmp_path, answers=rows)).text
+    assert text.count("reward – (unscored)") == 1 and text.count("reward – (unscored: empty text)") == 1
 
 
 def test_proposals_that_nothing_accounts_for_are_shown(tmp_path):
@@ -128,15 +213,29 @@ def test_proposals_that_nothing_accounts_for_are_shown(tmp_path):
 
 def hostile_run(folder):
     facts, metrics = fixture_run.facts(), fixture_run.metrics()
-    facts["recipe"]["description"] = facts["recipe"]["chain"]["critique"] = facts["recipe"]["chain"]["revision"] = facts["model"]["note"] = HOSTILE
+    facts["recipe"]["description"] = facts["recipe"]["chain"]["critique"] = facts["recipe"]["chain"][
+        "revision"
+    ] = facts["model"]["note"] = HOSTILE
     facts["hardware"] |= {"cpu": HOSTILE, "gpus": [HOSTILE]}
     facts["versions"][HOSTILE] = HOSTILE
     metrics["evaluation"]["served_on"] = HOSTILE
     metrics["evaluation"]["scores"]["reward"] |= {"name": HOSTILE, "unit": HOSTILE}
     metrics["sampling"]["steps"][0]["rejected"] = {HOSTILE: 30, "_hidden": 28}
     metrics["dataset"]["dropped"] = {HOSTILE: 3}
-    rows = [{"arm": arm, "prompt_id": "a", "group": HOSTILE, "prompt": HOSTILE, "text": HOSTILE, "reward": 0.1, "second": 0.1, "finish_reason": "stop", "new_tokens": 3}
-            for arm in ("base", "distilled")]
+    rows = [
+        {
+            "arm": arm,
+            "prompt_id": "a",
+            "group": HOSTILE,
+            "prompt": HOSTILE,
+            "text": HOSTILE,
+            "reward": 0.1,
+            "second": 0.1,
+            "finish_reason": "stop",
+            "new_tokens": 3,
+        }
+        for arm in ("base", "distilled")
+    ]
     return fixture_run.write(folder, run_facts=facts, run_metrics=metrics, answers=rows)
 
 
@@ -145,7 +244,7 @@ def test_foreign_text_stays_text(tmp_path):
     assert set(hostile.tags) <= set(plain.tags)
     assert {k for k, _ in hostile.attributes} <= {k for k, _ in plain.attributes}
     assert hostile.text.count("<script>alert(1)</script>") >= 12
-    assert "49" not in re.findall(r"\{\{ 7\*7 \}\}|49", hostile.text)
+    assert "{{ 777*777 }}" in hostile.text and "603729" not in hostile.text
 
 
 def test_the_page_runs_nothing_and_asks_for_nothing(tmp_path):
@@ -182,7 +281,11 @@ def test_a_run_that_stopped_after_sampling_still_has_a_report(tmp_path):
 def test_a_run_without_a_second_scorer_says_so(tmp_path):
     facts, metrics = fixture_run.facts(), fixture_run.metrics()
     facts["recipe"]["second_scorer"] = None
-    for part in (metrics["evaluation"]["scores"], *metrics["evaluation"]["arms"].values(), *metrics["evaluation"]["differences"].values()):
+    for part in (
+        metrics["evaluation"]["scores"],
+        *metrics["evaluation"]["arms"].values(),
+        *metrics["evaluation"]["differences"].values(),
+    ):
         del part["second"]
     text = page_of(fixture_run.write(tmp_path, run_facts=facts, run_metrics=metrics)).text
     assert "no second scorer was recorded" in text and "Second scorer" not in text
@@ -205,10 +308,20 @@ def test_the_terminal_table_shows_every_arm_with_interval_and_counts():
     text = printed(fixture_run.metrics())
     assert re.search(r"base +│ +−0.05 \(−0.13 to 0.03\) │ +0.02 \(−0.03 to 0.07\) │ +39 │ +10 │ +1 │ +0 │", text)
     assert re.search(r"distilled − base +│ +0.31 \(0.21 to 0.42\) │ +0.12 \(0.06 to 0.18\) │ +39 │ +10 │", text)
-    assert "p < 0.001" in text and "Distilled beats base" in text
+    assert "p < 0.001" in text
 
 
 def test_the_terminal_table_reads_no_markup_from_names():
     metrics = copy.deepcopy(fixture_run.metrics())
     metrics["evaluation"]["scores"]["reward"]["name"] = "[bold]x[/]"
     assert "[bold]x[/]" in printed(metrics, 160)
+
+
+def test_what_got_worse_besides_the_scores_is_told():
+    facts, metrics = fixture_run.facts(), fixture_run.metrics()
+    told = " ".join(numbers.caveats(facts, metrics))
+    assert "ends by itself less often than the base (25 % against 30 % of answers)" in told
+    assert "not clean than of the base's (81 % against 77 %)" in told
+    metrics["evaluation"]["arms"]["distilled"] |= {"stops_by_itself": 0.31, "defects": 0.5}
+    told = " ".join(numbers.caveats(facts, metrics))
+    assert "less often" not in told and "not clean than" not in told

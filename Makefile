@@ -1,0 +1,24 @@
+# make demo    the whole of it on this machine: sample, distill, evaluate, report, publish to the embedded Hub
+# make test    everything that CI runs (real vLLM, real small model)
+# make long    what takes longer: kills, soak, simulation
+# Each does its own set-up in .venv, from nothing, and is quick the second time.
+
+VENV := .venv
+# The GPU lock where the driver shows a CUDA device, the CPU lock elsewhere.
+LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
+
+.PHONY: demo test long lint setup
+demo: setup
+	$(VENV)/bin/dsc run quickstart
+
+test: setup lint
+	$(VENV)/bin/python -m pytest -m "not long"
+
+long: setup
+	$(VENV)/bin/python -m pytest -m long
+
+lint: setup
+	$(VENV)/bin/ruff check .
+
+setup:
+	@requirements/install.sh $(LOCK) $(VENV)

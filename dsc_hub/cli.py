@@ -1,0 +1,223 @@
+"""The verbs of `dsc`. Parses, calls one function of the pipeline, prints the result; imports a stage only when it runs.
+
+Exit codes: 0 done; 2 the user or the environment has something to mend (one message, no traceback); 130 interrupted.
+A traceback means a bug of ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from dsc_hub import __version__
+
+if TYPE_CHECKING:
+    from dsc_hub.pipeline import Job
+
+HUB_PORT = 8765
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dsc")
+def cli() -> None:
+    """Distilled self-critique: prompts in, a published and measured adapter out.
+
+    RECIPE is a packaged recipe's name (`dsc recipes list`), a YAML file, or hub:USER/REPO[@REVISION]. Any key of it can be
+    overridden with KEY.SUB=VALUE behind it.
+    """
+
+
+def main() -> NoReturn:
+    """Entry point: turns errors into one message and an exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks end their servers
+    try:
+        cli(standalone_mode=False)
+        sys.exit(0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted: what is finished is kept; the same command goes on from there", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as e:
+        from dsc_hub.errors import DscError, disk_error
+
+        known = e if isinstance(e, DscError) else disk_error(e) if isinstance(e, OSError) else None
+        if known is None:
+            raise
+        click.echo(f"{type(known).__name__}: {known}", err=True)
+        sys.exit(2)
+
+
+def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
+    """A verb that takes RECIPE, overrides and --runs."""
+    f = click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True,
+                     help="Folder that holds the run folders.")(f)
+    f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(f)
+    return cli.command()(click.argument("recipe")(f))
+
+
+def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+    """A verb that runs one stage alone (and `last_too` after it)."""
+
+    def decorate(f: Callable[..., Any]) -> Callable[..., None]:
+        @functools.wraps(f)
+        def verb(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
+            from dsc_hub import pipeline
+
+            job = pipeline.prepare(recipe, overrides, runs)
+            pipeline.run_one(job, stage)
+            if last_too:
+                pipeline.run_one(job, last_too)
+
+        return recipe_verb(verb)
+
+    return decorate
+
+
+@recipe_verb
+@click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
+def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool) -> None:
+    """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
+    from dsc_hub import pipeline
+
+    job = pipeline.prepare(recipe, overrides, runs)
+    pipeline.run_all(job, retry_failed=retry_failed)
+    _closing(job)
+
+
+@recipe_verb
+@click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
+def sample(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool) -> None:
+    """Run the chains of the training and validation prompts."""
+    from dsc_hub import pipeline
+
+    pipeline.run_all(pipeline.prepare(recipe, overrides, runs), "sampling", retry_failed)
+
+
+@stage_verb("dataset")
+def dataset() -> None:
+    """Make the training data out of the chains."""
+
+
+@stage_verb("distill")
+def distill() -> None:
+    """Train the adapter (starts `accelerate launch` itself)."""
+
+
+@stage_verb("evaluation")
+def evaluate() -> None:
+    """Answer the test prompts with base, self-critique and distilled, and score the answers."""
+
+
+@stage_verb("report", "cards")
+def report() -> None:
+    """Write the HTML report and the cards."""
+
+
+@stage_verb("publish")
+def publish() -> None:
+    """Push dataset and adapter with their cards, and read them back."""
+
+
+@recipe_verb
+def plan(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
+    """Say what a run would do, take and write, and check all that can be checked. Does nothing."""
+    from dsc_hub import pipeline, show
+
+    path, checked = pipeline.load_recipe(recipe, overrides)
+    with pipeline.hub_account(checked) as account:
+        job = pipeline.describe(path, checked, runs)
+        show.plan(job, pipeline.check(job, account))
+
+
+@recipe_verb
+@click.option("-n", "count", type=click.IntRange(1), default=8, show_default=True, help="How many prompts.")
+def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int) -> None:
+    """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
+    from dsc_hub import pipeline, show
+
+    path, checked = pipeline.load_recipe(recipe, overrides)
+    show.chains(checked, *pipeline.try_out(pipeline.describe(path, checked, runs), count))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of recipes (for editors)."""
+    from dsc_hub.recipe import Recipe
+
+    click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+@cli.group()
+def recipes() -> None:
+    """Packaged recipes: list them, or copy one to edit it."""
+
+
+@recipes.command("list")
+def recipes_list() -> None:
+    """Names of the packaged recipes and what they are for."""
+    from dsc_hub.recipe import load, packaged_recipes
+
+    for name, path in packaged_recipes().items():
+        click.echo(f"{name:<16} {load(path).description}")
+
+
+@recipes.command("copy")
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def recipes_copy(name: str, folder: Path | None) -> None:
+    """Copy a packaged recipe and its files into FOLDER (default: NAME here)."""
+    import shutil
+
+    from dsc_hub.errors import ConfigError
+    from dsc_hub.recipe import find, packaged_recipes
+
+    source = packaged_recipes().get(name)
+    if source is None:
+        raise ConfigError(f"there is no packaged recipe '{name}'", f"There are: {', '.join(packaged_recipes())}") if not Path(name).exists() else \
+            ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
+    target = folder or Path(name)
+    if target.exists():
+        raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
+    shutil.copytree(source.parent, target)
+    click.echo(f"{target}/recipe.yaml is yours to edit:  dsc run {target}/recipe.yaml")
+
+
+@cli.group()
+def hub() -> None:
+    """The embedded Hub, for work without an account."""
+
+
+@hub.command("serve")
+@click.option("--port", type=click.IntRange(0, 65535), default=HUB_PORT, show_default=True)
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Where repos lie (default: in dsc's cache folder).")
+def hub_serve(port: int, root: Path | None) -> None:
+    """Serve what was published locally, until Ctrl-C."""
+    from dsc_hub.local_hub.server import serve
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serve(root, port)
+
+
+def _closing(job: Job) -> None:
+    from dsc_hub import show
+
+    show.closing(job, HUB_PORT)
+
+
+cli.add_command(try_, "try")
+cli.commands.pop("try-", None)

@@ -1,0 +1,228 @@
+"""The only module that talks to a Hub: who we are, what is there, pull, and push in one commit that is read back.
+
+Works against any endpoint. A token goes only to the endpoint it belongs to: the user's own to HF_ENDPOINT (the public Hub
+by default), the embedded Hub's to the embedded Hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+
+from dsc_hub import __version__
+from dsc_hub.errors import HubError
+from dsc_hub.progress import say
+from dsc_hub.runs import write_json
+
+MANIFEST = "manifest.json"  # also the mark by which we know our own repos
+TEXTS = ("recipe.yaml", "*.txt", "*.jsonl", "*.csv")  # what a pulled recipe may bring: data, no code
+
+
+@dataclass(frozen=True)
+class Account:
+    """Somebody at an endpoint: where, who, and with which token (never shown)."""
+
+    endpoint: str
+    owner: str
+    token: str = field(repr=False)
+    names: tuple[str, ...] = ()  # namespaces this token may write to
+
+    @property
+    def api(self) -> HfApi:
+        return HfApi(endpoint=self.endpoint, token=self.token, library_name="dsc_hub", library_version=__version__)
+
+
+@dataclass(frozen=True)
+class Info:
+    commit: str
+    license: str | None
+    private: bool
+
+
+@contextmanager
+def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
+    """Turn what the client raises into one line. The token is in none of the client's messages."""
+    try:
+        yield
+    except GatedRepoError:
+        raise HubError(f"{what}: access is gated at {endpoint}", f"Ask for access on its page, and log in with `hf auth login` (endpoint {endpoint}).") from None
+    except RepositoryNotFoundError:
+        raise HubError(f"{what}: not found at {endpoint}, or private and not yours", "Check the name; private repos need HF_TOKEN or `hf auth login`.") from None
+    except RevisionNotFoundError:
+        raise HubError(f"{what}: no such revision at {endpoint}") from None
+    except HFValidationError as e:
+        raise HubError(f"{what}: not a repo name: {e}", "A repo is USER/NAME; a local folder starts with ./ or /.") from None
+    except HfHubHTTPError as e:
+        status = e.response.status_code if e.response is not None else 0
+        hint = {401: "The token isn't valid there: set HF_TOKEN or run `hf auth login` again.",
+                403: "The token has no right to do that: it needs write access to this namespace.",
+                412: "Somebody else changed the repo in the meantime; publish again."}.get(status, "")
+        raise HubError(f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint) from None
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+        raise HubError(f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`.") from None
+    except OSError as e:
+        raise HubError(f"{what}: {endpoint} can't be reached: {e}", "Is the network up, and HF_ENDPOINT right?") from None
+
+
+# -- reading
+
+
+def model_info(repo: str, revision: str) -> Info:
+    """Commit, licence and visibility of a model. HubError if it isn't there."""
+    with _as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
+        info = HfApi().model_info(repo, revision=revision)
+    return Info(str(info.sha), (info.card_data or {}).get("license"), bool(info.private))
+
+
+def download_model(repo: str, commit: str, patterns: Sequence[str]) -> Path:
+    """A model's files at a commit, in the Hub's cache."""
+    with _as_hub_error(f"model '{repo}' at '{commit}'", constants.ENDPOINT):
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=list(patterns)))
+
+
+def pull_recipe(reference: str) -> Path:
+    """`USER/REPO[@REV]` -> the recipe.yaml in it, with the text files it needs. Looks at dataset repos, then models."""
+    repo, _, revision = reference.partition("@")
+    for repo_type in ("dataset", "model"):
+        with _as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
+            try:
+                folder = Path(snapshot_download(repo, repo_type=repo_type, revision=revision or "main", allow_patterns=list(TEXTS)))
+            except RepositoryNotFoundError:
+                if repo_type == "model":
+                    raise
+                continue
+        if (folder / "recipe.yaml").is_file():
+            return folder / "recipe.yaml"
+    raise HubError(f"hub:{reference} holds no recipe.yaml", "Repos that dsc published have one; name such a repo.")
+
+
+# -- publishing
+
+
+def login(owner: str | None, endpoint: str | None = None, token: str | None = None) -> Account:
+    """Who are we at the endpoint, and may we write to `owner`? HubError: no token, a wrong one, read-only, not ours."""
+    endpoint = endpoint or constants.ENDPOINT
+    token = token or get_token()
+    if not token:
+        raise HubError(f"no token for {endpoint}: publishing needs one with write access",
+                       "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.")
+    with _as_hub_error("token", endpoint):
+        me: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
+    access = (me.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")
+    names = (me["name"], *(o["name"] for o in me.get("orgs", ()) if o.get("roleInOrg") != "read"))
+    if owner and owner not in names:
+        raise HubError(f"'{owner}' is somebody else's at {endpoint}: the token belongs to {', '.join(names)}", "Set publish.owner to one of these.")
+    return Account(endpoint, owner or me["name"], token, names)
+
+
+def preflight(account: Account, repos: Sequence[tuple[str, str]], private: bool) -> list[str]:
+    """What stands in the way of publishing to these (type, id) repos; empty if nothing does. Writes nothing.
+
+    `private` has no effect on a repo that exists: private data must never go into one that is public.
+    """
+    problems = []
+    for repo_type, repo in repos:
+        with _as_hub_error(f"{repo_type} '{repo}'", account.endpoint):
+            try:
+                info = account.api.repo_info(repo, repo_type=repo_type)
+            except RepositoryNotFoundError:
+                continue
+        if private and not info.private:
+            problems.append(f"{repo_type} '{repo}' exists and is public, but the recipe publishes privately: make it private, or set publish.private=false")
+        files = {s.rfilename for s in info.siblings or ()} - {".gitattributes", "README.md"}
+        if files and MANIFEST not in files:
+            problems.append(f"{repo_type} '{repo}' exists and was not published by dsc: choose another name with publish.{'dataset' if repo_type == 'dataset' else 'adapter'}")
+    return problems
+
+
+def push(account: Account, repo_type: str, repo: str, files: Mapping[str, Path], private: bool, message: str, work: Path) -> str:
+    """Make the repo hold exactly these files (path in repo -> local file), in one commit, and read it back.
+
+    Returns the commit; the present one if nothing differs. Files of an earlier push that are no longer wanted go; files
+    that somebody else added stay. HubError if the Hub refuses or what it holds is not what was sent.
+    """
+    manifest = work / MANIFEST
+    write_json(manifest, {"made_by": "dsc_hub", "version": __version__,
+                          "files": {path: {"sha256": _sha256(file), "size": file.stat().st_size} for path, file in sorted(files.items())}})
+    files = {**files, MANIFEST: manifest}
+    what = f"{repo_type} '{repo}'"
+    with _as_hub_error(what, account.endpoint):
+        api = account.api
+        api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
+        info = api.repo_info(repo, repo_type=repo_type)
+        if private and not info.private:
+            raise HubError(f"{what} is public, but the recipe publishes privately", "Make it private, or set publish.private=false.")
+        there = _tree(api, repo_type, repo, str(info.sha))
+        changed = {path: file for path, file in files.items() if not _same(there.get(path), file)}
+        gone = [path for path in _listed_before(api, repo_type, repo, str(info.sha), there) if path not in files and path in there]
+        if not changed and not gone:
+            say(f"{what}: nothing changed, commit {str(info.sha)[:12]}")
+            return str(info.sha)
+        operations = [CommitOperationAdd(path, str(file)) for path, file in changed.items()] + [CommitOperationDelete(path) for path in gone]
+        commit = api.create_commit(repo, operations, commit_message=message, repo_type=repo_type, parent_commit=info.sha).oid
+        back = _tree(api, repo_type, repo, commit)
+    wrong = [path for path, file in files.items() if not _same(back.get(path), file)]
+    if wrong:
+        raise HubError(f"{what} at {commit[:12]} does not hold what was sent: {', '.join(sorted(wrong)[:5])} differ", "Publish again; if it stays so, report it.")
+    return commit
+
+
+def _tree(api: HfApi, repo_type: str, repo: str, revision: str) -> dict[str, RepoFile]:
+    entries = api.list_repo_tree(repo, repo_type=repo_type, revision=revision, recursive=True)
+    return {e.path: e for e in entries if isinstance(e, RepoFile)}
+
+
+def _same(there: RepoFile | None, file: Path) -> bool:
+    """Does the Hub hold this very file? By the hash the Hub reports: SHA-256 for large files, git's blob id for small."""
+    if there is None or there.size != file.stat().st_size:
+        return False
+    return there.lfs.sha256 == _sha256(file) if there.lfs else there.blob_id == _git_blob(file)
+
+
+def _listed_before(api: HfApi, repo_type: str, repo: str, revision: str, there: Mapping[str, RepoFile]) -> list[str]:
+    """The files that our manifest in the repo names: those an earlier push brought."""
+    if MANIFEST not in there:
+        return []
+    import json
+
+    path = api.hf_hub_download(repo, MANIFEST, repo_type=repo_type, revision=revision)
+    return list(json.loads(Path(path).read_text(encoding="utf-8")).get("files", {}))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _git_blob(file: Path) -> str:
+    data = file.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def web_address(account: Account, repo_type: str, repo: str) -> str:
+    return f"{account.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+
+
+def prepare_for_embedded() -> None:
+    """The embedded Hub takes large files over plain HTTP; the client reads this variable when it is first imported."""
+    os.environ["HF_HUB_DISABLE_XET"] = "1"
+    constants.HF_HUB_DISABLE_XET = True

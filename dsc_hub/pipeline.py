@@ -1,0 +1,385 @@
+"""The stages in order, each skipped when its marker matches: what `dsc run` is.
+
+    prompts -> sampling -> dataset -> distill -> evaluation -> report -> cards -> publish
+
+A stage gets a `Job`: the checked recipe and its run folder. Stages are imported when they run, so that one that ends gives
+its memory back and `dsc --help` is instant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dsc_hub import machine, models, progress, prompts, recipe, runs
+from dsc_hub.errors import ConfigError, RunError, ServingError
+from dsc_hub.progress import duration, say
+from dsc_hub.recipe import STAGES, Recipe
+from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.runs import Run
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked recipe and where it runs."""
+
+    recipe: Recipe
+    path: Path  # of the recipe file; prompt files lie beside it
+    run: Run
+    runs: Path
+    model: models.BaseModel
+    identity: Mapping[str, str]
+    fingerprints: Mapping[str, str]
+
+    def prompts(self, *splits: str) -> list[Prompt]:
+        return [p for row in self.run.rows("prompts.jsonl") if (p := Prompt(**row)).split in splits]
+
+
+# -- before anything runs
+
+
+def describe(path: Path, checked: Recipe, runs_folder: Path) -> Job:
+    """Resolve what a checked recipe names (model, prompts, scorers) into fingerprints and a run folder. Writes nothing."""
+    from dsc_hub import metrics
+
+    model = models.identify(checked.model)
+    identity = {"prompts": prompts.content_hash(checked.prompts, path.parent), "model": model.identity,
+                "reward": metrics.identify(checked.reward), "second_scorer": metrics.identify(checked.second_scorer)}
+    fingerprints = recipe.stage_fingerprints(checked, identity)
+    return Job(checked, path, Run(runs_folder / checked.name / fingerprints["publish"]), runs_folder, model, identity, fingerprints)
+
+
+def prepare(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
+    """Find, check and resolve a recipe, and make its run folder with run.json. No stage is run yet."""
+    job = describe(*load_recipe(reference, overrides), runs_folder)
+    job.run.folder.mkdir(parents=True, exist_ok=True)
+    old = job.run.facts if job.run["run.json"].is_file() else {}
+    job.run.add_facts(recipe=job.recipe.model_dump(mode="json"), fingerprints=job.fingerprints, identity=job.identity,
+                      model=old.get("model") or job.model.as_dict(), versions=machine.versions(), hardware=machine.hardware(),
+                      command=shlex.join(["dsc", *sys.argv[1:]]), repos=old.get("repos") or _repos(job.recipe, job.recipe.publish.owner),
+                      started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    progress.log_to(job.run["log.txt"])
+    return job
+
+
+def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]:
+    """`hub:USER/REPO[@REV]`, a packaged name or a path -> the file and the checked recipe. A pulled one is data: it may not
+    name servers, local models or files outside its folder."""
+    if not reference.startswith("hub:"):
+        path = recipe.find(reference)
+        return path, recipe.load(path, overrides)
+    from dsc_hub import hub
+
+    path = hub.pull_recipe(reference.removeprefix("hub:"))
+    pulled = recipe.load(path)
+    problems = [f"prompts.{k}: '{v}' is not beside the recipe" for k in ("path", "values") if (v := getattr(pulled.prompts, k)) and Path(v).name != v]
+    if pulled.serving.endpoints:
+        problems.append("serving.endpoints: a pulled recipe may not name servers; give them on the command line")
+    if Path(pulled.model.source).is_absolute() or pulled.model.source.startswith((".", "~")):
+        problems.append("model.source: a pulled recipe may not name a local folder; give it on the command line")
+    if problems:
+        raise ConfigError(f"{reference} is refused", problems=problems)
+    return path, recipe.load(path, overrides)
+
+
+def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:
+    """Full names of the repos to be written. Without an account yet, the owner is a placeholder."""
+    p = checked.publish
+    owner = owner or ("local" if p.to == "local" else "OWNER")
+    return {"owner": owner, "dataset": f"{owner}/{p.dataset or checked.name + '-dsc'}", "adapter": f"{owner}/{p.adapter or checked.name + '-dsc-lora'}",
+            "base": f"{owner}/{p.base}" if p.base else None}
+
+
+@contextlib.contextmanager
+def hub_account(checked: Recipe) -> Iterator[Any]:
+    """The account to publish with: the embedded Hub's (running while the block does) or the user's own; None for `none`."""
+    if checked.publish.to == "none":
+        yield None
+        return
+    from dsc_hub import hub
+
+    if checked.publish.to == "hub":
+        yield hub.login(checked.publish.owner)
+        return
+    from dsc_hub.local_hub.server import running
+
+    hub.prepare_for_embedded()
+    with running() as address:
+        yield hub.login(checked.publish.owner, address.endpoint, address.token)
+
+
+def set_owner(job: Job, account: Any) -> None:
+    """Record whose repos these are, and under which name others can load the base model."""
+    repos = _repos(job.recipe, account.owner if account else job.recipe.publish.owner)
+    model = job.model.as_dict() | {"published_as": repos["base"] or job.model.upstream or job.model.id}
+    if not (repos["base"] or job.model.source == job.model.upstream):
+        # A packaged or local base that is not published: its adapter names the upstream weights, which differ a little.
+        model["note"] = f"{model['note']}; not published, so the adapter names {model['published_as']}"
+    job.run.add_facts(repos=repos, model=model | {"folder": str(models.materialize(job.model))})
+
+
+def check(job: Job, account: Any) -> Result:
+    """Everything that can be wrong, before hours are spent; the estimate if nothing is. ConfigError with all problems."""
+    from dsc_hub import preflight
+
+    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
+    folder = models.materialize(job.model)
+    problems = preflight.too_long(job.recipe, found, folder)
+    estimate = preflight.estimate(job.recipe, found, job.model.identity, folder) | {"dropped": dropped}
+    problems += preflight.disk(job.runs, estimate["disk_bytes"])
+    if account:
+        from dsc_hub import hub
+
+        wanted = _repos(job.recipe, account.owner)
+        kinds = [("dataset", wanted["dataset"]), ("model", wanted["adapter"]), *([("model", wanted["base"])] if wanted["base"] else [])]
+        problems += hub.preflight(account, kinds, job.recipe.publish.private)
+        estimate["repos"] = [f"{kind} {name}" for kind, name in kinds]
+    if problems:
+        n = len(problems)
+        raise ConfigError(f"{job.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
+    return estimate
+
+
+# -- running
+
+
+def run_all(job: Job, last: str = "publish", retry_failed: bool = False) -> None:
+    """Run the stages up to `last`, skipping what is done. The folder is held for as long as it takes."""
+    with job.run.lock(), contextlib.ExitStack() as stack:
+        account = None
+        if last == "publish":
+            account = stack.enter_context(hub_account(job.recipe))
+        set_owner(job, account)
+        check(job, account)
+        for stage in STAGES[: STAGES.index(last) + 1]:
+            run_stage(job, stage, account, retry_failed)
+
+
+def run_one(job: Job, stage: str) -> None:
+    """Run one stage alone, again if need be. RunError if one before it isn't done."""
+    with job.run.lock(), contextlib.ExitStack() as stack:
+        before = STAGES[: STAGES.index(stage)]
+        for earlier in before:
+            if not job.run.is_done(earlier, job.fingerprints[earlier]) and not _take_over(job, earlier):
+                verb = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}.get(earlier, earlier)
+                raise RunError(f"the stage '{earlier}' of {job.run.folder} is not done", f"Run `dsc {verb}` first, or `dsc run` for all of it.")
+        account = stack.enter_context(hub_account(job.recipe)) if stage == "publish" else None
+        if account or "folder" not in job.run.facts["model"]:
+            set_owner(job, account)
+        run_stage(job, stage, account)
+
+
+def _take_over(job: Job, stage: str) -> bool:
+    before = STAGES[: STAGES.index(stage)]
+    donor = job.run.take_over(stage, job.fingerprints[stage], before, runs.siblings(job.runs, job.recipe.name))
+    if donor:
+        say(f"{stage}: taken over from {donor.name}, whose inputs were the same")
+    return donor is not None
+
+
+def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = False) -> None:
+    """One stage: skipped if its marker matches, taken over from another run that did the same, or done now."""
+    if stage == "publish":
+        if account is None:
+            say("publish: skipped, publish.to is none")
+            return
+    elif retry_failed and stage == "sampling" and job.run["failed.jsonl"].is_file():
+        job.run.unfinish(stage)
+    elif job.run.is_done(stage, job.fingerprints[stage]):
+        say(f"{stage}: done before")
+        return
+    elif _take_over(job, stage):
+        return
+    for later in STAGES[STAGES.index(stage):]:  # what follows was made from what is about to change
+        job.run.unfinish(later)
+    started = time.monotonic()
+    result = _publish(job, account) if stage == "publish" else STAGE[stage](job)
+    seconds = time.monotonic() - started
+    if stage in ("prompts", "sampling", "dataset", "distill", "evaluation"):
+        job.run.add_metrics(stage, result)
+    job.run.add_metrics("stages", job.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
+    job.run.finish(stage, job.fingerprints[stage], seconds, {"result": result})
+
+
+def _prompts(job: Job) -> Result:
+    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
+    job.run["prompts.jsonl"].unlink(missing_ok=True)
+    rows = job.run.rows("prompts.jsonl")
+    for prompt in found:
+        rows.append(asdict(prompt))
+    rows.close()
+    counts = {s: sum(p.split == s for p in found) for s in SPLITS}
+    groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
+    shown = ", ".join(f"{counts[s]} {s}" for s in counts)
+    say(f"prompts  {len(found)} of {dropped['read']} ({shown})  in {sum(groups.values())} groups  dropped: {dropped['duplicates_dropped']} "
+        f"duplicate, {dropped['overlapping_dropped']} overlapping")
+    return counts | {"groups": groups} | dropped
+
+
+@contextlib.contextmanager
+def _served(job: Job, adapters: Mapping[str, Path] | None = None) -> Iterator[list[Any]]:
+    """Endpoints to ask: those the recipe names, or one vLLM of our own."""
+    from dsc_hub import serving
+
+    if job.recipe.serving.endpoints:
+        if adapters:
+            raise ServingError("the distilled model can't be evaluated on endpoints that already run: they don't have the adapter",
+                               "Leave 'distilled' out of evaluation.arms, or leave serving.endpoints empty.")
+        yield serving.external(job.recipe.serving)
+        return
+    folder = Path(job.run.facts["model"]["folder"])
+    started = time.monotonic()
+    with serving.serve(folder, job.recipe.serving, job.run["vllm.log"], adapters, _lora_rank(job.recipe)) as endpoint:
+        say(f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}, ready after {duration(time.monotonic() - started)}")
+        yield [endpoint]
+
+
+def _lora_rank(checked: Recipe) -> int:
+    return int(checked.distill.lora.get("r", 16))
+
+
+def _sampling(job: Job) -> Result:
+    from dsc_hub import metrics, sampling
+    from dsc_hub.scoring import Scoring
+
+    wanted = job.prompts("train", "validation")
+    scorer = metrics.load(job.recipe.reward, job.run.facts["identity"]["reward"])
+    job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
+    with _served(job) as endpoints:
+        started = time.monotonic()
+        tally = asyncio.run(_ask(job, endpoints, lambda complete: sampling.run_with_line(
+            job.run, job.recipe, wanted, lambda m, s: complete(m, s, None), Scoring(scorer))))
+        seconds = time.monotonic() - started
+    speed = tally.new_tokens / seconds
+    if tally.new_tokens > 2000 and not job.recipe.serving.endpoints:
+        machine.remember_speed(job.model.identity, speed)
+    total = len(wanted) * job.recipe.chain.chains_per_prompt
+    numbers = sampling.summary(sampling.read_chains(job.run), {p.id: p.group for p in wanted}, total, job.recipe.chain.steps)
+    tokens = [(row["prompt_tokens"], row["new_tokens"]) for row in job.run.rows("turns.jsonl")]
+    numbers |= {"prompt_tokens": sum(t[0] for t in tokens), "new_tokens": sum(t[1] for t in tokens), "seconds": round(seconds, 1),
+                "tokens_per_s": round(speed, 1), "reused_turns": tally.reused_turns}
+    steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
+    say(f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  {speed:.0f} tokens/s  "
+        f"{duration(seconds)} -> {job.run['chains.jsonl']}")
+    if not numbers["finished"]:
+        raise ServingError(f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}.")
+    return numbers
+
+
+async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any]) -> Any:
+    """Run `work(complete)` with a generator over the endpoints."""
+    from dsc_hub.generation import Generator
+
+    async with Generator(endpoints, job.recipe.generation, job.recipe.serving.request_timeout_s) as generator:
+        return await work(generator.complete)
+
+
+def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
+    """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
+    from dsc_hub import metrics, sampling
+    from dsc_hub.scoring import Scoring
+
+    found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
+    some = [p for p in found if p.split == "train"][:count]
+    one_each = job.recipe.model_copy(update={"chain": job.recipe.chain.model_copy(update={"chains_per_prompt": 1})})
+    with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
+        tried = replace(job, recipe=one_each, run=Run(Path(folder)))
+        tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
+        scorer = metrics.load(job.recipe.reward, job.identity["reward"])
+        with _served(tried) as endpoints:
+            started = time.monotonic()
+            tally = asyncio.run(_ask(tried, endpoints, lambda complete: sampling.run_with_line(
+                tried.run, one_each, some, lambda m, s: complete(m, s, None), Scoring(scorer))))
+            seconds = time.monotonic() - started
+        by_id = {p.id: p for p in some}
+        if failed := list(tried.run.rows("failed.jsonl")):
+            say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
+        return [(by_id[c.prompt_id], c) for c in sampling.read_chains(tried.run)], seconds, tally.failed
+
+
+def _dataset(job: Job) -> Result:
+    from dsc_hub import dataset, sampling
+
+    found = {p.id: p for p in job.prompts(*SPLITS)}
+    counts = dataset.build(job.run, job.recipe, found, sampling.read_chains(job.run))
+    dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
+    say(f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  dropped: {dropped} -> {job.run['dataset']}")
+    return counts
+
+
+def _distill(job: Job) -> Result:
+    from dsc_hub import launcher
+
+    job.run["evaluation/distilled.turns.jsonl"].unlink(missing_ok=True)  # answers of an adapter that is about to go
+    if machine.under_launcher():  # we are the process that accelerate started: train here
+        from dsc_hub import distill
+
+        return distill.train(job.run)
+    return launcher.launch(job.run)
+
+
+def _evaluation(job: Job) -> Result:
+    from dsc_hub import evaluation, metrics
+    from dsc_hub.scoring import Scoring
+
+    e, identity = job.recipe.evaluation, job.run.facts["identity"]
+    held_out = job.prompts(e.split)
+    scorers = {"reward": metrics.load(job.recipe.reward, identity["reward"])}
+    if job.recipe.second_scorer:
+        scorers["second"] = metrics.load(job.recipe.second_scorer, identity["second_scorer"])
+    adapters = {evaluation.ADAPTER: job.run["adapter"]} if "distilled" in e.arms else None
+    with _served(job, adapters) as endpoints:
+        seconds = asyncio.run(_ask(job, endpoints, lambda complete: evaluation.generate_arms(
+            job.run, job.recipe, held_out, complete, Scoring(scorers["reward"]))))
+    answers = evaluation.collect(job.run, job.recipe, held_out)
+    evaluation.score_answers(answers, scorers)
+    numbers = evaluation.summarise(job.recipe, held_out, answers, list(scorers))
+    for arm, spent in seconds.items():
+        numbers["arms"][arm]["seconds"] = spent
+    sections = {"reward": job.recipe.reward, "second": job.recipe.second_scorer}
+    numbers["scores"] = {name: {"name": f"{sections[name].metric} ({sections[name].scorer})", "unit": "polarity -1..1", "higher_is_better": True}
+                         for name in scorers}
+    quantised = job.recipe.distill.method == "qlora"
+    numbers["served_on"] = f"{job.model.id} in bfloat16, adapter unmerged" + (" (it was trained on the NF4-quantised base)" if quantised else "")
+    evaluation.write_answers(job.run, answers, e.split)
+    weights = job.run["adapter"] / "adapter_model.safetensors" if adapters else None
+    job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, weights))
+    say(f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}")
+    return numbers
+
+
+def _report(job: Job) -> Result:
+    from dsc_hub import report
+
+    result = report.build(job.run)
+    say(f"report  {result['plots']} plots -> {job.run['report.html']}")
+    return result
+
+
+def _cards(job: Job) -> Result:
+    from dsc_hub import cards
+
+    return {"files": cards.build(job.run)}
+
+
+def _publish(job: Job, account: Any) -> Result:
+    from dsc_hub import publish
+
+    job.run.add_facts(repos=job.run.facts["repos"] | {"endpoint": account.endpoint})
+    return publish.publish(job.run, account, Path(job.run.facts["model"]["folder"]), job.path.parent, job.recipe.publish.private)
+
+
+STAGE: dict[str, Callable[[Job], Result]] = {"prompts": _prompts, "sampling": _sampling, "dataset": _dataset, "distill": _distill,
+                                             "evaluation": _evaluation, "report": _report, "cards": _cards}
+
+

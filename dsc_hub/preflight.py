@@ -1,0 +1,76 @@
+"""What can be known before hours are spent: every problem of a recipe on this machine, at once, and what the run will take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dsc_hub import machine
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import SPLITS, Prompt
+
+TURN_OVERHEAD = 12  # tokens that a chat template puts around a message, generously
+BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its second home in the dataset
+WEIGHTS_SHARE = 0.1  # an adapter with its trainer's needs, as a share of the base's files
+
+
+def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> list[str]:
+    """Problems with lengths: prompts whose whole conversation can't fit the context, a context the model doesn't have."""
+    from tokenizers import Tokenizer
+
+    problems = []
+    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    if (most := config.get("max_position_embeddings")) and recipe.serving.context > most:
+        problems.append(f"serving.context: {recipe.serving.context} is more than the model's {most} positions")
+    file = model_folder / "tokenizer.json"
+    if not file.is_file():  # a slow tokenizer: the server will tell; nothing is guessed here
+        return problems
+    tokenizer = Tokenizer.from_file(str(file))
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    c, new = recipe.chain, recipe.generation.max_new_tokens
+    # The last request holds prompt, answer, critique request, critique, revision request, and needs room for the revision.
+    fixed = 3 * new + count(c.critique) + count(c.revision) + (count(c.system) if c.system else 0) + 6 * TURN_OVERHEAD
+    fixed += new * (c.critique.count("{answer}") + c.revision.count("{answer}"))
+    times = 1 + c.critique.count("{prompt}") + c.revision.count("{prompt}")
+    worst = [(fixed + times * count(p.text), p) for p in prompts]
+    over = [(n, p) for n, p in worst if n > recipe.serving.context]
+    if over:
+        n, p = max(over, key=lambda x: x[0])
+        problems.append(f"prompts: {len(over)} of {len(prompts)} don't fit a context of {recipe.serving.context} tokens; the longest needs {n} "
+                        f"with its turns: '{p.text[:50]}...'. Raise serving.context, lower generation.max_new_tokens, or shorten them")
+    return problems
+
+
+def estimate(recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path) -> dict[str, Any]:
+    """What the run will do: counts by split, chains, requests, tokens at most, seconds (None where never measured), disk."""
+    splits = Counter(p.split for p in prompts)
+    sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
+    turns = 1 + 2 * recipe.chain.steps
+    evaluated = splits[recipe.evaluation.split]
+    arms = set(recipe.evaluation.arms)
+    requests = {"sampling": sampled * turns, "evaluation": evaluated * ((turns if "self_critique" in arms else 1) + ("distilled" in arms))}
+    tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
+    speed = None if recipe.serving.endpoints else machine.known_speed(model_identity)
+    weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
+    return {
+        "prompts": {s: splits[s] for s in SPLITS}, "groups": {s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
+        "chains": sampled, "requests": requests, "new_tokens_at_most": tokens, "tokens_per_s_measured_here": speed,
+        "seconds_at_most": {k: v / speed if speed else None for k, v in tokens.items()},
+        "disk_bytes": int(sum(tokens.values()) * BYTES_PER_TOKEN + weights * WEIGHTS_SHARE + (weights if recipe.publish.base else 0)),
+    }
+
+
+def disk(runs: Path, needed: int) -> list[str]:
+    """Is there room where the runs lie?"""
+    at = next(p for p in (runs, *runs.parents) if p.exists())
+    free = shutil.disk_usage(at).free
+    if free < needed:
+        return [f"disk: {free / 1e9:.2f} GB free at {at}, about {needed / 1e9:.2f} GB needed; free some, or choose another place with --runs"]
+    return []

@@ -1,0 +1,74 @@
+"""Put a finished run on a Hub: dataset, adapter and, where it is on no Hub yet, the base model. One commit each, read back.
+
+What goes up is assembled here as plain maps (path in the repo -> local file), so that it can be looked at and tested
+without any Hub.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsc_hub import hub
+from dsc_hub.errors import RunError
+from dsc_hub.progress import say
+from dsc_hub.runs import Run, write_whole
+
+
+def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict[str, tuple[str, dict[str, Path]]]:
+    """{"base" | "dataset" | "adapter": (repo type, {path in repo: local file})}, in the order of publishing.
+
+    The recipe goes along with its prompt files, under plain names, so that `dsc run hub:USER/REPO` can run it.
+    """
+    facts = run.facts
+    shared = _recipe_files(facts["recipe"], recipe_folder, work) | {"metrics.json": run["metrics.json"]}
+    out: dict[str, tuple[str, dict[str, Path]]] = {}
+    if facts["repos"]["base"]:
+        weights = {p.name: p for p in sorted(model_folder.iterdir()) if p.is_file() and p.name not in ("README.md", "complete.json")}
+        out["base"] = ("model", weights | _card(run, "base"))
+    data = {str(p.relative_to(run["dataset"])): p for p in sorted(run["dataset"].rglob("*.parquet"))}
+    out["dataset"] = ("dataset", data | shared | _card(run, "dataset"))
+    adapter = {p.name: p for p in sorted(run["adapter"].iterdir()) if p.is_file() and p.name != "README.md"}
+    out["adapter"] = ("model", adapter | shared | _card(run, "adapter"))
+    return out
+
+
+def _card(run: Run, kind: str) -> dict[str, Path]:
+    folder = run["cards"] / kind
+    if not (folder / "README.md").is_file():
+        raise RunError(f"{folder} holds no card", "Run `dsc report` first: nothing is published without its card.")
+    return {p.name: p for p in sorted(folder.iterdir())}
+
+
+def _recipe_files(recipe: Mapping[str, Any], folder: Path, work: Path) -> dict[str, Path]:
+    """recipe.yaml as it was resolved, and its prompt files. Endpoints and key names are this machine's business: left out."""
+    data = {k: dict(v) if isinstance(v, dict) else v for k, v in recipe.items()}
+    files: dict[str, Path] = {}
+    for key in ("path", "values"):
+        if name := data["prompts"].get(key):
+            files[Path(name).name] = folder / name
+            data["prompts"][key] = Path(name).name
+    for key in ("endpoints", "served_model", "api_key_env"):
+        data["serving"].pop(key, None)
+    if Path(data["model"]["source"]).is_absolute():
+        data["model"]["source"] = Path(data["model"]["source"]).name
+    target = work / "recipe.yaml"
+    write_whole(target, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
+    return files | {"recipe.yaml": target}
+
+
+def publish(run: Run, account: hub.Account, model_folder: Path, recipe_folder: Path, private: bool) -> dict[str, Any]:
+    """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing."""
+    repos, out = run.facts["repos"], {}
+    with tempfile.TemporaryDirectory() as work:
+        for kind, (repo_type, files) in trees(run, model_folder, recipe_folder, Path(work)).items():
+            size = sum(p.stat().st_size for p in files.values())
+            say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {'private' if private else 'PUBLIC'}")
+            commit = hub.push(account, repo_type, repos[kind], files, private, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
+            out[kind] = {"repo": repos[kind], "type": repo_type, "commit": commit, "files": len(files), "bytes": size,
+                         "address": hub.web_address(account, repo_type, repos[kind])}
+    return out

@@ -1,0 +1,115 @@
+"""What `dsc` prints as results: a plan, a handful of chains, the closing screen. Numbers come in, none is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from dsc_hub.pipeline import Job
+from dsc_hub.progress import duration
+from dsc_hub.recipe import STAGES, Recipe
+from dsc_hub.records import Chain, Prompt, Score
+
+out = Console(highlight=False)
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 3))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def plan(job: Job, e: Mapping[str, Any]) -> None:
+    """The plan of a run, from `pipeline.check`'s estimate."""
+    r = job.recipe
+    table = _grid()
+    split = "  ".join(f"{n} {s} ({e['groups'][s]} groups)" for s, n in e["prompts"].items())
+    table.add_row("recipe", f"{r.name}  {job.path}")
+    table.add_row("model", f"{job.model.id}  ({job.model.source} at {job.model.commit[:12]})")
+    table.add_row("prompts", f"{split}   dropped: {e['dropped']['duplicates_dropped']} duplicate, {e['dropped']['overlapping_dropped']} overlapping")
+    table.add_row("chains", f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, {r.serving.concurrency} in flight")
+    for stage in ("sampling", "evaluation"):
+        seconds = e["seconds_at_most"][stage]
+        when = f"at most {duration(seconds)} at {e['tokens_per_s_measured_here']:.0f} tokens/s (measured here)" if seconds is not None else \
+            "time unknown: this model was never sampled on this machine (`dsc try` measures it)"
+        table.add_row(stage, f"{e['requests'][stage]} requests, at most {e['new_tokens_at_most'][stage]:,} new tokens; {when}")
+    table.add_row("distill", f"{r.distill.method}; its time shows after the first steps")
+    table.add_row("disk", f"about {e['disk_bytes'] / 1e9:.2f} GB under {job.runs}")
+    table.add_row("publishes", ("\n".join(e["repos"]) + ("\nprivately" if r.publish.private else "\nPUBLICLY")) if "repos" in e else "nothing (publish.to is none)")
+    table.add_row("run folder", str(job.run.folder))
+    table.add_row("done already", ", ".join(s for s in STAGES if job.run.is_done(s, job.fingerprints[s])) or "nothing")
+    out.print(table)
+
+
+def _score(score: Score) -> str:
+    return f"{score.value:+.2f}" if score.value is not None else f"unscored ({score.reason})"
+
+
+def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float, failed: int) -> None:
+    """Whole chains, one panel each. Model text is printed as it is, never read as markup."""
+    for prompt, chain in tried:
+        body = Text()
+        body.append(f"answer  {_score(chain.answer_score)}", "bold")
+        body.append(f"  {chain.answer_defect}\n" if chain.answer_defect else "\n", "yellow")
+        body.append(_visible(chain.answer) + "\n")
+        for step in chain.steps:
+            body.append(f"\ncritique {step.number}\n", "bold")
+            body.append(_visible(step.critique) + "\n", "dim")
+            body.append(f"\nrevision {step.number}  {_score(step.score)}  ", "bold")
+            body.append("accepted\n" if step.accepted else f"rejected: {step.rejected}\n", "green" if step.accepted else "yellow")
+            body.append(_visible(step.revision) + "\n")
+        final = f"final: {'first answer' if not chain.state_step else f'revision {chain.state_step}'}"
+        use = f"not usable: {chain.final_defect}" if chain.final_defect else _score(chain.final_score)
+        out.print(Panel(body, title=Text(prompt.text), title_align="left", subtitle=Text(f"{final}  {use}"), subtitle_align="right"))
+    steps = [s for _, c in tried for s in c.steps]
+    out.print(f"{len(tried)} chains, {failed} failed, in {duration(seconds)}; {sum(s.accepted for s in steps)} of {len(steps)} revisions accepted ({recipe.chain.acceptance})")
+
+
+def _visible(text: str) -> str:
+    """Model text without control characters: it must not be able to steer the terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def closing(job: Job, hub_port: int) -> None:
+    """The last screen of a run: the table, time by stage, where everything is, how to go on."""
+    from dsc_hub.numbers import closing_table, headline
+
+    metrics, facts = job.run.metrics, job.run.facts
+    out.print()
+    if "evaluation" in metrics:
+        out.print(closing_table(metrics))
+        out.print(Text(headline(metrics), "bold"))
+    stages = metrics.get("stages", {})
+    out.print()
+    table = _grid()
+    table.add_row("time", "   ".join(f"{s} {duration(stages[s])}" for s in STAGES if s in stages) + f"   together {duration(sum(stages.values()))}")
+    sampling = metrics.get("sampling", {})
+    if sampling:
+        table.add_row("speed", f"{sampling['tokens_per_s']:.0f} new tokens/s while sampling ({sampling['new_tokens']:,} new, {sampling['prompt_tokens']:,} prompt tokens)")
+    marker = job.run.marker("publish")
+    embedded = job.recipe.publish.to == "local"
+    if marker:
+        for kind, what in marker["result"].items():
+            address = what["address"].replace(facts["repos"]["endpoint"], f"http://127.0.0.1:{hub_port}") if embedded else what["address"]
+            table.add_row(kind, f"{address}  at {what['commit'][:12]}  ({what['files']} files, {what['bytes'] / 1e6:.1f} MB)")
+    table.add_row("report", str(job.run["report.html"].resolve()))
+    table.add_row("run folder", str(job.run.folder.resolve()))
+    out.print(table)
+    if marker and embedded:
+        from dsc_hub.local_hub.server import default_root
+
+        out.print(Text("\nThey are on the embedded Hub, private. To read them with the public clients:\n", "bold"))
+        out.print(Text(f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat {_short(default_root() / 'token')})\n"
+                       f"  python -c 'from datasets import load_dataset; print(load_dataset(\"{facts['repos']['dataset']}\", \"sft\"))'"), soft_wrap=True)
+
+
+def _short(path: Path) -> str:
+    home = str(Path.home())
+    return str(path).replace(home, "~", 1) if str(path).startswith(home + "/") else str(path)

