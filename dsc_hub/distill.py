@@ -1,12 +1,12 @@
 """Distillation: the kept answers of a run -> a LoRA adapter that gives in one generation what the chain gave.
 
-QLoRA (Dettmers et al., arXiv:2305.14314) through trl, peft and bitsandbytes: the base model frozen in NF4, the loss on the
-completion alone, rendered with the model's own chat template. Two promises are checked on the real batches before the
-first step: the prompt is not trained, and the token that ends the answer is. Reads the run's recipe and the train and
-validation rows of `dataset/sft`, nothing else: test rows are refused.
+QLoRA (Dettmers et al., arXiv:2305.14314) through trl, peft and bitsandbytes: the base model frozen in NF4, the loss on
+the completion alone, rendered with the model's own chat template. Two promises are checked on the real batches before
+the first step: the prompt is not trained, and the token that ends the answer is. Reads the run's recipe and the
+train and validation rows of `dataset/sft`, nothing else: test rows are refused.
 
-`python -m dsc_hub.distill RUN` trains; so does `train` in every process that accelerate or torchrun started. The parent of
-such processes is `launcher.launch`.
+`python -m dsc_hub.distill RUN` trains; so does `train` in every process that accelerate or torchrun started. The parent
+of such processes is `launcher.launch`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 # bitsandbytes says on import that an optional package with a faster CPU kernel is missing; its own code serves as well.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda r: "gemm_4bit_forward" not in r.getMessage())
 
-import bitsandbytes as bnb  # noqa: E402
-from peft import LoraConfig, PeftModel  # noqa: E402
-from transformers import (  # noqa: E402
+import bitsandbytes as bnb
+from peft import LoraConfig, PeftModel
+from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -52,18 +52,29 @@ from transformers import (  # noqa: E402
     TrainerState,
     TrainingArguments,
 )
-from transformers.utils import logging as transformers_logging  # noqa: E402
-from trl import SFTConfig, SFTTrainer  # noqa: E402
+from transformers.utils import logging as transformers_logging
+from trl import SFTConfig, SFTTrainer
 
-from dsc_hub.errors import ConfigError, DataError, DscError, ModelError, RunError, disk_error  # noqa: E402
-from dsc_hub.launcher import ERROR_FILE, PROGRESS, main_process, shown_error  # noqa: E402
-from dsc_hub.progress import Line, Meter, duration, moving_line, say  # noqa: E402
-from dsc_hub import progress  # noqa: E402
-from dsc_hub.recipe import OWNED_SFT_KEYS  # noqa: E402
-from dsc_hub.runs import Run, write_json, write_whole  # noqa: E402
+from dsc_hub import progress
+from dsc_hub.errors import (
+    ConfigError,
+    DataError,
+    DscError,
+    ModelError,
+    RunError,
+    disk_error,
+)
+from dsc_hub.launcher import ERROR_FILE, PROGRESS, main_process, shown_error
+from dsc_hub.progress import Line, Meter, duration, moving_line, say
+from dsc_hub.recipe import OWNED_SFT_KEYS
+from dsc_hub.runs import Run, write_json, write_whole
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
-QUANTIZATION_DEFAULTS: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+QUANTIZATION_DEFAULTS: dict[str, Any] = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
 SFT_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,  # trl's own default, 2e-5, is for training all weights
     "lr_scheduler_type": "cosine",
@@ -81,18 +92,61 @@ _REFUSED_SFT = {
     "disable_tqdm": "dsc draws its own progress; remove it",
 }
 _REFUSED_LORA = {
-    **dict.fromkeys("task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode "
-                    "runtime_config".split(), "set by dsc itself; remove it"),
+    **dict.fromkeys(
+        [
+            "task_type",
+            "peft_type",
+            "auto_mapping",
+            "peft_version",
+            "base_model_name_or_path",
+            "revision",
+            "inference_mode",
+            "runtime_config",
+        ],
+        "set by dsc itself; remove it",
+    ),
     "modules_to_save": "whole modules beside the adapter are refused by vLLM, and no embedding is resized; remove it",
-    **dict.fromkeys("trainable_token_indices use_dora lora_bias layer_replication alora_invocation_tokens use_bdlora "
-                    "use_qalora target_parameters".split(), _NOT_A_PLAIN_ADAPTER),
-    **dict.fromkeys("loftq_config eva_config corda_config lora_ga_config velora_config monteclora_config arrow_config kasa_config "
-                    "megatron_config".split(), "needs a preparation of its own, which dsc does not make; remove it"),
+    **dict.fromkeys(
+        [
+            "trainable_token_indices",
+            "use_dora",
+            "lora_bias",
+            "layer_replication",
+            "alora_invocation_tokens",
+            "use_bdlora",
+            "use_qalora",
+            "target_parameters",
+        ],
+        _NOT_A_PLAIN_ADAPTER,
+    ),
+    **dict.fromkeys(
+        [
+            "loftq_config",
+            "eva_config",
+            "corda_config",
+            "lora_ga_config",
+            "velora_config",
+            "monteclora_config",
+            "arrow_config",
+            "kasa_config",
+            "megatron_config",
+        ],
+        "needs a preparation of its own, which dsc does not make; remove it",
+    ),
 }
 _REFUSED_QUANTIZATION = {"llm_int8_enable_fp32_cpu_offload": "the model lies whole on one device; remove it"}
 # What people write for keys whose names are too far from it to be guessed by their letters.
-_MEANT = {"rank": "r", "lora_rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "lora_r": "r", "lr": "learning_rate",
-          "epochs": "num_train_epochs", "batch_size": "per_device_train_batch_size", "max_seq_length": "max_length"}
+_MEANT = {
+    "rank": "r",
+    "lora_rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "lora_r": "r",
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "max_seq_length": "max_length",
+}
 # A served adapter is added to the base as published; these inits change the base itself.
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 
@@ -124,8 +178,10 @@ def _plan(section: Mapping[str, Any]) -> Plan:
     if sft.get("packing") and sft.get("packing_strategy", "bfd") != "bfd":
         problems.append("distill.sft.packing_strategy: only 'bfd' keeps rows whole, and the end of an answer with them")
     if lora.get("init_lora_weights", True) not in _PLAIN_INITS:
-        problems.append("distill.lora.init_lora_weights: changes the base model, so the adapter would not fit the published one; "
-                        "use true, 'gaussian' or 'orthogonal'")
+        problems.append(
+            "distill.lora.init_lora_weights: changes the base model, so the adapter would not fit the published one; "
+            "use true, 'gaussian' or 'orthogonal'"
+        )
     if lora.get("bias", "none") != "none":
         problems.append(f"distill.lora.bias: {_NOT_A_PLAIN_ADAPTER}")
     if lora.get("r", 1) < 1:
@@ -133,7 +189,10 @@ def _plan(section: Mapping[str, Any]) -> Plan:
     targets = lora.get("target_modules")
     for name in ("lm_head", "embed_tokens"):
         if isinstance(targets, (list, tuple)) and name in targets:
-            problems.append(f"distill.lora.target_modules: '{name}' can't be adapted here; name linear layers, or leave 'all-linear'")
+            problems.append(
+                f"distill.lora.target_modules: '{name}' can't be adapted here; "
+                "name linear layers, or leave 'all-linear'"
+            )
     if section["method"] == "lora" and section["quantization"]:
         problems.append("distill.quantization: has no effect with method 'lora'; remove it, or set method to 'qlora'")
     if problems:
@@ -142,11 +201,19 @@ def _plan(section: Mapping[str, Any]) -> Plan:
     merged = dict(quantization)
     if not merged.get("load_in_8bit"):
         merged = QUANTIZATION_DEFAULTS | merged
-    return Plan(section["method"], SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged if section["method"] == "qlora" else None)
+    return Plan(
+        section["method"], SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged if section["method"] == "qlora" else None
+    )
 
 
-def _checked(name: str, given: Mapping[str, Any], known: Collection[str], refused: Mapping[str, str], types: Mapping[str, Any],
-             problems: list[str]) -> dict[str, Any]:
+def _checked(
+    name: str,
+    given: Mapping[str, Any],
+    known: Collection[str],
+    refused: Mapping[str, str],
+    types: Mapping[str, Any],
+    problems: list[str],
+) -> dict[str, Any]:
     """The section with values of the right type (YAML reads `2e-4` as text); what is wrong goes to `problems`."""
     out: dict[str, Any] = {}
     for key, value in given.items():
@@ -156,7 +223,9 @@ def _checked(name: str, given: Mapping[str, Any], known: Collection[str], refuse
                 problems.append(f"{where}: {refused[key]}")
         elif key not in known:
             meant = _MEANT.get(key)
-            close = [meant] if meant in known else difflib.get_close_matches(key, sorted(set(known) - set(refused)), n=1)
+            close = (
+                [meant] if meant in known else difflib.get_close_matches(key, sorted(set(known) - set(refused)), n=1)
+            )
             problems.append(f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else ""))
         elif key in types:
             try:
@@ -204,12 +273,17 @@ def preflight(run: Run) -> dict[str, Any]:
     for split, rows in rendered.items():
         for number, (ids, start, _) in enumerate(rows, 1):
             if start >= len(ids):
-                raise DataError(f"{split} row {number}: nothing would be trained: the chat template renders no answer", "Look at the model's chat_template.jinja.")
+                raise DataError(
+                    f"{split} row {number}: nothing would be trained: the chat template renders no answer",
+                    "Look at the model's chat_template.jinja.",
+                )
             if not _ends(tokenizer, ids[start:], stops):
                 last = tokenizer.decode(ids[-1:])
-                raise DataError(f"{split} row {number}: the answer does not end with a token that ends the turn: expected one of "
-                                f"{_names(tokenizer, stops)}, got {last!r}; the tuned model would never stop",
-                                "The chat template and the tokenizer's eos_token (or generation_config.json) don't fit together.")
+                raise DataError(
+                    f"{split} row {number}: the answer does not end with a token that ends the turn: expected one of "
+                    f"{_names(tokenizer, stops)}, got {last!r}; the tuned model would never stop",
+                    "The chat template and the tokenizer's eos_token (or generation_config.json) don't fit together.",
+                )
     train = rendered["train"]
     ids, start, _ = train[0]
     return {
@@ -230,7 +304,10 @@ def _rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
     """Rows of train and validation as {prompt, completion}; validation may be empty. DataError for anything else."""
     folder = run["dataset"] / "sft"
     if found := sorted(p.name for p in folder.glob("*") if p.name.startswith("test")):
-        raise DataError(f"test rows in the training folder: {folder / found[0]}", "Training never sees them: make the dataset again with `dsc run`.")
+        raise DataError(
+            f"test rows in the training folder: {folder / found[0]}",
+            "Training never sees them: make the dataset again with `dsc run`.",
+        )
     out: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
     for split, rows in out.items():
         path = folder / f"{split}-00000-of-00001.parquet"
@@ -242,32 +319,51 @@ def _rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
             if not content.metadata.num_rows:
                 continue
             if missing := {"prompt", "completion"} - columns:
-                raise DataError(f"{path.name} has no column '{min(missing)}'; it has {sorted(columns)}", "Make the dataset again with `dsc run`.")
+                raise DataError(
+                    f"{path.name} has no column '{min(missing)}'; it has {sorted(columns)}",
+                    "Make the dataset again with `dsc run`.",
+                )
             table = content.read(columns=["prompt", "completion", *(["split"] if "split" in columns else [])])
         if "split" in columns and "test" in table.column("split").to_pylist():
-            raise DataError(f"{path.name} holds test rows (column 'split')", "Training never sees them: make the dataset again with `dsc run`.")
+            raise DataError(
+                f"{path.name} holds test rows (column 'split')",
+                "Training never sees them: make the dataset again with `dsc run`.",
+            )
         for number, row in enumerate(table.select(["prompt", "completion"]).to_pylist(), 1):
             rows.append(_conversation(row, system, f"{path.name} row {number}"))
     if not out["train"]:
-        raise DataError("there is no row to train on", "Fewer constraints in the recipe's `dataset` section, or more prompts and steps, keep more chains.")
+        raise DataError(
+            "there is no row to train on",
+            "Fewer constraints in the recipe's `dataset` section, or more prompts and steps, keep more chains.",
+        )
     return out
 
 
 def _conversation(row: Mapping[str, Any], system: str | None, where: str) -> dict[str, Any]:
     """Check one row; the recipe's system text is put in front where the row has none, as it was in generation."""
-    turns = {name: [{"role": m["role"], "content": m["content"]} for m in row[name] or []] for name in ("prompt", "completion")}
+    turns = {
+        name: [{"role": m["role"], "content": m["content"]} for m in row[name] or []]
+        for name in ("prompt", "completion")
+    }
     prompt, completion = turns["prompt"], turns["completion"]
     if not prompt or prompt[-1]["role"] != "user":
-        raise DataError(f"{where}: expected a prompt that ends with a user turn, got roles {[m['role'] for m in prompt]}")
+        raise DataError(
+            f"{where}: expected a prompt that ends with a user turn, got roles {[m['role'] for m in prompt]}"
+        )
     if len(completion) != 1 or completion[0]["role"] != "assistant":
-        raise DataError(f"{where}: expected a completion of one assistant turn, got roles {[m['role'] for m in completion]}")
+        raise DataError(
+            f"{where}: expected a completion of one assistant turn, got roles {[m['role'] for m in completion]}"
+        )
     if not (completion[0]["content"] or "").strip():
         raise DataError(f"{where}: the completion is empty")
     own = prompt[0]["content"] if prompt[0]["role"] == "system" else None
     if system is not None and own is None:
         prompt.insert(0, {"role": "system", "content": system})
     elif own != system and own is not None:
-        raise DataError(f"{where}: its system text is not the recipe's chain.system", "Training and generation must show the model the same conversation.")
+        raise DataError(
+            f"{where}: its system text is not the recipe's chain.system",
+            "Training and generation must show the model the same conversation.",
+        )
     return turns
 
 
@@ -277,18 +373,24 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as e:
         raise ModelError(f"no usable tokenizer in {folder}: {str(e).splitlines()[0]}") from None
     if not tokenizer.chat_template:
-        raise ModelError(f"the tokenizer in {folder} has no chat template", "Use an instruct model, or add chat_template.jinja to its folder.")
+        raise ModelError(
+            f"the tokenizer in {folder} has no chat template",
+            "Use an instruct model, or add chat_template.jinja to its folder.",
+        )
     return tokenizer
 
 
 def _stop_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
-    """Ids that end a generation: the tokenizer's and those of generation_config.json (where chat models keep theirs)."""
+    """Ids that end a generation: the tokenizer's and those of generation_config.json (where chat models keep them)."""
     stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     if (folder / "generation_config.json").is_file():
         more = GenerationConfig.from_pretrained(folder).eos_token_id
         stops |= {more} if isinstance(more, int) else set(more or ())
     if not stops:
-        raise ModelError(f"the model in {folder} names no token that ends an answer (eos_token)", "Without one a tuned model never stops.")
+        raise ModelError(
+            f"the model in {folder} names no token that ends an answer (eos_token)",
+            "Without one a tuned model never stops.",
+        )
     return stops
 
 
@@ -298,10 +400,17 @@ def _render(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> tuple
     The same rule as trl's: trained is what follows the longest common beginning of prompt and whole conversation.
     """
     try:
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
-        ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=True, return_dict=True)["input_ids"]
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True
+        )["input_ids"]
+        ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=True, return_dict=True)[
+            "input_ids"
+        ]
     except TemplateError as e:
-        raise ModelError(f"the model's chat template refuses the conversation: {e}", "Some templates know no system turn: leave chain.system out.") from None
+        raise ModelError(
+            f"the model's chat template refuses the conversation: {e}",
+            "Some templates know no system turn: leave chain.system out.",
+        ) from None
     start = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
     return ids, start, start == len(prompt)
 
@@ -322,8 +431,11 @@ def _names(tokenizer: PreTrainedTokenizerBase, ids: Collection[int]) -> list[str
 
 def _check_lengths(lengths: Sequence[int], limit: int, key: str) -> None:
     if over := sum(n > limit for n in lengths):
-        raise DataError(f"{over} of {len(lengths)} rows are longer than {key} = {limit} tokens (the longest has {max(lengths)}); they would lose their ends",
-                        f"Raise {key} to {max(lengths)}, or lower generation.max_new_tokens.")
+        raise DataError(
+            f"{over} of {len(lengths)} rows are longer than {key} = {limit} tokens "
+            f"(the longest has {max(lengths)}); they would lose their ends",
+            f"Raise {key} to {max(lengths)}, or lower generation.max_new_tokens.",
+        )
 
 
 # -- training
@@ -337,7 +449,10 @@ def train(run: Run) -> dict[str, Any]:
     """
     for name, launcher in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(launcher, "").lower() in ("true", "1"):
-            raise ConfigError(f"accelerate is configured for {name}; dsc trains a whole model in each process (DDP)", "Use a configuration of recipes/accelerate.")
+            raise ConfigError(
+                f"accelerate is configured for {name}; dsc trains a whole model in each process (DDP)",
+                "Use a configuration of recipes/accelerate.",
+            )
     checked = preflight(run)
     part = run["adapter"].with_name("adapter.part")
     if main_process():
@@ -346,8 +461,11 @@ def train(run: Run) -> dict[str, Any]:
         with _quiet():
             return _train(run, checked, part)
     except torch.cuda.OutOfMemoryError:
-        raise RunError("the GPU ran out of memory in training", "Lower distill.sft.per_device_train_batch_size and raise "
-                       "gradient_accumulation_steps by as much; their product is what counts.") from None
+        raise RunError(
+            "the GPU ran out of memory in training",
+            "Lower distill.sft.per_device_train_batch_size and raise "
+            "gradient_accumulation_steps by as much; their product is what counts.",
+        ) from None
     except OSError as e:
         raise disk_error(e) or e from e
     finally:
@@ -361,7 +479,10 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
     plan, folder = _plan(recipe["distill"]), Path(facts["model"]["folder"])
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = _compute_dtype(on_cpu)
-    rows = {split: datasets.Dataset.from_list(found) if found else None for split, found in _rows(run, recipe["chain"]["system"]).items()}
+    rows = {
+        split: datasets.Dataset.from_list(found) if found else None
+        for split, found in _rows(run, recipe["chain"]["system"]).items()
+    }
     args = _arguments(plan, checked, part, on_cpu, dtype, recipe["seed"], has_validation=rows["validation"] is not None)
     main = args.process_index == 0
 
@@ -372,8 +493,15 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
     with moving_line() if main else nullcontext() as line:
         callback = _Progress(line)
         try:
-            trainer = SFTTrainer(model=model, args=args, train_dataset=rows["train"], eval_dataset=rows["validation"],
-                                 processing_class=tokenizer, peft_config=lora, callbacks=[callback])
+            trainer = SFTTrainer(
+                model=model,
+                args=args,
+                train_dataset=rows["train"],
+                eval_dataset=rows["validation"],
+                processing_class=tokenizer,
+                peft_config=lora,
+                callbacks=[callback],
+            )
         except ValueError as e:
             if "arget modules" in str(e):  # peft: nothing, or nothing fit, under those names
                 raise ConfigError(f"distill.lora.target_modules: {e}") from None
@@ -381,7 +509,10 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
         trainer.remove_callback(PrinterCallback)
         _check_batches(trainer, _stop_tokens(tokenizer, folder), checked)
         if len(tokenizer) != vocabulary:
-            raise ModelError(f"the trainer added {len(tokenizer) - vocabulary} tokens to the vocabulary", "Nothing may be resized: choose another base model.")
+            raise ModelError(
+                f"the trainer added {len(tokenizer) - vocabulary} tokens to the vocabulary",
+                "Nothing may be resized: choose another base model.",
+            )
         trainable, total = trainer.model.get_nb_trainable_parameters()
         if main:
             _say_start(checked, plan, quantization, dtype, trainable, total, args)
@@ -392,9 +523,11 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
 
     bad = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
     if bad:
-        raise RunError(f"{len(bad)} of the adapter's weights are not finite after training", "Lower distill.sft.learning_rate.")
+        raise RunError(
+            f"{len(bad)} of the adapter's weights are not finite after training", "Lower distill.sft.learning_rate."
+        )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    last = losses[-max(1, len(losses) // 10):]
+    last = losses[-max(1, len(losses) // 10) :]
     summary = {
         "rows": checked["rows"],
         "validation_rows": checked["validation_rows"],
@@ -424,7 +557,7 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
 
 
 def _compute_dtype(on_cpu: bool) -> torch.dtype:
-    """bf16 where the hardware has it, else fp32: fp16 would need loss scaling, which bf16 adapter weights don't take."""
+    """bf16 where the hardware has it, else fp32: fp16 needs loss scaling, which bf16 adapter weights don't take."""
     if on_cpu:
         able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     else:
@@ -432,7 +565,15 @@ def _compute_dtype(on_cpu: bool) -> torch.dtype:
     return torch.bfloat16 if able else torch.float32
 
 
-def _arguments(plan: Plan, checked: Mapping[str, Any], part: Path, on_cpu: bool, dtype: torch.dtype, seed: int, has_validation: bool) -> SFTConfig:
+def _arguments(
+    plan: Plan,
+    checked: Mapping[str, Any],
+    part: Path,
+    on_cpu: bool,
+    dtype: torch.dtype,
+    seed: int,
+    has_validation: bool,
+) -> SFTConfig:
     sft = dict(plan.sft)
     # Recomputing activations saves memory, which a GPU lacks and a CPU has; it costs about a fifth of the time.
     sft.setdefault("gradient_checkpointing", not on_cpu)
@@ -444,12 +585,24 @@ def _arguments(plan: Plan, checked: Mapping[str, Any], part: Path, on_cpu: bool,
         sft["eval_strategy"] = "no"
     sft["max_length"] = checked["max_length"]
     try:
-        args = SFTConfig(output_dir=str(part), seed=seed, data_seed=seed, use_cpu=on_cpu, bf16=dtype is torch.bfloat16, fp16=False,
-                         completion_only_loss=True, report_to="none", push_to_hub=False, save_strategy="no", disable_tqdm=True, **sft)
+        args = SFTConfig(
+            output_dir=str(part),
+            seed=seed,
+            data_seed=seed,
+            use_cpu=on_cpu,
+            bf16=dtype is torch.bfloat16,
+            fp16=False,
+            completion_only_loss=True,
+            report_to="none",
+            push_to_hub=False,
+            save_strategy="no",
+            disable_tqdm=True,
+            **sft,
+        )
     except (TypeError, ValueError) as e:
         raise ConfigError(f"distill.sft: {e}") from None
     if args.parallel_mode.value == "not_distributed":
-        # One process trains on one device; with more GPUs visible, the trainer would ask for DataParallel and refuse it.
+        # One process trains on one device; with more GPUs visible, the trainer would want DataParallel, then refuse it.
         args._n_gpu = min(1, args.n_gpu)
     return args
 
@@ -459,21 +612,33 @@ def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: SFTConfig) -
     options: dict[str, Any] = {}
     if plan.quantization is not None:
         try:
-            options["quantization_config"] = BitsAndBytesConfig(**{"bnb_4bit_compute_dtype": dtype, **plan.quantization})
+            options["quantization_config"] = BitsAndBytesConfig(
+                **{"bnb_4bit_compute_dtype": dtype, **plan.quantization}
+            )
         except (TypeError, ValueError, AttributeError) as e:
             raise ConfigError(f"distill.quantization: {e}") from None
     # Never "auto": it spreads one copy over all GPUs, and every process would train with its own one of those.
     device = "cpu" if args.use_cpu else args.local_process_index
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, trust_remote_code=False,
-                                                     use_safetensors=True, local_files_only=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device},
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            **options,
+        )
     except (OSError, ImportError) as e:
         raise ModelError(f"can't load the model in {folder}: {str(e).splitlines()[0]}") from None
     if plan.quantization is None:
         return model, "none"
     layers = [m for m in model.modules() if isinstance(m, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))]
     if not layers:
-        raise ModelError(f"bitsandbytes quantized no layer of the model in {folder}", "Set distill.method to 'lora', or choose another base model.")
+        raise ModelError(
+            f"bitsandbytes quantized no layer of the model in {folder}",
+            "Set distill.method to 'lora', or choose another base model.",
+        )
     config = options["quantization_config"]
     if config.load_in_8bit:
         return model, f"int8, {len(layers)} layers"
@@ -487,7 +652,9 @@ def _check_batches(trainer: SFTTrainer, stops: set[int], checked: Mapping[str, A
     ModelError otherwise. A collator that masks padding by its id also masks the end wherever the two are one token,
     and the tuned model never stops.
     """
-    data = trainer.train_dataset.select_columns([c for c in ("input_ids", "labels", "seq_lengths") if c in trainer.train_dataset.column_names])
+    data = trainer.train_dataset.select_columns(
+        [c for c in ("input_ids", "labels", "seq_lengths") if c in trainer.train_dataset.column_names]
+    )
     trained = answers = 0
     for start in range(0, len(data), 64):
         labels = trainer.data_collator([data[i] for i in range(start, min(start + 64, len(data)))])["labels"]
@@ -496,13 +663,20 @@ def _check_batches(trainer: SFTTrainer, stops: set[int], checked: Mapping[str, A
             for span in _spans(row):
                 answers += 1
                 if not _ends(trainer.processing_class, span, stops):
-                    raise ModelError(f"the end of an answer is not trained: a batch's labels end with {trainer.processing_class.decode(span[-8:])!r}",
-                                     "The tuned model would never stop. This is a fault of the trainer's collator with this tokenizer.")
+                    raise ModelError(
+                        f"the end of an answer is not trained: a batch's labels end with "
+                        f"{trainer.processing_class.decode(span[-8:])!r}",
+                        "The tuned model would never stop. "
+                        "This is a fault of the trainer's collator with this tokenizer.",
+                    )
     # What the preflight worked out from the template alone must be what the trainer does.
     expected = (checked["rows"], checked["trained_tokens_per_epoch"])
     if (answers, trained) != expected:
-        raise ModelError(f"expected {expected[0]} answers with {expected[1]} trained tokens, the trainer's batches hold {answers} with {trained}",
-                         "The trainer masks otherwise than the preflight; please report it.")
+        raise ModelError(
+            f"expected {expected[0]} answers with {expected[1]} trained tokens, "
+            f"the trainer's batches hold {answers} with {trained}",
+            "The trainer masks otherwise than the preflight; please report it.",
+        )
 
 
 def _spans(labels: Sequence[int]) -> Iterator[list[int]]:
@@ -550,7 +724,10 @@ def _write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, summar
         content = path.read_bytes() if path.is_file() else b""
         for private in {str(run.folder.resolve()), str(base.resolve()), str(base)}:
             if len(private) > 1 and private.encode() in content:
-                raise RunError(f"adapter/{path.name} would publish a path of this machine: {private}", "Remove it from the base model's own files.")
+                raise RunError(
+                    f"adapter/{path.name} would publish a path of this machine: {private}",
+                    "Remove it from the base model's own files.",
+                )
     shutil.rmtree(run["adapter"], ignore_errors=True)
     part.rename(run["adapter"])
 
@@ -573,12 +750,22 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.meter = Meter(state.max_steps)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         loss = (logs or {}).get("loss")
         if loss is None:
             return
         if not math.isfinite(loss):
-            raise RunError(f"the loss is {loss} at step {state.global_step}", "Lower distill.sft.learning_rate, or set distill.sft.max_grad_norm.")
+            raise RunError(
+                f"the loss is {loss} at step {state.global_step}",
+                "Lower distill.sft.learning_rate, or set distill.sft.max_grad_norm.",
+            )
         self.loss = f"  loss {loss:.3g}"
         self._show(args, state)
 
@@ -586,7 +773,9 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         self.meter.done = state.global_step
         self._show(args, state)
 
-    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         if self.line is not None:
             self.line.show(f"{PROGRESS}{state.global_step}/{state.max_steps}  validation")
 
@@ -594,32 +783,59 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         if self.line is None or not self.meter.done:
             return
         rate = self.meter.done / max(1e-9, time.monotonic() - self.meter.started)
-        self.line.show(f"{PROGRESS}{state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2g}/{state.num_train_epochs}"
-                       f"{self.loss}  {rate:.2g} step/s{self.meter.left()}")
+        self.line.show(
+            f"{PROGRESS}{state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2g}/{state.num_train_epochs}"
+            f"{self.loss}  {rate:.2g} step/s{self.meter.left()}"
+        )
 
 
-def _say_start(checked: Mapping[str, Any], plan: Plan, quantization: str, dtype: torch.dtype, trainable: int, total: int, args: SFTConfig) -> None:
+def _say_start(
+    checked: Mapping[str, Any],
+    plan: Plan,
+    quantization: str,
+    dtype: torch.dtype,
+    trainable: int,
+    total: int,
+    args: SFTConfig,
+) -> None:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    say(f"distill  {checked['rows']} rows, {checked['validation_rows']} for validation; {checked['trained_tokens_per_epoch']} of "
-        f"{checked['tokens_per_epoch']} tokens trained an epoch; longest row {checked['longest']} tokens, none cut")
-    say(f"distill  {plan.method}, quantization {quantization}, {str(dtype).removeprefix('torch.')} on {args.device.type}, {args.world_size} "
-        f"process{'es' if args.world_size > 1 else ''}; {trainable:,} of {total:,} parameters trained; {batch} rows a step")
+    say(
+        f"distill  {checked['rows']} rows, {checked['validation_rows']} for validation; "
+        f"{checked['trained_tokens_per_epoch']} of "
+        f"{checked['tokens_per_epoch']} tokens trained an epoch; longest row {checked['longest']} tokens, none cut"
+    )
+    say(
+        f"distill  {plan.method}, quantization {quantization}, {str(dtype).removeprefix('torch.')} "
+        f"on {args.device.type}, "
+        f"{args.world_size} "
+        f"process{'es' if args.world_size > 1 else ''}; "
+        f"{trainable:,} of {total:,} parameters trained; {batch} rows a step"
+    )
     table = checked["table"]
     first = next(n for n, token in enumerate(table) if token["trained"])
-    before, after = "".join(t["text"] for t in table[max(0, first - 6):first]), table[first:]
+    before, after = "".join(t["text"] for t in table[max(0, first - 6) : first]), table[first:]
     end = "".join(t["text"] for t in after[-3:])
-    say(f"distill  mask of row 1: {first} tokens not trained, up to {before!r}; {len(after)} trained, from {after[0]['text']!r} to {end!r}")
+    say(
+        f"distill  mask of row 1: {first} tokens not trained, up to {before!r}; "
+        f"{len(after)} trained, from {after[0]['text']!r} to {end!r}"
+    )
     if checked["prompt_rerendered"]:
-        say(f"distill  the chat template renders the prompt of {checked['prompt_rerendered']} rows otherwise once an answer follows: "
-            "the model is trained on a beginning that it does not see in generation")
+        say(
+            f"distill  the chat template renders the prompt of {checked['prompt_rerendered']} rows "
+            "otherwise once an answer follows: "
+            "the model is trained on a beginning that it does not see in generation"
+        )
 
 
 def _say_end(run: Run, summary: Mapping[str, Any]) -> None:
     def shown(loss: float | None) -> str:
         return "none" if loss is None else f"{loss:.3g}"
 
-    say(f"distill  {summary['steps']} steps in {duration(summary['seconds'])}; loss {shown(summary['first_loss'])} -> {shown(summary['final_loss'])}, "
-        f"validation {shown(summary['validation_loss'])} -> {run['adapter']}")
+    say(
+        f"distill  {summary['steps']} steps in {duration(summary['seconds'])}; "
+        f"loss {shown(summary['first_loss'])} -> {shown(summary['final_loss'])}, "
+        f"validation {shown(summary['validation_loss'])} -> {run['adapter']}"
+    )
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Training in processes of its own: `launch` starts `python -m dsc_hub.distill RUN` under accelerate and waits for it.
 
-The parent imports no torch, so it stays small while the children train, and the children's memory is free when they end.
+The parent imports no torch, so it stays small while the children train; their memory is free when they end.
 What they print goes through: into the run's distill.log whole, to the user as lines and as one that moves.
 """
 
@@ -34,8 +34,8 @@ _KEPT_LINES = 15
 def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
     """Train in processes started by accelerate; returns adapter/summary.json.
 
-    `config_file` is a file of `accelerate config`; without one, the packaged configuration that fits this machine and the
-    recipe's `distill.processes`. A DscError of the training is raised here as what it was; RunError with the last
+    `config_file` is a file of `accelerate config`; without one, the packaged configuration that fits this machine and
+    the recipe's `distill.processes`. A DscError of the training is raised here as what it was; RunError with the last
     lines if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
     processes = int(run.facts["recipe"]["distill"]["processes"])
@@ -48,8 +48,10 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
             raise _error(json.loads(error_file.read_text(encoding="utf-8")))
     if code:
         tail = "\n  ".join(["", *last]) if last else ""
-        raise RunError(f"the training process failed with exit code {code}; its last lines:{tail or ' none'}",
-                       f"All it printed is in {run[LOG]}.")
+        raise RunError(
+            f"the training process failed with exit code {code}; its last lines:{tail or ' none'}",
+            f"All it printed is in {run[LOG]}.",
+        )
     summary: dict[str, Any] = read_json(run["adapter"] / "summary.json")
     if config_file is None and summary["world_size"] != processes:
         raise RunError(f"asked for {processes} training processes, got {summary['world_size']}", f"See {run[LOG]}.")
@@ -63,7 +65,10 @@ def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     if config_file is not None:
         if not config_file.is_file():
-            raise ConfigError(f"accelerate configuration {config_file} not found", "Write one with `accelerate config --config_file FILE`.")
+            raise ConfigError(
+                f"accelerate configuration {config_file} not found",
+                "Write one with `accelerate config --config_file FILE`.",
+            )
         return [*accelerate, "--config_file", str(config_file), *worker]
     gpus = _visible_gpus()
     # Said plainly: accelerate's own default is one thread a process.
@@ -73,12 +78,30 @@ def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
         return [*accelerate, "--config_file", str(_packaged(name)), "--num_cpu_threads_per_process", threads, *worker]
     if not gpus:
         # accelerate starts one process on the CPU, whatever it is told, unless there is an mpirun.
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *worker]
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+            *worker,
+        ]
     if gpus < processes:
-        raise ConfigError(f"distill.processes is {processes}, and {gpus} GPU{'s are' if gpus > 1 else ' is'} visible",
-                          f"Set distill.processes={gpus}, or give an accelerate configuration for several machines.")
-    return [*accelerate, "--config_file", str(_packaged("multi_gpu")), "--num_processes", str(processes),
-            "--num_cpu_threads_per_process", threads, *worker]
+        raise ConfigError(
+            f"distill.processes is {processes}, and {gpus} GPU{'s are' if gpus > 1 else ' is'} visible",
+            f"Set distill.processes={gpus}, or give an accelerate configuration for several machines.",
+        )
+    return [
+        *accelerate,
+        "--config_file",
+        str(_packaged("multi_gpu")),
+        "--num_processes",
+        str(processes),
+        "--num_cpu_threads_per_process",
+        threads,
+        *worker,
+    ]
 
 
 def _packaged(name: str) -> Path:
@@ -95,12 +118,13 @@ def _visible_gpus() -> int:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """Ours, without what a launcher above us left in it: the children would take its rank and wait for its processes."""
+    """Ours, without what a launcher above us left in it: the children would take its rank and wait for others."""
     environment = machine.without_launcher(os.environ)
     environment["PYTHONUNBUFFERED"] = "1"
     # accelerate sets its own (see `_command`); torchrun without it gives each process one thread, and a page about it.
     environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))
-    # OpenMP threads spin while they wait for each other; beside any other busy process that makes a step many times as long.
+    # OpenMP threads spin while they wait for each other; beside another busy process
+    # that makes a step many times as long.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # trl reports each training to its makers unless told not to; a run sends nothing that its user did not ask for.
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -111,8 +135,17 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> tuple
     """Run to the end, showing every line as it comes; the exit code and the last lines."""
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     # A session of its own, so that Ctrl-C reaches the keeper once, from us, and not each process at its own moment.
-    child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                             text=True, encoding="utf-8", errors="replace", start_new_session=True)
+    child = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    )
     assert child.stdin is not None and child.stdout is not None
     try:
         with log.open("w", encoding="utf-8") as file, progress.moving_line() as line:
@@ -142,8 +175,14 @@ def _error(record: dict[str, Any]) -> DscError:
 
 def shown_error(error: DscError) -> str:
     """The error as JSON for `ERROR_FILE`."""
-    return json.dumps({"kind": type(error).__name__, "message": error.message, "hint": error.hint,
-                       "problems": list(getattr(error, "problems", ()))})
+    return json.dumps(
+        {
+            "kind": type(error).__name__,
+            "message": error.message,
+            "hint": error.hint,
+            "problems": list(getattr(error, "problems", ())),
+        }
+    )
 
 
 def main_process() -> bool:

@@ -373,10 +373,11 @@ def _cards(job: Job) -> Result:
 
 
 def _publish(job: Job, account: Any) -> Result:
-    from dsc_hub import publish
+    from dsc_hub import cards, publish
 
     job.run.add_facts(repos=job.run.facts["repos"] | {"endpoint": account.endpoint})
-    return publish.publish(job.run, account, Path(job.run.facts["model"]["folder"]), job.path.parent, job.recipe.publish.private)
+    return publish.publish(job.run, account, Path(job.run.facts["model"]["folder"]), job.path.parent, job.recipe.publish.private,
+                           lambda: cards.build(job.run))
 
 
 STAGE: dict[str, Callable[[Job], Result]] = {"prompts": _prompts, "sampling": _sampling, "dataset": _dataset, "distill": _distill,

@@ -7,7 +7,7 @@ without any Hub.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,20 @@ def _recipe_files(recipe: Mapping[str, Any], folder: Path, work: Path) -> dict[s
     return files | {"recipe.yaml": target}
 
 
-def publish(run: Run, account: hub.Account, model_folder: Path, recipe_folder: Path, private: bool) -> dict[str, Any]:
-    """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing."""
+def publish(run: Run, account: hub.Account, model_folder: Path, recipe_folder: Path, private: bool, render_cards: Callable[[], Any]) -> dict[str, Any]:
+    """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
+
+    The adapter's card names the dataset at its commit, which is known only now: `render_cards` is called in between.
+    """
     repos, out = run.facts["repos"], {}
     with tempfile.TemporaryDirectory() as work:
-        for kind, (repo_type, files) in trees(run, model_folder, recipe_folder, Path(work)).items():
+        for kind in ("base", "dataset", "adapter"):
+            if kind == "base" and not repos["base"]:
+                continue
+            if kind == "adapter":
+                run.add_facts(repos=repos | {"dataset_revision": out["dataset"]["commit"]})
+                render_cards()
+            repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
             size = sum(p.stat().st_size for p in files.values())
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {'private' if private else 'PUBLIC'}")
             commit = hub.push(account, repo_type, repos[kind], files, private, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))

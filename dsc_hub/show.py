@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from dsc_hub.progress import duration
 from dsc_hub.recipe import STAGES, Recipe
 from dsc_hub.records import Chain, Prompt, Score
 
-out = Console(highlight=False)
+_WIDTH = 130  # where there is no terminal to ask
+out = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
 
 
 def _grid() -> Table:

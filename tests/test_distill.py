@@ -1,4 +1,4 @@
-"""Real trl, peft and bitsandbytes on a tiny random Llama with SmolLM2's tokenizer (whose pad token is its eos token)."""
+"""Real trl, peft and bitsandbytes on a tiny random Llama with SmolLM2's tokenizer (where pad is eos)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,14 @@ import bitsandbytes as bnb
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
-from dsc_hub import distill, launcher, progress
+from dsc_hub import distill, launcher
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.runs import Run
@@ -46,28 +51,50 @@ def base(tmp_path_factory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(Path(PACKAGE.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=2, bos_token_id=1, eos_token_id=EOS, pad_token_id=EOS, tie_word_embeddings=True)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def row(n: int, answer: str = "A warm and lovely film.") -> dict[str, Any]:
-    return {"prompt": [{"role": "user", "content": f"Review film number {n}."}], "completion": [{"role": "assistant", "content": answer * (1 + n % 3)}],
-            "prompt_id": f"{n:016x}", "group": f"film {n}", "chain": 0, "reward": 0.9, "first_reward": -0.5}
+    return {
+        "prompt": [{"role": "user", "content": f"Review film number {n}."}],
+        "completion": [{"role": "assistant", "content": answer * (1 + n % 3)}],
+        "prompt_id": f"{n:016x}",
+        "group": f"film {n}",
+        "chain": 0,
+        "reward": 0.9,
+        "first_reward": -0.5,
+    }
 
 
 def make_run(folder: Path, base: Path, rows=None, validation=None, system=None, context=2048, **section) -> Run:
     run = Run(folder)
     sft = run["dataset"] / "sft"
     sft.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows if rows is not None else [row(n) for n in range(6)]), sft / "train-00000-of-00001.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows if rows is not None else [row(n) for n in range(6)]),
+        sft / "train-00000-of-00001.parquet",
+    )
     if validation is not None:
         pq.write_table(pa.Table.from_pylist(validation), sft / "validation-00000-of-00001.parquet")
     distill_section = {"method": "qlora", "sft": QUICK, "lora": {}, "quantization": {}, "processes": 1} | section
-    run.add_facts(recipe={"seed": 7, "chain": {"system": system}, "serving": {"context": context}, "distill": distill_section},
-                  model={"folder": str(base), "published_as": PUBLISHED, "commit": COMMIT})
+    run.add_facts(
+        recipe={"seed": 7, "chain": {"system": system}, "serving": {"context": context}, "distill": distill_section},
+        model={"folder": str(base), "published_as": PUBLISHED, "commit": COMMIT},
+    )
     return run
 
 
@@ -89,7 +116,12 @@ class Spy(distill.SFTTrainer):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, base):
     """One QLoRA training of 6 rows in batches of 4, two epochs, with 3 validation rows."""
-    run = make_run(tmp_path_factory.mktemp("trained") / "run", base, validation=[row(n) for n in range(20, 23)], sft={**QUICK, "num_train_epochs": 2})
+    run = make_run(
+        tmp_path_factory.mktemp("trained") / "run",
+        base,
+        validation=[row(n) for n in range(20, 23)],
+        sft={**QUICK, "num_train_epochs": 2},
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "SFTTrainer", Spy)
         return run, distill.train(run), Spy.last
@@ -132,7 +164,9 @@ def test_the_summary_counts_what_was_done(trained, base):
     run, summary, _ = trained
     tokenizer = AutoTokenizer.from_pretrained(base)
     texts = [r["completion"][0]["content"] + "<|im_end|>\n" for r in (row(n) for n in range(6))]
-    assert summary["trained_tokens_per_epoch"] == sum(len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts)
+    assert summary["trained_tokens_per_epoch"] == sum(
+        len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts
+    )
     assert (summary["rows"], summary["validation_rows"], summary["steps"], summary["epochs"]) == (6, 3, 4, 2.0)
     log = [json.loads(line) for line in (run["adapter"] / "training_log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
@@ -146,10 +180,19 @@ def test_the_summary_counts_what_was_done(trained, base):
 def test_the_adapter_folder_holds_what_others_need_and_nothing_of_this_machine(trained, base):
     run, _, _ = trained
     files = {p.name: p.read_bytes() for p in run["adapter"].rglob("*")}
-    assert set(files) == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
-                          "training_log.jsonl", "summary.json"}
+    assert set(files) == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "training_log.jsonl",
+        "summary.json",
+    }
     for name, content in files.items():
-        assert str(run.folder).encode() not in content and str(base).encode() not in content and b"/tmp/" not in content, name
+        assert (
+            str(run.folder).encode() not in content and str(base).encode() not in content and b"/tmp/" not in content
+        ), name
     config = json.loads(files["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["revision"]) == (PUBLISHED, COMMIT)
     assert not run["adapter.part"].exists()
@@ -159,7 +202,9 @@ def test_the_adapter_loads_onto_the_base_and_changes_what_it_says(trained, base)
     run, _, _ = trained
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(run["adapter"])
-    ids = torch.tensor([tokenizer.apply_chat_template(row(1)["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]])
+    ids = torch.tensor(
+        [tokenizer.apply_chat_template(row(1)["prompt"], add_generation_prompt=True, return_dict=True)["input_ids"]]
+    )
     with torch.no_grad():
         before = model(ids).logits
         after = PeftModel.from_pretrained(model, run["adapter"])(ids).logits
@@ -175,7 +220,9 @@ def test_the_same_seed_gives_the_same_bytes_and_without_validation_rows_there_is
 
 def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
     monkeypatch.setattr(distill, "SFTTrainer", Spy)
-    summary = distill.train(make_run(tmp_path / "run", base, method="lora", lora={"r": 4, "target_modules": ["q_proj"]}))
+    summary = distill.train(
+        make_run(tmp_path / "run", base, method="lora", lora={"r": 4, "target_modules": ["q_proj"]})
+    )
     assert (summary["method"], summary["quantization"]) == ("lora", "none")
     assert not [m for m in Spy.last.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert summary["trainable_parameters"] == 2 * 4 * (64 + 64)
@@ -185,14 +232,22 @@ def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
 
 
 def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
-    run = make_run(tmp_path / "run", base, sft={"learing_rate": 1e-4, "num_train_epochs": "many", "trust_remote_code": True, "output_dir": "/x"},
-                   lora={"rank": 8, "lora_alfa": 16}, quantization={"bnb_4bit_quant_typ": "nf4"})
+    run = make_run(
+        tmp_path / "run",
+        base,
+        sft={"learing_rate": 1e-4, "num_train_epochs": "many", "trust_remote_code": True, "output_dir": "/x"},
+        lora={"rank": 8, "lora_alfa": 16},
+        quantization={"bnb_4bit_quant_typ": "nf4"},
+    )
     with pytest.raises(ConfigError) as error:
         distill.preflight(run)
     problems = "\n".join(error.value.problems)
     assert len(error.value.problems) == 7
     assert "distill.sft.learing_rate: unknown key; did you mean 'learning_rate'?" in problems
-    assert "distill.sft.num_train_epochs: should be a valid number, unable to parse string as a number, got 'many'" in problems
+    assert (
+        "distill.sft.num_train_epochs: should be a valid number, unable to parse string as a number, got 'many'"
+        in problems
+    )
     assert "distill.lora.lora_alfa: unknown key; did you mean 'lora_alpha'?" in problems
     assert "distill.quantization.bnb_4bit_quant_typ: unknown key; did you mean 'bnb_4bit_quant_type'?" in problems
 
@@ -202,8 +257,17 @@ def test_a_number_that_yaml_reads_as_text_is_a_number():
     assert plan.sft["learning_rate"] == 0.0002
 
 
-@pytest.mark.parametrize("lora", [{"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"init_lora_weights": "pissa"}, {"bias": "all"},
-                                  {"target_modules": ["embed_tokens"]}, {"r": 0}])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"bias": "all"},
+        {"target_modules": ["embed_tokens"]},
+        {"r": 0},
+    ],
+)
 def test_what_could_not_be_served_as_a_plain_adapter_is_refused(tmp_path, base, lora):
     with pytest.raises(ConfigError, match=f"distill.lora.{next(iter(lora))}"):
         distill.preflight(make_run(tmp_path / "run", base, lora=lora))
@@ -220,7 +284,9 @@ def test_test_rows_are_refused(tmp_path, base):
     with pytest.raises(DataError, match="test rows"):
         distill.preflight(run)
     with pytest.raises(DataError, match="test rows"):
-        distill.preflight(make_run(tmp_path / "column", base, rows=[row(0) | {"split": "train"}, row(1) | {"split": "test"}]))
+        distill.preflight(
+            make_run(tmp_path / "column", base, rows=[row(0) | {"split": "train"}, row(1) | {"split": "test"}])
+        )
 
 
 OPENED: list[str] | None = None
@@ -233,7 +299,12 @@ def _note(event: str, arguments: tuple[Any, ...]) -> None:
 
 def test_nothing_but_the_recipe_and_the_training_rows_is_read(tmp_path, base, monkeypatch):
     run = make_run(tmp_path / "run", base, validation=[row(9)])
-    others = [run["prompts.jsonl"], run["chains.jsonl"], run["dataset"] / "evaluation" / "test-00000-of-00001.parquet", run["evaluation"] / "rows.jsonl"]
+    others = [
+        run["prompts.jsonl"],
+        run["chains.jsonl"],
+        run["dataset"] / "evaluation" / "test-00000-of-00001.parquet",
+        run["evaluation"] / "rows.jsonl",
+    ]
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("secret")
@@ -243,8 +314,16 @@ def test_nothing_but_the_recipe_and_the_training_rows_is_read(tmp_path, base, mo
     assert watch >= 0 and all(libc.inotify_add_watch(watch, str(p).encode(), 0x20) >= 0 for p in others)  # IN_OPEN
     monkeypatch.setitem(globals(), "OPENED", [])
     distill.train(run)
-    opened = {Path(p).relative_to(run.folder).as_posix() for p in OPENED if p.startswith(f"{run.folder}/") and "adapter" not in p}
-    assert opened == {"run.json", "dataset/sft/train-00000-of-00001.parquet", "dataset/sft/validation-00000-of-00001.parquet"}
+    opened = {
+        Path(p).relative_to(run.folder).as_posix()
+        for p in OPENED
+        if p.startswith(f"{run.folder}/") and "adapter" not in p
+    }
+    assert opened == {
+        "run.json",
+        "dataset/sft/train-00000-of-00001.parquet",
+        "dataset/sft/validation-00000-of-00001.parquet",
+    }
     with pytest.raises(BlockingIOError):
         os.read(watch, 4096)
     others[0].read_text()
@@ -267,7 +346,10 @@ def test_preflight_shows_which_tokens_are_trained(tmp_path, base):
     checked = distill.preflight(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
     trained = [t["text"] for t in checked["table"] if t["trained"]]
     masked = "".join(t["text"] for t in checked["table"] if not t["trained"])
-    assert masked == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nReview film number 0.<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        masked == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"
+        "Review film number 0.<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert "".join(trained) == "A warm and lovely film.<|im_end|>\n"
     assert checked["trained_tokens_per_epoch"] == len(trained) and checked["stop_tokens"] == ["<|im_end|>"]
 
@@ -288,14 +370,20 @@ def with_template(base: Path, folder: Path, template: str | None) -> Path:
 
 
 def test_a_template_without_an_end_of_turn_is_refused(tmp_path, base):
-    model = with_template(base, tmp_path / "m", "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-                          "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}")
+    model = with_template(
+        base,
+        tmp_path / "m",
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    )
     with pytest.raises(DataError, match="does not end with a token that ends the turn"):
         distill.preflight(make_run(tmp_path / "run", model))
 
 
 def test_a_template_that_renders_no_answer_is_refused(tmp_path, base):
-    model = with_template(base, tmp_path / "m", "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}")
+    model = with_template(
+        base, tmp_path / "m", "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+    )
     with pytest.raises(DataError, match="nothing would be trained"):
         distill.preflight(make_run(tmp_path / "run", model))
 
@@ -368,11 +456,27 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, base, monkeypatch)
 
 def test_launch_trains_from_a_parent_without_torch_and_ignores_a_stale_launcher(tmp_path, base):
     run = make_run(tmp_path / "run", base, sft={**QUICK, "max_steps": 1})
-    code = ("import json, sys; from pathlib import Path; from dsc_hub.launcher import launch; from dsc_hub.runs import Run\n"
-            "summary = launch(Run(Path(sys.argv[1])))\n"
-            "print(json.dumps({'summary': summary, 'torch': 'torch' in sys.modules}))")
-    stale = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "nowhere.invalid", "MASTER_PORT": "1", "ACCELERATE_USE_FSDP": "true"}
-    child = subprocess.run([sys.executable, "-c", code, str(run.folder)], env=os.environ | stale, capture_output=True, text=True, timeout=300)
+    code = (
+        "import json, sys; from pathlib import Path\n"
+        "from dsc_hub.launcher import launch; from dsc_hub.runs import Run\n"
+        "summary = launch(Run(Path(sys.argv[1])))\n"
+        "print(json.dumps({'summary': summary, 'torch': 'torch' in sys.modules}))"
+    )
+    stale = {
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "MASTER_ADDR": "nowhere.invalid",
+        "MASTER_PORT": "1",
+        "ACCELERATE_USE_FSDP": "true",
+    }
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(run.folder)],
+        env=os.environ | stale,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert child.returncode == 0, child.stderr
     said = json.loads(child.stdout)
     assert said["torch"] is False and said["summary"] == json.loads((run["adapter"] / "summary.json").read_text())
@@ -394,7 +498,11 @@ def test_a_mendable_error_of_the_child_is_the_same_error_in_the_parent(tmp_path,
 
 def test_a_crash_of_the_child_is_told_with_its_last_lines_and_the_log(tmp_path, base, monkeypatch):
     run = make_run(tmp_path / "run", base)
-    monkeypatch.setattr(launcher, "_command", lambda *_: [sys.executable, "-c", "print('all well'); raise SystemExit('the GPU fell off')"])
+    monkeypatch.setattr(
+        launcher,
+        "_command",
+        lambda *_: [sys.executable, "-c", "print('all well'); raise SystemExit('the GPU fell off')"],
+    )
     with pytest.raises(RunError, match=r"(?s)exit code 1.*the GPU fell off.*distill\.log"):
         launcher.launch(run)
     assert "all well" in run[launcher.LOG].read_text()
@@ -403,11 +511,21 @@ def test_a_crash_of_the_child_is_told_with_its_last_lines_and_the_log(tmp_path, 
 def test_the_child_says_one_line_and_exits_with_2(tmp_path, base, capsys):
     run = make_run(tmp_path / "run", base, lora={"r": 0})
     assert distill.main([str(run.folder)]) == 2
-    assert capsys.readouterr().err == "ConfigError: distill has 1 problem\n  distill.lora.r: must be at least 1, got 0\n"
+    assert (
+        capsys.readouterr().err == "ConfigError: distill has 1 problem\n  distill.lora.r: must be at least 1, got 0\n"
+    )
 
 
-@pytest.mark.parametrize(("gpus", "visible", "processes", "expected"), [
-    (0, None, 1, "one_cpu.yaml"), (2, None, 1, "one_gpu.yaml"), (2, "", 1, "one_cpu.yaml"), (2, None, 2, "multi_gpu.yaml"), (0, None, 2, "torch.distributed.run")])
+@pytest.mark.parametrize(
+    ("gpus", "visible", "processes", "expected"),
+    [
+        (0, None, 1, "one_cpu.yaml"),
+        (2, None, 1, "one_gpu.yaml"),
+        (2, "", 1, "one_cpu.yaml"),
+        (2, None, 2, "multi_gpu.yaml"),
+        (0, None, 2, "torch.distributed.run"),
+    ],
+)
 def test_the_launcher_fits_the_machine(tmp_path, monkeypatch, gpus, visible, processes, expected):
     monkeypatch.setattr(launcher.machine, "gpus", lambda: ("H",) * gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -1,0 +1,78 @@
+"""An OpenAI-compatible server with scripted answers, for tests of everything but the model.
+
+    python -m tests.scripted_server [--pause S] [--key KEY] [--fail-after N]      prints its address, serves until ended
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+def answer_to(body: dict) -> str:
+    """Words that depend on the request alone, with a sentiment that differs from answer to answer."""
+    digest = hashlib.sha256(json.dumps([body["messages"], body["seed"]]).encode()).digest()
+    moods = ("dreadful", "dull", "plain", "pleasant", "wonderful", "superb")
+    nouns = ("plot", "music", "acting", "camera", "script", "ending", "opening", "casting")
+    return " ".join(f"I found the {nouns[b % 8]} {moods[b // 8 % 6]} in scene {i + b}." for i, b in enumerate(digest[:4]))
+
+
+def make_server(port: int = 0, pause: float = 0.0, key: str = "", fail_after: int | None = None) -> ThreadingHTTPServer:
+    asked = 0
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _send(self, code: int, value: dict) -> None:
+            data = json.dumps(value).encode()
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def _allowed(self) -> bool:
+            if key and self.headers.get("Authorization") != f"Bearer {key}":
+                self._send(401, {"error": {"message": "wrong key"}})
+                return False
+            return True
+
+        def do_GET(self) -> None:
+            if self._allowed():
+                self._send(200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+
+        def do_POST(self) -> None:
+            nonlocal asked
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not self._allowed():
+                return
+            asked += 1
+            if fail_after is not None and asked > fail_after:
+                self._send(400, {"error": {"message": "this request is too long for me"}})
+                return
+            time.sleep(pause)
+            text = answer_to(body)
+            self._send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
+                             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
+                             "usage": {"prompt_tokens": 10, "completion_tokens": len(text.split()), "total_tokens": 10 + len(text.split())}})
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    server.daemon_threads = True
+    return server
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--key", default="")
+    parser.add_argument("--fail-after", type=int)
+    a = parser.parse_args()
+    it = make_server(0, a.pause, a.key, a.fail_after)
+    print(f"http://127.0.0.1:{it.server_port}/v1", flush=True)
+    it.serve_forever()

@@ -1,0 +1,103 @@
+"""The sentiment measurement, loaded as anybody would load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import evaluate
+import pytest
+from tests.conftest import ROOT
+
+from dsc_hub import metrics
+from dsc_hub.errors import MetricError
+from dsc_hub.recipe import Reward
+from dsc_hub.records import Score
+
+FOLDER = str(ROOT / "dsc_hub" / "metrics" / "sentiment")
+
+
+def load(scorer: str, **keys: object) -> metrics.Scorer:
+    section = Reward(scorer=scorer, **keys)
+    return metrics.load(section, metrics.identify(section))
+
+
+def test_evaluate_load_takes_the_folder_and_scores_by_sentence():
+    measure = evaluate.load(FOLDER, config_name="vader", keep_in_memory=True)
+    result = measure.compute(data=["I love it. I hate it.", "I love it.", "I hate it."])
+    mixed, good, bad = result["scores"]
+    assert mixed == pytest.approx((good + bad) / 2) and good == pytest.approx(0.6369) and bad == pytest.approx(-0.5719)
+    assert result["n_unscored"] == 0 and result["mean"] == pytest.approx(sum(result["scores"]) / 3)
+
+
+def test_vader_is_the_default_of_evaluate_load():
+    assert evaluate.load(FOLDER, keep_in_memory=True).compute(data=["I love it."])["scores"] == pytest.approx([0.6369])
+
+
+@pytest.mark.parametrize("scorer", ["vader", "textblob"])
+def test_an_empty_text_is_unscored_not_neutral(scorer: str):
+    scores = load(scorer)(["", " ... ", "A wonderful film."])
+    assert scores[:2] == [Score(None, "no words")] * 2 and scores[2].value > 0.3
+    assert load(scorer)([]) == []
+
+
+def test_nothing_to_score_has_no_mean():
+    assert evaluate.load(FOLDER, keep_in_memory=True).compute(data=["", "?"])["mean"] is None
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory):
+    """A real text-classification model, tiny and random, with labels of one's choice."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
+
+    def make(labels: list[str]) -> str:
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp("classifier")
+        words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", *"a good bad film very long and short it was the".split()])}
+        t = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+        t.pre_tokenizer = pre_tokenizers.Whitespace()
+        PreTrainedTokenizerFast(tokenizer_object=t, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32).save_pretrained(folder)
+        config = DistilBertConfig(vocab_size=len(words), dim=16, hidden_dim=32, n_layers=2, n_heads=2, num_labels=len(labels),
+                                  id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
+        model = DistilBertForSequenceClassification(config)
+        with torch.no_grad():
+            model.classifier.weight.mul_(30)
+        model.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+TEXTS = ["a good film", "bad", "it was a very very long film and the film was short", "good good good", "film " * 200, "unknown words here"]
+
+
+@pytest.mark.parametrize("labels", [["NEGATIVE", "POSITIVE"], ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"], ["LABEL_0", "LABEL_1"],
+                                    ["positive", "neutral", "negative"]])
+def test_a_classifiers_scores_do_not_depend_on_batch_or_order(classifier, labels: list[str]):
+    folder = classifier(labels)
+    one = [s.value for s in load(folder, batch_size=1)(TEXTS)]
+    many = [s.value for s in load(folder, batch_size=4)(TEXTS)]
+    back = [s.value for s in load(folder, batch_size=4)(TEXTS[::-1])][::-1]
+    assert one == pytest.approx(many, abs=1e-5) and one == pytest.approx(back, abs=1e-5)
+    assert all(-1 <= v <= 1 for v in one) and max(one) - min(one) > 0.01
+
+
+def test_the_polarity_follows_the_labels_not_their_order(classifier):
+    up, down = classifier(["NEGATIVE", "POSITIVE"]), classifier(["POSITIVE", "NEGATIVE"])  # the same weights
+    assert [s.value for s in load(up)(TEXTS)] == pytest.approx([-s.value for s in load(down)(TEXTS)], abs=1e-6)
+
+
+def test_labels_that_tell_nothing_are_an_error_that_shows_them(classifier):
+    folder = classifier(["joy", "anger", "fear"])
+    with pytest.raises(MetricError, match=r"\['joy', 'anger', 'fear'\].*positive_label"):
+        load(folder)
+    with pytest.raises(MetricError, match="'jov' is not a label"):
+        load(folder, positive_label="jov")
+    assert all(s.value is not None for s in load(folder, positive_label="joy")(TEXTS))
+
+
+def test_a_scorer_that_is_nowhere_is_an_error(tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MetricError, match="can't be loaded"):
+        load(str(tmp_path / "empty"))

@@ -1,0 +1,132 @@
+"""The run folder: rows survive a kill, markers are whole, one process at a time, finished work is taken over."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from dsc_hub.errors import RunError, disk_error
+from dsc_hub.runs import Run, siblings
+
+
+def a_run(tmp_path: Path, name: str = "a") -> Run:
+    run = Run(tmp_path / "runs" / "r" / name)
+    run.folder.mkdir(parents=True)
+    run.add_facts(x=1)
+    return run
+
+
+def test_a_torn_last_line_is_not_read_and_is_cut_off_before_the_next_row(tmp_path: Path):
+    run = a_run(tmp_path)
+    path = run["turns.jsonl"]
+    path.write_bytes(b'{"n": 1}\n{"n": 2}\n{"n": 3, "text": "torn \xc3')
+    assert [r["n"] for r in run.rows("turns.jsonl")] == [1, 2]
+    rows = run.rows("turns.jsonl")
+    rows.append({"n": 4})
+    rows.close()
+    assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 4}\n'
+
+
+def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path: Path):
+    run = a_run(tmp_path)
+    run["turns.jsonl"].write_bytes(b'{"n": ' + b"1" * 200_000)
+    rows = run.rows("turns.jsonl")
+    rows.append({"n": 1})
+    rows.close()
+    assert run["turns.jsonl"].read_bytes() == b'{"n": 1}\n'
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path):
+    run = a_run(tmp_path)
+    run["turns.jsonl"].write_text('{"n": 1}\nnonsense\n{"n": 2}\n')
+    with pytest.raises(RunError, match="line 2 is damaged"):
+        list(run.rows("turns.jsonl"))
+
+
+def test_rows_keep_any_text_in_one_line(tmp_path: Path):
+    run = a_run(tmp_path)
+    text = 'line\nbreak \u2028 "quotes" \x00 emoji 🎬 \ud800'.encode("utf-8", "replace").decode()
+    rows = run.rows("x.jsonl")
+    rows.append({"t": text})
+    assert [r["t"] for r in run.rows("x.jsonl")] == [text]
+    rows.close()
+
+
+def test_a_marker_counts_only_with_its_fingerprint(tmp_path: Path):
+    run = a_run(tmp_path)
+    assert not run.is_done("sampling", "f1")
+    run.finish("sampling", "f1", 1.5, {"result": {"chains": 3}})
+    assert run.is_done("sampling", "f1") and not run.is_done("sampling", "f2")
+    assert run.marker("sampling")["result"] == {"chains": 3} and not list(run.folder.glob("*.part"))
+
+
+def _hold(folder: str, ready: object, go: object) -> None:
+    with Run(Path(folder)).lock():
+        ready.set()
+        go.wait(30)
+
+
+def test_two_processes_on_one_run_folder_the_second_says_so_and_stops(tmp_path: Path):
+    run = a_run(tmp_path)
+    context = multiprocessing.get_context("spawn")
+    ready, go = context.Event(), context.Event()
+    holder = context.Process(target=_hold, args=(str(run.folder), ready, go))
+    holder.start()
+    assert ready.wait(30)
+    with pytest.raises(RunError, match="in use by another process"), run.lock():
+        pass
+    go.set()
+    holder.join()
+    with run.lock():
+        pass
+
+
+def test_a_stage_with_the_same_inputs_is_taken_over_as_a_copy(tmp_path: Path):
+    old, new = a_run(tmp_path, "old"), a_run(tmp_path, "new")
+    for n in range(3):
+        rows = old.rows("chains.jsonl")
+        rows.append({"n": n})
+        rows.close()
+    old.add_metrics("sampling", {"chains": 3})
+    old.finish("sampling", "f", 1, {})
+    assert new.take_over("sampling", "g", [], siblings(tmp_path / "runs", "r")) is None
+    assert new.take_over("sampling", "f", [], siblings(tmp_path / "runs", "r")) == old.folder
+    assert new.is_done("sampling", "f") and len(list(new.rows("chains.jsonl"))) == 3 and new.metrics["sampling"] == {"chains": 3}
+    rows = new.rows("chains.jsonl")
+    rows.append({"n": 9})
+    rows.close()
+    assert len(list(old.rows("chains.jsonl"))) == 3
+
+
+def test_the_evaluation_of_another_adapter_is_not_taken_over(tmp_path: Path):
+    """Same recipe, same fingerprints, but trained twice: the numbers belong to the other adapter."""
+    old, new = a_run(tmp_path, "old"), a_run(tmp_path, "new")
+    for run in (old, new):
+        (run["adapter"]).mkdir()
+        run.finish("distill", "d", 10.0 if run is old else 11.0, {})
+    old["evaluation"].mkdir()
+    old["evaluation"].joinpath("answers.jsonl").write_text("{}\n")
+    old.finish("evaluation", "e", 1, {})
+    assert new.take_over("evaluation", "e", ["distill"], siblings(tmp_path / "runs", "r")) is None
+    assert old.take_over("evaluation", "e", [], [new]) is None
+
+
+def test_a_full_disk_is_the_users_error_and_a_bug_is_not(tmp_path: Path):
+    run = a_run(tmp_path)
+    os.symlink("/dev/full", run["turns.jsonl"])  # the kernel answers every write there with ENOSPC
+    with pytest.raises(OSError) as e:
+        run.rows("turns.jsonl").append({"n": 1})
+    error = disk_error(e.value)
+    assert error is not None and "no space left on the disk" in str(error) and "turns.jsonl" in str(error)
+    assert disk_error(OSError(5, "io")) is None
+
+
+def test_metrics_sections_stand_side_by_side(tmp_path: Path):
+    run = a_run(tmp_path)
+    run.add_metrics("a", {"n": 1})
+    run.add_metrics("b", {"n": 2})
+    assert json.loads(run["metrics.json"].read_text()) == {"schema": 1, "a": {"n": 1}, "b": {"n": 2}}

@@ -1,0 +1,192 @@
+"""Sampling with a scripted model: nothing lost, nothing twice, and the same bytes after a kill."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.conftest import ROOT, ScriptedModel, length_score
+
+from dsc_hub import prompts, recipe, sampling
+from dsc_hub.errors import ServingError
+from dsc_hub.generation import RequestFailed
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import Prompt, Score
+from dsc_hub.runs import Run
+from dsc_hub.scoring import Scoring
+
+
+def setup(recipe_file: Path, folder: Path, *overrides: str) -> tuple[Run, Recipe, list[Prompt]]:
+    r = recipe.load(recipe_file, overrides)
+    found, _ = prompts.load(r.prompts, recipe_file.parent, r.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Run(folder), r, [p for p in found if p.split != "test"]
+
+
+def sorted_rows(path: Path) -> list[bytes]:
+    return sorted(path.read_bytes().splitlines())
+
+
+def test_every_chain_and_turn_is_written_once_and_counts_add_up(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=3", "chain.steps=2")
+    model = ScriptedModel()
+    tally = asyncio.run(sampling.sample(run, r, some, model, length_score))
+    assert tally.finished == tally.total == len(some) * 3 and tally.failed == 0
+    assert len(list(run.rows("turns.jsonl"))) == len(some) * 3 * 5
+    keys = Counter((row["prompt_id"], row["chain"], row["step"], row["role"]) for row in run.rows("turns.jsonl"))
+    assert set(keys.values()) == {1} and len(set(model.seeds)) == len(model.seeds)
+    numbers = sampling.summary(sampling.read_chains(run), {p.id: p.group for p in some}, tally.total, 2)
+    for step in numbers["steps"]:
+        assert step["proposals"] == step["accepted"] + sum(step["rejected"].values()) == tally.total
+
+
+def test_same_seed_same_bytes_whatever_the_order_and_the_concurrency(recipe_file: Path, tmp_path: Path):
+    a, r, some = setup(recipe_file, tmp_path / "a", "serving.concurrency=1")
+    asyncio.run(sampling.sample(a, r, some, ScriptedModel(), length_score))
+    b, r2, _ = setup(recipe_file, tmp_path / "b", "serving.concurrency=64")
+    asyncio.run(sampling.sample(b, r2, random.Random(1).sample(some, len(some)), ScriptedModel(0.001), length_score))
+    assert sorted_rows(a["chains.jsonl"]) == sorted_rows(b["chains.jsonl"]) and len(sorted_rows(a["chains.jsonl"])) == len(some)
+    assert sorted_rows(a["turns.jsonl"]) == sorted_rows(b["turns.jsonl"])
+
+
+def test_at_most_so_many_chains_are_in_flight(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "serving.concurrency=4")
+    most = now = 0
+
+    async def model(messages, seed):
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        try:
+            return await ScriptedModel(0.001)(messages, seed)
+        finally:
+            now -= 1
+
+    asyncio.run(sampling.sample(run, r, some, model, length_score))
+    assert most == 4
+
+
+def test_a_request_that_fails_costs_one_chain_with_its_reason_and_is_tried_again_next_time(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run")
+    good = ScriptedModel()
+
+    async def flaky(messages, seed):
+        if some[0].text in messages[0]["content"]:
+            raise RequestFailed("the server answered 400: too long")
+        return await good(messages, seed)
+
+    tally = asyncio.run(sampling.sample(run, r, some, flaky, length_score))
+    assert (tally.failed, tally.finished) == (1, len(some) - 1)
+    assert [row["reason"] for row in run.rows("failed.jsonl")] == ["the server answered 400: too long"]
+    tally = asyncio.run(sampling.sample(run, r, some, good, length_score))
+    assert (tally.total, tally.finished) == (1, 1) and len(list(run.rows("chains.jsonl"))) == len(some)
+
+
+def test_a_server_that_refuses_everything_stops_the_run(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=4", "serving.concurrency=2")
+
+    async def broken(messages, seed):
+        raise RequestFailed("500")
+
+    with pytest.raises(ServingError, match="20 chains failed one after the other"):
+        asyncio.run(sampling.sample(run, r, some, broken, length_score))
+
+
+def test_a_dead_server_stops_the_run_at_once_and_what_is_finished_stays(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "serving.concurrency=2")
+    good, n = ScriptedModel(), 0
+
+    async def dies(messages, seed):
+        nonlocal n
+        n += 1
+        if n > 23:
+            raise ServingError("vLLM ended by itself")
+        return await good(messages, seed)
+
+    with pytest.raises(ServingError, match="ended by itself"):
+        asyncio.run(sampling.sample(run, r, some, dies, length_score))
+    assert len(list(run.rows("turns.jsonl"))) == 23
+    asyncio.run(sampling.sample(run, r, some, good, length_score))
+    whole, r2, _ = setup(recipe_file, tmp_path / "whole")
+    asyncio.run(sampling.sample(whole, r2, some, ScriptedModel(), length_score))
+    assert sorted_rows(run["chains.jsonl"]) == sorted_rows(whole["chains.jsonl"])
+
+
+def test_a_scorer_that_fails_ends_the_run_with_its_own_error(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run")
+
+    def broken(texts):
+        raise ZeroDivisionError("in the scorer")
+
+    async def go():
+        return await sampling.sample(run, r, some, ScriptedModel(), Scoring(broken))
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_scores_are_batched_and_come_back_to_their_own_text():
+    sizes = []
+
+    def scorer(texts):
+        sizes.append(len(texts))
+        time.sleep(0.01)
+        return [Score(float(t)) for t in texts]
+
+    async def go():
+        scoring = Scoring(scorer)
+        return await asyncio.gather(*(scoring(str(i)) for i in range(100)))
+
+    assert [s.value for s in asyncio.run(go())] == list(range(100))
+    assert sum(sizes) == 100 and len(sizes) < 10
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from tests.conftest import ScriptedModel, length_score
+from tests.test_sampling import setup
+from dsc_hub import sampling
+run, r, some = setup(Path(sys.argv[1]), Path(sys.argv[2]), "chain.chains_per_prompt=6", "serving.concurrency=8")
+asyncio.run(sampling.sample(run, r, some, ScriptedModel(0.004), length_score))
+"""
+
+
+def kill_and_resume(recipe_file: Path, folder: Path, moments: list[int]) -> None:
+    """Start the worker, SIGKILL it when so many turns are on disk, again and again; then let it finish."""
+    command = [sys.executable, "-c", WORKER.format(root=str(ROOT)), str(recipe_file), str(folder)]
+    for turns in [*moments, None]:
+        worker = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        if turns is None:
+            assert worker.wait(120) == 0
+            return
+        path = folder / "turns.jsonl"
+        deadline = time.monotonic() + 60
+        while worker.poll() is None and time.monotonic() < deadline and (not path.is_file() or path.read_bytes().count(b"\n") < turns):
+            time.sleep(0.001)
+        before = path.read_bytes()
+        worker.send_signal(signal.SIGKILL)
+        worker.wait()
+        assert path.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+
+
+@pytest.mark.parametrize("moments", [5, pytest.param(50, marks=pytest.mark.long)])
+def test_killed_again_and_again_a_run_ends_with_the_same_bytes_as_one_never_killed(recipe_file: Path, tmp_path: Path, moments: int):
+    whole, r, some = setup(recipe_file, tmp_path / "whole", "chain.chains_per_prompt=6")
+    asyncio.run(sampling.sample(whole, r, some, ScriptedModel(), length_score))
+    total = len(some) * 6 * 5
+    dice = random.Random(moments)
+    kill_and_resume(recipe_file, tmp_path / "killed", sorted(dice.sample(range(1, total - 40), moments)))
+    for name in ("chains.jsonl", "turns.jsonl"):
+        assert sorted_rows(tmp_path / "killed" / name) == sorted_rows(whole[name])
+    assert len({json.dumps(json.loads(row)) for row in sorted_rows(tmp_path / "killed" / "turns.jsonl")}) == total

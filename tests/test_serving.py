@@ -1,0 +1,158 @@
+"""vLLM's command line and environment, the keeper that ends it, and the client of any server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.scripted_server import make_server
+
+from dsc_hub import machine, serving
+from dsc_hub.errors import ServingError
+from dsc_hub.generation import Generator, RequestFailed
+from dsc_hub.recipe import Generation, Serving
+from dsc_hub.serving import Endpoint
+
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
+            "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "ROLE_RANK")
+
+
+@pytest.fixture
+def scripted():
+    servers = []
+
+    def start(**keys):
+        server = make_server(**keys)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}/v1"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch):
+    for name in LAUNCHER:
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    env = serving.vllm_environment(Serving(), on_cpu=False, api_key="k")
+    assert not set(env) & set(LAUNCHER) and "HF_TOKEN" not in env and env["PATH"] == os.environ["PATH"]
+    assert serving.vllm_environment(Serving(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
+
+
+def test_the_key_is_on_no_command_line():
+    command = serving.vllm_command(Path("/m"), Serving(), 1, {}, 16, True)
+    assert "--api-key" not in command and serving.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
+    assert "secret" not in repr(Endpoint("u", "m", "secret"))
+
+
+PARSE = """
+import sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+args = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
+print(args.max_model_len, args.enable_lora, args.max_lora_rank, args.enforce_eager, args.enable_chunked_prefill, [m.name for m in args.lora_modules or []])
+"""
+
+
+def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    for on_cpu, adapters, expected in [(True, {"distilled": Path("/a")}, "2048 True 32 True False ['distilled']"), (False, {}, "2048 False")]:
+        command = serving.vllm_command(tmp_path, Serving(), 8000, adapters, 24, on_cpu)
+        child = subprocess.run([sys.executable, "-c", PARSE, *command[3:]], capture_output=True, text=True, env=env)
+        assert child.returncode == 0, child.stderr[-2000:]
+        assert child.stdout.strip().splitlines()[-1].startswith(expected)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+# A server in the shape of vLLM: a child in a session of its own, which doesn't care for SIGTERM.
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"], start_new_session=True)
+open(sys.argv[1], "w").write(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""
+PARENT = """
+import subprocess, sys, time
+keeper = subprocess.Popen([sys.executable, "-m", "dsc_hub.keeper", sys.executable, "-c", sys.argv[1], sys.argv[2]], stdin=subprocess.PIPE, start_new_session=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_and_its_children_are_gone_when_we_are_killed(tmp_path: Path, how: signal.Signals):
+    note = tmp_path / "pids"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, STUBBORN, str(note)])
+    deadline = time.monotonic() + 30
+    while not (note.is_file() and len(note.read_text().split()) == 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = [int(p) for p in note.read_text().split()]
+    assert all(map(_alive, pids))
+    parent.send_signal(how)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(map(_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_alive, pids))
+
+
+def ask(endpoints: list[Endpoint], n: int = 1, timeout_s: float = 20) -> list:
+    async def go():
+        async with Generator(endpoints, Generation(), timeout_s) as g:
+            return await asyncio.gather(*(g.complete([{"role": "user", "content": f"q{i}"}], seed=i) for i in range(n)))
+
+    return asyncio.run(go())
+
+
+def test_answers_come_with_their_tokens_and_the_same_seed_gives_the_same_answer(scripted):
+    end = Endpoint(scripted(), "scripted", "k")
+    a, b = ask([end], 3), ask([end], 3)
+    assert a == b and len({c.text for c in a}) == 3 and all(c.finish_reason == "stop" and c.prompt_tokens == 10 and c.new_tokens > 0 for c in a)
+
+
+def test_requests_go_to_the_least_busy_endpoint(scripted):
+    urls = [scripted(pause=0.05), scripted(pause=0.05)]
+    seen = []
+
+    async def go():
+        async with Generator([Endpoint(u, "scripted", "k") for u in urls], Generation(), 20) as g:
+            tasks = [asyncio.create_task(g.complete([{"role": "user", "content": "q"}], seed=i)) for i in range(8)]
+            await asyncio.sleep(0.02)
+            seen.extend(g._busy)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(go())
+    assert seen == [4, 4]
+
+
+def test_a_refused_request_costs_itself_and_a_wrong_key_stops_the_run(scripted):
+    with pytest.raises(RequestFailed, match="answered 400: .*too long"):
+        ask([Endpoint(scripted(fail_after=0), "scripted", "k")])
+    with pytest.raises(ServingError, match="refuses") as e:
+        ask([Endpoint(scripted(key="right"), "scripted", "wrong")])
+    assert not isinstance(e.value, RequestFailed)
+
+
+def test_an_endpoint_that_is_down_or_wrong_is_named_with_what_to_do(scripted, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ServingError, match=r"endpoint http://127.0.0.1:1/v1 can't be used: .*refused"):
+        serving.external(Serving(endpoints=("http://127.0.0.1:1/v1",)))
+    with pytest.raises(ServingError, match="answered 401.*\n.*OPENAI_API_KEY"):
+        serving.external(Serving(endpoints=(scripted(key="right"),)))
+    monkeypatch.setenv("OPENAI_API_KEY", "right")
+    (end,) = serving.external(Serving(endpoints=(scripted(key="right") + "/",)))
+    assert end.model == "scripted" and end.url.endswith("/v1")
