@@ -57,12 +57,20 @@ class Texts:
             at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(-1, ""))
             if at < 0:
                 return out + rest
-            out, rest = out + rest[:at] + parts[name], rest[at + len(name):]
+            out, rest = out + rest[:at] + parts[name], rest[at + len(name) :]
         return out
 
 
 async def run_chain(
-    prompt: Prompt, number: int, *, texts: Texts, steps: int, generate: Generate, score: ScoreText, rule: Rule, dice: Dice,
+    prompt: Prompt,
+    number: int,
+    *,
+    texts: Texts,
+    steps: int,
+    generate: Generate,
+    score: ScoreText,
+    rule: Rule,
+    dice: Dice,
     defect: Defect,
 ) -> Chain:
     """Run one chain of `steps` critiques and revisions and return it whole.
@@ -78,11 +86,17 @@ async def run_chain(
     current = -math.inf if first_defect or first_score.value is None else first_score.value
     done: list[Step] = []
     for i in range(1, steps + 1):
-        asked = [*opening, {"role": "assistant", "content": state},
-                 {"role": "user", "content": texts.fill(texts.critique, prompt.text, state)}]
+        asked = [
+            *opening,
+            {"role": "assistant", "content": state},
+            {"role": "user", "content": texts.fill(texts.critique, prompt.text, state)},
+        ]
         critique = await generate(asked, prompt, number, i, "critique")
-        asked = [*asked, {"role": "assistant", "content": critique.text},
-                 {"role": "user", "content": texts.fill(texts.revision, prompt.text, state)}]
+        asked = [
+            *asked,
+            {"role": "assistant", "content": critique.text},
+            {"role": "user", "content": texts.fill(texts.revision, prompt.text, state)},
+        ]
         revision = await generate(asked, prompt, number, i, "revision")
         reason = defect(revision.text, revision.finish_reason, critique.text)
         proposed = await score(revision.text)

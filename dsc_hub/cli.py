@@ -64,8 +64,13 @@ def main() -> NoReturn:
 
 def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
     """A verb that takes RECIPE, overrides and --runs."""
-    f = click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default=Path("runs"), show_default=True,
-                     help="Folder that holds the run folders.")(f)
+    f = click.option(
+        "--runs",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("runs"),
+        show_default=True,
+        help="Folder that holds the run folders.",
+    )(f)
     f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(f)
     return cli.command()(click.argument("recipe")(f))
 
@@ -188,8 +193,11 @@ def recipes_copy(name: str, folder: Path | None) -> None:
 
     source = packaged_recipes().get(name)
     if source is None:
-        raise ConfigError(f"there is no packaged recipe '{name}'", f"There are: {', '.join(packaged_recipes())}") if not Path(name).exists() else \
-            ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
+        raise (
+            ConfigError(f"there is no packaged recipe '{name}'", f"There are: {', '.join(packaged_recipes())}")
+            if not Path(name).exists()
+            else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
+        )
     target = folder or Path(name)
     if target.exists():
         raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
@@ -204,7 +212,9 @@ def hub() -> None:
 
 @hub.command("serve")
 @click.option("--port", type=click.IntRange(0, 65535), default=HUB_PORT, show_default=True)
-@click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Where repos lie (default: in dsc's cache folder).")
+@click.option(
+    "--root", type=click.Path(file_okay=False, path_type=Path), help="Where repos lie (default: in dsc's cache folder)."
+)
 def hub_serve(port: int, root: Path | None) -> None:
     """Serve what was published locally, until Ctrl-C."""
     from dsc_hub.local_hub.server import serve

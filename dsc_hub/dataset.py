@@ -25,15 +25,46 @@ from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs import Run
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-_STEP = pa.struct([("number", pa.int32()), ("critique", pa.string()), ("revision", pa.string()), ("reward", pa.float64()),
-                   ("unscored_reason", pa.string()), ("defect", pa.string()), ("rejected", pa.string())])
+_STEP = pa.struct(
+    [
+        ("number", pa.int32()),
+        ("critique", pa.string()),
+        ("revision", pa.string()),
+        ("reward", pa.float64()),
+        ("unscored_reason", pa.string()),
+        ("defect", pa.string()),
+        ("rejected", pa.string()),
+    ]
+)
 _COMMON = [("prompt_id", pa.string()), ("group", pa.string()), ("chain", pa.int32())]
 SCHEMAS = {
-    "sft": pa.schema([("prompt", _MESSAGES), ("completion", _MESSAGES), *_COMMON, ("reward", pa.float64()), ("first_reward", pa.float64())]),
-    "preference": pa.schema([("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), *_COMMON, ("margin", pa.float64())]),
-    "chains": pa.schema([("prompt", pa.string()), *_COMMON, ("answer", pa.string()), ("answer_reward", pa.float64()),
-                         ("answer_unscored_reason", pa.string()), ("answer_defect", pa.string()), ("steps", pa.list_(_STEP)),
-                         ("final", pa.string()), ("final_reward", pa.float64()), ("final_step", pa.int32()), ("final_defect", pa.string())]),
+    "sft": pa.schema(
+        [
+            ("prompt", _MESSAGES),
+            ("completion", _MESSAGES),
+            *_COMMON,
+            ("reward", pa.float64()),
+            ("first_reward", pa.float64()),
+        ]
+    ),
+    "preference": pa.schema(
+        [("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), *_COMMON, ("margin", pa.float64())]
+    ),
+    "chains": pa.schema(
+        [
+            ("prompt", pa.string()),
+            *_COMMON,
+            ("answer", pa.string()),
+            ("answer_reward", pa.float64()),
+            ("answer_unscored_reason", pa.string()),
+            ("answer_defect", pa.string()),
+            ("steps", pa.list_(_STEP)),
+            ("final", pa.string()),
+            ("final_reward", pa.float64()),
+            ("final_step", pa.int32()),
+            ("final_defect", pa.string()),
+        ]
+    ),
 }
 BATCH = 2000
 
@@ -71,24 +102,43 @@ def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Itera
             prompt = prompts.get(chain.prompt_id)
             if prompt is None or prompt.split == "test":
                 what = "a test prompt" if prompt else "no prompt of this run"
-                raise DataError(f"chains.jsonl holds a chain of {what} ({chain.prompt_id})", "Remove chains.jsonl and sampling.done.json and sample again.")
+                raise DataError(
+                    f"chains.jsonl holds a chain of {what} ({chain.prompt_id})",
+                    "Remove chains.jsonl and sampling.done.json and sample again.",
+                )
             writers["chains"].add(prompt.split, _chain_row(prompt, chain))
             if reason := why_dropped(chain, recipe.dataset.min_reward, recipe.dataset.min_gain):
                 dropped[reason] += 1
                 continue
             opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
             common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}
-            writers["sft"].add(prompt.split, common | {"completion": _assistant(chain.final), "reward": chain.final_score.value,
-                                                       "first_reward": chain.answer_score.value})
+            writers["sft"].add(
+                prompt.split,
+                common
+                | {
+                    "completion": _assistant(chain.final),
+                    "reward": chain.final_score.value,
+                    "first_reward": chain.answer_score.value,
+                },
+            )
             if chain.state_step and chain.answer_score.value is not None:
-                writers["preference"].add(prompt.split, common | {
-                    "chosen": _assistant(chain.final), "rejected": _assistant(chain.answer),
-                    "margin": chain.final_score.value - chain.answer_score.value})
+                writers["preference"].add(
+                    prompt.split,
+                    common
+                    | {
+                        "chosen": _assistant(chain.final),
+                        "rejected": _assistant(chain.answer),
+                        "margin": chain.final_score.value - chain.answer_score.value,
+                    },
+                )
     finally:
         counts = {name: writer.close() for name, writer in writers.items()}
     if not counts["sft"].get("train"):
         why = "; ".join(f"{n} {reason}" for reason, n in dropped.most_common()) or "there are no chains"
-        raise DataError(f"no chain gives a training row: {why}", "Lower dataset.min_reward, add chain.steps or prompts, or look at some chains with `dsc try`.")
+        raise DataError(
+            f"no chain gives a training row: {why}",
+            "Lower dataset.min_reward, add chain.steps or prompts, or look at some chains with `dsc try`.",
+        )
     return counts | {"dropped": dict(dropped.most_common())}
 
 
@@ -97,12 +147,33 @@ def _assistant(text: str) -> list[dict[str, str]]:
 
 
 def _chain_row(prompt: Prompt, chain: Chain) -> dict[str, Any]:
-    steps = [{"number": s.number, "critique": s.critique, "revision": s.revision, "reward": s.score.value, "unscored_reason": s.score.reason,
-              "defect": s.defect, "rejected": s.rejected} for s in chain.steps]
-    return {"prompt": prompt.text, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number, "answer": chain.answer,
-            "answer_reward": chain.answer_score.value, "answer_unscored_reason": chain.answer_score.reason, "answer_defect": chain.answer_defect,
-            "steps": steps, "final": chain.final, "final_reward": chain.final_score.value, "final_step": chain.state_step,
-            "final_defect": chain.final_defect}
+    steps = [
+        {
+            "number": s.number,
+            "critique": s.critique,
+            "revision": s.revision,
+            "reward": s.score.value,
+            "unscored_reason": s.score.reason,
+            "defect": s.defect,
+            "rejected": s.rejected,
+        }
+        for s in chain.steps
+    ]
+    return {
+        "prompt": prompt.text,
+        "prompt_id": prompt.id,
+        "group": prompt.group,
+        "chain": chain.number,
+        "answer": chain.answer,
+        "answer_reward": chain.answer_score.value,
+        "answer_unscored_reason": chain.answer_score.reason,
+        "answer_defect": chain.answer_defect,
+        "steps": steps,
+        "final": chain.final,
+        "final_reward": chain.final_score.value,
+        "final_step": chain.state_step,
+        "final_defect": chain.final_defect,
+    }
 
 
 class _Writer:

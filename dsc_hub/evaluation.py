@@ -28,12 +28,26 @@ from dsc_hub.sampling import in_flight, read_chains, run_with_line
 ADAPTER = "distilled"  # the name under which the adapter is served
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 Scorers = Mapping[str, Callable[[Sequence[str]], list[Score]]]
-ANSWERS = pa.schema([("arm", pa.string()), ("prompt_id", pa.string()), ("group", pa.string()), ("prompt", pa.string()), ("text", pa.string()),
-                     ("reward", pa.float64()), ("second", pa.float64()), ("unscored_reason", pa.string()), ("finish_reason", pa.string()),
-                     ("new_tokens", pa.int64()), ("defect", pa.string())])
+ANSWERS = pa.schema(
+    [
+        ("arm", pa.string()),
+        ("prompt_id", pa.string()),
+        ("group", pa.string()),
+        ("prompt", pa.string()),
+        ("text", pa.string()),
+        ("reward", pa.float64()),
+        ("second", pa.float64()),
+        ("unscored_reason", pa.string()),
+        ("finish_reason", pa.string()),
+        ("new_tokens", pa.int64()),
+        ("defect", pa.string()),
+    ]
+)
 
 
-async def generate_arms(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, score: Any) -> dict[str, float]:
+async def generate_arms(
+    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, score: Any
+) -> dict[str, float]:
     """Write the turns of all arms under evaluation/; seconds spent on each. What is there already is not asked for again."""
     run["evaluation"].mkdir(exist_ok=True)
     seconds = {}
@@ -66,7 +80,9 @@ async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete
         except RequestFailed as e:
             say(f"evaluation: {arm} gave no answer to {prompt.id}: {e}")
             return False
-        rows.append(asdict(Turn(prompt.id, 0, 0, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)))
+        rows.append(
+            asdict(Turn(prompt.id, 0, 0, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed))
+        )
         return True
 
     try:
@@ -90,12 +106,31 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[st
             for row in run.rows("evaluation/turns.jsonl"):
                 spent[row["prompt_id"]] = spent.get(row["prompt_id"], 0) + row["new_tokens"]
                 finish[row["prompt_id"], row["step"], row["role"]] = row["finish_reason"]
-            found = [(c.prompt_id, c.final, finish[_state_key(c)], spent[c.prompt_id], c.final_defect) for c in read_chains(run, "evaluation/chains.jsonl")]
+            found = [
+                (c.prompt_id, c.final, finish[_state_key(c)], spent[c.prompt_id], c.final_defect)
+                for c in read_chains(run, "evaluation/chains.jsonl")
+            ]
         else:
             turns = (Turn(**row) for row in run.rows(_turns_file(arm)))
-            found = [(t.prompt_id, t.text, t.finish_reason, t.new_tokens, defect_of(t.text, t.finish_reason)) for t in turns if t.role == "answer"]
-        out += [{"arm": arm, "prompt_id": i, "group": by_id[i].group, "prompt": by_id[i].text, "text": text, "finish_reason": why,
-                 "new_tokens": tokens, "defect": defect} for i, text, why, tokens, defect in sorted(found) if i in by_id]
+            found = [
+                (t.prompt_id, t.text, t.finish_reason, t.new_tokens, defect_of(t.text, t.finish_reason))
+                for t in turns
+                if t.role == "answer"
+            ]
+        out += [
+            {
+                "arm": arm,
+                "prompt_id": i,
+                "group": by_id[i].group,
+                "prompt": by_id[i].text,
+                "text": text,
+                "finish_reason": why,
+                "new_tokens": tokens,
+                "defect": defect,
+            }
+            for i, text, why, tokens, defect in sorted(found)
+            if i in by_id
+        ]
     return out
 
 
@@ -106,36 +141,57 @@ def _state_key(chain: Chain) -> tuple[str, int, str]:
 def score_answers(answers: list[dict[str, Any]], scorers: Scorers) -> None:
     """Add `reward` and `second` (None if unscored or without a second scorer) and `unscored_reason` to the rows."""
     for name in ("reward", "second"):
-        scores = scorers[name]([a["text"] for a in answers]) if name in scorers else [Score(None, "no scorer")] * len(answers)
+        scores = (
+            scorers[name]([a["text"] for a in answers])
+            if name in scorers
+            else [Score(None, "no scorer")] * len(answers)
+        )
         for answer, score in zip(answers, scores, strict=True):
             answer[name] = score.value
             if name == "reward":
                 answer["unscored_reason"] = score.reason
 
 
-def summarise(recipe: Recipe, prompts: Sequence[Prompt], answers: list[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+def summarise(
+    recipe: Recipe, prompts: Sequence[Prompt], answers: list[dict[str, Any]], names: Sequence[str]
+) -> dict[str, Any]:
     """Arms with interval, n, unscored, failed for each score in `names`; paired differences to the first arm."""
     confidence = recipe.evaluation.confidence
     arms: dict[str, Any] = {}
     by_arm = {arm: {a["prompt_id"]: a for a in answers if a["arm"] == arm} for arm in recipe.evaluation.arms}
     for arm, rows in by_arm.items():
-        arms[arm] = {"new_tokens": sum(a["new_tokens"] for a in rows.values()),
-                     "new_tokens_mean": _mean([a["new_tokens"] for a in rows.values()]),
-                     "stops_by_itself": _mean([a["finish_reason"] == "stop" for a in rows.values()]),
-                     "defects": _mean([bool(a["defect"]) for a in rows.values()])}
+        arms[arm] = {
+            "new_tokens": sum(a["new_tokens"] for a in rows.values()),
+            "new_tokens_mean": _mean([a["new_tokens"] for a in rows.values()]),
+            "stops_by_itself": _mean([a["finish_reason"] == "stop" for a in rows.values()]),
+            "defects": _mean([bool(a["defect"]) for a in rows.values()]),
+        }
         for name in names:
             scored = [a for a in rows.values() if a[name] is not None]
             arms[arm][name] = stats.estimate([a[name] for a in scored], [a["group"] for a in scored], confidence) | {
-                "unscored": len(rows) - len(scored), "failed": len(prompts) - len(rows)}
+                "unscored": len(rows) - len(scored),
+                "failed": len(prompts) - len(rows),
+            }
     first, *others = recipe.evaluation.arms
-    differences = {f"{arm} - {first}": {name: _paired(by_arm[arm], by_arm[first], name, confidence) for name in names} for arm in others}
-    return {"split": recipe.evaluation.split, "confidence": confidence, "prompts": len(prompts), "groups": len({p.group for p in prompts}),
-            "arms": arms, "differences": differences}
+    differences = {
+        f"{arm} - {first}": {name: _paired(by_arm[arm], by_arm[first], name, confidence) for name in names}
+        for arm in others
+    }
+    return {
+        "split": recipe.evaluation.split,
+        "confidence": confidence,
+        "prompts": len(prompts),
+        "groups": len({p.group for p in prompts}),
+        "arms": arms,
+        "differences": differences,
+    }
 
 
 def _paired(a: Mapping[str, Any], b: Mapping[str, Any], name: str, confidence: float) -> dict[str, Any]:
     both = [i for i in sorted(a) if i in b and a[i][name] is not None and b[i][name] is not None]
-    return stats.paired_difference([a[i][name] for i in both], [b[i][name] for i in both], [a[i]["group"] for i in both], confidence)
+    return stats.paired_difference(
+        [a[i][name] for i in both], [b[i][name] for i in both], [a[i]["group"] for i in both], confidence
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -49,42 +49,73 @@ class Generator:
 
     async def __aenter__(self) -> Generator:
         # How many requests are in flight is bounded by the stage that asks, not here.
-        self._clients = [openai.AsyncOpenAI(base_url=e.url, api_key=e.api_key, max_retries=RETRIES, timeout=self._timeout_s)
-                         for e in self._endpoints]
+        self._clients = [
+            openai.AsyncOpenAI(base_url=e.url, api_key=e.api_key, max_retries=RETRIES, timeout=self._timeout_s)
+            for e in self._endpoints
+        ]
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await asyncio.gather(*(c.close() for c in self._clients))
 
     async def complete(self, messages: list[dict[str, str]], seed: int, model: str | None = None) -> Completion:
         """One chat completion. `model` overrides the endpoint's own name (an adapter beside its base)."""
-        i = min(range(len(self._endpoints)), key=lambda k: (self._busy[k], (next(self._turn) + k) % len(self._endpoints)))
+        i = min(
+            range(len(self._endpoints)), key=lambda k: (self._busy[k], (next(self._turn) + k) % len(self._endpoints))
+        )
         self._busy[i] += 1
         try:
             return await self._ask(self._clients[i], self._endpoints[i], messages, seed, model)
         finally:
             self._busy[i] -= 1
 
-    async def _ask(self, client: openai.AsyncOpenAI, endpoint: Endpoint, messages: list[dict[str, str]], seed: int, model: str | None) -> Completion:
+    async def _ask(
+        self,
+        client: openai.AsyncOpenAI,
+        endpoint: Endpoint,
+        messages: list[dict[str, str]],
+        seed: int,
+        model: str | None,
+    ) -> Completion:
         s = self._settings
         try:
             answer: Any = await client.chat.completions.create(
-                model=model or endpoint.model, messages=messages, seed=seed, temperature=s.temperature, top_p=s.top_p,
-                max_tokens=s.max_new_tokens, n=1)
+                model=model or endpoint.model,
+                messages=messages,
+                seed=seed,
+                temperature=s.temperature,
+                top_p=s.top_p,
+                max_tokens=s.max_new_tokens,
+                n=1,
+            )
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as e:
-            raise ServingError(f"{endpoint.url} refuses: {_short(e)}", "Check the key, the address and serving.served_model.") from None
+            raise ServingError(
+                f"{endpoint.url} refuses: {_short(e)}", "Check the key, the address and serving.served_model."
+            ) from None
         except openai.APIStatusError as e:
             endpoint.check()
             raise RequestFailed(f"{endpoint.url} answered {e.status_code}: {_short(e)}") from None
         except openai.APITimeoutError:
             endpoint.check()
-            raise RequestFailed(f"{endpoint.url} gave no answer in {self._timeout_s:g} s, {RETRIES + 1} times") from None
+            raise RequestFailed(
+                f"{endpoint.url} gave no answer in {self._timeout_s:g} s, {RETRIES + 1} times"
+            ) from None
         except openai.APIConnectionError as e:
             endpoint.check()
-            raise ServingError(f"{endpoint.url} can't be reached: {e.__cause__ or e}", "What is finished is kept; run the same command again.") from None
+            raise ServingError(
+                f"{endpoint.url} can't be reached: {e.__cause__ or e}",
+                "What is finished is kept; run the same command again.",
+            ) from None
         try:
             choice = answer.choices[0]
-            return Completion(choice.message.content or "", choice.finish_reason or "", answer.usage.prompt_tokens, answer.usage.completion_tokens)
+            return Completion(
+                choice.message.content or "",
+                choice.finish_reason or "",
+                answer.usage.prompt_tokens,
+                answer.usage.completion_tokens,
+            )
         except (AttributeError, IndexError, TypeError):
             raise RequestFailed(f"{endpoint.url} sent an answer without text or usage") from None
 

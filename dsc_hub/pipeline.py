@@ -53,10 +53,22 @@ def describe(path: Path, checked: Recipe, runs_folder: Path) -> Job:
     from dsc_hub import metrics
 
     model = models.identify(checked.model)
-    identity = {"prompts": prompts.content_hash(checked.prompts, path.parent), "model": model.identity,
-                "reward": metrics.identify(checked.reward), "second_scorer": metrics.identify(checked.second_scorer)}
+    identity = {
+        "prompts": prompts.content_hash(checked.prompts, path.parent),
+        "model": model.identity,
+        "reward": metrics.identify(checked.reward),
+        "second_scorer": metrics.identify(checked.second_scorer),
+    }
     fingerprints = recipe.stage_fingerprints(checked, identity)
-    return Job(checked, path, Run(runs_folder / checked.name / fingerprints["publish"]), runs_folder, model, identity, fingerprints)
+    return Job(
+        checked,
+        path,
+        Run(runs_folder / checked.name / fingerprints["publish"]),
+        runs_folder,
+        model,
+        identity,
+        fingerprints,
+    )
 
 
 def prepare(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
@@ -64,10 +76,17 @@ def prepare(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
     job = describe(*load_recipe(reference, overrides), runs_folder)
     job.run.folder.mkdir(parents=True, exist_ok=True)
     old = job.run.facts if job.run["run.json"].is_file() else {}
-    job.run.add_facts(recipe=job.recipe.model_dump(mode="json"), fingerprints=job.fingerprints, identity=job.identity,
-                      model=old.get("model") or job.model.as_dict(), versions=machine.versions(), hardware=machine.hardware(),
-                      command=shlex.join(["dsc", *sys.argv[1:]]), repos=old.get("repos") or _repos(job.recipe, job.recipe.publish.owner),
-                      started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    job.run.add_facts(
+        recipe=job.recipe.model_dump(mode="json"),
+        fingerprints=job.fingerprints,
+        identity=job.identity,
+        model=old.get("model") or job.model.as_dict(),
+        versions=machine.versions(),
+        hardware=machine.hardware(),
+        command=shlex.join(["dsc", *sys.argv[1:]]),
+        repos=old.get("repos") or _repos(job.recipe, job.recipe.publish.owner),
+        started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
     progress.log_to(job.run["log.txt"])
     return job
 
@@ -82,7 +101,11 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
 
     path = hub.pull_recipe(reference.removeprefix("hub:"))
     pulled = recipe.load(path)
-    problems = [f"prompts.{k}: '{v}' is not beside the recipe" for k in ("path", "values") if (v := getattr(pulled.prompts, k)) and Path(v).name != v]
+    problems = [
+        f"prompts.{k}: '{v}' is not beside the recipe"
+        for k in ("path", "values")
+        if (v := getattr(pulled.prompts, k)) and Path(v).name != v
+    ]
     if pulled.serving.endpoints:
         problems.append("serving.endpoints: a pulled recipe may not name servers; give them on the command line")
     if Path(pulled.model.source).is_absolute() or pulled.model.source.startswith((".", "~")):
@@ -96,8 +119,12 @@ def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:
     """Full names of the repos to be written. Without an account yet, the owner is a placeholder."""
     p = checked.publish
     owner = owner or ("local" if p.to == "local" else "OWNER")
-    return {"owner": owner, "dataset": f"{owner}/{p.dataset or checked.name + '-dsc'}", "adapter": f"{owner}/{p.adapter or checked.name + '-dsc-lora'}",
-            "base": f"{owner}/{p.base}" if p.base else None}
+    return {
+        "owner": owner,
+        "dataset": f"{owner}/{p.dataset or checked.name + '-dsc'}",
+        "adapter": f"{owner}/{p.adapter or checked.name + '-dsc-lora'}",
+        "base": f"{owner}/{p.base}" if p.base else None,
+    }
 
 
 @contextlib.contextmanager
@@ -130,18 +157,24 @@ def set_owner(job: Job, account: Any) -> None:
 
 def check(job: Job, account: Any) -> Result:
     """Everything that can be wrong, before hours are spent; the estimate if nothing is. ConfigError with all problems."""
-    from dsc_hub import preflight
+    from dsc_hub import launcher, preflight
 
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
     folder = models.materialize(job.model)
     problems = preflight.too_long(job.recipe, found, folder)
     estimate = preflight.estimate(job.recipe, found, job.model.identity, folder) | {"dropped": dropped}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
+    if not job.run.is_done("distill", job.fingerprints["distill"]):
+        problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
         from dsc_hub import hub
 
         wanted = _repos(job.recipe, account.owner)
-        kinds = [("dataset", wanted["dataset"]), ("model", wanted["adapter"]), *([("model", wanted["base"])] if wanted["base"] else [])]
+        kinds = [
+            ("dataset", wanted["dataset"]),
+            ("model", wanted["adapter"]),
+            *([("model", wanted["base"])] if wanted["base"] else []),
+        ]
         problems += hub.preflight(account, kinds, job.recipe.publish.private)
         estimate["repos"] = [f"{kind} {name}" for kind, name in kinds]
     if problems:
@@ -171,8 +204,13 @@ def run_one(job: Job, stage: str) -> None:
         before = STAGES[: STAGES.index(stage)]
         for earlier in before:
             if not job.run.is_done(earlier, job.fingerprints[earlier]) and not _take_over(job, earlier):
-                verb = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}.get(earlier, earlier)
-                raise RunError(f"the stage '{earlier}' of {job.run.folder} is not done", f"Run `dsc {verb}` first, or `dsc run` for all of it.")
+                verb = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}.get(
+                    earlier, earlier
+                )
+                raise RunError(
+                    f"the stage '{earlier}' of {job.run.folder} is not done",
+                    f"Run `dsc {verb}` first, or `dsc run` for all of it.",
+                )
         account = stack.enter_context(hub_account(job.recipe)) if stage == "publish" else None
         if account or "folder" not in job.run.facts["model"]:
             set_owner(job, account)
@@ -200,7 +238,7 @@ def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = Fa
         return
     elif _take_over(job, stage):
         return
-    for later in STAGES[STAGES.index(stage):]:  # what follows was made from what is about to change
+    for later in STAGES[STAGES.index(stage) :]:  # what follows was made from what is about to change
         job.run.unfinish(later)
     started = time.monotonic()
     result = _publish(job, account) if stage == "publish" else STAGE[stage](job)
@@ -221,8 +259,10 @@ def _prompts(job: Job) -> Result:
     counts = {s: sum(p.split == s for p in found) for s in SPLITS}
     groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
     shown = ", ".join(f"{counts[s]} {s}" for s in counts)
-    say(f"prompts  {len(found)} of {dropped['read']} ({shown})  in {sum(groups.values())} groups  dropped: {dropped['duplicates_dropped']} "
-        f"duplicate, {dropped['overlapping_dropped']} overlapping")
+    say(
+        f"prompts  {len(found)} of {dropped['read']} ({shown})  in {sum(groups.values())} groups  dropped: {dropped['duplicates_dropped']} "
+        f"duplicate, {dropped['overlapping_dropped']} overlapping"
+    )
     return counts | {"groups": groups} | dropped
 
 
@@ -233,14 +273,18 @@ def _served(job: Job, adapters: Mapping[str, Path] | None = None) -> Iterator[li
 
     if job.recipe.serving.endpoints:
         if adapters:
-            raise ServingError("the distilled model can't be evaluated on endpoints that already run: they don't have the adapter",
-                               "Leave 'distilled' out of evaluation.arms, or leave serving.endpoints empty.")
+            raise ServingError(
+                "the distilled model can't be evaluated on endpoints that already run: they don't have the adapter",
+                "Leave 'distilled' out of evaluation.arms, or leave serving.endpoints empty.",
+            )
         yield serving.external(job.recipe.serving)
         return
     folder = Path(job.run.facts["model"]["folder"])
     started = time.monotonic()
     with serving.serve(folder, job.recipe.serving, job.run["vllm.log"], adapters, _lora_rank(job.recipe)) as endpoint:
-        say(f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}, ready after {duration(time.monotonic() - started)}")
+        say(
+            f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}, ready after {duration(time.monotonic() - started)}"
+        )
         yield [endpoint]
 
 
@@ -257,22 +301,40 @@ def _sampling(job: Job) -> Result:
     job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
     with _served(job) as endpoints:
         started = time.monotonic()
-        tally = asyncio.run(_ask(job, endpoints, lambda complete: sampling.run_with_line(
-            job.run, job.recipe, wanted, lambda m, s: complete(m, s, None), Scoring(scorer))))
+        tally = asyncio.run(
+            _ask(
+                job,
+                endpoints,
+                lambda complete: sampling.run_with_line(
+                    job.run, job.recipe, wanted, lambda m, s: complete(m, s, None), Scoring(scorer)
+                ),
+            )
+        )
         seconds = time.monotonic() - started
     speed = tally.new_tokens / seconds
     if tally.new_tokens > 2000 and not job.recipe.serving.endpoints:
         machine.remember_speed(job.model.identity, speed)
     total = len(wanted) * job.recipe.chain.chains_per_prompt
-    numbers = sampling.summary(sampling.read_chains(job.run), {p.id: p.group for p in wanted}, total, job.recipe.chain.steps)
+    numbers = sampling.summary(
+        sampling.read_chains(job.run), {p.id: p.group for p in wanted}, total, job.recipe.chain.steps
+    )
     tokens = [(row["prompt_tokens"], row["new_tokens"]) for row in job.run.rows("turns.jsonl")]
-    numbers |= {"prompt_tokens": sum(t[0] for t in tokens), "new_tokens": sum(t[1] for t in tokens), "seconds": round(seconds, 1),
-                "tokens_per_s": round(speed, 1), "reused_turns": tally.reused_turns}
+    numbers |= {
+        "prompt_tokens": sum(t[0] for t in tokens),
+        "new_tokens": sum(t[1] for t in tokens),
+        "seconds": round(seconds, 1),
+        "tokens_per_s": round(speed, 1),
+        "reused_turns": tally.reused_turns,
+    }
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
-    say(f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  {speed:.0f} tokens/s  "
-        f"{duration(seconds)} -> {job.run['chains.jsonl']}")
+    say(
+        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  {speed:.0f} tokens/s  "
+        f"{duration(seconds)} -> {job.run['chains.jsonl']}"
+    )
     if not numbers["finished"]:
-        raise ServingError(f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}.")
+        raise ServingError(
+            f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
+        )
     return numbers
 
 
@@ -298,8 +360,15 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         scorer = metrics.load(job.recipe.reward, job.identity["reward"])
         with _served(tried) as endpoints:
             started = time.monotonic()
-            tally = asyncio.run(_ask(tried, endpoints, lambda complete: sampling.run_with_line(
-                tried.run, one_each, some, lambda m, s: complete(m, s, None), Scoring(scorer))))
+            tally = asyncio.run(
+                _ask(
+                    tried,
+                    endpoints,
+                    lambda complete: sampling.run_with_line(
+                        tried.run, one_each, some, lambda m, s: complete(m, s, None), Scoring(scorer)
+                    ),
+                )
+            )
             seconds = time.monotonic() - started
         by_id = {p.id: p for p in some}
         if failed := list(tried.run.rows("failed.jsonl")):
@@ -313,7 +382,9 @@ def _dataset(job: Job) -> Result:
     found = {p.id: p for p in job.prompts(*SPLITS)}
     counts = dataset.build(job.run, job.recipe, found, sampling.read_chains(job.run))
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
-    say(f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  dropped: {dropped} -> {job.run['dataset']}")
+    say(
+        f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  dropped: {dropped} -> {job.run['dataset']}"
+    )
     return counts
 
 
@@ -339,22 +410,39 @@ def _evaluation(job: Job) -> Result:
         scorers["second"] = metrics.load(job.recipe.second_scorer, identity["second_scorer"])
     adapters = {evaluation.ADAPTER: job.run["adapter"]} if "distilled" in e.arms else None
     with _served(job, adapters) as endpoints:
-        seconds = asyncio.run(_ask(job, endpoints, lambda complete: evaluation.generate_arms(
-            job.run, job.recipe, held_out, complete, Scoring(scorers["reward"]))))
+        seconds = asyncio.run(
+            _ask(
+                job,
+                endpoints,
+                lambda complete: evaluation.generate_arms(
+                    job.run, job.recipe, held_out, complete, Scoring(scorers["reward"])
+                ),
+            )
+        )
     answers = evaluation.collect(job.run, job.recipe, held_out)
     evaluation.score_answers(answers, scorers)
     numbers = evaluation.summarise(job.recipe, held_out, answers, list(scorers))
     for arm, spent in seconds.items():
         numbers["arms"][arm]["seconds"] = spent
     sections = {"reward": job.recipe.reward, "second": job.recipe.second_scorer}
-    numbers["scores"] = {name: {"name": f"{sections[name].metric} ({sections[name].scorer})", "unit": "polarity -1..1", "higher_is_better": True}
-                         for name in scorers}
+    numbers["scores"] = {
+        name: {
+            "name": f"{sections[name].metric} ({sections[name].scorer})",
+            "unit": "polarity -1..1",
+            "higher_is_better": True,
+        }
+        for name in scorers
+    }
     quantised = job.recipe.distill.method == "qlora"
-    numbers["served_on"] = f"{job.model.id} in bfloat16, adapter unmerged" + (" (it was trained on the NF4-quantised base)" if quantised else "")
+    numbers["served_on"] = f"{job.model.id} in bfloat16, adapter unmerged" + (
+        " (it was trained on the NF4-quantised base)" if quantised else ""
+    )
     evaluation.write_answers(job.run, answers, e.split)
     weights = job.run["adapter"] / "adapter_model.safetensors" if adapters else None
     job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, weights))
-    say(f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}")
+    say(
+        f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}"
+    )
     return numbers
 
 
@@ -376,11 +464,22 @@ def _publish(job: Job, account: Any) -> Result:
     from dsc_hub import cards, publish
 
     job.run.add_facts(repos=job.run.facts["repos"] | {"endpoint": account.endpoint})
-    return publish.publish(job.run, account, Path(job.run.facts["model"]["folder"]), job.path.parent, job.recipe.publish.private,
-                           lambda: cards.build(job.run))
+    return publish.publish(
+        job.run,
+        account,
+        Path(job.run.facts["model"]["folder"]),
+        job.path.parent,
+        job.recipe.publish.private,
+        lambda: cards.build(job.run),
+    )
 
 
-STAGE: dict[str, Callable[[Job], Result]] = {"prompts": _prompts, "sampling": _sampling, "dataset": _dataset, "distill": _distill,
-                                             "evaluation": _evaluation, "report": _report, "cards": _cards}
-
-
+STAGE: dict[str, Callable[[Job], Result]] = {
+    "prompts": _prompts,
+    "sampling": _sampling,
+    "dataset": _dataset,
+    "distill": _distill,
+    "evaluation": _evaluation,
+    "report": _report,
+    "cards": _cards,
+}

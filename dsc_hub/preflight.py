@@ -43,8 +43,10 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     over = [(n, p) for n, p in worst if n > recipe.serving.context]
     if over:
         n, p = max(over, key=lambda x: x[0])
-        problems.append(f"prompts: {len(over)} of {len(prompts)} don't fit a context of {recipe.serving.context} tokens; the longest needs {n} "
-                        f"with its turns: '{p.text[:50]}...'. Raise serving.context, lower generation.max_new_tokens, or shorten them")
+        problems.append(
+            f"prompts: {len(over)} of {len(prompts)} don't fit a context of {recipe.serving.context} tokens; the longest needs {n} "
+            f"with its turns: '{p.text[:50]}...'. Raise serving.context, lower generation.max_new_tokens, or shorten them"
+        )
     return problems
 
 
@@ -55,15 +57,24 @@ def estimate(recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, mod
     turns = 1 + 2 * recipe.chain.steps
     evaluated = splits[recipe.evaluation.split]
     arms = set(recipe.evaluation.arms)
-    requests = {"sampling": sampled * turns, "evaluation": evaluated * ((turns if "self_critique" in arms else 1) + ("distilled" in arms))}
+    requests = {
+        "sampling": sampled * turns,
+        "evaluation": evaluated * ((turns if "self_critique" in arms else 1) + ("distilled" in arms)),
+    }
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
     speed = None if recipe.serving.endpoints else machine.known_speed(model_identity)
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
     return {
-        "prompts": {s: splits[s] for s in SPLITS}, "groups": {s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
-        "chains": sampled, "requests": requests, "new_tokens_at_most": tokens, "tokens_per_s_measured_here": speed,
+        "prompts": {s: splits[s] for s in SPLITS},
+        "groups": {s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
+        "chains": sampled,
+        "requests": requests,
+        "new_tokens_at_most": tokens,
+        "tokens_per_s_measured_here": speed,
         "seconds_at_most": {k: v / speed if speed else None for k, v in tokens.items()},
-        "disk_bytes": int(sum(tokens.values()) * BYTES_PER_TOKEN + weights * WEIGHTS_SHARE + (weights if recipe.publish.base else 0)),
+        "disk_bytes": int(
+            sum(tokens.values()) * BYTES_PER_TOKEN + weights * WEIGHTS_SHARE + (weights if recipe.publish.base else 0)
+        ),
     }
 
 
@@ -72,5 +83,7 @@ def disk(runs: Path, needed: int) -> list[str]:
     at = next(p for p in (runs, *runs.parents) if p.exists())
     free = shutil.disk_usage(at).free
     if free < needed:
-        return [f"disk: {free / 1e9:.2f} GB free at {at}, about {needed / 1e9:.2f} GB needed; free some, or choose another place with --runs"]
+        return [
+            f"disk: {free / 1e9:.2f} GB free at {at}, about {needed / 1e9:.2f} GB needed; free some, or choose another place with --runs"
+        ]
     return []

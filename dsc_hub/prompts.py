@@ -38,7 +38,10 @@ def load(section: Prompts, base: Path, seed: int) -> tuple[list[Prompt], dict[st
     rows = list(_from_templates(section, base) if section.templates else _from_file(section, base))
     if not rows:
         source = section.values or section.path
-        raise DataError(f"{base / str(source)} holds no prompts", "Write one prompt a line, or name the right column with prompts.column.")
+        raise DataError(
+            f"{base / str(source)} holds no prompts",
+            "Write one prompt a line, or name the right column with prompts.column.",
+        )
     seen: dict[str, tuple[str, str]] = {}
     for text, group in rows:
         seen.setdefault(_normal(text), (text, group))
@@ -46,7 +49,11 @@ def load(section: Prompts, base: Path, seed: int) -> tuple[list[Prompt], dict[st
     splits = split_groups({g for _, g in unique}, section.split, seed)
     prompts = [Prompt(prompt_id(t), t, g, splits[g]) for t, g in unique]
     kept = drop_overlaps(prompts, templated=bool(section.templates))
-    return kept, {"read": len(rows), "duplicates_dropped": len(rows) - len(seen), "overlapping_dropped": len(prompts) - len(kept)}
+    return kept, {
+        "read": len(rows),
+        "duplicates_dropped": len(rows) - len(seen),
+        "overlapping_dropped": len(prompts) - len(kept),
+    }
 
 
 def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[str, Split]:
@@ -54,8 +61,10 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
     ranked = sorted(set(groups), key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
     wanted = {s: getattr(shares, s) for s in SPLITS if getattr(shares, s) > 0}
     if len(ranked) < len(wanted):
-        raise DataError(f"{len(ranked)} prompt group(s) can't be split into {', '.join(wanted)}",
-                        f"Give at least {len(wanted)} different groups, better 30 or more.")
+        raise DataError(
+            f"{len(ranked)} prompt group(s) can't be split into {', '.join(wanted)}",
+            f"Give at least {len(wanted)} different groups, better 30 or more.",
+        )
     n_test = max(1, round(len(ranked) * shares.test))
     n_validation = max(1, round(len(ranked) * shares.validation)) if shares.validation else 0
     n_test = min(n_test, len(ranked) - n_validation - 1)
@@ -117,7 +126,10 @@ def _from_file(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
         for column in filter(None, (section.column, section.group_column)):
             if column not in row:
                 key = "column" if column == section.column else "group_column"
-                raise DataError(f"{path} row {number} has no column '{column}'; it has {sorted(row)}", f"Set prompts.{key} to one of these.")
+                raise DataError(
+                    f"{path} row {number} has no column '{column}'; it has {sorted(row)}",
+                    f"Set prompts.{key} to one of these.",
+                )
         text = row[section.column]
         if not isinstance(text, str):
             raise DataError(f"{path} row {number}: '{section.column}' should be text, got {type(text).__name__}")

@@ -28,7 +28,11 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
     shared = _recipe_files(facts["recipe"], recipe_folder, work) | {"metrics.json": run["metrics.json"]}
     out: dict[str, tuple[str, dict[str, Path]]] = {}
     if facts["repos"]["base"]:
-        weights = {p.name: p for p in sorted(model_folder.iterdir()) if p.is_file() and p.name not in ("README.md", "complete.json")}
+        weights = {
+            p.name: p
+            for p in sorted(model_folder.iterdir())
+            if p.is_file() and p.name not in ("README.md", "complete.json")
+        }
         out["base"] = ("model", weights | _card(run, "base"))
     data = {str(p.relative_to(run["dataset"])): p for p in sorted(run["dataset"].rglob("*.parquet"))}
     out["dataset"] = ("dataset", data | shared | _card(run, "dataset"))
@@ -61,7 +65,14 @@ def _recipe_files(recipe: Mapping[str, Any], folder: Path, work: Path) -> dict[s
     return files | {"recipe.yaml": target}
 
 
-def publish(run: Run, account: hub.Account, model_folder: Path, recipe_folder: Path, private: bool, render_cards: Callable[[], Any]) -> dict[str, Any]:
+def publish(
+    run: Run,
+    account: hub.Account,
+    model_folder: Path,
+    recipe_folder: Path,
+    private: bool,
+    render_cards: Callable[[], Any],
+) -> dict[str, Any]:
     """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
 
     The adapter's card names the dataset at its commit, which is known only now: `render_cards` is called in between.
@@ -76,8 +87,24 @@ def publish(run: Run, account: hub.Account, model_folder: Path, recipe_folder: P
                 render_cards()
             repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
             size = sum(p.stat().st_size for p in files.values())
-            say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {'private' if private else 'PUBLIC'}")
-            commit = hub.push(account, repo_type, repos[kind], files, private, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
-            out[kind] = {"repo": repos[kind], "type": repo_type, "commit": commit, "files": len(files), "bytes": size,
-                         "address": hub.web_address(account, repo_type, repos[kind])}
+            say(
+                f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {'private' if private else 'PUBLIC'}"
+            )
+            commit = hub.push(
+                account,
+                repo_type,
+                repos[kind],
+                files,
+                private,
+                f"{run.facts['recipe']['name']}: {kind} by dsc",
+                Path(work),
+            )
+            out[kind] = {
+                "repo": repos[kind],
+                "type": repo_type,
+                "commit": commit,
+                "files": len(files),
+                "bytes": size,
+                "address": hub.web_address(account, repo_type, repos[kind]),
+            }
     return out

@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from dsc_hub.errors import ConfigError
 
@@ -36,7 +43,9 @@ def _placeholders(allowed: str) -> AfterValidator:
     def check(text: str) -> str:
         unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - names)
         if unknown:
-            raise ValueError(f"unknown placeholder {{{unknown[0]}}}; known here: {', '.join(f'{{{n}}}' for n in sorted(names))}")
+            raise ValueError(
+                f"unknown placeholder {{{unknown[0]}}}; known here: {', '.join(f'{{{n}}}' for n in sorted(names))}"
+            )
         return text
 
     return AfterValidator(check)
@@ -118,7 +127,9 @@ class Serving(Section):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     endpoints: tuple[str, ...] = ()
     served_model: str | None = Field(None, description="name of the model at the endpoints; None: the only one there")
-    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable that holds the endpoints' key")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable that holds the endpoints' key"
+    )
 
 
 class Reward(Section):
@@ -135,7 +146,9 @@ class DatasetSection(Section):
     """Which chains become training rows: a clean final state, at least so good, at least so much better."""
 
     min_reward: float | None = None
-    min_gain: float | None = Field(0.0, description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf")
+    min_gain: float | None = Field(
+        0.0, description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf"
+    )
 
 
 class Distill(Section):
@@ -151,7 +164,11 @@ class Distill(Section):
     def _not_ours(self) -> Distill:
         owned = sorted(OWNED_SFT_KEYS & self.sft.keys())
         if owned:
-            raise ValueError(f"sft.{owned[0]} is set by dsc itself" + (f" (also: {', '.join(owned[1:])})" if owned[1:] else "") + "; remove it")
+            raise ValueError(
+                f"sft.{owned[0]} is set by dsc itself"
+                + (f" (also: {', '.join(owned[1:])})" if owned[1:] else "")
+                + "; remove it"
+            )
         return self
 
 
@@ -170,7 +187,9 @@ class Publish(Section):
     owner: str | None = Field(None, description="user or organisation; None: whoever the token belongs to")
     dataset: str | None = Field(None, description="name of the dataset repo; None: <recipe>-dsc")
     adapter: str | None = Field(None, description="name of the adapter repo; None: <recipe>-dsc-lora")
-    base: str | None = Field(None, description="publish the base model too, under this name (needed when it is on no Hub)")
+    base: str | None = Field(
+        None, description="publish the base model too, under this name (needed when it is on no Hub)"
+    )
     private: bool = True
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
     language: str = "en"
@@ -215,7 +234,11 @@ def find(reference: str) -> Path:
     if reference in named:
         return named[reference]
     close = difflib.get_close_matches(reference, named, n=1)
-    hint = f"Did you mean '{close[0]}'?" if close else f"Packaged recipes: {', '.join(named) or 'none'}. A path names a file, hub:USER/REPO a repo."
+    hint = (
+        f"Did you mean '{close[0]}'?"
+        if close
+        else f"Packaged recipes: {', '.join(named) or 'none'}. A path names a file, hub:USER/REPO a repo."
+    )
     raise ConfigError(f"recipe '{reference}' not found: no such file and no packaged recipe of that name", hint)
 
 
@@ -226,11 +249,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{at}: not valid YAML: {getattr(e, 'problem', None) or e}", "Mend that line; values with ':' or '#' need quotes.") from None
+        raise ConfigError(
+            f"{path}{at}: not valid YAML: {getattr(e, 'problem', None) or e}",
+            "Mend that line; values with ':' or '#' need quotes.",
+        ) from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start})") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(data).__name__}", "See `dsc recipes copy quickstart` for one to start from.")
+        raise ConfigError(
+            f"{path}: expected a mapping of sections, got {type(data).__name__}",
+            "See `dsc recipes copy quickstart` for one to start from.",
+        )
     problems = [p for o in overrides if (p := _apply_override(data, o))]
     try:
         recipe = Recipe.model_validate(data)
@@ -267,7 +296,9 @@ def _explain(error: Mapping[str, Any]) -> str:
     kind, got = error["type"], error.get("input")
     if kind == "extra_forbidden":
         close = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1]), n=1)
-        return f"{path}: unknown key" + (f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(_keys_at(loc[:-1]))}")
+        return f"{path}: unknown key" + (
+            f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(_keys_at(loc[:-1]))}"
+        )
     if kind == "missing":
         return f"{path}: missing, and it has no default"
     message = error["msg"].removeprefix("Value error, ")

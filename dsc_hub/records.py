@@ -1,6 +1,6 @@
 """The nouns that cross stages. Frozen, plain, and each with one JSON form (`as_row` / `from_row`).
 
-    Prompt -> Turn ... -> Chain(Step ...) -> dataset rows
+Prompt -> Turn ... -> Chain(Step ...) -> dataset rows
 """
 
 from __future__ import annotations

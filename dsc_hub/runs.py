@@ -51,9 +51,13 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} is missing", "Run the stage that writes it, or the whole recipe with `dsc run`.") from None
+        raise RunError(
+            f"{path} is missing", "Run the stage that writes it, or the whole recipe with `dsc run`."
+        ) from None
     except ValueError as e:
-        raise RunError(f"{path} is damaged: {e}", "Move it away and run the recipe again; finished rows are kept.") from None
+        raise RunError(
+            f"{path} is damaged: {e}", "Move it away and run the recipe again; finished rows are kept."
+        ) from None
 
 
 class Rows:
@@ -86,7 +90,9 @@ class Rows:
                 try:
                     yield json.loads(line)
                 except ValueError:
-                    raise RunError(f"{self.path} line {number} is damaged", "Remove that line; its work is done again.") from None
+                    raise RunError(
+                        f"{self.path} line {number} is damaged", "Remove that line; its work is done again."
+                    ) from None
 
     def close(self) -> None:
         if self._fd is not None:
@@ -143,8 +149,16 @@ class Run:
 
     def finish(self, stage: str, fingerprint: str, seconds: float, result: Mapping[str, Any]) -> None:
         """Write the stage's marker: the last thing a stage does."""
-        write_json(self[f"{stage}.done.json"], {"stage": stage, "fingerprint": fingerprint, "seconds": round(seconds, 2),
-                                                "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **result})
+        write_json(
+            self[f"{stage}.done.json"],
+            {
+                "stage": stage,
+                "fingerprint": fingerprint,
+                "seconds": round(seconds, 2),
+                "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                **result,
+            },
+        )
 
     def unfinish(self, stage: str) -> None:
         self[f"{stage}.done.json"].unlink(missing_ok=True)
@@ -168,7 +182,10 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise RunError(f"{self.folder} is in use by another process", "Wait for it, or end it; two runs would write over each other.") from None
+                raise RunError(
+                    f"{self.folder} is in use by another process",
+                    "Wait for it, or end it; two runs would write over each other.",
+                ) from None
             yield
 
     # -- what another run has done already

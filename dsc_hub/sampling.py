@@ -59,8 +59,10 @@ class Tally:
     def line(self) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
         share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
-        return (f"chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
-                f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} tokens/s{self.meter.left()}")
+        return (
+            f"chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
+            f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} tokens/s{self.meter.left()}"
+        )
 
 
 def wanted(prompts: Iterable[Prompt], chains_per_prompt: int) -> list[tuple[Prompt, int]]:
@@ -69,7 +71,13 @@ def wanted(prompts: Iterable[Prompt], chains_per_prompt: int) -> list[tuple[Prom
 
 
 async def sample(
-    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: Complete, score: ScoreText, *, prefix: str = "",
+    run: Run,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    complete: Complete,
+    score: ScoreText,
+    *,
+    prefix: str = "",
     show: Callable[[str], None] = lambda text: None,
 ) -> Tally:
     """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
@@ -100,16 +108,27 @@ async def sample(
 
     async def one(prompt: Prompt, number: int) -> None:
         try:
-            chain = await run_chain(prompt, number, texts=texts, steps=recipe.chain.steps, generate=generate, score=score, rule=rule,
-                                    dice=dice, defect=defect_of)
+            chain = await run_chain(
+                prompt,
+                number,
+                texts=texts,
+                steps=recipe.chain.steps,
+                generate=generate,
+                score=score,
+                rule=rule,
+                dice=dice,
+                defect=defect_of,
+            )
         except RequestFailed as e:
             failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
             tally.failed += 1
             tally.meter.done += 1
             tally.failures_in_a_row += 1
             if tally.failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
-                raise ServingError(f"{MOST_FAILURES_IN_A_ROW} chains failed one after the other; the last: {e}",
-                                   f"See {failed.path}; run the same command again when the cause is gone.") from None
+                raise ServingError(
+                    f"{MOST_FAILURES_IN_A_ROW} chains failed one after the other; the last: {e}",
+                    f"See {failed.path}; run the same command again when the cause is gone.",
+                ) from None
             return
         chains.append(chain.as_row())
         tally.chain_done(chain)
@@ -143,7 +162,9 @@ async def in_flight(jobs: Iterable[Callable[[], Awaitable[Any]]], most: int) -> 
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def run_with_line(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: Complete, score: ScoreText, prefix: str = "") -> Any:
+def run_with_line(
+    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: Complete, score: ScoreText, prefix: str = ""
+) -> Any:
     """`sample` with the moving line on the terminal, as a coroutine."""
 
     async def work() -> Tally:
@@ -163,6 +184,7 @@ def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: 
 
     In every step proposals = accepted + sum of rejected; finished + failed = chains.
     """
+
     def clean(pairs: Iterable[tuple[str, float | None]]) -> dict[str, Any]:
         scored = [(v, groups[p]) for p, v in pairs if v is not None]
         return stats.estimate([v for v, _ in scored], [g for _, g in scored])
@@ -174,14 +196,20 @@ def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: 
     by_step = []
     for i in range(1, steps + 1):
         at = [c.steps[i - 1] for c in chains]
-        by_step.append({
-            "step": i, "proposals": len(at), "accepted": sum(s.accepted for s in at),
-            "rejected": dict(Counter(s.rejected for s in at if s.rejected).most_common()),
-            "reward_proposed": clean((c.prompt_id, c.steps[i - 1].score.value) for c in chains),
-            "reward_state": clean((c.prompt_id, state(c, i)) for c in chains),
-        })
+        by_step.append(
+            {
+                "step": i,
+                "proposals": len(at),
+                "accepted": sum(s.accepted for s in at),
+                "rejected": dict(Counter(s.rejected for s in at if s.rejected).most_common()),
+                "reward_proposed": clean((c.prompt_id, c.steps[i - 1].score.value) for c in chains),
+                "reward_state": clean((c.prompt_id, state(c, i)) for c in chains),
+            }
+        )
     return {
-        "chains": total, "finished": len(chains), "failed": total - len(chains),
+        "chains": total,
+        "finished": len(chains),
+        "failed": total - len(chains),
         "dirty_answers": sum(bool(c.answer_defect) for c in chains),
         "dirty_answers_by_reason": dict(Counter(c.answer_defect for c in chains if c.answer_defect).most_common()),
         "unscored": sum((c.answer_score.value is None) + sum(s.score.value is None for s in c.steps) for c in chains),
@@ -189,6 +217,3 @@ def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: 
         "first_reward": clean((c.prompt_id, c.answer_score.value) for c in chains),
         "steps": by_step,
     }
-
-
-

@@ -39,21 +39,52 @@ class Endpoint:
     check: Callable[[], None] = lambda: None  # raises ServingError if the server is known to be gone
 
 
-def vllm_command(folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], rank: int, on_cpu: bool) -> list[str]:
+def vllm_command(
+    folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], rank: int, on_cpu: bool
+) -> list[str]:
     """The command line of one server. A pure function, so that vLLM's own parser can be asked whether it is right."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name", BASE,
-               "--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(section.context),
-               "--max-num-seqs", str(min(section.concurrency, 256)), "--generation-config", "vllm",
-               "--uvicorn-log-level", "warning", "--disable-uvicorn-access-log"]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(folder),
+        "--served-model-name",
+        BASE,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--max-model-len",
+        str(section.context),
+        "--max-num-seqs",
+        str(min(section.concurrency, 256)),
+        "--generation-config",
+        "vllm",
+        "--uvicorn-log-level",
+        "warning",
+        "--disable-uvicorn-access-log",
+    ]
     if on_cpu:
         # Chunked prefill and a per-request seed together kill the CPU engine; compiling costs a minute at start.
-        command += ["--dtype", "bfloat16", "--enforce-eager", "--no-enable-chunked-prefill",
-                    "--max-num-batched-tokens", str(max(section.context, 4096))]
+        command += [
+            "--dtype",
+            "bfloat16",
+            "--enforce-eager",
+            "--no-enable-chunked-prefill",
+            "--max-num-batched-tokens",
+            str(max(section.context, 4096)),
+        ]
     else:
         command += ["--gpu-memory-utilization", str(section.gpu_memory_utilization)]
     if adapters:
-        command += ["--enable-lora", "--max-lora-rank", str(next((r for r in _LORA_RANKS if r >= rank), rank)),
-                    "--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
+        command += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(next((r for r in _LORA_RANKS if r >= rank), rank)),
+            "--lora-modules",
+            *(f"{name}={path}" for name, path in adapters.items()),
+        ]
     return command
 
 
@@ -61,19 +92,29 @@ def vllm_environment(section: Serving, on_cpu: bool, api_key: str) -> dict[str, 
     """The child's environment: no launcher's variables, no look at any Hub, all cores on a CPU."""
     env = without_launcher(os.environ)
     # The key goes by the environment: a command line can be read by every user of the machine.
-    env |= {"VLLM_API_KEY": api_key, "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1",
-            "VLLM_LOGGING_LEVEL": env.get("VLLM_LOGGING_LEVEL", "INFO")}
+    env |= {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": env.get("VLLM_LOGGING_LEVEL", "INFO"),
+    }
     env.pop("HF_TOKEN", None)  # the server loads a local folder: it has no business with the Hub
     if on_cpu:
-        env |= {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(section.kv_cache_gib))), "OMP_NUM_THREADS": str(cores()),
-                "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+        env |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(section.kv_cache_gib))),
+            "OMP_NUM_THREADS": str(cores()),
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        }
         if library := openmp_library():
             env["LD_PRELOAD"] = ":".join(filter(None, [str(library), env.get("LD_PRELOAD")]))
     return env
 
 
 @contextmanager
-def serve(folder: Path, section: Serving, log: Path, adapters: Mapping[str, Path] | None = None, rank: int = 16) -> Iterator[Endpoint]:
+def serve(
+    folder: Path, section: Serving, log: Path, adapters: Mapping[str, Path] | None = None, rank: int = 16
+) -> Iterator[Endpoint]:
     """Start one vLLM on a model folder and yield its endpoint (model name `BASE`, adapters by their names).
 
     Raises ServingError with the last lines of `log` if it dies or isn't ready within `start_timeout_s`.
@@ -83,13 +124,21 @@ def serve(folder: Path, section: Serving, log: Path, adapters: Mapping[str, Path
     command = vllm_command(folder, section, port, adapters or {}, rank, on_cpu)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        keeper = subprocess.Popen([sys.executable, "-m", "dsc_hub.keeper", *command], stdin=subprocess.PIPE, stdout=out, stderr=out,
-                                  start_new_session=True, env=vllm_environment(section, on_cpu, key))
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "dsc_hub.keeper", *command],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env=vllm_environment(section, on_cpu, key),
+        )
 
     def check() -> None:
         if keeper.poll() is not None:
-            raise ServingError(f"vLLM ended by itself (exit code {keeper.returncode}). Its last lines:\n{_tail(log)}",
-                               f"The whole log: {log}")
+            raise ServingError(
+                f"vLLM ended by itself (exit code {keeper.returncode}). Its last lines:\n{_tail(log)}",
+                f"The whole log: {log}",
+            )
 
     url = f"http://127.0.0.1:{port}"
     try:
@@ -105,8 +154,10 @@ def external(section: Serving) -> list[Endpoint]:
     ServingError: refused, wrong key, or several models and none named.
     """
     key = os.environ.get(section.api_key_env, "none")
-    return [Endpoint(url.rstrip("/"), section.served_model or _only_model(url.rstrip("/"), key, section.api_key_env), key)
-            for url in section.endpoints]
+    return [
+        Endpoint(url.rstrip("/"), section.served_model or _only_model(url.rstrip("/"), key, section.api_key_env), key)
+        for url in section.endpoints
+    ]
 
 
 def _only_model(url: str, key: str, key_env: str) -> str:
@@ -120,10 +171,14 @@ def _only_model(url: str, key: str, key_env: str) -> str:
         hint = f"Put its key into {key_env}." if e.code in (401, 403) else "An endpoint's address ends with /v1."
         raise ServingError(f"endpoint {url} answered {e.code} {e.reason} to /models", hint) from None
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise ServingError(f"endpoint {url} can't be used: {getattr(e, 'reason', e)}",
-                           "Is the server up, and does the address end with /v1?") from None
+        raise ServingError(
+            f"endpoint {url} can't be used: {getattr(e, 'reason', e)}",
+            "Is the server up, and does the address end with /v1?",
+        ) from None
     if len(names) != 1:
-        raise ServingError(f"endpoint {url} serves {len(names)} models: {', '.join(names)}", "Name one with serving.served_model.")
+        raise ServingError(
+            f"endpoint {url} serves {len(names)} models: {', '.join(names)}", "Name one with serving.served_model."
+        )
     return names[0]
 
 
@@ -140,8 +195,10 @@ def _wait_until_ready(url: str, check: Callable[[], None], timeout_s: float, log
             check()
             waited = time.monotonic() - started
             if waited > timeout_s:
-                raise ServingError(f"vLLM was not ready after {duration(timeout_s)}. Its last lines:\n{_tail(log)}",
-                                   f"Allow it longer with serving.start_timeout_s; the whole log: {log}")
+                raise ServingError(
+                    f"vLLM was not ready after {duration(timeout_s)}. Its last lines:\n{_tail(log)}",
+                    f"Allow it longer with serving.start_timeout_s; the whole log: {log}",
+                )
             line.show(f"vLLM is starting  {duration(waited)}  -> {log}")
             try:
                 with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:

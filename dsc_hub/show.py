@@ -35,16 +35,31 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
     split = "  ".join(f"{n} {s} ({e['groups'][s]} groups)" for s, n in e["prompts"].items())
     table.add_row("recipe", f"{r.name}  {job.path}")
     table.add_row("model", f"{job.model.id}  ({job.model.source} at {job.model.commit[:12]})")
-    table.add_row("prompts", f"{split}   dropped: {e['dropped']['duplicates_dropped']} duplicate, {e['dropped']['overlapping_dropped']} overlapping")
-    table.add_row("chains", f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, {r.serving.concurrency} in flight")
+    table.add_row(
+        "prompts",
+        f"{split}   dropped: {e['dropped']['duplicates_dropped']} duplicate, {e['dropped']['overlapping_dropped']} overlapping",
+    )
+    table.add_row(
+        "chains", f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, {r.serving.concurrency} in flight"
+    )
     for stage in ("sampling", "evaluation"):
         seconds = e["seconds_at_most"][stage]
-        when = f"at most {duration(seconds)} at {e['tokens_per_s_measured_here']:.0f} tokens/s (measured here)" if seconds is not None else \
-            "time unknown: this model was never sampled on this machine (`dsc try` measures it)"
-        table.add_row(stage, f"{e['requests'][stage]} requests, at most {e['new_tokens_at_most'][stage]:,} new tokens; {when}")
+        when = (
+            f"at most {duration(seconds)} at {e['tokens_per_s_measured_here']:.0f} tokens/s (measured here)"
+            if seconds is not None
+            else "time unknown: this model was never sampled on this machine (`dsc try` measures it)"
+        )
+        table.add_row(
+            stage, f"{e['requests'][stage]} requests, at most {e['new_tokens_at_most'][stage]:,} new tokens; {when}"
+        )
     table.add_row("distill", f"{r.distill.method}; its time shows after the first steps")
     table.add_row("disk", f"about {e['disk_bytes'] / 1e9:.2f} GB under {job.runs}")
-    table.add_row("publishes", ("\n".join(e["repos"]) + ("\nprivately" if r.publish.private else "\nPUBLICLY")) if "repos" in e else "nothing (publish.to is none)")
+    table.add_row(
+        "publishes",
+        ("\n".join(e["repos"]) + ("\nprivately" if r.publish.private else "\nPUBLICLY"))
+        if "repos" in e
+        else "nothing (publish.to is none)",
+    )
     table.add_row("run folder", str(job.run.folder))
     table.add_row("done already", ", ".join(s for s in STAGES if job.run.is_done(s, job.fingerprints[s])) or "nothing")
     out.print(table)
@@ -65,13 +80,26 @@ def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float
             body.append(f"\ncritique {step.number}\n", "bold")
             body.append(_visible(step.critique) + "\n", "dim")
             body.append(f"\nrevision {step.number}  {_score(step.score)}  ", "bold")
-            body.append("accepted\n" if step.accepted else f"rejected: {step.rejected}\n", "green" if step.accepted else "yellow")
+            body.append(
+                "accepted\n" if step.accepted else f"rejected: {step.rejected}\n",
+                "green" if step.accepted else "yellow",
+            )
             body.append(_visible(step.revision) + "\n")
         final = f"final: {'first answer' if not chain.state_step else f'revision {chain.state_step}'}"
         use = f"not usable: {chain.final_defect}" if chain.final_defect else _score(chain.final_score)
-        out.print(Panel(body, title=Text(prompt.text), title_align="left", subtitle=Text(f"{final}  {use}"), subtitle_align="right"))
+        out.print(
+            Panel(
+                body,
+                title=Text(prompt.text),
+                title_align="left",
+                subtitle=Text(f"{final}  {use}"),
+                subtitle_align="right",
+            )
+        )
     steps = [s for _, c in tried for s in c.steps]
-    out.print(f"{len(tried)} chains, {failed} failed, in {duration(seconds)}; {sum(s.accepted for s in steps)} of {len(steps)} revisions accepted ({recipe.chain.acceptance})")
+    out.print(
+        f"{len(tried)} chains, {failed} failed, in {duration(seconds)}; {sum(s.accepted for s in steps)} of {len(steps)} revisions accepted ({recipe.chain.acceptance})"
+    )
 
 
 def _visible(text: str) -> str:
@@ -91,16 +119,29 @@ def closing(job: Job, hub_port: int) -> None:
     stages = metrics.get("stages", {})
     out.print()
     table = _grid()
-    table.add_row("time", "   ".join(f"{s} {duration(stages[s])}" for s in STAGES if s in stages) + f"   together {duration(sum(stages.values()))}")
+    table.add_row(
+        "time",
+        "   ".join(f"{s} {duration(stages[s])}" for s in STAGES if s in stages)
+        + f"   together {duration(sum(stages.values()))}",
+    )
     sampling = metrics.get("sampling", {})
     if sampling:
-        table.add_row("speed", f"{sampling['tokens_per_s']:.0f} new tokens/s while sampling ({sampling['new_tokens']:,} new, {sampling['prompt_tokens']:,} prompt tokens)")
+        table.add_row(
+            "speed",
+            f"{sampling['tokens_per_s']:.0f} new tokens/s while sampling ({sampling['new_tokens']:,} new, {sampling['prompt_tokens']:,} prompt tokens)",
+        )
     marker = job.run.marker("publish")
     embedded = job.recipe.publish.to == "local"
     if marker:
         for kind, what in marker["result"].items():
-            address = what["address"].replace(facts["repos"]["endpoint"], f"http://127.0.0.1:{hub_port}") if embedded else what["address"]
-            table.add_row(kind, f"{address}  at {what['commit'][:12]}  ({what['files']} files, {what['bytes'] / 1e6:.1f} MB)")
+            address = (
+                what["address"].replace(facts["repos"]["endpoint"], f"http://127.0.0.1:{hub_port}")
+                if embedded
+                else what["address"]
+            )
+            table.add_row(
+                kind, f"{address}  at {what['commit'][:12]}  ({what['files']} files, {what['bytes'] / 1e6:.1f} MB)"
+            )
     table.add_row("report", str(job.run["report.html"].resolve()))
     table.add_row("run folder", str(job.run.folder.resolve()))
     out.print(table)
@@ -108,8 +149,13 @@ def closing(job: Job, hub_port: int) -> None:
         from dsc_hub.local_hub.server import default_root
 
         out.print(Text("\nThey are on the embedded Hub, private. To read them with the public clients:\n", "bold"))
-        out.print(Text(f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat {_short(default_root() / 'token')})\n"
-                       f"  python -c 'from datasets import load_dataset; print(load_dataset(\"{facts['repos']['dataset']}\", \"sft\"))'"), soft_wrap=True)
+        out.print(
+            Text(
+                f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat {_short(default_root() / 'token')})\n"
+                f'  python -c \'from datasets import load_dataset; print(load_dataset("{facts["repos"]["dataset"]}", "sft"))\''
+            ),
+            soft_wrap=True,
+        )
 
 
 def _short(path: Path) -> str:

@@ -35,7 +35,9 @@ def estimate(values: Sequence[float], groups: Sequence[str], confidence: float =
     return out
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float], groups: Sequence[str], confidence: float = 0.95) -> dict[str, Any]:
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[str], confidence: float = 0.95
+) -> dict[str, Any]:
     """`estimate` of a - b, pair by pair, with the two-sided p of the paired t test on group means.
 
     p is None with fewer than two groups; with no spread at all it is 1 for a difference of zero and 0 otherwise.

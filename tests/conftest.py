@@ -11,7 +11,12 @@ from pathlib import Path
 
 # Before anything imports huggingface_hub: it reads these when it is imported.
 _HF_HOME = tempfile.mkdtemp(prefix="dsc-test-hf-")
-os.environ |= {"HF_HOME": _HF_HOME, "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+os.environ |= {
+    "HF_HOME": _HF_HOME,
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+}
 os.environ.pop("HF_TOKEN", None)
 
 import pytest

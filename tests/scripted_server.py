@@ -1,6 +1,6 @@
 """An OpenAI-compatible server with scripted answers, for tests of everything but the model.
 
-    python -m tests.scripted_server [--pause S] [--key KEY] [--fail-after N]      prints its address, serves until ended
+python -m tests.scripted_server [--pause S] [--key KEY] [--fail-after N]      prints its address, serves until ended
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def answer_to(body: dict) -> str:
     digest = hashlib.sha256(json.dumps([body["messages"], body["seed"]]).encode()).digest()
     moods = ("dreadful", "dull", "plain", "pleasant", "wonderful", "superb")
     nouns = ("plot", "music", "acting", "camera", "script", "ending", "opening", "casting")
-    return " ".join(f"I found the {nouns[b % 8]} {moods[b // 8 % 6]} in scene {i + b}." for i, b in enumerate(digest[:4]))
+    return " ".join(
+        f"I found the {nouns[b % 8]} {moods[b // 8 % 6]} in scene {i + b}." for i, b in enumerate(digest[:4])
+    )
 
 
 def make_server(port: int = 0, pause: float = 0.0, key: str = "", fail_after: int | None = None) -> ThreadingHTTPServer:
@@ -55,9 +57,23 @@ def make_server(port: int = 0, pause: float = 0.0, key: str = "", fail_after: in
                 return
             time.sleep(pause)
             text = answer_to(body)
-            self._send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-                             "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],
-                             "usage": {"prompt_tokens": 10, "completion_tokens": len(text.split()), "total_tokens": 10 + len(text.split())}})
+            self._send(
+                200,
+                {
+                    "id": "x",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": body["model"],
+                    "choices": [
+                        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+                    ],
+                    "usage": {
+                        "prompt_tokens": 10,
+                        "completion_tokens": len(text.split()),
+                        "total_tokens": 10 + len(text.split()),
+                    },
+                },
+            )
 
         def log_message(self, *args: object) -> None:
             pass

@@ -32,13 +32,31 @@ class Script:
         return Turn(prompt.id, chain, step, role, text, why, 1, 1, seed_of(0, prompt.id, chain, step, role))
 
 
-def go(script: Script, rewards: dict[str, float | None], steps: int = 1, rule: str = "improve", u: float = 0.5, temperature: float = 1.0) -> Chain:
+def go(
+    script: Script,
+    rewards: dict[str, float | None],
+    steps: int = 1,
+    rule: str = "improve",
+    u: float = 0.5,
+    temperature: float = 1.0,
+) -> Chain:
     async def score(text: str) -> Score:
         value = rewards[text]
         return Score(value, "" if value is not None else "can't tell")
 
-    return asyncio.run(run_chain(PROMPT, 0, texts=TEXTS, steps=steps, generate=script, score=score, rule=make_rule(rule, temperature),
-                                 dice=lambda *_: u, defect=defect_of))
+    return asyncio.run(
+        run_chain(
+            PROMPT,
+            0,
+            texts=TEXTS,
+            steps=steps,
+            generate=script,
+            score=score,
+            rule=make_rule(rule, temperature),
+            dice=lambda *_: u,
+            defect=defect_of,
+        )
+    )
 
 
 def test_a_better_revision_is_kept_and_the_next_step_starts_from_it():
@@ -60,8 +78,12 @@ def test_the_revision_request_follows_the_critique_in_one_conversation():
     script = Script("a", "my critique", "b")
     go(script, {"a": 0, "b": 1})
     assert [(m["role"], m["content"]) for m in script.asked[2][2]] == [
-        ("user", PROMPT.text), ("assistant", "a"), ("user", "Criticise: a"), ("assistant", "my critique"),
-        ("user", f"Revise: {PROMPT.text} / a")]
+        ("user", PROMPT.text),
+        ("assistant", "a"),
+        ("user", "Criticise: a"),
+        ("assistant", "my critique"),
+        ("user", f"Revise: {PROMPT.text} / a"),
+    ]
 
 
 def test_braces_in_prompts_and_answers_are_not_placeholders():
@@ -76,13 +98,21 @@ def test_equal_reward_is_no_improvement_but_metropolis_takes_it():
 def test_always_keeps_even_a_worse_revision_but_never_a_dirty_or_unscored_one():
     assert go(Script("a", "c", "b"), {"a": 0.5, "b": 0.1}, rule="always").state_step == 1
     cut = go(Script("a", "c", ("b", "length")), {"a": 0.5, "b": 0.9}, rule="always")
-    assert cut.state_step == 0 and cut.steps[0].rejected == "cut at the length limit" and cut.steps[0].score.value == 0.9
+    assert (
+        cut.state_step == 0 and cut.steps[0].rejected == "cut at the length limit" and cut.steps[0].score.value == 0.9
+    )
     unscored = go(Script("a", "c", "b"), {"a": 0.5, "b": None}, rule="always")
     assert unscored.state_step == 0 and unscored.steps[0].rejected == UNSCORED
 
 
 def test_a_dirty_first_answer_counts_as_minus_infinity():
-    chain = go(Script(("fine but cut", "length"), "c", "clean"), {"fine but cut": 0.99, "clean": -0.9}, rule="metropolis", u=0.999, temperature=1e-3)
+    chain = go(
+        Script(("fine but cut", "length"), "c", "clean"),
+        {"fine but cut": 0.99, "clean": -0.9},
+        rule="metropolis",
+        u=0.999,
+        temperature=1e-3,
+    )
     assert chain.answer_defect and chain.final == "clean" and chain.final_defect == ""
 
 
@@ -121,8 +151,17 @@ def test_the_chain_samples_p_times_exp_reward_over_t_where_proposals_come_from_p
     async def chains() -> Counter[str]:
         counts: Counter[str] = Counter()
         for n in range(4000):  # the last states of independent chains are independent, as chi-square wants them
-            chain = await run_chain(PROMPT, n, texts=TEXTS, steps=25, generate=FromP(), score=score, rule=make_rule("metropolis", temperature),
-                                    dice=lambda *_: dice.random(), defect=lambda *_: "")
+            chain = await run_chain(
+                PROMPT,
+                n,
+                texts=TEXTS,
+                steps=25,
+                generate=FromP(),
+                score=score,
+                rule=make_rule("metropolis", temperature),
+                dice=lambda *_: dice.random(),
+                defect=lambda *_: "",
+            )
             counts[chain.final] += 1
         return counts
 
@@ -138,8 +177,16 @@ def test_the_chain_samples_p_times_exp_reward_over_t_where_proposals_come_from_p
 def test_seeds_depend_on_what_is_asked_alone_and_fit_every_server():
     a = seed_of(1, "p", 2, 3, "answer")
     assert a == seed_of(1, "p", 2, 3, "answer") and 0 <= a < 2**31
-    others = {seed_of(*key) for key in [(2, "p", 2, 3, "answer"), (1, "q", 2, 3, "answer"), (1, "p", 3, 3, "answer"), (1, "p", 2, 4, "answer"),
-                                        (1, "p", 2, 3, "critique")]}
+    others = {
+        seed_of(*key)
+        for key in [
+            (2, "p", 2, 3, "answer"),
+            (1, "q", 2, 3, "answer"),
+            (1, "p", 3, 3, "answer"),
+            (1, "p", 2, 4, "answer"),
+            (1, "p", 2, 3, "critique"),
+        ]
+    }
     assert a not in others and len(others) == 5
 
 
@@ -149,12 +196,22 @@ def test_dice_are_uniform_and_repeatable():
     assert all(0 <= d < 1 for d in draws) and sps.kstest(draws, "uniform").pvalue > 0.001
 
 
-@pytest.mark.parametrize(("text", "finish", "critique", "reason"), [
-    ("", "stop", "", "empty"), (" ... \n", "stop", "", "empty"), ("A fine film", "length", "", "cut at the length limit"),
-    ("Here's a revised version of the review: it shines.", "stop", "", "talks about the conversation"),
-    ("It was great fun. It was great fun. It was great fun. It was great fun.", "stop", "", "repeats itself"),
-    ("You should praise the lovely music and the acting of all", "stop", "you should praise the lovely music and the acting of all.", "copies the critique"),
-    ("A warm film with a clever plot; I would see it again.", "stop", "", ""),
-])
+@pytest.mark.parametrize(
+    ("text", "finish", "critique", "reason"),
+    [
+        ("", "stop", "", "empty"),
+        (" ... \n", "stop", "", "empty"),
+        ("A fine film", "length", "", "cut at the length limit"),
+        ("Here's a revised version of the review: it shines.", "stop", "", "talks about the conversation"),
+        ("It was great fun. It was great fun. It was great fun. It was great fun.", "stop", "", "repeats itself"),
+        (
+            "You should praise the lovely music and the acting of all",
+            "stop",
+            "you should praise the lovely music and the acting of all.",
+            "copies the critique",
+        ),
+        ("A warm film with a clever plot; I would see it again.", "stop", "", ""),
+    ],
+)
 def test_hygiene_names_the_reason(text: str, finish: str, critique: str, reason: str):
     assert defect_of(text, finish, critique) == reason

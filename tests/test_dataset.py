@@ -12,12 +12,23 @@ from dsc_hub.errors import DataError
 from dsc_hub.records import Chain, Prompt, Score, Step
 from dsc_hub.runs import Run
 
-PROMPTS = {p.id: p for p in [Prompt("a", "Prompt a", "g1", "train"), Prompt("b", "Prompt b", "g2", "validation"), Prompt("t", "Prompt t", "g3", "test")]}
+PROMPTS = {
+    p.id: p
+    for p in [
+        Prompt("a", "Prompt a", "g1", "train"),
+        Prompt("b", "Prompt b", "g2", "validation"),
+        Prompt("t", "Prompt t", "g3", "test"),
+    ]
+}
 
 
-def chain(prompt_id: str, first: float | None, revised: float | None, *, number: int = 0, defect: str = "", rejected: str = "") -> Chain:
+def chain(
+    prompt_id: str, first: float | None, revised: float | None, *, number: int = 0, defect: str = "", rejected: str = ""
+) -> Chain:
     step = Step(1, "critique", f"revised {number}", Score(revised), "", rejected)
-    return Chain(prompt_id, number, f"first {number}", Score(first, "" if first is not None else "no words"), defect, (step,))
+    return Chain(
+        prompt_id, number, f"first {number}", Score(first, "" if first is not None else "no words"), defect, (step,)
+    )
 
 
 def build(tmp_path: Path, recipe_file: Path, chains: list[Chain], *overrides: str) -> dict:
@@ -25,9 +36,14 @@ def build(tmp_path: Path, recipe_file: Path, chains: list[Chain], *overrides: st
 
 
 def test_only_improved_clean_and_good_enough_chains_become_rows(tmp_path: Path, recipe_file: Path):
-    chains = [chain("a", 0.1, 0.6, number=0), chain("a", 0.1, 0.3, number=1), chain("a", 0.7, 0.2, number=2, rejected="not accepted by the rule"),
-              chain("a", 0.9, None, number=3, defect="empty", rejected="unscored"), chain("a", 0.9, 0.5, number=4, defect="cut at the length limit"),
-              chain("b", -0.5, 0.8)]
+    chains = [
+        chain("a", 0.1, 0.6, number=0),
+        chain("a", 0.1, 0.3, number=1),
+        chain("a", 0.7, 0.2, number=2, rejected="not accepted by the rule"),
+        chain("a", 0.9, None, number=3, defect="empty", rejected="unscored"),
+        chain("a", 0.9, 0.5, number=4, defect="cut at the length limit"),
+        chain("b", -0.5, 0.8),
+    ]
     counts = build(tmp_path, recipe_file, chains, "dataset.min_reward=0.4")
     assert counts["sft"] == {"train": 2, "validation": 1} and counts["chains"] == {"train": 5, "validation": 1}
     assert counts["dropped"] == {"reward below 0.4": 1, "no gain over the first answer": 1, "no clean final state": 1}
@@ -36,7 +52,9 @@ def test_only_improved_clean_and_good_enough_chains_become_rows(tmp_path: Path, 
     assert [r["completion"][0]["content"] for r in rows] == ["revised 0", "revised 4"]
     assert rows[0]["prompt"] == [{"role": "user", "content": "Prompt a"}] and rows[0]["first_reward"] == 0.1
     pairs = list(dataset.rows_of(tmp_path / "dataset", "preference", "train"))
-    assert (pairs[0]["chosen"][0]["content"], pairs[0]["rejected"][0]["content"]) == ("revised 0", "first 0") and pairs[0]["margin"] == pytest.approx(0.5)
+    assert (pairs[0]["chosen"][0]["content"], pairs[0]["rejected"][0]["content"]) == ("revised 0", "first 0") and pairs[
+        0
+    ]["margin"] == pytest.approx(0.5)
 
 
 def test_a_chain_of_a_test_prompt_is_refused(tmp_path: Path, recipe_file: Path):
@@ -57,14 +75,23 @@ def test_a_broken_off_attempt_leaves_nothing_behind(tmp_path: Path, recipe_file:
 
 def test_the_files_load_with_typed_columns_as_the_hub_will_load_them(tmp_path: Path, recipe_file: Path):
     build(tmp_path, recipe_file, [chain("a", None, 1.0), chain("b", 0, 1)])
-    files = {"train": str(tmp_path / "dataset/chains/train-*.parquet"), "validation": str(tmp_path / "dataset/chains/validation-*.parquet")}
+    files = {
+        "train": str(tmp_path / "dataset/chains/train-*.parquet"),
+        "validation": str(tmp_path / "dataset/chains/validation-*.parquet"),
+    }
     loaded = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
     row = loaded["train"][0]
-    assert row["answer_reward"] is None and row["answer_unscored_reason"] == "no words" and row["steps"][0]["reward"] == 1.0
+    assert (
+        row["answer_reward"] is None
+        and row["answer_unscored_reason"] == "no words"
+        and row["steps"][0]["reward"] == 1.0
+    )
     assert loaded["train"].features == loaded["validation"].features
 
 
 def test_rows_are_written_in_batches(tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dataset, "BATCH", 7)
     counts = build(tmp_path, recipe_file, [chain("a", 0, 1, number=n) for n in range(50)])
-    assert counts["sft"]["train"] == 50 and [r["chain"] for r in dataset.rows_of(tmp_path / "dataset", "sft", "train")] == list(range(50))
+    assert counts["sft"]["train"] == 50 and [
+        r["chain"] for r in dataset.rows_of(tmp_path / "dataset", "sft", "train")
+    ] == list(range(50))

@@ -30,7 +30,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dsc_hub import distill, launcher
+from dsc_hub import distill, distill_checks, launcher
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.runs import Run
@@ -253,7 +253,7 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number():
-    plan = distill._plan({"method": "qlora", "sft": {"learning_rate": "2e-4"}, "lora": {}, "quantization": {}})
+    plan = distill_checks.plan_of({"method": "qlora", "sft": {"learning_rate": "2e-4"}, "lora": {}, "quantization": {}})
     assert plan.sft["learning_rate"] == 0.0002
 
 

@@ -9,18 +9,37 @@ import time
 from pathlib import Path
 
 import pytest
+
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
 VOCABULARY = {"errors", "records", "recipe"}
 SCIENCE = {"chain", "acceptance", "hygiene", "stats"}
-GROUND = {"runs", "progress", "machine", "models", "keeper", "serving", "generation", "scoring", "launcher", "hub", "preflight"}
+GROUND = {
+    "runs",
+    "progress",
+    "machine",
+    "models",
+    "keeper",
+    "serving",
+    "generation",
+    "scoring",
+    "launcher",
+    "hub",
+    "preflight",
+}
 WANTED = {"metrics"}
 SHOWN = {"numbers", "plots"}  # numbers as people read them: used by the stages that show
-STAGES = {"prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish"}
+STAGES = {"prompts", "sampling", "dataset", "distill", "distill_checks", "evaluation", "report", "cards", "publish"}
 TOP = {"pipeline", "show", "cli"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
-AT_HOME = {"distill": {"torch", "transformers", "trl", "peft", "datasets"}, "hub": {"huggingface_hub"}, "cards": {"huggingface_hub"}, "plots": {"matplotlib"}}
+AT_HOME = {
+    "distill": {"torch", "transformers", "trl", "peft", "datasets"},
+    "distill_checks": {"transformers", "trl", "peft"},
+    "hub": {"huggingface_hub"},
+    "cards": {"huggingface_hub"},
+    "plots": {"matplotlib"},
+}
 
 
 def imported(path: Path, everywhere: bool) -> set[str]:
@@ -38,14 +57,18 @@ def imported(path: Path, everywhere: bool) -> set[str]:
 
 def _outside_functions(tree: ast.AST):
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        ):
             continue
         yield node
         yield from _outside_functions(node)
 
 
 def modules() -> dict[str, Path]:
-    found = {p.stem: p for p in PACKAGE.glob("*.py") if not p.stem.startswith("__")} | {"metrics": PACKAGE / "metrics" / "__init__.py"}
+    found = {p.stem: p for p in PACKAGE.glob("*.py") if not p.stem.startswith("__")} | {
+        "metrics": PACKAGE / "metrics" / "__init__.py"
+    }
     assert len(found) >= 30
     return found
 
@@ -54,9 +77,16 @@ def test_every_module_has_a_place_in_the_house():
     assert set(modules()) == VOCABULARY | SCIENCE | GROUND | WANTED | SHOWN | STAGES | TOP
 
 
-@pytest.mark.parametrize(("layer", "may"), [
-    (VOCABULARY, VOCABULARY), (SCIENCE, VOCABULARY | SCIENCE), (GROUND, VOCABULARY | GROUND), (WANTED, VOCABULARY | GROUND),
-    (SHOWN, VOCABULARY | GROUND | SHOWN)])
+@pytest.mark.parametrize(
+    ("layer", "may"),
+    [
+        (VOCABULARY, VOCABULARY),
+        (SCIENCE, VOCABULARY | SCIENCE),
+        (GROUND, VOCABULARY | GROUND),
+        (WANTED, VOCABULARY | GROUND),
+        (SHOWN, VOCABULARY | GROUND | SHOWN),
+    ],
+)
 def test_imports_go_downward_only(layer: set[str], may: set[str]):
     ours = set(modules()) | {"local_hub"}
     for name, path in modules().items():
@@ -65,7 +95,10 @@ def test_imports_go_downward_only(layer: set[str], may: set[str]):
 
 
 def test_stages_do_not_import_the_pipeline_and_hardly_each_other():
-    allowed = {("evaluation", "sampling")}  # the self-critique arm is sampling, on held-out prompts
+    allowed = {
+        ("distill", "distill_checks"),
+        ("evaluation", "sampling"),
+    }  # the self-critique arm is sampling, on held-out prompts
     for name in STAGES:
         seen = imported(PACKAGE / f"{name}.py", everywhere=True)
         assert not seen & TOP, name
@@ -80,8 +113,10 @@ def test_heavy_libraries_are_imported_at_the_top_of_their_own_stage_only():
 
 
 def test_help_is_instant_and_loads_nothing_heavy():
-    code = ("import sys; from dsc_hub import cli; cli.cli(['--help'], standalone_mode=False); "
-            f"sys.exit(','.join(sorted({HEAVY | {'pydantic', 'rich', 'openai', 'numpy', 'scipy'}!r} & set(sys.modules))) or None)")
+    code = (
+        "import sys; from dsc_hub import cli; cli.cli(['--help'], standalone_mode=False); "
+        f"sys.exit(','.join(sorted({HEAVY | {'pydantic', 'rich', 'openai', 'numpy', 'scipy'}!r} & set(sys.modules))) or None)"
+    )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (child.returncode, child.stderr) == (0, "") and "Distilled self-critique" in child.stdout
     times = []

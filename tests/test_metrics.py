@@ -6,12 +6,12 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from tests.conftest import ROOT
 
 from dsc_hub import metrics
 from dsc_hub.errors import MetricError
 from dsc_hub.recipe import Reward
 from dsc_hub.records import Score
+from tests.conftest import ROOT
 
 FOLDER = str(ROOT / "dsc_hub" / "metrics" / "sentiment")
 
@@ -49,17 +49,33 @@ def classifier(tmp_path_factory: pytest.TempPathFactory):
     """A real text-classification model, tiny and random, with labels of one's choice."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import DistilBertConfig, DistilBertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import (
+        DistilBertConfig,
+        DistilBertForSequenceClassification,
+        PreTrainedTokenizerFast,
+    )
 
     def make(labels: list[str]) -> str:
         torch.manual_seed(0)
         folder = tmp_path_factory.mktemp("classifier")
-        words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", *"a good bad film very long and short it was the".split()])}
+        words = {
+            w: i for i, w in enumerate(["[PAD]", "[UNK]", *"a good bad film very long and short it was the".split()])
+        }
         t = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
         t.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(tokenizer_object=t, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32).save_pretrained(folder)
-        config = DistilBertConfig(vocab_size=len(words), dim=16, hidden_dim=32, n_layers=2, n_heads=2, num_labels=len(labels),
-                                  id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
+        PreTrainedTokenizerFast(
+            tokenizer_object=t, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+        ).save_pretrained(folder)
+        config = DistilBertConfig(
+            vocab_size=len(words),
+            dim=16,
+            hidden_dim=32,
+            n_layers=2,
+            n_heads=2,
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+        )
         model = DistilBertForSequenceClassification(config)
         with torch.no_grad():
             model.classifier.weight.mul_(30)
@@ -69,11 +85,25 @@ def classifier(tmp_path_factory: pytest.TempPathFactory):
     return make
 
 
-TEXTS = ["a good film", "bad", "it was a very very long film and the film was short", "good good good", "film " * 200, "unknown words here"]
+TEXTS = [
+    "a good film",
+    "bad",
+    "it was a very very long film and the film was short",
+    "good good good",
+    "film " * 200,
+    "unknown words here",
+]
 
 
-@pytest.mark.parametrize("labels", [["NEGATIVE", "POSITIVE"], ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"], ["LABEL_0", "LABEL_1"],
-                                    ["positive", "neutral", "negative"]])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["NEGATIVE", "POSITIVE"],
+        ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"],
+        ["LABEL_0", "LABEL_1"],
+        ["positive", "neutral", "negative"],
+    ],
+)
 def test_a_classifiers_scores_do_not_depend_on_batch_or_order(classifier, labels: list[str]):
     folder = classifier(labels)
     one = [s.value for s in load(folder, batch_size=1)(TEXTS)]

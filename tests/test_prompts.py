@@ -28,12 +28,16 @@ def test_all_phrasings_of_a_film_lie_in_one_split(tmp_path: Path):
 
 def test_order_of_the_file_does_not_move_a_film_to_another_split():
     groups = [f"g{i}" for i in range(30)]
-    assert prompts.split_groups(groups, SplitShares(), 3) == prompts.split_groups(list(reversed(groups)), SplitShares(), 3)
+    assert prompts.split_groups(groups, SplitShares(), 3) == prompts.split_groups(
+        list(reversed(groups)), SplitShares(), 3
+    )
     assert prompts.split_groups(groups, SplitShares(), 3) != prompts.split_groups(groups, SplitShares(), 4)
 
 
 def test_duplicates_by_normalised_text_are_dropped_and_counted(tmp_path: Path):
-    (tmp_path / "p.txt").write_text("Write a review.\nwrite  a review!\nWRITE A REVIEW\nWrite a poem.\nWrite a song.\n\n")
+    (tmp_path / "p.txt").write_text(
+        "Write a review.\nwrite  a review!\nWRITE A REVIEW\nWrite a poem.\nWrite a song.\n\n"
+    )
     found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
     assert len(found) == 3 and dropped == {"read": 5, "duplicates_dropped": 2, "overlapping_dropped": 0}
 
@@ -59,7 +63,9 @@ def test_tables_are_read_by_column(tmp_path: Path, suffix: str):
 
         pq.write_table(pa.Table.from_pylist(rows), path)
     found, _ = prompts.load(section(path=path.name, column="goal", group_column="topic"), tmp_path, 0)
-    assert sorted(p.text for p in found) == [f"do {i}" for i in range(10)] and {p.group for p in found} == {f"t{i}" for i in range(5)}
+    assert sorted(p.text for p in found) == [f"do {i}" for i in range(10)] and {p.group for p in found} == {
+        f"t{i}" for i in range(5)
+    }
 
 
 def test_a_missing_column_shows_the_columns_there_are(tmp_path: Path):
@@ -68,7 +74,9 @@ def test_a_missing_column_shows_the_columns_there_are(tmp_path: Path):
         prompts.load(section(path="p.jsonl"), tmp_path, 0)
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "holds no prompts"), ("\n \n", "holds no prompts"), ("only one\n", "can't be split")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "holds no prompts"), ("\n \n", "holds no prompts"), ("only one\n", "can't be split")]
+)
 def test_too_few_prompts_are_refused(tmp_path: Path, content: str, message: str):
     (tmp_path / "p.txt").write_text(content)
     with pytest.raises(DataError, match=message):

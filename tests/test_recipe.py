@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.conftest import RECIPE
 
 from dsc_hub import recipe
 from dsc_hub.errors import ConfigError
+from tests.conftest import RECIPE
 
 IDENTITY = {"prompts": "a", "model": "b", "reward": "c", "second_scorer": ""}
 
@@ -27,7 +27,9 @@ def test_every_problem_is_told_at_once_with_path_got_and_a_suggestion(recipe_fil
 
 
 def test_overrides_are_yaml_and_reach_into_sections(recipe_file: Path):
-    r = recipe.load(recipe_file, ["chain.steps=3", "distill.lora.r=4", "publish.private=false", "dataset.min_reward=null"])
+    r = recipe.load(
+        recipe_file, ["chain.steps=3", "distill.lora.r=4", "publish.private=false", "dataset.min_reward=null"]
+    )
     assert (r.chain.steps, r.distill.lora, r.publish.private, r.dataset.min_reward) == (3, {"r": 4}, False, None)
 
 
@@ -71,10 +73,19 @@ def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_fo
     assert same == ["prompts", "sampling", "dataset"]
 
 
-@pytest.mark.parametrize(("override", "first_changed"), [
-    ("prompts.limit=5", "prompts"), ("seed=1", "prompts"), ("chain.steps=1", "sampling"), ("generation.top_p=0.5", "sampling"),
-    ("reward.scorer=textblob", "sampling"), ("dataset.min_reward=0.5", "dataset"), ("evaluation.split=validation", "evaluation"),
-    ("publish.private=false", "cards")])
+@pytest.mark.parametrize(
+    ("override", "first_changed"),
+    [
+        ("prompts.limit=5", "prompts"),
+        ("seed=1", "prompts"),
+        ("chain.steps=1", "sampling"),
+        ("generation.top_p=0.5", "sampling"),
+        ("reward.scorer=textblob", "sampling"),
+        ("dataset.min_reward=0.5", "dataset"),
+        ("evaluation.split=validation", "evaluation"),
+        ("publish.private=false", "cards"),
+    ],
+)
 def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: str, first_changed: str):
     a = recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY)
     b = recipe.stage_fingerprints(recipe.load(recipe_file, [override]), IDENTITY)
@@ -83,7 +94,9 @@ def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: s
 
 @pytest.mark.parametrize("override", ["serving.concurrency=3", "serving.kv_cache_gib=1", "distill.processes=2"])
 def test_how_fast_the_work_is_done_changes_no_fingerprint(recipe_file: Path, override: str):
-    assert recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY) == recipe.stage_fingerprints(recipe.load(recipe_file, [override]), IDENTITY)
+    assert recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY) == recipe.stage_fingerprints(
+        recipe.load(recipe_file, [override]), IDENTITY
+    )
 
 
 def test_another_model_or_other_prompt_files_change_everything_from_there(recipe_file: Path):

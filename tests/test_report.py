@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import re
 from html.parser import HTMLParser
 
@@ -299,7 +300,7 @@ def test_the_folder_of_the_model_is_not_shown(tmp_path):
 
 
 def printed(metrics, width=120):
-    console = Console(width=width, record=True, file=open("/dev/null", "w", encoding="utf-8"))
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(numbers.closing_table(metrics))
     return console.export_text()
 

@@ -95,7 +95,11 @@ def test_a_stage_with_the_same_inputs_is_taken_over_as_a_copy(tmp_path: Path):
     old.finish("sampling", "f", 1, {})
     assert new.take_over("sampling", "g", [], siblings(tmp_path / "runs", "r")) is None
     assert new.take_over("sampling", "f", [], siblings(tmp_path / "runs", "r")) == old.folder
-    assert new.is_done("sampling", "f") and len(list(new.rows("chains.jsonl"))) == 3 and new.metrics["sampling"] == {"chains": 3}
+    assert (
+        new.is_done("sampling", "f")
+        and len(list(new.rows("chains.jsonl"))) == 3
+        and new.metrics["sampling"] == {"chains": 3}
+    )
     rows = new.rows("chains.jsonl")
     rows.append({"n": 9})
     rows.close()

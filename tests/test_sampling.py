@@ -14,7 +14,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.conftest import ROOT, ScriptedModel, length_score
 
 from dsc_hub import prompts, recipe, sampling
 from dsc_hub.errors import ServingError
@@ -23,6 +22,7 @@ from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import Run
 from dsc_hub.scoring import Scoring
+from tests.conftest import ROOT, ScriptedModel, length_score
 
 
 def setup(recipe_file: Path, folder: Path, *overrides: str) -> tuple[Run, Recipe, list[Prompt]]:
@@ -54,7 +54,9 @@ def test_same_seed_same_bytes_whatever_the_order_and_the_concurrency(recipe_file
     asyncio.run(sampling.sample(a, r, some, ScriptedModel(), length_score))
     b, r2, _ = setup(recipe_file, tmp_path / "b", "serving.concurrency=64")
     asyncio.run(sampling.sample(b, r2, random.Random(1).sample(some, len(some)), ScriptedModel(0.001), length_score))
-    assert sorted_rows(a["chains.jsonl"]) == sorted_rows(b["chains.jsonl"]) and len(sorted_rows(a["chains.jsonl"])) == len(some)
+    assert sorted_rows(a["chains.jsonl"]) == sorted_rows(b["chains.jsonl"]) and len(
+        sorted_rows(a["chains.jsonl"])
+    ) == len(some)
     assert sorted_rows(a["turns.jsonl"]) == sorted_rows(b["turns.jsonl"])
 
 
@@ -75,7 +77,9 @@ def test_at_most_so_many_chains_are_in_flight(recipe_file: Path, tmp_path: Path)
     assert most == 4
 
 
-def test_a_request_that_fails_costs_one_chain_with_its_reason_and_is_tried_again_next_time(recipe_file: Path, tmp_path: Path):
+def test_a_request_that_fails_costs_one_chain_with_its_reason_and_is_tried_again_next_time(
+    recipe_file: Path, tmp_path: Path
+):
     run, r, some = setup(recipe_file, tmp_path / "run")
     good = ScriptedModel()
 
@@ -172,7 +176,11 @@ def kill_and_resume(recipe_file: Path, folder: Path, moments: list[int]) -> None
             return
         path = folder / "turns.jsonl"
         deadline = time.monotonic() + 60
-        while worker.poll() is None and time.monotonic() < deadline and (not path.is_file() or path.read_bytes().count(b"\n") < turns):
+        while (
+            worker.poll() is None
+            and time.monotonic() < deadline
+            and (not path.is_file() or path.read_bytes().count(b"\n") < turns)
+        ):
             time.sleep(0.001)
         before = path.read_bytes()
         worker.send_signal(signal.SIGKILL)
@@ -181,7 +189,9 @@ def kill_and_resume(recipe_file: Path, folder: Path, moments: list[int]) -> None
 
 
 @pytest.mark.parametrize("moments", [5, pytest.param(50, marks=pytest.mark.long)])
-def test_killed_again_and_again_a_run_ends_with_the_same_bytes_as_one_never_killed(recipe_file: Path, tmp_path: Path, moments: int):
+def test_killed_again_and_again_a_run_ends_with_the_same_bytes_as_one_never_killed(
+    recipe_file: Path, tmp_path: Path, moments: int
+):
     whole, r, some = setup(recipe_file, tmp_path / "whole", "chain.chains_per_prompt=6")
     asyncio.run(sampling.sample(whole, r, some, ScriptedModel(), length_score))
     total = len(some) * 6 * 5

@@ -12,16 +12,27 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.scripted_server import make_server
 
 from dsc_hub import machine, serving
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Generator, RequestFailed
 from dsc_hub.recipe import Generation, Serving
 from dsc_hub.serving import Endpoint
+from tests.scripted_server import make_server
 
-LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
-            "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "ROLE_RANK")
+LAUNCHER = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "ACCELERATE_MIXED_PRECISION",
+    "OMP_NUM_THREADS",
+    "ROLE_RANK",
+)
 
 
 @pytest.fixture
@@ -50,7 +61,9 @@ def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_key_is_on_no_command_line():
     command = serving.vllm_command(Path("/m"), Serving(), 1, {}, 16, True)
-    assert "--api-key" not in command and serving.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
+    assert (
+        "--api-key" not in command and serving.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
+    )
     assert "secret" not in repr(Endpoint("u", "m", "secret"))
 
 
@@ -65,7 +78,10 @@ print(args.max_model_len, args.enable_lora, args.max_lora_rank, args.enforce_eag
 
 def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    for on_cpu, adapters, expected in [(True, {"distilled": Path("/a")}, "2048 True 32 True False ['distilled']"), (False, {}, "2048 False")]:
+    for on_cpu, adapters, expected in [
+        (True, {"distilled": Path("/a")}, "2048 True 32 True False ['distilled']"),
+        (False, {}, "2048 None 16 False"),
+    ]:
         command = serving.vllm_command(tmp_path, Serving(), 8000, adapters, 24, on_cpu)
         child = subprocess.run([sys.executable, "-c", PARSE, *command[3:]], capture_output=True, text=True, env=env)
         assert child.returncode == 0, child.stderr[-2000:]
@@ -122,7 +138,11 @@ def ask(endpoints: list[Endpoint], n: int = 1, timeout_s: float = 20) -> list:
 def test_answers_come_with_their_tokens_and_the_same_seed_gives_the_same_answer(scripted):
     end = Endpoint(scripted(), "scripted", "k")
     a, b = ask([end], 3), ask([end], 3)
-    assert a == b and len({c.text for c in a}) == 3 and all(c.finish_reason == "stop" and c.prompt_tokens == 10 and c.new_tokens > 0 for c in a)
+    assert (
+        a == b
+        and len({c.text for c in a}) == 3
+        and all(c.finish_reason == "stop" and c.prompt_tokens == 10 and c.new_tokens > 0 for c in a)
+    )
 
 
 def test_requests_go_to_the_least_busy_endpoint(scripted):

@@ -13,7 +13,9 @@ def test_the_interval_is_over_group_means():
     # groups a (0, 2) -> 1 and b (3, 5) -> 4: mean 2.5, sd 3/sqrt(2), half = t(0.975, 1) * sd / sqrt(2) = 12.7062 * 1.5
     e = estimate([0, 2, 3, 5], ["a", "a", "b", "b"])
     assert (e["mean"], e["n"], e["groups"]) == (2.5, 4, 2)
-    assert e["low"] == pytest.approx(2.5 - 12.7062 * 1.5, abs=1e-3) and e["high"] == pytest.approx(2.5 + 12.7062 * 1.5, abs=1e-3)
+    assert e["low"] == pytest.approx(2.5 - 12.7062 * 1.5, abs=1e-3) and e["high"] == pytest.approx(
+        2.5 + 12.7062 * 1.5, abs=1e-3
+    )
 
 
 def test_ten_copies_of_a_row_do_not_make_it_surer():

@@ -60,7 +60,7 @@ def visible_repos(request: Request, repo_type: str) -> list[Repo]:
 
 
 def owns(user: str | None, repo_id: str) -> bool:
-    return user is not None and repo_id.split("/")[0] == user
+    return user is not None and repo_id.split("/", maxsplit=1)[0] == user
 
 
 def readable(request: Request) -> Repo:

@@ -36,11 +36,22 @@ def make_app(store: Store, users: dict[str, str]) -> Starlette:
 def whoami(request: Request) -> Response:
     name = access.signed_in(request)
     token = {"displayName": "local", "role": "write", "createdAt": "2020-01-01T00:00:00.000Z"}
-    return JSONResponse({
-        "type": "user", "id": name, "name": name, "fullname": name, "email": f"{name}@localhost.invalid",
-        "emailVerified": True, "isPro": False, "canPay": False, "periodEnd": None, "avatarUrl": "", "orgs": [],
-        "auth": {"type": "access_token", "accessToken": token},
-    })
+    return JSONResponse(
+        {
+            "type": "user",
+            "id": name,
+            "name": name,
+            "fullname": name,
+            "email": f"{name}@localhost.invalid",
+            "emailVerified": True,
+            "isPro": False,
+            "canPay": False,
+            "periodEnd": None,
+            "avatarUrl": "",
+            "orgs": [],
+            "auth": {"type": "access_token", "accessToken": token},
+        }
+    )
 
 
 @answers.takes_json
@@ -84,8 +95,10 @@ ROUTES = [
     Route("/api/agent-harnesses", harnesses),
     Route("/api/telemetry/{rest:rest}", nothing, methods=ANY),
     Route("/api/{type:kind}-tags-by-type", nothing),
-    Route(REPO + "/{direction:part}-token/{rev:part}",
-          unsupported("Xet storage", " Set HF_HUB_DISABLE_XET=1 to send files over plain HTTP.")),
+    Route(
+        REPO + "/{direction:part}-token/{rev:part}",
+        unsupported("Xet storage", " Set HF_HUB_DISABLE_XET=1 to send files over plain HTTP."),
+    ),
     Route(REPO + "/discussions", unsupported(PULLS), methods=ANY),
     Route(REPO + "/discussions/{rest:rest}", unsupported(PULLS), methods=ANY),
     Route("/api/collections", unsupported("Collections"), methods=ANY),

@@ -25,9 +25,16 @@ _LICENSES = """
 LICENSES = frozenset(_LICENSES.split())
 # Card keys that become tags, and what the Hub writes in front of their values.
 TAG_PREFIXES = {
-    "tags": "", "library_name": "", "pipeline_tag": "", "language": "language:", "license": "license:",
-    "datasets": "dataset:", "base_model": "base_model:", "task_categories": "task_categories:",
-    "size_categories": "size_categories:", "annotations_creators": "annotations_creators:",
+    "tags": "",
+    "library_name": "",
+    "pipeline_tag": "",
+    "language": "language:",
+    "license": "license:",
+    "datasets": "dataset:",
+    "base_model": "base_model:",
+    "task_categories": "task_categories:",
+    "size_categories": "size_categories:",
+    "annotations_creators": "annotations_creators:",
 }
 
 

@@ -158,8 +158,13 @@ def _log_rows(log: Iterable[Commit], formatted: bool) -> Iterable[dict]:
 
 def refs(request: Request) -> Response:
     tables = access.readable(request).refs()
-    rows = {table: [{"name": name, "ref": f"refs/{table}/{name}", "targetCommit": commit}
-                    for name, commit in tables[table].items()] for table in ("heads", "tags")}
+    rows = {
+        table: [
+            {"name": name, "ref": f"refs/{table}/{name}", "targetCommit": commit}
+            for name, commit in tables[table].items()
+        ]
+        for table in ("heads", "tags")
+    }
     return JSONResponse({"branches": rows["heads"], "tags": rows["tags"], "converts": [], "pullRequests": []})
 
 

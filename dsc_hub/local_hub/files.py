@@ -129,8 +129,11 @@ def resolve(request: Request) -> Response:
     if entry.lfs:
         headers |= {"X-Linked-Size": str(entry.size), "X-Linked-Etag": f'"{entry.sha256}"'}
     return FileResponse(
-        repo.store.blob_path(entry.sha256), headers=headers, media_type="application/octet-stream",
-        filename=os.path.basename(path), content_disposition_type="inline",
+        repo.store.blob_path(entry.sha256),
+        headers=headers,
+        media_type="application/octet-stream",
+        filename=os.path.basename(path),
+        content_disposition_type="inline",
     )
 
 
@@ -163,8 +166,10 @@ def lfs_batch(request: Request, body: dict) -> Response:
         if repo.store.blob_size(oid) != size:
             href = f"{answers.base_url(request)}/_lfs/{oid}"
             # The clients call both without their token.
-            row["actions"] = {"upload": {"href": f"{href}?sig={_signature(oid)}"},
-                              "verify": {"href": f"{href}/verify?sig={_signature(oid)}"}}
+            row["actions"] = {
+                "upload": {"href": f"{href}?sig={_signature(oid)}"},
+                "verify": {"href": f"{href}/verify?sig={_signature(oid)}"},
+            }
         objects.append(row)
     return JSONResponse({"transfer": "basic", "objects": objects}, media_type=LFS_JSON)
 

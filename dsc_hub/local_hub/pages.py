@@ -18,8 +18,12 @@ from .routing import at_repo
 from .store import REPO_TYPES, Commit, Refusal, Repo
 
 ASK = {"WWW-Authenticate": 'Basic realm="Local hub: user local, password is the token", charset="UTF-8"'}
-HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Referrer-Policy": "no-referrer",
-           "X-Content-Type-Options": "nosniff", "Vary": "Authorization"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Vary": "Authorization",
+}
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:56rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.25rem .5rem;border-bottom:1px solid #ccc}"

@@ -100,9 +100,19 @@ def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict:
     if any(path.endswith(".safetensors") for path in commit.files):
         tags.append("safetensors")
     facts = {
-        "_id": meta["_id"], "id": meta["id"], "author": meta["id"].split("/")[0], "sha": commit.id,
-        "private": meta["private"], "gated": False, "disabled": False, "downloads": 0, "likes": 0,
-        "createdAt": meta["createdAt"], "lastModified": commit.date, "cardData": card or None, "tags": tags,
+        "_id": meta["_id"],
+        "id": meta["id"],
+        "author": meta["id"].split("/")[0],
+        "sha": commit.id,
+        "private": meta["private"],
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "createdAt": meta["createdAt"],
+        "lastModified": commit.date,
+        "cardData": card or None,
+        "tags": tags,
         "usedStorage": sum(entry.size for entry in commit.files.values()),
         "siblings": [_sibling(path, entry, with_blobs) for path, entry in commit.files.items()],
     }
@@ -116,8 +126,13 @@ def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict:
 def _model_facts(repo: Repo, commit: Commit, card: dict, repo_id: str) -> dict:
     guesses = (library for file, library in LIBRARY_FILES.items() if file in commit.files)
     library = card.get("library_name") or next(guesses, None)
-    facts = {"modelId": repo_id, "library_name": library, "pipeline_tag": card.get("pipeline_tag"),
-             "model-index": card.get("model-index"), "spaces": []}
+    facts = {
+        "modelId": repo_id,
+        "library_name": library,
+        "pipeline_tag": card.get("pipeline_tag"),
+        "model-index": card.get("model-index"),
+        "spaces": [],
+    }
     try:
         config = json.loads(repo.file(commit, "config.json") or b"null")
     except ValueError:

@@ -142,6 +142,7 @@ def _uvicorn(app):
     import uvicorn
 
     # log_config=None leaves the logging of the surrounding program alone.
-    config = uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, lifespan="off",
-                            timeout_graceful_shutdown=GRACE_S)
+    config = uvicorn.Config(
+        app, log_config=None, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_S
+    )
     return uvicorn.Server(config)

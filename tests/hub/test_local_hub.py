@@ -23,7 +23,11 @@ from pathlib import Path
 import httpx
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from dsc_hub.errors import HubError
 from dsc_hub.local_hub.app import make_app
@@ -48,10 +52,16 @@ def api(hub):
 
 def child_env(address: Address, home: Path) -> dict[str, str]:
     return os.environ | {
-        "HF_ENDPOINT": address.endpoint, "HF_TOKEN": address.token, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1",
-        "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_ENDPOINT": address.endpoint,
+        "HF_TOKEN": address.token,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_CACHE": str(home / "datasets"),
-        "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
     }
 
 
@@ -68,8 +78,9 @@ def client(address: Address, home: Path, code: str) -> dict:
 def served(root: Path):
     """`serve` in a process of its own; the process and its endpoint."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, "-c", SERVE, str(root)], env=env, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(root)], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         line = process.stdout.readline()
         assert line.startswith("Local hub at http://127.0.0.1:"), process.stderr.read()
@@ -102,7 +113,10 @@ def added(path: str, text: str = "x") -> tuple[str, dict]:
 
 
 def test_a_small_and_a_large_file_come_back_byte_for_byte_in_a_fresh_cache(hub, tmp_path):
-    sent = client(hub, tmp_path / "sender", """
+    sent = client(
+        hub,
+        tmp_path / "sender",
+        """
         import hashlib, json, random
         from huggingface_hub import CommitOperationAdd, HfApi
         api = HfApi()
@@ -114,9 +128,13 @@ def test_a_small_and_a_large_file_come_back_byte_for_byte_in_a_fresh_cache(hub, 
         commit = api.create_commit("local/round-trip", operations, commit_message="both")
         sha = hashlib.sha256(large).hexdigest()
         print(json.dumps({"url": first, "again": again, "commit": commit.oid, "sha": sha}))
-    """)
+    """,
+    )
     assert sent["url"] == sent["again"] == f"{hub.endpoint}/local/round-trip"
-    got = client(hub, tmp_path / "receiver", """
+    got = client(
+        hub,
+        tmp_path / "receiver",
+        """
         import hashlib, json, pathlib
         from huggingface_hub import HfApi, hf_hub_download, snapshot_download
         small = hf_hub_download("local/round-trip", "notes/small.txt")
@@ -127,7 +145,8 @@ def test_a_small_and_a_large_file_come_back_byte_for_byte_in_a_fresh_cache(hub, 
         sha = hashlib.sha256((folder / "large.dat").read_bytes()).hexdigest()
         print(json.dumps({"small": pathlib.Path(small).read_text(), "files": files, "commit": folder.name, "lfs": lfs,
                           "private": info.private, "sha": sha}))
-    """)
+    """,
+    )
     assert got["small"] == "grüße\n"
     assert got["sha"] == sent["sha"] == hashlib.sha256(random.Random(1).randbytes(12_000_000)).hexdigest()
     assert got["commit"] == sent["commit"]
@@ -138,7 +157,10 @@ def test_a_small_and_a_large_file_come_back_byte_for_byte_in_a_fresh_cache(hub, 
 
 
 def test_two_dataset_configs_and_a_model_pushed_by_one_process_load_in_another(hub, tmp_path):
-    pushed = client(hub, tmp_path / "pusher", """
+    pushed = client(
+        hub,
+        tmp_path / "pusher",
+        """
         import json, torch
         from datasets import Dataset, DatasetDict
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -152,8 +174,12 @@ def test_two_dataset_configs_and_a_model_pushed_by_one_process_load_in_another(h
         model = LlamaForCausalLM(config).eval()
         model.push_to_hub("local/tiny-llama", private=True)
         print(json.dumps({"logits": model(torch.tensor([[1, 2, 3]])).logits.sum(-1).tolist()}))
-    """)
-    pulled = client(hub, tmp_path / "puller", """
+    """,
+    )
+    pulled = client(
+        hub,
+        tmp_path / "puller",
+        """
         import json, torch
         from datasets import get_dataset_config_names, load_dataset
         from transformers import AutoModelForCausalLM
@@ -164,7 +190,8 @@ def test_two_dataset_configs_and_a_model_pushed_by_one_process_load_in_another(h
                           "all": {name: len(split) for name, split in both.items()},
                           "layers": model.config.num_hidden_layers,
                           "logits": model(torch.tensor([[1, 2, 3]])).logits.sum(-1).tolist()}))
-    """)
+    """,
+    )
     assert pulled["configs"] == ["all", "kept"]
     assert pulled["kept"] == [{"text": "a", "stars": 1.0}, {"text": "b", "stars": 2.0}, {"text": "ü", "stars": 5.0}]
     assert pulled["all"] == {"train": 3, "test": 1}
@@ -217,7 +244,9 @@ def test_a_long_tree_arrives_in_pages_with_folders_and_last_commits(api, hub):
     assert len(seen) == 15 and len({row["path"] for row in seen}) == 15
     found = api.get_paths_info("local/tree", ["d1", "d1/f1.txt", "no", ".gitattributes"], expand=True)
     assert {entry.path: entry.last_commit.title for entry in found} == {
-        "d1": "seven", "d1/f1.txt": "seven", ".gitattributes": "initial commit",
+        "d1": "seven",
+        "d1/f1.txt": "seven",
+        ".gitattributes": "initial commit",
     }
 
 
@@ -304,8 +333,13 @@ def test_another_user_sees_no_private_repo_and_writes_nowhere(tmp_path):
             http(address, "PUT", "/api/models/local/public/settings", GUEST, json={"visibility": "private"}),
             http(address, "DELETE", "/api/repos/delete", GUEST, json={"name": "public", "organization": "local"}),
             http(address, "POST", "/api/models/local/public/branch/b", GUEST, json={}),
-            http(address, "POST", "/local/public.git/info/lfs/objects/batch", GUEST,
-                 json={"operation": "upload", "objects": [{"oid": "0" * 64, "size": 1}]}),
+            http(
+                address,
+                "POST",
+                "/local/public.git/info/lfs/objects/batch",
+                GUEST,
+                json={"operation": "upload", "objects": [{"oid": "0" * 64, "size": 1}]},
+            ),
         ):
             assert refused.status_code == 403
         assert mine.list_repo_files("local/public") == [".gitattributes"]
@@ -322,7 +356,8 @@ def test_a_foreign_namespace_is_refused_with_403(api):
 
 
 @pytest.mark.parametrize(
-    "path", ["../x", "a/../../x", "/etc/x", "a\\b", "..\\x", "a\0b", "a//b", "./a", ".git/config", ""],
+    "path",
+    ["../x", "a/../../x", "/etc/x", "a\\b", "..\\x", "a\0b", "a//b", "./a", ".git/config", ""],
 )
 def test_a_path_that_could_leave_the_folder_is_refused_with_422(api, hub, path):
     api.create_repo("paths", exist_ok=True)
@@ -336,11 +371,19 @@ def test_a_path_that_could_leave_the_folder_is_refused_with_422(api, hub, path):
     assert api.list_repo_files("local/paths") == [".gitattributes"]
 
 
-@pytest.mark.parametrize("path", [
-    "/local/reads/resolve/main/..%2F..%2F..%2Fmeta.json", "/local/reads/resolve/..%2F..%2Fmain/f",
-    "/local/..%2F..%2Ftoken/resolve/main/f", "/..%2F..%2Fx/y/resolve/main/f", "/api/models/..%2F..%2Fx/y",
-    "/api/models/local/reads/revision/..%2Frefs", "/api/models/local/reads/tree/main/..%2F..", "/_lfs/..%2F..%2Ftoken",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/local/reads/resolve/main/..%2F..%2F..%2Fmeta.json",
+        "/local/reads/resolve/..%2F..%2Fmain/f",
+        "/local/..%2F..%2Ftoken/resolve/main/f",
+        "/..%2F..%2Fx/y/resolve/main/f",
+        "/api/models/..%2F..%2Fx/y",
+        "/api/models/local/reads/revision/..%2Frefs",
+        "/api/models/local/reads/tree/main/..%2F..",
+        "/_lfs/..%2F..%2Ftoken",
+    ],
+)
 def test_an_address_cannot_read_what_is_not_a_file_of_a_repo(api, hub, path):
     api.create_repo("reads", exist_ok=True)
     assert http(hub, "GET", path, hub.token).status_code in (404, 405)
@@ -376,17 +419,27 @@ def test_malformed_requests_are_refused_not_crashed_on(api, hub):
     api.create_repo("malformed")
     base = "/api/models/local/malformed"
     for method, path, body in (
-        ("POST", f"{base}/commit/main", b"not json"), ("POST", f"{base}/commit/main", b'{"key": "file"}'),
+        ("POST", f"{base}/commit/main", b"not json"),
+        ("POST", f"{base}/commit/main", b'{"key": "file"}'),
         ("POST", f"{base}/commit/main", b'{"key": "header", "value": {"summary": "s", "parentCommit": 7}}'),
-        ("POST", f"{base}/preupload/main", b"[]"), ("POST", f"{base}/preupload/main", b'{"files": [7]}'),
-        ("POST", f"{base}/preupload/main", b'{"files": [{"path": "a"}]}'), ("POST", "/api/repos/create", b"{}"),
-        ("POST", "/api/repos/create", b'{"name": "x", "type": "../../x"}'), ("POST", f"{base}/tag/main", b"{}"),
-        ("POST", f"{base}/branch/a..b", b"{}"), ("GET", f"{base}/tree/main?cursor=-1", None),
-        ("POST", "/local/malformed.git/info/lfs/objects/batch",
-         b'{"operation": "upload", "objects": [{"oid": "../x", "size": 1}]}'),
+        ("POST", f"{base}/preupload/main", b"[]"),
+        ("POST", f"{base}/preupload/main", b'{"files": [7]}'),
+        ("POST", f"{base}/preupload/main", b'{"files": [{"path": "a"}]}'),
+        ("POST", "/api/repos/create", b"{}"),
+        ("POST", "/api/repos/create", b'{"name": "x", "type": "../../x"}'),
+        ("POST", f"{base}/tag/main", b"{}"),
+        ("POST", f"{base}/branch/a..b", b"{}"),
+        ("GET", f"{base}/tree/main?cursor=-1", None),
+        (
+            "POST",
+            "/local/malformed.git/info/lfs/objects/batch",
+            b'{"operation": "upload", "objects": [{"oid": "../x", "size": 1}]}',
+        ),
         ("DELETE", "/api/repos/delete", b'{"name": "malformed", "type": "../repos/model"}'),
         ("POST", f"{base}/commit/main", rb'{"key": "header", "value": {"summary": "\ud800"}}'),
-        ("POST", f"{base}/discussions", b"{}"), ("GET", "/api/nothing", None), ("GET", "/x%FF%0Ay/z", None),
+        ("POST", f"{base}/discussions", b"{}"),
+        ("GET", "/api/nothing", None),
+        ("GET", "/x%FF%0Ay/z", None),
     ):
         answer = http(hub, method, path, hub.token, content=body)
         assert 400 <= answer.status_code < 500 or answer.status_code == 501, (path, body, answer.status_code)

@@ -49,7 +49,7 @@ def label_values(labels, positive_label=None):
     labels = list(labels)
     if positive_label is not None:
         if positive_label not in labels:
-            raise ValueError("positive_label %r is not a label of the model; it has %s" % (positive_label, labels))
+            raise ValueError(f"positive_label {positive_label!r} is not a label of the model; it has {labels}")
         return {name: 1.0 if name == positive_label else -1.0 for name in labels}
     stars = {name: _STARS.match(name) for name in labels}
     if all(stars.values()) and len(labels) == 5:
@@ -59,7 +59,9 @@ def label_values(labels, positive_label=None):
         known = _POSITIVE | _NEGATIVE | {"neutral", "neu", "label_2"}
         if all(v in known for v in lowered.values()) and not (len(labels) > 2 and "label_2" in lowered.values()):
             return {name: 1.0 if v in _POSITIVE else -1.0 if v in _NEGATIVE else 0.0 for name, v in lowered.items()}
-    raise ValueError("can't tell which label is positive; the model's labels are %s. Set positive_label to one of them." % labels)
+    raise ValueError(
+        f"can't tell which label is positive; the model's labels are {labels}. Set positive_label to one of them."
+    )
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
@@ -84,7 +86,7 @@ class Sentiment(evaluate.Measurement):
 
     def _compute(self, data, batch_size=32):
         full = [i for i, text in enumerate(data) if text and re.search(r"\w", text)]
-        values = dict(zip(full, self._score([data[i] for i in full], batch_size)))
+        values = dict(zip(full, self._score([data[i] for i in full], batch_size), strict=True))
         scores = [values.get(i) for i in range(len(data))]
         scored = [s for s in scores if s is not None]
         return {
@@ -133,7 +135,7 @@ def _classifier(name, revision, positive_label):
             inputs = tokenizer([texts[i] for i in part], return_tensors="pt", padding=True, truncation=True)
             with torch.inference_mode():
                 p = model(**inputs).logits.float().softmax(-1)
-            for i, value in zip(part, (p @ values).tolist()):
+            for i, value in zip(part, (p @ values).tolist(), strict=True):
                 out[i] = value
         return out
 

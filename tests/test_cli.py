@@ -1,0 +1,250 @@
+"""`dsc` as a user meets it, against a scripted server: what it says when something is wrong, and that nothing half-done
+passes for done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsc_hub import pipeline, recipe
+from tests.conftest import ROOT
+from tests.scripted_server import make_server
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for this module: the packaged model is converted once."""
+    return Path(os.environ.get("DSC_TEST_HOME") or tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    it = make_server()
+    threading.Thread(target=it.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{it.server_port}/v1"
+    it.shutdown()
+
+
+@pytest.fixture
+def dsc(tmp_path: Path, home: Path):
+    """Run `dsc` in an empty folder, with a home of its own and no token."""
+    work = tmp_path / "work"
+    work.mkdir()
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    env |= {"DSC_HUB_HOME": str(home), "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+
+    def run(*words: str, code: int | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dsc_hub", *words],
+            cwd=work,
+            env=env | extra,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if code is not None:
+            assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    run.work = work
+    return run
+
+
+def error(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a run that failed for the user's reasons: exit 2 and no traceback."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr
+
+
+def sample(dsc, recipe_file: Path, server: str, *overrides: str):
+    return dsc("sample", str(recipe_file), f"serving.endpoints=[{server}]", *overrides)
+
+
+def the_run(dsc) -> Path:
+    (folder,) = (dsc.work / "runs" / "little").iterdir()
+    return folder
+
+
+# -- what goes well
+
+
+def test_sampling_and_dataset_over_an_endpoint_that_already_runs(dsc, recipe_file: Path, server: str):
+    done = sample(dsc, recipe_file, server)
+    assert done.returncode == 0, done.stderr
+    assert "sampling  14/14 chains  failed 0" in done.stderr
+    run = the_run(dsc)
+    markers = {p.name for p in run.glob("*.done.json")}
+    assert markers == {"prompts.done.json", "sampling.done.json"}
+    again = sample(dsc, recipe_file, server)
+    assert "sampling: done before" in again.stderr
+    done = dsc("dataset", str(recipe_file), f"serving.endpoints=[{server}]", code=0)
+    counts = json.loads((run / "metrics.json").read_text())["dataset"]
+    assert (
+        counts["chains"]["train"] + counts["chains"]["validation"] == 14
+        and (run / "dataset/sft/train-00000-of-00001.parquet").is_file()
+    )
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["model"]["commit"] and facts["versions"]["trl"] and facts["recipe"]["chain"]["steps"] == 2
+
+
+def test_a_changed_distill_section_does_not_sample_again(dsc, recipe_file: Path, server: str):
+    sample(dsc, recipe_file, server)
+    done = sample(dsc, recipe_file, "http://127.0.0.1:1/v1")
+    assert done.returncode == 2  # another endpoint may hold another model: not taken over
+    done = sample(dsc, recipe_file, server, "distill.lora.r=4")
+    assert done.returncode == 0 and "sampling: taken over from" in done.stderr, done.stderr
+
+
+def test_plan_checks_and_writes_nothing(dsc, recipe_file: Path):
+    done = dsc("plan", str(recipe_file), code=0)
+    assert (
+        "14 of 2 step(s)" in done.stdout
+        and "70 requests" in done.stdout
+        and "nothing (publish.to is none)" in done.stdout
+    )
+    assert "never sampled on this machine" in done.stdout
+    assert not (dsc.work / "runs").exists()
+
+
+def test_try_shows_whole_chains_with_scores_and_decisions(dsc, recipe_file: Path, server: str):
+    done = dsc("try", str(recipe_file), "-n", "3", f"serving.endpoints=[{server}]", code=0)
+    assert done.stdout.count("critique 1") == 3 and done.stdout.count("revision 2") == 3
+    assert "accepted" in done.stdout and "rejected: not accepted by the rule" in done.stdout
+    assert not (dsc.work / "runs").exists()
+
+
+def test_recipes_are_listed_copied_and_never_overwritten(dsc):
+    assert "quickstart" in dsc("recipes", "list", code=0).stdout
+    dsc("recipes", "copy", "quickstart", code=0)
+    assert (
+        recipe.load(dsc.work / "quickstart" / "recipe.yaml").name == "quickstart"
+        and (dsc.work / "quickstart" / "films.txt").is_file()
+    )
+    assert "exists" in error(dsc("recipes", "copy", "quickstart"))
+    assert "Did you mean" in error(dsc("recipes", "copy", "quickstrat")) or "There are: quickstart" in error(
+        dsc("recipes", "copy", "quickstrat")
+    )
+
+
+def test_the_schema_is_json_schema(dsc):
+    schema = json.loads(dsc("schema", code=0).stdout)
+    assert schema["properties"]["chain"] and schema["additionalProperties"] is False
+
+
+# -- what goes wrong
+
+
+def test_recipe_not_found(dsc):
+    assert "recipe 'nosuch' not found" in error(dsc("run", "nosuch"))
+    assert not (dsc.work / "runs").exists()
+
+
+def test_broken_yaml_unknown_key_and_empty_prompt_file(dsc, recipe_file: Path):
+    assert "chain.setps: unknown key; did you mean 'steps'?" in error(dsc("run", str(recipe_file), "chain.setps=1"))
+    (recipe_file.parent / "films.txt").write_text("\n")
+    assert "holds no prompts" in error(dsc("run", str(recipe_file)))
+    recipe_file.write_text("name: [unclosed\n")
+    assert "not valid YAML" in error(dsc("run", str(recipe_file)))
+    assert not list(dsc.work.rglob("*.done.json"))
+
+
+def test_a_prompt_longer_than_the_context_is_told_before_anything_runs(dsc, recipe_file: Path, server: str):
+    (recipe_file.parent / "films.txt").write_text("\n".join(["the long film " * 500, *(f"Film {i}" for i in range(9))]))
+    message = error(sample(dsc, recipe_file, server))
+    assert "2 of 20 don't fit a context of 2048 tokens" in message and "serving.context" in message
+    assert not (the_run(dsc) / "prompts.done.json").exists()
+
+
+def test_a_context_beyond_the_model_is_told(dsc, recipe_file: Path, server: str):
+    assert "99999 is more than the model's 8192 positions" in error(
+        sample(dsc, recipe_file, server, "serving.context=99999")
+    )
+
+
+def test_a_model_without_chat_template_or_that_is_none(dsc, recipe_file: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert "is no model: expected config.json and *.safetensors" in error(
+        dsc("plan", str(recipe_file), f"model.source={folder}")
+    )
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"x")
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert "has no chat template" in error(dsc("plan", str(recipe_file), f"model.source={folder}"))
+    assert "package 'no-such-package' is not installed" in error(
+        dsc("plan", str(recipe_file), "model.source=package:no-such-package")
+    )
+    assert "not found" in error(dsc("plan", str(recipe_file), "model.source=./nowhere"))
+
+
+def test_a_full_disk_keeps_what_is_done_and_no_marker_claims_more(dsc, recipe_file: Path, server: str):
+    job = pipeline.describe(
+        *pipeline.load_recipe(str(recipe_file), [f"serving.endpoints=[{server}]"]), dsc.work / "runs"
+    )
+    job.run.folder.mkdir(parents=True)
+    os.symlink("/dev/full", job.run["turns.jsonl"])  # every write there is answered with ENOSPC
+    message = error(sample(dsc, recipe_file, server))
+    assert "no space left on the disk" in message and "turns.jsonl" in message
+    assert job.run["prompts.done.json"].exists() and not job.run["sampling.done.json"].exists()
+    job.run["turns.jsonl"].unlink()
+    assert sample(dsc, recipe_file, server).returncode == 0
+
+
+def test_an_endpoint_that_refuses(dsc, recipe_file: Path):
+    message = error(sample(dsc, recipe_file, "http://127.0.0.1:1/v1"))
+    assert "endpoint http://127.0.0.1:1/v1 can't be used" in message and "refused" in message
+
+
+@pytest.mark.engine
+def test_vllm_that_dies_at_start_shows_its_last_lines(dsc, recipe_file: Path):
+    message = error(dsc("sample", str(recipe_file), "serving.kv_cache_gib=100000"))
+    assert "vLLM ended by itself" in message and "Error" in message and "vllm.log" in message
+    assert not (the_run(dsc) / "sampling.done.json").exists()
+
+
+def test_a_missing_token_is_told_before_anything_runs(dsc, recipe_file: Path):
+    message = error(dsc("run", str(recipe_file), "publish.to=hub"))
+    assert "no token" in message and "HF_TOKEN" in message and "publish.to=local" in message
+
+
+def test_somebody_elses_name_and_somebody_elses_repo(dsc, recipe_file: Path, home: Path):
+    from huggingface_hub import HfApi
+
+    from dsc_hub.local_hub.server import running
+
+    assert "'acme' is somebody else's" in error(dsc("run", str(recipe_file), "publish.to=local", "publish.owner=acme"))
+    with running(home / "hub") as address:
+        api = HfApi(endpoint=address.endpoint, token=address.token)
+        api.create_repo("local/mine", repo_type="dataset", private=True, exist_ok=True)
+        api.upload_file(path_or_fileobj=b"precious", path_in_repo="data.txt", repo_id="local/mine", repo_type="dataset")
+        api.create_repo("local/open", repo_type="dataset", private=False, exist_ok=True)
+    message = error(dsc("run", str(recipe_file), "publish.to=local", "publish.dataset=mine"))
+    assert "dataset 'local/mine' exists and was not published by dsc" in message
+    message = error(dsc("plan", str(recipe_file), "publish.to=local", "publish.dataset=open"))
+    assert "exists and is public, but the recipe publishes privately" in message
+
+
+def test_a_stage_alone_says_what_must_come_before(dsc, recipe_file: Path):
+    assert "the stage 'prompts'" in error(dsc("distill", str(recipe_file))) and "dsc sample" in error(
+        dsc("distill", str(recipe_file))
+    )
+
+
+def test_unknown_verbs_and_options_exit_with_2(dsc):
+    assert dsc("frobnicate").returncode == 2 and dsc("try", "quickstart", "-n", "0").returncode == 2
+
+
+def test_settings_of_the_trainer_are_checked_before_anything_runs(dsc, recipe_file: Path, server: str):
+    message = error(sample(dsc, recipe_file, server, "distill.sft.lerning_rate=1", "distill.lora.rank=4"))
+    assert (
+        "distill.sft.lerning_rate: unknown key; did you mean 'learning_rate'?" in message
+        and "distill.lora.rank: unknown key; did you mean 'r'?" in message
+    )
