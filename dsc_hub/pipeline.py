@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import sys
 import tempfile
@@ -73,6 +74,11 @@ def describe(path: Path, checked: Recipe, runs_folder: Path) -> Job:
 
 def prepare(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
     """Find, check and resolve a recipe, and make its run folder with run.json. No stage is run yet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"started with {os.environ['WORLD_SIZE']} processes, but a run has one",
+            "Start one (--num_processes 1) and set distill.processes: training starts its own.",
+        )
     job = describe(*load_recipe(reference, overrides), runs_folder)
     job.run.folder.mkdir(parents=True, exist_ok=True)
     old = job.run.facts if job.run["run.json"].is_file() else {}
@@ -267,8 +273,8 @@ def _prompts(job: Job) -> Result:
 
 
 @contextlib.contextmanager
-def _served(job: Job, adapters: Mapping[str, Path] | None = None) -> Iterator[list[Any]]:
-    """Endpoints to ask: those the recipe names, or one vLLM of our own."""
+def _served(job: Job, adapters: Mapping[str, Path] | None = None, log: Path | None = None) -> Iterator[list[Any]]:
+    """Endpoints to ask: those the recipe names, or one vLLM of our own that writes to `log` (default: vllm.log)."""
     from dsc_hub import serving
 
     if job.recipe.serving.endpoints:
@@ -281,7 +287,9 @@ def _served(job: Job, adapters: Mapping[str, Path] | None = None) -> Iterator[li
         return
     folder = Path(job.run.facts["model"]["folder"])
     started = time.monotonic()
-    with serving.serve(folder, job.recipe.serving, job.run["vllm.log"], adapters, _lora_rank(job.recipe)) as endpoint:
+    with serving.serve(
+        folder, job.recipe.serving, log or job.run["vllm.log"], adapters, _lora_rank(job.recipe)
+    ) as endpoint:
         say(
             f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}, ready after {duration(time.monotonic() - started)}"
         )
@@ -358,7 +366,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         tried = replace(job, recipe=one_each, run=Run(Path(folder)))
         tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
         scorer = metrics.load(job.recipe.reward, job.identity["reward"])
-        with _served(tried) as endpoints:
+        with _served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
             started = time.monotonic()
             tally = asyncio.run(
                 _ask(

@@ -54,7 +54,7 @@ class Meter:
         seconds = time.monotonic() - self.started
         if not self.done or seconds < 1:
             return ""
-        return f"  left {duration(seconds / self.done * (self.total - self.done))}"
+        return f"  left {duration(max(0.0, seconds / self.done * (self.total - self.done)))}"
 
 
 class Line:

@@ -210,6 +210,10 @@ class Recipe(Section):
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
     publish: Publish = Publish()
+    budget_s: dict[Literal[STAGES], Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
+    )
 
 
 def packaged_folder(name: str) -> Path:

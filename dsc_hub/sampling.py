@@ -30,9 +30,10 @@ MOST_FAILURES_IN_A_ROW = 20  # then it isn't the requests but the server
 
 @dataclass
 class Tally:
-    """What the progress line counts. finished + failed + left = total."""
+    """What the progress line counts. finished + failed + left = total. Time left goes by turns: chains finish late."""
 
     total: int
+    turns: int  # a chain
     finished: int = 0
     failed: int = 0
     accepted: int = 0
@@ -46,12 +47,11 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.meter = Meter(self.total)
+        self.meter = Meter(self.total * self.turns - self.reused_turns)
 
     def chain_done(self, chain: Chain) -> None:
         self.finished += 1
         self.failures_in_a_row = 0
-        self.meter.done += 1
         self.proposals += len(chain.steps)
         self.accepted += sum(s.accepted for s in chain.steps)
         self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
@@ -90,7 +90,7 @@ async def sample(
     todo = [(p, n) for p, n in wanted(prompts, recipe.chain.chains_per_prompt) if (p.id, n) not in finished]
     # Only turns of unfinished chains are held: those of finished ones are never asked for again.
     had = {t.key: t for row in turns if (t := Turn(**row)) and (t.prompt_id, t.chain) not in finished}
-    tally = Tally(len(todo), reused_turns=len(had))
+    tally = Tally(len(todo), 1 + 2 * recipe.chain.steps, reused_turns=len(had))
     texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
 
@@ -103,6 +103,7 @@ async def sample(
         turns.append(asdict(turn))
         tally.new_tokens += c.new_tokens
         tally.prompt_tokens += c.prompt_tokens
+        tally.meter.done += 1
         show(tally.line())
         return turn
 
@@ -122,7 +123,6 @@ async def sample(
         except RequestFailed as e:
             failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
             tally.failed += 1
-            tally.meter.done += 1
             tally.failures_in_a_row += 1
             if tally.failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
                 raise ServingError(

