@@ -19,13 +19,13 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import numbers, plots
+from dsc_hub import plots, wording
 from dsc_hub.errors import DataError
-from dsc_hub.numbers import Recorded
 from dsc_hub.progress import duration
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.records import SPLITS, Chain
 from dsc_hub.runs import Run, write_whole
+from dsc_hub.wording import Recorded
 
 PAPER = "2312.01957"
 TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]
@@ -67,12 +67,12 @@ def build(run: Run) -> dict[str, list[str]]:
         "paper": PAPER,
         "longest": LONGEST_EXAMPLE,
         "base_id": _base_id(facts),
-        "source": numbers.model_source(facts.model),
-        "model": numbers.model_name(facts.model),
-        "arms": numbers.arm_rows(metrics),
-        "differences": numbers.difference_rows(metrics),
-        "verdict": numbers.headline(metrics),
-        "caveats": numbers.caveats(facts, metrics),
+        "source": wording.model_source(facts.model),
+        "model": wording.model_name(facts.model),
+        "arms": wording.arm_rows(metrics),
+        "differences": wording.difference_rows(metrics),
+        "verdict": wording.headline(metrics),
+        "caveats": wording.caveats(facts, metrics),
         "reasons": plots.rejection_reasons(metrics.sampling.steps),
         "chains": _example_chains(run),
         "answers": _example_answers(run),
@@ -113,14 +113,14 @@ def environment() -> Environment:
         keep_trailing_newline=True,
     )
     env.filters |= {
-        "number": numbers.number,
-        "count": numbers.count,
-        "percent": numbers.percent,
-        "interval": numbers.interval,
-        "duration": lambda s: duration(s) if numbers.measured(s) else numbers.ABSENT,
+        "number": wording.number,
+        "count": wording.count,
+        "percent": wording.percent,
+        "interval": wording.interval,
+        "duration": lambda s: duration(s) if wording.measured(s) else wording.ABSENT,
         "fenced": fenced,
         "id": _vouched_id,
-        "arm_name": numbers.arm_name,
+        "arm_name": wording.arm_name,
     }
     return env
 
@@ -235,7 +235,7 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
             metric_value=arm[s].mean,
         )
         for s in ("reward", "second")
-        if s in evaluation.scores and numbers.measured(arm[s].mean)
+        if s in evaluation.scores and wording.measured(arm[s].mean)
     ]
 
 

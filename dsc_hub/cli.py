@@ -20,7 +20,7 @@ import click
 from dsc_hub import __version__
 
 if TYPE_CHECKING:
-    from dsc_hub.pipeline import Job
+    from dsc_hub.jobs import Job
 
 HUB_PORT = 8765
 
@@ -38,6 +38,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Entry point: turns errors into one message and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks end their servers
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent that the user did not ask for
     try:
         cli(standalone_mode=False)
         sys.exit(0)
@@ -81,9 +82,9 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
     def decorate(f: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(f)
         def verb(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
-            from dsc_hub import pipeline
+            from dsc_hub import jobs, pipeline
 
-            job = pipeline.prepare(recipe, overrides, runs)
+            job = jobs.prepare(recipe, overrides, runs)
             pipeline.run_one(job, stage)
             if last_too:
                 pipeline.run_one(job, last_too)
@@ -97,9 +98,9 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
 @click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
 def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool) -> None:
     """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
-    from dsc_hub import pipeline
+    from dsc_hub import jobs, pipeline
 
-    job = pipeline.prepare(recipe, overrides, runs)
+    job = jobs.prepare(recipe, overrides, runs)
     pipeline.run_all(job, retry_failed=retry_failed)
     _closing(job)
 
@@ -108,9 +109,9 @@ def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool)
 @click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
 def sample(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool) -> None:
     """Run the chains of the training and validation prompts."""
-    from dsc_hub import pipeline
+    from dsc_hub import jobs, pipeline
 
-    pipeline.run_all(pipeline.prepare(recipe, overrides, runs), "sampling", retry_failed)
+    pipeline.run_all(jobs.prepare(recipe, overrides, runs), "sampling", retry_failed)
 
 
 @stage_verb("dataset")
@@ -141,22 +142,22 @@ def publish() -> None:
 @recipe_verb
 def plan(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
     """Say what a run would do, take and write, and check all that can be checked. Does nothing."""
-    from dsc_hub import pipeline, show
+    from dsc_hub import jobs, show
 
-    path, checked = pipeline.load_recipe(recipe, overrides)
-    with pipeline.hub_account(checked) as account:
-        job = pipeline.describe(path, checked, runs)
-        show.plan(job, pipeline.check(job, account))
+    path, checked = jobs.load_recipe(recipe, overrides)
+    with jobs.hub_account(checked) as account:
+        job = jobs.describe(path, checked, runs)
+        show.plan(job, jobs.check(job, account))
 
 
 @recipe_verb
 @click.option("-n", "count", type=click.IntRange(1), default=8, show_default=True, help="How many prompts.")
 def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int) -> None:
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
-    from dsc_hub import pipeline, show
+    from dsc_hub import jobs, pipeline, show
 
-    path, checked = pipeline.load_recipe(recipe, overrides)
-    show.chains(checked, *pipeline.try_out(pipeline.describe(path, checked, runs), count))
+    path, checked = jobs.load_recipe(recipe, overrides)
+    show.chains(checked, *pipeline.try_out(jobs.describe(path, checked, runs), count))
 
 
 @cli.command()

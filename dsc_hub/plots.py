@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsc_hub.numbers import arm_name, count, interval, measured, number
+from dsc_hub.wording import arm_name, count, interval, measured, number
 
 INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
 # What is kept and the tuned model share the accent; the rest stays quiet.

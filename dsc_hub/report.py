@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import numbers, plots
-from dsc_hub.numbers import Recorded
+from dsc_hub import plots, wording
 from dsc_hub.progress import duration
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.runs import Run, write_whole
+from dsc_hub.wording import Recorded
 
 EXAMPLES = 3
 LONGEST_TEXT = 4000  # characters of one answer; a model that never stops must not fill the page
@@ -43,14 +43,14 @@ def build(run: Run) -> dict[str, Any]:
             metrics=metrics,
             verdicts=_verdicts(metrics),
             plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
-            arms=numbers.arm_rows(metrics) if "evaluation" in metrics else [],
-            differences=numbers.difference_rows(metrics) if "evaluation" in metrics else [],
+            arms=wording.arm_rows(metrics) if "evaluation" in metrics else [],
+            differences=wording.difference_rows(metrics) if "evaluation" in metrics else [],
             steps=step_rows(metrics) if "sampling" in metrics else [],
             reasons=plots.rejection_reasons(metrics.sampling.steps) if "sampling" in metrics else [],
             examples=_examples(run, metrics),
-            caveats=numbers.caveats(facts, metrics) if "evaluation" in metrics else [],
-            source=numbers.model_source(facts.model),
-            model=numbers.model_name(facts.model),
+            caveats=wording.caveats(facts, metrics) if "evaluation" in metrics else [],
+            source=wording.model_source(facts.model),
+            model=wording.model_name(facts.model),
         )
     )
     write_whole(run["report.html"], page)
@@ -66,20 +66,20 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters |= {
-        "number": numbers.number,
-        "count": numbers.count,
-        "percent": numbers.percent,
-        "interval": numbers.interval,
-        "duration": lambda s: duration(s) if numbers.measured(s) else numbers.ABSENT,
+        "number": wording.number,
+        "count": wording.count,
+        "percent": wording.percent,
+        "interval": wording.interval,
+        "duration": lambda s: duration(s) if wording.measured(s) else wording.ABSENT,
         "shorten": _shorten,
     }
     return env
 
 
-def _verdicts(metrics: Recorded) -> list[numbers.Verdict]:
+def _verdicts(metrics: Recorded) -> list[wording.Verdict]:
     if "evaluation" not in metrics:
-        return [numbers.Verdict("unmeasured", "Not evaluated: no numbers of the stage 'evaluation' are recorded.")]
-    return numbers.verdicts(metrics)
+        return [wording.Verdict("unmeasured", "Not evaluated: no numbers of the stage 'evaluation' are recorded.")]
+    return wording.verdicts(metrics)
 
 
 def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -92,8 +92,8 @@ def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             "accepted": s["accepted"],
             "rejected": [s["rejected"].get(r, 0) for r in reasons],
             "unexplained": plots.unexplained(s),
-            "proposed": numbers.interval(s["reward_proposed"]),
-            "state": numbers.interval(s["reward_state"]),
+            "proposed": wording.interval(s["reward_proposed"]),
+            "state": wording.interval(s["reward_state"]),
         }
         for s in metrics["sampling"]["steps"]
     ]
@@ -123,6 +123,6 @@ def _worst(by_prompt: Mapping[str, Mapping[str, Any]], metrics: Recorded) -> str
     change = {
         i: sign * (arms["distilled"]["reward"] - arms["base"]["reward"])
         for i, arms in sorted(by_prompt.items())
-        if all(a in arms and numbers.measured(arms[a]["reward"]) for a in ("base", "distilled"))
+        if all(a in arms and wording.measured(arms[a]["reward"]) for a in ("base", "distilled"))
     }
     return min(change, key=change.__getitem__) if change else None

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dsc_hub.pipeline import Job
+from dsc_hub.jobs import Job
 from dsc_hub.progress import duration
 from dsc_hub.recipe import STAGES, Recipe
 from dsc_hub.records import Chain, Prompt, Score
@@ -109,7 +109,7 @@ def _visible(text: str) -> str:
 
 def closing(job: Job, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
-    from dsc_hub.numbers import closing_table, headline
+    from dsc_hub.wording import closing_table, headline
 
     metrics, facts = job.run.metrics, job.run.facts
     out.print()

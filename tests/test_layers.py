@@ -29,9 +29,9 @@ GROUND = {
     "preflight",
 }
 WANTED = {"metrics"}
-SHOWN = {"numbers", "plots"}  # numbers as people read them: used by the stages that show
+SHOWN = {"wording", "plots"}  # numbers as people read them: used by the stages that show
 STAGES = {"prompts", "sampling", "dataset", "distill", "distill_checks", "evaluation", "report", "cards", "publish"}
-TOP = {"pipeline", "show", "cli"}
+TOP = {"jobs", "pipeline", "show", "cli"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},

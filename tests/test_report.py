@@ -11,7 +11,7 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import numbers, report
+from dsc_hub import report, wording
 from dsc_hub.errors import DataError
 
 HOSTILE = (
@@ -133,15 +133,15 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     ],
 )
 def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_better, kind, words):
-    assert numbers.compare(
+    assert wording.compare(
         "distilled - base", d, SCORE | {"higher_is_better": higher_is_better}, 0.95
-    ) == numbers.Verdict(kind, words)
+    ) == wording.Verdict(kind, words)
 
 
 def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     metrics = fixture_run.metrics()
     metrics["evaluation"]["differences"]["distilled - base"]["second"] = difference(0.01, -0.04, 0.06, 0.7)
-    assert "The second scorer does not follow: No difference shown" in numbers.headline(metrics)
+    assert "The second scorer does not follow: No difference shown" in wording.headline(metrics)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     ],
 )
 def test_an_absent_number_is_never_written_as_zero_nor_a_small_one(value, text):
-    assert numbers.number(value) == text
+    assert wording.number(value) == text
 
 
 def test_what_was_not_measured_is_a_dash_with_its_reason(tmp_path):
@@ -301,7 +301,7 @@ def test_the_folder_of_the_model_is_not_shown(tmp_path):
 
 def printed(metrics, width=120):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(numbers.closing_table(metrics))
+    console.print(wording.closing_table(metrics))
     return console.export_text()
 
 
@@ -320,9 +320,9 @@ def test_the_terminal_table_reads_no_markup_from_names():
 
 def test_what_got_worse_besides_the_scores_is_told():
     facts, metrics = fixture_run.facts(), fixture_run.metrics()
-    told = " ".join(numbers.caveats(facts, metrics))
+    told = " ".join(wording.caveats(facts, metrics))
     assert "ends by itself less often than the base (25 % against 30 % of answers)" in told
     assert "not clean than of the base's (81 % against 77 %)" in told
     metrics["evaluation"]["arms"]["distilled"] |= {"stops_by_itself": 0.31, "defects": 0.5}
-    told = " ".join(numbers.caveats(facts, metrics))
+    told = " ".join(wording.caveats(facts, metrics))
     assert "less often" not in told and "not clean than" not in told
