@@ -330,7 +330,7 @@ def _write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, summar
     model: PeftModel = trainer.accelerator.unwrap_model(trainer.model)
     config = model.peft_config["default"]
     # What others can load; peft would write the folder on this machine.
-    config.base_model_name_or_path, config.revision = facts["published_as"], facts["commit"]
+    config.base_model_name_or_path, config.revision = facts["published_as"], facts["published_commit"]
     # Said, because peft's "auto" asks the Hub whether the vocabulary grew; it never does here.
     model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
     (part / "README.md").unlink(missing_ok=True)  # peft's card says "Model Card for Model ID"; ours is written later

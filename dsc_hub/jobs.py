@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,14 +75,19 @@ def prepare(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
         fingerprints=job.fingerprints,
         identity=job.identity,
         model=old.get("model") or job.model.as_dict(),
-        versions=machine.versions(),
-        hardware=machine.hardware(),
-        command=shlex.join(["dsc", *sys.argv[1:]]),
+        versions=old.get("versions") or machine.versions(),
+        hardware=old.get("hardware") or machine.hardware(),
+        command=shlex.join(["dsc", "run", _plain(reference), *overrides]),
         repos=old.get("repos") or _repos(job.recipe, job.recipe.publish.owner),
         started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     progress.log_to(job.run["log.txt"])
     return job
+
+
+def _plain(reference: str) -> str:
+    """A reference as it may be shown to others: a path of this machine becomes its last part."""
+    return reference if reference.startswith("hub:") or "/" not in reference else Path(reference).name
 
 
 def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]:
@@ -141,13 +145,26 @@ def hub_account(checked: Recipe) -> Iterator[Any]:
 
 
 def set_owner(job: Job, account: Any) -> None:
-    """Record whose repos these are, and under which name others can load the base model."""
+    """Record whose repos these are, and under which name and commit others can load the base model.
+
+    A base that we publish ourselves has no commit yet when the adapter is made, so its adapter names none.
+    """
     repos = _repos(job.recipe, account.owner if account else job.recipe.publish.owner)
-    model = job.model.as_dict() | {"published_as": repos["base"] or job.model.upstream or job.model.id}
-    if not (repos["base"] or job.model.source == job.model.upstream):
-        # A packaged or local base that is not published: its adapter names the upstream weights, which differ a little.
-        model["note"] = f"{model['note']}; not published, so the adapter names {model['published_as']}"
-    job.run.add_facts(repos=repos, model=model | {"folder": str(models.materialize(job.model))})
+    published_as = repos["base"] or job.model.upstream or job.model.id
+    is_the_source = published_as == job.model.source
+    model = job.model.as_dict() | {
+        "folder": str(models.materialize(job.model)),
+        "published_as": published_as,
+        "published_commit": job.model.commit if is_the_source else None,
+    }
+    if not (repos["base"] or is_the_source):
+        model["note"] = (
+            f"{model['note']}; not published, so the adapter names {published_as}, whose weights may differ a little"
+        )
+    known = job.run.facts.get("repos", {})
+    if {k: known.get(k) for k in repos} != repos:  # what publishing added stays as long as the names do
+        known = {}
+    job.run.add_facts(repos=known | repos, model=model)
 
 
 def check(job: Job, account: Any) -> dict[str, Any]:

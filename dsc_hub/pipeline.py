@@ -90,7 +90,8 @@ def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = Fa
     seconds = time.monotonic() - started
     if stage in ("prompts", "sampling", "dataset", "distill", "evaluation"):
         job.run.add_metrics(stage, result)
-    job.run.add_metrics("stages", job.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
+    if stage != "publish":  # metrics.json is published itself: it must not change by being published
+        job.run.add_metrics("stages", job.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
     job.run.finish(stage, job.fingerprints[stage], seconds, {"result": result})
 
 

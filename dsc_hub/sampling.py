@@ -146,6 +146,7 @@ async def sample(
 async def in_flight(jobs: Iterable[Callable[[], Awaitable[Any]]], most: int) -> AsyncIterator[Any]:
     """Run jobs with at most `most` at once and yield their results as they come; the first error ends all of them."""
     running: set[asyncio.Task[Any]] = set()
+    done: set[asyncio.Task[Any]] = set()
     left = iter(jobs)
     try:
         while True:
@@ -159,7 +160,8 @@ async def in_flight(jobs: Iterable[Callable[[], Awaitable[Any]]], most: int) -> 
     finally:
         for task in running:
             task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        # `done` too: several may have failed at the same moment, and each error wants to be looked at.
+        await asyncio.gather(*running, *done, return_exceptions=True)
 
 
 def run_with_line(

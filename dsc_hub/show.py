@@ -116,7 +116,7 @@ def closing(job: Job, hub_port: int) -> None:
     if "evaluation" in metrics:
         out.print(closing_table(metrics))
         out.print(Text(headline(metrics), "bold"))
-    stages = metrics.get("stages", {})
+    stages = {s: marker["seconds"] for s in STAGES if (marker := job.run.marker(s))}
     out.print()
     out.print(_times(stages, job.recipe.budget_s))
     out.print()

@@ -116,7 +116,7 @@ def test_plan_checks_and_writes_nothing(dsc, recipe_file: Path):
 
 def test_try_shows_whole_chains_with_scores_and_decisions(dsc, recipe_file: Path, server: str):
     done = dsc("try", str(recipe_file), "-n", "3", f"serving.endpoints=[{server}]", code=0)
-    assert done.stdout.count("critique 1") == 3 and done.stdout.count("revision 2") == 3
+    assert done.stdout.count("critique 1") == 3 and done.stdout.count("critique 2") == 3
     assert "accepted" in done.stdout and "rejected: not accepted by the rule" in done.stdout
     assert not (dsc.work / "runs").exists()
 
@@ -157,7 +157,7 @@ def test_broken_yaml_unknown_key_and_empty_prompt_file(dsc, recipe_file: Path):
 
 
 def test_a_prompt_longer_than_the_context_is_told_before_anything_runs(dsc, recipe_file: Path, server: str):
-    (recipe_file.parent / "films.txt").write_text("\n".join(["the long film " * 500, *(f"Film {i}" for i in range(9))]))
+    (recipe_file.parent / "films.txt").write_text("\n".join(["the long film " * 700, *(f"Film {i}" for i in range(9))]))
     message = error(sample(dsc, recipe_file, server))
     assert "2 of 20 don't fit a context of 2048 tokens" in message and "serving.context" in message
     assert not (the_run(dsc) / "prompts.done.json").exists()

@@ -93,7 +93,7 @@ def make_run(folder: Path, base: Path, rows=None, validation=None, system=None, 
     distill_section = {"method": "qlora", "sft": QUICK, "lora": {}, "quantization": {}, "processes": 1} | section
     run.add_facts(
         recipe={"seed": 7, "chain": {"system": system}, "serving": {"context": context}, "distill": distill_section},
-        model={"folder": str(base), "published_as": PUBLISHED, "commit": COMMIT},
+        model={"folder": str(base), "published_as": PUBLISHED, "published_commit": COMMIT},
     )
     return run
 

@@ -133,7 +133,7 @@ def test_every_stage_left_its_marker_and_its_numbers(place: Place):
     stages = ["prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish"]
     assert [s for s in stages if (place.run / f"{s}.done.json").is_file()] == stages
     metrics = json.loads((place.run / "metrics.json").read_text())
-    assert set(metrics["stages"]) == set(stages)
+    assert set(metrics["stages"]) == set(stages) - {"publish"}
     sampling = metrics["sampling"]
     assert sampling["chains"] == sampling["finished"] + sampling["failed"] and sampling["reused_turns"] > 0
     (step,) = sampling["steps"]
