@@ -25,6 +25,7 @@ from dsc_hub.progress import duration
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.records import SPLITS, Chain
 from dsc_hub.runs import Run, write_whole
+from dsc_hub.serving import max_lora_rank
 from dsc_hub.wording import Recorded
 
 PAPER = "2312.01957"
@@ -41,8 +42,6 @@ SIZES = (
     (1_000_000, "100K<n<1M"),
     (10_000_000, "1M<n<10M"),
 )
-# What vLLM's --max-lora-rank takes.
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def build(run: Run) -> dict[str, list[str]]:
@@ -76,7 +75,7 @@ def build(run: Run) -> dict[str, list[str]]:
         "reasons": plots.rejection_reasons(metrics.sampling.steps),
         "chains": _example_chains(run),
         "answers": _example_answers(run),
-        "lora_rank": _lora_rank(facts.recipe),
+        "lora_rank": max_lora_rank(run["adapter"]),
     }
     written = {}
     for kind, data in metadata.items():
@@ -297,9 +296,3 @@ def _example_answers(run: Run) -> list[dict[str, Any]]:
         }
         for i in ids
     ]
-
-
-def _lora_rank(recipe: Recorded) -> int:
-    """The smallest --max-lora-rank that serves this adapter (peft's rank is 8 unless the recipe says otherwise)."""
-    rank = recipe.distill.lora.get("r", 8)
-    return next((r for r in LORA_RANKS if r >= rank), rank)

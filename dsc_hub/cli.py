@@ -39,20 +39,20 @@ def main() -> NoReturn:
     """Entry point: turns errors into one message and an exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks end their servers
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent that the user did not ask for
+    # Our own servers are on this machine: no proxy of the environment stands before them.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     try:
         cli(standalone_mode=False)
         sys.exit(0)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort as e:  # click's word for an interrupt, and for EOFError, which would be a bug of ours
+        if isinstance(e.__cause__, EOFError):
+            raise e.__cause__ from None
+        click.echo("\ninterrupted: what is finished is kept; the same command goes on from there", err=True)
         sys.exit(130)
     except click.ClickException as e:
         e.show()
         sys.exit(2)
-    except KeyboardInterrupt:
-        click.echo("\ninterrupted: what is finished is kept; the same command goes on from there", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Exception as e:
         from dsc_hub.errors import DscError, disk_error
 
@@ -84,7 +84,7 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
         def verb(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
             from dsc_hub import jobs, pipeline
 
-            job = jobs.prepare(recipe, overrides, runs)
+            job = jobs.describe(recipe, overrides, runs)
             pipeline.run_one(job, stage)
             if last_too:
                 pipeline.run_one(job, last_too)
@@ -100,7 +100,7 @@ def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool)
     """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
     from dsc_hub import jobs, pipeline
 
-    job = jobs.prepare(recipe, overrides, runs)
+    job = jobs.describe(recipe, overrides, runs)
     pipeline.run_all(job, retry_failed=retry_failed)
     _closing(job)
 
@@ -111,7 +111,7 @@ def sample(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bo
     """Run the chains of the training and validation prompts."""
     from dsc_hub import jobs, pipeline
 
-    pipeline.run_all(jobs.prepare(recipe, overrides, runs), "sampling", retry_failed)
+    pipeline.run_all(jobs.describe(recipe, overrides, runs), "sampling", retry_failed)
 
 
 @stage_verb("dataset")
@@ -141,12 +141,11 @@ def publish() -> None:
 
 @recipe_verb
 def plan(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
-    """Say what a run would do, take and write, and check all that can be checked. Does nothing."""
+    """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
     from dsc_hub import jobs, show
 
-    path, checked = jobs.load_recipe(recipe, overrides)
-    with jobs.hub_account(checked) as account:
-        job = jobs.describe(path, checked, runs)
+    job = jobs.describe(recipe, overrides, runs)
+    with jobs.hub_account(job.recipe) as account:
         show.plan(job, jobs.check(job, account))
 
 
@@ -156,8 +155,8 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int) -> Non
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
     from dsc_hub import jobs, pipeline, show
 
-    path, checked = jobs.load_recipe(recipe, overrides)
-    show.chains(checked, *pipeline.try_out(jobs.describe(path, checked, runs), count))
+    job = jobs.describe(recipe, overrides, runs)
+    show.chains(job.recipe, *pipeline.try_out(job, count))
 
 
 @cli.command()

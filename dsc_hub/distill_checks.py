@@ -11,7 +11,7 @@ import inspect
 import json
 import sys
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from dsc_hub.errors import ConfigError, DataError, ModelError
 from dsc_hub.launcher import shown_error
 from dsc_hub.recipe import OWNED_SFT_KEYS
 from dsc_hub.runs import Run
+from dsc_hub.serving import LORA_RANKS
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
 QUANTIZATION_DEFAULTS: dict[str, Any] = {
@@ -401,8 +402,29 @@ def _check_lengths(lengths: Sequence[int], limit: int, key: str) -> None:
         )
 
 
+def check(section: Mapping[str, Any]) -> None:
+    """Keys, types and values of `distill:`, by building the very configurations that training will build. ConfigError."""
+    plan = plan_of(section)
+    ways: dict[str, Callable[[], Any]] = {
+        "sft": lambda: SFTConfig(output_dir="unused", use_cpu=True, report_to="none", **plan.sft),
+        "lora": lambda: LoraConfig(task_type="CAUSAL_LM", **plan.lora),
+        "quantization": lambda: BitsAndBytesConfig(**(plan.quantization or {})),
+    }
+    problems = []
+    for name, build in ways.items():
+        try:
+            build()
+        except (TypeError, ValueError, AttributeError) as e:
+            problems.append(f"distill.{name}: {' '.join(str(e).split())[:300]}")
+    ranks = [plan.lora["r"], *(plan.lora.get("rank_pattern") or {}).values()]
+    if max(ranks) > LORA_RANKS[-1]:
+        problems.append(f"distill.lora.r: vLLM serves ranks up to {LORA_RANKS[-1]}, got {max(ranks)}")
+    if problems:
+        raise ConfigError(f"distill has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems)
+
+
 if __name__ == "__main__":
     try:
-        plan_of(json.load(sys.stdin))
+        check(json.load(sys.stdin))
     except ConfigError as error:
         print(shown_error(error))

@@ -60,14 +60,14 @@ class RunError(DscError):
 
 
 def disk_error(error: OSError) -> RunError | None:
-    """The one-line error for a disk that is full or may not be written to; None for any other `OSError`."""
+    """The one-line error for a disk that is full or a path that can't be used as it is; None for any other `OSError`."""
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
             f"no space left on the disk{where}", "Free some space and run the same command: what is done is kept."
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return RunError(
-            f"not allowed to write{where}: {error.strerror}", "Choose a folder of yours with --runs FOLDER."
-        )
+        return RunError(f"no access{where}: {error.strerror}", "To write run folders elsewhere, use --runs FOLDER.")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR):
+        return RunError(f"a file was expected{where}: {error.strerror}", "Check the path.")
     return None

@@ -17,13 +17,14 @@ import pyarrow.parquet as pq
 
 from dsc_hub import stats
 from dsc_hub.chain import Message, Texts, seed_of
+from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import defect_of
 from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Chain, Prompt, Score, Turn
-from dsc_hub.runs import Run
-from dsc_hub.sampling import in_flight, read_chains, run_with_line
+from dsc_hub.runs import Run, read_json, write_json
+from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, in_flight, read_chains, run_with_line
 
 ADAPTER = "distilled"  # the name under which the adapter is served
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
@@ -47,18 +48,24 @@ ANSWERS = pa.schema(
 
 async def generate_arms(
     run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, score: Any
-) -> dict[str, float]:
-    """Write the turns of all arms under evaluation/; seconds spent on each. What is there already is not asked for again."""
+) -> dict[str, float | None]:
+    """Write the turns of all arms under evaluation/; seconds spent on each (None where an earlier session did a part).
+
+    What is there already is not asked for again.
+    """
     run["evaluation"].mkdir(exist_ok=True)
-    seconds = {}
+    seconds: dict[str, float | None] = {}
+    mine: set[str] = set()  # files that this session began
     for arm in recipe.evaluation.arms:
         started = time.monotonic()
+        whole = not run[_turns_file(arm)].is_file() or _turns_file(arm) in mine
+        mine |= {_turns_file(arm)} if whole else set()
         if arm == "self_critique":
             one_chain = recipe.model_copy(update={"chain": recipe.chain.model_copy(update={"chains_per_prompt": 1})})
             await run_with_line(run, one_chain, prompts, lambda m, s: complete(m, s, None), score, prefix="evaluation/")
         else:
             await _answers(run, recipe, prompts, complete, arm)
-        seconds[arm] = round(time.monotonic() - started, 2)
+        seconds[arm] = round(time.monotonic() - started, 2) if whole else None
     return seconds
 
 
@@ -71,7 +78,7 @@ async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete
     done = {row["prompt_id"] for row in rows if row["role"] == "answer"}
     todo = [p for p in prompts if p.id not in done]
     texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
-    meter, failed = Meter(len(todo)), 0
+    meter, failed, in_a_row = Meter(len(todo)), 0, 0
 
     async def one(prompt: Prompt) -> bool:
         seed = seed_of(recipe.seed, prompt.id, 0, 0, "answer")
@@ -90,6 +97,9 @@ async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete
             async for ok in in_flight((lambda p=p: one(p) for p in todo), recipe.serving.concurrency):
                 meter.done += 1
                 failed += not ok
+                in_a_row = 0 if ok else in_a_row + 1
+                if in_a_row >= MOST_FAILURES_IN_A_ROW:
+                    raise ServingError(f"{in_a_row} requests of the arm '{arm}' failed one after the other")
                 line.show(f"evaluation  {arm}  answers {meter.done}/{meter.total}  failed {failed}{meter.left()}")
     finally:
         rows.close()
@@ -218,19 +228,16 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
     """
     import fcntl
     import hashlib
-    import json
 
     test_set = hashlib.sha256("\n".join(sorted(p.id for p in prompts)).encode()).hexdigest()[:12]
     ledger = runs / "test_sets.json"
     with (runs / "test_sets.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known: dict[str, list[str]] = json.loads(ledger.read_text()) if ledger.is_file() else {}
+        known: dict[str, list[str]] = read_json(ledger) if ledger.is_file() else {}
         scored = set(known.get(test_set, ()))
         if adapter is not None:
             with adapter.open("rb") as file:
                 scored.add(hashlib.file_digest(file, "sha256").hexdigest())
         known[test_set] = sorted(scored)
-        part = ledger.with_suffix(".part")
-        part.write_text(json.dumps(known, indent=1))
-        part.replace(ledger)
+        write_json(ledger, known)
     return {"id": test_set, "adapters_scored": len(scored)}

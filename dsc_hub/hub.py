@@ -7,22 +7,27 @@ by default), the embedded Hub's to the embedded Hub.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2  # what huggingface_hub itself speaks through: its lost connections come up as they are
+import yaml
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
     constants,
     get_token,
+    hf_hub_download,
     snapshot_download,
 )
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -34,12 +39,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from dsc_hub import __version__
-from dsc_hub.errors import HubError
+from dsc_hub.errors import HubError, disk_error
 from dsc_hub.progress import say
 from dsc_hub.runs import write_json
 
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
-TEXTS = ("recipe.yaml", "*.txt", "*.jsonl", "*.csv")  # what a pulled recipe may bring: data, no code
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,11 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
         raise HubError(
             f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
         ) from None
-    except OSError as e:
+    except ValueError as e:
+        raise HubError(f"{what}: refused before it was sent: {' '.join(str(e).split())[:400]}") from None
+    except (OSError, httpx2.TransportError) as e:
+        if isinstance(e, OSError) and (disk := disk_error(e)):
+            raise disk from None
         raise HubError(
             f"{what}: {endpoint} can't be reached: {e}", "Is the network up, and HF_ENDPOINT right?"
         ) from None
@@ -109,6 +117,10 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
 
 def model_info(repo: str, revision: str) -> Info:
     """Commit, licence and visibility of a model. HubError if it isn't there."""
+    if constants.is_offline_mode():  # what is in the cache can be used; a snapshot's folder is named by its commit
+        with _as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
+            folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        return Info(folder.name, None, private=True)
     with _as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
         info = HfApi().model_info(repo, revision=revision)
     return Info(str(info.sha), (info.card_data or {}).get("license"), bool(info.private))
@@ -121,23 +133,30 @@ def download_model(repo: str, commit: str, patterns: Sequence[str]) -> Path:
 
 
 def pull_recipe(reference: str) -> Path:
-    """`USER/REPO[@REV]` -> the recipe.yaml in it, with the text files it needs. Looks at dataset repos, then models."""
+    """`USER/REPO[@REV]` -> the recipe.yaml in it. Looks at dataset repos, then models."""
     repo, _, revision = reference.partition("@")
     for repo_type in ("dataset", "model"):
         with _as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
             try:
-                folder = Path(
-                    snapshot_download(
-                        repo, repo_type=repo_type, revision=revision or "main", allow_patterns=list(TEXTS)
-                    )
-                )
+                return Path(hf_hub_download(repo, "recipe.yaml", repo_type=repo_type, revision=revision or "main"))
             except RepositoryNotFoundError:
                 if repo_type == "model":
                     raise
-                continue
-        if (folder / "recipe.yaml").is_file():
-            return folder / "recipe.yaml"
+            except EntryNotFoundError:
+                break
     raise HubError(f"hub:{reference} holds no recipe.yaml", "Repos that dsc published have one; name such a repo.")
+
+
+def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
+    """Fetch a prompt file that a pulled recipe names, from the same commit, into the folder of the recipe."""
+    repo, _, _ = reference.partition("@")
+    commit = recipe_file.parent.name  # the cache keeps a snapshot under its commit
+    repo_type = "dataset" if recipe_file.parents[2].name.startswith("datasets--") else "model"
+    with _as_hub_error(f"'{name}' of 'hub:{reference}'", constants.ENDPOINT):
+        try:
+            hf_hub_download(repo, name, repo_type=repo_type, revision=commit)
+        except EntryNotFoundError:
+            raise HubError(f"hub:{reference} names the prompt file '{name}' and doesn't hold it") from None
 
 
 # -- publishing
@@ -182,12 +201,32 @@ def preflight(account: Account, repos: Sequence[tuple[str, str]], private: bool)
             problems.append(
                 f"{repo_type} '{repo}' exists and is public, but the recipe publishes privately: make it private, or set publish.private=false"
             )
-        files = {s.rfilename for s in info.siblings or ()} - {".gitattributes", "README.md"}
-        if files and MANIFEST not in files:
-            problems.append(
-                f"{repo_type} '{repo}' exists and was not published by dsc: choose another name with publish.{'dataset' if repo_type == 'dataset' else 'adapter'}"
-            )
+        with _as_hub_error(f"{repo_type} '{repo}'", account.endpoint):
+            there = {s.rfilename for s in info.siblings or ()}
+            if not _ours(account.api, repo_type, repo, str(info.sha), there):
+                problems.append(
+                    f"{repo_type} '{repo}' exists and was not published by dsc: choose another name under `publish:`"
+                )
     return problems
+
+
+def check_card(account: Account, repo_type: str, metadata: Mapping[str, Any]) -> list[str]:
+    """What the endpoint's own validator says of a card's metadata (licence, language ...); empty if it agrees."""
+    content = f"---\n{yaml.safe_dump(dict(metadata))}---\n"
+    with _as_hub_error("card metadata", account.endpoint):
+        answer = httpx2.post(
+            f"{account.endpoint}/api/validate-yaml",
+            json={"content": content, "repoType": repo_type},
+            headers={"Authorization": f"Bearer {account.token}"},
+            timeout=30,
+        )
+    if answer.status_code == 200:
+        return []
+    try:
+        errors = [e["message"] for e in answer.json()["errors"]]
+    except (ValueError, KeyError, TypeError):
+        errors = [f"{account.endpoint} answered {answer.status_code} to validate-yaml"]
+    return [f"publish: card metadata is refused: {e[:200]}" for e in errors]
 
 
 def push(
@@ -221,6 +260,8 @@ def push(
                 "Make it private, or set publish.private=false.",
             )
         there = _tree(api, repo_type, repo, str(info.sha))
+        if not _ours(api, repo_type, repo, str(info.sha), there):
+            raise HubError(f"{what} exists and was not published by dsc", "Choose another name under `publish:`.")
         changed = {path: file for path, file in files.items() if not _same(there.get(path), file)}
         gone = [
             path
@@ -258,14 +299,27 @@ def _same(there: RepoFile | None, file: Path) -> bool:
     return there.lfs.sha256 == _sha256(file) if there.lfs else there.blob_id == _git_blob(file)
 
 
-def _listed_before(api: HfApi, repo_type: str, repo: str, revision: str, there: Mapping[str, RepoFile]) -> list[str]:
-    """The files that our manifest in the repo names: those an earlier push brought."""
+def _manifest(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> dict[str, Any] | None:
+    """Our manifest in a repo; None if there is none, or one that isn't ours."""
     if MANIFEST not in there:
-        return []
-    import json
-
+        return None
     path = api.hf_hub_download(repo, MANIFEST, repo_type=repo_type, revision=revision)
-    return list(json.loads(Path(path).read_text(encoding="utf-8")).get("files", {}))
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return manifest if isinstance(manifest, dict) and manifest.get("made_by") == "dsc_hub" else None
+
+
+def _ours(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> bool:
+    """Is the repo empty, or one that dsc published?"""
+    empty = not set(there) - {".gitattributes", "README.md"}
+    return empty or _manifest(api, repo_type, repo, revision, there) is not None
+
+
+def _listed_before(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> list[str]:
+    """The files that our manifest in the repo names: those an earlier push brought."""
+    return list((_manifest(api, repo_type, repo, revision, there) or {}).get("files", {}))
 
 
 def _sha256(file: Path) -> str:
@@ -283,6 +337,7 @@ def web_address(account: Account, repo_type: str, repo: str) -> str:
 
 
 def prepare_for_embedded() -> None:
-    """The embedded Hub takes large files over plain HTTP; the client reads this variable when it is first imported."""
+    """Make the client fit for the embedded Hub: large files go over plain HTTP there, and it is there when offline too."""
     os.environ["HF_HUB_DISABLE_XET"] = "1"
     constants.HF_HUB_DISABLE_XET = True
+    constants.HF_HUB_OFFLINE = False

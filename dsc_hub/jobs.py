@@ -1,12 +1,12 @@
 """A checked recipe on this machine: what it names resolved, its run folder, its account, and what is in its way.
 
-Everything that happens before a stage runs. Nothing here takes long or writes more than run.json.
+Everything that happens before a stage runs; of the run folder it writes run.json and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import machine, models, progress, prompts, recipe
-from dsc_hub.errors import ConfigError
+from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
+
+_FILE_NAME = re.compile(r"[\w][\w .-]*")
 
 
 @dataclass(frozen=True)
@@ -32,43 +34,52 @@ class Job:
     model: models.BaseModel
     identity: Mapping[str, str]
     fingerprints: Mapping[str, str]
+    command: str  # that does the whole of it, fit to be shown to others
 
     def prompts(self, *splits: str) -> list[Prompt]:
         return [p for row in self.run.rows("prompts.jsonl") if (p := Prompt(**row)).split in splits]
 
 
-def describe(path: Path, checked: Recipe, runs_folder: Path) -> Job:
-    """Resolve what a checked recipe names (model, prompts, scorers) into fingerprints and a run folder. Writes nothing."""
+def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
+    """Find and check a recipe and resolve what it names (model, prompts, scorers) into fingerprints and a run folder.
+
+    Writes nothing. Raises one error for a recipe that is wrong in itself, then one with all that its names lead to.
+    """
     from dsc_hub import metrics
 
-    model = models.identify(checked.model)
-    identity = {
-        "prompts": prompts.content_hash(checked.prompts, path.parent),
-        "model": model.identity,
-        "reward": metrics.identify(checked.reward),
-        "second_scorer": metrics.identify(checked.second_scorer),
+    path, checked = load_recipe(reference, overrides)
+    ways = {
+        "model": lambda: models.identify(checked.model),
+        "prompts": lambda: prompts.content_hash(checked.prompts, path.parent),
+        "reward": lambda: metrics.identify(checked.reward),
+        "second_scorer": lambda: metrics.identify(checked.second_scorer),
     }
-    fingerprints = recipe.stage_fingerprints(checked, identity)
-    return Job(
-        checked,
-        path,
-        Run(runs_folder / checked.name / fingerprints["publish"]),
-        runs_folder,
-        model,
-        identity,
-        fingerprints,
-    )
-
-
-def prepare(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
-    """Find, check and resolve a recipe, and make its run folder with run.json. No stage is run yet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    found: dict[str, Any] = {}
+    errors: dict[str, DscError] = {}
+    for name, way in ways.items():
+        try:
+            found[name] = way()
+        except DscError as e:
+            errors[name] = e
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    if errors:
         raise ConfigError(
-            f"started with {os.environ['WORLD_SIZE']} processes, but a run has one",
-            "Start one (--num_processes 1) and set distill.processes: training starts its own.",
+            f"{path} names {len(errors)} things that can't be had", problems=[f"{n}: {e}" for n, e in errors.items()]
         )
-    job = describe(*load_recipe(reference, overrides), runs_folder)
-    job.run.folder.mkdir(parents=True, exist_ok=True)
+    model = found["model"]
+    identity = found | {"model": model.identity}
+    fingerprints = recipe.stage_fingerprints(checked, identity)
+    run = Run(runs_folder / checked.name / fingerprints["publish"])
+    command = shlex.join(["dsc", "run", _plain(reference), *overrides])
+    return Job(checked, path, run, runs_folder, model, identity, fingerprints, command)
+
+
+def record(job: Job) -> None:
+    """Make the run folder with its run.json; to be called with the folder's lock held.
+
+    What was recorded when the run began stays: a later command goes on with it, and does not replace it.
+    """
     old = job.run.facts if job.run["run.json"].is_file() else {}
     job.run.add_facts(
         recipe=job.recipe.model_dump(mode="json"),
@@ -77,12 +88,11 @@ def prepare(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
         model=old.get("model") or job.model.as_dict(),
         versions=old.get("versions") or machine.versions(),
         hardware=old.get("hardware") or machine.hardware(),
-        command=shlex.join(["dsc", "run", _plain(reference), *overrides]),
+        command=old.get("command") or job.command,
         repos=old.get("repos") or _repos(job.recipe, job.recipe.publish.owner),
         started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     progress.log_to(job.run["log.txt"])
-    return job
 
 
 def _plain(reference: str) -> str:
@@ -91,26 +101,34 @@ def _plain(reference: str) -> str:
 
 
 def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]:
-    """`hub:USER/REPO[@REV]`, a packaged name or a path -> the file and the checked recipe. A pulled one is data: it may not
-    name servers, local models or files outside its folder."""
+    """`hub:USER/REPO[@REV]`, a packaged name or a path -> the file and the checked recipe.
+
+    A pulled recipe is data: it may not name servers, keys, local folders or files outside its own. ConfigError if it does.
+    """
     if not reference.startswith("hub:"):
         path = recipe.find(reference)
         return path, recipe.load(path, overrides)
     from dsc_hub import hub
 
-    path = hub.pull_recipe(reference.removeprefix("hub:"))
+    repo = reference.removeprefix("hub:")
+    path = hub.pull_recipe(repo)
     pulled = recipe.load(path)
-    problems = [
-        f"prompts.{k}: '{v}' is not beside the recipe"
-        for k in ("path", "values")
-        if (v := getattr(pulled.prompts, k)) and Path(v).name != v
-    ]
-    if pulled.serving.endpoints:
-        problems.append("serving.endpoints: a pulled recipe may not name servers; give them on the command line")
-    if Path(pulled.model.source).is_absolute() or pulled.model.source.startswith((".", "~")):
-        problems.append("model.source: a pulled recipe may not name a local folder; give it on the command line")
+    files = [(f"prompts.{k}", v) for k in ("path", "values") if (v := getattr(pulled.prompts, k))]
+    problems = [f"{key}: '{v}' is not a file beside the recipe" for key, v in files if not _FILE_NAME.fullmatch(v)]
+    local = {"model.source": pulled.model.source, "reward.scorer": pulled.reward.scorer}
+    if pulled.second_scorer:
+        local["second_scorer.scorer"] = pulled.second_scorer.scorer
+    problems += [f"{key}: '{v}' is a local folder" for key, v in local.items() if models.is_folder(v)]
+    default = recipe.Serving()
+    for key in ("endpoints", "served_model", "api_key_env"):
+        if getattr(pulled.serving, key) != getattr(default, key):
+            problems.append(f"serving.{key}: servers and keys are this machine's business")
     if problems:
-        raise ConfigError(f"{reference} is refused", problems=problems)
+        raise ConfigError(
+            f"{reference} is refused: a pulled recipe may not set these; give them as overrides", problems=problems
+        )
+    for _, name in files:
+        hub.pull_beside(path, repo, name)
     return path, recipe.load(path, overrides)
 
 
@@ -167,15 +185,25 @@ def set_owner(job: Job, account: Any) -> None:
     job.run.add_facts(repos=known | repos, model=model)
 
 
-def check(job: Job, account: Any) -> dict[str, Any]:
-    """Everything that can be wrong, before hours are spent; the estimate if nothing is. ConfigError with all problems."""
-    from dsc_hub import launcher, preflight
+def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
+    """All that can be wrong with the stages up to `last`, before hours are spent; the estimate if nothing is.
+
+    ConfigError with all problems. Weights are not fetched for it.
+    """
+    from dsc_hub import launcher, preflight, serving
 
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
-    folder = models.materialize(job.model)
+    folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder)
     estimate = preflight.estimate(job.recipe, found, job.model.identity, folder) | {"dropped": dropped}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
+    if job.recipe.serving.endpoints:
+        serving.external(job.recipe.serving)
+        if "distilled" in job.recipe.evaluation.arms and last not in ("prompts", "sampling"):
+            problems.append(
+                "serving.endpoints: servers that already run don't have the adapter; "
+                "leave 'distilled' out of evaluation.arms, or leave serving.endpoints empty"
+            )
     if not job.run.is_done("distill", job.fingerprints["distill"]):
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
@@ -188,6 +216,8 @@ def check(job: Job, account: Any) -> dict[str, Any]:
             *([("model", wanted["base"])] if wanted["base"] else []),
         ]
         problems += hub.preflight(account, kinds, job.recipe.publish.private)
+        metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
+        problems += hub.check_card(account, "dataset", metadata | {"language": [job.recipe.publish.language]})
         estimate["repos"] = [f"{kind} {name}" for kind, name in kinds]
     if problems:
         n = len(problems)

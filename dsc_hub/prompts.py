@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 import unicodedata
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from dsc_hub.errors import DataError
 from dsc_hub.recipe import Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 
-OVERLAP_WORDS = 8  # a held-out prompt sharing an n-gram of this many words, group name apart, with training is dropped
+OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words with training is dropped
+WORDING_GROUPS = 2  # unless more training groups than these share it too
 
 
 def content_hash(section: Prompts, base: Path) -> str:
@@ -49,6 +52,13 @@ def load(section: Prompts, base: Path, seed: int) -> tuple[list[Prompt], dict[st
     splits = split_groups({g for _, g in unique}, section.split, seed)
     prompts = [Prompt(prompt_id(t), t, g, splits[g]) for t, g in unique]
     kept = drop_overlaps(prompts, templated=bool(section.templates))
+    for split in SPLITS:
+        if getattr(section.split, split) > 0 and not any(p.split == split for p in kept):
+            dropped = sum(p.split == split for p in prompts)
+            raise DataError(
+                f"no prompt is left for the split '{split}': all {dropped} overlap with training prompts",
+                "Give prompts that differ more, or name what they have in common with prompts.group_column.",
+            )
     return kept, {
         "read": len(rows),
         "duplicates_dropped": len(rows) - len(seen),
@@ -67,6 +77,8 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
         )
     n_test = max(1, round(len(ranked) * shares.test))
     n_validation = max(1, round(len(ranked) * shares.validation)) if shares.validation else 0
+    # Rounding must leave a group to each; what is tuned on is the first to give way.
+    n_validation = min(n_validation, len(ranked) - 2) if n_validation else 0
     n_test = min(n_test, len(ranked) - n_validation - 1)
     named: list[Split] = ["test"] * n_test + ["validation"] * n_validation
     named += ["train"] * (len(ranked) - len(named))
@@ -76,13 +88,18 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
 def drop_overlaps(prompts: list[Prompt], templated: bool) -> list[Prompt]:
     """Drop held-out prompts that share a long n-gram with a training prompt: near-copies that normalising didn't catch.
 
-    Templated prompts share their template by design; there the group's own words are what must not overlap, and the
-    grouping has seen to that.
+    An n-gram that several training groups share is the wording of the task ("Write a short review of the following
+    film") and no sign of a copy. Templated prompts share their wording by design, and their groups are their values.
     """
     if templated:
         return prompts
-    trained = {g for p in prompts if p.split == "train" for g in _ngrams(p.text)}
-    return [p for p in prompts if p.split == "train" or not (_ngrams(p.text) & trained)]
+    groups_of: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for p in prompts:
+        if p.split == "train":
+            for gram in _ngrams(p.text):
+                groups_of[gram].add(p.group)
+    copied = {gram for gram, groups in groups_of.items() if len(groups) <= WORDING_GROUPS}
+    return [p for p in prompts if p.split == "train" or not (_ngrams(p.text) & copied)]
 
 
 def _ngrams(text: str) -> set[tuple[str, ...]]:
@@ -103,12 +120,16 @@ def _file(base: Path, name: str) -> Path:
     return path
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
         raise DataError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start})", "Save it as UTF-8.") from None
-    yield from (stripped for line in text.splitlines() if (stripped := line.strip()))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    # Not splitlines(): it also cuts at characters that may well stand inside a prompt.
+    yield from (stripped for line in _text(path).split("\n") if (stripped := line.strip()))
 
 
 def _from_templates(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
@@ -123,9 +144,13 @@ def _from_file(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
         yield from ((line, line) for line in _lines(path))
         return
     for number, row in enumerate(_table(path), 1):
-        for column in filter(None, (section.column, section.group_column)):
-            if column not in row:
-                key = "column" if column == section.column else "group_column"
+        if None in row:  # what csv calls the cells that no header names
+            raise DataError(
+                f"{path} row {number} has more cells than the header", "Put texts with commas into double quotes."
+            )
+        for key in ("column", "group_column"):
+            column = getattr(section, key)
+            if column and column not in row:
                 raise DataError(
                     f"{path} row {number} has no column '{column}'; it has {sorted(row)}",
                     f"Set prompts.{key} to one of these.",
@@ -139,14 +164,22 @@ def _from_file(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
 
 def _table(path: Path) -> Iterator[dict[str, object]]:
     if path.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        yield from pq.read_table(path).to_pylist()
+        try:
+            yield from pq.read_table(path).to_pylist()
+        except pa.ArrowInvalid as e:
+            raise DataError(f"{path} is not a Parquet file: {e}") from None
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from csv.DictReader(file)
+        try:
+            yield from csv.DictReader(io.StringIO(_text(path), newline=""))
+        except csv.Error as e:
+            raise DataError(f"{path} is not valid CSV: {e}") from None
     else:
-        for number, line in enumerate(_lines(path), 1):
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except ValueError as e:

@@ -7,7 +7,7 @@ without any Hub.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,11 @@ import yaml
 
 from dsc_hub import hub
 from dsc_hub.errors import RunError
+from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
-from dsc_hub.runs import Run, write_whole
+from dsc_hub.runs import Run, read_json, write_json, write_whole
+
+TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
 
 
 def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict[str, tuple[str, dict[str, Path]]]:
@@ -25,18 +28,18 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
     The recipe goes along with its prompt files, under plain names, so that `dsc run hub:USER/REPO` can run it.
     """
     facts = run.facts
-    shared = _recipe_files(facts["recipe"], recipe_folder, work) | {"metrics.json": run["metrics.json"]}
+    shared = _recipe_files(facts["recipe"], facts["model"]["published_as"], recipe_folder, work) | {
+        "metrics.json": run["metrics.json"]
+    }
     out: dict[str, tuple[str, dict[str, Path]]] = {}
     if facts["repos"]["base"]:
-        weights = {
-            p.name: p
-            for p in sorted(model_folder.iterdir())
-            if p.is_file() and p.name not in ("README.md", "complete.json")
-        }
+        wanted = {p for pattern in WANTED for p in model_folder.glob(pattern) if p.is_file()}
+        weights = {p.name: p for p in sorted(wanted) if p.name != "complete.json"}
         out["base"] = ("model", weights | _card(run, "base"))
     data = {str(p.relative_to(run["dataset"])): p for p in sorted(run["dataset"].rglob("*.parquet"))}
     out["dataset"] = ("dataset", data | shared | _card(run, "dataset"))
     adapter = {p.name: p for p in sorted(run["adapter"].iterdir()) if p.is_file() and p.name != "README.md"}
+    adapter["adapter_config.json"] = _named_base(run, work)
     out["adapter"] = ("model", adapter | shared | _card(run, "adapter"))
     return out
 
@@ -48,7 +51,29 @@ def _card(run: Run, kind: str) -> dict[str, Path]:
     return {p.name: p for p in sorted(folder.iterdir())}
 
 
-def _recipe_files(recipe: Mapping[str, Any], folder: Path, work: Path) -> dict[str, Path]:
+def _named_base(run: Run, work: Path) -> Path:
+    """adapter_config.json with the base that others can load from where this is published: it may have been trained for
+    another place, and taken over."""
+    model = run.facts["model"]
+    config = read_json(run["adapter"] / "adapter_config.json")
+    config |= {"base_model_name_or_path": model["published_as"], "revision": model["published_commit"]}
+    write_json(work / "adapter_config.json", config)
+    return work / "adapter_config.json"
+
+
+def _check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
+    """Nothing that goes up may name a folder of this machine. RunError that names the file: it would be a bug of ours,
+    or a base model that somebody saved with a path in it."""
+    for name, path in files.items():
+        if path.suffix in TEXT_SUFFIXES:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if found := next((s for s in secrets if s in text), None):
+                raise RunError(
+                    f"{name} would publish the local path {found}", "Remove it from that file, or from the recipe."
+                )
+
+
+def _recipe_files(recipe: Mapping[str, Any], published_as: str, folder: Path, work: Path) -> dict[str, Path]:
     """recipe.yaml as it was resolved, and its prompt files. Endpoints and key names are this machine's business: left out."""
     data = {k: dict(v) if isinstance(v, dict) else v for k, v in recipe.items()}
     files: dict[str, Path] = {}
@@ -58,8 +83,11 @@ def _recipe_files(recipe: Mapping[str, Any], folder: Path, work: Path) -> dict[s
             data["prompts"][key] = Path(name).name
     for key in ("endpoints", "served_model", "api_key_env"):
         data["serving"].pop(key, None)
-    if Path(data["model"]["source"]).is_absolute():
-        data["model"]["source"] = Path(data["model"]["source"]).name
+    if is_folder(data["model"]["source"]):
+        data["model"] |= {"source": published_as, "revision": "main"}
+    for key in ("reward", "second_scorer"):
+        if data[key] and is_folder(data[key]["scorer"]):
+            data[key]["scorer"] = Path(data[key]["scorer"]).name
     target = work / "recipe.yaml"
     write_whole(target, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
     return files | {"recipe.yaml": target}
@@ -75,17 +103,24 @@ def publish(
 ) -> dict[str, Any]:
     """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
 
-    The adapter's card names the dataset at its commit, which is known only now: `render_cards` is called in between.
+    The adapter names dataset and base at their commits, which are known only then: `render_cards` is called in between.
     """
     repos, out = run.facts["repos"], {}
+    render_cards()  # they may have been made without an account, or taken over
+    local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
     with tempfile.TemporaryDirectory() as work:
         for kind in ("base", "dataset", "adapter"):
             if kind == "base" and not repos["base"]:
                 continue
             if kind == "adapter":
-                run.add_facts(repos=repos | {"dataset_revision": out["dataset"]["commit"]})
+                facts = run.facts
+                known = {"published_commit": out["base"]["commit"]} if "base" in out else {}
+                run.add_facts(
+                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=facts["model"] | known
+                )
                 render_cards()
             repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
+            _check_no_paths(files, local)
             size = sum(p.stat().st_size for p in files.values())
             say(
                 f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {'private' if private else 'PUBLIC'}"

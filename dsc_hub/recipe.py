@@ -51,6 +51,12 @@ def _placeholders(allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"each only once, got {', '.join(names)}")
+    return names
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -175,7 +181,13 @@ class Distill(Section):
 class Evaluation(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
-    arms: tuple[Literal["base", "self_critique", "distilled"], ...] = ("base", "self_critique", "distilled")
+    arms: Annotated[
+        tuple[Literal["base", "self_critique", "distilled"], ...], Field(min_length=1), AfterValidator(_unique)
+    ] = (
+        "base",
+        "self_critique",
+        "distilled",
+    )
     split: Literal["validation", "test"] = "test"
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
@@ -334,18 +346,19 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
     """A fingerprint per stage, each chained to the one before: equal fingerprints mean equal inputs.
 
     `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, `reward` and
-    `second_scorer` (commit or checksum). How fast the work is done (concurrency, memory, processes) is left out.
+    `second_scorer` (commit or checksum). How fast the work is done (concurrency, memory, batches of a scorer) is left out;
+    the number of training processes is in, for it multiplies the batch.
     """
     r = recipe.model_dump(mode="json")
     # Context is in: it decides which prompts fit. Endpoints are in: another server may hold another model.
     serving = {k: r["serving"][k] for k in ("context", "endpoints", "served_model")}
-    distill = {k: v for k, v in r["distill"].items() if k != "processes"}
+    reward, second = ({k: v for k, v in (r[n] or {}).items() if k != "batch_size"} for n in ("reward", "second_scorer"))
     own: dict[str, Any] = {
         "prompts": [1, r["prompts"], identity["prompts"], r["seed"]],
-        "sampling": [1, identity["model"], r["chain"], r["generation"], serving, r["reward"], identity["reward"]],
+        "sampling": [1, identity["model"], r["chain"], r["generation"], serving, reward, identity["reward"]],
         "dataset": [1, r["dataset"]],
-        "distill": [1, distill],
-        "evaluation": [1, r["evaluation"], r["second_scorer"], identity["second_scorer"]],
+        "distill": [1, r["distill"]],
+        "evaluation": [1, r["evaluation"], second, identity["second_scorer"]],
         "report": [1, r["name"], r["description"]],
         "cards": [1, r["publish"], r["model"]],
         "publish": [1],

@@ -25,7 +25,7 @@ from dsc_hub.errors import RunError
 # What each stage leaves behind: taken over by another run whose stage has the same fingerprint.
 STAGE_FILES: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts.jsonl",),
-    "sampling": ("turns.jsonl", "chains.jsonl", "failed.jsonl"),
+    "sampling": ("turns.jsonl", "chains.jsonl", "failed.jsonl", "sessions.jsonl"),
     "dataset": ("dataset/sft", "dataset/preference", "dataset/chains"),
     "distill": ("adapter",),
     "evaluation": ("evaluation", "dataset/evaluation"),
@@ -172,6 +172,30 @@ class Run:
     def add_metrics(self, section: str, numbers: Mapping[str, Any]) -> None:
         write_json(self["metrics.json"], self.metrics | {section: dict(numbers)})
 
+    # -- what it cost, over all the sessions that a run took
+
+    def note_session(self, stage: str, seconds: float, new_tokens: int) -> None:
+        rows = self.rows("sessions.jsonl")
+        rows.append({"stage": stage, "seconds": round(seconds, 2), "new_tokens": new_tokens})
+        rows.close()
+
+    def cost(self, stage: str, turns: str) -> dict[str, Any]:
+        """Tokens of all turns, seconds of all sessions, and the speed: {prompt_tokens, new_tokens, seconds, tokens_per_s}.
+
+        A session that was killed left its turns but not its seconds: then `seconds` is None, and the speed is that of
+        the sessions that ended.
+        """
+        tokens = [(row["prompt_tokens"], row["new_tokens"]) for row in self.rows(turns)]
+        sessions = [row for row in self.rows("sessions.jsonl") if row["stage"] == stage]
+        seconds, known = sum(r["seconds"] for r in sessions), sum(r["new_tokens"] for r in sessions)
+        new = sum(t[1] for t in tokens)
+        return {
+            "prompt_tokens": sum(t[0] for t in tokens),
+            "new_tokens": new,
+            "seconds": round(seconds, 1) if known == new else None,
+            "tokens_per_s": round(known / seconds, 1) if seconds and known else None,
+        }
+
     # -- one process at a time
 
     @contextmanager
@@ -214,8 +238,9 @@ class Run:
                     shutil.copytree(donor[name], target)
                 elif donor[name].is_file():
                     shutil.copy2(donor[name], target)
-            if (section := donor.metrics.get(stage)) is not None:
-                self.add_metrics(stage, section)
+            for name in (stage, *({"evaluation": ["test_set"]}.get(stage, []))):
+                if (section := donor.metrics.get(name)) is not None:
+                    self.add_metrics(name, section)
             shutil.copy2(donor[f"{stage}.done.json"], self[f"{stage}.done.json"])
             return donor.folder
         return None

@@ -46,6 +46,3 @@ class Scoring:
             for (_, future), score in zip(batch, scores, strict=True):
                 if not future.done():
                     future.set_result(score)
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)

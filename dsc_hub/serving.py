@@ -6,6 +6,7 @@ interrupted, or this process is killed, the server and all its children end (see
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -24,9 +25,10 @@ from dsc_hub.errors import ServingError
 from dsc_hub.machine import cores, openmp_library, vllm_on_cpu, without_launcher
 from dsc_hub.progress import duration, moving_line
 from dsc_hub.recipe import Serving
+from dsc_hub.runs import read_json
 
 BASE = "base"  # the name under which the base model is served; adapters have names of their own
-_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,14 @@ class Endpoint:
     check: Callable[[], None] = lambda: None  # raises ServingError if the server is known to be gone
 
 
-def vllm_command(
-    folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], rank: int, on_cpu: bool
-) -> list[str]:
+def max_lora_rank(adapter: Path) -> int:
+    """The smallest --max-lora-rank that serves an adapter folder, by its adapter_config.json."""
+    config = read_json(adapter / "adapter_config.json")
+    rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
+    return next((r for r in LORA_RANKS if r >= rank), rank)
+
+
+def vllm_command(folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], on_cpu: bool) -> list[str]:
     """The command line of one server. A pure function, so that vLLM's own parser can be asked whether it is right."""
     command = [
         sys.executable,
@@ -81,7 +88,7 @@ def vllm_command(
         command += [
             "--enable-lora",
             "--max-lora-rank",
-            str(next((r for r in _LORA_RANKS if r >= rank), rank)),
+            str(max(map(max_lora_rank, adapters.values()))),
             "--lora-modules",
             *(f"{name}={path}" for name, path in adapters.items()),
         ]
@@ -112,16 +119,14 @@ def vllm_environment(section: Serving, on_cpu: bool, api_key: str) -> dict[str, 
 
 
 @contextmanager
-def serve(
-    folder: Path, section: Serving, log: Path, adapters: Mapping[str, Path] | None = None, rank: int = 16
-) -> Iterator[Endpoint]:
+def serve(folder: Path, section: Serving, log: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[Endpoint]:
     """Start one vLLM on a model folder and yield its endpoint (model name `BASE`, adapters by their names).
 
     Raises ServingError with the last lines of `log` if it dies or isn't ready within `start_timeout_s`.
     """
     on_cpu = vllm_on_cpu()
     port, key = _free_port(), secrets.token_urlsafe(24)
-    command = vllm_command(folder, section, port, adapters or {}, rank, on_cpu)
+    command = vllm_command(folder, section, port, adapters or {}, on_cpu)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
         start = out.tell()  # what stands before is of an earlier server
@@ -152,35 +157,38 @@ def serve(
 def external(section: Serving) -> list[Endpoint]:
     """The endpoints a recipe or an override names, each asked whether it is there and has the model.
 
-    ServingError: refused, wrong key, or several models and none named.
+    ServingError: no address, refused, wrong key, the model isn't there, or several models and none named.
     """
     key = os.environ.get(section.api_key_env, "none")
-    return [
-        Endpoint(url.rstrip("/"), section.served_model or _only_model(url.rstrip("/"), key, section.api_key_env), key)
-        for url in section.endpoints
-    ]
+    return [Endpoint(u, _model_at(u, key, section), key) for u in (url.rstrip("/") for url in section.endpoints)]
 
 
-def _only_model(url: str, key: str, key_env: str) -> str:
-    import json
-
-    request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
+def _model_at(url: str, key: str, section: Serving) -> str:
     try:
+        request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=20) as answer:
             names = [m["id"] for m in json.load(answer)["data"]]
     except urllib.error.HTTPError as e:
-        hint = f"Put its key into {key_env}." if e.code in (401, 403) else "An endpoint's address ends with /v1."
+        hint = (
+            f"Put its key into {section.api_key_env}."
+            if e.code in (401, 403)
+            else "An endpoint's address ends with /v1."
+        )
         raise ServingError(f"endpoint {url} answered {e.code} {e.reason} to /models", hint) from None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise ServingError(
             f"endpoint {url} can't be used: {getattr(e, 'reason', e)}",
-            "Is the server up, and does the address end with /v1?",
+            "Is the server up, and is the address like http://host:8000/v1?",
         ) from None
-    if len(names) != 1:
+    if section.served_model in names:
+        return str(section.served_model)
+    if section.served_model or len(names) != 1:
         raise ServingError(
-            f"endpoint {url} serves {len(names)} models: {', '.join(names)}", "Name one with serving.served_model."
+            f"endpoint {url} serves {', '.join(names) or 'nothing'}"
+            + (f", not {section.served_model}" if section.served_model else ""),
+            "Name one of these with serving.served_model.",
         )
-    return names[0]
+    return str(names[0])
 
 
 def _free_port() -> int:

@@ -289,6 +289,8 @@ def write(
     _jsonl(run["evaluation/answers.jsonl"], answers if answers is not None else _answers(prompts))
     log = [{"step": s, "loss": round(2.114 - 0.9 * (s / 120) ** 0.5, 4), "epoch": s / 40} for s in range(5, 121, 5)]
     log += [{"step": s, "eval_loss": 2.0 - 0.16 * (s // 40), "epoch": s / 40} for s in (40, 80, 120)]
+    (run["adapter"]).mkdir(exist_ok=True)
+    (run["adapter"] / "adapter_config.json").write_text('{"r": 16, "rank_pattern": {}}')
     _jsonl(run["adapter/training_log.jsonl"], [*log, {"train_runtime": 410.5, "epoch": 3.0}])
     for config, columns in (("sft", ("prompt", "completion")), ("preference", ("prompt", "chosen", "rejected"))):
         for split, rows in metrics()["dataset"][config].items():

@@ -42,11 +42,53 @@ def test_duplicates_by_normalised_text_are_dropped_and_counted(tmp_path: Path):
     assert len(found) == 3 and dropped == {"read": 5, "duplicates_dropped": 2, "overlapping_dropped": 0}
 
 
-def test_a_held_out_near_copy_of_a_training_prompt_is_dropped(tmp_path: Path):
-    same = "tell me a long story about the old man who went to sea"
-    (tmp_path / "p.txt").write_text("\n".join(f"{same} number {i}" for i in range(20)))
+def test_a_held_out_near_copy_of_a_training_prompt_is_dropped_but_common_wording_is_not(tmp_path: Path):
+    wording = "Please write a short and honest review of the following film for our readers"
+    lines = [f"{wording}: film number {i}" for i in range(20)]
+    (tmp_path / "p.txt").write_text("\n".join(lines))
     found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
-    assert {p.split for p in found} == {"train"} and dropped["overlapping_dropped"] == 6
+    assert len(found) == 20 and dropped["overlapping_dropped"] == 0
+    story = "the old man rowed out alone before dawn and said nothing to the boy"
+    held_out = next(p.text for p in found if p.split == "test")
+    trained = next(p.text for p in found if p.split == "train")
+    rows = [{"prompt": text + (f" {story}" if text in (held_out, trained) else ""), "group": text} for text in lines]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found, dropped = prompts.load(section(path="p.jsonl", group_column="group"), tmp_path, 0)
+    assert dropped["overlapping_dropped"] == 1 and held_out not in {p.group for p in found}
+
+
+def test_a_split_that_overlaps_away_is_an_error_not_an_empty_test_set(tmp_path: Path):
+    story = "the old man rowed out alone before dawn and said nothing to the boy"
+    (tmp_path / "p.txt").write_text("\n".join(f"{story} {i}" for i in range(3)))
+    with pytest.raises(DataError, match="no prompt is left for the split"):
+        prompts.load(section(path="p.txt"), tmp_path, 0)
+
+
+@pytest.mark.parametrize("n", [3, 4, 5, 7, 20])
+@pytest.mark.parametrize("shares", [(0.02, 0.94, 0.04), (0.2, 0.7, 0.1), (0.94, 0.03, 0.03), (0.1, 0.1, 0.8)])
+def test_every_split_that_is_asked_for_gets_a_group(n: int, shares: tuple[float, float, float]):
+    names = ("train", "validation", "test")
+    splits = prompts.split_groups([f"g{i}" for i in range(n)], SplitShares(**dict(zip(names, shares, strict=True))), 0)
+    assert set(splits.values()) == set(names) and len(splits) == n
+
+
+def test_a_csv_that_loses_text_is_refused(tmp_path: Path):
+    (tmp_path / "p.csv").write_text("prompt\nWrite a review, please\n")
+    with pytest.raises(DataError, match="more cells than the header"):
+        prompts.load(section(path="p.csv"), tmp_path, 0)
+    (tmp_path / "p.csv").write_bytes("prompt\nécrire\n".encode("cp1252"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        prompts.load(section(path="p.csv"), tmp_path, 0)
+    (tmp_path / "p.parquet").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        prompts.load(section(path="p.parquet"), tmp_path, 0)
+
+
+def test_a_line_separator_inside_a_prompt_does_not_cut_it(tmp_path: Path):
+    rows = [json.dumps({"prompt": f"one\u2028two {i}"}, ensure_ascii=False) for i in range(5)]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    found, _ = prompts.load(section(path="p.jsonl"), tmp_path, 0)
+    assert len(found) == 5 and all("\u2028" in p.text for p in found)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])

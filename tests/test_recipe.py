@@ -52,6 +52,12 @@ def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file
     assert "unknown placeholder {anwser}" in str(e.value) and "sft.push_to_hub is set by dsc itself" in str(e.value)
 
 
+@pytest.mark.parametrize("arms", ["[]", "[base, base]"])
+def test_arms_are_at_least_one_and_each_once(recipe_file: Path, arms: str):
+    with pytest.raises(ConfigError, match=r"evaluation\.arms"):
+        recipe.load(recipe_file, [f"evaluation.arms={arms}"])
+
+
 def test_a_name_is_a_packaged_recipe_and_a_path_a_file(recipe_file: Path):
     assert recipe.find("quickstart").name == "recipe.yaml"
     assert recipe.find(str(recipe_file)) == recipe_file and recipe.find(str(recipe_file.parent)) == recipe_file
@@ -82,6 +88,7 @@ def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_fo
         ("generation.top_p=0.5", "sampling"),
         ("reward.scorer=textblob", "sampling"),
         ("dataset.min_reward=0.5", "dataset"),
+        ("distill.processes=2", "distill"),
         ("evaluation.split=validation", "evaluation"),
         ("publish.private=false", "cards"),
     ],
@@ -92,7 +99,7 @@ def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: s
     assert next(s for s in recipe.STAGES if a[s] != b[s]) == first_changed
 
 
-@pytest.mark.parametrize("override", ["serving.concurrency=3", "serving.kv_cache_gib=1", "distill.processes=2"])
+@pytest.mark.parametrize("override", ["serving.concurrency=3", "serving.kv_cache_gib=1", "reward.batch_size=2"])
 def test_how_fast_the_work_is_done_changes_no_fingerprint(recipe_file: Path, override: str):
     assert recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY) == recipe.stage_fingerprints(
         recipe.load(recipe_file, [override]), IDENTITY

@@ -60,7 +60,7 @@ def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_key_is_on_no_command_line():
-    command = serving.vllm_command(Path("/m"), Serving(), 1, {}, 16, True)
+    command = serving.vllm_command(Path("/m"), Serving(), 1, {}, True)
     assert (
         "--api-key" not in command and serving.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
     )
@@ -78,11 +78,12 @@ print(args.max_model_len, args.enable_lora, args.max_lora_rank, args.enforce_eag
 
 def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "rank_pattern": {"q_proj": 24}}')
     for on_cpu, adapters, expected in [
-        (True, {"distilled": Path("/a")}, "2048 True 32 True False ['distilled']"),
+        (True, {"distilled": tmp_path}, "2048 True 32 True False ['distilled']"),
         (False, {}, "2048 None 16 False"),
     ]:
-        command = serving.vllm_command(tmp_path, Serving(), 8000, adapters, 24, on_cpu)
+        command = serving.vllm_command(tmp_path, Serving(), 8000, adapters, on_cpu)
         child = subprocess.run([sys.executable, "-c", PARSE, *command[3:]], capture_output=True, text=True, env=env)
         assert child.returncode == 0, child.stderr[-2000:]
         assert child.stdout.strip().splitlines()[-1].startswith(expected)

