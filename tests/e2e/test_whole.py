@@ -187,27 +187,45 @@ def test_the_second_time_everything_is_done_before_and_the_hub_is_left_as_it_is(
     assert time.monotonic() - started < 60
 
 
-def test_nothing_that_was_published_names_this_machine(place: Place):
-    for repo in (
-        "datasets/local/quickstart-dsc",
-        "models/local/quickstart-dsc-lora",
-        "models/local/smollm2-135m-instruct",
-    ):
-        assert (place.work.parent / "dsc" / "hub" / "repos" / repo).is_dir(), repo
-    secret = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
-    seen = 0
-    for path in [
-        *(place.run / "cards").rglob("*"),
-        *(place.run / "adapter").glob("*.json*"),
-        place.run / "metrics.json",
-    ]:
-        if path.is_file() and path.suffix in (".md", ".json", ".jsonl", ".jinja"):
-            text = path.read_text()
-            assert str(place.work.parent) not in text and secret not in text, path
-            seen += 1
-    assert seen >= 6
+def published(place: Place, repo: str) -> dict[str, bytes]:
+    """The files of a repo's head, from the embedded Hub's disk."""
+    hub = place.work.parent / "dsc" / "hub"
+    head = json.loads((hub / "repos" / repo / "refs.json").read_text())["heads"]["main"]
+    files = json.loads((hub / "repos" / repo / "commits" / f"{head}.json").read_text())["files"]
+    return {name: (hub / "blobs" / f["sha256"][:2] / f["sha256"]).read_bytes() for name, f in files.items()}
+
+
+REPOS = ("datasets/local/quickstart-dsc", "models/local/quickstart-dsc-lora", "models/local/smollm2-135m-instruct")
+
+
+def test_nothing_that_was_published_names_this_machine_or_the_token(place: Place):
+    secret = (place.work.parent / "dsc" / "hub" / "token").read_bytes().strip()
+    for repo in REPOS:
+        files = published(place, repo)
+        assert "README.md" in files and "manifest.json" in files and len(files) >= 6
+        for name, content in files.items():
+            assert str(place.work.parent).encode() not in content and secret not in content, (repo, name)
+            assert not name.endswith((".bin", ".pt", ".pkl")), name
     for path in (place.run / "log.txt", place.run / "run.json", place.run / "vllm.log"):
-        assert secret not in path.read_text()
+        assert secret not in path.read_bytes()
+
+
+def test_published_under_other_names_all_work_is_taken_over_and_the_adapter_names_the_other_base(place: Place):
+    names = ("publish.dataset=d2", "publish.adapter=a2", "publish.base=b2", "publish.license=mit")
+    again = place.start(
+        "-m", "dsc_hub", "run", "quickstart", *TINY, *names, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    for stage in ("prompts", "sampling", "dataset", "distill", "evaluation", "report"):
+        assert f"{stage}: taken over from" in output, stage
+    config = json.loads(published(place, "models/local/a2")["adapter_config.json"])
+    head = json.loads((place.work.parent / "dsc/hub/repos/models/local/b2/refs.json").read_text())["heads"]["main"]
+    assert (config["base_model_name_or_path"], config["revision"]) == ("local/b2", head)
+    card = published(place, "models/local/a2")["README.md"].decode()
+    assert "license: mit" in card and "local/d2" in card and "quickstart-dsc" not in card
+    assert len(list((place.work / "runs" / "quickstart").iterdir())) == 2
+    shutil.rmtree(max((place.work / "runs" / "quickstart").iterdir(), key=lambda p: p.stat().st_mtime))
 
 
 PULL = """
@@ -287,8 +305,9 @@ def test_the_recipe_in_the_dataset_repo_can_be_planned_from_the_hub(place: Place
 
 
 def test_the_adapter_names_a_base_that_others_can_load(place: Place):
-    config = json.loads((place.run / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "local/smollm2-135m-instruct"
+    config = json.loads(published(place, REPOS[1])["adapter_config.json"])
+    head = json.loads((place.work.parent / "dsc/hub/repos" / REPOS[2] / "refs.json").read_text())["heads"]["main"]
+    assert (config["base_model_name_or_path"], config["revision"]) == ("local/smollm2-135m-instruct", head)
 
 
 def test_a_wheel_brings_recipes_and_cards_and_runs_from_any_folder(place: Place, tmp_path: Path):
