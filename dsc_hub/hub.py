@@ -37,10 +37,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import disable_progress_bars
 
 from dsc_hub import __version__
 from dsc_hub.errors import HubError, disk_error
-from dsc_hub.progress import say
+from dsc_hub.progress import console, say
 from dsc_hub.runs import write_json
 
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
@@ -250,6 +251,8 @@ def push(
     )
     files = {**files, MANIFEST: manifest}
     what = f"{repo_type} '{repo}'"
+    if not console.is_terminal:
+        disable_progress_bars()
     with _as_hub_error(what, account.endpoint):
         api = account.api
         api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
@@ -341,3 +344,4 @@ def prepare_for_embedded() -> None:
     os.environ["HF_HUB_DISABLE_XET"] = "1"
     constants.HF_HUB_DISABLE_XET = True
     constants.HF_HUB_OFFLINE = False
+    disable_progress_bars()  # seconds, on this disk

@@ -112,6 +112,10 @@ def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = Fa
         return
     job.run.unfinish(stage)
     _forget_after(job, stage)
+    if stage == "sampling" and (
+        donor := job.run.adopt_rows(stage, job.fingerprints[stage], runs.siblings(job.runs, job.recipe.name))
+    ):
+        say(f"{stage}: going on from what {donor.name} had done of it")
     started = time.monotonic()
     result = _publish(job, account) if stage == "publish" else STAGE[stage](job)
     seconds = time.monotonic() - started

@@ -245,6 +245,23 @@ class Run:
             return donor.folder
         return None
 
+    def adopt_rows(self, stage: str, fingerprint: str, siblings: Iterable[Run]) -> Path | None:
+        """Copy the rows of a sibling that began the same stage and didn't finish it, if we have none; its folder, or None.
+
+        A recipe that is changed further down while it samples goes on from what is there.
+        """
+        names = STAGE_FILES[stage]
+        if any(self[name].exists() for name in names):
+            return None
+        for donor in siblings:
+            same = donor.facts.get("fingerprints", {}).get(stage) == fingerprint
+            if donor.folder != self.folder and same and donor[names[0]].is_file():
+                for name in names:
+                    if donor[name].is_file():  # it may be written to this moment: a torn last line is cut off later
+                        shutil.copy2(donor[name], self[name])
+                return donor.folder
+        return None
+
 
 def siblings(runs: Path, recipe_name: str) -> list[Run]:
     """All runs of a recipe under `runs`, the newest first."""

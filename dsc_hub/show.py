@@ -109,7 +109,7 @@ def _visible(text: str) -> str:
 
 def closing(job: Job, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
-    from dsc_hub.wording import closing_table, headline
+    from dsc_hub.wording import closing_table, count, headline
 
     metrics, facts = job.run.metrics, job.run.facts
     out.print()
@@ -125,7 +125,8 @@ def closing(job: Job, hub_port: int) -> None:
     if sampling:
         table.add_row(
             "speed",
-            f"{sampling['tokens_per_s']:.0f} new tokens/s while sampling ({sampling['new_tokens']:,} new, {sampling['prompt_tokens']:,} prompt tokens)",
+            f"{count(sampling['tokens_per_s'])} new tokens/s while sampling ({count(sampling['new_tokens'])} new, "
+            f"{count(sampling['prompt_tokens'])} prompt tokens)",
         )
     marker = job.run.marker("publish")
     embedded = job.recipe.publish.to == "local"

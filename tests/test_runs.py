@@ -119,6 +119,39 @@ def test_the_evaluation_of_another_adapter_is_not_taken_over(tmp_path: Path):
     assert old.take_over("evaluation", "e", [], [new]) is None
 
 
+def test_a_stage_that_another_run_began_is_gone_on_with(tmp_path: Path):
+    old, new, other = (a_run(tmp_path, n) for n in ("old", "new", "other"))
+    old.add_facts(fingerprints={"sampling": "f"})
+    other.add_facts(fingerprints={"sampling": "g"})
+    for run in (old, other):
+        run["turns.jsonl"].write_text('{"n": 1}\n{"n": 2')
+    assert new.adopt_rows("sampling", "f", siblings(tmp_path / "runs", "r")) == old.folder
+    rows = new.rows("turns.jsonl")
+    rows.append({"n": 3})
+    rows.close()
+    assert [r["n"] for r in new.rows("turns.jsonl")] == [1, 3] and old["turns.jsonl"].read_text().endswith('{"n": 2')
+    assert new.adopt_rows("sampling", "f", siblings(tmp_path / "runs", "r")) is None  # it has rows of its own
+
+
+def test_what_it_cost_is_summed_over_sessions_and_unknown_after_a_kill(tmp_path: Path):
+    run = a_run(tmp_path)
+    run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n' * 4)
+    run.note_session("sampling", 2.0, 30)
+    assert run.cost("sampling", "turns.jsonl") == {
+        "prompt_tokens": 20,
+        "new_tokens": 40,
+        "seconds": None,
+        "tokens_per_s": 15.0,
+    }
+    run.note_session("sampling", 1.0, 10)
+    assert run.cost("sampling", "turns.jsonl") == {
+        "prompt_tokens": 20,
+        "new_tokens": 40,
+        "seconds": 3.0,
+        "tokens_per_s": 13.3,
+    }
+
+
 def test_a_full_disk_is_the_users_error_and_a_bug_is_not(tmp_path: Path):
     run = a_run(tmp_path)
     os.symlink("/dev/full", run["turns.jsonl"])  # the kernel answers every write there with ENOSPC
