@@ -21,7 +21,6 @@ from markupsafe import Markup
 
 from dsc_hub import plots, wording
 from dsc_hub.errors import DataError
-from dsc_hub.progress import duration
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.records import SPLITS, Chain
 from dsc_hub.runs import Run, write_whole
@@ -111,12 +110,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    env.filters |= {
-        "number": wording.number,
-        "count": wording.count,
-        "percent": wording.percent,
-        "interval": wording.interval,
-        "duration": lambda s: duration(s) if wording.measured(s) else wording.ABSENT,
+    env.filters |= wording.FILTERS | {
         "fenced": fenced,
         "id": _vouched_id,
         "arm_name": wording.arm_name,

@@ -14,7 +14,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dsc_hub import plots, wording
-from dsc_hub.progress import duration
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.runs import Run, write_whole
 from dsc_hub.wording import Recorded
@@ -65,12 +64,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {
-        "number": wording.number,
-        "count": wording.count,
-        "percent": wording.percent,
-        "interval": wording.interval,
-        "duration": lambda s: duration(s) if wording.measured(s) else wording.ABSENT,
+    env.filters |= wording.FILTERS | {
         "shorten": _shorten,
     }
     return env

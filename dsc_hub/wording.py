@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsc_hub.errors import DataError
+from dsc_hub.progress import duration
 
 ABSENT = "–"
 ARM_NAMES = {"base": "base", "self_critique": "self-critique", "distilled": "distilled"}
@@ -121,6 +122,16 @@ def interval(estimate: Mapping[str, Any]) -> str:
     if not (measured(estimate["low"]) and measured(estimate["high"])):
         return f"{number(estimate['mean'])} (no interval: {reason or 'too few groups'})"
     return f"{number(estimate['mean'])} ({number(estimate['low'])} to {number(estimate['high'])})"
+
+
+# What templates call these by.
+FILTERS = {
+    "number": number,
+    "count": count,
+    "percent": percent,
+    "interval": interval,
+    "duration": lambda seconds: duration(seconds) if measured(seconds) else ABSENT,
+}
 
 
 def arm_name(arm: str) -> str:

@@ -21,7 +21,7 @@ from tests.scripted_server import make_server
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for this module: the packaged model is converted once."""
-    return Path(os.environ.get("DSC_TEST_HOME") or tmp_path_factory.mktemp("home"))
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
