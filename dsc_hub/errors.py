@@ -68,6 +68,6 @@ def disk_error(error: OSError) -> RunError | None:
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return RunError(f"no access{where}: {error.strerror}", "To write run folders elsewhere, use --runs FOLDER.")
-    if error.errno in (errno.EISDIR, errno.ENOTDIR):
-        return RunError(f"a file was expected{where}: {error.strerror}", "Check the path.")
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ENOENT) and error.filename:
+        return RunError(f"not a path that can be used{where[:200]}: {error.strerror}", "Check the path.")
     return None

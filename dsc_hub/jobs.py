@@ -37,7 +37,7 @@ class Job:
     command: str  # that does the whole of it, fit to be shown to others
 
     def prompts(self, *splits: str) -> list[Prompt]:
-        return [p for row in self.run.rows("prompts.jsonl") if (p := Prompt(**row)).split in splits]
+        return [p for p in self.run.rows("prompts.jsonl").as_type(lambda row: Prompt(**row)) if p.split in splits]
 
 
 def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
@@ -134,13 +134,11 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
 
 def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:
     """Full names of the repos to be written. Without an account yet, the owner is a placeholder."""
-    p = checked.publish
-    owner = owner or ("local" if p.to == "local" else "OWNER")
+    owner = owner or ("local" if checked.publish.to == "local" else "OWNER")
+    names = recipe.repo_names(checked)
     return {
         "owner": owner,
-        "dataset": f"{owner}/{p.dataset or checked.name + '-dsc'}",
-        "adapter": f"{owner}/{p.adapter or checked.name + '-dsc-lora'}",
-        "base": f"{owner}/{p.base}" if p.base else None,
+        **{kind: f"{owner}/{name}" if name else None for kind, name in names.items()},
     }
 
 
@@ -204,6 +202,9 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
                 "serving.endpoints: servers that already run don't have the adapter; "
                 "leave 'distilled' out of evaluation.arms, or leave serving.endpoints empty"
             )
+    most = max(machine.cores(), len(machine.gpus()))
+    if job.recipe.distill.processes > most:
+        problems.append(f"distill.processes: {job.recipe.distill.processes} is more than this machine can run: {most}")
     if not job.run.is_done("distill", job.fingerprints["distill"]):
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:

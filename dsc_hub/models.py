@@ -51,7 +51,7 @@ def identify(section: Model) -> BaseModel:
     if section.source.startswith("package:"):
         return _identify_package(section)
     if is_folder(section.source):
-        folder = Path(section.source).expanduser()
+        folder = _expanded(section.source)
         _check_folder(folder)
         return BaseModel(section.source, folder.name, folder_hash(folder), section.license, "from a local folder")
     from dsc_hub import hub
@@ -70,7 +70,7 @@ def materialize(model: BaseModel, weights: bool = True) -> Path:
     if model.source.startswith("package:"):
         folder = _dequantised(model)
     elif is_folder(model.source):
-        folder = Path(model.source).expanduser().resolve()
+        folder = _expanded(model.source).resolve()
     else:
         from dsc_hub import hub
 
@@ -92,7 +92,14 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def is_folder(source: str) -> bool:
-    return source.startswith(("/", ".", "~")) or Path(source).is_dir()
+    return source.startswith(("/", ".", "~")) or (len(source) < 255 and Path(source).is_dir())
+
+
+def _expanded(source: str) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        raise ModelError(f"model folder {source} not found: there is no such user") from None
 
 
 def _check_folder(folder: Path, weights: bool = True) -> None:
@@ -140,7 +147,10 @@ def _identify_package(section: Model) -> BaseModel:
 
 def _gguf_of(package: str) -> Path:
     """The one GGUF file of an installed package; the package itself is never imported."""
-    spec = importlib.util.find_spec(package.replace("-", "_"))
+    try:
+        spec = importlib.util.find_spec(package.replace("-", "_"))
+    except ValueError:  # a module that is no package
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"package '{package}' is not installed",

@@ -27,6 +27,7 @@ from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
 
 Result = dict[str, Any]
+WEIGHTS = "adapter_model.safetensors"
 WORTH_REMEMBERING = 1000  # new tokens; a speed measured on fewer says little
 
 
@@ -245,7 +246,13 @@ def _dataset(job: Job) -> Result:
     from dsc_hub import dataset, sampling
 
     found = {p.id: p for p in job.prompts(*SPLITS)}
-    counts = dataset.build(job.run, job.recipe, found, sampling.read_chains(job.run))
+    chains = sampling.read_chains(job.run)
+    if len(chains) != (finished := job.run.marker("sampling")["result"]["finished"]):
+        raise RunError(
+            f"{job.run['chains.jsonl']} holds {len(chains)} chains, and {finished} were finished",
+            f"Remove {job.run['sampling.done.json']} and run again: only what is missing is sampled.",
+        )
+    counts = dataset.build(job.run, job.recipe, found, chains)
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
     say(
         f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  dropped: {dropped} -> {job.run['dataset']}"
@@ -256,7 +263,8 @@ def _dataset(job: Job) -> Result:
 def _distill(job: Job) -> Result:
     from dsc_hub import launcher
 
-    return launcher.launch(job.run)
+    result = launcher.launch(job.run)
+    return result | {"adapter_sha256": machine.file_hash(job.run["adapter"] / WEIGHTS)}
 
 
 def _evaluation(job: Job) -> Result:
@@ -302,7 +310,7 @@ def _evaluation(job: Job) -> Result:
         " (it was trained on the NF4-quantised base)" if quantised else ""
     )
     evaluation.write_answers(job.run, answers, e.split)
-    weights = job.run["adapter"] / "adapter_model.safetensors" if adapters else None
+    weights = job.run["adapter"] / WEIGHTS if adapters else None
     job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, weights))
     say(
         f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}"
@@ -327,6 +335,12 @@ def _cards(job: Job) -> Result:
 def _publish(job: Job, account: Any) -> Result:
     from dsc_hub import cards, publish
 
+    trained = job.run.marker("distill")["result"]["adapter_sha256"]
+    if machine.file_hash(job.run["adapter"] / WEIGHTS) != trained:
+        raise RunError(
+            f"{job.run['adapter'] / WEIGHTS} is not what was trained and evaluated: its hash has changed",
+            f"Remove {job.run['distill.done.json']} and run again.",
+        )
     job.run.add_facts(repos=job.run.facts["repos"] | {"endpoint": account.endpoint})
     return publish.publish(
         job.run,

@@ -45,6 +45,13 @@ def load(section: Prompts, base: Path, seed: int) -> tuple[list[Prompt], dict[st
             f"{base / str(source)} holds no prompts",
             "Write one prompt a line, or name the right column with prompts.column.",
         )
+    for text, _ in rows:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"a prompt holds half a character (a lone surrogate): {text[:50]!r}", "Mend or remove it."
+            ) from None
     seen: dict[str, tuple[str, str]] = {}
     for text, group in rows:
         seen.setdefault(_normal(text), (text, group))

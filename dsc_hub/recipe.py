@@ -58,7 +58,7 @@ def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Model(Section):
@@ -99,6 +99,8 @@ class Prompts(Section):
     def _one_source(self) -> Prompts:
         if (self.path is None) == (not self.templates):
             raise ValueError("give either path, or templates with values")
+        if missing := [t for t in self.templates if "{value}" not in t]:
+            raise ValueError(f"template has no {{value}}: '{missing[0][:60]}'")
         if self.templates and not self.values:
             raise ValueError("templates need values: the file that lists what goes into {value}")
         return self
@@ -164,7 +166,7 @@ class Distill(Section):
     sft: dict[str, Any] = {}
     lora: dict[str, Any] = {}
     quantization: dict[str, Any] = {}
-    processes: int = Field(1, ge=1)
+    processes: int = Field(1, ge=1, le=1024)
 
     @model_validator(mode="after")
     def _not_ours(self) -> Distill:
@@ -206,11 +208,21 @@ class Publish(Section):
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
     language: str = "en"
 
+    @model_validator(mode="after")
+    def _names(self) -> Publish:
+        for key in ("owner", "dataset", "adapter", "base"):
+            name = getattr(self, key)
+            if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII):
+                raise ValueError(
+                    f"{key}: a name has letters, digits, '-', '_' and '.', at most 96, no owner; got {name[:99]!r}"
+                )
+        return self
+
 
 class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     model: Model
     prompts: Prompts
     chain: ChainSection
@@ -226,6 +238,16 @@ class Recipe(Section):
         {},
         description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
     )
+
+
+def repo_names(recipe: Recipe) -> dict[str, str | None]:
+    """Names, without owner, of the repos that a recipe publishes: dataset, adapter and (or None) base."""
+    p = recipe.publish
+    return {
+        "dataset": p.dataset or f"{recipe.name}-dsc",
+        "adapter": p.adapter or f"{recipe.name}-dsc-lora",
+        "base": p.base,
+    }
 
 
 def packaged_folder(name: str) -> Path:
@@ -271,6 +293,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start})") from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as e:  # what YAML takes for a date or a number and is none, or no end of brackets
+        raise ConfigError(f"{path}: not valid YAML: {e}", "Put that value into quotes.") from None
     if not isinstance(data, dict):
         raise ConfigError(
             f"{path}: expected a mapping of sections, got {type(data).__name__}",
@@ -281,6 +308,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
         problems += [_explain(err) for err in e.errors()]
+    else:
+        names = repo_names(recipe)
+        if names["base"] == names["adapter"]:
+            problems.append(f"publish: adapter and base are both '{names['base']}'; they need a repo each")
+        try:
+            digest(recipe.model_dump(mode="json"))
+        except (UnicodeError, ValueError):
+            problems.append("a text holds characters that can't be written as UTF-8")
     if problems:
         n = len(problems)
         raise ConfigError(f"{path} has {n} problem{'s' * (n > 1)}", problems=problems)
@@ -294,7 +329,7 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
         return f"override '{override}': expected key.sub=value"
     try:
         value = yaml.safe_load(raw)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return f"override '{override}': the value is not valid YAML; quote it"
     node, (*parents, last) = data, key.strip().split(".")
     for part in parents:

@@ -15,17 +15,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dsc_hub.errors import RunError
 
-# What each stage leaves behind: taken over by another run whose stage has the same fingerprint.
+T = TypeVar("T")
+
+# What each stage leaves behind, the file without which it isn't done first: taken over by another run whose stage has the same fingerprint.
 STAGE_FILES: dict[str, tuple[str, ...]] = {
     "prompts": ("prompts.jsonl",),
-    "sampling": ("turns.jsonl", "chains.jsonl", "failed.jsonl", "sessions.jsonl"),
+    "sampling": ("chains.jsonl", "turns.jsonl", "failed.jsonl", "sessions.jsonl"),
     "dataset": ("dataset/sft", "dataset/preference", "dataset/chains"),
     "distill": ("adapter",),
     "evaluation": ("evaluation", "dataset/evaluation"),
@@ -46,6 +48,16 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """`read_json`, and RunError if the value is no JSON object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{path} is damaged: expected an object", "Move the whole run folder away and run the recipe again."
+        )
+    return value
+
+
 def read_json(path: Path) -> Any:
     """The file's value; RunError with the file's name if it is missing or not JSON."""
     try:
@@ -55,9 +67,7 @@ def read_json(path: Path) -> Any:
             f"{path} is missing", "Run the stage that writes it, or the whole recipe with `dsc run`."
         ) from None
     except ValueError as e:
-        raise RunError(
-            f"{path} is damaged: {e}", "Move it away and run the recipe again; finished rows are kept."
-        ) from None
+        raise RunError(f"{path} is damaged: {e}", "Move the whole run folder away and run the recipe again.") from None
 
 
 class Rows:
@@ -66,6 +76,17 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
+
+    def as_type(self, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+        """The rows as what they stand for; RunError for one that isn't."""
+        for number, row in enumerate(self, 1):
+            try:
+                yield make(row)
+            except (KeyError, TypeError, AttributeError):
+                raise RunError(
+                    f"{self.path} line {number} is damaged",
+                    "Remove that line and the stage's .done.json; its work is done again.",
+                ) from None
 
     def append(self, row: Mapping[str, Any]) -> None:
         if self._fd is None:
@@ -91,7 +112,8 @@ class Rows:
                     yield json.loads(line)
                 except ValueError:
                     raise RunError(
-                        f"{self.path} line {number} is damaged", "Remove that line; its work is done again."
+                        f"{self.path} line {number} is damaged",
+                        "Remove that line and the stage's .done.json; its work is done again.",
                     ) from None
 
     def close(self) -> None:
@@ -131,21 +153,23 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What run.json recorded at the start: recipe, identities, versions, hardware."""
-        return read_json(self["run.json"])
+        return read_object(self["run.json"])
 
     def add_facts(self, **facts: Any) -> None:
-        old = read_json(self["run.json"]) if self["run.json"].is_file() else {}
+        old = self.facts if self["run.json"].is_file() else {}
         write_json(self["run.json"], old | facts)
 
     # -- finish markers
 
     def marker(self, stage: str) -> dict[str, Any] | None:
         path = self[f"{stage}.done.json"]
-        return read_json(path) if path.is_file() else None
+        return read_object(path) if path.is_file() else None
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
+        """Is there a marker of this very work, and is what it speaks of still there?"""
         marker = self.marker(stage)
-        return marker is not None and marker["fingerprint"] == fingerprint
+        here = all(self[name].exists() for name in STAGE_FILES.get(stage, ())[:1])
+        return marker is not None and marker.get("fingerprint") == fingerprint and here
 
     def finish(self, stage: str, fingerprint: str, seconds: float, result: Mapping[str, Any]) -> None:
         """Write the stage's marker: the last thing a stage does."""
@@ -167,7 +191,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return read_json(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": 1}
+        return read_object(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": 1}
 
     def add_metrics(self, section: str, numbers: Mapping[str, Any]) -> None:
         write_json(self["metrics.json"], self.metrics | {section: dict(numbers)})
@@ -255,7 +279,7 @@ class Run:
             return None
         for donor in siblings:
             same = donor.facts.get("fingerprints", {}).get(stage) == fingerprint
-            if donor.folder != self.folder and same and donor[names[0]].is_file():
+            if donor.folder != self.folder and same and donor["turns.jsonl"].is_file():
                 for name in names:
                     if donor[name].is_file():  # it may be written to this moment: a torn last line is cut off later
                         shutil.copy2(donor[name], self[name])

@@ -178,7 +178,7 @@ def run_with_line(
 
 def read_chains(run: Run, name: str = "chains.jsonl") -> list[Chain]:
     """All finished chains, in the order of their keys: the order of finishing is an accident of timing."""
-    return sorted((Chain.from_row(row) for row in run.rows(name)), key=lambda c: c.key)
+    return sorted(run.rows(name).as_type(Chain.from_row), key=lambda c: c.key)
 
 
 def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         when = (
             f"at most {duration(seconds)} at {e['tokens_per_s_measured_here']:.0f} tokens/s (measured here)"
             if seconds is not None
-            else "time unknown: this model was never sampled on this machine (`dsc try` measures it)"
+            else "time unknown: too little of this model was sampled here yet (`dsc try -n 16` measures it)"
         )
         table.add_row(
             stage, f"{e['requests'][stage]} requests, at most {e['new_tokens_at_most'][stage]:,} new tokens; {when}"

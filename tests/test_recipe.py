@@ -111,3 +111,37 @@ def test_another_model_or_other_prompt_files_change_everything_from_there(recipe
     a = recipe.stage_fingerprints(r, IDENTITY)
     assert recipe.stage_fingerprints(r, IDENTITY | {"model": "x"})["sampling"] != a["sampling"]
     assert recipe.stage_fingerprints(r, IDENTITY | {"prompts": "x"})["prompts"] != a["prompts"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataset.min_reward=.nan",
+        "generation.temperature=.inf",
+        "seed=4294967296",
+        "publish.dataset=a/b",
+        "publish.adapter=x y",
+    ],
+)
+def test_values_that_would_only_fail_later_are_refused(recipe_file: Path, override: str):
+    with pytest.raises(ConfigError):
+        recipe.load(recipe_file, [override])
+
+
+def test_adapter_and_base_need_a_repo_each(recipe_file: Path):
+    with pytest.raises(ConfigError, match="adapter and base are both 'y'"):
+        recipe.load(recipe_file, ["publish.adapter=y", "publish.base=y"])
+
+
+@pytest.mark.parametrize(
+    "line", ["name: 2026-99-99", "seed: !!int abc", "x: " + "[" * 5000, 'description: "\\ud800 hi"']
+)
+def test_yaml_that_breaks_the_parser_or_the_writer_is_one_error(recipe_file: Path, line: str):
+    recipe_file.write_text(RECIPE + line + "\n" if "name" not in line else RECIPE.replace("name: little", line))
+    with pytest.raises(ConfigError):
+        recipe.load(recipe_file)
+
+
+def test_a_template_without_its_placeholder_is_told(recipe_file: Path):
+    with pytest.raises(ConfigError, match="template has no {value}: 'Write something'"):
+        recipe.load(recipe_file, ["prompts.templates=[Write something]"])

@@ -59,8 +59,11 @@ def test_rows_keep_any_text_in_one_line(tmp_path: Path):
 def test_a_marker_counts_only_with_its_fingerprint(tmp_path: Path):
     run = a_run(tmp_path)
     assert not run.is_done("sampling", "f1")
+    run["chains.jsonl"].write_text("")
     run.finish("sampling", "f1", 1.5, {"result": {"chains": 3}})
     assert run.is_done("sampling", "f1") and not run.is_done("sampling", "f2")
+    run["chains.jsonl"].unlink()
+    assert not run.is_done("sampling", "f1")  # what it speaks of is gone
     assert run.marker("sampling")["result"] == {"chains": 3} and not list(run.folder.glob("*.part"))
 
 
@@ -167,3 +170,24 @@ def test_metrics_sections_stand_side_by_side(tmp_path: Path):
     run.add_metrics("a", {"n": 1})
     run.add_metrics("b", {"n": 2})
     assert json.loads(run["metrics.json"].read_text()) == {"schema": 1, "a": {"n": 1}, "b": {"n": 2}}
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "", "{broken"])
+def test_a_damaged_marker_or_run_json_is_one_line_and_names_the_file(tmp_path: Path, content: str):
+    run = a_run(tmp_path)
+    run["sampling.done.json"].write_text(content)
+    with pytest.raises(RunError, match="sampling.done.json is damaged"):
+        run.is_done("sampling", "f")
+    run["run.json"].write_text(content)
+    with pytest.raises(RunError, match="run.json is damaged"):
+        run.add_facts(x=2)
+
+
+def test_a_row_of_another_kind_is_an_error_that_names_its_line(tmp_path: Path):
+    from dsc_hub.sampling import read_chains
+
+    run = a_run(tmp_path)
+    for row in ('{"a": 1}', "3"):
+        run["chains.jsonl"].write_text(row + "\n")
+        with pytest.raises(RunError, match="line 1 is damaged"):
+            read_chains(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def identify(section: Reward | None) -> str:
         from dsc_hub.models import folder_hash
 
         return f"{section.metric}/{Path(section.scorer).name} (local folder {folder_hash(Path(section.scorer))[:12]})"
+    if "/" not in section.scorer:
+        close = difflib.get_close_matches(section.scorer, PACKAGED, n=1)
+        raise MetricError(
+            f"there is no scorer '{section.scorer}'" + (f"; did you mean '{close[0]}'?" if close else ""),
+            f"Packaged: {', '.join(PACKAGED)}; a model of the Hub is ORG/NAME.",
+        )
     from dsc_hub import hub
 
     return f"{section.metric}/{section.scorer}@{hub.model_info(section.scorer, section.revision).commit}"
