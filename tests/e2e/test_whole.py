@@ -228,6 +228,22 @@ def test_published_under_other_names_all_work_is_taken_over_and_the_adapter_name
     shutil.rmtree(max((place.work / "runs" / "quickstart").iterdir(), key=lambda p: p.stat().st_mtime))
 
 
+def test_an_adapter_that_is_not_the_one_that_was_evaluated_is_not_published(place: Place):
+    weights = place.run / "adapter" / "adapter_model.safetensors"
+    good = weights.read_bytes()
+    before = published(place, REPOS[1])
+    weights.write_bytes(b"garbage")
+    try:
+        again = place.start(
+            "-m", "dsc_hub", "publish", "quickstart", *TINY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output, _ = again.communicate(timeout=200)
+    finally:
+        weights.write_bytes(good)
+    assert again.returncode == 2 and "its hash has changed" in output and "Traceback" not in output, output
+    assert published(place, REPOS[1]) == before
+
+
 PULL = """
 import json, sys
 from datasets import load_dataset
