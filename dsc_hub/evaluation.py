@@ -20,6 +20,7 @@ from dsc_hub.chain import Message, Texts, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import defect_of
+from dsc_hub.machine import file_hash
 from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Chain, Prompt, Score, Turn
@@ -236,8 +237,7 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
         known: dict[str, list[str]] = read_json(ledger) if ledger.is_file() else {}
         scored = set(known.get(test_set, ()))
         if adapter is not None:
-            with adapter.open("rb") as file:
-                scored.add(hashlib.file_digest(file, "sha256").hexdigest())
+            scored.add(file_hash(adapter))
         known[test_set] = sorted(scored)
         write_json(ledger, known)
     return {"id": test_set, "adapters_scored": len(scored)}

@@ -41,6 +41,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from dsc_hub import __version__
 from dsc_hub.errors import HubError, disk_error
+from dsc_hub.machine import file_hash
 from dsc_hub.progress import console, say
 from dsc_hub.runs import write_json
 
@@ -245,7 +246,7 @@ def push(
             "made_by": "dsc_hub",
             "version": __version__,
             "files": {
-                path: {"sha256": _sha256(file), "size": file.stat().st_size} for path, file in sorted(files.items())
+                path: {"sha256": file_hash(file), "size": file.stat().st_size} for path, file in sorted(files.items())
             },
         },
     )
@@ -299,7 +300,7 @@ def _same(there: RepoFile | None, file: Path) -> bool:
     """Does the Hub hold this very file? By the hash the Hub reports: SHA-256 for large files, git's blob id for small."""
     if there is None or there.size != file.stat().st_size:
         return False
-    return there.lfs.sha256 == _sha256(file) if there.lfs else there.blob_id == _git_blob(file)
+    return there.lfs.sha256 == file_hash(file) if there.lfs else there.blob_id == _git_blob(file)
 
 
 def _manifest(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> dict[str, Any] | None:
@@ -323,11 +324,6 @@ def _ours(api: HfApi, repo_type: str, repo: str, revision: str, there: Collectio
 def _listed_before(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> list[str]:
     """The files that our manifest in the repo names: those an earlier push brought."""
     return list((_manifest(api, repo_type, repo, revision, there) or {}).get("files", {}))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _git_blob(file: Path) -> str:

@@ -40,7 +40,6 @@ class Tally:
     proposals: int = 0
     unscored: int = 0
     new_tokens: int = 0
-    prompt_tokens: int = 0
     reused_turns: int = 0
     failures_in_a_row: int = 0
     meter: Meter = field(init=False)
@@ -102,7 +101,6 @@ async def sample(
         turn = Turn(prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
         turns.append(asdict(turn))
         tally.new_tokens += c.new_tokens
-        tally.prompt_tokens += c.prompt_tokens
         tally.meter.done += 1
         show(tally.line())
         return turn
@@ -164,16 +162,12 @@ async def in_flight(jobs: Iterable[Callable[[], Awaitable[Any]]], most: int) -> 
         await asyncio.gather(*running, *done, return_exceptions=True)
 
 
-def run_with_line(
+async def run_with_line(
     run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: Complete, score: ScoreText, prefix: str = ""
-) -> Any:
-    """`sample` with the moving line on the terminal, as a coroutine."""
-
-    async def work() -> Tally:
-        with moving_line() as line:
-            return await sample(run, recipe, prompts, complete, score, prefix=prefix, show=line.show)
-
-    return work()
+) -> Tally:
+    """`sample` with the moving line on the terminal."""
+    with moving_line() as line:
+        return await sample(run, recipe, prompts, complete, score, prefix=prefix, show=line.show)
 
 
 def read_chains(run: Run, name: str = "chains.jsonl") -> list[Chain]:
