@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from dsc_hub import plots, wording
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import packaged_folder
+from dsc_hub.recipe import SCORERS, packaged_folder
 from dsc_hub.records import SPLITS, Chain
 from dsc_hub.runs import Run, write_whole
 from dsc_hub.serving import max_lora_rank
@@ -69,7 +69,9 @@ def build(run: Run) -> dict[str, list[str]]:
         "model": wording.model_name(facts.model),
         "arms": wording.arm_rows(metrics),
         "differences": wording.difference_rows(metrics),
-        "verdict": wording.headline(metrics),
+        "verdict": " ".join(filter(None, (wording.claim_sentence(metrics), wording.headline(metrics)))),
+        "criteria": wording.claim_rows(metrics),
+        "blind": wording.blind_lines(metrics),
         "caveats": wording.caveats(facts, metrics),
         "reasons": plots.rejection_reasons(metrics.sampling.steps),
         "chains": _example_chains(run),
@@ -214,7 +216,7 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
     evaluation = metrics.evaluation
     if "distilled" not in evaluation.arms:
         return []
-    arm, metric = evaluation.arms.distilled, {"reward": facts.recipe.reward, "second": facts.recipe.second_scorer}
+    arm = evaluation.arms.distilled
     return [
         EvalResult(
             task_type="text-generation",
@@ -223,12 +225,12 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
             dataset_config="evaluation",
             dataset_split=evaluation.split,
             dataset_revision=facts.repos.get("dataset_revision"),
-            metric_type=metric[s].metric,
+            metric_type=facts.recipe[SCORERS[s]].metric,
             metric_name=evaluation.scores[s].name,
             metric_value=arm[s].mean,
         )
-        for s in ("reward", "second")
-        if s in evaluation.scores and wording.measured(arm[s].mean)
+        for s in wording.score_names(evaluation)
+        if wording.measured(arm[s].mean)
     ]
 
 

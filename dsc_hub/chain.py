@@ -1,6 +1,6 @@
 """One self-critique chain. Answers a prompt, criticises the answer, revises it, and keeps the revision if it is clean,
-scored, and the acceptance rule says so. Does not know where text comes from or how it is scored: both are handed in, and
-so are the dice. arXiv:2312.01957.
+scored, and the acceptance rule says so. Does not know where text comes from, what is clean or how it is scored: all three
+are handed in, and so are the dice. arXiv:2312.01957.
 
     x0 ~ p(x|c)      then, step by step:  z ~ p(z|x,c),  x' ~ p(x|z,x,c),  x <- x' or stay
 """
@@ -13,12 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from dsc_hub.acceptance import Rule
+from dsc_hub.hygiene import Finding
 from dsc_hub.records import Chain, Prompt, Role, Score, Step, Turn
 
 Message = dict[str, str]
 Generate = Callable[[list[Message], Prompt, int, int, Role], Awaitable[Turn]]  # messages, prompt, chain, step, role
 ScoreText = Callable[[str], Awaitable[Score]]
-Defect = Callable[[str, str, str], str]  # text, finish_reason, critique -> reason or ""
+Inspect = Callable[[Turn, Prompt, str], Finding]  # what was written, for which prompt, after which critique ("": none)
 Dice = Callable[[str, int, int], float]  # prompt id, chain, step -> u in [0, 1)
 
 NOT_BETTER = "not accepted by the rule"
@@ -38,7 +39,7 @@ def dice_of(run_seed: int) -> Dice:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What the model is asked: the system message if any, and the two requests with {prompt} and {answer} to fill in."""
+    """What the model is asked: the system message if any, and the two requests with {prompt}, {answer} and {group}."""
 
     critique: str
     revision: str
@@ -49,9 +50,9 @@ class Texts:
         return [*system, {"role": "user", "content": prompt}]
 
     @staticmethod
-    def fill(template: str, prompt: str, answer: str) -> str:
-        """Both placeholders at once, so that braces in a prompt or in model text are never taken for placeholders."""
-        parts = {"{prompt}": prompt, "{answer}": answer}
+    def fill(template: str, prompt: Prompt, answer: str) -> str:
+        """All placeholders at once, so that braces in a prompt or in model text are never taken for placeholders."""
+        parts = {"{prompt}": prompt.text, "{answer}": answer, "{group}": prompt.group}
         out, rest = "", template
         while rest:
             at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(-1, ""))
@@ -71,7 +72,7 @@ async def run_chain(
     score: ScoreText,
     rule: Rule,
     dice: Dice,
-    defect: Defect,
+    inspect: Inspect,
 ) -> Chain:
     """Run one chain of `steps` critiques and revisions and return it whole.
 
@@ -80,32 +81,32 @@ async def run_chain(
     """
     opening = texts.opening(prompt.text)
     first = await generate(opening, prompt, number, 0, "answer")
-    first_defect = defect(first.text, first.finish_reason, "")
-    first_score = await score(first.text)
-    state = first.text
-    current = -math.inf if first_defect or first_score.value is None else first_score.value
+    found = inspect(first, prompt, "")
+    first_score = await score(found.text)
+    state = found.text
+    current = -math.inf if found.defect or first_score.value is None else first_score.value
     done: list[Step] = []
     for i in range(1, steps + 1):
         asked = [
             *opening,
             {"role": "assistant", "content": state},
-            {"role": "user", "content": texts.fill(texts.critique, prompt.text, state)},
+            {"role": "user", "content": texts.fill(texts.critique, prompt, state)},
         ]
         critique = await generate(asked, prompt, number, i, "critique")
         asked = [
             *asked,
             {"role": "assistant", "content": critique.text},
-            {"role": "user", "content": texts.fill(texts.revision, prompt.text, state)},
+            {"role": "user", "content": texts.fill(texts.revision, prompt, state)},
         ]
         revision = await generate(asked, prompt, number, i, "revision")
-        reason = defect(revision.text, revision.finish_reason, critique.text)
-        proposed = await score(revision.text)
-        rejected = reason
+        proposal = inspect(revision, prompt, critique.text)
+        proposed = await score(proposal.text)
+        rejected = proposal.defect
         if not rejected and proposed.value is None:
             rejected = UNSCORED
         elif not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
             rejected = NOT_BETTER
         if not rejected:
-            state, current = revision.text, proposed.value
-        done.append(Step(i, critique.text, revision.text, proposed, reason, rejected))
-    return Chain(prompt.id, number, first.text, first_score, first_defect, tuple(done))
+            state, current = proposal.text, proposed.value
+        done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw))
+    return Chain(prompt.id, number, found.text, first_score, found.defect, tuple(done), found.raw)

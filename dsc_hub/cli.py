@@ -159,6 +159,57 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int) -> Non
     show.chains(job.recipe, *pipeline.try_out(job, count))
 
 
+def run_verb(f: Callable[..., None]) -> Callable[..., None]:
+    """A verb that takes RUN and --runs."""
+    f = click.option(
+        "--runs",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("runs"),
+        show_default=True,
+        help="Folder that holds the run folders.",
+    )(f)
+    return cli.command()(click.argument("reference", metavar="RUN")(f))
+
+
+@run_verb
+def check(reference: str, runs: Path) -> None:
+    """Say whether "distilled is better than its base" may be claimed of RUN; exit code 1 if not.
+
+    RUN is a run folder, or a recipe's name for its newest run.
+    """
+    from dsc_hub import show
+    from dsc_hub.runs import find
+
+    if not show.claim(find(reference, runs)):
+        sys.exit(1)
+
+
+@run_verb
+@click.option("-n", "count", type=click.IntRange(1), default=30, show_default=True, help="How many prompts at most.")
+@click.option("--judge", default="anonymous", show_default=True, help="Who judges; stays in the run folder.")
+def blind(reference: str, runs: Path, count: int, judge: str) -> None:
+    """Judge pairs of answers, base and distilled, without knowing which is which.
+
+    RUN is a run folder, or a recipe's name for its newest run.
+    """
+    from dsc_hub.blind import compare
+    from dsc_hub.runs import find
+
+    compare(find(reference, runs), count, judge)
+
+
+@run_verb
+def chat(reference: str, runs: Path) -> None:
+    """Talk to base and distilled at once, side by side.
+
+    RUN is a run folder, or a recipe's name for its newest run.
+    """
+    from dsc_hub.chat import chat
+    from dsc_hub.runs import find
+
+    chat(find(reference, runs))
+
+
 @cli.command()
 def schema() -> None:
     """Print the JSON schema of recipes (for editors)."""

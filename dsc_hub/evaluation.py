@@ -1,7 +1,7 @@
 """Base, self-critique and distilled on the same held-out prompts with the same seeds: answers in, a table out.
 
 The base's answers are the first answers of the self-critique chains (the very same requests), so they are asked for once.
-Base and adapter are served by one process, the adapter unmerged.
+Base and adapter are served by one process, the adapter unmerged, and asked one after the other.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import stats
+from dsc_hub import claim, stats
 from dsc_hub.chain import Message, Texts, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
-from dsc_hub.hygiene import defect_of
+from dsc_hub.hygiene import inspect
 from dsc_hub.machine import file_hash
 from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import Recipe
@@ -39,6 +39,7 @@ ANSWERS = pa.schema(
         ("text", pa.string()),
         ("reward", pa.float64()),
         ("second", pa.float64()),
+        ("third", pa.float64()),
         ("unscored_reason", pa.string()),
         ("finish_reason", pa.string()),
         ("new_tokens", pa.int64()),
@@ -52,7 +53,8 @@ async def generate_arms(
 ) -> dict[str, float | None]:
     """Write the turns of all arms under evaluation/; seconds spent on each (None where an earlier session did a part).
 
-    What is there already is not asked for again.
+    What is there already is not asked for again. One arm after the other: on a CPU vLLM lets an adapter leak into requests
+    to the base that share a batch with it (vllm-project/vllm#48421).
     """
     run["evaluation"].mkdir(exist_ok=True)
     seconds: dict[str, float | None] = {}
@@ -109,6 +111,12 @@ async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete
 def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """One row a prompt and arm, without scores: text, how it ended, and all new tokens it cost."""
     by_id = {p.id: p for p in prompts}
+    # What the arms wrote is looked at as it is: stripping belongs to the chain.
+    rules = recipe.hygiene.model_copy(update={"meta_talk": "reject"})
+
+    def defect(turn: Turn) -> str:
+        return inspect(turn.text, turn.finish_reason, by_id[turn.prompt_id], "", rules).defect
+
     out = []
     for arm in recipe.evaluation.arms:
         if arm == "self_critique":
@@ -124,9 +132,9 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[st
         else:
             turns = (Turn(**row) for row in run.rows(_turns_file(arm)))
             found = [
-                (t.prompt_id, t.text, t.finish_reason, t.new_tokens, defect_of(t.text, t.finish_reason))
+                (t.prompt_id, t.text, t.finish_reason, t.new_tokens, defect(t))
                 for t in turns
-                if t.role == "answer"
+                if t.role == "answer" and t.prompt_id in by_id
             ]
         out += [
             {
@@ -150,8 +158,8 @@ def _state_key(chain: Chain) -> tuple[str, int, str]:
 
 
 def score_answers(answers: list[dict[str, Any]], scorers: Scorers) -> None:
-    """Add `reward` and `second` (None if unscored or without a second scorer) and `unscored_reason` to the rows."""
-    for name in ("reward", "second"):
+    """Add `reward`, `second` and `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
+    for name in ("reward", "second", "third"):
         scores = (
             scorers[name]([a["text"] for a in answers])
             if name in scorers
@@ -188,6 +196,7 @@ def summarise(
         f"{arm} - {first}": {name: _paired(by_arm[arm], by_arm[first], name, confidence) for name in names}
         for arm in others
     }
+    compared = {"base", "distilled"} <= set(by_arm) and first == "base"
     return {
         "split": recipe.evaluation.split,
         "confidence": confidence,
@@ -195,6 +204,7 @@ def summarise(
         "groups": len({p.group for p in prompts}),
         "arms": arms,
         "differences": differences,
+        "claim": claim.judge(answers, prompts, differences["distilled - base"], {}) if compared else None,
     }
 
 

@@ -51,9 +51,7 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job
     ways = {
         "model": lambda: models.identify(checked.model),
         "prompts": lambda: prompts.content_hash(checked.prompts, path.parent),
-        "reward": lambda: metrics.identify(checked.reward),
-        "second_scorer": lambda: metrics.identify(checked.second_scorer),
-    }
+    } | {key: lambda key=key: metrics.identify(getattr(checked, key)) for key in recipe.SCORERS.values()}
     found: dict[str, Any] = {}
     errors: dict[str, DscError] = {}
     for name, way in ways.items():
@@ -115,9 +113,8 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     pulled = recipe.load(path)
     files = [(f"prompts.{k}", v) for k in ("path", "values") if (v := getattr(pulled.prompts, k))]
     problems = [f"{key}: '{v}' is not a file beside the recipe" for key, v in files if not _FILE_NAME.fullmatch(v)]
-    local = {"model.source": pulled.model.source, "reward.scorer": pulled.reward.scorer}
-    if pulled.second_scorer:
-        local["second_scorer.scorer"] = pulled.second_scorer.scorer
+    named = {recipe.SCORERS[name]: section.scorer for name, section in recipe.scorers(pulled).items()}
+    local = {"model.source": pulled.model.source} | {f"{key}.scorer": scorer for key, scorer in named.items()}
     problems += [f"{key}: '{v}' is a local folder" for key, v in local.items() if models.is_folder(v)]
     default = recipe.Serving()
     for key in ("endpoints", "served_model", "api_key_env"):

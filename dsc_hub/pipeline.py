@@ -22,7 +22,8 @@ from dsc_hub import machine, models, prompts, runs
 from dsc_hub.errors import ConfigError, RunError, ServingError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
-from dsc_hub.recipe import STAGES
+from dsc_hub.recipe import SCORERS, STAGES, Generation, generation_at_evaluation
+from dsc_hub.recipe import scorers as scorers_of
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
 
@@ -187,6 +188,8 @@ def _sampling(job: Job) -> Result:
         f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  "
         f"{tally.new_tokens / seconds:.0f} tokens/s  {duration(seconds)} -> {job.run['chains.jsonl']}"
     )
+    for what, n in sampling.waterfall(numbers):
+        say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
     if not numbers["finished"]:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
@@ -215,11 +218,12 @@ def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], scorer: Any)
     return tally, seconds
 
 
-async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any]) -> Any:
-    """Run `work(complete)` with a generator over the endpoints."""
+async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any], settings: Generation | None = None) -> Any:
+    """Run `work(complete)` with a generator over the endpoints (`settings`: other than the recipe's generation)."""
     from dsc_hub.generation import Generator
 
-    async with Generator(endpoints, job.recipe.generation, job.recipe.serving.request_timeout_s) as generator:
+    settings = settings or job.recipe.generation
+    async with Generator(endpoints, settings, job.recipe.serving.request_timeout_s) as generator:
         return await work(generator.complete)
 
 
@@ -268,14 +272,13 @@ def _distill(job: Job) -> Result:
 
 
 def _evaluation(job: Job) -> Result:
-    from dsc_hub import evaluation, metrics
+    from dsc_hub import blind, evaluation, metrics
     from dsc_hub.scoring import Scoring
 
     e, identity = job.recipe.evaluation, job.run.facts["identity"]
     held_out = job.prompts(e.split)
-    scorers = {"reward": metrics.load(job.recipe.reward, identity["reward"])}
-    if job.recipe.second_scorer:
-        scorers["second"] = metrics.load(job.recipe.second_scorer, identity["second_scorer"])
+    sections = scorers_of(job.recipe)
+    scorers = {name: metrics.load(section, identity[SCORERS[name]]) for name, section in sections.items()}
     adapters = {evaluation.ADAPTER: job.run["adapter"]} if "distilled" in e.arms else None
     with _served(job, adapters) as endpoints:
         seconds = asyncio.run(
@@ -285,6 +288,7 @@ def _evaluation(job: Job) -> Result:
                 lambda complete: evaluation.generate_arms(
                     job.run, job.recipe, held_out, complete, Scoring(scorers["reward"])
                 ),
+                generation_at_evaluation(job.recipe),
             )
         )
     answers = evaluation.collect(job.run, job.recipe, held_out)
@@ -296,7 +300,6 @@ def _evaluation(job: Job) -> Result:
     numbers = evaluation.summarise(job.recipe, held_out, answers, list(scorers))
     for arm, spent in seconds.items():
         numbers["arms"][arm]["seconds"] = spent
-    sections = {"reward": job.recipe.reward, "second": job.recipe.second_scorer}
     numbers["scores"] = {
         name: {
             "name": f"{sections[name].metric} ({Path(sections[name].scorer).name})",
@@ -310,6 +313,7 @@ def _evaluation(job: Job) -> Result:
         " (it was trained on the NF4-quantised base)" if quantised else ""
     )
     evaluation.write_answers(job.run, answers, e.split)
+    blind.retell(job.run)  # what people judged may have been other answers
     weights = job.run["adapter"] / WEIGHTS if adapters else None
     job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, weights))
     say(

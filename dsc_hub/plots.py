@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsc_hub.wording import arm_name, count, interval, measured, number
+from dsc_hub.wording import SCORE_TITLES, arm_name, count, interval, measured, number, score_names
 
 INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
 # What is kept and the tuned model share the accent; the rest stays quiet.
@@ -68,9 +68,9 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
     evaluation = metrics.get("evaluation")
     if not evaluation:
         return None
-    scores = [s for s in ("reward", "second") if s in evaluation["scores"]]
+    scores = score_names(evaluation)
     names = list(evaluation["arms"])
-    figure = Figure(figsize=(9, 1.25 + 0.46 * len(names)), layout="constrained")
+    figure = Figure(figsize=(9 + 2 * (len(scores) > 2), 1.25 + 0.46 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for ax, s in zip(panels, scores, strict=True):
         score = evaluation["scores"][s]
@@ -88,7 +88,7 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
                     va="center",
                     transform=ax.get_yaxis_transform(),
                 )
-        ax.set_title(("Reward: " if s == "reward" else "Second scorer: ") + _short(score["name"]))
+        ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short(score['name'])}")
         ax.set_xlabel(f"{_short(score['unit'])}, {'higher' if score['higher_is_better'] else 'lower'} is better")
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)

@@ -17,6 +17,7 @@ from dsc_hub import hub
 from dsc_hub.errors import RunError
 from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
+from dsc_hub.recipe import SCORERS
 from dsc_hub.runs import Run, read_json, write_json, write_whole
 
 TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
@@ -85,7 +86,7 @@ def _recipe_files(recipe: Mapping[str, Any], published_as: str, folder: Path, wo
         data["serving"].pop(key, None)
     if is_folder(data["model"]["source"]):
         data["model"] |= {"source": published_as, "revision": "main"}
-    for key in ("reward", "second_scorer"):
+    for key in SCORERS.values():
         if data[key] and is_folder(data[key]["scorer"]):
             data[key]["scorer"] = Path(data[key]["scorer"]).name
     target = work / "recipe.yaml"

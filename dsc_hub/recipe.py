@@ -28,6 +28,8 @@ from pydantic import (
 from dsc_hub.errors import ConfigError
 
 STAGES = ("prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish")
+# Name of a score in tables and rows -> the section of the recipe (and of its identity) that it comes from.
+SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer"}
 # Settings of the trainer that belong to the tool: where files go, what is sent where, how processes are laid out.
 OWNED_SFT_KEYS = frozenset(
     "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to deepspeed "
@@ -109,13 +111,34 @@ class Prompts(Section):
 class ChainSection(Section):
     """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
 
-    critique: Annotated[str, _placeholders("prompt answer")] = Field(min_length=1)
-    revision: Annotated[str, _placeholders("prompt answer")] = Field(min_length=1)
+    critique: Annotated[str, _placeholders("prompt answer group")] = Field(min_length=1)
+    revision: Annotated[str, _placeholders("prompt answer group")] = Field(min_length=1)
     system: str | None = None
     steps: int = Field(1, ge=1, le=64)
     chains_per_prompt: int = Field(1, ge=1, le=256)
     acceptance: Literal["metropolis", "improve", "always"] = "improve"
     temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
+
+    def asks_for_group(self) -> bool:
+        return "{group}" in self.critique + self.revision
+
+
+class HygieneSection(Section):
+    """Which texts are not fit to be kept, whatever they score; the detectors are described in README, "Hygiene"."""
+
+    meta_talk: Literal["reject", "strip"] = Field(
+        "reject", description="strip: cut an opening that talks about the task, then check and score the rest"
+    )
+    repeated: float = Field(
+        0.04, ge=0, le=1, description="share of a text's word 3-grams that come again, from which it repeats itself"
+    )
+    language: Literal["prompt", "any"] = Field(
+        "prompt", description="prompt: an answer must be in its prompt's language"
+    )
+    subject: bool = Field(
+        False,
+        description="reject answers that don't name what their prompt is about (its group, where the prompt names it)",
+    )
 
 
 class Generation(Section):
@@ -191,6 +214,13 @@ class Evaluation(Section):
         "distilled",
     )
     split: Literal["validation", "test"] = "test"
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=5,
+        description="of every arm; None: generation.temperature. Answers drawn at T < 1 and learned are sharper by nature: "
+        "drawing from them at the same T sharpens twice, and variety is lost",
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
 
@@ -226,18 +256,38 @@ class Recipe(Section):
     model: Model
     prompts: Prompts
     chain: ChainSection
+    hygiene: HygieneSection = HygieneSection()
     generation: Generation = Generation()
     serving: Serving = Serving()
     reward: Reward = Reward()
     second_scorer: Reward | None = None
+    third_scorer: Reward | None = None
     dataset: DatasetSection = DatasetSection()
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
     publish: Publish = Publish()
+
+    @model_validator(mode="after")
+    def _groups_are_named(self) -> Recipe:
+        if self.chain.asks_for_group() and not (self.prompts.templates or self.prompts.group_column):
+            raise ValueError("chain: {group} needs prompts from templates, or prompts.group_column")
+        return self
+
     budget_s: dict[Literal[STAGES], Annotated[float, Field(gt=0)]] = Field(
         {},
         description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
     )
+
+
+def generation_at_evaluation(recipe: Recipe) -> Generation:
+    """The settings with which all arms answer: the chain's, at the evaluation's own temperature if it has one."""
+    t = recipe.evaluation.temperature
+    return recipe.generation if t is None else recipe.generation.model_copy(update={"temperature": t})
+
+
+def scorers(recipe: Recipe) -> dict[str, Reward]:
+    """The scorers that a recipe names, by the name that their numbers have: reward, second, third."""
+    return {name: section for name, key in SCORERS.items() if (section := getattr(recipe, key))}
 
 
 def repo_names(recipe: Recipe) -> dict[str, str | None]:
@@ -380,20 +430,29 @@ def digest(*parts: Any) -> str:
 def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str, str]:
     """A fingerprint per stage, each chained to the one before: equal fingerprints mean equal inputs.
 
-    `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, `reward` and
-    `second_scorer` (commit or checksum). How fast the work is done (concurrency, memory, batches of a scorer) is left out;
+    `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, `reward`,
+    `second_scorer` and `third_scorer` (commit or checksum). How fast the work is done (concurrency, memory, batches of a scorer) is left out;
     the number of training processes is in, for it multiplies the batch.
     """
     r = recipe.model_dump(mode="json")
     # Context is in: it decides which prompts fit. Endpoints are in: another server may hold another model.
     serving = {k: r["serving"][k] for k in ("context", "endpoints", "served_model")}
-    reward, second = ({k: v for k, v in (r[n] or {}).items() if k != "batch_size"} for n in ("reward", "second_scorer"))
+    reward, second, third = ({k: v for k, v in (r[key] or {}).items() if k != "batch_size"} for key in SCORERS.values())
     own: dict[str, Any] = {
         "prompts": [1, r["prompts"], identity["prompts"], r["seed"]],
-        "sampling": [1, identity["model"], r["chain"], r["generation"], serving, reward, identity["reward"]],
+        "sampling": [
+            2,
+            identity["model"],
+            r["chain"],
+            r["hygiene"],
+            r["generation"],
+            serving,
+            reward,
+            identity["reward"],
+        ],
         "dataset": [1, r["dataset"]],
         "distill": [1, r["distill"]],
-        "evaluation": [1, r["evaluation"], second, identity["second_scorer"]],
+        "evaluation": [2, r["evaluation"], second, identity["second_scorer"], third, identity["third_scorer"]],
         "report": [1, r["name"], r["description"]],
         "cards": [1, r["publish"], r["model"]],
         "publish": [1],

@@ -61,7 +61,8 @@ class Step:
     """One critique and revision, and what became of it.
 
     `defect` is the hygiene reason for which the revision can't be kept ("" if it is clean); `rejected` says why the chain
-    stayed at its state ("" if the revision was accepted): a defect, "unscored", or the acceptance rule's own word.
+    stayed at its state ("" if the revision was accepted): a defect, "unscored", or the acceptance rule's own word. `raw` is
+    the model's whole text where an opening was stripped off it ("" where nothing was): defect and score are the rest's.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Step:
     score: Score
     defect: str
     rejected: str
+    raw: str = ""
 
     @property
     def accepted(self) -> bool:
@@ -86,6 +88,7 @@ class Chain:
     answer_score: Score
     answer_defect: str
     steps: tuple[Step, ...]
+    answer_raw: str = ""  # as Step.raw
 
     @property
     def key(self) -> tuple[str, int]:

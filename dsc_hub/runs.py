@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dsc_hub.errors import RunError
+from dsc_hub.errors import ConfigError, RunError
 
 T = TypeVar("T")
 
@@ -196,6 +196,11 @@ class Run:
     def add_metrics(self, section: str, numbers: Mapping[str, Any]) -> None:
         write_json(self["metrics.json"], self.metrics | {section: dict(numbers)})
 
+    def drop_metrics(self, section: str) -> None:
+        """Take out numbers that no longer hold."""
+        if section in (metrics := self.metrics):
+            write_json(self["metrics.json"], {k: v for k, v in metrics.items() if k != section})
+
     # -- what it cost, over all the sessions that a run took
 
     def note_session(self, stage: str, seconds: float, new_tokens: int) -> None:
@@ -246,10 +251,15 @@ class Run:
         taken-over file may be appended to here without changing the donor.
         """
         before = list(before)
+        if stage == "evaluation" and self["evaluation/blind.jsonl"].is_file():
+            return None  # what people judged lies in that folder, and can't be made again
         for donor in siblings:
             if donor.folder == self.folder or not donor.is_done(stage, fingerprint):
                 continue
             if any(donor.marker(b) != self.marker(b) for b in before):
+                continue
+            # Report and cards tell what people judged, which belongs to no stage.
+            if "evaluation" in before and donor.metrics.get("blind") != self.metrics.get("blind"):
                 continue
             names = STAGE_FILES.get(stage, ())
             if not names or not any(donor[name].exists() for name in names):
@@ -262,9 +272,11 @@ class Run:
                     shutil.copytree(donor[name], target)
                 elif donor[name].is_file():
                     shutil.copy2(donor[name], target)
-            for name in (stage, *({"evaluation": ["test_set"]}.get(stage, []))):
+            for name in (stage, *({"evaluation": ["test_set", "blind"]}.get(stage, []))):
                 if (section := donor.metrics.get(name)) is not None:
                     self.add_metrics(name, section)
+                else:
+                    self.drop_metrics(name)
             shutil.copy2(donor[f"{stage}.done.json"], self[f"{stage}.done.json"])
             return donor.folder
         return None
@@ -291,3 +303,17 @@ def siblings(runs: Path, recipe_name: str) -> list[Run]:
     """All runs of a recipe under `runs`, the newest first."""
     folders = [p for p in (runs / recipe_name).glob("*") if (p / "run.json").is_file()]
     return [Run(p) for p in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]
+
+
+def find(reference: str, runs: Path) -> Run:
+    """The run that the user means: a run folder, or a recipe's name (its newest run under `runs`). ConfigError if none."""
+    folder = Path(reference)
+    if (folder / "run.json").is_file():
+        return Run(folder)
+    if found := siblings(runs, reference):
+        return found[0]
+    there = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
+    raise ConfigError(
+        f"'{reference}' is neither a run folder (no run.json in it) nor a recipe with a run under {runs}",
+        f"Runs of these recipes are there: {', '.join(there)}." if there else "`dsc run RECIPE` makes one.",
+    )

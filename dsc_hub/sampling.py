@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.acceptance import make_rule
-from dsc_hub.chain import Message, ScoreText, Texts, dice_of, run_chain, seed_of
+from dsc_hub.chain import NOT_BETTER, UNSCORED, Message, ScoreText, Texts, dice_of, run_chain, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
-from dsc_hub.hygiene import defect_of
+from dsc_hub.hygiene import inspect
 from dsc_hub.progress import Meter, moving_line
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Chain, Prompt, Role, Turn
@@ -116,7 +116,9 @@ async def sample(
                 score=score,
                 rule=rule,
                 dice=dice,
-                defect=defect_of,
+                inspect=lambda turn, about, critique: inspect(
+                    turn.text, turn.finish_reason, about, critique, recipe.hygiene
+                ),
             )
         except RequestFailed as e:
             failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
@@ -211,5 +213,28 @@ def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: 
         "unscored": sum((c.answer_score.value is None) + sum(s.score.value is None for s in c.steps) for c in chains),
         "usable": sum(not c.final_defect for c in chains),
         "first_reward": clean((c.prompt_id, c.answer_score.value) for c in chains),
+        "stripped": sum(bool(c.answer_raw) + sum(bool(s.raw) for s in c.steps) for c in chains),
         "steps": by_step,
     }
+
+
+def waterfall(numbers: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What became of the texts, from `summary`: (what, how many); losses are negative and add up to what follows them."""
+    losses: Counter[str] = Counter()
+    for step in numbers["steps"]:
+        losses.update(step["rejected"])
+    dirty = sum(losses[r] for r in losses if r not in (NOT_BETTER, UNSCORED))
+    proposals = sum(s["proposals"] for s in numbers["steps"])
+    return [
+        ("first answers", numbers["finished"]),
+        *((reason, -n) for reason, n in numbers["dirty_answers_by_reason"].items()),
+        ("clean first answers", numbers["finished"] - numbers["dirty_answers"]),
+        ("revisions proposed", proposals),
+        *((reason, -n) for reason, n in losses.most_common() if reason not in (NOT_BETTER, UNSCORED)),
+        ("clean revisions", proposals - dirty),
+        *((reason, -losses[reason]) for reason in (UNSCORED, NOT_BETTER) if losses[reason]),
+        ("accepted revisions", sum(s["accepted"] for s in numbers["steps"])),
+        ("chains", numbers["finished"]),
+        ("without a clean final state", numbers["usable"] - numbers["finished"]),
+        ("chains with a clean final state", numbers["usable"]),
+    ]

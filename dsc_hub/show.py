@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
 from dsc_hub.progress import duration
 from dsc_hub.recipe import STAGES, Recipe
 from dsc_hub.records import Chain, Prompt, Score
+from dsc_hub.runs import Run
 
 _WIDTH = 130  # where there is no terminal to ask
+TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
 out = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
 
 
@@ -107,15 +111,80 @@ def _visible(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def line(text: str) -> None:
+    """One line of text, no markup read from it."""
+    out.print(Text(text))
+
+
+def beside(texts: Sequence[tuple[str, str, str]], above: tuple[str, str] | None = None) -> None:
+    """(title, text, small print) side by side, one below the other where the terminal is narrow; (title, text) `above` all.
+
+    Texts are a model's or a stranger's: control characters are taken out, and no markup is read from them.
+    """
+    if above:
+        out.print(_panel(*above, ""))
+    panels = [_panel(*t) for t in texts]
+    if out.width < TWO_COLUMNS:
+        for panel in panels:
+            out.print(panel)
+        return
+    table = Table.grid(expand=True)
+    for _ in panels:
+        table.add_column(ratio=1)
+    table.add_row(*panels)
+    out.print(table)
+
+
+def _panel(title: str, text: str, small: str) -> Panel:
+    body = Text(_visible(text)) if text.strip() else Text("(empty)", "dim")
+    return Panel(
+        body, title=Text(title, "bold"), title_align="left", subtitle=Text(small, "dim"), subtitle_align="right"
+    )
+
+
+def ask(prompt: str) -> str | None:
+    """The user's next line; None at the end of input (Ctrl-D, or the end of a file)."""
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "replace":  # once: not after the first line
+        sys.stdin.reconfigure(errors="replace")
+    if sys.stdin.isatty():
+        import readline  # noqa: F401  (gives `input` its line editing)
+    try:
+        return input(prompt)
+    except EOFError:
+        print()
+        return None
+
+
+def claim(run: Run) -> bool:
+    """The criteria of a run's claim and the verdict; whether it holds. RunError if nothing was evaluated or compared."""
+    from dsc_hub.wording import claim_sentence, claim_table
+
+    metrics = run.metrics
+    if run.marker("evaluation") is None or "evaluation" not in metrics:
+        raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
+    if not metrics["evaluation"].get("claim"):
+        arms = ", ".join(metrics["evaluation"]["arms"])
+        raise RunError(
+            f"{run.folder} compared no distilled model with its base: its arms are {arms}",
+            "Set evaluation.arms to [base, self_critique, distilled] and run again.",
+        )
+    out.print(claim_table(metrics))
+    out.print(Text(claim_sentence(metrics), "bold"))
+    return bool(metrics["evaluation"]["claim"]["holds"])
+
+
 def closing(job: Job, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
-    from dsc_hub.wording import closing_table, count, headline
+    from dsc_hub.wording import claim_sentence, closing_table, count, headline
 
     metrics, facts = job.run.metrics, job.run.facts
     out.print()
     if "evaluation" in metrics:
         out.print(closing_table(metrics))
-        out.print(Text(headline(metrics), "bold"))
+        if told := claim_sentence(metrics):
+            out.print(Text(told, "bold"))
+            out.print(Text(f"(each criterion: dsc check {_short(job.run.folder)})"))
+        out.print(Text(headline(metrics)))
     stages = {s: marker["seconds"] for s in STAGES if (marker := job.run.marker(s))}
     out.print()
     out.print(_times(stages, job.recipe.budget_s))

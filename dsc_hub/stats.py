@@ -35,6 +35,18 @@ def estimate(values: Sequence[float], groups: Sequence[str], confidence: float =
     return out
 
 
+def wilson(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share hits/of, both ends in 0..1; `of` > 0 independent trials."""
+    ends = sps.binomtest(hits, of).proportion_ci(confidence, method="wilson")
+    return float(ends.low), float(ends.high)
+
+
+def sign_test(wins: int, losses: int) -> float | None:
+    """Two-sided p of the exact sign test: how likely is a split so uneven if both sides are preferred equally often. None
+    without decided pairs. Ties are left out; pairs are taken as independent, which those of one group may not be."""
+    return float(sps.binomtest(wins, wins + losses).pvalue) if wins + losses else None
+
+
 def paired_difference(
     a: Sequence[float], b: Sequence[float], groups: Sequence[str], confidence: float = 0.95
 ) -> dict[str, Any]:

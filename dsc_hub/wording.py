@@ -8,6 +8,7 @@ the three never disagree.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from dsc_hub.errors import DataError
 from dsc_hub.progress import duration
 
 ABSENT = "–"
+SCORE_TITLES = {"reward": "reward", "second": "second scorer", "third": "third scorer"}
 ARM_NAMES = {"base": "base", "self_critique": "self-critique", "distilled": "distilled"}
 # Sections of metrics.json that are not named after the stage that writes them.
 _WRITTEN_BY = {"test_set": "evaluation", "stages": "pipeline"}
@@ -124,8 +126,14 @@ def interval(estimate: Mapping[str, Any]) -> str:
     return f"{number(estimate['mean'])} ({number(estimate['low'])} to {number(estimate['high'])})"
 
 
+def score_names(evaluation: Mapping[str, Any]) -> list[str]:
+    """The scores that were recorded, the reward first."""
+    return [s for s in SCORE_TITLES if s in evaluation["scores"]]
+
+
 # What templates call these by.
 FILTERS = {
+    "score_names": score_names,
     "number": number,
     "count": count,
     "percent": percent,
@@ -219,17 +227,88 @@ def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
     scores = evaluation["scores"]
     return [
         compare(key, differences[key][s], scores[s], evaluation["confidence"])
-        for s in ("reward", "second")
-        if s in scores and s in differences[key]
+        for s in score_names(evaluation)
+        if s in differences[key]
     ]
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """The verdict in one plain sentence, and a second one where the second scorer does not follow the reward."""
-    first, *rest = verdicts(metrics)
-    if not rest or rest[0].kind == first.kind:
-        return first.sentence
-    return f"{first.sentence} The second scorer does not follow: {rest[0].sentence}"
+    """The verdict in one plain sentence, and one more for each other scorer that does not follow the reward."""
+    (_, first), *others = zip(SCORE_TITLES.values(), verdicts(metrics), strict=False)
+    apart = [f" The {title} does not follow: {v.sentence}" for title, v in others if v.kind != first.kind]
+    return first.sentence + "".join(apart)
+
+
+# -- the claim
+
+
+def claim_sentence(metrics: Mapping[str, Any]) -> str:
+    """Does the claim "distilled is better than its base" hold? One sentence; "" where no claim was judged."""
+    claim = metrics["evaluation"].get("claim")
+    if not claim:
+        return ""
+    if claim["holds"]:
+        left = [c["name"] for c in claim["criteria"] if c["holds"] is None]
+        return "The claim holds: distilled is better than its base" + (
+            f" (not measured: {', '.join(left)})." if left else ", and nothing that was looked at got worse."
+        )
+    failed = [c["name"] for c in claim["criteria"] if c["holds"] is False] or [
+        f"{c['name']} (not measured)" for c in claim["criteria"] if c["holds"] is None
+    ]
+    return f'The claim "distilled is better than its base" does not hold. It fails on: {", ".join(failed)}.'
+
+
+def claim_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per criterion of the claim: name, verdict ("holds", "fails", "not measured"), and what was measured."""
+    verdict = {True: "holds", False: "fails", None: "not measured"}
+    criteria = (metrics["evaluation"].get("claim") or {"criteria": ()})["criteria"]
+    return [
+        {"name": c["name"], "verdict": verdict[c["holds"]], "told": re.sub(r"(?<=\s)-(?=[\s\d])", "−", c["told"])}
+        for c in criteria
+    ]
+
+
+def claim_table(metrics: Mapping[str, Any]) -> Table:
+    """The criteria of the claim for the terminal."""
+    table = Table("criterion", "", "measured", caption_justify="left")
+    for row in claim_rows(metrics):
+        style = {"holds": "green", "fails": "bold red"}.get(row["verdict"], "yellow")
+        table.add_row(Text(row["name"]), Text(row["verdict"], style), Text(row["told"]))
+    return table
+
+
+# -- what people said
+
+
+def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The blind comparison in sentences: counts, win rate with interval and p, what to hold against it. None: no lines."""
+    if "blind" not in metrics:
+        return []
+    b = metrics["blind"]
+    one, rate, level = b["judges"] == 1, b["win_rate"], f"{100 * b['confidence']:g} %"
+    low, high = rate["low"], rate["high"]
+    if measured(low) and measured(high):
+        within = f"{level} interval over groups {percent(max(0.0, low))} to {percent(min(1.0, high))}"
+    else:
+        within = f"no interval: {rate.get('reason') or 'too few groups'}"
+    decided = b["distilled"] + b["base"]
+    out = [
+        f"Blind comparison by {count(b['judges'])} {'person' if one else 'people'}: of {_many(b['prompts'], 'prompt')} in "
+        f"{_many(b['groups'], 'group')}, the distilled answer was preferred on {count(b['distilled'])}, the base's on "
+        f"{count(b['base'])}, neither on {count(b['tie'])}."
+        + ("" if one else f" {count(b['verdicts'])} verdicts; a prompt counts with the mean of its judges."),
+        f"Win rate of distilled, ties as half: {percent(rate['mean'])} ({within}). Of the {count(decided)} decided: "
+        f"{percent(b['share_decided'])}, exact sign test {p_value(b['p'])}, which takes prompts as independent.",
+        f"Who judged was not checked: the {'judge is' if one else 'judges are'} counted by the names given, and not "
+        "necessarily independent of whoever made this.",
+    ]
+    if b["outdated"]:
+        out.append(f"Not counted: {_many(b['outdated'], 'verdict')} on answers that have changed since.")
+    return out
+
+
+def _many(n: int, what: str) -> str:
+    return f"{count(n)} {what}{'' if n == 1 else 's'}"
 
 
 # -- tables: cells as text, the same in the report, on the cards and in the terminal
@@ -241,9 +320,9 @@ def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for arm, a in evaluation["arms"].items():
         reward = a["reward"]
-        row = {"arm": arm, "name": arm_name(arm), "reward": interval(reward)}
-        if "second" in evaluation["scores"]:
-            row |= {"second": interval(a["second"]), "second_unscored": count(a["second"]["unscored"])}
+        row = {"arm": arm, "name": arm_name(arm)}
+        for s in score_names(evaluation):
+            row |= {s: interval(a[s]), f"{s}_unscored": count(a[s]["unscored"])}
         rows.append(
             row
             | {
@@ -263,22 +342,22 @@ def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     """A row per difference: name, then interval and p for the reward and the second scorer, n, groups."""
     rows = []
     for key, d in metrics["evaluation"]["differences"].items():
-        row = {"name": difference_name(key), "reward": interval(d["reward"]), "reward_p": p_value(d["reward"]["p"])}
-        if "second" in metrics["evaluation"]["scores"]:
-            row |= {"second": interval(d["second"]), "second_p": p_value(d["second"]["p"])}
+        row = {"name": difference_name(key)}
+        for s in score_names(metrics["evaluation"]):
+            row |= {s: interval(d[s]), f"{s}_p": p_value(d[s]["p"])}
         rows.append(row | {"n": count(d["reward"]["n"]), "groups": count(d["reward"]["groups"])})
     return rows
 
 
 def closing_table(metrics: Mapping[str, Any]) -> Table:
-    """What the terminal shows at the end: arms by score with interval and counts, differences below."""
+    """What the terminal shows at the end: arms by score with interval and counts, differences and what people said below."""
     evaluation = metrics["evaluation"]
-    scores = [s for s in ("reward", "second") if s in evaluation["scores"]]
-    table = Table()
+    scores = score_names(evaluation)
+    told = Text(" ".join(blind_lines(metrics)))
+    table = Table(caption=told if told else None, caption_justify="left", caption_style="")
     table.add_column(Text(f"{evaluation['split']} split"))
     for s in scores:
-        title = "reward" if s == "reward" else "second scorer"
-        table.add_column(Text(f"{title}: {evaluation['scores'][s]['name']}"), justify="right")
+        table.add_column(Text(f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}"), justify="right")
     for title in ("prompts", "groups", "unscored", "failed"):
         table.add_column(title, justify="right")
     for row in arm_rows(metrics):
@@ -309,7 +388,12 @@ def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     if "second" in evaluation["scores"]:
         out.append(
             "The reward that is reported also chose the training data, so part of a gain on it may be gaming. "
-            f"Look at the second scorer, {evaluation['scores']['second']['name']}, which chose nothing."
+            f"Look at the second scorer, {evaluation['scores']['second']['name']}, which chose nothing"
+            + (
+                f", and at the third, {evaluation['scores']['third']['name']}."
+                if "third" in evaluation["scores"]
+                else "."
+            )
         )
     else:
         out.append(

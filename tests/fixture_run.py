@@ -200,6 +200,15 @@ def metrics() -> dict[str, Any]:
                     "second": _estimate(0.121, 0.057, 40, 10, p=0.0043),
                 },
             },
+            "claim": {
+                "holds": False,
+                "prompts": 40,
+                "criteria": [
+                    {"name": "better on the reward", "holds": True, "told": "distilled - base +0.314"},
+                    {"name": "names its subject", "holds": False, "told": "61.0% of answers against the base's 78.0%"},
+                    {"name": "as varied", "holds": None, "told": "an arm has no two words"},
+                ],
+            },
         },
         "test_set": {"id": "ab12cd34", "adapters_scored": 1},
         "stages": {"prompts": 1.2, "sampling": 203.9, "dataset": 2.4, "distill": 431.0, "evaluation": 240.6},

@@ -9,20 +9,34 @@ import argparse
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 def answer_to(body: dict) -> str:
     """Words that depend on the request alone, with a sentiment that differs from answer to answer."""
-    digest = hashlib.sha256(json.dumps([body["messages"], body["seed"]]).encode()).digest()
+    request = [body["messages"], body["seed"], *(["adapter"] if body["model"] == "distilled" else [])]
+    digest = hashlib.sha256(json.dumps(request).encode()).digest()
     moods = ("dreadful", "dull", "plain", "pleasant", "wonderful", "superb")
     nouns = ("plot", "music", "acting", "camera", "script", "ending", "opening", "casting")
-    return " ".join(
-        f"I found the {nouns[b % 8]} {moods[b // 8 % 6]} in scene {i + b}." for i, b in enumerate(digest[:4])
+    forms = (
+        "I found the {} {} in scene {}.",
+        "Its {} seemed {} to me after {}.",
+        "They say such {} is {}, take {}.",
+        "And what {}: {} as no {} is!",
     )
+    return " ".join(form.format(nouns[b % 8], moods[b // 8 % 6], b) for form, b in zip(forms, digest[:4], strict=True))
 
 
-def make_server(port: int = 0, pause: float = 0.0, key: str = "", fail_after: int | None = None) -> ThreadingHTTPServer:
+def make_server(
+    port: int = 0,
+    pause: float = 0.0,
+    key: str = "",
+    fail_after: int | None = None,
+    models: Sequence[str] = ("scripted",),
+    bodies: list[dict] | None = None,
+) -> ThreadingHTTPServer:
+    """`bodies` gets every request that was let in."""
     asked = 0
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,7 +58,7 @@ def make_server(port: int = 0, pause: float = 0.0, key: str = "", fail_after: in
 
         def do_GET(self) -> None:
             if self._allowed():
-                self._send(200, {"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+                self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in models]})
 
         def do_POST(self) -> None:
             nonlocal asked
@@ -52,6 +66,8 @@ def make_server(port: int = 0, pause: float = 0.0, key: str = "", fail_after: in
             if not self._allowed():
                 return
             asked += 1
+            if bodies is not None:
+                bodies.append(body)
             if fail_after is not None and asked > fail_after:
                 self._send(400, {"error": {"message": "this request is too long for me"}})
                 return

@@ -12,7 +12,8 @@ from scipy import stats as sps
 
 from dsc_hub.acceptance import make_rule, metropolis
 from dsc_hub.chain import NOT_BETTER, UNSCORED, Texts, dice_of, run_chain, seed_of
-from dsc_hub.hygiene import defect_of
+from dsc_hub.hygiene import Finding, inspect
+from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Chain, Prompt, Score, Turn
 
 PROMPT = Prompt("p1", "Review the film {answer}.", "film", "train")
@@ -39,7 +40,10 @@ def go(
     rule: str = "improve",
     u: float = 0.5,
     temperature: float = 1.0,
+    meta_talk: str = "reject",
 ) -> Chain:
+    rules = HygieneSection(meta_talk=meta_talk)
+
     async def score(text: str) -> Score:
         value = rewards[text]
         return Score(value, "" if value is not None else "can't tell")
@@ -54,7 +58,7 @@ def go(
             score=score,
             rule=make_rule(rule, temperature),
             dice=lambda *_: u,
-            defect=defect_of,
+            inspect=lambda turn, prompt, critique: inspect(turn.text, turn.finish_reason, prompt, critique, rules),
         )
     )
 
@@ -87,7 +91,8 @@ def test_the_revision_request_follows_the_critique_in_one_conversation():
 
 
 def test_braces_in_prompts_and_answers_are_not_placeholders():
-    assert Texts.fill("{prompt} then {answer}", "{answer}", "{prompt}") == "{answer} then {prompt}"
+    braces = Prompt("p", "{answer}", "{prompt}", "train")
+    assert Texts.fill("{prompt} then {answer} on {group}", braces, "{group}") == "{answer} then {group} on {prompt}"
 
 
 def test_equal_reward_is_no_improvement_but_metropolis_takes_it():
@@ -160,7 +165,7 @@ def test_the_chain_samples_p_times_exp_reward_over_t_where_proposals_come_from_p
                 score=score,
                 rule=make_rule("metropolis", temperature),
                 dice=lambda *_: dice.random(),
-                defect=lambda *_: "",
+                inspect=lambda turn, prompt, critique: Finding(turn.text, ""),
             )
             counts[chain.final] += 1
         return counts
@@ -196,22 +201,16 @@ def test_dice_are_uniform_and_repeatable():
     assert all(0 <= d < 1 for d in draws) and sps.kstest(draws, "uniform").pvalue > 0.001
 
 
-@pytest.mark.parametrize(
-    ("text", "finish", "critique", "reason"),
-    [
-        ("", "stop", "", "empty"),
-        (" ... \n", "stop", "", "empty"),
-        ("A fine film", "length", "", "cut at the length limit"),
-        ("Here's a revised version of the review: it shines.", "stop", "", "talks about the conversation"),
-        ("It was great fun. It was great fun. It was great fun. It was great fun.", "stop", "", "repeats itself"),
-        (
-            "You should praise the lovely music and the acting of all",
-            "stop",
-            "you should praise the lovely music and the acting of all.",
-            "copies the critique",
-        ),
-        ("A warm film with a clever plot; I would see it again.", "stop", "", ""),
-    ],
-)
-def test_hygiene_names_the_reason(text: str, finish: str, critique: str, reason: str):
-    assert defect_of(text, finish, critique) == reason
+def test_a_stripped_revision_is_scored_and_kept_without_its_opening_and_the_whole_stands_beside_it():
+    raw = "Here's a warmer version of the review:\n\nThe film is a quiet joy."
+    rewards = {"It was dull.": -1, "The film is a quiet joy.": 0.7}  # the raw text has no score: asking for it fails
+    chain = go(Script("It was dull.", "c", raw), rewards, meta_talk="strip")
+    assert chain.final == "The film is a quiet joy." and chain.steps[0].raw == raw and chain.answer_raw == ""
+    assert Chain.from_row(chain.as_row()) == chain
+    kept = go(Script("It was dull.", "c", raw), {"It was dull.": -1, raw: 0.9})
+    assert kept.final == "It was dull." and kept.steps[0].rejected == "talks about the conversation"
+
+
+def test_the_group_is_put_into_the_requests():
+    texts = Texts("What is good about {group}?", "Praise {group}, not {answer}.")
+    assert texts.fill(texts.revision, PROMPT, "{group}") == "Praise film, not {group}."

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
 VOCABULARY = {"errors", "records", "recipe"}
-SCIENCE = {"chain", "acceptance", "hygiene", "stats"}
+SCIENCE = {"chain", "acceptance", "hygiene", "claim", "stats"}
 GROUND = {
     "runs",
     "progress",
@@ -31,7 +31,7 @@ GROUND = {
 WANTED = {"metrics"}
 SHOWN = {"wording", "plots"}  # numbers as people read them: used by the stages that show
 STAGES = {"prompts", "sampling", "dataset", "distill", "distill_checks", "evaluation", "report", "cards", "publish"}
-TOP = {"jobs", "pipeline", "show", "cli"}
+TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},

@@ -10,7 +10,7 @@ from dsc_hub import recipe
 from dsc_hub.errors import ConfigError
 from tests.conftest import RECIPE
 
-IDENTITY = {"prompts": "a", "model": "b", "reward": "c", "second_scorer": ""}
+IDENTITY = {"prompts": "a", "model": "b", "reward": "c", "second_scorer": "", "third_scorer": ""}
 
 
 def test_every_problem_is_told_at_once_with_path_got_and_a_suggestion(recipe_file: Path):

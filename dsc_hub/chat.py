@@ -1,0 +1,235 @@
+"""A conversation with base and distilled at once, side by side on the terminal: one server, the adapter unmerged.
+
+Every question goes to both with the recipe's generation settings and one seed: at once where that is safe (see
+`_answer`), else one after the other. `Talk` is what both have said so far and
+what still fits the context, and asks nobody; `chat` reads, asks and shows. Writes nothing into the run folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dsc_hub import machine, serving, show
+from dsc_hub.chain import Message, Texts, seed_of
+from dsc_hub.errors import RunError, ServingError
+from dsc_hub.generation import Completion, Generator, RequestFailed
+from dsc_hub.preflight import TURN_OVERHEAD
+from dsc_hub.progress import duration, moving_line, say
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import prompt_id
+from dsc_hub.runs import Run
+
+ADAPTER = "distilled"  # the name under which the adapter is served
+ARMS: Mapping[str, str | None] = {
+    "base": None,
+    "distilled": ADAPTER,
+}  # arm -> model to ask for (None: the endpoint's own)
+BYTES_PER_TOKEN = 3  # where there is no tokenizer to ask: on the safe side for most languages
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and one arm's answer to it, with the tokens that both take in the next request."""
+
+    question: str
+    answer: str
+    tokens: int
+
+
+class Talk:
+    """Each arm's own history. Both forget together, so that they always answer to the same questions.
+
+    `context` is in tokens, for history, question and `room` (tokens of a new answer) together; `count` counts a text's.
+    """
+
+    def __init__(self, system: str | None, context: int, room: int, count: Callable[[str], int]) -> None:
+        self._texts, self._context, self._room, self._count = Texts("", "", system), context, room, count
+        self._fixed = 0  # what the template and the system text take: measured at the first answer
+        self.said: dict[str, list[Exchange]] = {arm: [] for arm in ARMS}
+        self.asked = 0  # questions since the beginning, the forgotten ones too
+
+    def forget(self) -> None:
+        self.said, self.asked = {arm: [] for arm in ARMS}, 0
+
+    def messages(self, arm: str, question: str) -> list[Message]:
+        """The whole request to one arm."""
+        system = self._texts.opening("")[:-1]
+        pairs = [((e.question, "user"), (e.answer, "assistant")) for e in self.said[arm]]
+        turns = [{"role": role, "content": text} for pair in pairs for text, role in pair]
+        return [*system, *turns, {"role": "user", "content": question}]
+
+    def make_room(self, question: str) -> int:
+        """Forget the oldest exchanges of both arms until the question and its answer fit; how many were forgotten."""
+        forgotten = 0
+        while any(self.said.values()) and max(map(self._needed, ARMS)) + self._count(question) > self._context:
+            for exchanges in self.said.values():
+                del exchanges[:1]
+            forgotten += 1
+        return forgotten
+
+    def _needed(self, arm: str) -> int:
+        return self._fixed + sum(e.tokens for e in self.said[arm]) + TURN_OVERHEAD + self._room
+
+    def take(self, question: str, answers: Mapping[str, Completion]) -> None:
+        """Enter what both answered."""
+        self.asked += 1
+        for arm, c in answers.items():
+            if not self.said[arm]:
+                self._fixed = max(0, c.prompt_tokens - self._count(question))
+            before = self._fixed + sum(e.tokens for e in self.said[arm])
+            self.said[arm].append(Exchange(question, c.text, max(0, c.prompt_tokens + c.new_tokens - before)))
+
+
+def chat(run: Run) -> None:
+    """Serve base and adapter, and answer until `/quit` or the end of input."""
+    recipe = _recipe(run)
+    if run.marker("distill") is None or not (run["adapter"] / "adapter_model.safetensors").is_file():
+        raise RunError(
+            f"{run.folder} has no finished adapter to talk to",
+            f"Run `dsc distill RECIPE` first (this run was started as `{run.facts.get('command', 'dsc run RECIPE')}`).",
+        )
+    folder = Path(run.facts["model"].get("folder", ""))
+    at_once = not recipe.serving.endpoints and not machine.vllm_on_cpu()
+    with _endpoints(run, recipe, folder) as endpoints:
+        talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.max_new_tokens, counter(folder))
+        show.line(
+            "Both answer every line, each with its own memory. /new forgets the conversation; /quit or Ctrl-D ends."
+        )
+        while (question := _read()) is not None:
+            if question == "/new":
+                talk.forget()
+                show.line("forgotten")
+            elif re.fullmatch(r"/\w+", question):
+                show.line(f"{question} is no command: there are /new and /quit")
+            elif question:
+                _answer(recipe, endpoints, talk, question, at_once)
+
+
+def _recipe(run: Run) -> Recipe:
+    try:
+        return Recipe.model_validate(run.facts["recipe"])
+    except (KeyError, ValidationError) as e:
+        raise RunError(
+            f"{run['run.json']} holds a recipe that this version of dsc can't read: {' '.join(str(e).split())[:200]}",
+            "Run the recipe again with `dsc run`.",
+        ) from None
+
+
+def counter(model_folder: Path) -> Callable[[str], int]:
+    """Tokens of a text by the model's own tokenizer; by its bytes where it isn't there (a server's model may be elsewhere)."""
+    file = model_folder / "tokenizer.json"
+    if not file.is_file():
+        return lambda text: -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+@contextlib.contextmanager
+def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[serving.Endpoint]]:
+    """The recipe's endpoints, if they have the adapter too, or a vLLM of our own that ends with the block."""
+    section = recipe.serving
+    if section.endpoints:
+        try:
+            serving.external(section.model_copy(update={"served_model": ADAPTER}))
+        except ServingError as e:
+            raise ServingError(
+                e.message,
+                f"The recipe's servers must serve the adapter as '{ADAPTER}', beside the base "
+                f"(vLLM: --enable-lora --lora-modules {ADAPTER}={run['adapter']}).",
+            ) from None
+        yield serving.external(section)
+        return
+    if not folder.is_dir():
+        raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
+    started = time.monotonic()
+    log = machine.cache_home() / "chat.vllm.log"
+    with serving.serve(folder, section, log, {ADAPTER: run["adapter"]}) as endpoint:
+        say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")
+        yield [endpoint]
+
+
+def _read() -> str | None:
+    """What the user says next; None to end. Ctrl-C drops the line, since it may have been meant for an answer just done."""
+    try:
+        typed = show.ask("\nyou> ")
+    except KeyboardInterrupt:
+        show.line("\n/quit or Ctrl-D ends")
+        return ""
+    return None if typed is None or typed.strip() == "/quit" else typed.strip()
+
+
+def _answer(
+    recipe: Recipe, endpoints: Sequence[serving.Endpoint], talk: Talk, question: str, at_once: bool = False
+) -> None:
+    """Ask both, show both. An answer that fails or is cancelled leaves no trace in the conversation.
+
+    Not `at_once` on a CPU, nor on servers of which we can't know: in a batch of both, vLLM's CPU kernels put the adapter on
+    the base's tokens too (their index -1 picks the last adapter; vllm-project/vllm#48421).
+    """
+    if n := talk.make_room(question):
+        told = "the oldest exchange is" if n == 1 else f"the oldest {n} exchanges are"
+        show.line(f"The conversation no longer fits {recipe.serving.context} tokens: {told} forgotten.")
+    try:
+        answers = asyncio.run(_ask_both(recipe, endpoints, talk, question, at_once))
+    except KeyboardInterrupt:
+        show.line("cancelled: the question is not part of the conversation")
+        return
+    show.beside([(arm, *_shown(answer)) for arm, answer in answers.items()])
+    good = {arm: a for arm, a in answers.items() if isinstance(a, Completion)}
+    if len(good) == len(ARMS):
+        talk.take(question, good)
+    else:
+        show.line("Not both could answer: the question is not part of the conversation. /new begins a new one.")
+
+
+def _shown(answer: Completion | RequestFailed) -> tuple[str, str]:
+    """Text and small print."""
+    if isinstance(answer, RequestFailed):
+        return str(answer), "failed"
+    end = {"stop": "ended by itself", "length": "cut at its limit"}.get(answer.finish_reason, answer.finish_reason)
+    return answer.text, f"{answer.new_tokens} tokens, {end}"
+
+
+async def _ask_both(
+    recipe: Recipe, endpoints: Sequence[serving.Endpoint], talk: Talk, question: str, at_once: bool
+) -> dict[str, Completion | RequestFailed]:
+    """One answer per arm, in the order of ARMS. ServingError if a server is gone.
+
+    The seed is that of an evaluated answer, so that a held-out prompt as first question is asked as it was then.
+    """
+    seed = seed_of(recipe.seed, prompt_id(question), 0, talk.asked, "answer")
+    started = time.monotonic()
+
+    async def one(arm: str, generator: Generator) -> Completion | RequestFailed:
+        try:
+            return await generator.complete(talk.messages(arm, question), seed, ARMS[arm])
+        except RequestFailed as e:
+            return e
+
+    async def tell(line: Any) -> None:
+        while True:
+            line.show(f"both are answering  {duration(time.monotonic() - started)}  (Ctrl-C cancels)")
+            await asyncio.sleep(0.2)
+
+    async with Generator(endpoints, recipe.generation, recipe.serving.request_timeout_s) as generator:
+        with moving_line() as line:
+            clock = asyncio.create_task(tell(line))
+            try:
+                if at_once:
+                    answers = await asyncio.gather(*(one(arm, generator) for arm in ARMS))
+                else:
+                    answers = [await one(arm, generator) for arm in ARMS]
+                return dict(zip(ARMS, answers, strict=True))
+            finally:
+                clock.cancel()

@@ -1,0 +1,156 @@
+"""The gate: may one say that the distilled model is better than its base? Recorded answers in, a list of criteria out.
+
+A small model games every reward, so a gain on the reward alone says little. The claim holds if distilled beats base, with
+an interval that leaves out zero, on the reward and on a second scorer that chose nothing, *and* none of what usually goes
+with gaming has got worse: losing the subject, saying the same of everything, growing or shrinking, talking about the
+conversation, repeating itself, not coming to an end. Pure; shares are 0..1 and over the prompts that both arms answered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from dsc_hub import hygiene
+from dsc_hub.records import Prompt
+
+SUBJECT_LOSS = 0.02  # by so much the share of answers that name their subject may fall
+LEAST_VARIETY = 0.8  # distinct-2 against the base's
+SHORTEST, LONGEST = 0.7, 1.3  # median length against the base's
+COMMON_8GRAM = 0.05  # share of answers from which an 8-gram is a mannerism
+
+Row = Mapping[str, Any]  # an evaluated answer: prompt_id, text, finish_reason ...
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One condition. `holds` is None where it can't be measured (`told` says why), which is not a pass."""
+
+    name: str
+    holds: bool | None
+    told: str
+
+
+def judge(
+    answers: Sequence[Row],
+    prompts: Sequence[Prompt],
+    differences: Mapping[str, Any],
+    higher_is_better: Mapping[str, bool],
+) -> dict[str, Any]:
+    """The claim of an evaluation: {"holds": bool, "prompts": n, "criteria": [{name, holds, told}]}.
+
+    `answers` are rows of all arms, `differences` the paired differences distilled - base by score name. None of the
+    criteria may fail, and those on the scores must have been measured; a criterion on the text that can't be measured
+    (no subject is known, no answer in both arms) is told and left out.
+    """
+    by_id = {p.id: p for p in prompts}
+    arms = {arm: {a["prompt_id"]: a for a in answers if a["arm"] == arm} for arm in ("base", "distilled")}
+    both = [i for i in sorted(arms["base"]) if i in arms["distilled"] and i in by_id]
+    base, distilled = ([arms[arm][i] for i in both] for arm in ("base", "distilled"))
+    asked = [by_id[i] for i in both]
+    scores = [_better(name, differences.get(name), higher_is_better.get(name, True)) for name in ("reward", "second")]
+    texts = (
+        [
+            _names_subject(base, distilled, asked),
+            _variety(base, distilled),
+            _length(base, distilled),
+            _mannerisms(base, distilled, asked),
+            *_no_worse(base, distilled, asked),
+        ]
+        if both
+        else [Criterion("answers", None, "no prompt was answered by both arms")]
+    )
+    holds = all(c.holds for c in scores) and all(c.holds is not False for c in texts) and bool(both)
+    return {"holds": holds, "prompts": len(both), "criteria": [asdict(c) for c in [*scores, *texts]]}
+
+
+def _better(name: str, difference: Row | None, higher: bool) -> Criterion:
+    label = "better on the reward" if name == "reward" else "better on the second scorer"
+    if difference is None:
+        return Criterion(label, None, "there is no second scorer" if name == "second" else "not measured")
+    low, high, mean = (difference[k] for k in ("low", "high", "mean"))
+    if mean is None or low is None or high is None:
+        return Criterion(label, None, "no interval: too few groups")
+    told = f"distilled - base {mean:+.3f}, interval {low:+.3f} to {high:+.3f}; it must leave out zero"
+    return Criterion(label, low > 0 if higher else high < 0, told)
+
+
+def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
+    known = [k for k, p in enumerate(asked) if hygiene.subject_of(p)]
+    name = "names its subject"
+    if not known:
+        return Criterion(name, None, "no prompt names its group, so the subject is not known")
+
+    def share(rows: Sequence[Row]) -> float:
+        return sum(hygiene.names(rows[k]["text"], hygiene.subject_of(asked[k])) for k in known) / len(known)
+
+    before, after = share(base), share(distilled)
+    told = f"{after:.1%} of answers against the base's {before:.1%}; at most {SUBJECT_LOSS:.0%} points less"
+    return Criterion(name, after >= before - SUBJECT_LOSS, told)
+
+
+def _variety(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
+    pairs = [[g for a in rows for g in hygiene.ngrams(hygiene.words(a["text"]), 2)] for rows in (base, distilled)]
+    # The shorter arm's number of pairs for both: of a longer text a smaller share is new.
+    n = min(map(len, pairs))
+    if not n:
+        return Criterion("as varied", None, "an arm has no two words")
+    before, after = (len(set(p[:n])) / n for p in pairs)
+    told = (
+        f"distinct-2 {after:.3f} against {before:.3f} (first {n} word pairs of each); at least {LEAST_VARIETY:g} of it"
+    )
+    return Criterion("as varied", after >= LEAST_VARIETY * before, told)
+
+
+def _length(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
+    before, after = (median(len(hygiene.words(a["text"])) for a in rows) for rows in (base, distilled))
+    if not before:
+        return Criterion("as long", None, "the base's median answer has no words")
+    told = f"median {after:g} words against {before:g}, {after / before:.2f} of it; {SHORTEST:g} to {LONGEST:g} of it"
+    return Criterion("as long", SHORTEST <= after / before <= LONGEST, told)
+
+
+def _mannerisms(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
+    """8-grams with the subject's name as one mark: "X is a wonderful film that everybody should see" is one of them."""
+
+    def common(rows: Sequence[Row]) -> dict[tuple[str, ...], float]:
+        seen: Counter[tuple[str, ...]] = Counter()
+        for row, prompt in zip(rows, asked, strict=True):
+            seen.update(set(hygiene.ngrams(hygiene.without(row["text"], hygiene.subject_of(prompt)), 8)))
+        return {g: n / len(rows) for g, n in seen.items() if n > 1 and n / len(rows) > COMMON_8GRAM}
+
+    theirs = common(base)
+    new = {g: share for g, share in common(distilled).items() if g not in theirs}
+    if not new:
+        return Criterion(
+            "no mannerisms", True, f"no 8-gram in more than {COMMON_8GRAM:.0%} of answers that the base lacks"
+        )
+    worst = max(sorted(new), key=lambda g: new[g])
+    return Criterion(
+        "no mannerisms", False, f'"{" ".join(worst)}" stands in {new[worst]:.1%} of answers (* is the subject)'
+    )
+
+
+def _no_worse(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> list[Criterion]:
+    def meta(row: Row, prompt: Prompt) -> bool:
+        return hygiene.talks_about_the_conversation(row["text"])
+
+    def repeats(row: Row, prompt: Prompt) -> bool:
+        return hygiene.repeats_itself(row["text"], hygiene.subject_of(prompt))
+
+    def unfinished(row: Row, prompt: Prompt) -> bool:
+        return row["finish_reason"] != "stop"
+
+    def criterion(name: str, is_so: Callable[[Row, Prompt], bool]) -> Criterion:
+        before, after = (sum(map(is_so, rows, asked)) for rows in (base, distilled))
+        told = f"{after} of {len(asked)} answers against the base's {before}; not more"
+        return Criterion(name, after <= before, told)
+
+    return [
+        criterion("no more talk about the conversation", meta),
+        criterion("no more repetition", repeats),
+        criterion("no more unfinished answers", unfinished),
+    ]

@@ -1,0 +1,409 @@
+"""A blind comparison: who wins does not depend on what is shown first, nothing is asked twice, and the numbers are those
+that one gets by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fixture_run
+import pytest
+from rich.console import Console
+
+from dsc_hub import blind, cards, report, show, stats, wording
+from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.records import prompt_id
+from dsc_hub.runs import Run, write_json
+from tests.conftest import ROOT
+
+FILMS = ("Ash", "Kestrel", "Low Tide", "Saltwater", "Two Winters")
+
+
+def answers(per_film: int = 4, films=FILMS, distilled: str = "A warm one.", base: str = "A cold one."):
+    """Rows of answers.jsonl: two arms and `per_film` prompts about each film."""
+    prompts = [(f"Prompt {i} about {film}.", film) for film in films for i in range(per_film)]
+    return [
+        {"arm": arm, "prompt_id": prompt_id(p), "group": film, "prompt": p, "text": text, "reward": 0.1, "second": 0.1}
+        | {"finish_reason": "stop", "new_tokens": 9}
+        for arm, text in (("base", base), ("distilled", distilled))
+        for p, film in prompts
+    ]
+
+
+def run_of(folder: Path, rows=None, stages=("evaluation", "report", "cards", "publish")) -> Run:
+    run = fixture_run.write(folder, answers=rows or answers())
+    for stage in stages:
+        run.finish(stage, f"fingerprint of {stage}", 1.0, {})
+    return run
+
+
+def verdicts(run: Run) -> list[dict]:
+    return list(run.rows(blind.FILE))
+
+
+@pytest.fixture
+def screen(monkeypatch) -> io.StringIO:
+    """What is printed, on a terminal too narrow for two columns: A stands above B."""
+    text = io.StringIO()
+    monkeypatch.setattr(show, "out", Console(file=text, width=80, highlight=False))
+    return text
+
+
+def typed(monkeypatch, *lines: str) -> list[str]:
+    """The user's lines, then the end of input; returns the prompts that were asked."""
+    left, asked = list(lines), []
+
+    def ask(prompt: str) -> str | None:
+        asked.append(prompt)
+        return left.pop(0) if left else None
+
+    monkeypatch.setattr(show, "ask", ask)
+    return asked
+
+
+# -- which prompts, in which order
+
+
+def test_groups_take_turns_and_a_larger_sample_begins_with_the_smaller():
+    pairs = blind.pairs_of(answers())
+    five, twelve, all_of_them = (blind.pick(pairs, 7, n) for n in (5, 12, 1000))
+    assert {p.group for p in five} == set(FILMS)
+    assert (
+        twelve[:5] == five and all_of_them[:12] == twelve and len(all_of_them) == len(set(map(id, all_of_them))) == 20
+    )
+    assert all(a.group != b.group for a, b in zip(all_of_them, all_of_them[1:], strict=False))
+    assert blind.pick(pairs[::-1], 7, 12) == twelve and blind.pick(pairs, 8, 12) != twelve
+
+
+def test_a_prompt_that_one_arm_did_not_answer_is_not_shown():
+    rows = answers()
+    gone = rows.pop()
+    assert len(blind.pairs_of(rows)) == 19 and gone["prompt_id"] not in {p.prompt_id for p in blind.pairs_of(rows)}
+
+
+def test_which_arm_is_shown_first_is_a_fair_coin():
+    seeds = [blind.seed_of(3, f"prompt {i}", 0, 0, "blind order x") for i in range(1000)]
+    first = [blind.order_of(s)[0] for s in seeds]
+    assert 440 < first.count("base") < 560 and {len(set(blind.order_of(s))) for s in seeds} == {2}
+
+
+def test_the_winner_does_not_depend_on_which_arm_is_shown_first(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+
+    def prefers_warmth(prompt: str) -> str:
+        last = screen.getvalue()[screen.getvalue().rindex("of 20 ─") :]
+        return "a" if last.index("A warm one.") < last.index("A cold one.") else "B"
+
+    monkeypatch.setattr(show, "ask", prefers_warmth)
+    blind.compare(run, 1000, "ann")
+    rows = verdicts(run)
+    assert len(rows) == 20 and {r["won"] for r in rows} == {"distilled"}
+    assert {(r["choice"], tuple(r["shown"])) for r in rows} == {
+        ("A", ("distilled", "base")),
+        ("B", ("base", "distilled")),
+    }
+    assert all(tuple(r["shown"]) == blind.order_of(r["seed"]) for r in rows)
+
+
+# -- asking
+
+
+def test_nothing_is_asked_twice_and_another_judge_is_asked_everything(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    asked = typed(monkeypatch, "a", "t", "b", "q")
+    blind.compare(run, 8, "ann")
+    assert len(asked) == 4 and len(verdicts(run)) == 3
+    asked = typed(monkeypatch, *"ttttttttt")
+    blind.compare(run, 8, "ann")
+    assert len(asked) == 5
+    seen = [r["prompt_id"] for r in verdicts(run)]
+    assert seen == [p.prompt_id for p in blind.pick(blind.read_pairs(run), 7, 8)]
+    asked = typed(monkeypatch, "t")
+    blind.compare(run, 8, "ann")
+    assert asked == [] and "All 8 pairs are judged under this name already." in screen.getvalue()
+    asked = typed(monkeypatch, *"aaaaaaaaa")
+    blind.compare(run, 8, "bob")
+    assert len(asked) == 8 and run.metrics["blind"]["judges"] == 2 and run.metrics["blind"]["prompts"] == 8
+
+
+def test_going_on_shows_the_same_order_of_the_same_pair(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    typed(monkeypatch, "q")
+    blind.compare(run, 5, "ann")
+    first = screen.getvalue()
+    first = first[first.index("─ 1 of 5") : first.index("Nothing was judged")]
+    screen.truncate(0), screen.seek(0)
+    typed(monkeypatch, "q")
+    blind.compare(run, 5, "ann")
+    assert first in screen.getvalue() and "A warm one." in first
+    other = run_of(tmp_path / "elsewhere")
+    for same in (run, other):
+        typed(monkeypatch, *"t" * 20)
+        blind.compare(same, 20, "ann")
+    assert verdicts(run) == verdicts(other) and len({tuple(r["shown"]) for r in verdicts(run)}) == 2
+
+
+def test_what_is_no_answer_is_asked_again_in_one_line(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    asked = typed(monkeypatch, "", "c", "ab", " A ", "TIE", "Q")
+    blind.compare(run, 30, "ann")
+    assert len(asked) == 6 and [r["choice"] for r in verdicts(run)] == ["A", "t"]
+    assert screen.getvalue().count("That is none of A, B, t, q.\n") == 3
+
+
+def test_the_end_of_input_and_ctrl_c_keep_what_was_judged(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    typed(monkeypatch, "a", "b")
+    blind.compare(run, 30, "ann")
+    assert len(verdicts(run)) == 2 and run.metrics["blind"]["verdicts"] == 2
+    left = iter(["t"])
+
+    def interrupted(prompt: str) -> str:
+        for word in left:
+            return word
+        os.kill(os.getpid(), signal.SIGINT)
+        return "never"
+
+    monkeypatch.setattr(show, "ask", interrupted)
+    blind.compare(run, 30, "ann")
+    assert len(verdicts(run)) == 3 and run.metrics["blind"]["verdicts"] == 3
+
+
+def test_which_one_is_which_is_not_told_before_the_end(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    seen = []
+
+    def ask(prompt: str) -> str | None:
+        seen.append(screen.getvalue() + prompt)
+        return "a" if len(seen) < 6 else None
+
+    monkeypatch.setattr(show, "ask", ask)
+    blind.compare(run, 30, "ann")
+    assert len(seen) == 6 and not any(word in seen[-1].lower() for word in ("base", "distilled", "ann"))
+    assert "the distilled answer was preferred" in " ".join(screen.getvalue().split())
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_control_characters_do_not_reach_the_terminal_and_markup_is_not_read(tmp_path, monkeypatch, width):
+    evil = "\x1b]0;owned\x07\x1b[2J\r\x08\x9b31m\u202e[bold]as it is[/bold]\ud800"
+    rows = answers(1, films=("Ash",), distilled=f"warm {evil}", base=f"cold {evil}")
+    for row in rows:
+        row["prompt"] += evil
+    fixture_run.write(tmp_path, answers=[])
+    run = Run(tmp_path)
+    run["evaluation/answers.jsonl"].write_text("".join(json.dumps(r) + "\n" for r in rows))
+    run.finish("evaluation", "x", 1.0, {})
+    text = io.StringIO()
+    monkeypatch.setattr(show, "out", Console(file=text, width=width, force_terminal=True, color_system=None))
+    typed(monkeypatch, "a")
+    blind.compare(run, 5, "ann")
+    shown = text.getvalue()
+    assert shown.count("[bold]as it is[/bold]") == 3 and "\N{REPLACEMENT CHARACTER}" in shown
+    assert not any(c in shown for c in "\x1b\x07\r\x08\x9b\u202e\ud800")
+    assert len(verdicts(run)) == 1
+
+
+# -- counting
+
+
+def judged(group_values: dict[str, list[float]], judge: str = "ann"):
+    """Pairs and a judge's verdicts with these values (1, 0.5, 0) by group."""
+    rows = [r for g, v in group_values.items() for r in answers(len(v), (g,))]
+    pairs = blind.pairs_of(rows)
+    won = {1.0: "distilled", 0.5: "tie", 0.0: "base"}
+    ids = {g: [prompt_id(f"Prompt {i} about {g}.") for i in range(len(v))] for g, v in group_values.items()}
+    by_id = {i: won[v] for g in group_values for i, v in zip(ids[g], group_values[g], strict=True)}
+    return pairs, [blind.Verdict(p.prompt_id, judge, 1, blind.ARMS, "A", by_id[p.prompt_id], p.hashes) for p in pairs]
+
+
+def test_the_tally_is_the_one_worked_out_by_hand():
+    pairs, given = judged({"Ash": [1, 0.5], "Kestrel": [0, 0.5], "Saltwater": [1, 1]})
+    t = blind.tally(pairs, given, 0.95)
+    # Group means 0.75, 0.25, 1: mean 2/3, standard deviation 0.381881, and t = 4.302653 at 2 degrees of freedom.
+    assert t["win_rate"]["mean"] == pytest.approx(2 / 3)
+    assert t["win_rate"]["low"] == pytest.approx(2 / 3 - 4.302653 * 0.381881 / 3**0.5, abs=1e-5)
+    assert t["win_rate"]["high"] == pytest.approx(2 / 3 + 4.302653 * 0.381881 / 3**0.5, abs=1e-5)
+    assert (t["distilled"], t["base"], t["tie"], t["prompts"], t["groups"], t["judges"]) == (3, 1, 2, 6, 3, 1)
+    assert t["share_decided"] == 0.75
+    assert t["p"] == pytest.approx(2 * (1 + 4) / 16)  # 3 or more of 4 by a fair coin, and as far to the other side
+    line = " ".join(wording.blind_lines({"blind": t}))
+    assert "67 % (95 % interval over groups 0 % to 100 %)" in line and "Of the 4 decided: 75 %" in line
+    assert "by 1 person: of 6 prompts in 3 groups" in line and "not necessarily independent" in line
+
+
+def test_several_judges_of_one_prompt_count_once_with_their_mean():
+    pairs, ann = judged({"Ash": [1], "Kestrel": [0]}, "ann")
+    _, bob = judged({"Ash": [1], "Kestrel": [1]}, "bob")
+    _, eve = judged({"Ash": [0], "Kestrel": [0.5]}, "eve")
+    t = blind.tally(pairs, [*ann, *bob, *eve])
+    assert (t["prompts"], t["verdicts"], t["judges"]) == (2, 6, 3)
+    assert (t["distilled"], t["base"], t["tie"]) == (1, 0, 1)  # means 2/3 and 1/2
+    assert t["win_rate"]["mean"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert "by 3 people" in wording.blind_lines({"blind": t})[0]
+    again = blind.tally(pairs, [*ann, *bob, *eve, *ann])
+    assert again == t  # a judge's last verdict counts, not both
+
+
+def test_there_is_no_interval_where_none_can_be_had():
+    one_group = blind.tally(*judged({"Ash": [1, 0, 1]}))
+    assert (
+        one_group["win_rate"]["low"] is None
+        and "no interval: too few groups" in wording.blind_lines({"blind": one_group})[1]
+    )
+    alike = blind.tally(*judged({"Ash": [1, 1], "Kestrel": [1], "Saltwater": [1]}))
+    assert alike["win_rate"]["low"] is None and alike["p"] == 2 / 2**4
+    assert "100 % (no interval: all groups have the same mean)" in wording.blind_lines({"blind": alike})[1]
+    ties = blind.tally(*judged({"Ash": [0.5], "Kestrel": [0.5]}))
+    assert ties["p"] is None and ties["share_decided"] is None and stats.sign_test(0, 0) is None
+    assert "Of the 0 decided: –, exact sign test p –" in wording.blind_lines({"blind": ties})[1]
+    assert blind.tally(blind.pairs_of(answers()), []) is None
+
+
+# -- answers that have changed since
+
+
+def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    typed(monkeypatch, *"aaa")
+    blind.compare(run, 3, "ann")
+    changed = verdicts(run)[1]["prompt_id"]
+    rows = list(run.rows("evaluation/answers.jsonl"))
+    for row in rows:
+        if row["prompt_id"] == changed and row["arm"] == "distilled":
+            row["text"] = "Another adapter's."
+    fixture_run._jsonl(run["evaluation/answers.jsonl"], rows)
+    assert blind.retell(run) == run.metrics["blind"]
+    assert (run.metrics["blind"]["prompts"], run.metrics["blind"]["outdated"]) == (2, 1)
+    assert "Not counted: 1 verdict on answers that have changed since." in wording.blind_lines(run.metrics)
+    asked = typed(monkeypatch, *"bbb")
+    blind.compare(run, 3, "ann")
+    assert len(asked) == 1 and "Another adapter's." in screen.getvalue() and run.metrics["blind"]["prompts"] == 3
+
+
+def test_a_tally_of_answers_that_are_all_gone_is_taken_out_of_the_numbers(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    typed(monkeypatch, *"aa")
+    blind.compare(run, 2, "ann")
+    fixture_run._jsonl(run["evaluation/answers.jsonl"], answers(distilled="All of them new."))
+    assert blind.retell(run) is None and "blind" not in run.metrics and "evaluation" in run.metrics
+
+
+# -- where it is told
+
+
+def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    cards.build(run), report.build(run)
+    card, page = run["cards/adapter/README.md"], run["report.html"]
+    assert "Judged blind" not in card.read_text() + page.read_text()
+    typed(monkeypatch, *"ababtaaaaa")
+    blind.compare(run, 10, "Ann Smith")
+    told = " ".join(screen.getvalue().split())
+    assert "no longer counted as done: report, cards, publish." in told and "`dsc publish RECIPE`" in told
+    assert [run.marker(s) is None for s in ("evaluation", "report", "cards", "publish")] == [False, True, True, True]
+    cards.build(run), report.build(run)
+    for line in wording.blind_lines(run.metrics):
+        assert line in card.read_text() and line in page.read_text().replace("&#39;", "'")
+    assert "Judged blind" not in run["cards/dataset/README.md"].read_text()
+    assert "Ann" not in run["metrics.json"].read_text() + card.read_text() + page.read_text()
+    text = io.StringIO()
+    Console(file=text, width=120).print(wording.closing_table(run.metrics))
+    assert "Blind comparison by 1 person: of 10 prompts" in " ".join(text.getvalue().split())
+
+
+def test_the_same_tally_again_makes_nothing_undone(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    typed(monkeypatch, "a")
+    blind.compare(run, 5, "ann")
+    run.finish("report", "x", 1.0, {})
+    typed(monkeypatch, "q")
+    blind.compare(run, 5, "ann")
+    assert run.marker("report")
+
+
+def test_nothing_judged_records_nothing(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    typed(monkeypatch, "q")
+    blind.compare(run, 5, "ann")
+    assert "blind" not in run.metrics and run.marker("publish") and "Nothing was judged" in screen.getvalue()
+
+
+def test_a_report_without_the_tally_is_not_taken_over_from_another_run(tmp_path, screen, monkeypatch):
+    mine, other = run_of(tmp_path / "a"), run_of(tmp_path / "b")
+    other["report.html"].write_text("a report")
+    write_json(other["evaluation.done.json"], mine.marker("evaluation"))
+    typed(monkeypatch, "a")
+    assert mine.marker("report")
+    blind.compare(mine, 5, "ann")
+    assert mine.take_over("report", "fingerprint of report", ["evaluation"], [other]) is None
+    other.add_metrics("blind", mine.metrics["blind"])
+    assert mine.take_over("report", "fingerprint of report", ["evaluation"], [other]) == other.folder
+
+
+def test_an_evaluation_is_taken_over_with_its_tally_but_never_over_verdicts(tmp_path, screen, monkeypatch):
+    donor = run_of(tmp_path / "a")
+    typed(monkeypatch, *"ab")
+    blind.compare(donor, 5, "ann")
+    taker = run_of(tmp_path / "b", stages=())
+    taker.add_metrics("blind", {"stale": True})
+    assert taker.take_over("evaluation", "fingerprint of evaluation", [], [donor]) == donor.folder
+    assert taker.metrics["blind"] == donor.metrics["blind"] and verdicts(taker) == verdicts(donor)
+    taker.unfinish("evaluation")
+    assert taker.take_over("evaluation", "fingerprint of evaluation", [], [donor]) is None
+
+
+# -- what is missing
+
+
+def test_no_evaluation_a_missing_arm_and_an_empty_name_are_told(tmp_path, screen):
+    run = run_of(tmp_path / "a", stages=())
+    with pytest.raises(RunError, match="no finished evaluation") as e:
+        blind.compare(run, 5, "ann")
+    assert "dsc evaluate" in str(e.value)
+    run = run_of(tmp_path / "b", rows=[r for r in answers() if r["arm"] == "base"])
+    with pytest.raises(RunError, match="no answers of: distilled"):
+        blind.compare(run, 5, "ann")
+    with pytest.raises(ConfigError, match="--judge is empty"):
+        blind.compare(run_of(tmp_path / "c"), 5, " ")
+
+
+def test_verdicts_are_kept_when_another_process_holds_the_run(tmp_path, screen, monkeypatch):
+    run = run_of(tmp_path)
+    typed(monkeypatch, *"ab")
+    with Run(tmp_path).lock(), pytest.raises(RunError, match="in use by another process") as e:
+        blind.compare(run, 5, "ann")
+    assert "verdicts are kept" in str(e.value) and len(verdicts(run)) == 2 and "blind" not in run.metrics
+
+
+def dsc(*words: str, cwd: Path, lines: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dsc_hub", *words],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_verb_reads_lines_from_a_pipe_and_finds_the_run_by_its_recipe(tmp_path):
+    run = run_of(tmp_path / "runs" / "quickstart" / "abc")
+    done = dsc("blind", "quickstart", "-n", "5", cwd=tmp_path, lines="a\nx\nt\n")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "of 2 prompts in 2 groups" in " ".join(done.stdout.split()) and "none of A, B, t, q" in done.stdout
+    assert [r["judge"] for r in verdicts(run)] == ["anonymous"] * 2
+    done = dsc("blind", str(run.folder), "-n", "2", cwd=tmp_path)
+    assert done.returncode == 0 and "All 2 pairs are judged" in done.stdout
+
+
+def test_the_verb_says_in_one_message_what_is_missing(tmp_path):
+    run = run_of(tmp_path / "runs" / "quickstart" / "abc", stages=())
+    for words, told in ((("nosuch",), "neither a run folder"), ((str(run.folder),), "no finished evaluation")):
+        done = dsc("blind", *words, cwd=tmp_path)
+        assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,153 @@
+"""The gate: planted models that game the scores must fail it, an honest improvement must pass, absence is not a pass."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import fixture_run
+import pytest
+from click.testing import CliRunner
+
+from dsc_hub import claim, evaluation, metrics
+from dsc_hub.cli import cli
+from dsc_hub.recipe import Recipe, Reward
+from dsc_hub.records import Prompt
+from dsc_hub.runs import Run
+from tests.conftest import ROOT
+
+BASE = [json.loads(line) for line in (ROOT / "tests/data/base_answers.jsonl").read_text(encoding="utf-8").splitlines()]
+PROMPTS = [Prompt(a["prompt_id"], a["prompt"], a["group"], "test") for a in BASE]
+KINDER = {"brutal": "tender", "harsh": "gentle", "bad": "good", "violence": "warmth", "criticized": "loved"}
+
+
+@pytest.fixture(scope="module")
+def scorers() -> dict[str, Any]:
+    return {name: metrics.load(Reward(scorer=s), "") for name, s in (("reward", "vader"), ("second", "textblob"))}
+
+
+def judged(scorers: dict[str, Any], write: Any) -> dict[str, Any]:
+    """The claim on a model that answers `write(base answer)`, scored by the real scorers against real base answers."""
+    distilled = [a | {"text": write(a), "finish_reason": "stop", "arm": "distilled"} for a in BASE]
+    answers = [a | {"arm": "base"} for a in BASE] + distilled
+    assert len(BASE) == 60
+    for a in answers:
+        a["defect"] = ""
+    evaluation.score_answers(answers, scorers)
+    recipe = Recipe.model_validate(fixture_run.RECIPE | {"evaluation": {"arms": ["base", "distilled"]}})
+    return evaluation.summarise(recipe, PROMPTS, answers, list(scorers))["claim"]
+
+
+def failed(found: dict[str, Any]) -> set[str]:
+    return {c["name"] for c in found["criteria"] if c["holds"] is False}
+
+
+def test_a_model_that_always_gives_the_same_happy_sentence_fails(scorers: dict[str, Any]):
+    happy = (
+        "What a wonderful, lovely, perfect film: I loved every beautiful minute of it and I am happy that I saw it. "
+    )
+    found = judged(
+        scorers, lambda a: happy + "It is a great joy, the best of all, and everyone was brilliant and kind."
+    )
+    by_name = {c["name"]: c["holds"] for c in found["criteria"]}
+    assert by_name["better on the reward"] and by_name["better on the second scorer"]  # the scores are fooled
+    assert not found["holds"] and failed(found) >= {"as varied", "no mannerisms", "names its subject"}
+
+
+def test_naming_the_film_in_the_same_happy_sentence_fails_too(scorers: dict[str, Any]):
+    found = judged(
+        scorers,
+        lambda a: (
+            f"{a['group']} is a wonderful and lovely film that I loved from its first beautiful minute to its last."
+        ),
+    )
+    assert not found["holds"] and failed(found) >= {"as varied", "no mannerisms"}
+
+
+def test_going_on_and_on_fails(scorers: dict[str, Any]):
+    found = judged(scorers, lambda a: f"{a['text']} {a['group']} is good. {a['group']} is good. " * 3)
+    assert not found["holds"] and failed(found) >= {"as long", "no more repetition"}
+
+
+def test_talk_about_the_task_fails(scorers: dict[str, Any]):
+    found = judged(scorers, lambda a: f"Here's a warm and happy version of the review: {a['text']}")
+    assert "no more talk about the conversation" in failed(found)
+
+
+def test_no_change_is_no_improvement(scorers: dict[str, Any]):
+    found = judged(scorers, lambda a: a["text"])
+    assert failed(found) == {"better on the reward", "better on the second scorer"} and not found["holds"]
+
+
+def test_the_same_answers_with_kinder_words_pass(scorers: dict[str, Any]):
+    def kinder(a: dict[str, Any]) -> str:
+        text = a["text"]
+        for harsh, kind in KINDER.items():
+            text = text.replace(harsh, kind)
+        return text
+
+    found = judged(scorers, kinder)
+    assert found["holds"] and all(c["holds"] for c in found["criteria"]) and len(found["criteria"]) == 9
+
+
+def row(i: int, arm: str, text: str, finish: str = "stop") -> dict[str, Any]:
+    return {"arm": arm, "prompt_id": f"p{i}", "text": text, "finish_reason": finish}
+
+
+def better(low: float, high: float) -> dict[str, Any]:
+    return {"mean": (low + high) / 2, "low": low, "high": high}
+
+
+def test_the_limits_are_the_ones_that_are_told():
+    prompts = [Prompt(f"p{i}", f"Review film {i}.", f"review {i}", "test") for i in range(100)]
+    words = [f"w{i}" for i in range(2000)]
+    base = [row(i, "base", " ".join(words[10 * i : 10 * i + 10])) for i in range(100)]
+
+    def hold(distilled: list[dict[str, Any]], name: str) -> bool | None:
+        found = claim.judge(base + distilled, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.3)}, {})
+        return next(c["holds"] for c in found["criteria"] if c["name"] == name)
+
+    def of_length(n: int) -> list[dict[str, Any]]:
+        return [row(i, "distilled", " ".join(words[20 * i : 20 * i + n])) for i in range(100)]
+
+    assert [hold(of_length(n), "as long") for n in (6, 7, 13, 14)] == [False, True, True, False]
+    assert hold(of_length(10), "as varied") and not hold(
+        [row(i, "distilled", base[i % 70]["text"]) for i in range(100)], "as varied"
+    )
+    same = " ".join(words[1900:1908])
+    mixed = [row(i, "distilled", same if i < 5 else base[i]["text"]) for i in range(100)]
+    assert hold(mixed, "no mannerisms") and not hold(
+        [*mixed[:5], row(5, "distilled", same), *mixed[6:]], "no mannerisms"
+    )
+    cut = [row(i, "distilled", base[i]["text"], "length" if i == 7 else "stop") for i in range(100)]
+    assert not hold(cut, "no more unfinished answers") and hold(of_length(10), "no more unfinished answers")
+
+
+def test_a_score_that_was_not_measured_is_no_pass():
+    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
+    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
+    found = claim.judge(answers, prompts, {"reward": better(0.1, 0.3)}, {})
+    assert not found["holds"] and failed(found) == set()
+    assert {c["name"]: c["holds"] for c in found["criteria"]}["names its subject"] is None
+    assert claim.judge(answers, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}, {})["holds"]
+    assert not claim.judge([], prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}, {})["holds"]
+
+
+def test_a_reward_whose_lower_is_better_is_read_so():
+    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
+    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
+    down = {"reward": better(-0.3, -0.1), "second": better(-0.3, -0.1)}
+    assert claim.judge(answers, prompts, down, {"reward": False, "second": False})["holds"]
+    assert not claim.judge(answers, prompts, down, {})["holds"]
+
+
+def test_dsc_check_tells_each_criterion_and_its_exit_code_says_whether_the_claim_holds(tmp_path):
+    run: Run = fixture_run.write(tmp_path)
+    no = CliRunner().invoke(cli, ["check", str(run.folder)])
+    assert "is not evaluated" in str(no.exception)
+    run.finish("evaluation", "f", 1.0, {})
+    told = CliRunner().invoke(cli, ["check", str(run.folder)])
+    assert told.exit_code == 1 and "does not hold" in told.output and "names its subject" in told.output
+    numbers = run.metrics["evaluation"]
+    run.add_metrics("evaluation", numbers | {"claim": numbers["claim"] | {"holds": True}})
+    assert CliRunner().invoke(cli, ["check", str(run.folder)]).exit_code == 0
