@@ -76,6 +76,7 @@ def build(run: Run) -> dict[str, list[str]]:
         "reasons": plots.rejection_reasons(metrics.sampling.steps),
         "chains": _example_chains(run),
         "answers": _example_answers(run),
+        "temperature": _temperature(facts.recipe),
         "lora_rank": max_lora_rank(run["adapter"]),
     }
     written = {}
@@ -232,6 +233,12 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
         for s in wording.score_names(evaluation)
         if wording.measured(arm[s].mean)
     ]
+
+
+def _temperature(recipe: Recorded) -> float:
+    """The temperature that the arms answered with."""
+    own = recipe.evaluation.temperature
+    return recipe.generation.temperature if own is None else own
 
 
 def _base_metadata(facts: Recorded) -> ModelCardData:

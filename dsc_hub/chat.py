@@ -1,6 +1,6 @@
 """A conversation with base and distilled at once, side by side on the terminal: one server, the adapter unmerged.
 
-Every question goes to both with the recipe's generation settings and one seed: at once where that is safe (see
+Every question goes to both with the settings of the recipe's evaluation and one seed: at once where that is safe (see
 `_answer`), else one after the other. `Talk` is what both have said so far and
 what still fits the context, and asks nobody; `chat` reads, asks and shows. Writes nothing into the run folder.
 """
@@ -24,7 +24,7 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, Generator, RequestFailed
 from dsc_hub.preflight import TURN_OVERHEAD
 from dsc_hub.progress import duration, moving_line, say
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import Recipe, generation_at_evaluation
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run
 
@@ -222,7 +222,7 @@ async def _ask_both(
             line.show(f"both are answering  {duration(time.monotonic() - started)}  (Ctrl-C cancels)")
             await asyncio.sleep(0.2)
 
-    async with Generator(endpoints, recipe.generation, recipe.serving.request_timeout_s) as generator:
+    async with Generator(endpoints, generation_at_evaluation(recipe), recipe.serving.request_timeout_s) as generator:
         with moving_line() as line:
             clock = asyncio.create_task(tell(line))
             try:

@@ -3,12 +3,17 @@
 A small model games every reward, so a gain on the reward alone says little. The claim holds if distilled beats base, with
 an interval that leaves out zero, on the reward and on a second scorer that chose nothing, *and* none of what usually goes
 with gaming has got worse: losing the subject, saying the same of everything, growing or shrinking, talking about the
-conversation, repeating itself, not coming to an end. Pure; shares are 0..1 and over the prompts that both arms answered.
+conversation, repeating itself, not coming to an end, no answer. What it can't tell is fluent text from word salad: read the
+answers, or have them judged (`dsc blind`). Pure; shares are 0..1.
+
+The counts of "no more ..." allow for nothing: the claim carries the burden of proof, and of two equal models one fails such a
+criterion about half of the time it is not at zero. A longer test set makes a real difference show.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -20,7 +25,9 @@ from dsc_hub.records import Prompt
 SUBJECT_LOSS = 0.02  # by so much the share of answers that name their subject may fall
 LEAST_VARIETY = 0.8  # distinct-2 against the base's
 SHORTEST, LONGEST = 0.7, 1.3  # median length against the base's
-COMMON_8GRAM = 0.05  # share of answers from which an 8-gram is a mannerism
+COMMON_8GRAM = 0.05  # share of answers above which an 8-gram, or a whole sentence, is a mannerism
+SHORTEST_SENTENCE = 3  # words that a sentence must have to be one
+LEAST_CONFIDENCE = 0.95
 
 Row = Mapping[str, Any]  # an evaluated answer: prompt_id, text, finish_reason ...
 
@@ -37,45 +44,79 @@ class Criterion:
 def judge(
     answers: Sequence[Row],
     prompts: Sequence[Prompt],
+    split: str,
+    confidence: float,
     differences: Mapping[str, Any],
     higher_is_better: Mapping[str, bool],
 ) -> dict[str, Any]:
     """The claim of an evaluation: {"holds": bool, "prompts": n, "criteria": [{name, holds, told}]}.
 
-    `answers` are rows of all arms, `differences` the paired differences distilled - base by score name. None of the
-    criteria may fail, and those on the scores must have been measured; a criterion on the text that can't be measured
-    (no subject is known, no answer in both arms) is told and left out.
+    `answers` are rows of all arms on `prompts` of `split`, `differences` the paired differences distilled - base by score
+    name, with intervals at `confidence`. None of the criteria may fail, and those on the scores must have been measured; a
+    criterion on the text that can't be measured (no subject is known) is told and left out.
     """
     by_id = {p.id: p for p in prompts}
     arms = {arm: {a["prompt_id"]: a for a in answers if a["arm"] == arm} for arm in ("base", "distilled")}
     both = [i for i in sorted(arms["base"]) if i in arms["distilled"] and i in by_id]
     base, distilled = ([arms[arm][i] for i in both] for arm in ("base", "distilled"))
     asked = [by_id[i] for i in both]
-    scores = [_better(name, differences.get(name), higher_is_better.get(name, True)) for name in ("reward", "second")]
-    texts = (
-        [
+    scores = [
+        _better(name, differences.get(name), confidence, higher_is_better.get(name, True))
+        for name in ("reward", "second")
+    ]
+    texts = [_held_out(split), _answered(arms, prompts)]
+    if "third" in differences:
+        texts.append(_not_worse(differences["third"], higher_is_better.get("third", True)))
+    if both:
+        texts += [
             _names_subject(base, distilled, asked),
             _variety(base, distilled),
             _length(base, distilled),
             _mannerisms(base, distilled, asked),
             *_no_worse(base, distilled, asked),
         ]
-        if both
-        else [Criterion("answers", None, "no prompt was answered by both arms")]
-    )
     holds = all(c.holds for c in scores) and all(c.holds is not False for c in texts) and bool(both)
     return {"holds": holds, "prompts": len(both), "criteria": [asdict(c) for c in [*scores, *texts]]}
 
 
-def _better(name: str, difference: Row | None, higher: bool) -> Criterion:
+def _held_out(split: str) -> Criterion:
+    return Criterion(
+        "on test prompts",
+        split == "test",
+        f"the {split} split" + ("" if split == "test" else ", which choices may have been made on"),
+    )
+
+
+def _better(name: str, difference: Row | None, confidence: float, higher: bool) -> Criterion:
     label = "better on the reward" if name == "reward" else "better on the second scorer"
     if difference is None:
         return Criterion(label, None, "there is no second scorer" if name == "second" else "not measured")
     low, high, mean = (difference[k] for k in ("low", "high", "mean"))
-    if mean is None or low is None or high is None:
-        return Criterion(label, None, "no interval: too few groups")
-    told = f"distilled - base {mean:+.3f}, interval {low:+.3f} to {high:+.3f}; it must leave out zero"
+    if confidence < LEAST_CONFIDENCE:
+        return Criterion(label, None, f"the interval is at {confidence:.0%}, the claim needs {LEAST_CONFIDENCE:.0%}")
+    if mean is None or low is None or high is None or low == high != 0:
+        return Criterion(label, None, "no interval: too few groups, or all alike")
+    told = f"distilled - base {mean:+.3f}, {confidence:.0%} interval {low:+.3f} to {high:+.3f}; it must leave out zero"
     return Criterion(label, low > 0 if higher else high < 0, told)
+
+
+def _not_worse(difference: Row, higher: bool) -> Criterion:
+    name, (low, high) = "not worse on the third scorer", (difference["low"], difference["high"])
+    if low is None or high is None:
+        return Criterion(name, None, "no interval")
+    told = f"distilled - base {difference['mean']:+.3f}, interval {low:+.3f} to {high:+.3f}"
+    return Criterion(name, high >= 0 if higher else low <= 0, told)
+
+
+def _answered(arms: Mapping[str, Mapping[str, Row]], prompts: Sequence[Prompt]) -> Criterion:
+    """Failed, empty and unscored answers drop out of all means: more of them would flatter."""
+
+    def good(row: Row | None) -> bool:
+        return row is not None and bool(hygiene.words(row["text"])) and row.get("reward", 0.0) is not None
+
+    before, after = (sum(not good(arms[arm].get(p.id)) for p in prompts) for arm in ("base", "distilled"))
+    told = f"{after} of {len(prompts)} prompts without one (failed, empty or unscored) against the base's {before}; not more"
+    return Criterion("as many answers", after <= before, told)
 
 
 def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
@@ -88,7 +129,7 @@ def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequenc
         return sum(hygiene.names(rows[k]["text"], hygiene.subject_of(asked[k])) for k in known) / len(known)
 
     before, after = share(base), share(distilled)
-    told = f"{after:.1%} of answers against the base's {before:.1%}; at most {SUBJECT_LOSS:.0%} points less"
+    told = f"{after:.1%} of answers against the base's {before:.1%}; at most {100 * SUBJECT_LOSS:.0f} points less"
     return Criterion(name, after >= before - SUBJECT_LOSS, told)
 
 
@@ -114,24 +155,29 @@ def _length(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
 
 
 def _mannerisms(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
-    """8-grams with the subject's name as one mark: "X is a wonderful film that everybody should see" is one of them."""
+    """8-grams and whole sentences that come in too many answers, of more than one group; the subject's name is one mark, so
+    that "X is a wonderful film that everybody should see" is one of them."""
 
-    def common(rows: Sequence[Row]) -> dict[tuple[str, ...], float]:
-        seen: Counter[tuple[str, ...]] = Counter()
+    def common(rows: Sequence[Row]) -> dict[str, float]:
+        seen: Counter[str] = Counter()
+        groups: dict[str, set[str]] = defaultdict(set)
         for row, prompt in zip(rows, asked, strict=True):
-            seen.update(set(hygiene.ngrams(hygiene.without(row["text"], hygiene.subject_of(prompt)), 8)))
-        return {g: n / len(rows) for g, n in seen.items() if n > 1 and n / len(rows) > COMMON_8GRAM}
+            subject = hygiene.subject_of(prompt)
+            found = {" ".join(g) for g in hygiene.ngrams(hygiene.without(row["text"], subject), 8)}
+            sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)", row["text"]))
+            found |= {" ".join(s) for s in sentences if len(s) >= SHORTEST_SENTENCE}
+            seen.update(found)
+            for phrase in found:
+                groups[phrase].add(prompt.group)
+        return {p: n / len(rows) for p, n in seen.items() if len(groups[p]) > 1 and n / len(rows) > COMMON_8GRAM}
 
     theirs = common(base)
-    new = {g: share for g, share in common(distilled).items() if g not in theirs}
+    new = {phrase: share for phrase, share in common(distilled).items() if phrase not in theirs}
     if not new:
-        return Criterion(
-            "no mannerisms", True, f"no 8-gram in more than {COMMON_8GRAM:.0%} of answers that the base lacks"
-        )
-    worst = max(sorted(new), key=lambda g: new[g])
-    return Criterion(
-        "no mannerisms", False, f'"{" ".join(worst)}" stands in {new[worst]:.1%} of answers (* is the subject)'
-    )
+        told = f"no 8-gram or sentence in more than {COMMON_8GRAM:.0%} of answers that the base has not as often"
+        return Criterion("no mannerisms", True, told)
+    worst = max(sorted(new), key=lambda phrase: new[phrase])
+    return Criterion("no mannerisms", False, f'"{worst}" stands in {new[worst]:.1%} of answers (* is the subject)')
 
 
 def _no_worse(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> list[Criterion]:
@@ -140,6 +186,9 @@ def _no_worse(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Pro
 
     def repeats(row: Row, prompt: Prompt) -> bool:
         return hygiene.repeats_itself(row["text"], hygiene.subject_of(prompt))
+
+    def foreign(row: Row, prompt: Prompt) -> bool:
+        return hygiene.in_another_language(row["text"], prompt.text)
 
     def unfinished(row: Row, prompt: Prompt) -> bool:
         return row["finish_reason"] != "stop"
@@ -152,5 +201,6 @@ def _no_worse(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Pro
     return [
         criterion("no more talk about the conversation", meta),
         criterion("no more repetition", repeats),
+        criterion("no more in another language", foreign),
         criterion("no more unfinished answers", unfinished),
     ]

@@ -19,7 +19,7 @@ from dsc_hub import claim, stats
 from dsc_hub.chain import Message, Texts, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
-from dsc_hub.hygiene import inspect
+from dsc_hub.hygiene import REPEATED_3GRAMS, inspect
 from dsc_hub.machine import file_hash
 from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import Recipe
@@ -111,11 +111,12 @@ async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete
 def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """One row a prompt and arm, without scores: text, how it ended, and all new tokens it cost."""
     by_id = {p.id: p for p in prompts}
-    # What the arms wrote is looked at as it is: stripping belongs to the chain.
-    rules = recipe.hygiene.model_copy(update={"meta_talk": "reject"})
+    # What the arms wrote is looked at as it is, and with the measure whose figures are known: being stricter in what is
+    # learned from, and stripping, belong to the chain.
+    rules = recipe.hygiene.model_copy(update={"meta_talk": "reject", "repeated": REPEATED_3GRAMS})
 
-    def defect(turn: Turn) -> str:
-        return inspect(turn.text, turn.finish_reason, by_id[turn.prompt_id], "", rules).defect
+    def defect(prompt_id: str, text: str, finish_reason: str) -> str:
+        return inspect(text, finish_reason, by_id[prompt_id], "", rules).defect
 
     out = []
     for arm in recipe.evaluation.arms:
@@ -126,13 +127,20 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[st
                 spent[row["prompt_id"]] = spent.get(row["prompt_id"], 0) + row["new_tokens"]
                 finish[row["prompt_id"], row["step"], row["role"]] = row["finish_reason"]
             found = [
-                (c.prompt_id, c.final, finish[_state_key(c)], spent[c.prompt_id], c.final_defect)
+                (
+                    c.prompt_id,
+                    c.final,
+                    finish[_state_key(c)],
+                    spent[c.prompt_id],
+                    defect(c.prompt_id, c.final, finish[_state_key(c)]),
+                )
                 for c in read_chains(run, "evaluation/chains.jsonl")
+                if c.prompt_id in by_id
             ]
         else:
             turns = (Turn(**row) for row in run.rows(_turns_file(arm)))
             found = [
-                (t.prompt_id, t.text, t.finish_reason, t.new_tokens, defect(t))
+                (t.prompt_id, t.text, t.finish_reason, t.new_tokens, defect(t.prompt_id, t.text, t.finish_reason))
                 for t in turns
                 if t.role == "answer" and t.prompt_id in by_id
             ]
@@ -145,10 +153,9 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[st
                 "text": text,
                 "finish_reason": why,
                 "new_tokens": tokens,
-                "defect": defect,
+                "defect": found_defect,
             }
-            for i, text, why, tokens, defect in sorted(found)
-            if i in by_id
+            for i, text, why, tokens, found_defect in sorted(found)
         ]
     return out
 
@@ -172,9 +179,13 @@ def score_answers(answers: list[dict[str, Any]], scorers: Scorers) -> None:
 
 
 def summarise(
-    recipe: Recipe, prompts: Sequence[Prompt], answers: list[dict[str, Any]], names: Sequence[str]
+    recipe: Recipe, prompts: Sequence[Prompt], answers: list[dict[str, Any]], higher_is_better: Mapping[str, bool]
 ) -> dict[str, Any]:
-    """Arms with interval, n, unscored, failed for each score in `names`; paired differences to the first arm."""
+    """Arms with interval, n, unscored, failed for each score; paired differences to the first arm; the claim.
+
+    `higher_is_better` names the scores of the rows and says which way is good.
+    """
+    names = list(higher_is_better)
     confidence = recipe.evaluation.confidence
     arms: dict[str, Any] = {}
     by_arm = {arm: {a["prompt_id"]: a for a in answers if a["arm"] == arm} for arm in recipe.evaluation.arms}
@@ -204,7 +215,11 @@ def summarise(
         "groups": len({p.group for p in prompts}),
         "arms": arms,
         "differences": differences,
-        "claim": claim.judge(answers, prompts, differences["distilled - base"], {}) if compared else None,
+        "claim": claim.judge(
+            answers, prompts, recipe.evaluation.split, confidence, differences["distilled - base"], higher_is_better
+        )
+        if compared
+        else None,
     }
 
 

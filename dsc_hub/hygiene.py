@@ -29,7 +29,7 @@ DEFECTS = (EMPTY, CUT, LANGUAGE, META, REPEATS, COPIES, OFF)
 
 REPEATED_3GRAMS = HygieneSection().repeated  # share from which a text counts as repeating itself
 MINUTE = 1e-9  # more than none
-REPEATED_PAIR = 0.02  # a pair of longer words that stands three times in the text, for at least this share of its words
+REPEATED_PAIR = 0.03  # a pair of longer words that stands three times in the text, for at least this share of its words
 COPIED_3GRAMS = 0.3  # share of the text's 3-grams found in the critique
 SURE = 0.5  # probability from which a language counts as known: broken or very short texts have none
 MOST_OPENINGS = 2  # sentences or lines that `strip` may cut off a text
@@ -40,34 +40,73 @@ _META = re.compile(
     "|".join(
         (
             # an earlier or another version of what is being written
-            rf"\b(?:previous|original|earlier|revised|rewritten|updated|improved|above) (?:\w+ )?(?:message|{_WRITING})s?\b",
-            rf"\b(?:my|your) (?:\w+ )?(?:message|prompt|request|instructions?|feedback|{_WRITING})\b",
-            rf"\bhere(?:'s| is| are) (?:a|an|the|my|some|your|one|possible) (?:[\w-]+,? ){{0,4}}(?:example|sample|list|points|suggestions|one:|{_WRITING})",
-            rf"\b(?:this|the) {_WRITING} (?:is|was|now|should|could|does|focuses|provides|provided|highlights|captures|aims|has been)\b",
-            r"\b(?:this|in (?:a|this)(?: [\w-]+,?(?: and)?){0,3}) (?:review|rewrite|revision|response|answer|edit|question)\b",
+            r"\b(?:previous|original|earlier|revised|rewritten|updated|improved|above) (?:\w+ )?(?:review|rewrite|response|answer|draft|critique|sentence|statement|text)s?\b",
+            rf"\b(?:my|your) (?:\w+ )?(?:prompt|request|instructions?|feedback|{_WRITING})\b",
+            rf"\bhere(?:'s| is| are) (?:a|an|the|my|some|your|one|possible) (?:[\w-]+,? ){{0,4}}(?:example|sample|one:|{_WRITING})",
+            r"\b(?:this|the) (?:review|rewrite|revision|critique|edit) (?:is|was|now|should|could|does|focuses|provides|provided|highlights|captures|aims|has been)\b",
+            r"\b(?:this|in (?:a|this)(?: [\w-]+,?(?: and)?){0,3}) (?:review|rewrite|revision|edit)\b|\bin this (?:question|response|answer)\b",
             # the form that was asked for
-            r"\bin (?:just |only |about )?(?:a few|a couple of|one|two|three|four|five|\d) (?:\w+ ){0,2}(?:sentences?|words|paragraphs?)\b",
-            r"\b(?:more |entirely |truly )?(?:positive|negative|warm|balanced|constructive|supportive) (?:critique|critic|feedback|criticism|approach|rewording|tone towards?)\b",
+            r"\bin (?:just |only |about )?(?:a few|a couple of|one|two|three|four|five|\d) (?:\w+ ){0,2}(?:sentences?|paragraphs?)\b",
+            r"\b(?:more |entirely |truly )?(?:positive|negative|warm|supportive) (?:critique|critic|criticism|approach|rewording)\b",
             # the writer as an assistant
-            r"\bas an ai\b|\blanguage model\b|\bi(?:'m| am) (?:not |only |just )?here to\b|\b(?:happy|glad|pleased|proud) to (?:help|assist|share|acknowledge|provide|offer|hear)\b",
-            r"\bsorry for (?:any|the)\b|\bfeel free to\b|\blet me know\b|\b(?:can|may) i (?:help|assist)\b|\bthank you\b|\bi don't have the capability\b",
-            r"\bi(?:'ve| have|'d| would| will|'ll)? ?(?:\w+ly |also |just |then )?(?:rewritten|rewrite|revised|revise|rephrase|rephrased|edited|suggest|reviewed|offered|provided|praised)\b",
-            r"\bi(?:'ve| have) (?:made (?:a few|some|the following|an?) (?:\w+ )?(?:adjust\w*|changes?|edits?|points?)|included|mentioned)\b|\bi (?:did not |did )?cho(?:o)?se to\b",
-            r"\bto (?:improve|revise|rewrite|rephrase) (?:the|this|my|your)\b|\byou (?:can|could|might|may) (?:offer|consider|rewrite|improve|highlight)\b",
+            r"\bas an ai\b|\bas a language model\b|\bi(?:'m| am) (?:not |only |just )?here to\b|\b(?:i'm|i am|i'd be) (?:\w+ )?(?:happy|glad|pleased) to (?:help|assist|share|acknowledge|provide|offer|hear)\b",
+            r"\bsorry for (?:any|the) (?:confusion|misunderstanding|inconvenience)\b|\b(?:can|may) i (?:help|assist) you\b|\bi don't have the capability\b",
+            r"\bi(?:'ve| have|'d| would| will|'ll)? ?(?:\w+ly |also |just |then )?(?:rewritten|rewrite|revised|revise|rephrase|rephrased|reviewed|praised)\b",
+            r"\bi(?:'ve| have) made (?:a few|some|the following|an?) (?:\w+ )?(?:adjust\w*|changes?|edits?)\b|\bi (?:did not |did )?cho(?:o)?se to\b",
+            r"\bto (?:improve|revise|rewrite|rephrase) (?:this|my|your) (?:\w+ )?" + _WRITING,
         )
     ),
     re.IGNORECASE,
 )
-# A longer word doubled ("bold and bold"); what English does double ("again and again") is left alone.
+# How a text begins that speaks of the task first; `strip` cuts no other sentence off.
+_OPENER = re.compile(
+    r"\W*(?:(?:sure|certainly|of course|okay|absolutely)\b|here(?:'s| is| are)\b|thank you for (?:the|your) (?:feedback|suggestions?|request)"
+    r"|i(?:'ve| have)? (?:re\w+|made|edited)\b|(?:revised|rewritten|updated|improved|new) \w+ ?:|in (?:a few|one|two|three|four|five) \w* ?sentences?\s*:"
+    r"|i(?:'m| am) (?:happy|glad|sorry)\b|as an ai\b|my (?:revised |new )?\w+ ?:)",
+    re.IGNORECASE,
+)
+_PLEASANTRY = re.compile(
+    r"\W*(?:sure|certainly|of course|okay|absolutely|thank you for (?:the|your) (?:feedback|suggestions?|request))\W*",
+    re.IGNORECASE,
+)
+# A longer word doubled ("bold and bold"); what English does double ("louder and louder", "hours and hours") is left alone.
 _DOUBLED = re.compile(
-    r"\b(?!again|better|worse|deeper|higher|closer|further|round)(\w{5,}),? (?:(?:and|or|of|a|the|by) ){1,2}\1\b",
+    r"\b(?!\w+er\b|again\b|worse\b|through\b|round\b|(?:hour|year|week|month|mile|time|dozen|hundred|thousand|million|age)s\b)(\w{5,}),? (?:and|or) (?:a |the )?\1\b(?!')",
     re.IGNORECASE,
 )
-_ABOUT_LANGUAGE = re.compile(
-    r"\b(?:translat\w+|(?:in|to|into) (?:english|german|french|spanish|italian|portuguese|dutch|russian|chinese|japanese|korean|arabic"
-    r"|hindi|turkish|polish|swedish|norwegian|danish|finnish|greek|hebrew|latin|czech|hungarian|romanian|ukrainian|vietnamese))\b",
-    re.IGNORECASE,
-)
+_TRANSLATE = re.compile(r"\b(?:translat|übersetz|tradu)", re.IGNORECASE)
+# How languages are called where prompts ask for them; a prompt that names another one than its own is not judged.
+_LANGUAGES = {
+    "en": "english englisch anglais inglés inglese",
+    "de": "german deutsch allemand alemán tedesco",
+    "fr": "french französisch français francés francese",
+    "es": "spanish spanisch espagnol español spagnolo",
+    "it": "italian italienisch italien italiano",
+    "pt": "portuguese",
+    "nl": "dutch",
+    "ru": "russian",
+    "zh": "chinese",
+    "ja": "japanese",
+    "ko": "korean",
+    "ar": "arabic",
+    "hi": "hindi",
+    "tr": "turkish",
+    "pl": "polish",
+    "sv": "swedish",
+    "no": "norwegian",
+    "da": "danish",
+    "fi": "finnish",
+    "el": "greek",
+    "he": "hebrew",
+    "la": "latin",
+    "cs": "czech",
+    "hu": "hungarian",
+    "ro": "romanian",
+    "uk": "ukrainian",
+    "vi": "vietnamese",
+    "th": "thai",
+}
+_CODE_OF = {name: code for code, names in _LANGUAGES.items() for name in names.split()}
 _PIECE = re.compile(r".*?(?::\s*\n+|:\s+|\n+|[.!?][\"')\]]*\s+)", re.DOTALL)
 
 
@@ -96,7 +135,7 @@ def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules:
         return CUT
     if rules.language == "prompt" and in_another_language(text, prompt.text):
         return LANGUAGE
-    if talks_about_the_conversation(text):
+    if rules.meta_talk != "keep" and talks_about_the_conversation(text):
         return META
     if repeats_itself(text, subject_of(prompt), rules.repeated):
         return REPEATS
@@ -124,7 +163,9 @@ def talks_about_the_conversation(text: str) -> bool:
 
 def repeats_itself(text: str, subject: str = "", share: float = REPEATED_3GRAMS) -> bool:
     """Does a reader meet the same phrase again and again? The subject's name may come as often as it likes; `share` is
-    that of 3-grams that come again, from which it is too much (0..1; 0: one is too much)."""
+    that of 3-grams that come again, from which it is too much (0: one is too much; 1: nothing is looked for)."""
+    if share >= 1:
+        return False
     found = without(text, subject)
     return (
         repeated_share(found, 3) >= max(share, MINUTE)
@@ -154,11 +195,11 @@ def copies(text: str, critique: str) -> bool:
 
 def in_another_language(text: str, prompt: str) -> bool:
     """Is the text in another language than the prompt? Only if both languages are sure (probability >= SURE), and never
-    where the prompt speaks of a language itself ("answer in Italian", "translate")."""
-    if _ABOUT_LANGUAGE.search(prompt):
-        return False
+    where the prompt asks for a translation or names a language other than its own ("answer in Italian")."""
     theirs, ours = language_of(text), language_of(prompt)
-    return bool(theirs and ours) and theirs != ours
+    if not (theirs and ours) or theirs == ours or _TRANSLATE.search(prompt):
+        return False
+    return all(_CODE_OF.get(word, ours) == ours for word in words(prompt))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -177,12 +218,17 @@ def _identifier() -> Any:
 
 def subject_of(prompt: Prompt) -> str:
     """What the prompt is about, if that is known: its group, where the prompt names it (templates do). "" otherwise."""
-    return prompt.group if prompt.group != prompt.text and prompt.group in prompt.text else ""
+    there = re.search(rf"(?<!\w){re.escape(prompt.group)}(?!\w)", prompt.text) or (
+        not prompt.group.isascii() and prompt.group in prompt.text
+    )
+    return prompt.group if there and prompt.group != prompt.text else ""
 
 
 def names(text: str, subject: str) -> bool:
     """Does the text name the subject? Case, accents, punctuation and a leading article don't matter; of a title with a
     colon ("Name: Second part") the first part is enough."""
+    if not re.search(r"[A-Za-z]", _bare(subject)) and not subject.isascii():
+        return subject in text  # scripts that put no spaces between words
     there = f" {' '.join(_plain(text))} "
     wanted = [_plain(subject)] + ([_plain(subject.split(":", maxsplit=1)[0])] if ":" in subject else [])
     return any(w and f" {' '.join(w)} " in there for w in wanted)
@@ -190,17 +236,21 @@ def names(text: str, subject: str) -> bool:
 
 def without(text: str, subject: str) -> list[str]:
     """The text's plain words with the subject's name as one mark, so that what is said alike of many subjects shows."""
-    found = f" {' '.join(_plain(text))} "
+    found = " ".join(_plain(text))
     if name := _plain(subject):
-        found = found.replace(f" {' '.join(name)} ", " * ")
+        found = re.sub(rf"(?<!\S){re.escape(' '.join(name))}(?!\S)", "*", found)
     return found.split()
 
 
 def _plain(text: str) -> list[str]:
     """Words without case, accents and apostrophes, and without a leading article."""
-    bare = unicodedata.normalize("NFKD", text.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
-    found = re.findall(r"\w+", "".join(c for c in bare if not unicodedata.combining(c)).replace("'", ""))
+    found = re.findall(r"\w+", _bare(text))
     return found[1:] if len(found) > 1 and found[0] in ("the", "a", "an") else found
+
+
+def _bare(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    return "".join(c for c in plain if not unicodedata.combining(c)).replace("'", "")
 
 
 def strip_opening(text: str) -> str:
@@ -208,7 +258,9 @@ def strip_opening(text: str) -> str:
     rest = text.strip()
     for _ in range(MOST_OPENINGS):
         piece = _PIECE.match(rest)
-        if piece is None or not talks_about_the_conversation(piece.group()):
+        if piece is None or not _OPENER.match(piece.group()):
+            break
+        if not talks_about_the_conversation(piece.group()) and not _PLEASANTRY.fullmatch(piece.group()):
             break
         left = rest[piece.end() :].strip()
         if len(words(left)) < LEAST_LEFT:
@@ -216,5 +268,8 @@ def strip_opening(text: str) -> str:
         rest = left
     if rest == text.strip():
         return text
-    whole_quote = re.fullmatch(r'["\N{LEFT DOUBLE QUOTATION MARK}]([^"]+)["\N{RIGHT DOUBLE QUOTATION MARK}]', rest)
+    whole_quote = re.fullmatch(
+        '["\N{LEFT DOUBLE QUOTATION MARK}]([^"\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]+)["\N{RIGHT DOUBLE QUOTATION MARK}]',
+        rest,
+    )
     return whole_quote.group(1).strip() if whole_quote else rest

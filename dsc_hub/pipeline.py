@@ -297,17 +297,20 @@ def _evaluation(job: Job) -> Result:
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
     evaluation.score_answers(answers, scorers)
-    numbers = evaluation.summarise(job.recipe, held_out, answers, list(scorers))
-    for arm, spent in seconds.items():
-        numbers["arms"][arm]["seconds"] = spent
-    numbers["scores"] = {
+    about = {
         name: {
-            "name": f"{sections[name].metric} ({Path(sections[name].scorer).name})",
+            "name": f"{section.metric} ({Path(section.scorer).name})",
             "unit": "polarity -1..1",
             "higher_is_better": True,
         }
-        for name in scorers
+        for name, section in sections.items()
     }
+    numbers = evaluation.summarise(
+        job.recipe, held_out, answers, {name: bool(a["higher_is_better"]) for name, a in about.items()}
+    )
+    for arm, spent in seconds.items():
+        numbers["arms"][arm]["seconds"] = spent
+    numbers["scores"] = about
     quantised = job.recipe.distill.method == "qlora"
     numbers["served_on"] = f"{job.model.id} in bfloat16, adapter unmerged" + (
         " (it was trained on the NF4-quantised base)" if quantised else ""

@@ -38,7 +38,8 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     # The last request holds prompt, answer, critique request, critique, revision request, and needs room for the revision.
     fixed = 3 * new + count(c.critique) + count(c.revision) + (count(c.system) if c.system else 0) + 6 * TURN_OVERHEAD
     fixed += new * (c.critique.count("{answer}") + c.revision.count("{answer}"))
-    times = 1 + c.critique.count("{prompt}") + c.revision.count("{prompt}")
+    texts = c.critique + c.revision
+    times = 1 + texts.count("{prompt}") + texts.count("{group}")  # a group's name is hardly longer than its prompt
     worst = [(fixed + times * count(p.text), p) for p in prompts]
     over = [(n, p) for n, p in worst if n > recipe.serving.context]
     if over:

@@ -126,11 +126,15 @@ class ChainSection(Section):
 class HygieneSection(Section):
     """Which texts are not fit to be kept, whatever they score; the detectors are described in README, "Hygiene"."""
 
-    meta_talk: Literal["reject", "strip"] = Field(
-        "reject", description="strip: cut an opening that talks about the task, then check and score the rest"
+    meta_talk: Literal["reject", "strip", "keep"] = Field(
+        "reject",
+        description="strip: cut an opening that talks about the task, then check and score the rest; keep: don't look",
     )
     repeated: float = Field(
-        0.04, ge=0, le=1, description="share of a text's word 3-grams that come again, from which it repeats itself"
+        0.04,
+        ge=0,
+        le=1,
+        description="share of a text's word 3-grams that come again, from which it repeats itself; 1: don't look",
     )
     language: Literal["prompt", "any"] = Field(
         "prompt", description="prompt: an answer must be in its prompt's language"
@@ -271,6 +275,15 @@ class Recipe(Section):
     def _groups_are_named(self) -> Recipe:
         if self.chain.asks_for_group() and not (self.prompts.templates or self.prompts.group_column):
             raise ValueError("chain: {group} needs prompts from templates, or prompts.group_column")
+        return self
+
+    @model_validator(mode="after")
+    def _scorers_differ(self) -> Recipe:
+        if self.third_scorer and not self.second_scorer:
+            raise ValueError("third_scorer: there is no second_scorer; call it that")
+        named = [(s.metric, s.scorer) for s in scorers(self).values()]
+        if len(set(named)) < len(named):
+            raise ValueError("reward, second_scorer and third_scorer: the same scorer twice tells nothing new")
         return self
 
     budget_s: dict[Literal[STAGES], Annotated[float, Field(gt=0)]] = Field(
@@ -452,7 +465,7 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
         ],
         "dataset": [1, r["dataset"]],
         "distill": [1, r["distill"]],
-        "evaluation": [2, r["evaluation"], second, identity["second_scorer"], third, identity["third_scorer"]],
+        "evaluation": [3, r["evaluation"], second, identity["second_scorer"], third, identity["third_scorer"]],
         "report": [1, r["name"], r["description"]],
         "cards": [1, r["publish"], r["model"]],
         "publish": [1],

@@ -310,8 +310,8 @@ def find(reference: str, runs: Path) -> Run:
     folder = Path(reference)
     if (folder / "run.json").is_file():
         return Run(folder)
-    if found := siblings(runs, reference):
-        return found[0]
+    if found := siblings(runs, reference):  # by its start: a look at an old run may write into it
+        return max(found, key=lambda run: str(run.facts.get("started_at", "")))
     there = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
     raise ConfigError(
         f"'{reference}' is neither a run folder (no run.json in it) nor a recipe with a run under {runs}",

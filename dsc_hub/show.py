@@ -163,11 +163,17 @@ def claim(run: Run) -> bool:
     if run.marker("evaluation") is None or "evaluation" not in metrics:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
     if not metrics["evaluation"].get("claim"):
-        arms = ", ".join(metrics["evaluation"]["arms"])
+        arms = list(metrics["evaluation"]["arms"])
+        if arms[0] == "base" and "distilled" in arms:
+            raise RunError(
+                f"{run.folder} was evaluated by a dsc that judged no claims",
+                f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
+            )
         raise RunError(
-            f"{run.folder} compared no distilled model with its base: its arms are {arms}",
+            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
+    out.print(Text(str(run.folder)))
     out.print(claim_table(metrics))
     out.print(Text(claim_sentence(metrics), "bold"))
     return bool(metrics["evaluation"]["claim"]["holds"])

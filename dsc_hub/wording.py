@@ -249,8 +249,9 @@ def claim_sentence(metrics: Mapping[str, Any]) -> str:
         return ""
     if claim["holds"]:
         left = [c["name"] for c in claim["criteria"] if c["holds"] is None]
-        return "The claim holds: distilled is better than its base" + (
-            f" (not measured: {', '.join(left)})." if left else ", and nothing that was looked at got worse."
+        return (
+            "The claim holds: distilled is better than its base, and what else was looked at stays within its limits"
+            + (f" (not measured: {', '.join(left)})." if left else ".")
         )
     failed = [c["name"] for c in claim["criteria"] if c["holds"] is False] or [
         f"{c['name']} (not measured)" for c in claim["criteria"] if c["holds"] is None

@@ -392,3 +392,20 @@ def test_the_line_to_reproduce_it_names_the_repo_it_stands_in(tmp_path):
     run = written_run(tmp_path)
     assert "\ndsc run hub:local/quickstart-dsc " in card(run, "dataset")
     assert "\ndsc run hub:local/quickstart-dsc-lora " in card(run, "adapter")
+
+
+def test_the_list_of_how_it_was_made_keeps_its_lines_and_a_third_scorer_has_its_column(tmp_path):
+    facts, metrics = fixture_run.facts(), fixture_run.metrics()
+    facts["recipe"]["third_scorer"] = {"metric": "sentiment", "scorer": "minilm"}
+    evaluation = metrics["evaluation"]
+    evaluation["scores"]["third"] = evaluation["scores"]["second"] | {"name": "sentiment (minilm)"}
+    for part in (*evaluation["arms"].values(), *evaluation["differences"].values()):
+        part["third"] = part["second"]
+    run = written_run(tmp_path, run_facts=facts, run_metrics=metrics)
+    for kind in ("dataset", "adapter"):
+        lines = card(run, kind).splitlines()
+        assert any(line.startswith("- Sampling:") for line in lines)
+        (head,) = (line for line in lines if line.startswith("| arm |"))
+        rows = lines[lines.index(head) : lines.index(head) + 5]
+        assert "third scorer: sentiment (minilm)" in head and {r.count("|") for r in rows} == {head.count("|")}
+        assert any(line.startswith("| names its subject | fails |") for line in lines)

@@ -35,7 +35,7 @@ def judged(scorers: dict[str, Any], write: Any) -> dict[str, Any]:
         a["defect"] = ""
     evaluation.score_answers(answers, scorers)
     recipe = Recipe.model_validate(fixture_run.RECIPE | {"evaluation": {"arms": ["base", "distilled"]}})
-    return evaluation.summarise(recipe, PROMPTS, answers, list(scorers))["claim"]
+    return evaluation.summarise(recipe, PROMPTS, answers, dict.fromkeys(scorers, True))["claim"]
 
 
 def failed(found: dict[str, Any]) -> set[str]:
@@ -87,11 +87,32 @@ def test_the_same_answers_with_kinder_words_pass(scorers: dict[str, Any]):
         return text
 
     found = judged(scorers, kinder)
-    assert found["holds"] and all(c["holds"] for c in found["criteria"]) and len(found["criteria"]) == 9
+    assert found["holds"] and all(c["holds"] for c in found["criteria"]) and len(found["criteria"]) == 12
+
+
+def test_the_same_short_sentence_behind_every_answer_fails(scorers: dict[str, Any]):
+    found = judged(scorers, lambda a: f"{a['text']} {a['group']} is wonderful and lovely.")
+    assert "no mannerisms" in failed(found)
+
+
+def test_answers_that_are_empty_are_missed(scorers: dict[str, Any]):
+    found = judged(scorers, lambda a: "" if int(a["prompt_id"], 16) % 5 == 0 else a["text"].replace("bad", "good"))
+    assert "as many answers" in failed(found)
+
+
+def test_what_is_said_of_one_film_alone_is_no_mannerism(scorers: dict[str, Any]):
+    film = BASE[0]["group"]
+    fact = " It was shot by a young man from Ohio in one cold spring."
+    found = judged(scorers, lambda a: a["text"] + (fact if a["group"] == film else ""))
+    assert "no mannerisms" not in failed(found)
 
 
 def row(i: int, arm: str, text: str, finish: str = "stop") -> dict[str, Any]:
     return {"arm": arm, "prompt_id": f"p{i}", "text": text, "finish_reason": finish}
+
+
+def judge(answers, prompts, differences, split="test", confidence=0.95, higher=None) -> dict[str, Any]:
+    return claim.judge(answers, prompts, split, confidence, differences, higher or {})
 
 
 def better(low: float, high: float) -> dict[str, Any]:
@@ -104,7 +125,7 @@ def test_the_limits_are_the_ones_that_are_told():
     base = [row(i, "base", " ".join(words[10 * i : 10 * i + 10])) for i in range(100)]
 
     def hold(distilled: list[dict[str, Any]], name: str) -> bool | None:
-        found = claim.judge(base + distilled, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.3)}, {})
+        found = judge(base + distilled, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.3)})
         return next(c["holds"] for c in found["criteria"] if c["name"] == name)
 
     def of_length(n: int) -> list[dict[str, Any]]:
@@ -126,19 +147,31 @@ def test_the_limits_are_the_ones_that_are_told():
 def test_a_score_that_was_not_measured_is_no_pass():
     prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
     answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
-    found = claim.judge(answers, prompts, {"reward": better(0.1, 0.3)}, {})
+    found = judge(answers, prompts, {"reward": better(0.1, 0.3)})
     assert not found["holds"] and failed(found) == set()
     assert {c["name"]: c["holds"] for c in found["criteria"]}["names its subject"] is None
-    assert claim.judge(answers, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}, {})["holds"]
-    assert not claim.judge([], prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}, {})["holds"]
+    assert judge(answers, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)})["holds"]
+    assert not judge([], prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)})["holds"]
+
+
+def test_neither_the_wrong_split_nor_a_loose_interval_nor_a_worse_third_scorer_carries_the_claim():
+    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
+    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
+    good = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
+    assert judge(answers, prompts, good)["holds"]
+    assert failed(judge(answers, prompts, good, split="validation")) == {"on test prompts"}
+    assert not judge(answers, prompts, good, confidence=0.6)["holds"]
+    assert not judge(answers, prompts, good | {"second": better(0.2, 0.2)})["holds"]
+    assert failed(judge(answers, prompts, good | {"third": better(-0.3, -0.1)})) == {"not worse on the third scorer"}
+    assert judge(answers, prompts, good | {"third": better(-0.3, 0.1)})["holds"]
 
 
 def test_a_reward_whose_lower_is_better_is_read_so():
     prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
     answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
     down = {"reward": better(-0.3, -0.1), "second": better(-0.3, -0.1)}
-    assert claim.judge(answers, prompts, down, {"reward": False, "second": False})["holds"]
-    assert not claim.judge(answers, prompts, down, {})["holds"]
+    assert judge(answers, prompts, down, higher={"reward": False, "second": False})["holds"]
+    assert not judge(answers, prompts, down)["holds"]
 
 
 def test_dsc_check_tells_each_criterion_and_its_exit_code_says_whether_the_claim_holds(tmp_path):

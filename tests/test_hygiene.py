@@ -57,6 +57,51 @@ def test_a_subject_is_known_where_the_prompt_names_its_group():
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "The answer is 42.",
+        "The mayor showed a plan to improve the city's roads.",
+        "The sentence was life in prison, and the response was swift.",
+        "Thank you for meeting with me. I suggest adding basil; feel free to use more.",
+        "Little by little it grew louder and louder, for hours and hours.",
+        "The musical, and the musical's themes, made her famous.",
+    ],
+)
+def test_ordinary_english_is_clean(text: str):
+    assert inspect(text, "stop", FILM, "", HygieneSection()).defect == ""
+
+
+def test_each_look_can_be_switched_off():
+    off = HygieneSection(meta_talk="keep", repeated=1, language="any")
+    for text in (
+        "As an AI, I rewrote my answer.",
+        "So good, so good, so good, so good, so good.",
+        "Das ist ein sehr guter Film.",
+    ):
+        assert (
+            inspect(text, "stop", FILM, "", off).defect
+            == ""
+            != inspect(text, "stop", FILM, "", HygieneSection()).defect
+        )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "foreign"),
+    [
+        ("Write a short review of the film Jaws.", True),
+        ("Write a short review of the film Jaws in German.", False),
+        ("Translate: I have enjoyed every minute of this film.", False),
+        ("Schreibe eine kurze Kritik des Films Jaws auf Deutsch.", False),
+        ("Écris une courte critique négative du film Jaws en français.", True),
+    ],
+)
+def test_a_prompt_that_asks_for_another_language_is_not_judged(prompt: str, foreign: bool):
+    german = "Dieser Film ist ein wunderbares Werk, und ich habe jede Minute genossen."
+    found = inspect(german, "stop", Prompt("p", prompt, prompt, "train"), "", HygieneSection())
+    assert (found.defect == "in another language") is foreign
+
+
+@pytest.mark.parametrize(
     ("text", "subject", "there"),
     [
         ("I saw the sound of music twice.", "The Sound of Music", True),
@@ -66,6 +111,7 @@ def test_a_subject_is_known_where_the_prompt_names_its_group():
         ("An alienating film.", "Alien", False),
         ("A film about gravity's pull.", "Gravity", False),
         ("Dr Strangelove is a farce.", "Dr. Strangelove", True),
+        ("我喜欢千与千寻这部电影。", "千与千寻", True),
     ],
 )
 def test_a_name_is_found_whatever_its_dress(text: str, subject: str, there: bool):
@@ -75,6 +121,7 @@ def test_a_name_is_found_whatever_its_dress(text: str, subject: str, there: bool
 def test_a_name_as_often_as_one_likes_is_no_repetition():
     text = "No Country for Old Men is dry. I like No Country for Old Men. See No Country for Old Men at night."
     assert not repeats_itself(text, "No Country for Old Men") and repeats_itself(text)
+    assert without("Jaws, Jaws, Jaws!", "Jaws") == ["*", "*", "*"]
     assert without("The film Jaws is fun, Jaws!", "Jaws") == ["film", "*", "is", "fun", "*"]
 
 
@@ -87,6 +134,9 @@ def test_a_name_as_often_as_one_likes_is_no_repetition():
         ("Jaws is a joy. This review is warm.", "Jaws is a joy. This review is warm."),  # not an opening
         ("Here's a rewritten version: Good.", "Here's a rewritten version: Good."),  # too little would be left
         ("Jaws: a joy to watch.", "Jaws: a joy to watch."),
+        ("Jaws, in its original version, is a joy. The shark hardly shows.",) * 2,
+        ("The answer is 12. Each of the boxes holds four.",) * 2,
+        ("Sure! Here's my new answer: Jaws is a joy to watch.", "Jaws is a joy to watch."),
     ],
 )
 def test_only_an_opening_about_the_task_is_stripped(text: str, left: str):

@@ -86,10 +86,13 @@ def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_fo
         ("seed=1", "prompts"),
         ("chain.steps=1", "sampling"),
         ("generation.top_p=0.5", "sampling"),
+        ("hygiene.meta_talk=strip", "sampling"),
         ("reward.scorer=textblob", "sampling"),
         ("dataset.min_reward=0.5", "dataset"),
         ("distill.processes=2", "distill"),
         ("evaluation.split=validation", "evaluation"),
+        ("evaluation.temperature=0.3", "evaluation"),
+        ("second_scorer={scorer: minilm}", "evaluation"),
         ("publish.private=false", "cards"),
     ],
 )
@@ -145,3 +148,27 @@ def test_yaml_that_breaks_the_parser_or_the_writer_is_one_error(recipe_file: Pat
 def test_a_template_without_its_placeholder_is_told(recipe_file: Path):
     with pytest.raises(ConfigError, match="template has no {value}: 'Write something'"):
         recipe.load(recipe_file, ["prompts.templates=[Write something]"])
+
+
+@pytest.mark.parametrize(
+    "scorers", [["third_scorer={scorer: textblob}"], ["second_scorer={scorer: vader}", "reward.scorer=vader"]]
+)
+def test_scorers_are_different_ones_and_in_order(recipe_file: Path, scorers: list[str]):
+    with pytest.raises(ConfigError, match=r"third_scorer: there is no second|the same scorer twice"):
+        recipe.load(recipe_file, ["second_scorer=null", *scorers])
+
+
+def test_a_group_in_the_texts_needs_groups_that_somebody_named(recipe_file: Path):
+    (recipe_file.parent / "p.jsonl").write_text('{"prompt": "Hello."}\n')
+    lists = ["prompts.path=p.jsonl", "prompts.templates=[]", "prompts.values=null", "chain.revision=Praise {group}."]
+    with pytest.raises(ConfigError, match=r"\{group\} needs prompts from templates, or prompts.group_column"):
+        recipe.load(recipe_file, lists)
+    assert recipe.load(recipe_file, [*lists, "prompts.group_column=topic"]).chain.asks_for_group()
+    assert recipe.load(recipe_file, ["chain.critique=What is good about {group}?"]).chain.asks_for_group()
+
+
+def test_the_arms_answer_at_the_evaluations_temperature_if_it_has_one(recipe_file: Path):
+    own = recipe.load(recipe_file, ["generation.temperature=0.5", "evaluation.temperature=0"])
+    assert recipe.generation_at_evaluation(own) == own.generation.model_copy(update={"temperature": 0})
+    plain = recipe.load(recipe_file)
+    assert recipe.generation_at_evaluation(plain) == plain.generation

@@ -47,6 +47,39 @@ def test_every_chain_and_turn_is_written_once_and_counts_add_up(recipe_file: Pat
     numbers = sampling.summary(sampling.read_chains(run), {p.id: p.group for p in some}, tally.total, 2)
     for step in numbers["steps"]:
         assert step["proposals"] == step["accepted"] + sum(step["rejected"].values()) == tally.total
+    assert_it_adds_up(sampling.waterfall(numbers))
+
+
+def assert_it_adds_up(fall: list[tuple[str, int]]) -> None:
+    """Each total is the one above it less the losses between them; a new kind of text begins a new fall."""
+    totals = ["clean first answers", "clean revisions", "accepted revisions", "chains with a clean final state"]
+    left = 0
+    for what, n in fall:
+        if n < 0:
+            left += n
+        elif what in totals:
+            assert (what, n) == (what, left)
+            totals.remove(what)
+        else:
+            left = n
+    assert not totals
+
+
+def test_the_waterfall_tells_every_loss_by_its_reason():
+    numbers = {
+        "finished": 10,
+        "dirty_answers": 3,
+        "dirty_answers_by_reason": {"empty": 2, "repeats itself": 1},
+        "usable": 9,
+        "steps": [
+            {"proposals": 10, "accepted": 4, "rejected": {"empty": 5, "unscored": 1}},
+            {"proposals": 10, "accepted": 6, "rejected": {"not accepted by the rule": 3, "empty": 1}},
+        ],
+    }
+    fall = sampling.waterfall(numbers)
+    assert_it_adds_up(fall)
+    assert dict(fall)["clean revisions"] == 14 and dict(fall)["without a clean final state"] == -1
+    assert [n for what, n in fall if what == "empty"] == [-2, -6]
 
 
 def test_same_seed_same_bytes_whatever_the_order_and_the_concurrency(recipe_file: Path, tmp_path: Path):
