@@ -230,7 +230,10 @@ def names(text: str, subject: str) -> bool:
     if not re.search(r"[A-Za-z]", _bare(subject)) and not subject.isascii():
         return subject in text  # scripts that put no spaces between words
     there = f" {' '.join(_plain(text))} "
-    wanted = [_plain(subject)] + ([_plain(subject.split(":", maxsplit=1)[0])] if ":" in subject else [])
+    first = subject.split(":", maxsplit=1)[0]
+    wanted = [_plain(subject)] + (
+        [_plain(first)] if re.search(r"[^\W\d]", first) else []
+    )  # a bare number names nothing
     return any(w and f" {' '.join(w)} " in there for w in wanted)
 
 

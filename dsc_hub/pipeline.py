@@ -190,6 +190,8 @@ def _sampling(job: Job) -> Result:
     )
     for what, n in sampling.waterfall(numbers):
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
+    if numbers["stripped"]:
+        say(f"  {numbers['stripped']:>8,}  of these texts lost an opening that talked about the task")
     if not numbers["finished"]:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."

@@ -108,6 +108,7 @@ def test_a_prompt_that_asks_for_another_language_is_not_judged(prompt: str, fore
         ("Amélie is a delight.", "Amelie", True),
         ("Pan\N{RIGHT SINGLE QUOTATION MARK}s Labyrinth glows.", "Pan's Labyrinth", True),
         ("Mad Max is loud.", "Mad Max: Fury Road", True),
+        ("I was born in 2001.", "2001: A Space Odyssey", False),
         ("An alienating film.", "Alien", False),
         ("A film about gravity's pull.", "Gravity", False),
         ("Dr Strangelove is a farce.", "Dr. Strangelove", True),
