@@ -306,12 +306,14 @@ def siblings(runs: Path, recipe_name: str) -> list[Run]:
 
 
 def find(reference: str, runs: Path) -> Run:
-    """The run that the user means: a run folder, or a recipe's name (its newest run under `runs`). ConfigError if none."""
+    """The run that the user means: a run folder, or a recipe's name (its newest run under `runs`, an
+    evaluated one if there is one). ConfigError if none."""
     folder = Path(reference)
     if (folder / "run.json").is_file():
         return Run(folder)
     if found := siblings(runs, reference):  # by its start: a look at an old run may write into it
-        return max(found, key=lambda run: str(run.facts.get("started_at", "")))
+        evaluated = [run for run in found if run.marker("evaluation")]  # not a variant that was broken off
+        return max(evaluated or found, key=lambda run: str(run.facts.get("started_at", "")))
     there = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
     raise ConfigError(
         f"'{reference}' is neither a run folder (no run.json in it) nor a recipe with a run under {runs}",

@@ -162,6 +162,11 @@ def claim(run: Run) -> bool:
     metrics = run.metrics
     if run.marker("evaluation") is None or "evaluation" not in metrics:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
+    if not isinstance(metrics["evaluation"], dict) or not isinstance(metrics["evaluation"].get("arms"), dict):
+        raise RunError(
+            f"{run['metrics.json']} is damaged: 'evaluation' holds no arms",
+            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
+        )
     if not metrics["evaluation"].get("claim"):
         arms = list(metrics["evaluation"]["arms"])
         if arms[0] == "base" and "distilled" in arms:

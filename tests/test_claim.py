@@ -9,11 +9,12 @@ import fixture_run
 import pytest
 from click.testing import CliRunner
 
-from dsc_hub import claim, evaluation, metrics
+from dsc_hub import claim, evaluation, metrics, show
 from dsc_hub.cli import cli
+from dsc_hub.errors import RunError
 from dsc_hub.recipe import Recipe, Reward
 from dsc_hub.records import Prompt
-from dsc_hub.runs import Run
+from dsc_hub.runs import Run, write_json
 from tests.conftest import ROOT
 
 BASE = [json.loads(line) for line in (ROOT / "tests/data/base_answers.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -184,3 +185,12 @@ def test_dsc_check_tells_each_criterion_and_its_exit_code_says_whether_the_claim
     numbers = run.metrics["evaluation"]
     run.add_metrics("evaluation", numbers | {"claim": numbers["claim"] | {"holds": True}})
     assert CliRunner().invoke(cli, ["check", str(run.folder)]).exit_code == 0
+
+
+@pytest.mark.parametrize("broken", [None, [], {}, {"arms": None}])
+def test_damaged_numbers_are_told_and_are_no_verdict(tmp_path, broken: Any):
+    run: Run = fixture_run.write(tmp_path)
+    run.finish("evaluation", "f", 1.0, {})
+    write_json(run["metrics.json"], {"evaluation": broken})
+    with pytest.raises(RunError, match="is damaged: 'evaluation' holds no arms"):
+        show.claim(run)
