@@ -166,8 +166,10 @@ def retell(run: Run) -> dict[str, Any] | None:
     Called after judging, and by the evaluation: answers that are made anew may have left verdicts behind.
     """
     verdicts = read_verdicts(run)
-    pairs = pairs_of(run.rows("evaluation/answers.jsonl").as_type(_answer))
-    found = tally(pairs, verdicts, run.facts["recipe"]["evaluation"]["confidence"]) if verdicts else None
+    found = None
+    if verdicts:
+        pairs = pairs_of(run.rows("evaluation/answers.jsonl").as_type(_answer))
+        found = tally(pairs, verdicts, run.facts["recipe"]["evaluation"]["confidence"])
     if found is not None:
         run.add_metrics("blind", found)
     else:
@@ -224,7 +226,7 @@ def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
             return None
         if word in ("a", "b", "t", "tie"):
             won = TIE if word[0] == "t" else shown["ab".index(word)]
-            return Verdict(pair.prompt_id, judge, own, shown, {"t": "t"}.get(word[0], word.upper()), won, pair.hashes)
+            return Verdict(pair.prompt_id, judge, own, shown, "t" if won == TIE else word.upper(), won, pair.hashes)
         show.line("That is none of A, B, t, q.")
 
 

@@ -63,15 +63,18 @@ def main() -> NoReturn:
         sys.exit(2)
 
 
+runs_option = click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder that holds the run folders.",
+)
+
+
 def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
     """A verb that takes RECIPE, overrides and --runs."""
-    f = click.option(
-        "--runs",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("runs"),
-        show_default=True,
-        help="Folder that holds the run folders.",
-    )(f)
+    f = runs_option(f)
     f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(f)
     return cli.command()(click.argument("recipe")(f))
 
@@ -161,14 +164,7 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int) -> Non
 
 def run_verb(f: Callable[..., None]) -> Callable[..., None]:
     """A verb that takes RUN and --runs."""
-    f = click.option(
-        "--runs",
-        type=click.Path(file_okay=False, path_type=Path),
-        default=Path("runs"),
-        show_default=True,
-        help="Folder that holds the run folders.",
-    )(f)
-    return cli.command()(click.argument("reference", metavar="RUN")(f))
+    return cli.command()(click.argument("reference", metavar="RUN")(runs_option(f)))
 
 
 @run_verb

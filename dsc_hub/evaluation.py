@@ -22,7 +22,7 @@ from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import REPEATED_3GRAMS, inspect
 from dsc_hub.machine import file_hash
 from dsc_hub.progress import Meter, moving_line, say
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import SCORERS, Recipe
 from dsc_hub.records import Chain, Prompt, Score, Turn
 from dsc_hub.runs import Run, read_json, write_json
 from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, in_flight, read_chains, run_with_line
@@ -115,9 +115,6 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[st
     # learned from, and stripping, belong to the chain.
     rules = recipe.hygiene.model_copy(update={"meta_talk": "reject", "repeated": REPEATED_3GRAMS})
 
-    def defect(prompt_id: str, text: str, finish_reason: str) -> str:
-        return inspect(text, finish_reason, by_id[prompt_id], "", rules).defect
-
     out = []
     for arm in recipe.evaluation.arms:
         if arm == "self_critique":
@@ -127,23 +124,12 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[st
                 spent[row["prompt_id"]] = spent.get(row["prompt_id"], 0) + row["new_tokens"]
                 finish[row["prompt_id"], row["step"], row["role"]] = row["finish_reason"]
             found = [
-                (
-                    c.prompt_id,
-                    c.final,
-                    finish[_state_key(c)],
-                    spent[c.prompt_id],
-                    defect(c.prompt_id, c.final, finish[_state_key(c)]),
-                )
+                (c.prompt_id, c.final, finish[_state_key(c)], spent[c.prompt_id])
                 for c in read_chains(run, "evaluation/chains.jsonl")
-                if c.prompt_id in by_id
             ]
         else:
             turns = (Turn(**row) for row in run.rows(_turns_file(arm)))
-            found = [
-                (t.prompt_id, t.text, t.finish_reason, t.new_tokens, defect(t.prompt_id, t.text, t.finish_reason))
-                for t in turns
-                if t.role == "answer" and t.prompt_id in by_id
-            ]
+            found = [(t.prompt_id, t.text, t.finish_reason, t.new_tokens) for t in turns if t.role == "answer"]
         out += [
             {
                 "arm": arm,
@@ -153,9 +139,10 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[st
                 "text": text,
                 "finish_reason": why,
                 "new_tokens": tokens,
-                "defect": found_defect,
+                "defect": inspect(text, why, by_id[i], "", rules).defect,
             }
-            for i, text, why, tokens, found_defect in sorted(found)
+            for i, text, why, tokens in sorted(found)
+            if i in by_id
         ]
     return out
 
@@ -166,7 +153,7 @@ def _state_key(chain: Chain) -> tuple[str, int, str]:
 
 def score_answers(answers: list[dict[str, Any]], scorers: Scorers) -> None:
     """Add `reward`, `second` and `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
-    for name in ("reward", "second", "third"):
+    for name in SCORERS:
         scores = (
             scorers[name]([a["text"] for a in answers])
             if name in scorers

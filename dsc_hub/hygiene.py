@@ -28,7 +28,6 @@ OFF = "does not name its subject"
 DEFECTS = (EMPTY, CUT, LANGUAGE, META, REPEATS, COPIES, OFF)
 
 REPEATED_3GRAMS = HygieneSection().repeated  # share from which a text counts as repeating itself
-MINUTE = 1e-9  # more than none
 REPEATED_PAIR = 0.03  # a pair of longer words that stands three times in the text, for at least this share of its words
 COPIED_3GRAMS = 0.3  # share of the text's 3-grams found in the critique
 SURE = 0.5  # probability from which a language counts as known: broken or very short texts have none
@@ -167,8 +166,9 @@ def repeats_itself(text: str, subject: str = "", share: float = REPEATED_3GRAMS)
     if share >= 1:
         return False
     found = without(text, subject)
+    repeated = repeated_share(found, 3)
     return (
-        repeated_share(found, 3) >= max(share, MINUTE)
+        0 < repeated >= share
         or bool(_DOUBLED.search(text))
         or _most_frequent_pair(found) >= max(3, REPEATED_PAIR * len(found))
     )
