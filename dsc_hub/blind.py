@@ -57,10 +57,12 @@ class Verdict:
 
 
 def pairs_of(answers: Iterable[Mapping[str, Any]]) -> list[Pair]:
-    """Rows of evaluation/answers.jsonl -> a pair for every prompt that both arms answered, in the order of prompt ids."""
+    """Rows of evaluation/answers.jsonl -> a pair for every prompt that both arms answered, in the order of prompt ids; of
+    several answers to a prompt the first."""
     by_prompt: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for row in answers:
-        by_prompt[row["prompt_id"]][row["arm"]] = row
+        if row["sample"] == 0:
+            by_prompt[row["prompt_id"]][row["arm"]] = row
     return [
         Pair(i, arms["base"]["group"], arms["base"]["prompt"], {a: arms[a]["text"] for a in ARMS})
         for i, arms in sorted(by_prompt.items())
@@ -149,7 +151,7 @@ def read_pairs(run: Run) -> list[Pair]:
 
 
 def _answer(row: dict[str, Any]) -> dict[str, str]:
-    return {key: row[key] for key in ("arm", "prompt_id", "group", "prompt", "text")}
+    return {key: row[key] for key in ("arm", "prompt_id", "sample", "group", "prompt", "text")}
 
 
 def _first(run: Run) -> str:

@@ -69,6 +69,9 @@ def build(run: Run) -> dict[str, list[str]]:
         "model": wording.model_name(facts.model),
         "arms": wording.arm_rows(metrics),
         "differences": wording.difference_rows(metrics),
+        "side_effects": wording.side_effect_rows(metrics),
+        "costs": wording.cost_rows(metrics),
+        "mixing": wording.mixing_sentence(metrics),
         "verdict": " ".join(filter(None, (wording.claim_sentence(metrics), wording.headline(metrics)))),
         "criteria": wording.claim_rows(metrics),
         "blind": wording.blind_lines(metrics),
@@ -290,7 +293,7 @@ def _example_chains(run: Run) -> list[dict[str, Any]]:
 
 def _example_answers(run: Run) -> list[dict[str, Any]]:
     """The first evaluated prompts in the order of their ids, with every arm's answer."""
-    rows = list(run.rows("evaluation/answers.jsonl"))
+    rows = [row for row in run.rows("evaluation/answers.jsonl") if row["sample"] == 0]
     ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES]
     return [
         {

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import machine, serving, show
+from dsc_hub import machine, models, serving, show
 from dsc_hub.chain import Message, Texts, seed_of
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, Generator, RequestFailed
@@ -152,9 +152,11 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[serving.
         return
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
+    # The weights of the evaluation, so that what is heard here is what was scored.
+    weights, _ = models.evaluated(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
     started = time.monotonic()
     log = machine.cache_home() / "chat.vllm.log"
-    with serving.serve(folder, section, log, {ADAPTER: run["adapter"]}) as endpoint:
+    with serving.serve(weights, section, log, {ADAPTER: run["adapter"]}) as endpoint:
         say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")
         yield [endpoint]
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from dsc_hub import hygiene
 from dsc_hub.records import Prompt
+from dsc_hub.side_effects import distinct
 
 SUBJECT_LOSS = 0.02  # by so much the share of answers that name their subject may fall
 LEAST_VARIETY = 0.8  # distinct-2 against the base's
@@ -29,7 +30,7 @@ COMMON_8GRAM = 0.05  # share of answers above which an 8-gram, or a whole senten
 SHORTEST_SENTENCE = 3  # words that a sentence must have to be one
 LEAST_CONFIDENCE = 0.95
 
-Row = Mapping[str, Any]  # an evaluated answer: prompt_id, text, finish_reason ...
+Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_reason ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +49,26 @@ def judge(
     confidence: float,
     differences: Mapping[str, Any],
     higher_is_better: Mapping[str, bool],
+    samples: int = 1,
 ) -> dict[str, Any]:
-    """The claim of an evaluation: {"holds": bool, "prompts": n, "criteria": [{name, holds, told}]}.
+    """The claim of an evaluation: {"holds": bool, "prompts": n, "criteria": [{name, holds, told}]}; n counts every sample.
 
     `answers` are rows of all arms on `prompts` of `split`, `differences` the paired differences distilled - base by score
     name, with intervals at `confidence`. None of the criteria may fail, and those on the scores must have been measured; a
     criterion on the text that can't be measured (no subject is known) is told and left out.
     """
     by_id = {p.id: p for p in prompts}
-    arms = {arm: {a["prompt_id"]: a for a in answers if a["arm"] == arm} for arm in ("base", "distilled")}
-    both = [i for i in sorted(arms["base"]) if i in arms["distilled"] and i in by_id]
+    arms = {
+        arm: {(a["prompt_id"], a["sample"]): a for a in answers if a["arm"] == arm} for arm in ("base", "distilled")
+    }
+    both = [i for i in sorted(arms["base"]) if i in arms["distilled"] and i[0] in by_id]
     base, distilled = ([arms[arm][i] for i in both] for arm in ("base", "distilled"))
-    asked = [by_id[i] for i in both]
+    asked = [by_id[i] for i, _ in both]
     scores = [
         _better(name, differences.get(name), confidence, higher_is_better.get(name, True))
         for name in ("reward", "second")
     ]
-    texts = [_held_out(split), _answered(arms, prompts)]
+    texts = [_held_out(split), _answered(arms, [(p.id, k) for p in prompts for k in range(samples)])]
     if "third" in differences:
         texts.append(_not_worse(differences["third"], higher_is_better.get("third", True)))
     if both:
@@ -108,14 +112,14 @@ def _not_worse(difference: Row, higher: bool) -> Criterion:
     return Criterion(name, high >= 0 if higher else low <= 0, told)
 
 
-def _answered(arms: Mapping[str, Mapping[str, Row]], prompts: Sequence[Prompt]) -> Criterion:
+def _answered(arms: Mapping[str, Mapping[Any, Row]], wanted: Sequence[tuple[str, int]]) -> Criterion:
     """Failed, empty and unscored answers drop out of all means: more of them would flatter."""
 
     def good(row: Row | None) -> bool:
         return row is not None and bool(hygiene.words(row["text"])) and row.get("reward", 0.0) is not None
 
-    before, after = (sum(not good(arms[arm].get(p.id)) for p in prompts) for arm in ("base", "distilled"))
-    told = f"{after} of {len(prompts)} prompts without one (failed, empty or unscored) against the base's {before}; not more"
+    before, after = (sum(not good(arms[arm].get(i)) for i in wanted) for arm in ("base", "distilled"))
+    told = f"{after} of {len(wanted)} answers missing (failed, empty or unscored) against the base's {before}; not more"
     return Criterion("as many answers", after <= before, told)
 
 
@@ -134,16 +138,21 @@ def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequenc
 
 
 def _variety(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
-    pairs = [[g for a in rows for g in hygiene.ngrams(hygiene.words(a["text"]), 2)] for rows in (base, distilled)]
-    # The shorter arm's number of pairs for both: of a longer text a smaller share is new.
-    n = min(map(len, pairs))
-    if not n:
+    """Distinct-2 across the answers of one sample, mean over the samples: several answers to one prompt may be alike."""
+    before, after, compared = [], [], 0
+    for k in sorted({row["sample"] for row in base}):
+        texts = [[row["text"] for row in rows if row["sample"] == k] for rows in (base, distilled)]
+        # The shorter arm's number of pairs for both: of a longer text a smaller share is new.
+        n = min(sum(len(hygiene.ngrams(hygiene.words(t), 2)) for t in arm) for arm in texts)
+        if n:
+            for into, arm in zip((before, after), texts, strict=True):
+                into.append(distinct(arm, 2, n) or 0.0)
+            compared += n
+    if not compared:
         return Criterion("as varied", None, "an arm has no two words")
-    before, after = (len(set(p[:n])) / n for p in pairs)
-    told = (
-        f"distinct-2 {after:.3f} against {before:.3f} (first {n} word pairs of each); at least {LEAST_VARIETY:g} of it"
-    )
-    return Criterion("as varied", after >= LEAST_VARIETY * before, told)
+    one, other = sum(after) / len(after), sum(before) / len(before)
+    told = f"distinct-2 {one:.3f} against {other:.3f} (first {compared} word pairs of each); at least {LEAST_VARIETY:g} of it"
+    return Criterion("as varied", one >= LEAST_VARIETY * other, told)
 
 
 def _length(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:

@@ -72,6 +72,13 @@ runs_option = click.option(
 )
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
 def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
     """A verb that takes RECIPE, overrides and --runs."""
     f = runs_option(f)
@@ -84,13 +91,16 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
 
     def decorate(f: Callable[..., Any]) -> Callable[..., None]:
         @functools.wraps(f)
-        def verb(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
+        @json_option
+        def verb(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
             from dsc_hub import jobs, pipeline
 
             job = jobs.describe(recipe, overrides, runs)
             pipeline.run_one(job, stage)
             if last_too:
                 pipeline.run_one(job, last_too)
+            if as_json:
+                _print_json(job.run.marker(stage))
 
         return recipe_verb(verb)
 
@@ -99,22 +109,30 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
 
 @recipe_verb
 @click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
-def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool) -> None:
+@json_option
+def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, as_json: bool) -> None:
     """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
     from dsc_hub import jobs, pipeline
 
     job = jobs.describe(recipe, overrides, runs)
     pipeline.run_all(job, retry_failed=retry_failed)
-    _closing(job)
+    if as_json:
+        _print_json({"run": str(job.run.folder), "metrics": job.run.metrics})
+    else:
+        _closing(job)
 
 
 @recipe_verb
 @click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
-def sample(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool) -> None:
+@json_option
+def sample(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, as_json: bool) -> None:
     """Run the chains of the training and validation prompts."""
     from dsc_hub import jobs, pipeline
 
-    pipeline.run_all(jobs.describe(recipe, overrides, runs), "sampling", retry_failed)
+    job = jobs.describe(recipe, overrides, runs)
+    pipeline.run_all(job, "sampling", retry_failed)
+    if as_json:
+        _print_json(job.run.marker("sampling"))
 
 
 @stage_verb("dataset")
@@ -127,9 +145,39 @@ def distill() -> None:
     """Train the adapter (starts `accelerate launch` itself)."""
 
 
-@stage_verb("evaluation")
-def evaluate() -> None:
-    """Answer the test prompts with base, self-critique and distilled, and score the answers."""
+@cli.command()
+@click.argument("recipe", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+@click.option("--adapter", metavar="hub:USER/REPO[@REV]", help="Score this adapter instead of training one.")
+@click.option(
+    "--on", "on", metavar="RECIPE", help="The recipe whose test prompts and scorers are meant (same as RECIPE)."
+)
+@runs_option
+@json_option
+def evaluate(
+    recipe: str | None, overrides: tuple[str, ...], adapter: str | None, on: str | None, runs: Path, as_json: bool
+) -> None:
+    """Answer the test prompts with every arm, and score the answers.
+
+    With --adapter, somebody else's adapter beside the recipe's base model: dsc evaluate --adapter hub:ann/kind-lora --on quickstart
+    """
+    from dsc_hub import jobs, pipeline, show
+
+    if on and recipe:
+        overrides = (recipe, *overrides)  # with --on, what stands first is an override
+    if not (recipe := on or recipe):
+        raise click.UsageError(
+            "name a recipe: dsc evaluate RECIPE, or dsc evaluate --adapter hub:USER/REPO --on RECIPE"
+        )
+    if adapter is None:
+        job = jobs.describe(recipe, overrides, runs)
+        pipeline.run_one(job, "evaluation")
+    else:
+        job = pipeline.evaluate_adapter(jobs.describe(recipe, (*overrides, *jobs.OF_ANOTHER), runs), adapter)
+    if as_json:
+        _print_json(job.run.metrics["evaluation"])
+    elif adapter:
+        show.numbers(job.run)
 
 
 @stage_verb("report", "cards")
@@ -143,23 +191,34 @@ def publish() -> None:
 
 
 @recipe_verb
-def plan(recipe: str, overrides: tuple[str, ...], runs: Path) -> None:
+@json_option
+def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
     from dsc_hub import jobs, show
 
     job = jobs.describe(recipe, overrides, runs)
     with jobs.hub_account(job.recipe) as account:
-        show.plan(job, jobs.check(job, account))
+        estimate = jobs.check(job, account)
+    if as_json:
+        _print_json(estimate | {"run": str(job.run.folder), "done": show.done(job)})
+    else:
+        show.plan(job, estimate)
 
 
 @recipe_verb
 @click.option("-n", "count", type=click.IntRange(1), default=8, show_default=True, help="How many prompts.")
-def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int) -> None:
+@json_option
+def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_json: bool) -> None:
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
     from dsc_hub import jobs, pipeline, show
 
     job = jobs.describe(recipe, overrides, runs)
-    show.chains(job.recipe, *pipeline.try_out(job, count))
+    tried, seconds, failed = pipeline.try_out(job, count)
+    if as_json:
+        chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
+        _print_json({"chains": chains, "seconds": seconds, "failed": failed})
+    else:
+        show.chains(job.recipe, tried, seconds, failed)
 
 
 def run_verb(f: Callable[..., None]) -> Callable[..., None]:
@@ -168,7 +227,8 @@ def run_verb(f: Callable[..., None]) -> Callable[..., None]:
 
 
 @run_verb
-def check(reference: str, runs: Path) -> None:
+@json_option
+def check(reference: str, runs: Path, as_json: bool) -> None:
     """Say whether "distilled is better than its base" may be claimed of RUN; exit code 1 if not.
 
     RUN is a run folder, or a recipe's name for its newest run.
@@ -176,8 +236,48 @@ def check(reference: str, runs: Path) -> None:
     from dsc_hub import show
     from dsc_hub.runs import find
 
-    if not show.claim(find(reference, runs)):
+    run = find(reference, runs)
+    claim = show.claim_of(run)
+    if as_json:
+        _print_json({"run": str(run.folder), **claim})
+    else:
+        show.claim(run)
+    if not claim["holds"]:
         sys.exit(1)
+
+
+@run_verb
+@json_option
+def show(reference: str, runs: Path, as_json: bool) -> None:
+    """Show the numbers of RUN: arms, differences, what else moved, what it cost.
+
+    RUN is a run folder, or a recipe's name for its newest run. With --json: the whole metrics.json.
+    """
+    from dsc_hub import show as screen
+    from dsc_hub.runs import find
+
+    run = find(reference, runs)
+    if as_json:
+        _print_json(run.metrics)
+    else:
+        screen.numbers(run)
+
+
+@cli.command()
+@click.argument("references", nargs=-1, required=True, metavar="RUN RUN...")
+@runs_option
+@json_option
+def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
+    """Compare the arms of two or more runs, paired where their prompts agree; the first RUN is the baseline."""
+    from dsc_hub import show as screen
+    from dsc_hub.compare import compare as compared
+    from dsc_hub.runs import find
+
+    found = compared([find(r, runs) for r in references])
+    if as_json:
+        _print_json(found)
+    else:
+        screen.comparison(found)
 
 
 @run_verb
@@ -220,10 +320,14 @@ def recipes() -> None:
 
 
 @recipes.command("list")
-def recipes_list() -> None:
+@json_option
+def recipes_list(as_json: bool) -> None:
     """Names of the packaged recipes and what they are for."""
     from dsc_hub.recipe import load, packaged_recipes
 
+    if as_json:
+        _print_json({name: load(path).description for name, path in packaged_recipes().items()})
+        return
     for name, path in packaged_recipes().items():
         click.echo(f"{name:<16} {load(path).description}")
 

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from dsc_hub.chain import Texts
 from dsc_hub.errors import DataError
+from dsc_hub.hygiene import ngrams, subject_of, without
 from dsc_hub.recipe import Recipe
-from dsc_hub.records import Chain, Prompt
+from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -69,6 +70,7 @@ SCHEMAS = {
     ),
 }
 BATCH = 2000
+PHRASE_WORDS = 4
 
 
 def gain(chain: Chain) -> float:
@@ -92,6 +94,22 @@ def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) 
     return ""
 
 
+class Phrases:
+    """Which phrases the rows of one split hold, and in how many rows each stands."""
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit, self._rows = limit, Counter[tuple[str, ...]]()
+
+    def admit(self, text: str, subject: str) -> bool:
+        """May a further row say this? False if `limit` rows share one of its phrases already. The subject's name is one
+        word, so that "X is a masterpiece of" is one phrase whatever X; which rows come first is for the caller to say."""
+        found = set(ngrams(without(text, subject), PHRASE_WORDS)) if self._limit else set()
+        if any(self._rows[phrase] >= (self._limit or 0) for phrase in found):
+            return False
+        self._rows.update(found)
+        return True
+
+
 def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
     """Write the Parquet files and return the counts by config and split, and of what was dropped and why.
 
@@ -99,6 +117,7 @@ def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Itera
     """
     writers = {name: _Writer(run["dataset"], name) for name in SCHEMAS}
     dropped: Counter[str] = Counter()
+    phrases = {split: Phrases(recipe.dataset.phrase_limit) for split in SPLITS}
     try:
         for chain in chains:
             prompt = prompts.get(chain.prompt_id)
@@ -111,6 +130,9 @@ def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Itera
             writers["chains"].add(prompt.split, _chain_row(prompt, chain))
             if reason := why_dropped(chain, recipe.dataset.min_reward, recipe.dataset.min_gain):
                 dropped[reason] += 1
+                continue
+            if not phrases[prompt.split].admit(chain.final, subject_of(prompt)):
+                dropped[f"a phrase that {recipe.dataset.phrase_limit} rows have already"] += 1
                 continue
             opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
             common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}

@@ -29,16 +29,11 @@ from trl import SFTConfig
 
 from dsc_hub.errors import ConfigError, DataError, ModelError
 from dsc_hub.launcher import shown_error
-from dsc_hub.recipe import OWNED_SFT_KEYS
+from dsc_hub.recipe import OWNED_SFT_KEYS, quantization
 from dsc_hub.runs import Run
 from dsc_hub.serving import LORA_RANKS
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
-QUANTIZATION_DEFAULTS: dict[str, Any] = {
-    "load_in_4bit": True,
-    "bnb_4bit_quant_type": "nf4",
-    "bnb_4bit_use_double_quant": True,
-}
 SFT_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,  # trl's own default, 2e-5, is for training all weights
     "lr_scheduler_type": "cosine",
@@ -137,7 +132,7 @@ def plan_of(section: Mapping[str, Any]) -> Plan:
     refused_sft = _REFUSED_SFT | dict.fromkeys(OWNED_SFT_KEYS, "set by dsc itself; remove it")
     sft = _checked("sft", section["sft"], sft_fields, refused_sft, typing.get_type_hints(SFTConfig), problems)
     lora = _checked("lora", section["lora"], lora_fields, _REFUSED_LORA, typing.get_type_hints(LoraConfig), problems)
-    quantization = _checked("quantization", section["quantization"], bnb_fields, _REFUSED_QUANTIZATION, {}, problems)
+    given = _checked("quantization", section["quantization"], bnb_fields, _REFUSED_QUANTIZATION, {}, problems)
 
     if sft.get("packing") and sft.get("packing_strategy", "bfd") != "bfd":
         problems.append("distill.sft.packing_strategy: only 'bfd' keeps rows whole, and the end of an answer with them")
@@ -162,12 +157,8 @@ def plan_of(section: Mapping[str, Any]) -> Plan:
     if problems:
         raise ConfigError(f"distill has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems)
 
-    merged = dict(quantization)
-    if not merged.get("load_in_8bit"):
-        merged = QUANTIZATION_DEFAULTS | merged
-    return Plan(
-        section["method"], SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged if section["method"] == "qlora" else None
-    )
+    merged = quantization({"method": section["method"], "quantization": given})
+    return Plan(section["method"], SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged)
 
 
 def _checked(

@@ -1,39 +1,32 @@
-"""Base, self-critique and distilled on the same held-out prompts with the same seeds: answers in, a table out.
+"""What the arms answered, scored, counted and compared: rows in, the numbers of a table out.
 
-The base's answers are the first answers of the self-critique chains (the very same requests), so they are asked for once.
-Base and adapter are served by one process, the adapter unmerged, and asked one after the other.
+Every number is an estimate over split groups with its interval (stats.py); every difference is paired by prompt and sample.
+The answers themselves come from arms.py, what moved besides the scores from side_effects.py, the verdict from claim.py.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import claim, stats
-from dsc_hub.chain import Message, Texts, seed_of
-from dsc_hub.errors import ServingError
-from dsc_hub.generation import Completion, RequestFailed
+from dsc_hub import arms, claim, side_effects, stats
 from dsc_hub.hygiene import REPEATED_3GRAMS, inspect
 from dsc_hub.machine import file_hash
-from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import SCORERS, Recipe
-from dsc_hub.records import Chain, Prompt, Score, Turn
+from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import Run, read_json, write_json
-from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, in_flight, read_chains, run_with_line
 
-ADAPTER = "distilled"  # the name under which the adapter is served
-CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 Scorers = Mapping[str, Callable[[Sequence[str]], list[Score]]]
+Row = dict[str, Any]
 ANSWERS = pa.schema(
     [
         ("arm", pa.string()),
         ("prompt_id", pa.string()),
+        ("sample", pa.int32()),
         ("group", pa.string()),
         ("prompt", pa.string()),
         ("text", pa.string()),
@@ -43,115 +36,39 @@ ANSWERS = pa.schema(
         ("unscored_reason", pa.string()),
         ("finish_reason", pa.string()),
         ("new_tokens", pa.int64()),
+        ("prompt_tokens", pa.int64()),
         ("defect", pa.string()),
     ]
 )
 
 
-async def generate_arms(
-    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, score: Any
-) -> dict[str, float | None]:
-    """Write the turns of all arms under evaluation/; seconds spent on each (None where an earlier session did a part).
-
-    What is there already is not asked for again. One arm after the other: on a CPU vLLM lets an adapter leak into requests
-    to the base that share a batch with it (vllm-project/vllm#48421).
-    """
-    run["evaluation"].mkdir(exist_ok=True)
-    seconds: dict[str, float | None] = {}
-    mine: set[str] = set()  # files that this session began
-    for arm in recipe.evaluation.arms:
-        started = time.monotonic()
-        whole = not run[_turns_file(arm)].is_file() or _turns_file(arm) in mine
-        mine |= {_turns_file(arm)} if whole else set()
-        if arm == "self_critique":
-            one_chain = recipe.model_copy(update={"chain": recipe.chain.model_copy(update={"chains_per_prompt": 1})})
-            await run_with_line(run, one_chain, prompts, lambda m, s: complete(m, s, None), score, prefix="evaluation/")
-        else:
-            await _answers(run, recipe, prompts, complete, arm)
-        seconds[arm] = round(time.monotonic() - started, 2) if whole else None
-    return seconds
-
-
-def _turns_file(arm: str) -> str:
-    return f"evaluation/{'distilled.' if arm == 'distilled' else ''}turns.jsonl"
-
-
-async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, arm: str) -> None:
-    rows = run.rows(_turns_file(arm))
-    done = {row["prompt_id"] for row in rows if row["role"] == "answer"}
-    todo = [p for p in prompts if p.id not in done]
-    texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
-    meter, failed, in_a_row = Meter(len(todo)), 0, 0
-
-    async def one(prompt: Prompt) -> bool:
-        seed = seed_of(recipe.seed, prompt.id, 0, 0, "answer")
-        try:
-            c = await complete(texts.opening(prompt.text), seed, ADAPTER if arm == "distilled" else None)
-        except RequestFailed as e:
-            say(f"evaluation: {arm} gave no answer to {prompt.id}: {e}")
-            return False
-        rows.append(
-            asdict(Turn(prompt.id, 0, 0, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed))
-        )
-        return True
-
-    try:
-        with moving_line() as line:
-            async for ok in in_flight((lambda p=p: one(p) for p in todo), recipe.serving.concurrency):
-                meter.done += 1
-                failed += not ok
-                in_a_row = 0 if ok else in_a_row + 1
-                if in_a_row >= MOST_FAILURES_IN_A_ROW:
-                    raise ServingError(f"{in_a_row} requests of the arm '{arm}' failed one after the other")
-                line.show(f"evaluation  {arm}  answers {meter.done}/{meter.total}  failed {failed}{meter.left()}")
-    finally:
-        rows.close()
-
-
-def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """One row a prompt and arm, without scores: text, how it ended, and all new tokens it cost."""
+def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[Row]:
+    """One row an arm, prompt and sample: text, how it ended, the tokens it took, its scores (None with the reason)."""
     by_id = {p.id: p for p in prompts}
     # What the arms wrote is looked at as it is, and with the measure whose figures are known: being stricter in what is
     # learned from, and stripping, belong to the chain.
     rules = recipe.hygiene.model_copy(update={"meta_talk": "reject", "repeated": REPEATED_3GRAMS})
-
-    out = []
-    for arm in recipe.evaluation.arms:
-        if arm == "self_critique":
-            spent: dict[str, int] = {}
-            finish: dict[tuple[str, int, str], str] = {}
-            for row in run.rows("evaluation/turns.jsonl"):
-                spent[row["prompt_id"]] = spent.get(row["prompt_id"], 0) + row["new_tokens"]
-                finish[row["prompt_id"], row["step"], row["role"]] = row["finish_reason"]
-            found = [
-                (c.prompt_id, c.final, finish[_state_key(c)], spent[c.prompt_id])
-                for c in read_chains(run, "evaluation/chains.jsonl")
-            ]
-        else:
-            turns = (Turn(**row) for row in run.rows(_turns_file(arm)))
-            found = [(t.prompt_id, t.text, t.finish_reason, t.new_tokens) for t in turns if t.role == "answer"]
-        out += [
-            {
-                "arm": arm,
-                "prompt_id": i,
-                "group": by_id[i].group,
-                "prompt": by_id[i].text,
-                "text": text,
-                "finish_reason": why,
-                "new_tokens": tokens,
-                "defect": inspect(text, why, by_id[i], "", rules).defect,
-            }
-            for i, text, why, tokens in sorted(found)
-            if i in by_id
-        ]
-    return out
+    rows = [
+        {
+            "arm": arm,
+            "prompt_id": a.prompt_id,
+            "sample": a.sample,
+            "group": by_id[a.prompt_id].group,
+            "prompt": by_id[a.prompt_id].text,
+            "text": a.text,
+            "finish_reason": a.finish_reason,
+            "new_tokens": a.new_tokens,
+            "prompt_tokens": a.prompt_tokens,
+            "defect": inspect(a.text, a.finish_reason, by_id[a.prompt_id], "", rules).defect,
+        }
+        for arm in recipe.evaluation.arms
+        for a in arms.answers_of(run, recipe, arm, by_id, scorers["reward"])
+    ]
+    score_answers(rows, scorers)
+    return rows
 
 
-def _state_key(chain: Chain) -> tuple[str, int, str]:
-    return (chain.prompt_id, chain.state_step, "revision" if chain.state_step else "answer")
-
-
-def score_answers(answers: list[dict[str, Any]], scorers: Scorers) -> None:
+def score_answers(answers: list[Row], scorers: Scorers) -> None:
     """Add `reward`, `second` and `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
     for name in SCORERS:
         scores = (
@@ -165,52 +82,86 @@ def score_answers(answers: list[dict[str, Any]], scorers: Scorers) -> None:
                 answer["unscored_reason"] = score.reason
 
 
-def summarise(
-    recipe: Recipe, prompts: Sequence[Prompt], answers: list[dict[str, Any]], higher_is_better: Mapping[str, bool]
-) -> dict[str, Any]:
-    """Arms with interval, n, unscored, failed for each score; paired differences to the first arm; the claim.
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Which arms are compared: each with the first, and what distilling is meant to spare with what it gives."""
+    others = [(name, names[0]) for name in names[1:]]
+    extra = [
+        ("distilled", "self_critique"),
+        ("distilled", "best_of_n"),
+        ("distilled_self_critique", "distilled"),
+    ]
+    return others + [(a, b) for a, b in extra if a in names and b in names and (a, b) not in others]
 
-    `higher_is_better` names the scores of the rows and says which way is good.
+
+def summarise(
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    answers: list[Row],
+    higher_is_better: Mapping[str, bool],
+    seconds: Mapping[str, float | None] | None = None,
+    neutral: Mapping[str, Mapping[str, float]] | None = None,
+    processors: int | None = None,
+) -> dict[str, Any]:
+    """The section `evaluation` of metrics.json, but for what only the pipeline knows (names of scores, what was served).
+
+    `higher_is_better` names the scores of the rows and says which way is good; `seconds` of each arm (None: not known);
+    `neutral`: nats a token of neutral texts by arm and text; `processors`: cores or GPUs that the arms had.
     """
-    names = list(higher_is_better)
-    confidence = recipe.evaluation.confidence
-    arms: dict[str, Any] = {}
-    by_arm = {arm: {a["prompt_id"]: a for a in answers if a["arm"] == arm} for arm in recipe.evaluation.arms}
+    names, e = list(higher_is_better), recipe.evaluation
+    by_arm = {arm: {(a["prompt_id"], a["sample"]): a for a in answers if a["arm"] == arm} for arm in e.arms}
+    expected = len(prompts) * e.samples
+    compared = pairs_of(e.arms)
+    differences = {
+        f"{a} - {b}": {name: _paired(by_arm[a], by_arm[b], name, e.confidence) for name in names} for a, b in compared
+    }
+    side_effects.adjust(differences)
+    numbers: dict[str, Any] = {}
     for arm, rows in by_arm.items():
-        arms[arm] = {
-            "new_tokens": sum(a["new_tokens"] for a in rows.values()),
+        numbers[arm] = {
             "new_tokens_mean": _mean([a["new_tokens"] for a in rows.values()]),
             "stops_by_itself": _mean([a["finish_reason"] == "stop" for a in rows.values()]),
             "defects": _mean([bool(a["defect"]) for a in rows.values()]),
-        }
+        } | _cost(list(rows.values()), (seconds or {}).get(arm), processors)
         for name in names:
             scored = [a for a in rows.values() if a[name] is not None]
-            arms[arm][name] = stats.estimate([a[name] for a in scored], [a["group"] for a in scored], confidence) | {
-                "unscored": len(rows) - len(scored),
-                "failed": len(prompts) - len(rows),
-            }
-    first, *others = recipe.evaluation.arms
-    differences = {
-        f"{arm} - {first}": {name: _paired(by_arm[arm], by_arm[first], name, confidence) for name in names}
-        for arm in others
-    }
-    compared = {"base", "distilled"} <= set(by_arm) and first == "base"
+            numbers[arm][name] = stats.estimate(
+                [a[name] for a in scored], [a["group"] for a in scored], e.confidence
+            ) | {"unscored": len(rows) - len(scored), "failed": expected - len(rows)}
+        gained = differences.get(f"{arm} - {e.arms[0]}", {}).get("reward", {}).get("mean")
+        numbers[arm]["gain_per_1000_tokens"] = _per_1000(gained, numbers[arm]["new_tokens_mean"])
     return {
-        "split": recipe.evaluation.split,
-        "confidence": confidence,
+        "split": e.split,
+        "confidence": e.confidence,
         "prompts": len(prompts),
+        "samples": e.samples,
         "groups": len({p.group for p in prompts}),
-        "arms": arms,
+        "arms": numbers,
         "differences": differences,
+        "side_effects": side_effects.summarise(answers, prompts, e.arms, compared, neutral or {}, e.confidence),
         "claim": claim.judge(
-            answers, prompts, recipe.evaluation.split, confidence, differences["distilled - base"], higher_is_better
+            answers, prompts, e.split, e.confidence, differences["distilled - base"], higher_is_better, e.samples
         )
-        if compared
+        if e.arms[0] == "base" and "distilled" in e.arms
         else None,
     }
 
 
-def _paired(a: Mapping[str, Any], b: Mapping[str, Any], name: str, confidence: float) -> dict[str, Any]:
+def _cost(rows: Sequence[Row], seconds: float | None, processors: int | None) -> dict[str, Any]:
+    """What an arm's answers took: tokens, seconds of the server, processor hours (cores, or GPUs where there are any)."""
+    return {
+        "new_tokens": sum(a["new_tokens"] for a in rows),
+        "prompt_tokens": sum(a["prompt_tokens"] for a in rows),
+        "seconds": seconds,
+        "processor_hours": None if seconds is None or processors is None else seconds * processors / 3600,
+    }
+
+
+def _per_1000(gained: float | None, tokens: float | None) -> float | None:
+    """Reward gained over the baseline for 1,000 generated tokens; None for the baseline itself."""
+    return None if gained is None or not tokens else 1000 * gained / tokens
+
+
+def _paired(a: Mapping[Any, Row], b: Mapping[Any, Row], name: str, confidence: float) -> dict[str, Any]:
     both = [i for i in sorted(a) if i in b and a[i][name] is not None and b[i][name] is not None]
     return stats.paired_difference(
         [a[i][name] for i in both], [b[i][name] for i in both], [a[i]["group"] for i in both], confidence
@@ -221,7 +172,7 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def write_answers(run: Run, answers: list[dict[str, Any]], split: str) -> Path:
+def write_answers(run: Run, answers: list[Row], split: str) -> Path:
     """The answers as rows for the report and as Parquet for the dataset repo."""
     rows = run.rows("evaluation/answers.jsonl")
     rows.path.unlink(missing_ok=True)

@@ -7,8 +7,9 @@ is gone raises `ServingError` and stops the run, with all that is finished on di
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -71,6 +72,23 @@ class Generator:
         finally:
             self._busy[i] -= 1
 
+    async def surprise(self, text: str, model: str | None = None) -> float | None:
+        """Mean surprise of the model at a text, in nats a token (the logarithm of its perplexity): asked of vLLM as the
+        log-probabilities of a prompt, without a chat template and without the first token, which follows nothing.
+
+        None where the server gives no such thing, which is not zero. Errors as in `complete`.
+        """
+        endpoint, client = self._endpoints[0], self._clients[0]
+        asked = {"model": model or endpoint.model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "seed": 0}
+        with _told(endpoint, self._timeout_s):
+            try:
+                answer: Any = await client.completions.create(**asked, extra_body={"prompt_logprobs": 0})
+            except (openai.NotFoundError, openai.BadRequestError, openai.UnprocessableEntityError):
+                return None  # a server without that route, or one that knows no such parameter
+        found = ((answer.choices or [None])[0].model_extra or {}).get("prompt_logprobs") if answer.choices else None
+        nats = [-next(iter(token.values()))["logprob"] for token in found or () if token]
+        return sum(nats) / len(nats) if nats else None
+
     async def _ask(
         self,
         client: openai.AsyncOpenAI,
@@ -80,7 +98,7 @@ class Generator:
         model: str | None,
     ) -> Completion:
         s = self._settings
-        try:
+        with _told(endpoint, self._timeout_s):
             answer: Any = await client.chat.completions.create(
                 model=model or endpoint.model,
                 messages=messages,
@@ -90,24 +108,6 @@ class Generator:
                 max_tokens=s.max_new_tokens,
                 n=1,
             )
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as e:
-            raise ServingError(
-                f"{endpoint.url} refuses: {_short(e)}", "Check the key, the address and serving.served_model."
-            ) from None
-        except openai.APIStatusError as e:
-            endpoint.check()
-            raise RequestFailed(f"{endpoint.url} answered {e.status_code}: {_short(e)}") from None
-        except openai.APITimeoutError:
-            endpoint.check()
-            raise RequestFailed(
-                f"{endpoint.url} gave no answer in {self._timeout_s:g} s, {RETRIES + 1} times"
-            ) from None
-        except openai.APIConnectionError as e:
-            endpoint.check()
-            raise ServingError(
-                f"{endpoint.url} can't be reached: {e.__cause__ or e}",
-                "What is finished is kept; run the same command again.",
-            ) from None
         try:
             choice = answer.choices[0]
             return Completion(
@@ -118,6 +118,29 @@ class Generator:
             )
         except (AttributeError, IndexError, TypeError):
             raise RequestFailed(f"{endpoint.url} sent an answer without text or usage") from None
+
+
+@contextlib.contextmanager
+def _told(endpoint: Endpoint, timeout_s: float) -> Iterator[None]:
+    """The client's errors as ours: RequestFailed for the request's own sake, ServingError where the server is gone."""
+    try:
+        yield
+    except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as e:
+        raise ServingError(
+            f"{endpoint.url} refuses: {_short(e)}", "Check the key, the address and serving.served_model."
+        ) from None
+    except openai.APIStatusError as e:
+        endpoint.check()
+        raise RequestFailed(f"{endpoint.url} answered {e.status_code}: {_short(e)}") from None
+    except openai.APITimeoutError:
+        endpoint.check()
+        raise RequestFailed(f"{endpoint.url} gave no answer in {timeout_s:g} s, {RETRIES + 1} times") from None
+    except openai.APIConnectionError as e:
+        endpoint.check()
+        raise ServingError(
+            f"{endpoint.url} can't be reached: {e.__cause__ or e}",
+            "What is finished is kept; run the same command again.",
+        ) from None
 
 
 def _short(error: openai.APIStatusError) -> str:

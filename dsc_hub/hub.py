@@ -149,6 +149,22 @@ def pull_recipe(reference: str) -> Path:
     raise HubError(f"hub:{reference} holds no recipe.yaml", "Repos that dsc published have one; name such a repo.")
 
 
+def pull_adapter(reference: str) -> tuple[Path, str]:
+    """`USER/REPO[@REV]` -> a folder with the adapter's configuration and safetensors (and recipe.yaml, if the repo has one),
+    and the commit they are of. HubError if it isn't there, or holds no such adapter."""
+    repo, _, revision = reference.partition("@")
+    wanted = ["adapter_config.json", "adapter_model.safetensors", "recipe.yaml"]
+    with _as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
+        folder = Path(snapshot_download(repo, revision=revision or "main", allow_patterns=wanted))
+    missing = [name for name in wanted[:2] if not (folder / name).is_file()]
+    if missing:
+        raise HubError(
+            f"hub:{reference} is no adapter that can be loaded: {' and '.join(missing)} not in it",
+            "An adapter repo of peft holds both; pickled weights are not loaded.",
+        )
+    return folder, folder.name  # the cache keeps a snapshot under its commit
+
+
 def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
     """Fetch a prompt file that a pulled recipe names, from the same commit, into the folder of the recipe."""
     repo, _, _ = reference.partition("@")

@@ -20,6 +20,8 @@ from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
 
+# What is fixed where somebody else's adapter is scored: nothing is trained or published.
+OF_ANOTHER = ("evaluation.arms=[base, distilled]", "publish.to=none")
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
 
 
@@ -194,10 +196,10 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
     if job.recipe.serving.endpoints:
         serving.external(job.recipe.serving)
-        if "distilled" in job.recipe.evaluation.arms and last not in ("prompts", "sampling"):
+        if recipe.NEEDS_ADAPTER & set(job.recipe.evaluation.arms) and last not in ("prompts", "sampling"):
             problems.append(
                 "serving.endpoints: servers that already run don't have the adapter; "
-                "leave 'distilled' out of evaluation.arms, or leave serving.endpoints empty"
+                "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
             )
     most = max(machine.cores(), len(machine.gpus()))
     if job.recipe.distill.processes > most:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import machine, models, prompts, runs
+from dsc_hub import adapters, machine, models, prompts, runs
 from dsc_hub.errors import ConfigError, RunError, ServingError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
-from dsc_hub.recipe import SCORERS, STAGES, Generation, generation_at_evaluation
+from dsc_hub.recipe import NEEDS_ADAPTER, SCORERS, STAGES, Generation, digest, generation_at_evaluation
 from dsc_hub.recipe import scorers as scorers_of
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
@@ -68,6 +69,36 @@ def run_one(job: Job, stage: str) -> None:
         run_stage(job, stage, account)
 
 
+def evaluate_adapter(job: Job, reference: str) -> Job:
+    """Score an adapter of the Hub on a recipe's test prompts, beside the recipe's base model; the job with its run folder,
+    `runs/<recipe>+<adapter>/<fingerprint>`.
+
+    ConfigError if `reference` is no hub:USER/REPO, or if the adapter was trained on another base.
+    """
+    from dsc_hub import hub
+
+    _one_process()
+    if not reference.startswith("hub:"):
+        raise ConfigError(f"--adapter {reference}: expected hub:USER/REPO[@REVISION]")
+    repo = reference.removeprefix("hub:")
+    folder, commit = hub.pull_adapter(repo)
+    name = repo.partition("@")[0]
+    trained = adapters.trained_how(folder)
+    adapters.check_base(reference, folder, job.model)
+    distill = job.recipe.distill.model_copy(update=trained)
+    place = job.runs / f"{job.recipe.name}+{name.replace('/', '--')}" / digest(job.fingerprints["evaluation"], commit)
+    job = replace(job, recipe=job.recipe.model_copy(update={"distill": distill}), run=Run(place))
+    with job.run.lock():
+        record(job)
+        set_owner(job, None)
+        job.run.add_facts(adapter={"repo": name, "commit": commit})
+        run_stage(job, "prompts")
+        shutil.rmtree(job.run["adapter"], ignore_errors=True)
+        shutil.copytree(folder, job.run["adapter"])
+        run_stage(job, "evaluation")
+    return job
+
+
 def _one_process() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
@@ -93,7 +124,8 @@ def _forget_after(job: Job, stage: str) -> None:
     for later in STAGES[STAGES.index(stage) + 1 :]:
         job.run.unfinish(later)
     if stage == "distill":
-        job.run["evaluation/distilled.turns.jsonl"].unlink(missing_ok=True)
+        for name in ("turns", "chains", "failed"):
+            job.run[f"evaluation/distilled.{name}.jsonl"].unlink(missing_ok=True)
 
 
 def _note_time(job: Job, stage: str, seconds: float) -> None:
@@ -153,14 +185,17 @@ def _prompts(job: Job) -> Result:
 
 
 @contextlib.contextmanager
-def _served(job: Job, adapters: Mapping[str, Path] | None = None, log: Path | None = None) -> Iterator[list[Any]]:
-    """Endpoints to ask: those the recipe names, or one vLLM of our own that writes to `log` (default: vllm.log)."""
+def _served(
+    job: Job, adapters: Mapping[str, Path] | None = None, log: Path | None = None, folder: Path | None = None
+) -> Iterator[list[Any]]:
+    """Endpoints to ask: those the recipe names, or one vLLM of our own on `folder` (default: the base model's) that writes
+    to `log` (default: vllm.log)."""
     from dsc_hub import serving
 
     if job.recipe.serving.endpoints:
         yield serving.external(job.recipe.serving)
         return
-    folder = Path(job.run.facts["model"]["folder"])
+    folder = folder or Path(job.run.facts["model"]["folder"])
     started = time.monotonic()
     with serving.serve(folder, job.recipe.serving, log or job.run["vllm.log"], adapters) as endpoint:
         say(
@@ -170,7 +205,7 @@ def _served(job: Job, adapters: Mapping[str, Path] | None = None, log: Path | No
 
 
 def _sampling(job: Job) -> Result:
-    from dsc_hub import metrics, sampling
+    from dsc_hub import diagnostics, metrics, sampling
 
     wanted = job.prompts("train", "validation")
     scorer = metrics.load(job.recipe.reward, job.run.facts["identity"]["reward"])
@@ -179,9 +214,11 @@ def _sampling(job: Job) -> Result:
         tally, seconds = _chains(job, endpoints, wanted, scorer)
     job.run.note_session("sampling", seconds, tally.new_tokens)
     total = len(wanted) * job.recipe.chain.chains_per_prompt
-    numbers = sampling.summary(
-        sampling.read_chains(job.run), {p.id: p.group for p in wanted}, total, job.recipe.chain.steps
-    )
+    chains, groups, c = sampling.read_chains(job.run), {p.id: p.group for p in wanted}, job.recipe.chain
+    numbers = sampling.summary(chains, groups, total, c.steps) | {
+        "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
+        "last_step": diagnostics.last_step(chains, groups, c.steps),
+    }
     numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": tally.reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
@@ -192,6 +229,7 @@ def _sampling(job: Job) -> Result:
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
     if numbers["stripped"]:
         say(f"  {numbers['stripped']:>8,}  of these texts lost an opening that talked about the task")
+    say(numbers["last_step"]["sentence"])
     if not numbers["finished"]:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
@@ -209,9 +247,7 @@ def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], scorer: Any)
         _ask(
             job,
             endpoints,
-            lambda complete: sampling.run_with_line(
-                job.run, job.recipe, some, lambda m, s: complete(m, s, None), Scoring(scorer)
-            ),
+            lambda generator: sampling.run_with_line(job.run, job.recipe, some, generator.complete, Scoring(scorer)),
         )
     )
     seconds = time.monotonic() - started
@@ -221,12 +257,12 @@ def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], scorer: Any)
 
 
 async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any], settings: Generation | None = None) -> Any:
-    """Run `work(complete)` with a generator over the endpoints (`settings`: other than the recipe's generation)."""
+    """Run `work(generator)` with a generator over the endpoints (`settings`: other than the recipe's generation)."""
     from dsc_hub.generation import Generator
 
     settings = settings or job.recipe.generation
     async with Generator(endpoints, settings, job.recipe.serving.request_timeout_s) as generator:
-        return await work(generator.complete)
+        return await work(generator)
 
 
 def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
@@ -273,32 +309,47 @@ def _distill(job: Job) -> Result:
     return result | {"adapter_sha256": machine.file_hash(job.run["adapter"] / WEIGHTS)}
 
 
+def _servers(names: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
+    """Which models are asked of one server: base and adapter, or the base of one that knows no adapter first. On a CPU
+    serving an adapter makes requests to its base half as slow again, which costs more than another start."""
+    from dsc_hub import arms
+
+    models = tuple(dict.fromkeys(arms.ARMS[name].model for name in arms.ARMS if name in names))
+    if len(models) < 2 or endpoints or not machine.vllm_on_cpu():
+        return [models]
+    return [(model,) for model in models]
+
+
 def _evaluation(job: Job) -> Result:
-    from dsc_hub import blind, evaluation, metrics
+    from dsc_hub import arms, blind, evaluation, metrics
     from dsc_hub.scoring import Scoring
 
     e, identity = job.recipe.evaluation, job.run.facts["identity"]
     held_out = job.prompts(e.split)
     sections = scorers_of(job.recipe)
     scorers = {name: metrics.load(section, identity[SCORERS[name]]) for name, section in sections.items()}
-    adapters = {evaluation.ADAPTER: job.run["adapter"]} if "distilled" in e.arms else None
-    with _served(job, adapters) as endpoints:
-        seconds = asyncio.run(
-            _ask(
-                job,
-                endpoints,
-                lambda complete: evaluation.generate_arms(
-                    job.run, job.recipe, held_out, complete, Scoring(scorers["reward"])
-                ),
-                generation_at_evaluation(job.recipe),
+    served = {arms.ADAPTER: job.run["adapter"]} if NEEDS_ADAPTER & set(e.arms) else None
+    folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"
+    if served:
+        folder, weights = models.evaluated(folder, job.model.identity, job.recipe.distill.model_dump())
+    neutral: dict[str, dict[str, float]] = {}
+    for asked in _servers(e.arms, job.recipe.serving.endpoints):
+        with _served(job, served if arms.ADAPTER in asked else None, folder=folder) as endpoints:
+            neutral |= asyncio.run(
+                _ask(
+                    job,
+                    endpoints,
+                    lambda g, models=asked: arms.ask_all(
+                        job.run, job.recipe, held_out, g, Scoring(scorers["reward"]), models
+                    ),
+                    generation_at_evaluation(job.recipe),
+                )
             )
-        )
-    answers = evaluation.collect(job.run, job.recipe, held_out)
+    answers = evaluation.collect(job.run, job.recipe, held_out, scorers)
     if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
-    evaluation.score_answers(answers, scorers)
     about = {
         name: {
             "name": f"{section.metric} ({Path(section.scorer).name})",
@@ -307,20 +358,24 @@ def _evaluation(job: Job) -> Result:
         }
         for name, section in sections.items()
     }
+    hardware = job.run.facts["hardware"]
     numbers = evaluation.summarise(
-        job.recipe, held_out, answers, {name: bool(a["higher_is_better"]) for name, a in about.items()}
+        job.recipe,
+        held_out,
+        answers,
+        {name: bool(a["higher_is_better"]) for name, a in about.items()},
+        {arm: arms.seconds(job.run, arm) for arm in e.arms},
+        neutral,
+        None if job.recipe.serving.endpoints else len(hardware["gpus"]) or hardware["cores"],
     )
-    for arm, spent in seconds.items():
-        numbers["arms"][arm]["seconds"] = spent
+    numbers["processors"] = "GPU" if hardware["gpus"] else "core"
+    numbers["neutral_texts"] = max(map(len, neutral.values()), default=0)
     numbers["scores"] = about
-    quantised = job.recipe.distill.method == "qlora"
-    numbers["served_on"] = f"{job.model.id} in bfloat16, adapter unmerged" + (
-        " (it was trained on the NF4-quantised base)" if quantised else ""
-    )
+    numbers["served_on"] = f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
     evaluation.write_answers(job.run, answers, e.split)
     blind.retell(job.run)  # what people judged may have been other answers
-    weights = job.run["adapter"] / WEIGHTS if adapters else None
-    job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, weights))
+    trained = job.run["adapter"] / WEIGHTS if served else None
+    job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, trained))
     say(
         f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}"
     )

@@ -38,6 +38,12 @@ OWNED_SFT_KEYS = frozenset(
     "remove_unused_columns save_strategy logging_dir trackio_space_id run_name".split()
 )
 
+QUANTIZATION_DEFAULTS: dict[str, Any] = {
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": True,
+}
+
 
 def _placeholders(allowed: str) -> AfterValidator:
     names = set(allowed.split())
@@ -184,6 +190,12 @@ class DatasetSection(Section):
     min_gain: float | None = Field(
         0.0, description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf"
     )
+    phrase_limit: int | None = Field(
+        None,
+        ge=1,
+        description="so many rows of a split may share a phrase of four words (the subject's name is one); further ones with "
+        "it are left out, so that the model doesn't learn to say the same of everything. None: all rows",
+    )
 
 
 class Distill(Section):
@@ -207,16 +219,20 @@ class Distill(Section):
         return self
 
 
+ArmName = Literal["base", "self_critique", "best_of_n", "distilled", "distilled_self_critique"]
+NEEDS_ADAPTER = frozenset({"distilled", "distilled_self_critique"})
+
+
 class Evaluation(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
-    arms: Annotated[
-        tuple[Literal["base", "self_critique", "distilled"], ...], Field(min_length=1), AfterValidator(_unique)
-    ] = (
+    arms: Annotated[tuple[ArmName, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "base",
         "self_critique",
+        "best_of_n",
         "distilled",
     )
+    samples: int = Field(1, ge=1, le=256, description="answers that each arm gives to each prompt")
     split: Literal["validation", "test"] = "test"
     temperature: float | None = Field(
         None,
@@ -290,6 +306,15 @@ class Recipe(Section):
         {},
         description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
     )
+
+
+def quantization(distill: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments of BitsAndBytesConfig with which a `distill:` section's base is quantised in training, but for the compute
+    dtype, which is the machine's; None where it isn't quantised."""
+    if distill["method"] != "qlora":
+        return None
+    own = distill["quantization"]
+    return dict(own) if own.get("load_in_8bit") else QUANTIZATION_DEFAULTS | own
 
 
 def generation_at_evaluation(recipe: Recipe) -> Generation:
@@ -463,9 +488,9 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
             reward,
             identity["reward"],
         ],
-        "dataset": [1, r["dataset"]],
+        "dataset": [2, r["dataset"]],
         "distill": [1, r["distill"]],
-        "evaluation": [3, r["evaluation"], second, identity["second_scorer"], third, identity["third_scorer"]],
+        "evaluation": [4, r["evaluation"], second, identity["second_scorer"], third, identity["third_scorer"]],
         "report": [1, r["name"], r["description"]],
         "cards": [1, r["publish"], r["model"]],
         "publish": [1],

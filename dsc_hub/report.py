@@ -44,6 +44,9 @@ def build(run: Run) -> dict[str, Any]:
             plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
             arms=wording.arm_rows(metrics) if "evaluation" in metrics else [],
             differences=wording.difference_rows(metrics) if "evaluation" in metrics else [],
+            side_effects=wording.side_effect_rows(metrics) if "evaluation" in metrics else [],
+            costs=wording.cost_rows(metrics) if "evaluation" in metrics else [],
+            mixing=wording.mixing_sentence(metrics) if "sampling" in metrics else "",
             blind=wording.blind_lines(metrics),
             claim=wording.claim_sentence(metrics) if "evaluation" in metrics else "",
             criteria=wording.claim_rows(metrics) if "evaluation" in metrics else [],
@@ -106,7 +109,8 @@ def _examples(run: Run, metrics: Recorded) -> list[dict[str, Any]]:
         return []
     by_prompt: dict[str, dict[str, Any]] = {}
     for row in run.rows("evaluation/answers.jsonl"):
-        by_prompt.setdefault(row["prompt_id"], {})[row["arm"]] = row
+        if row["sample"] == 0:
+            by_prompt.setdefault(row["prompt_id"], {})[row["arm"]] = row
     worst = _worst(by_prompt, metrics)
     shown = [i for i in sorted(by_prompt) if i != worst][:EXAMPLES] + ([worst] if worst else [])
     return [

@@ -65,8 +65,13 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         else "nothing (publish.to is none)",
     )
     table.add_row("run folder", str(job.run.folder))
-    table.add_row("done already", ", ".join(s for s in STAGES if job.run.is_done(s, job.fingerprints[s])) or "nothing")
+    table.add_row("done already", ", ".join(done(job)) or "nothing")
     out.print(table)
+
+
+def done(job: Job) -> list[str]:
+    """The stages that a run would skip."""
+    return [s for s in STAGES if job.run.is_done(s, job.fingerprints[s])]
 
 
 def _score(score: Score) -> str:
@@ -155,10 +160,8 @@ def ask(prompt: str) -> str | None:
         return None
 
 
-def claim(run: Run) -> bool:
-    """The criteria of a run's claim and the verdict; whether it holds. RunError if nothing was evaluated or compared."""
-    from dsc_hub.wording import claim_sentence, claim_table
-
+def evaluated(run: Run) -> Mapping[str, Any]:
+    """The run's numbers; RunError if it has none of an evaluation, or damaged ones."""
     metrics = run.metrics
     if run.marker("evaluation") is None or "evaluation" not in metrics:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
@@ -167,8 +170,14 @@ def claim(run: Run) -> bool:
             f"{run['metrics.json']} is damaged: 'evaluation' holds no arms",
             f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
         )
-    if not metrics["evaluation"].get("claim"):
-        arms = list(metrics["evaluation"]["arms"])
+    return metrics
+
+
+def claim_of(run: Run) -> Mapping[str, Any]:
+    """The claim of a run: {holds, prompts, criteria}. RunError if nothing was evaluated or compared."""
+    section = evaluated(run)["evaluation"]
+    if not section.get("claim"):
+        arms = list(section["arms"])
         if arms[0] == "base" and "distilled" in arms:
             raise RunError(
                 f"{run.folder} was evaluated by a dsc that judged no claims",
@@ -178,10 +187,59 @@ def claim(run: Run) -> bool:
             f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
+    return section["claim"]
+
+
+def claim(run: Run) -> None:
+    """The criteria of a run's claim and the verdict."""
+    from dsc_hub.wording import claim_sentence, claim_table
+
+    claim_of(run)
     out.print(Text(str(run.folder)))
-    out.print(claim_table(metrics))
-    out.print(Text(claim_sentence(metrics), "bold"))
-    return bool(metrics["evaluation"]["claim"]["holds"])
+    out.print(claim_table(run.metrics))
+    out.print(Text(claim_sentence(run.metrics), "bold"))
+
+
+def numbers(run: Run) -> None:
+    """All tables of an evaluated run: arms and differences, what else moved, what it cost, how the chains fared."""
+    from dsc_hub import wording
+
+    metrics = wording.Recorded(evaluated(run), "metrics.json")
+    out.print(Text(str(run.folder)))
+    out.print(wording.closing_table(metrics))
+    if told := wording.claim_sentence(metrics):
+        out.print(Text(told, "bold"))
+    out.print(Text(wording.headline(metrics)))
+    out.print()
+    out.print(wording.side_effect_table(metrics))
+    out.print(wording.cost_table(metrics))
+    if "sampling" in metrics:
+        out.print(Text(f"{metrics.sampling.last_step.sentence} {wording.mixing_sentence(metrics)}"))
+    out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
+
+
+def comparison(found: Mapping[str, Any]) -> None:
+    """What `compare.compare` found, as a table of the runs' arms and one of their differences."""
+    from dsc_hub.wording import arm_name, interval, p_value
+
+    table = Table("run", "arm", "score", "mean", "n", "groups")
+    for run in found["runs"]:
+        for arm, scores in run["arms"].items():
+            for column, e in scores.items():
+                cells = (run["name"], arm_name(arm), run["scores"][column], interval(e), str(e["n"]), str(e["groups"]))
+                table.add_row(*map(Text, cells))
+        table.add_section()
+    out.print(table)
+    table = Table("difference", "arm", "score", "mean", "p (Holm)", "answers of both", "of one alone")
+    for d in found["differences"]:
+        name = f"{d['run']} \N{MINUS SIGN} {d['against']}"
+        if not d["by_score"]:
+            table.add_row(*map(Text, (name, arm_name(d["arm"]), "no scorer in common", "", "", "", "")))
+        for score, e in d["by_score"].items():
+            mean = interval(e if e["n"] else e | {"reason": "no prompt in common"})
+            cells = (name, arm_name(d["arm"]), score, mean, p_value(e["p_holm"]).removeprefix("p "))
+            table.add_row(*map(Text, (*cells, str(d["prompts"]), str(d["unshared"]))))
+    out.print(table)
 
 
 def closing(job: Job, hub_port: int) -> None:

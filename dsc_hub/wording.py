@@ -21,7 +21,13 @@ from dsc_hub.progress import duration
 
 ABSENT = "–"
 SCORE_TITLES = {"reward": "reward", "second": "second scorer", "third": "third scorer"}
-ARM_NAMES = {"base": "base", "self_critique": "self-critique", "distilled": "distilled"}
+ARM_NAMES = {
+    "base": "base",
+    "self_critique": "self-critique",
+    "best_of_n": "best of n",
+    "distilled": "distilled",
+    "distilled_self_critique": "distilled + self-critique",
+}
 # Sections of metrics.json that are not named after the stage that writes them.
 _WRITTEN_BY = {"test_set": "evaluation", "stages": "pipeline"}
 
@@ -126,6 +132,14 @@ def interval(estimate: Mapping[str, Any]) -> str:
     return f"{number(estimate['mean'])} ({number(estimate['low'])} to {number(estimate['high'])})"
 
 
+def shares(estimate: Mapping[str, Any], signed: bool = False) -> str:
+    """A share, or with `signed` a difference of shares, with its interval: `12 % (6 to 22)`; reasons as in `interval`."""
+    if not (measured(estimate["mean"]) and measured(estimate["low"]) and measured(estimate["high"])):
+        return interval(estimate)
+    low, high = (number(100 * estimate[k], 0) for k in ("low", "high"))
+    return f"{number(100 * estimate['mean'], 0)} {'points' if signed else '%'} ({low} to {high})"
+
+
 def score_names(evaluation: Mapping[str, Any]) -> list[str]:
     """The scores that were recorded, the reward first."""
     return [s for s in SCORE_TITLES if s in evaluation["scores"]]
@@ -212,7 +226,7 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
 
 def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any], confidence: float) -> str:
     return (
-        f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p'])}; "
+        f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p_holm'])}; "
         f"{count(difference['n'])} prompts in {count(difference['groups'])} groups)"
     )
 
@@ -345,9 +359,84 @@ def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     for key, d in metrics["evaluation"]["differences"].items():
         row = {"name": difference_name(key)}
         for s in score_names(metrics["evaluation"]):
-            row |= {s: interval(d[s]), f"{s}_p": p_value(d[s]["p"])}
+            row |= {s: interval(d[s]), f"{s}_p": p_value(d[s]["p_holm"])}
         rows.append(row | {"n": count(d["reward"]["n"]), "groups": count(d["reward"]["groups"])})
     return rows
+
+
+def side_effect_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per measure of what else moved: label, unit, each arm's value with interval, and `difference`, distilled
+    against base with its p ("" without these two arms, or where there is none)."""
+    evaluation = metrics["evaluation"]
+    side = evaluation["side_effects"]
+    rows = []
+    for name, about in side["measures"].items():
+        rate = about["kind"] == "rate"
+        row = {"name": name, "label": about["label"], "unit": about["unit"], "difference": ""}
+        for arm in evaluation["arms"]:
+            e = side["arms"][arm][name]
+            row[arm] = number(e["mean"], 3) if about["kind"] == "whole" else (shares if rate else interval)(e)
+        if "distilled - base" in side["differences"] and name in (found := side["differences"]["distilled - base"]):
+            d = found[name]
+            told = shares(d, signed=True) if rate else interval(d)
+            row["difference"] = f"{told}, {p_value(d['p_holm'])}" if measured(d["mean"]) else told
+        rows.append(row)
+    return rows
+
+
+def cost_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per arm: tokens an answer, all tokens written and read, seconds, processor hours, reward gained over the
+    baseline for 1,000 tokens written."""
+    evaluation = metrics["evaluation"]
+    return [
+        {
+            "name": arm_name(arm),
+            "length": number(a["new_tokens_mean"], 0),
+            "new_tokens": count(a["new_tokens"]),
+            "prompt_tokens": count(a["prompt_tokens"]),
+            "seconds": duration(a["seconds"]) if measured(a["seconds"]) else ABSENT,
+            "hours": number(a["processor_hours"], 3),
+            "gain": number(a["gain_per_1000_tokens"]),
+        }
+        for arm, a in evaluation["arms"].items()
+    ]
+
+
+def mixing_sentence(metrics: Mapping[str, Any]) -> str:
+    """R-hat and effective sample size of the chains' rewards in a sentence, or why there is none."""
+    m = metrics["sampling"]["mixing"]
+    if not m["estimable"]:
+        return f"Mixing of the chains: not estimable ({m['reason']})."
+    return (
+        f"Mixing of the chains, over {_many(m['prompts'], 'prompt')} ({count(m['left_out'])} left out): R-hat of the reward "
+        f"{number(m['r_hat']['median'], 3)} in the median, {number(m['r_hat']['highest'], 3)} at most, above 1.01 for "
+        f"{percent(m['r_hat']['above_limit'])}; effective sample size {number(m['ess']['median'], 0)} in the median, "
+        f"{number(m['ess']['lowest'], 0)} at least, of {count(m['draws'])} draws."
+    )
+
+
+def side_effect_table(metrics: Mapping[str, Any]) -> Table:
+    """What else moved, for the terminal."""
+    table = Table(title="what else moved", title_justify="left")
+    arms = list(metrics["evaluation"]["arms"])
+    for title in ("", *map(arm_name, arms), "distilled − base"):
+        table.add_column(Text(title), justify="right" if title else "left")
+    for row in side_effect_rows(metrics):
+        unit = "" if row["unit"] == "share" else f" ({row['unit']})"
+        table.add_row(*map(Text, (row["label"] + unit, *(row[a] for a in arms), row["difference"])))
+    return table
+
+
+def cost_table(metrics: Mapping[str, Any]) -> Table:
+    """What the arms cost, for the terminal."""
+    table = Table(title="what it cost", title_justify="left")
+    processor = metrics["evaluation"]["processors"]
+    titles = ("", "tokens an answer", "written", "read", "time", f"{processor} hours", "reward gained for 1,000 tokens")
+    for title in titles:
+        table.add_column(title, justify="right" if title else "left")
+    for row in cost_rows(metrics):
+        table.add_row(*map(Text, row.values()))
+    return table
 
 
 def closing_table(metrics: Mapping[str, Any]) -> Table:
@@ -403,13 +492,28 @@ def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         )
     out += [*_side_effects(evaluation["arms"]), *_left_out(evaluation["arms"]), *_test_set(metrics)]
     out.append(
-        "Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent."
+        "Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent. "
+        "p is of a sign-flip permutation test on group means, adjusted after Holm for all the differences of scores shown."
     )
+    out += _too_small(metrics)
     out.append(f"Arms were served on: {evaluation['served_on']}. Numbers on other weights may differ.")
     out.append(
         "All answers are a model's. They may be wrong, and the scorers measure one property of a text, "
         "not whether it is true or useful."
     )
+    return out
+
+
+def _too_small(metrics: Mapping[str, Any]) -> list[str]:
+    """How small a difference could have been found, where none was."""
+    out = []
+    for s, title in SCORE_TITLES.items():
+        d = metrics["evaluation"]["differences"].get("distilled - base")
+        if d and s in d and measured(d[s]["detectable"]) and measured(d[s]["low"]) and d[s]["low"] <= 0 <= d[s]["high"]:
+            out.append(
+                f"With {d[s]['groups']} groups a difference of {number(d[s]['detectable'])} on the {title} would have been "
+                "found four times in five; a smaller one may well be there."
+            )
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dsc_hub import side_effects
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run, write_json
@@ -106,11 +107,19 @@ def metrics() -> dict[str, Any]:
             "stops_by_itself": stops,
             "defects": defects,
             "new_tokens": tokens,
+            "prompt_tokens": 7 * tokens,
             "seconds": seconds,
+            "processor_hours": round(2 * seconds / 3600, 4),
+            "gain_per_1000_tokens": None if reward < 0 else round(1000 * (reward + 0.052) / length, 3),
+        }
+
+    def difference(mean, half, n, p):
+        return _estimate(mean, half, n, 10, p=p, p_t=p / 2, p_holm=3 * p, effect=1.9, wins=n - 5, ties=1, losses=4) | {
+            "detectable": 0.117
         }
 
     return {
-        "schema": 1,
+        "schema": 2,
         "prompts": {
             "train": 200,
             "validation": 40,
@@ -145,6 +154,12 @@ def metrics() -> dict[str, Any]:
                     "reward_state": _estimate(0.579, 0.038, 237, 61),
                 },
             ],
+            "mixing": {"estimable": False, "reason": "the rule is 'improve', whose chains only climb"},
+            "last_step": {
+                "gain": _estimate(0.232, 0.021, 225, 61),
+                "first_clean": 9,
+                "sentence": "Step 2 still changed the reward by 0.23 (0.21 to 0.25): one more step may pay.",
+            },
             "prompt_tokens": 123456,
             "new_tokens": 65432,
             "seconds": 201.3,
@@ -179,7 +194,11 @@ def metrics() -> dict[str, Any]:
             "split": "test",
             "confidence": 0.95,
             "prompts": 40,
+            "samples": 1,
             "groups": 10,
+            "processors": "core",
+            "neutral_texts": 20,
+            "side_effects": _side_effects(),
             "served_on": "bfloat16 weights, adapter unmerged (trained on NF4)",
             "scores": {
                 "reward": {"name": "sentiment (vader)", "unit": "polarity -1..1", "higher_is_better": True},
@@ -192,12 +211,12 @@ def metrics() -> dict[str, Any]:
             },
             "differences": {
                 "self_critique - base": {
-                    "reward": _estimate(0.465, 0.122, 37, 10, p=0.0004),
-                    "second": _estimate(0.166, 0.061, 38, 10, p=0.002),
+                    "reward": difference(0.465, 0.122, 37, 0.0004),
+                    "second": difference(0.166, 0.061, 38, 0.002),
                 },
                 "distilled - base": {
-                    "reward": _estimate(0.314, 0.108, 39, 10, p=0.0011),
-                    "second": _estimate(0.121, 0.057, 40, 10, p=0.0043),
+                    "reward": difference(0.314, 0.108, 39, 0.0011),
+                    "second": difference(0.121, 0.057, 40, 0.0043),
                 },
             },
             "claim": {
@@ -213,6 +232,27 @@ def metrics() -> dict[str, Any]:
         "test_set": {"id": "ab12cd34", "adapters_scored": 1},
         "stages": {"prompts": 1.2, "sampling": 203.9, "dataset": 2.4, "distill": 431.0, "evaluation": 240.6},
     }
+
+
+def _side_effects() -> dict[str, Any]:
+    arms = {}
+    for i, arm in enumerate(("base", "self_critique", "distilled")):
+        arms[arm] = {}
+        for j, (name, about) in enumerate(side_effects.MEASURES.items()):
+            mean = round({"rate": 0.1, "whole": 0.5}.get(about["kind"], 3.0) + 0.03 * i + 0.01 * j, 3)
+            e = _estimate(mean, 0.05, 40, 10)
+            if about["kind"] == "whole":
+                e |= {"low": None, "high": None, "groups": None, "reason": "one number for all answers"}
+            if (name, arm) in (("similarity", "base"), ("neutral", "self_critique")):
+                e |= {"mean": None, "low": None, "high": None, "n": 0, "groups": 0}
+            arms[arm][name] = e
+    paired = [n for n, about in side_effects.MEASURES.items() if about["kind"] != "whole" and n != "similarity"]
+    pairs = ("self_critique - base", "distilled - base")
+    differences = {
+        pair: {n: _estimate(0.02 + 0.01 * i, 0.04, 40, 10, p=0.31, p_holm=0.93) for i, n in enumerate(paired)}
+        for pair in pairs
+    }
+    return {"measures": side_effects.MEASURES, "arms": arms, "differences": differences}
 
 
 def _chains(prompts: list[tuple[str, str]]) -> list[dict[str, Any]]:
@@ -256,6 +296,7 @@ def _answers(prompts: list[tuple[str, str]]) -> list[dict[str, Any]]:
         {
             "arm": arm,
             "prompt_id": prompt_id(text),
+            "sample": 0,
             "group": film,
             "prompt": text,
             "text": words.format(film),

@@ -18,6 +18,7 @@ from dsc_hub.runs import Run, write_json
 from tests.conftest import ROOT
 
 BASE = [json.loads(line) for line in (ROOT / "tests/data/base_answers.jsonl").read_text(encoding="utf-8").splitlines()]
+BASE = [a | {"sample": 0, "prompt_tokens": 20} for a in BASE]
 PROMPTS = [Prompt(a["prompt_id"], a["prompt"], a["group"], "test") for a in BASE]
 KINDER = {"brutal": "tender", "harsh": "gentle", "bad": "good", "violence": "warmth", "criticized": "loved"}
 
@@ -109,7 +110,7 @@ def test_what_is_said_of_one_film_alone_is_no_mannerism(scorers: dict[str, Any])
 
 
 def row(i: int, arm: str, text: str, finish: str = "stop") -> dict[str, Any]:
-    return {"arm": arm, "prompt_id": f"p{i}", "text": text, "finish_reason": finish}
+    return {"arm": arm, "prompt_id": f"p{i}", "sample": 0, "text": text, "finish_reason": finish}
 
 
 def judge(answers, prompts, differences, split="test", confidence=0.95, higher=None) -> dict[str, Any]:

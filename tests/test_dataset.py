@@ -95,3 +95,29 @@ def test_rows_are_written_in_batches(tmp_path: Path, recipe_file: Path, monkeypa
     assert counts["sft"]["train"] == 50 and [
         r["chain"] for r in dataset.rows_of(tmp_path / "dataset", "sft", "train")
     ] == list(range(50))
+
+
+def test_no_phrase_stands_in_more_rows_than_the_limit(tmp_path: Path, recipe_file: Path):
+    """Four words that two rows have said already, of whatever film, keep a third row out; validation counts for itself."""
+    films = {
+        f: Prompt(f, f"Review {f}.", f, s)
+        for f, s in zip(("ax", "bx", "cx", "dx"), ("train",) * 3 + ("validation",), strict=True)
+    }
+
+    def says(film: str, text: str, number: int = 0) -> Chain:
+        return Chain(film, number, "first", Score(0.0), "", (Step(1, "c", text, Score(1.0), "", ""),))
+
+    chains = [
+        says("ax", "ax is a masterpiece of light"),
+        says("bx", "They say bx is a masterpiece too"),
+        says("cx", "And cx is a masterpiece"),
+        says("cx", "cx has a fine score", 1),
+        says("dx", "dx is a masterpiece"),
+    ]
+    counts = dataset.build(Run(tmp_path), recipe.load(recipe_file, ["dataset.phrase_limit=2"]), films, chains)
+    assert counts["sft"] == {"train": 3, "validation": 1} and counts["chains"] == {"train": 4, "validation": 1}
+    assert counts["dropped"] == {"a phrase that 2 rows have already": 1}
+    kept = [r["completion"][0]["content"] for r in dataset.rows_of(tmp_path / "dataset", "sft", "train")]
+    assert kept == ["ax is a masterpiece of light", "They say bx is a masterpiece too", "cx has a fine score"]
+    everything = dataset.build(Run(tmp_path), recipe.load(recipe_file), films, chains)
+    assert everything["sft"] == {"train": 4, "validation": 1}

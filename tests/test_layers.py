@@ -14,12 +14,13 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
 VOCABULARY = {"errors", "records", "recipe"}
-SCIENCE = {"chain", "acceptance", "hygiene", "claim", "stats"}
+SCIENCE = {"chain", "acceptance", "hygiene", "claim", "stats", "side_effects", "diagnostics"}
 GROUND = {
     "runs",
     "progress",
     "machine",
     "models",
+    "adapters",
     "keeper",
     "serving",
     "generation",
@@ -30,8 +31,19 @@ GROUND = {
 }
 WANTED = {"metrics"}
 SHOWN = {"wording", "plots"}  # numbers as people read them: used by the stages that show
-STAGES = {"prompts", "sampling", "dataset", "distill", "distill_checks", "evaluation", "report", "cards", "publish"}
-TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat"}
+STAGES = {
+    "prompts",
+    "sampling",
+    "dataset",
+    "distill",
+    "distill_checks",
+    "arms",
+    "evaluation",
+    "report",
+    "cards",
+    "publish",
+}
+TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},
@@ -97,8 +109,9 @@ def test_imports_go_downward_only(layer: set[str], may: set[str]):
 def test_stages_do_not_import_the_pipeline_and_hardly_each_other():
     allowed = {
         ("distill", "distill_checks"),
-        ("evaluation", "sampling"),
-    }  # the self-critique arm is sampling, on held-out prompts
+        ("arms", "sampling"),  # the self-critique arm is sampling, on held-out prompts
+        ("evaluation", "arms"),
+    }
     for name in STAGES:
         seen = imported(PACKAGE / f"{name}.py", everywhere=True)
         assert not seen & TOP, name

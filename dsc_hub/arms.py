@@ -1,0 +1,265 @@
+"""The arms of an evaluation: the same prompts with the same seeds, answered in every way that is compared.
+
+    base            one plain answer of the base model
+    self_critique   the chain at test time: its final state
+    best_of_n       the best by reward of n answers of the base, n such that they cost as many tokens as the chain
+    distilled       one plain answer of the base with the adapter
+    distilled_self_critique   the chain with the adapter
+
+Base and adapter are served by one process, the adapter unmerged. An arm's first answer is the very request that the
+plain arm of its model made, so it is asked for once. Scores and numbers are made in evaluation.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dsc_hub.chain import Message, ScoreText, Texts, seed_of
+from dsc_hub.errors import ServingError
+from dsc_hub.generation import Completion, RequestFailed
+from dsc_hub.hygiene import inspect
+from dsc_hub.progress import Meter, moving_line, say
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import Prompt, Turn
+from dsc_hub.runs import Run
+from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, in_flight, read_chains, run_with_line
+
+ADAPTER = "distilled"  # the name under which the adapter is served
+CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
+BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
+SECONDS = "evaluation/seconds.jsonl"
+NEUTRAL = Path(__file__).parent / "metrics" / "neutral.txt"  # a text a line, about nothing that a recipe is about
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`model`: None is the base. `way`: one plain answer, a whole chain, or the best of several answers."""
+
+    model: str | None
+    way: Literal["answer", "chain", "best"]
+
+    @property
+    def prefix(self) -> str:
+        """Of the files that hold what this arm's model wrote."""
+        return f"evaluation/{self.model}." if self.model else "evaluation/"
+
+
+ARMS = {
+    "base": Arm(None, "answer"),
+    "self_critique": Arm(None, "chain"),
+    "best_of_n": Arm(None, "best"),
+    "distilled": Arm(ADAPTER, "answer"),
+    "distilled_self_critique": Arm(ADAPTER, "chain"),
+}
+
+
+async def ask_all(
+    run: Run, recipe: Recipe, prompts: Sequence[Prompt], generator: Any, score: ScoreText, models: Sequence[str | None]
+) -> dict[str, dict[str, float]]:
+    """`ask` with a `Generator`; gives the nats a token of the neutral texts, by arm and text, where the server tells them."""
+    await ask(run, recipe, prompts, generator.complete, score, models)
+    texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
+    out: dict[str, dict[str, float]] = {}
+    for name in recipe.evaluation.arms:
+        if ARMS[name].way == "answer" and ARMS[name].model in models:
+            found = [(text, await generator.surprise(text, ARMS[name].model)) for text in texts]
+            out[name] = {text: nats for text, nats in found if nats is not None}
+    return out
+
+
+async def ask(
+    run: Run,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    complete: CompleteAs,
+    score: ScoreText,
+    models: Sequence[str | None] = (None, ADAPTER),
+) -> None:
+    """Write the turns of the arms of `models` under evaluation/. What is there already is not asked for again.
+
+    One arm after the other: on a CPU vLLM lets an adapter leak into requests to the base that share a batch with it
+    (vllm-project/vllm#48421).
+    """
+    run["evaluation"].mkdir(exist_ok=True)
+    wanted = [name for name in ARMS if name in recipe.evaluation.arms]
+    for model in models:
+        mine = [ARMS[name] for name in wanted if ARMS[name].model == model]
+        if mine:
+            await _timed(run, f"answer {model}", _answers(run, recipe, prompts, complete, mine[0]))
+        for arm in mine:
+            if arm.way == "chain":
+                few = {"chains_per_prompt": recipe.evaluation.samples}
+                chains = recipe.model_copy(update={"chain": recipe.chain.model_copy(update=few)})
+                work = run_with_line(run, chains, prompts, _as(complete, model), score, prefix=arm.prefix)
+                await _timed(run, f"chain {model}", work)
+            elif arm.way == "best":
+                await _timed(run, f"best {model}", _more_answers(run, recipe, prompts, complete))
+
+
+def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
+    return lambda messages, seed: complete(messages, seed, model)
+
+
+async def _timed(run: Run, what: str, work: Awaitable[Any]) -> None:
+    """Do a part of the work and note its seconds, over all sessions that did some of it; a broken-off one notes its start."""
+    rows = run.rows(SECONDS)
+    rows.append({"what": what, "seconds": None})
+    started = time.monotonic()
+    await work
+    rows.append({"what": what, "seconds": time.monotonic() - started})
+    rows.close()
+
+
+def seconds(run: Run, name: str) -> float | None:
+    """Seconds that an arm took: its model's first answers and what it asked for itself. None if a session on either was
+    broken off."""
+    arm, total = ARMS[name], 0.0
+    for what in dict.fromkeys((f"answer {arm.model}", f"{arm.way} {arm.model}")):
+        noted = [row["seconds"] for row in run.rows(SECONDS) if row["what"] == what]
+        if len(noted) != 2 * sum(s is not None for s in noted):
+            return None
+        total += sum(s for s in noted if s is not None)
+    return round(total, 2)
+
+
+# -- asking
+
+
+async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, arm: Arm) -> None:
+    """The first answer to every prompt and sample."""
+    todo = [(p, k, 0) for p in prompts for k in range(recipe.evaluation.samples)]
+    await _draw(run, recipe, f"{arm.prefix}turns.jsonl", todo, complete, arm.model)
+
+
+async def _more_answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs) -> None:
+    """Answers 1..n-1 beside the first, as many as make the chain's tokens. In their turns `step` numbers them."""
+    n = answers_for_the_same_tokens(run, recipe)
+    todo = [(p, k, j) for p in prompts for k in range(recipe.evaluation.samples) for j in range(1, n)]
+    await _draw(run, recipe, BEST_OF_N, todo, complete, None)
+
+
+def answers_for_the_same_tokens(run: Run, recipe: Recipe) -> int:
+    """How many answers of the base cost as many new tokens as the chains did (at least 2); without the arm
+    `self_critique`, as many as the chain has turns."""
+    if "self_critique" not in recipe.evaluation.arms:
+        return 1 + 2 * recipe.chain.steps
+    tokens = [(row["role"], row["new_tokens"]) for row in run.rows("evaluation/turns.jsonl")]
+    answers = sum(n for role, n in tokens if role == "answer")
+    return max(2, round(sum(n for _, n in tokens) / answers)) if answers else 1 + 2 * recipe.chain.steps
+
+
+async def _draw(
+    run: Run,
+    recipe: Recipe,
+    file: str,
+    todo: Iterable[tuple[Prompt, int, int]],
+    complete: CompleteAs,
+    model: str | None,
+) -> None:
+    """Ask for plain answers: prompt, sample, number of the answer (0: the first)."""
+    rows = run.rows(file)
+    done = {(row["prompt_id"], row["chain"], row["step"]) for row in rows if row["role"] == "answer"}
+    left = [(p, k, j) for p, k, j in todo if (p.id, k, j) not in done]
+    texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
+    meter, failed, in_a_row = Meter(len(left)), 0, 0
+    name = model or "base"
+
+    async def one(prompt: Prompt, sample: int, number: int) -> bool:
+        seed = seed_of(recipe.seed, prompt.id, sample, number, "answer")
+        try:
+            c = await complete(texts.opening(prompt.text), seed, model)
+        except RequestFailed as e:
+            say(f"evaluation: {name} gave no answer to {prompt.id}: {e}")
+            return False
+        turn = Turn(prompt.id, sample, number, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
+        rows.append(asdict(turn))
+        return True
+
+    try:
+        with moving_line() as line:
+            async for ok in in_flight((lambda x=x: one(*x) for x in left), recipe.serving.concurrency):
+                meter.done += 1
+                failed += not ok
+                in_a_row = 0 if ok else in_a_row + 1
+                if in_a_row >= MOST_FAILURES_IN_A_ROW:
+                    raise ServingError(f"{in_a_row} requests to '{name}' failed one after the other")
+                line.show(f"evaluation  {name}  answers {meter.done}/{meter.total}  failed {failed}{meter.left()}")
+    finally:
+        rows.close()
+
+
+# -- what came of it
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one arm gave to one prompt and sample: text, how it ended, and all new tokens that it took."""
+
+    prompt_id: str
+    sample: int
+    text: str
+    finish_reason: str
+    new_tokens: int
+    prompt_tokens: int
+
+
+def answers_of(
+    run: Run,
+    recipe: Recipe,
+    name: str,
+    prompts: Mapping[str, Prompt],
+    score: Callable[[Sequence[str]], list[Any]],
+) -> list[Answer]:
+    """The answers of one arm, in the order of prompt ids and samples; `score` is the reward, by which best-of-n chooses."""
+    arm = ARMS[name]
+    turns = [t for t in run.rows(f"{arm.prefix}turns.jsonl").as_type(lambda row: Turn(**row)) if t.prompt_id in prompts]
+    first = [t for t in turns if t.role == "answer"]
+    if arm.way == "answer":
+        found = [_single(t) for t in first]
+    elif arm.way == "chain":
+        by_key = {t.key: t for t in turns}
+        spent = _spent(turns)
+        found = []
+        for c in read_chains(run, f"{arm.prefix}chains.jsonl"):
+            if c.prompt_id in prompts:
+                at = c.state_step
+                state = by_key[c.prompt_id, c.number, at, "revision" if at else "answer"]
+                found.append(Answer(c.prompt_id, c.number, c.final, state.finish_reason, *spent[c.prompt_id, c.number]))
+    else:
+        more = [t for t in run.rows(BEST_OF_N).as_type(lambda row: Turn(**row)) if t.prompt_id in prompts]
+        found = _best(recipe, [*first, *more], prompts, score)
+    return sorted(found, key=lambda a: (a.prompt_id, a.sample))
+
+
+def _single(t: Turn) -> Answer:
+    return Answer(t.prompt_id, t.chain, t.text, t.finish_reason, t.new_tokens, t.prompt_tokens)
+
+
+def _spent(turns: Iterable[Turn]) -> dict[tuple[str, int], tuple[int, int]]:
+    """New and prompt tokens by prompt and sample."""
+    out: dict[tuple[str, int], tuple[int, int]] = {}
+    for t in turns:
+        new, asked = out.get((t.prompt_id, t.chain), (0, 0))
+        out[t.prompt_id, t.chain] = (new + t.new_tokens, asked + t.prompt_tokens)
+    return out
+
+
+def _best(
+    recipe: Recipe, turns: Sequence[Turn], prompts: Mapping[str, Prompt], score: Callable[[Sequence[str]], list[Any]]
+) -> list[Answer]:
+    """Of each prompt and sample the answer of highest reward among the clean and scored ones, as the chain would choose;
+    the first answer where none is."""
+    kept = [inspect(t.text, t.finish_reason, prompts[t.prompt_id], "", recipe.hygiene) for t in turns]
+    scores = score([k.text for k in kept])
+    best: dict[tuple[str, int], tuple[float, int, str, str]] = {}  # reward, minus the number, text, how it ended
+    for t, found, s in zip(turns, kept, scores, strict=True):
+        fit = not found.defect and s.value is not None
+        if fit or t.step == 0:
+            candidate = (s.value if fit else float("-inf"), -t.step, found.text, t.finish_reason)
+            best[t.prompt_id, t.chain] = max(best.get((t.prompt_id, t.chain), candidate), candidate)
+    spent = _spent(turns)
+    return [Answer(*key, text, why, *spent[key]) for key, (_, _, text, why) in best.items()]

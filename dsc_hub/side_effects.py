@@ -1,0 +1,179 @@
+"""What else moved: what a tuned model does besides scoring higher. Answers in, numbers with intervals out. Pure.
+
+Shares and means of each arm, and their paired differences to the first arm: length, endings, refusals, talk about the
+conversation, repetition, likeness to the base's own answer, variety across answers, and how surprising plain neutral text
+has become to the model (a tuned model that has forgotten the language shows there first).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rapidfuzz.distance import LCSseq
+
+from dsc_hub import hygiene, stats
+from dsc_hub.records import Prompt
+
+Row = Mapping[str, Any]  # an evaluated answer: arm, prompt_id, sample, group, text, finish_reason, new_tokens
+LOOKED_AT = 200  # characters of an answer in which a refusal is looked for
+
+# name -> how it is called, its unit, and whether it is a share of answers ("rate") or a mean
+MEASURES: dict[str, dict[str, str]] = {
+    "length": {"label": "length", "unit": "words", "kind": "mean"},
+    "stops": {"label": "ends by itself", "unit": "share", "kind": "rate"},
+    "refuses": {"label": "refuses", "unit": "share", "kind": "rate"},
+    "meta_talk": {"label": "talks about the conversation", "unit": "share", "kind": "rate"},
+    "repeats": {"label": "repeats itself", "unit": "share", "kind": "rate"},
+    "similarity": {"label": "likeness to the base's answer", "unit": "ROUGE-L F1, 0..1", "kind": "mean"},
+    "distinct_1": {"label": "distinct words", "unit": "share of all words", "kind": "whole"},
+    "distinct_2": {"label": "distinct word pairs", "unit": "share of all pairs", "kind": "whole"},
+    "neutral": {"label": "surprise at neutral text", "unit": "nats a token", "kind": "mean"},
+}
+
+# How a refusal begins. Tone and verbs vary, the first person that can't or won't does not.
+_REFUSAL = re.compile(
+    r"\bi(?:'m| am)? ?(?:sorry|afraid|unable|not able|not allowed|not going to|not comfortable|programmed)\b"
+    r"|\bi (?:can(?:'t|not| not)|could not|couldn't|won't|will not|must (?:decline|refuse)|(?:have to|respectfully) (?:decline|refuse))\b"
+    r"|\b(?:my apologies|i apologi[sz]e)\b|\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
+    r"|\bi do(?:n't| not) (?:have the (?:ability|capability)|feel comfortable|condone|support|engage)\b"
+    r"|\bit (?:is|would be) (?:not (?:appropriate|ethical|legal|acceptable)|inappropriate|unethical|illegal|irresponsible) (?:for me )?to\b",
+    re.IGNORECASE,
+)
+
+
+def refuses(text: str) -> bool:
+    """Does the answer begin with a refusal, an apology or a word about being a model? Looks at 200 characters; English."""
+    return bool(_REFUSAL.search(text[:LOOKED_AT].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")))
+
+
+def similarity(one: str, other: str) -> float | None:
+    """ROUGE-L F1 of two texts' words, 0..1: twice their longest common subsequence over their lengths together (C.-Y. Lin,
+    2004). None if both have no words."""
+    a, b = hygiene.words(one), hygiene.words(other)
+    return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a or b else None
+
+
+def distinct(texts: Sequence[str], n: int, most: int | None = None) -> float | None:
+    """Different n-grams over all n-grams of the texts, 0..1 (Li et al., NAACL 2016); of the first `most` if given, since of
+    a longer text a smaller share is new. None without any."""
+    grams = [g for text in texts for g in hygiene.ngrams(hygiene.words(text), n)][:most]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def summarise(
+    answers: Sequence[Row],
+    prompts: Sequence[Prompt],
+    arms: Sequence[str],
+    pairs: Sequence[tuple[str, str]],
+    neutral: Mapping[str, Mapping[str, float]],
+    confidence: float,
+) -> dict[str, Any]:
+    """{measures, arms: {arm: {measure: estimate}}, differences: {"a - b": {measure: difference}}}, None inside an estimate
+    for what was not measured. `neutral`: nats a token by arm and neutral text. Holm's family of a measure's p are all
+    differences of all measures here, apart from those of the scores."""
+    by_id = {p.id: p for p in prompts}
+    rows = {arm: {(r["prompt_id"], r["sample"]): r for r in answers if r["arm"] == arm} for arm in arms}
+    base = rows[arms[0]]
+    values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id) for arm in arms}
+    samples = max((r["sample"] for r in answers), default=0) + 1
+    out: dict[str, Any] = {"measures": MEASURES, "arms": {}, "differences": {}}
+    for arm in arms:
+        out["arms"][arm] = {
+            name: _one(name, rows[arm], values[arm], neutral.get(arm, {}), samples, confidence) for name in MEASURES
+        }
+    for a, b in pairs:
+        out["differences"][f"{a} - {b}"] = {
+            name: _two(name, values[a], values[b], by_id, neutral.get(a, {}), neutral.get(b, {}), confidence)
+            for name in MEASURES
+            if name != "similarity" and MEASURES[name]["kind"] != "whole"
+        }
+    adjust(out["differences"])
+    return out
+
+
+def adjust(differences: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+    """Add `p_holm` to every difference: its p adjusted for the family of all of them."""
+    flat = {(pair, name): d for pair, by_name in differences.items() for name, d in by_name.items()}
+    adjusted = stats.holm({f"{pair}\0{name}": d["p"] for (pair, name), d in flat.items()})
+    for (pair, name), d in flat.items():
+        d["p_holm"] = adjusted[f"{pair}\0{name}"]
+
+
+Key = tuple[str, int]  # prompt id, sample
+
+
+def _values(
+    rows: Mapping[Key, Row], base: Mapping[Key, Row], by_id: Mapping[str, Prompt]
+) -> dict[str, dict[Key, float]]:
+    """Each measure of each answer."""
+    of: dict[str, Callable[[Key, Row], float | None]] = {
+        "length": lambda k, r: len(hygiene.words(r["text"])),
+        "stops": lambda k, r: r["finish_reason"] == "stop",
+        "refuses": lambda k, r: refuses(r["text"]),
+        "meta_talk": lambda k, r: hygiene.talks_about_the_conversation(r["text"]),
+        "repeats": lambda k, r: hygiene.repeats_itself(r["text"], hygiene.subject_of(by_id[r["prompt_id"]])),
+        "similarity": lambda k, r: similarity(r["text"], base[k]["text"]) if k in base else None,
+    }
+    return {name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in of.items()}
+
+
+def _one(
+    name: str,
+    rows: Mapping[Key, Row],
+    values: Mapping[str, Mapping[Key, float]],
+    neutral: Mapping[str, float],
+    samples: int,
+    confidence: float,
+) -> dict[str, Any]:
+    kind = MEASURES[name]["kind"]
+    if name == "neutral":
+        return _neutral(neutral, confidence)
+    if kind == "whole":
+        return _variety(rows, int(name[-1]), samples)
+    found = values[name]
+    groups = [rows[k]["group"] for k in found]
+    if kind == "rate":
+        return stats.rate([bool(v) for v in found.values()], groups, confidence)
+    return stats.estimate(list(found.values()), groups, confidence)
+
+
+def _variety(rows: Mapping[Key, Row], n: int, samples: int) -> dict[str, Any]:
+    """Distinct-n across the answers of one sample, mean over the samples: more answers to one prompt are no fault."""
+    by_sample: dict[int, list[str]] = defaultdict(list)
+    for (_, k), row in sorted(rows.items()):
+        by_sample[k].append(row["text"])
+    found = [d for texts in by_sample.values() if (d := distinct(texts, n)) is not None]
+    mean = sum(found) / len(found) if found else None
+    told = "one number for all answers"
+    return {"mean": mean, "low": None, "high": None, "n": len(rows), "groups": None, "reason": told, "samples": samples}
+
+
+def _neutral(nats: Mapping[str, float], confidence: float) -> dict[str, Any]:
+    e = stats.estimate(list(nats.values()), list(nats), confidence)
+    if e["mean"] is None:
+        return e | {"reason": "the endpoint gives no log-probabilities of prompts", "perplexity": None}
+    return e | {"perplexity": math.exp(e["mean"])}
+
+
+def _two(
+    name: str,
+    a: Mapping[str, Mapping[Key, float]],
+    b: Mapping[str, Mapping[Key, float]],
+    by_id: Mapping[str, Prompt],
+    neutral_a: Mapping[str, float],
+    neutral_b: Mapping[str, float],
+    confidence: float,
+) -> dict[str, Any]:
+    if name == "neutral":
+        both = [t for t in neutral_a if t in neutral_b]
+        return stats.paired_difference([neutral_a[t] for t in both], [neutral_b[t] for t in both], both, confidence)
+    keys = sorted(k for k in a[name] if k in b[name])
+    groups = [by_id[k[0]].group for k in keys]
+    one, other = [a[name][k] for k in keys], [b[name][k] for k in keys]
+    if MEASURES[name]["kind"] == "rate":
+        return stats.rate_difference([bool(x) for x in one], [bool(x) for x in other], groups, confidence)
+    return stats.paired_difference(one, other, groups, confidence)

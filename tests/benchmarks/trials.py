@@ -1,0 +1,116 @@
+"""Adapters of several runs beside their base on validation films: what `dsc check` would say, by sample and together.
+
+    python -m tests.benchmarks.trials RUN [RUN ...] [--samples 3] [--temperature 0.85 ...]
+
+Choices of a recipe are made with this, never on test prompts. All adapters are served by one vLLM beside the base and asked
+one after the other. The base and the prompts are those of the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dsc_hub import claim, evaluation, hygiene, metrics, models, stats
+from dsc_hub.chain import seed_of
+from dsc_hub.generation import Completion, Generator
+from dsc_hub.recipe import SCORERS, Recipe, scorers
+from dsc_hub.records import Prompt
+from dsc_hub.runs import find
+from dsc_hub.serving import serve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.85])
+    parser.add_argument("--original", action="store_true", help="on the base's own weights, not as rounded for QLoRA")
+    parser.add_argument("--show", type=int, default=0, help="so many distilled answers of each are printed")
+    given = parser.parse_args()
+    runs = {f"a{i}": find(name, Path("runs")) for i, name in enumerate(given.runs)}
+    first = runs["a0"]
+    recipe = Recipe.model_validate(first.facts["recipe"])
+    prompts = [p for p in first.rows("prompts.jsonl").as_type(lambda r: Prompt(**r)) if p.split == "validation"]
+    identity = first.facts["identity"]
+    scored = {n: metrics.load(s, identity[SCORERS[n]]) for n, s in scorers(recipe).items()}
+    log = Path(tempfile.mkdtemp(prefix="trials-")) / "vllm.log"
+    adapters = {name: run["adapter"] for name, run in runs.items()}
+    base = Path(first.facts["model"]["folder"])
+    rounded = models.evaluated(base, identity["model"], recipe.distill.model_dump())[0]
+    folder = base if given.original else rounded
+    with serve(folder, recipe.serving, log, adapters) as endpoint:
+        for temperature in given.temperature:
+            settings = recipe.generation.model_copy(update={"temperature": temperature})
+            answered = asyncio.run(_answers(endpoint, settings, recipe, prompts, [None, *runs], given.samples))
+            for name, run in runs.items():
+                print(
+                    f"\n== {run.folder.name}  T {temperature}  {' '.join(run.facts['command'].split()[2:])}", flush=True
+                )
+                _judge(answered, name, recipe, prompts, scored)
+                for row in answered[name][0][: given.show]:
+                    print(f"   [{row['prompt']}] {' '.join(row['text'].split())}")
+
+
+async def _answers(
+    endpoint: Any, settings: Any, recipe: Recipe, prompts: list[Prompt], arms: list[str | None], samples: int
+) -> dict[str | None, list[list[dict[str, Any]]]]:
+    """Answers of each arm, by sample and prompt."""
+    out: dict[str | None, list[list[dict[str, Any]]]] = {}
+    async with Generator([endpoint], settings, recipe.serving.request_timeout_s) as generator:
+        for arm in arms:  # one after the other: on a CPU an adapter leaks into requests that share its batch
+            wanted = [(k, p) for k in range(samples) for p in prompts]
+            many = asyncio.Semaphore(recipe.serving.concurrency)
+
+            async def one(k: int, p: Prompt, arm: str | None = arm, many: asyncio.Semaphore = many) -> Completion:
+                async with many:
+                    seed = seed_of(recipe.seed, p.id, k, 0, "answer")
+                    return await generator.complete([{"role": "user", "content": p.text}], seed, arm)
+
+            got = await asyncio.gather(*(one(k, p) for k, p in wanted))
+            out[arm] = [[] for _ in range(samples)]
+            for (k, p), c in zip(wanted, got, strict=True):
+                out[arm][k].append(
+                    {"prompt_id": p.id, "sample": 0, "group": p.group, "prompt": p.text, "text": c.text}
+                    | {"finish_reason": c.finish_reason}
+                )
+    return out
+
+
+def _judge(answered: Any, name: str, recipe: Recipe, prompts: list[Prompt], scored: dict[str, Any]) -> None:
+    totals: dict[str, list[str]] = {}
+    pooled: dict[str, tuple[list[float], list[float], list[str]]] = {n: ([], [], []) for n in scored}
+    for base, distilled in zip(answered[None], answered[name], strict=True):
+        rows = [r | {"arm": "base"} for r in base] + [r | {"arm": "distilled"} for r in distilled]
+        evaluation.score_answers(rows, scored)
+        differences = {}
+        for n in scored:
+            a, b = ([r for r in rows if r["arm"] == arm] for arm in ("distilled", "base"))
+            pairs = [(x[n], y[n], x["group"]) for x, y in zip(a, b, strict=True) if None not in (x[n], y[n])]
+            columns = [list(c) for c in zip(*pairs, strict=True)]
+            differences[n] = stats.paired_difference(*columns, recipe.evaluation.confidence)
+            for into, values in zip(pooled[n], columns, strict=True):
+                into.extend(values)
+        verdict = claim.judge(rows, prompts, "validation", 0.95, differences, dict.fromkeys(scored, True))
+        for c in verdict["criteria"]:
+            mark = "" if c["holds"] else "FAILS "
+            totals.setdefault(c["name"], []).append(mark + c["told"].split(";")[0])
+    for n, (a, b, groups) in pooled.items():
+        d = stats.paired_difference(a, b, groups)
+        print(f"  {n}: {sum(b) / len(b):+.3f} -> {sum(a) / len(a):+.3f}  ({d['low']:+.2f} to {d['high']:+.2f})")
+    subjects = [hygiene.subject_of(p) for p in prompts]
+    for arm in (None, name):
+        repeats = [
+            sum(hygiene.repeats_itself(r["text"], s) for r, s in zip(k, subjects, strict=True)) for k in answered[arm]
+        ]
+        print(f"  {'base' if arm is None else 'distilled'}: repeats {repeats} of {len(prompts)}")
+    for criterion, told in totals.items():
+        if criterion != "on test prompts":
+            print(f"  {criterion}:\n" + "\n".join(f"      {t}" for t in told))
+
+
+if __name__ == "__main__":
+    main()

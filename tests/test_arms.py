@@ -1,0 +1,161 @@
+"""Every arm answers the same prompts with the same seeds, asks nothing twice, and costs what it cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsc_hub import arms, evaluation, recipe
+from dsc_hub.chain import seed_of
+from dsc_hub.generation import RequestFailed
+from dsc_hub.recipe import ArmName, Recipe
+from dsc_hub.records import Prompt, Score
+from dsc_hub.runs import Run
+from tests.conftest import ScriptedModel, length_score
+
+PROMPTS = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(4)]
+ALL = list(arms.ARMS)
+
+
+class Model(ScriptedModel):
+    """Remembers who was asked what with which seed; the adapter says other things than the base."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str | None, str, int]] = []
+
+    async def as_model(self, messages: list[dict[str, str]], seed: int, model: str | None) -> Any:
+        self.asked.append((model, json.dumps(messages), seed))
+        return await self([*messages, {"role": "system", "content": str(model)}], seed)
+
+
+def recipe_with(recipe_file: Path, *overrides: str) -> Recipe:
+    return recipe.load(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", *overrides])
+
+
+def score_all(texts: Any) -> list[Score]:
+    return [asyncio.run(length_score(t)) for t in texts]
+
+
+def run_arms(tmp_path: Path, r: Recipe, model: Model) -> tuple[Run, dict[str, float | None]]:
+    run = Run(tmp_path)
+    asyncio.run(arms.ask(run, r, PROMPTS, model.as_model, length_score))
+    return run, {arm: arms.seconds(run, arm) for arm in r.evaluation.arms}
+
+
+def test_every_arm_is_known_to_recipes_and_the_other_way_round():
+    assert set(ArmName.__args__) == set(arms.ARMS)
+
+
+def test_no_request_is_made_twice_and_base_and_adapter_get_the_same_seeds(tmp_path: Path, recipe_file: Path):
+    model = Model()
+    run, seconds = run_arms(tmp_path, recipe_with(recipe_file, "evaluation.samples=3"), model)
+    assert len(set(model.asked)) == len(model.asked)
+    opening = {
+        m: {(t, s) for who, t, s in model.asked if who == m and "assistant" not in t} for m in (None, "distilled")
+    }
+    assert opening["distilled"] < opening[None] and len(opening["distilled"]) == 12  # best of n asks the base for more
+    assert {s for _, s in opening["distilled"]} == {seed_of(0, p.id, k, 0, "answer") for p in PROMPTS for k in range(3)}
+    # base first, adapter last: on a CPU they must not share a batch
+    who = [m for m, _, _ in model.asked]
+    assert who == sorted(who, key=lambda m: m is not None)
+    again = Model()
+    _, seconds_again = run_arms(tmp_path, recipe_with(recipe_file, "evaluation.samples=3"), again)
+    assert again.asked == [] and set(seconds) == set(ALL)
+    assert all(s is not None for s in seconds_again.values())
+
+
+def test_the_tokens_of_an_arm_are_all_that_it_took(tmp_path: Path, recipe_file: Path):
+    r = recipe_with(recipe_file)  # two steps: five turns a chain, each of 11 tokens
+    run, _ = run_arms(tmp_path, r, Model())
+    by_id = {p.id: p for p in PROMPTS}
+    tokens = {a: {x.new_tokens for x in arms.answers_of(run, r, a, by_id, score_all)} for a in ALL}
+    assert tokens == {
+        "base": {11},
+        "self_critique": {55},
+        "best_of_n": {55},  # n = 5: the chain's tokens, in answers
+        "distilled": {11},
+        "distilled_self_critique": {55},
+    }
+    assert arms.answers_for_the_same_tokens(run, r) == 5
+
+
+def test_best_of_n_is_the_best_by_reward_of_what_is_clean(tmp_path: Path, recipe_file: Path):
+    r = recipe_with(recipe_file)
+    run, _ = run_arms(tmp_path, r, Model())
+    by_id = {p.id: p for p in PROMPTS}
+    rows = [*run.rows("evaluation/turns.jsonl"), *run.rows(arms.BEST_OF_N)]
+    for answer in arms.answers_of(run, r, "best_of_n", by_id, score_all):
+        mine = [x["text"] for x in rows if x["prompt_id"] == answer.prompt_id and x["role"] == "answer"]
+        assert len(mine) == 5 and answer.text == max(mine, key=lambda t: score_all([t])[0].value)
+    # none clean: the first answer stands, as a chain would stay at it
+    cut = [json.dumps(x | {"finish_reason": "length"}) for x in rows if x["role"] == "answer"]
+    run["evaluation/turns.jsonl"].write_text("\n".join(c for c in cut if json.loads(c)["step"] == 0) + "\n")
+    run[arms.BEST_OF_N].write_text("\n".join(c for c in cut if json.loads(c)["step"]) + "\n")
+    first = {x["prompt_id"]: x["text"] for x in map(json.loads, cut) if x["step"] == 0}
+    assert {a.prompt_id: a.text for a in arms.answers_of(run, r, "best_of_n", by_id, score_all)} == first
+
+
+def test_what_failed_is_counted_and_is_no_answer(tmp_path: Path, recipe_file: Path):
+    class Refusing(Model):
+        async def as_model(self, messages: Any, seed: int, model: str | None) -> Any:
+            if "film 2" in messages[0]["content"] and model:
+                raise RequestFailed("too long")
+            return await super().as_model(messages, seed, model)
+
+    r = recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    run, _ = run_arms(tmp_path, r, Refusing())
+    rows = evaluation.collect(run, r, PROMPTS, {"reward": score_all})
+    numbers = evaluation.summarise(r, PROMPTS, rows, {"reward": True})
+    assert [numbers["arms"][a]["reward"]["failed"] for a in ("base", "distilled")] == [0, 1]
+    assert numbers["differences"]["distilled - base"]["reward"]["n"] == 3
+    assert any(c["name"] == "as many answers" and not c["holds"] for c in numbers["claim"]["criteria"])
+
+
+def test_a_broken_off_session_leaves_the_time_unknown(tmp_path: Path, recipe_file: Path):
+    class Dying(Model):
+        async def as_model(self, messages: Any, seed: int, model: str | None) -> Any:
+            if len(self.asked) == 3:
+                raise KeyboardInterrupt
+            return await super().as_model(messages, seed, model)
+
+    r = recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    with pytest.raises(KeyboardInterrupt):
+        run_arms(tmp_path, r, Dying())
+    _, seconds = run_arms(tmp_path, r, Model())
+    assert seconds["base"] is None and seconds["distilled"] is not None
+
+
+def test_pairs_are_each_arm_with_the_first_and_what_distilling_spares():
+    assert evaluation.pairs_of(["base", "self_critique", "distilled"]) == [
+        ("self_critique", "base"),
+        ("distilled", "base"),
+        ("distilled", "self_critique"),
+    ]
+    assert evaluation.pairs_of(["self_critique", "distilled"]) == [("distilled", "self_critique")]
+
+
+def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
+    r = recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    rows = [
+        {
+            "arm": arm,
+            "prompt_id": p.id,
+            "sample": 0,
+            "group": p.group,
+            "prompt": p.text,
+            "text": f"{arm} {p.id} says so.",
+        }
+        | {"finish_reason": "stop", "new_tokens": tokens, "prompt_tokens": 9, "defect": "", "reward": reward}
+        for arm, tokens, reward in (("base", 40, 0.1), ("distilled", 50, 0.4))
+        for p in PROMPTS
+    ]
+    numbers = evaluation.summarise(r, PROMPTS, rows, {"reward": True}, {"base": 90.0, "distilled": None}, None, 4)
+    base, distilled = numbers["arms"]["base"], numbers["arms"]["distilled"]
+    assert distilled["gain_per_1000_tokens"] == pytest.approx(1000 * 0.3 / 50) and base["gain_per_1000_tokens"] is None
+    assert base["processor_hours"] == pytest.approx(4 * 90 / 3600) and distilled["processor_hours"] is None
+    assert (base["new_tokens"], distilled["prompt_tokens"]) == (160, 36)
