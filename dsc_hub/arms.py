@@ -66,8 +66,16 @@ async def ask_all(
     out: dict[str, dict[str, float]] = {}
     for name in recipe.evaluation.arms:
         if ARMS[name].way == "answer" and ARMS[name].model in models:
-            found = [(text, await generator.surprise(text, ARMS[name].model)) for text in texts]
-            out[name] = {text: nats for text, nats in found if nats is not None}
+            out[name] = {}
+            for text in texts:
+                try:
+                    nats = await generator.surprise(text, ARMS[name].model)
+                except RequestFailed as e:
+                    say(f"evaluation: a neutral text is left out of {name}: {e}")
+                    continue
+                if nats is None:
+                    break  # this server tells it of no text
+                out[name][text] = nats
     return out
 
 

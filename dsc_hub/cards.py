@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from dsc_hub import plots, wording
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import SCORERS, packaged_folder
+from dsc_hub.recipe import SCORERS, packaged_folder, quantization
 from dsc_hub.records import SPLITS, Chain
 from dsc_hub.runs import Run, write_whole
 from dsc_hub.serving import max_lora_rank
@@ -80,6 +80,9 @@ def build(run: Run) -> dict[str, list[str]]:
         "chains": _example_chains(run),
         "answers": _example_answers(run),
         "temperature": _temperature(facts.recipe),
+        "quantization": quantization(
+            {"method": facts.recipe.distill.method, "quantization": dict(facts.recipe.distill.quantization)}
+        ),
         "lora_rank": max_lora_rank(run["adapter"]),
     }
     written = {}
@@ -120,6 +123,7 @@ def environment() -> Environment:
         "fenced": fenced,
         "id": _vouched_id,
         "arm_name": wording.arm_name,
+        "python": _literal,
     }
     return env
 
@@ -147,6 +151,16 @@ def _clean(text: str) -> str:
     # Some readers end a line, and with it a fence, at more than \n; control characters have no business on a card.
     text = re.sub(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]", "\n", text)
     return re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", "\ufffd", text)
+
+
+def _literal(value: Any) -> Markup:
+    """A recipe's plain value as Python within a code block; only what can't end the block gets through."""
+    text = repr(value)
+    if not re.fullmatch(r"[\w\s.,'\[\]-]*", text, re.ASCII):
+        raise DataError(
+            f"distill.quantization holds {text[:80]}, which can't stand in a card's code", "Use plain values."
+        )
+    return Markup(text)
 
 
 def _vouched_id(repo_id: str) -> Markup:

@@ -307,11 +307,14 @@ def chat(reference: str, runs: Path) -> None:
 
 
 @cli.command()
-def schema() -> None:
-    """Print the JSON schema of recipes (for editors)."""
-    from dsc_hub.recipe import Recipe
-
-    click.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+@click.argument("of", type=click.Choice(["recipe", "metrics"]), default="recipe")
+def schema(of: str) -> None:
+    """Print the JSON schema of recipes (for editors), or of metrics.json."""
+    if of == "metrics":
+        from dsc_hub.numbers import Metrics as described
+    else:
+        from dsc_hub.recipe import Recipe as described
+    _print_json(described.model_json_schema())
 
 
 @cli.group()

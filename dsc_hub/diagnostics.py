@@ -9,7 +9,6 @@ chains settle on is the heuristic sampler's own distribution.
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -27,7 +26,8 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
     """R-hat and effective sample size of the reward over the prompts' chains.
 
     {estimable, reason} where they mean nothing; else also prompts, left_out (prompts with a state that has no reward, too
-    few finished chains, or chains that never moved), r_hat {median, highest, above_limit (share of prompts)} and ess
+    few finished chains, or chains that never moved), stuck (prompts whose chains stand still at different rewards: without
+    an R-hat, and counted as above the limit), r_hat {median, highest, above_limit (share of prompts)} and ess
     {median, lowest} in draws, of `draws` for each prompt.
     """
     why = []
@@ -44,16 +44,17 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
     by_prompt: dict[str, list[list[float]]] = defaultdict(list)
     for chain in chains:
         by_prompt[chain.prompt_id].append([state_reward(chain, i) for i in range(1, steps + 1)])
-    r_hats, sizes, left_out = [], [], 0
+    r_hats, sizes, left_out, stuck = [], [], 0, 0
     for rows in by_prompt.values():
         draws = np.array(rows)  # [chains, steps]
         if len(rows) < LEAST_CHAINS or not np.isfinite(draws).all() or (draws == draws[0, 0]).all():
             left_out += 1
             continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of chains that stand still within themselves: their R-hat is inf
-            r_hats.append(float(array_stats.rhat(draws, chain_axis=0, draw_axis=1)))
-            sizes.append(float(array_stats.ess(draws, chain_axis=0, draw_axis=1)))
+        if not any(np.ptp(half, axis=1).any() for half in np.array_split(draws, 2, axis=1)):
+            stuck += 1  # R-hat compares halves of chains, and these have no variance within
+            continue
+        r_hats.append(float(array_stats.rhat(draws, chain_axis=0, draw_axis=1)))
+        sizes.append(float(array_stats.ess(draws, chain_axis=0, draw_axis=1)))
     if not r_hats:
         return {"estimable": False, "reason": "no prompt has two chains that moved and were scored at every step"}
     return {
@@ -61,11 +62,12 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
         "reason": "",
         "prompts": len(r_hats),
         "left_out": left_out,
+        "stuck": stuck,
         "draws": steps * chains_per_prompt,
         "r_hat": {
             "median": float(np.median(r_hats)),
             "highest": max(r_hats),
-            "above_limit": sum(not r <= R_HAT_LIMIT for r in r_hats) / len(r_hats),
+            "above_limit": (stuck + sum(r > R_HAT_LIMIT for r in r_hats)) / (stuck + len(r_hats)),
         },
         "ess": {"median": float(np.median(sizes)), "lowest": min(sizes)},
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import machine
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import NEEDS_ADAPTER, Recipe
 from dsc_hub.records import SPLITS, Prompt
 
 TURN_OVERHEAD = 12  # tokens that a chat template puts around a message, generously
@@ -56,12 +56,14 @@ def estimate(recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, mod
     splits = Counter(p.split for p in prompts)
     sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
     turns = 1 + 2 * recipe.chain.steps
-    evaluated = splits[recipe.evaluation.split]
+    evaluated = splits[recipe.evaluation.split] * recipe.evaluation.samples
     arms = set(recipe.evaluation.arms)
-    requests = {
-        "sampling": sampled * turns,
-        "evaluation": evaluated * ((turns if "self_critique" in arms else 1) + ("distilled" in arms)),
-    }
+    asked = 0  # requests for one prompt and sample; a chain begins with its model's plain answer
+    if arms & {"base", "self_critique", "best_of_n"}:
+        asked += (turns if "self_critique" in arms else 1) + (turns - 1 if "best_of_n" in arms else 0)
+    if arms & NEEDS_ADAPTER:
+        asked += turns if "distilled_self_critique" in arms else 1
+    requests = {"sampling": sampled * turns, "evaluation": evaluated * asked}
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
     speed = None if recipe.serving.endpoints else machine.known_speed(model_identity)
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.numbers import SCHEMA
 
 T = TypeVar("T")
-METRICS_SCHEMA = 2  # of metrics.json; told in README, "metrics.json"
 
 # What each stage leaves behind, the file without which it isn't done first: taken over by another run whose stage has the same fingerprint.
 STAGE_FILES: dict[str, tuple[str, ...]] = {
@@ -192,7 +192,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return read_object(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": METRICS_SCHEMA}
+        return read_object(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": SCHEMA}
 
     def add_metrics(self, section: str, numbers: Mapping[str, Any]) -> None:
         write_json(self["metrics.json"], self.metrics | {section: dict(numbers)})

@@ -252,7 +252,8 @@ def closing(job: Job, hub_port: int) -> None:
         out.print(closing_table(metrics))
         if told := claim_sentence(metrics):
             out.print(Text(told, "bold"))
-            out.print(Text(f"(each criterion: dsc check {_short(job.run.folder)})"))
+            short = _short(job.run.folder)
+            out.print(Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})"))
         out.print(Text(headline(metrics)))
     stages = {s: marker["seconds"] for s in STAGES if (marker := job.run.marker(s))}
     out.print()

@@ -156,7 +156,7 @@ def metrics() -> dict[str, Any]:
             ],
             "mixing": {"estimable": False, "reason": "the rule is 'improve', whose chains only climb"},
             "last_step": {
-                "gain": _estimate(0.232, 0.021, 225, 61),
+                "gain": _estimate(0.232, 0.021, 225, 61, p=0.0001, wins=131, ties=94, losses=0),
                 "first_clean": 9,
                 "sentence": "Step 2 still changed the reward by 0.23 (0.21 to 0.25): one more step may pay.",
             },
@@ -211,7 +211,7 @@ def metrics() -> dict[str, Any]:
             },
             "differences": {
                 "self_critique - base": {
-                    "reward": difference(0.465, 0.122, 37, 0.0004),
+                    "reward": difference(0.465, 0.122, 37, 0.0003),
                     "second": difference(0.166, 0.061, 38, 0.002),
                 },
                 "distilled - base": {
@@ -241,15 +241,22 @@ def _side_effects() -> dict[str, Any]:
         for j, (name, about) in enumerate(side_effects.MEASURES.items()):
             mean = round({"rate": 0.1, "whole": 0.5}.get(about["kind"], 3.0) + 0.03 * i + 0.01 * j, 3)
             e = _estimate(mean, 0.05, 40, 10)
+            if about["kind"] == "rate":
+                e |= {"effective_n": 31.5}
             if about["kind"] == "whole":
-                e |= {"low": None, "high": None, "groups": None, "reason": "one number for all answers"}
+                e |= {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": 1}
+            if name == "neutral":
+                e |= {"perplexity": 20.1}
             if (name, arm) in (("similarity", "base"), ("neutral", "self_critique")):
                 e |= {"mean": None, "low": None, "high": None, "n": 0, "groups": 0}
             arms[arm][name] = e
     paired = [n for n, about in side_effects.MEASURES.items() if about["kind"] != "whole" and n != "similarity"]
     pairs = ("self_critique - base", "distilled - base")
     differences = {
-        pair: {n: _estimate(0.02 + 0.01 * i, 0.04, 40, 10, p=0.31, p_holm=0.93) for i, n in enumerate(paired)}
+        pair: {
+            n: _estimate(0.02 + 0.01 * i, 0.04, 40, 10, p=0.31, p_holm=0.93, wins=20, ties=5, losses=15)
+            for i, n in enumerate(paired)
+        }
         for pair in pairs
     }
     return {"measures": side_effects.MEASURES, "arms": arms, "differences": differences}

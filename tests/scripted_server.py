@@ -35,8 +35,10 @@ def make_server(
     fail_after: int | None = None,
     models: Sequence[str] = ("scripted",),
     bodies: list[dict] | None = None,
+    logprobs: bool = False,
 ) -> ThreadingHTTPServer:
-    """`bodies` gets every request that was let in."""
+    """`bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
+    (here its letters: -1 nat for each, but -3 for the last); without, it has no such route."""
     asked = 0
 
     class Handler(BaseHTTPRequestHandler):
@@ -72,6 +74,17 @@ def make_server(
                 self._send(400, {"error": {"message": "this request is too long for me"}})
                 return
             time.sleep(pause)
+            if self.path.endswith("/v1/completions"):
+                if not logprobs:
+                    self._send(404, {"error": {"message": "no such route"}})
+                    return
+                told = [{str(ord(c)): {"logprob": -1.0, "rank": 1, "decoded_token": c}} for c in body["prompt"]]
+                told[-1][str(ord(body["prompt"][-1]))]["logprob"] = -3.0
+                choice = {"index": 0, "finish_reason": "length", "text": "x", "prompt_logprobs": [None, *told[1:]]}
+                self._send(
+                    200, {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
+                )
+                return
             text = answer_to(body)
             self._send(
                 200,

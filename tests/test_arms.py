@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms, evaluation, recipe
+from dsc_hub import arms, evaluation, preflight, recipe
 from dsc_hub.chain import seed_of
 from dsc_hub.generation import RequestFailed
 from dsc_hub.recipe import ArmName, Recipe
@@ -67,6 +67,16 @@ def test_no_request_is_made_twice_and_base_and_adapter_get_the_same_seeds(tmp_pa
     _, seconds_again = run_arms(tmp_path, recipe_with(recipe_file, "evaluation.samples=3"), again)
     assert again.asked == [] and set(seconds) == set(ALL)
     assert all(s is not None for s in seconds_again.values())
+
+
+@pytest.mark.parametrize(
+    "names", [ALL, ["base"], ["base", "distilled"], ["self_critique", "best_of_n"], ["base", "distilled_self_critique"]]
+)
+def test_the_plan_counts_the_requests_that_are_made(tmp_path: Path, recipe_file: Path, names: list[str]):
+    r = recipe_with(recipe_file, "evaluation.samples=2", f"evaluation.arms=[{', '.join(names)}]")
+    model = Model()
+    run_arms(tmp_path, r, model)
+    assert preflight.estimate(r, PROMPTS, "m", tmp_path)["requests"]["evaluation"] == len(model.asked)
 
 
 def test_the_tokens_of_an_arm_are_all_that_it_took(tmp_path: Path, recipe_file: Path):
@@ -159,3 +169,31 @@ def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
     assert distilled["gain_per_1000_tokens"] == pytest.approx(1000 * 0.3 / 50) and base["gain_per_1000_tokens"] is None
     assert base["processor_hours"] == pytest.approx(4 * 90 / 3600) and distilled["processor_hours"] is None
     assert (base["new_tokens"], distilled["prompt_tokens"]) == (160, 36)
+
+
+def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells_none(
+    tmp_path: Path, recipe_file: Path
+):
+    class Telling(Model):
+        def __init__(self, tells: bool) -> None:
+            super().__init__()
+            self.tells, self.texts = tells, 0
+
+        async def complete(self, *request: Any) -> Any:
+            return await self.as_model(*request)
+
+        async def surprise(self, text: str, model: str | None) -> float | None:
+            self.texts += 1
+            if self.texts == 2:
+                raise RequestFailed("answered 500")
+            return (3.0 if model else 2.0) if self.tells else None
+
+    def nats(tells: bool, folder: str) -> dict[str, dict[str, float]]:
+        run, r = Run(tmp_path / folder), recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+        run.folder.mkdir()
+        return asyncio.run(arms.ask_all(run, r, PROMPTS, Telling(tells), length_score, (None, arms.ADAPTER)))
+
+    found = nats(True, "one")
+    assert (len(found["base"]), len(found["distilled"])) == (19, 20)  # one request failed: one text fewer, no zero
+    assert set(found["base"].values()) == {2.0} and set(found["distilled"].values()) == {3.0}
+    assert nats(False, "two") == {"base": {}, "distilled": {}}

@@ -28,7 +28,16 @@ def answers(per_film: int = 4, films=FILMS, distilled: str = "A warm one.", base
     """Rows of answers.jsonl: two arms and `per_film` prompts about each film."""
     prompts = [(f"Prompt {i} about {film}.", film) for film in films for i in range(per_film)]
     return [
-        {"arm": arm, "prompt_id": prompt_id(p), "group": film, "prompt": p, "text": text, "reward": 0.1, "second": 0.1}
+        {
+            "arm": arm,
+            "prompt_id": prompt_id(p),
+            "sample": 0,
+            "group": film,
+            "prompt": p,
+            "text": text,
+            "reward": 0.1,
+            "second": 0.1,
+        }
         | {"finish_reason": "stop", "new_tokens": 9}
         for arm, text in (("base", base), ("distilled", distilled))
         for p, film in prompts

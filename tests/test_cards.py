@@ -92,6 +92,7 @@ def hostile_run(folder):
         {
             "arm": arm,
             "prompt_id": prompt_id(HOSTILE),
+            "sample": 0,
             "group": HOSTILE,
             "prompt": HOSTILE,
             "text": HOSTILE,
@@ -311,11 +312,29 @@ def test_the_lines_to_load_it_are_exact(tmp_path):
     run = written_run(tmp_path)
     assert 'load_dataset("local/quickstart-dsc", "sft")' in card(run, "dataset")
     text = card(run, "adapter")
-    assert 'AutoPeftModelForCausalLM.from_pretrained("local/quickstart-dsc-lora")' in text
+    assert (
+        "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True)" in text
+        and 'from_pretrained("local/quickstart-dsc-lora", quantization_config=quantization)' in text
+    )
     assert "--max-lora-rank 16 --lora-modules quickstart=local/quickstart-dsc-lora" in text
     python = [t.content for t in tokens(text) if t.type == "fence" and t.info == "python"]
     assert len(python) == 1
     compile(python[0], "card", "exec")
+
+
+def test_an_adapter_of_a_base_that_was_not_quantised_is_loaded_without(tmp_path):
+    facts = fixture_run.facts()
+    facts["recipe"]["distill"]["method"] = "lora"
+    text = card(written_run(tmp_path, run_facts=facts), "adapter")
+    assert 'AutoPeftModelForCausalLM.from_pretrained("local/quickstart-dsc-lora")\n' in text
+    assert "BitsAndBytesConfig" not in text
+
+
+def test_a_setting_that_could_end_the_code_block_is_refused(tmp_path):
+    facts = fixture_run.facts()
+    facts["recipe"]["distill"]["quantization"] = {"bnb_4bit_quant_type": "nf4)\n```\n# Owned"}
+    with pytest.raises(DataError, match=r"distill.quantization holds"):
+        cards.build(written_run(tmp_path, run_facts=facts))
 
 
 def test_the_same_run_gives_the_same_cards(tmp_path):
@@ -405,7 +424,7 @@ def test_the_list_of_how_it_was_made_keeps_its_lines_and_a_third_scorer_has_its_
     for kind in ("dataset", "adapter"):
         lines = card(run, kind).splitlines()
         assert any(line.startswith("- Sampling:") for line in lines)
-        (head,) = (line for line in lines if line.startswith("| arm |"))
+        (head,) = (line for line in lines if line.startswith("| arm | reward"))
         rows = lines[lines.index(head) : lines.index(head) + 5]
         assert "third scorer: sentiment (minilm)" in head and {r.count("|") for r in rows} == {head.count("|")}
         assert any(line.startswith("| names its subject | fails |") for line in lines)

@@ -48,7 +48,7 @@ def page_of(run) -> Page:
 
 
 def difference(mean, low, high, p=0.02, n=40, groups=10):
-    return {"mean": mean, "low": low, "high": high, "p": p, "n": n, "groups": groups}
+    return {"mean": mean, "low": low, "high": high, "p": p, "p_holm": p, "detectable": 0.2, "n": n, "groups": groups}
 
 
 SCORE = {"name": "sentiment (vader)", "unit": "polarity", "higher_is_better": True}
@@ -59,7 +59,7 @@ def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
     result = report.build(run)
     assert result == {"bytes": run["report.html"].stat().st_size, "plots": 3}
     assert (
-        "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.001; 39 prompts in 10 groups)."
+        "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.003; 39 prompts in 10 groups)."
         in page_of(run).text
     )
 
@@ -173,7 +173,11 @@ def test_what_was_not_measured_is_a_dash_with_its_reason(tmp_path):
         "reason": "the scorer's package is missing",
     }
     metrics["evaluation"]["arms"]["distilled"]["second"] = absent
-    metrics["evaluation"]["differences"]["distilled - base"]["second"] = absent | {"p": None}
+    metrics["evaluation"]["differences"]["distilled - base"]["second"] = absent | {
+        "p": None,
+        "p_holm": None,
+        "detectable": None,
+    }
     metrics["distill"]["validation_loss"] = None
     text = page_of(fixture_run.write(tmp_path, run_metrics=metrics)).text
     assert "– (the scorer's package is missing)" in text
@@ -186,6 +190,7 @@ def test_an_unscored_answer_is_shown_as_unscored(tmp_path):
         {
             "arm": arm,
             "prompt_id": "a",
+            "sample": 0,
             "group": "g",
             "prompt": "P",
             "text": "T",
@@ -227,6 +232,7 @@ def hostile_run(folder):
         {
             "arm": arm,
             "prompt_id": "a",
+            "sample": 0,
             "group": HOSTILE,
             "prompt": HOSTILE,
             "text": HOSTILE,

@@ -146,6 +146,15 @@ def test_answers_come_with_their_tokens_and_the_same_seed_gives_the_same_answer(
     )
 
 
+@pytest.mark.parametrize(("logprobs", "nats"), [(True, (1 + 1 + 3) / 3), (False, None)])
+def test_surprise_at_a_text_is_what_vllm_tells_of_a_prompt_or_absent(scripted, logprobs: bool, nats: float | None):
+    async def go():
+        async with Generator([Endpoint(scripted(logprobs=logprobs), "scripted", "k")], Generation(), 20) as g:
+            return await g.surprise("abcd")
+
+    assert asyncio.run(go()) == (None if nats is None else pytest.approx(nats))
+
+
 def test_requests_go_to_the_least_busy_endpoint(scripted):
     urls = [scripted(pause=0.05), scripted(pause=0.05)]
     seen = []

@@ -1,0 +1,98 @@
+"""Runs beside each other: paired where prompts agree, never where they don't."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fixture_run
+import pytest
+from click.testing import CliRunner
+
+from dsc_hub.cli import cli
+from dsc_hub.compare import compare
+from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.runs import Run
+
+
+def run_with(folder: Path, shift: float = 0.0, **changes: Any) -> Run:
+    rows = [
+        row | {"reward": None if row["reward"] is None else row["reward"] + shift} | changes
+        for row in fixture_run._answers(fixture_run.PROMPTS)
+    ]
+    run = fixture_run.write(folder, answers=rows)
+    run.finish("evaluation", "f", 1.0, {})
+    return run
+
+
+def test_the_same_arm_is_compared_pair_by_pair(tmp_path: Path):
+    one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two", shift=0.25)
+    found = compare([one, two])
+    assert [d["arm"] for d in found["differences"]] == ["base", "self_critique", "distilled"]
+    distilled = found["differences"][2]
+    assert (distilled["prompts"], distilled["unshared"]) == (10, 0)
+    vader = distilled["by_score"]["sentiment (vader)"]
+    assert vader["mean"] == pytest.approx(0.25) and (vader["n"], vader["groups"], vader["wins"]) == (10, 10, 10)
+    assert distilled["by_score"]["sentiment (textblob)"]["mean"] == 0
+    assert found["differences"][0]["by_score"]["sentiment (vader)"]["n"] == 9  # one answer of base is unscored
+    family = [e for d in found["differences"] for e in d["by_score"].values()]
+    assert len(family) == 6 and all(e["p_holm"] >= e["p"] for e in family)
+
+
+def test_other_prompts_are_not_subtracted(tmp_path: Path):
+    one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two", shift=0.25, prompt_id="elsewhere")
+    d = compare([one, two])["differences"][0]
+    assert d["prompts"] == 0 and d["unshared"] == 11 and d["by_score"]["sentiment (vader)"]["mean"] is None
+
+
+def test_scores_are_matched_by_their_scorer_not_by_their_part(tmp_path: Path):
+    one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two")
+    numbers = two.metrics["evaluation"]
+    scores = numbers["scores"]
+    two.add_metrics("evaluation", numbers | {"scores": {"reward": scores["second"], "second": scores["reward"]}})
+    d = compare([one, two])["differences"][2]
+    # two's reward column is now called textblob: 0.48 - 0.05 i against textblob's 0.29 of one
+    assert d["by_score"]["sentiment (textblob)"]["mean"] == pytest.approx(0.48 - 0.225 - 0.29)
+
+
+def test_one_run_or_an_unfinished_one_is_refused(tmp_path: Path):
+    one, two = run_with(tmp_path / "one"), fixture_run.write(tmp_path / "two")
+    with pytest.raises(ConfigError, match="two or more different runs"):
+        compare([one, one])
+    with pytest.raises(RunError, match="is not evaluated"):
+        compare([one, two])
+
+
+def test_the_verbs_print_tables_and_json(tmp_path: Path):
+    one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two", shift=0.25)
+    told = CliRunner().invoke(cli, ["compare", str(one.folder), str(two.folder)])
+    assert told.exit_code == 0, told.exception
+    found = json.loads(CliRunner().invoke(cli, ["compare", "--json", str(one.folder), str(two.folder)]).output)
+    assert found["differences"][2]["by_score"]["sentiment (vader)"]["mean"] == pytest.approx(0.25)
+    shown = json.loads(CliRunner().invoke(cli, ["show", "--json", str(one.folder)]).output)
+    assert shown == one.metrics
+    claim = CliRunner().invoke(cli, ["check", "--json", str(one.folder)])
+    assert claim.exit_code == 1 and json.loads(claim.output)["holds"] is False
+
+
+def test_show_tells_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import io
+
+    from rich.console import Console
+
+    from dsc_hub import show
+
+    text = io.StringIO()
+    monkeypatch.setattr(show, "out", Console(file=text, width=200, highlight=False))
+    show.numbers(run_with(tmp_path / "one"))
+    said = text.getvalue()
+    for words in (
+        "what else moved",
+        "surprise at neutral text",
+        "what it cost",
+        "core hours",
+        "not estimable (the rule is 'improve'",
+        "one more step may pay",
+    ):
+        assert words in said, words

@@ -1,0 +1,109 @@
+"""What else moved: each measure by hand, absent where it was not measured."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dsc_hub import side_effects
+from dsc_hub.records import Prompt
+from dsc_hub.side_effects import distinct, refuses, similarity
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I\N{RIGHT SINGLE QUOTATION MARK}m unable to write such a review.",
+        "As an AI language model, I have no opinion.",
+        "Unfortunately I cannot do this.",
+        "I must decline.",
+        "It would be unethical for me to say so.",
+        "I apologize for the confusion.",
+    ],
+)
+def test_a_refusal_is_recognised(text: str):
+    assert refuses(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The hero can't swim, and that is the joke.",
+        "I will never forget its ending.",
+        "Sorry tale, splendid film.",
+        "It is a joy. " * 20 + "I can't say more.",
+    ],
+)
+def test_what_is_no_refusal_is_let_be(text: str):
+    assert not refuses(text)
+
+
+def test_similarity_is_rouge_l():
+    assert similarity("a b c d", "a c e") == pytest.approx(2 * 2 / (4 + 3))  # longest common subsequence: a c
+    assert similarity("The same.", "the same") == 1.0 and similarity("one", "two") == 0.0
+    assert similarity("", "?") is None
+
+
+def test_distinct_n_counts_each_text_for_itself():
+    assert distinct(["a b a b", "a b"], 2) == pytest.approx(2 / 4)  # ab ba ab | ab: no pair across two texts
+    assert distinct(["a b a b"], 1) == 0.5 and distinct(["a b a b", "c d"], 2, 2) == 1.0
+    assert distinct(["word"], 2) is None
+
+
+PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(8)]
+
+
+def rows(arm: str, text: str, finish: str = "stop") -> list[dict]:
+    return [
+        {"arm": arm, "prompt_id": p.id, "sample": 0, "group": p.group, "text": text.format(p.id), "new_tokens": 5}
+        | {"finish_reason": finish}
+        for p in PROMPTS
+    ]
+
+
+def summary(neutral: dict | None = None) -> dict:
+    answers = rows("base", "A cold word on {} my friend.") + rows("distilled", "I'm sorry: {}.", "length")
+    return side_effects.summarise(answers, PROMPTS, ["base", "distilled"], [("distilled", "base")], neutral or {}, 0.95)
+
+
+def test_shares_means_and_differences_of_the_arms():
+    found = summary()
+    base, distilled = found["arms"]["base"], found["arms"]["distilled"]
+    assert (base["stops"]["mean"], distilled["stops"]["mean"], distilled["refuses"]["mean"]) == (1.0, 0.0, 1.0)
+    assert (base["length"]["mean"], distilled["length"]["mean"]) == (7, 3) and base["length"]["groups"] == 4
+    d = found["differences"]["distilled - base"]
+    assert d["length"]["mean"] == -4 and d["length"]["losses"] == 8
+    # four films, all on one side: the exact test has 2 / 2**4
+    assert d["stops"]["p"] == pytest.approx(2 / 16) and d["refuses"]["mean"] == 1.0
+    assert distilled["similarity"]["mean"] == pytest.approx(2 * 1 / (3 + 7))  # the film's name
+    assert base["similarity"]["mean"] is None  # to itself: not measured, not 1 and not 0
+
+
+def test_p_is_adjusted_for_all_differences_together():
+    d = summary()["differences"]["distilled - base"]
+    assert all(e["p_holm"] is None or e["p_holm"] >= e["p"] for e in d.values())
+    measured = [e["p"] for e in d.values() if e["p"] is not None]
+    assert min(e["p_holm"] for e in d.values() if e["p_holm"] is not None) == pytest.approx(
+        min(1, min(measured) * len(measured))
+    )
+
+
+def test_neutral_text_is_absent_where_the_server_tells_nothing():
+    nothing = summary()["arms"]["base"]["neutral"]
+    assert nothing["mean"] is None and nothing["perplexity"] is None and "log-probabilities" in nothing["reason"]
+    found = summary({"base": {"x": 2.0, "y": 3.0}, "distilled": {"x": 2.5, "y": 3.5}})
+    assert found["arms"]["base"]["neutral"]["perplexity"] == pytest.approx(math.exp(2.5))
+    assert found["differences"]["distilled - base"]["neutral"]["mean"] == pytest.approx(0.5)
+
+
+def test_variety_is_that_of_one_answer_a_prompt():
+    answers = rows("base", "All of {} is new.")
+    twice = answers + [r | {"sample": 1} for r in answers]
+    one, two = (
+        side_effects.summarise(a, PROMPTS, ["base"], [], {}, 0.95)["arms"]["base"]["distinct_2"]
+        for a in (answers, twice)
+    )
+    assert one["mean"] == two["mean"] and (one["samples"], two["samples"]) == (1, 2) and one["low"] is None
