@@ -19,7 +19,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import plots, wording
+from dsc_hub import plots, tables, wording
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import SCORERS, packaged_folder, quantization
 from dsc_hub.records import SPLITS, Chain
@@ -67,13 +67,13 @@ def build(run: Run) -> dict[str, list[str]]:
         "base_id": _base_id(facts),
         "source": wording.model_source(facts.model),
         "model": wording.model_name(facts.model),
-        "arms": wording.arm_rows(metrics),
-        "differences": wording.difference_rows(metrics),
-        "side_effects": wording.side_effect_rows(metrics),
-        "costs": wording.cost_rows(metrics),
+        "arms": tables.arm_rows(metrics),
+        "differences": tables.difference_rows(metrics),
+        "side_effects": tables.side_effect_rows(metrics),
+        "costs": tables.cost_rows(metrics),
         "mixing": wording.mixing_sentence(metrics),
         "verdict": " ".join(filter(None, (wording.claim_sentence(metrics), wording.headline(metrics)))),
-        "criteria": wording.claim_rows(metrics),
+        "criteria": tables.claim_rows(metrics),
         "blind": wording.blind_lines(metrics),
         "caveats": wording.caveats(facts, metrics),
         "reasons": plots.rejection_reasons(metrics.sampling.steps),

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import plots, wording
+from dsc_hub import plots, tables, wording
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.runs import Run, write_whole
 from dsc_hub.wording import Recorded
@@ -42,14 +42,14 @@ def build(run: Run) -> dict[str, Any]:
             metrics=metrics,
             verdicts=_verdicts(metrics),
             plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
-            arms=wording.arm_rows(metrics) if "evaluation" in metrics else [],
-            differences=wording.difference_rows(metrics) if "evaluation" in metrics else [],
-            side_effects=wording.side_effect_rows(metrics) if "evaluation" in metrics else [],
-            costs=wording.cost_rows(metrics) if "evaluation" in metrics else [],
+            arms=tables.arm_rows(metrics) if "evaluation" in metrics else [],
+            differences=tables.difference_rows(metrics) if "evaluation" in metrics else [],
+            side_effects=tables.side_effect_rows(metrics) if "evaluation" in metrics else [],
+            costs=tables.cost_rows(metrics) if "evaluation" in metrics else [],
             mixing=wording.mixing_sentence(metrics) if "sampling" in metrics else "",
             blind=wording.blind_lines(metrics),
             claim=wording.claim_sentence(metrics) if "evaluation" in metrics else "",
-            criteria=wording.claim_rows(metrics) if "evaluation" in metrics else [],
+            criteria=tables.claim_rows(metrics) if "evaluation" in metrics else [],
             steps=step_rows(metrics) if "sampling" in metrics else [],
             reasons=plots.rejection_reasons(metrics.sampling.steps) if "sampling" in metrics else [],
             examples=_examples(run, metrics),

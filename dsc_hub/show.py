@@ -192,7 +192,8 @@ def claim_of(run: Run) -> Mapping[str, Any]:
 
 def claim(run: Run) -> None:
     """The criteria of a run's claim and the verdict."""
-    from dsc_hub.wording import claim_sentence, claim_table
+    from dsc_hub.tables import claim_table
+    from dsc_hub.wording import claim_sentence
 
     claim_of(run)
     out.print(Text(str(run.folder)))
@@ -202,17 +203,17 @@ def claim(run: Run) -> None:
 
 def numbers(run: Run) -> None:
     """All tables of an evaluated run: arms and differences, what else moved, what it cost, how the chains fared."""
-    from dsc_hub import wording
+    from dsc_hub import tables, wording
 
     metrics = wording.Recorded(evaluated(run), "metrics.json")
     out.print(Text(str(run.folder)))
-    out.print(wording.closing_table(metrics))
+    out.print(tables.closing_table(metrics))
     if told := wording.claim_sentence(metrics):
         out.print(Text(told, "bold"))
     out.print(Text(wording.headline(metrics)))
     out.print()
-    out.print(wording.side_effect_table(metrics))
-    out.print(wording.cost_table(metrics))
+    out.print(tables.side_effect_table(metrics))
+    out.print(tables.cost_table(metrics))
     if "sampling" in metrics:
         out.print(Text(f"{metrics.sampling.last_step.sentence} {wording.mixing_sentence(metrics)}"))
     out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
@@ -244,7 +245,8 @@ def comparison(found: Mapping[str, Any]) -> None:
 
 def closing(job: Job, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
-    from dsc_hub.wording import claim_sentence, closing_table, count, headline
+    from dsc_hub.tables import closing_table
+    from dsc_hub.wording import claim_sentence, count, headline
 
     metrics, facts = job.run.metrics, job.run.facts
     out.print()

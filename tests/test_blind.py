@@ -15,7 +15,7 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import blind, cards, report, show, stats, wording
+from dsc_hub import blind, cards, report, show, stats, tables, wording
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run, write_json
@@ -321,7 +321,7 @@ def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatc
     assert "Judged blind" not in run["cards/dataset/README.md"].read_text()
     assert "Ann" not in run["metrics.json"].read_text() + card.read_text() + page.read_text()
     text = io.StringIO()
-    Console(file=text, width=120).print(wording.closing_table(run.metrics))
+    Console(file=text, width=120).print(tables.closing_table(run.metrics))
     assert "Blind comparison by 1 person: of 10 prompts" in " ".join(text.getvalue().split())
 
 

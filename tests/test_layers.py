@@ -30,7 +30,7 @@ GROUND = {
     "preflight",
 }
 WANTED = {"metrics"}
-SHOWN = {"wording", "plots"}  # numbers as people read them: used by the stages that show
+SHOWN = {"wording", "tables", "plots"}  # numbers as people read them: used by the stages that show
 STAGES = {
     "prompts",
     "sampling",

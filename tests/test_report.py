@@ -11,7 +11,7 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import report, wording
+from dsc_hub import report, tables, wording
 from dsc_hub.errors import DataError
 
 HOSTILE = (
@@ -307,7 +307,7 @@ def test_the_folder_of_the_model_is_not_shown(tmp_path):
 
 def printed(metrics, width=120):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(wording.closing_table(metrics))
+    console.print(tables.closing_table(metrics))
     return console.export_text()
 
 

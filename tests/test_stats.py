@@ -56,6 +56,9 @@ def test_no_difference_at_all_has_p_one():
     assert paired_difference([1, 2], [1, 2], ["a", "b"])["p"] == 1.0
     same = paired_difference([2, 3], [1, 2], ["a", "b"])
     assert same["p_t"] == 0.0 and same["effect"] is None and same["detectable"] == 0.0
+    # 0.3 - 0.1 and 1.3 - 1.1 differ by rounding: that is no spread
+    near = paired_difference([0.3, 1.3, 2.3], [0.1, 1.1, 2.1], ["a", "b", "c"])
+    assert near["effect"] is None and near["detectable"] == 0.0
 
 
 def test_from_forty_groups_on_a_bootstrap_stands_beside():

@@ -1,0 +1,167 @@
+"""The tables of a run: recorded numbers as rows of text, the same for the page, the cards and the terminal.
+
+`..._rows` give dicts of cells, which templates lay out; `..._table` lay them out for the terminal. Computes no statistics.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from dsc_hub.progress import duration
+from dsc_hub.wording import (
+    ABSENT,
+    SCORE_TITLES,
+    arm_name,
+    blind_lines,
+    count,
+    difference_name,
+    interval,
+    measured,
+    number,
+    p_value,
+    percent,
+    score_names,
+    shares,
+)
+
+
+def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per arm: name, reward and second scorer with intervals, n, groups, unscored, failed, length, endings."""
+    evaluation = metrics["evaluation"]
+    rows = []
+    for arm, a in evaluation["arms"].items():
+        reward = a["reward"]
+        row = {"arm": arm, "name": arm_name(arm)}
+        for s in score_names(evaluation):
+            row |= {s: interval(a[s]), f"{s}_unscored": count(a[s]["unscored"])}
+        rows.append(
+            row
+            | {
+                "n": count(reward["n"]),
+                "groups": count(reward["groups"]),
+                "unscored": count(reward["unscored"]),
+                "failed": count(reward["failed"]),
+                "length": number(a["new_tokens_mean"], 0),
+                "stops": percent(a["stops_by_itself"]),
+                "defects": percent(a.get("defects")),
+            }
+        )
+    return rows
+
+
+def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per difference: name, then interval and p for the reward and the second scorer, n, groups."""
+    rows = []
+    for key, d in metrics["evaluation"]["differences"].items():
+        row = {"name": difference_name(key)}
+        for s in score_names(metrics["evaluation"]):
+            row |= {s: interval(d[s]), f"{s}_p": p_value(d[s]["p_holm"])}
+        rows.append(row | {"n": count(d["reward"]["n"]), "groups": count(d["reward"]["groups"])})
+    return rows
+
+
+def side_effect_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per measure of what else moved: label, unit, each arm's value with interval, and `difference`, distilled
+    against base with its p ("" without these two arms, or where there is none)."""
+    evaluation = metrics["evaluation"]
+    side = evaluation["side_effects"]
+    rows = []
+    for name, about in side["measures"].items():
+        rate = about["kind"] == "rate"
+        row = {"name": name, "label": about["label"], "unit": about["unit"], "difference": ""}
+        for arm in evaluation["arms"]:
+            e = side["arms"][arm][name]
+            row[arm] = number(e["mean"], 3) if about["kind"] == "whole" else (shares if rate else interval)(e)
+        if "distilled - base" in side["differences"] and name in (found := side["differences"]["distilled - base"]):
+            d = found[name]
+            told = shares(d, signed=True) if rate else interval(d)
+            row["difference"] = f"{told}, {p_value(d['p_holm'])}" if measured(d["mean"]) else told
+        rows.append(row)
+    return rows
+
+
+def cost_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per arm: tokens an answer, all tokens written and read, seconds, processor hours, reward gained over the
+    baseline for 1,000 tokens written."""
+    evaluation = metrics["evaluation"]
+    return [
+        {
+            "name": arm_name(arm),
+            "length": number(a["new_tokens_mean"], 0),
+            "new_tokens": count(a["new_tokens"]),
+            "prompt_tokens": count(a["prompt_tokens"]),
+            "seconds": duration(a["seconds"]) if measured(a["seconds"]) else ABSENT,
+            "hours": number(a["processor_hours"], 3),
+            "gain": number(a["gain_per_1000_tokens"]),
+        }
+        for arm, a in evaluation["arms"].items()
+    ]
+
+
+def claim_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per criterion of the claim: name, verdict ("holds", "fails", "not measured"), and what was measured."""
+    verdict = {True: "holds", False: "fails", None: "not measured"}
+    criteria = (metrics["evaluation"].get("claim") or {"criteria": ()})["criteria"]
+    return [
+        {"name": c["name"], "verdict": verdict[c["holds"]], "told": re.sub(r"(?<=\s)-(?=[\s\d])", "−", c["told"])}
+        for c in criteria
+    ]
+
+
+def closing_table(metrics: Mapping[str, Any]) -> Table:
+    """What the terminal shows at the end: arms by score with interval and counts, differences and what people said below."""
+    evaluation = metrics["evaluation"]
+    scores = score_names(evaluation)
+    told = Text(" ".join(blind_lines(metrics)))
+    table = Table(caption=told if told else None, caption_justify="left", caption_style="")
+    table.add_column(Text(f"{evaluation['split']} split"))
+    for s in scores:
+        table.add_column(Text(f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}"), justify="right")
+    for title in ("prompts", "groups", "unscored", "failed"):
+        table.add_column(title, justify="right")
+    for row in arm_rows(metrics):
+        cells = [row["name"], *(row[s] for s in scores), row["n"], row["groups"], row["unscored"], row["failed"]]
+        table.add_row(*map(Text, cells))
+    table.add_section()
+    for row in difference_rows(metrics):
+        cells = [row["name"], *(f"{row[s]}\n{row[f'{s}_p']}" for s in scores), row["n"], row["groups"], "", ""]
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def side_effect_table(metrics: Mapping[str, Any]) -> Table:
+    """What else moved, for the terminal."""
+    table = Table(title="what else moved", title_justify="left")
+    arms = list(metrics["evaluation"]["arms"])
+    for title in ("", *map(arm_name, arms), "distilled − base"):
+        table.add_column(Text(title), justify="right" if title else "left")
+    for row in side_effect_rows(metrics):
+        unit = "" if row["unit"] == "share" else f" ({row['unit']})"
+        table.add_row(*map(Text, (row["label"] + unit, *(row[a] for a in arms), row["difference"])))
+    return table
+
+
+def cost_table(metrics: Mapping[str, Any]) -> Table:
+    """What the arms cost, for the terminal."""
+    table = Table(title="what it cost", title_justify="left")
+    processor = metrics["evaluation"]["processors"]
+    titles = ("", "tokens an answer", "written", "read", "time", f"{processor} hours", "reward gained for 1,000 tokens")
+    for title in titles:
+        table.add_column(title, justify="right" if title else "left")
+    for row in cost_rows(metrics):
+        table.add_row(*map(Text, row.values()))
+    return table
+
+
+def claim_table(metrics: Mapping[str, Any]) -> Table:
+    """The criteria of the claim for the terminal."""
+    table = Table("criterion", "", "measured", caption_justify="left")
+    for row in claim_rows(metrics):
+        style = {"holds": "green", "fails": "bold red"}.get(row["verdict"], "yellow")
+        table.add_row(Text(row["name"]), Text(row["verdict"], style), Text(row["told"]))
+    return table
