@@ -73,7 +73,7 @@ def summarise(
     confidence: float,
 ) -> dict[str, Any]:
     """{measures, arms: {arm: {measure: estimate}}, differences: {"a - b": {measure: difference}}}, None inside an estimate
-    for what was not measured. `neutral`: nats a token by arm and neutral text. Holm's family of a measure's p are all
+    for what was not measured. `neutral`: nats a token by arm and neutral text, of the arms that are one plain answer of their model. Holm's family of a measure's p are all
     differences of all measures here, apart from those of the scores."""
     by_id = {p.id: p for p in prompts}
     rows = {arm: {(r["prompt_id"], r["sample"]): r for r in answers if r["arm"] == arm} for arm in arms}
@@ -83,7 +83,7 @@ def summarise(
     out: dict[str, Any] = {"measures": MEASURES, "arms": {}, "differences": {}}
     for arm in arms:
         out["arms"][arm] = {
-            name: _one(name, rows[arm], values[arm], neutral.get(arm, {}), samples, confidence) for name in MEASURES
+            name: _one(name, rows[arm], values[arm], neutral.get(arm), samples, confidence) for name in MEASURES
         }
     for a, b in pairs:
         out["differences"][f"{a} - {b}"] = {
@@ -125,7 +125,7 @@ def _one(
     name: str,
     rows: Mapping[Key, Row],
     values: Mapping[str, Mapping[Key, float]],
-    neutral: Mapping[str, float],
+    neutral: Mapping[str, float] | None,
     samples: int,
     confidence: float,
 ) -> dict[str, Any]:
@@ -152,10 +152,12 @@ def _variety(rows: Mapping[Key, Row], n: int, samples: int) -> dict[str, Any]:
     return {"mean": mean, "low": None, "high": None, "n": len(rows), "groups": None, "reason": told, "samples": samples}
 
 
-def _neutral(nats: Mapping[str, float], confidence: float) -> dict[str, Any]:
-    e = stats.estimate(list(nats.values()), list(nats), confidence)
+def _neutral(nats: Mapping[str, float] | None, confidence: float) -> dict[str, Any]:
+    e = stats.estimate(list((nats or {}).values()), list(nats or {}), confidence)
     if e["mean"] is None:
-        return e | {"reason": "the endpoint gives no log-probabilities of prompts", "perplexity": None}
+        of_another = "that of its model, see the plain arm"
+        told = of_another if nats is None else "the endpoint gives no log-probabilities of prompts"
+        return e | {"reason": told, "perplexity": None}
     return e | {"perplexity": math.exp(e["mean"])}
 
 

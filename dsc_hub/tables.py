@@ -122,7 +122,7 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
     table.add_column(Text(f"{evaluation['split']} split"))
     for s in scores:
         table.add_column(Text(f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}"), justify="right")
-    for title in ("prompts", "groups", "unscored", "failed"):
+    for title in ("answers", "groups", "unscored", "failed"):
         table.add_column(title, justify="right")
     for row in arm_rows(metrics):
         cells = [row["name"], *(row[s] for s in scores), row["n"], row["groups"], row["unscored"], row["failed"]]

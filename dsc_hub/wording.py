@@ -223,7 +223,7 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
 def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any], confidence: float) -> str:
     return (
         f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p_holm'])}; "
-        f"{count(difference['n'])} prompts in {count(difference['groups'])} groups)"
+        f"{count(difference['n'])} pairs of answers in {count(difference['groups'])} groups)"
     )
 
 

@@ -92,7 +92,8 @@ def test_p_is_adjusted_for_all_differences_together():
 
 
 def test_neutral_text_is_absent_where_the_server_tells_nothing():
-    nothing = summary()["arms"]["base"]["neutral"]
+    assert "see the plain arm" in summary()["arms"]["base"]["neutral"]["reason"]
+    nothing = summary({"base": {}, "distilled": {}})["arms"]["base"]["neutral"]
     assert nothing["mean"] is None and nothing["perplexity"] is None and "log-probabilities" in nothing["reason"]
     found = summary({"base": {"x": 2.0, "y": 3.0}, "distilled": {"x": 2.5, "y": 3.5}})
     assert found["arms"]["base"]["neutral"]["perplexity"] == pytest.approx(math.exp(2.5))
