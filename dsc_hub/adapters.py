@@ -1,37 +1,67 @@
-"""An adapter that somebody else made: for which base model, and how it was trained. Reads its own folder, loads no weights."""
+"""An adapter that somebody else made: is it one that can be scored here, and how was it trained? Loads no weights."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from dsc_hub import launcher
 from dsc_hub.errors import ConfigError
 from dsc_hub.models import BaseModel
+from dsc_hub.recipe import Distill
 from dsc_hub.runs import read_object
 
-
-def check_base(reference: str, folder: Path, model: BaseModel) -> None:
-    """ConfigError unless the adapter names the base model that the recipe means: by its Hub id, or by the last part of one
-    (a base that was published from a package has an owner of its own)."""
-    named = str(read_object(folder / "adapter_config.json").get("base_model_name_or_path") or "")
-    ours = {model.id, model.source, model.upstream}
-    if named in ours or named.rpartition("/")[2].lower() in {(o or "").rpartition("/")[2].lower() for o in ours}:
-        return
-    raise ConfigError(
-        f"{reference} was trained on '{named or 'no base it names'}', and the recipe's model is '{model.upstream or model.id}'",
-        "Name a recipe with that base model, or override model.source.",
-    )
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def trained_how(folder: Path) -> dict[str, Any]:
-    """`method` and `quantization` of the recipe that lies beside the adapter; plain LoRA where none does, since then it is
-    not known on which rounding of the base it was trained. A pulled recipe is data: nothing else is taken from it."""
+def check(reference: str, folder: Path, model: BaseModel, published_as: str | None) -> None:
+    """ConfigError unless this is a LoRA adapter for the base model that the recipe means: by its Hub id, or by the last part
+    of one (a base that was published from a package has an owner of its own, and the name `published_as`)."""
+    config = read_object(folder / "adapter_config.json")
+    rank = config.get("r")
+    if config.get("peft_type", "LORA") != "LORA" or not isinstance(rank, int) or rank < 1:
+        raise ConfigError(
+            f"{reference} is no LoRA adapter (peft_type {config.get('peft_type')!r:.40}, r {rank!r:.40})",
+            "vLLM serves LoRA adapters beside their base, and no others.",
+        )
+    named = str(config.get("base_model_name_or_path") or "")
+    ours = {_last(name) for name in (model.id, model.source, model.upstream, published_as)} - {""}
+    if _last(named) not in ours:
+        raise ConfigError(
+            f"{reference} was trained on '{named or 'a base that it does not name'}', and the recipe's model is "
+            f"'{model.upstream or model.id}'",
+            "Name a recipe with that base model, or override model.source.",
+        )
+
+
+def _last(name: str | None) -> str:
+    return (name or "").rstrip("/").rpartition("/")[2].lower()
+
+
+def trained_how(reference: str, folder: Path) -> Distill:
+    """Method and quantization by the recipe that lies beside the adapter; plain LoRA where none does, since then it is not
+    known on which rounding of the base it was trained.
+
+    A pulled recipe is data: nothing else is taken from it, and what the libraries don't know is a ConfigError.
+    """
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        return Distill(method="lora")
     try:
-        section = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))["distill"]
-        if section["method"] == "qlora" and isinstance(section.get("quantization", {}), dict):
-            return {"method": "qlora", "quantization": section.get("quantization", {})}
-    except (OSError, UnicodeError, yaml.YAMLError, KeyError, TypeError):
-        pass
-    return {"method": "lora", "quantization": {}}
+        section = yaml.safe_load(file.read_text(encoding="utf-8"))["distill"]
+        if not isinstance(section, dict):
+            raise TypeError(f"distill is a {type(section).__name__}")
+        known = {key: section[key] for key in ("method", "quantization") if key in section}
+        json.dumps(known)  # YAML knows dates and the like, which no setting is
+        found = Distill.model_validate(known)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError, ValidationError) as e:
+        raise ConfigError(
+            f"{reference} has a recipe.yaml that tells not how it was trained: {type(e).__name__}",
+            "Ask its owner; an adapter repo without a recipe.yaml is scored as plain LoRA.",
+        ) from None
+    if problems := launcher.check(found.model_dump(mode="json")):
+        raise ConfigError(f"{reference} has a recipe.yaml with settings that can't be used", problems=problems)
+    return found

@@ -31,7 +31,6 @@ from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, in_flight, read_chains, run
 ADAPTER = "distilled"  # the name under which the adapter is served
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
-SECONDS = "evaluation/seconds.jsonl"
 NEUTRAL = Path(__file__).parent / "metrics" / "neutral.txt"  # a text a line, about nothing that a recipe is about
 
 
@@ -71,10 +70,11 @@ async def ask_all(
                 try:
                     nats = await generator.surprise(text, ARMS[name].model)
                 except RequestFailed as e:
-                    say(f"evaluation: a neutral text is left out of {name}: {e}")
-                    continue
+                    say(f"evaluation: surprise at neutral text is not measured for {name}: {e}")
+                    nats = None
                 if nats is None:
-                    break  # this server tells it of no text
+                    out[name] = {}  # this server doesn't tell; what some texts gave would not be comparable
+                    break
                 out[name][text] = nats
     return out
 
@@ -97,24 +97,24 @@ async def ask(
     for model in models:
         mine = [ARMS[name] for name in wanted if ARMS[name].model == model]
         if mine:
-            await _timed(run, f"answer {model}", _answers(run, recipe, prompts, complete, mine[0]))
+            await _timed(run, mine[0], "answer", _answers(run, recipe, prompts, complete, mine[0]))
         for arm in mine:
             if arm.way == "chain":
                 few = {"chains_per_prompt": recipe.evaluation.samples}
                 chains = recipe.model_copy(update={"chain": recipe.chain.model_copy(update=few)})
                 work = run_with_line(run, chains, prompts, _as(complete, model), score, prefix=arm.prefix)
-                await _timed(run, f"chain {model}", work)
+                await _timed(run, arm, arm.way, work)
             elif arm.way == "best":
-                await _timed(run, f"best {model}", _more_answers(run, recipe, prompts, complete))
+                await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete))
 
 
 def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
     return lambda messages, seed: complete(messages, seed, model)
 
 
-async def _timed(run: Run, what: str, work: Awaitable[Any]) -> None:
+async def _timed(run: Run, arm: Arm, what: str, work: Awaitable[Any]) -> None:
     """Do a part of the work and note its seconds, over all sessions that did some of it; a broken-off one notes its start."""
-    rows = run.rows(SECONDS)
+    rows = run.rows(f"{arm.prefix}seconds.jsonl")
     rows.append({"what": what, "seconds": None})
     started = time.monotonic()
     await work
@@ -126,8 +126,8 @@ def seconds(run: Run, name: str) -> float | None:
     """Seconds that an arm took: its model's first answers and what it asked for itself. None if a session on either was
     broken off."""
     arm, total = ARMS[name], 0.0
-    for what in dict.fromkeys((f"answer {arm.model}", f"{arm.way} {arm.model}")):
-        noted = [row["seconds"] for row in run.rows(SECONDS) if row["what"] == what]
+    for what in dict.fromkeys(("answer", arm.way)):
+        noted = [row["seconds"] for row in run.rows(f"{arm.prefix}seconds.jsonl") if row["what"] == what]
         if len(noted) != 2 * sum(s is not None for s in noted):
             return None
         total += sum(s for s in noted if s is not None)

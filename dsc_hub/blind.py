@@ -150,8 +150,9 @@ def read_pairs(run: Run) -> list[Pair]:
     return pairs_of(answers)
 
 
-def _answer(row: dict[str, Any]) -> dict[str, str]:
-    return {key: row[key] for key in ("arm", "prompt_id", "sample", "group", "prompt", "text")}
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    found = {key: row[key] for key in ("arm", "prompt_id", "group", "prompt", "text")}
+    return found | {"sample": row.get("sample", 0)}  # an older run has one answer a prompt
 
 
 def _first(run: Run) -> str:

@@ -50,6 +50,7 @@ def judge(
     differences: Mapping[str, Any],
     higher_is_better: Mapping[str, bool],
     samples: int = 1,
+    trained_here: bool = True,
 ) -> dict[str, Any]:
     """The claim of an evaluation: {"holds": bool, "prompts": n, "criteria": [{name, holds, told}]}; n counts every sample.
 
@@ -68,7 +69,7 @@ def judge(
         _better(name, differences.get(name), confidence, higher_is_better.get(name, True))
         for name in ("reward", "second")
     ]
-    texts = [_held_out(split), _answered(arms, [(p.id, k) for p in prompts for k in range(samples)])]
+    texts = [_held_out(split, trained_here), _answered(arms, [(p.id, k) for p in prompts for k in range(samples)])]
     if "third" in differences:
         texts.append(_not_worse(differences["third"], higher_is_better.get("third", True)))
     if both:
@@ -83,7 +84,10 @@ def judge(
     return {"holds": holds, "prompts": len(both), "criteria": [asdict(c) for c in [*scores, *texts]]}
 
 
-def _held_out(split: str) -> Criterion:
+def _held_out(split: str, trained_here: bool) -> Criterion:
+    if not trained_here:
+        told = f"the {split} split, but the adapter is somebody else's: what it was trained on is not known here"
+        return Criterion("on test prompts", False, told)
     return Criterion(
         "on test prompts",
         split == "test",

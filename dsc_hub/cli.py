@@ -173,7 +173,9 @@ def evaluate(
         job = jobs.describe(recipe, overrides, runs)
         pipeline.run_one(job, "evaluation")
     else:
-        job = pipeline.evaluate_adapter(jobs.describe(recipe, (*overrides, *jobs.OF_ANOTHER), runs), adapter)
+        job = pipeline.evaluate_adapter(
+            jobs.describe(recipe, (*jobs.ARMS_OF_ANOTHER, *overrides, *jobs.OF_ANOTHER), runs), adapter
+        )
     if as_json:
         _print_json(job.run.metrics["evaluation"])
     elif adapter:

@@ -1,7 +1,8 @@
 """Two or more evaluated runs beside each other: the same arm on the same prompts, paired where both answered.
 
-Run folders in, numbers out; the first run is the baseline. Scores are matched by their scorer, not by the part they play:
-what chose the data in one run may be the second scorer of the other. Numbers of different prompts are never subtracted.
+Run folders in, numbers out; the first run is the baseline. Scores are matched by their scorer (package and version, or model
+and commit), not by the part they play: what chose the data in one run may be the second scorer of the other. Numbers of
+different prompts are never subtracted; where the arms ran on other weights or at another temperature, a note says so.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsc_hub import stats
-from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.runs import Run
+from dsc_hub.errors import ConfigError
+from dsc_hub.recipe import SCORERS
+from dsc_hub.runs import Run, evaluated
 from dsc_hub.side_effects import adjust
 
 Row = Mapping[str, Any]
 
 
 def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
-    """{runs: [{name, folder, scores, arms}], differences: [{run, against, arm, prompts, unshared, by_score}]}.
+    """{confidence, runs: [{name, folder, served_on, temperature, scores, arms}], differences: [{run, against, arm, prompts,
+    unshared, by_score}], notes: sentences}.
 
     `by_score` has a `stats.paired_difference` a scorer, run minus baseline, with `p_holm` over all of them together. `prompts`
     counts answers that both runs gave (prompt and sample), `unshared` those that only one has. Arms or scorers that only one
@@ -37,7 +40,7 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
             mine, theirs = other["rows"][arm], first["rows"][arm]
             both = sorted(k for k in mine if k in theirs)
             by_score = {
-                scorer: _difference(mine, theirs, both, column, first["columns"][scorer], confidence)
+                first["names"][scorer]: _difference(mine, theirs, both, column, first["columns"][scorer], confidence)
                 for scorer, column in other["columns"].items()
                 if scorer in first["columns"]
             }
@@ -45,36 +48,48 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
                 {"run": name, "against": baseline, "arm": arm, "prompts": len(both)}
                 | {"unshared": len(mine) + len(theirs) - 2 * len(both), "by_score": by_score}
             )
-    adjust({f"{d['run']} {d['arm']}": d["by_score"] for d in differences})
+    adjust({str(i): d["by_score"] for i, d in enumerate(differences)})
     shown = [
-        {"name": name, "folder": str(run.folder), "scores": r["about"], "arms": r["arms"]}
+        {
+            "name": name,
+            "folder": str(run.folder),
+            **{key: r[key] for key in ("served_on", "temperature", "scores", "arms")},
+        }
         for name, run, r in zip(names, runs, read, strict=True)
     ]
-    return {"confidence": confidence, "runs": shown, "differences": differences}
+    notes = [
+        f"{r['name']} and {baseline} differ in what the arms {words}: {r[key]} against {shown[0][key]}."
+        for r in shown[1:]
+        for key, words in (("served_on", "ran on"), ("temperature", "were drawn at (temperature)"))
+        if r[key] != shown[0][key]
+    ]
+    return {"confidence": confidence, "runs": shown, "differences": differences, "notes": notes}
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """What the runs are called: recipe and fingerprint, the shortest that tells them apart."""
-    return [f"{run.folder.resolve().parent.name}/{run.folder.resolve().name}" for run in runs]
+    """Recipe and fingerprint; the whole path where that doesn't tell them apart."""
+    short = ["/".join(run.folder.resolve().parts[-2:]) for run in runs]
+    return short if len(set(short)) == len(short) else [str(run.folder.resolve()) for run in runs]
 
 
 def _read(run: Run) -> dict[str, Any]:
     """Answers by arm, prompt and sample, and which column of them each scorer fills."""
-    section = run.metrics.get("evaluation")
-    if run.marker("evaluation") is None or not isinstance(section, dict):
-        raise RunError(f"{run.folder} is not evaluated", "Run `dsc evaluate RECIPE` first.")
+    section = evaluated(run)["evaluation"]
     rows: dict[str, dict[tuple[str, int], Row]] = {arm: {} for arm in section["arms"]}
     for row in run.rows("evaluation/answers.jsonl"):
-        if "sample" not in row:
-            raise RunError(
-                f"{run.folder} was evaluated by an older dsc",
-                f"Remove {run['evaluation.done.json']} and evaluate it again.",
-            )
-        rows[row["arm"]][row["prompt_id"], row["sample"]] = row
-    columns = {about["name"]: column for column, about in section["scores"].items()}
-    about = {column: s["name"] for column, s in section["scores"].items()}
-    arms = {arm: {s: numbers[s] for s in about} for arm, numbers in section["arms"].items()}
-    return {"rows": rows, "columns": columns, "about": about, "arms": arms}
+        rows[row["arm"]][row["prompt_id"], row.get("sample", 0)] = row
+    facts, shown = run.facts, {column: about["name"] for column, about in section["scores"].items()}
+    identity = {column: str(facts["identity"].get(SCORERS[column]) or name) for column, name in shown.items()}
+    own = facts["recipe"]["evaluation"].get("temperature")
+    return {
+        "rows": rows,
+        "columns": {identity[column]: column for column in shown},
+        "names": {identity[column]: name for column, name in shown.items()},
+        "served_on": section["served_on"],
+        "temperature": facts["recipe"]["generation"]["temperature"] if own is None else own,
+        "scores": shown,
+        "arms": {arm: {s: numbers[s] for s in shown} for arm, numbers in section["arms"].items()},
+    }
 
 
 def _difference(

@@ -50,8 +50,9 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
         if len(rows) < LEAST_CHAINS or not np.isfinite(draws).all() or (draws == draws[0, 0]).all():
             left_out += 1
             continue
-        if not any(np.ptp(half, axis=1).any() for half in np.array_split(draws, 2, axis=1)):
-            stuck += 1  # R-hat compares halves of chains, and these have no variance within
+        half = steps // 2  # R-hat compares halves of chains; of an odd number the draw in the middle is in neither
+        if not any(np.ptp(part, axis=1).any() for part in (draws[:, :half], draws[:, -half:])):
+            stuck += 1
             continue
         r_hats.append(float(array_stats.rhat(draws, chain_axis=0, draw_axis=1)))
         sizes.append(float(array_stats.ess(draws, chain_axis=0, draw_axis=1)))

@@ -90,7 +90,7 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
         ("distilled", "best_of_n"),
         ("distilled_self_critique", "distilled"),
     ]
-    return others + [(a, b) for a, b in extra if a in names and b in names and (a, b) not in others]
+    return others + [p for p in extra if set(p) <= set(names) and p not in others and p[::-1] not in others]
 
 
 def summarise(
@@ -101,11 +101,12 @@ def summarise(
     seconds: Mapping[str, float | None] | None = None,
     neutral: Mapping[str, Mapping[str, float]] | None = None,
     processors: int | None = None,
+    trained_here: bool = True,
 ) -> dict[str, Any]:
     """The section `evaluation` of metrics.json, but for what only the pipeline knows (names of scores, what was served).
 
     `higher_is_better` names the scores of the rows and says which way is good; `seconds` of each arm (None: not known);
-    `neutral`: nats a token of neutral texts by arm and text; `processors`: cores or GPUs that the arms had.
+    `neutral`: nats a token of neutral texts by arm and text; `processors`: cores or GPUs that the arms had; `trained_here`: is the adapter one that can't have seen the test prompts?
     """
     names, e = list(higher_is_better), recipe.evaluation
     by_arm = {arm: {(a["prompt_id"], a["sample"]): a for a in answers if a["arm"] == arm} for arm in e.arms}
@@ -139,7 +140,14 @@ def summarise(
         "differences": differences,
         "side_effects": side_effects.summarise(answers, prompts, e.arms, compared, neutral or {}, e.confidence),
         "claim": claim.judge(
-            answers, prompts, e.split, e.confidence, differences["distilled - base"], higher_is_better, e.samples
+            answers,
+            prompts,
+            e.split,
+            e.confidence,
+            differences["distilled - base"],
+            higher_is_better,
+            e.samples,
+            trained_here,
         )
         if e.arms[0] == "base" and "distilled" in e.arms
         else None,

@@ -22,6 +22,8 @@ from dsc_hub.serving import Endpoint
 
 RETRIES = 5  # with exponential back-off and jitter, on 408, 409, 429, 5xx and lost connections
 
+NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # what servers say to a route or a parameter that they don't have
+
 
 class RequestFailed(ServingError):
     """One request can't be done; others may."""
@@ -82,9 +84,13 @@ class Generator:
         asked = {"model": model or endpoint.model, "prompt": text, "max_tokens": 1, "temperature": 0.0, "seed": 0}
         with _told(endpoint, self._timeout_s):
             try:
-                answer: Any = await client.completions.create(**asked, extra_body={"prompt_logprobs": 0})
-            except (openai.NotFoundError, openai.BadRequestError, openai.UnprocessableEntityError):
-                return None  # a server without that route, or one that knows no such parameter
+                answer: Any = await client.with_options(max_retries=1).completions.create(
+                    **asked, extra_body={"prompt_logprobs": 0}
+                )
+            except openai.APIStatusError as e:
+                if e.status_code in NOT_OFFERED:
+                    return None
+                raise
         found = ((answer.choices or [None])[0].model_extra or {}).get("prompt_logprobs") if answer.choices else None
         nats = [-next(iter(token.values()))["logprob"] for token in found or () if token]
         return sum(nats) / len(nats) if nats else None

@@ -21,7 +21,8 @@ from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
 
 # What is fixed where somebody else's adapter is scored: nothing is trained or published.
-OF_ANOTHER = ("evaluation.arms=[base, distilled]", "publish.to=none")
+OF_ANOTHER = ("publish.to=none",)
+ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user names others
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
 
 

@@ -45,6 +45,7 @@ class Rate(Part):
     n: int
     groups: int
     effective_n: float | None = Field(description="independent answers that the n are worth (design effect)")
+    reason: str = Field("", description="why there is no interval")
 
 
 class Whole(Part):

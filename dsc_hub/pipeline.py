@@ -23,7 +23,7 @@ from dsc_hub import adapters, machine, models, prompts, runs
 from dsc_hub.errors import ConfigError, RunError, ServingError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
-from dsc_hub.recipe import NEEDS_ADAPTER, SCORERS, STAGES, Generation, digest, generation_at_evaluation
+from dsc_hub.recipe import NEEDS_ADAPTER, SCORERS, STAGES, Generation, digest, generation_at_evaluation, repo_names
 from dsc_hub.recipe import scorers as scorers_of
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
@@ -80,12 +80,17 @@ def evaluate_adapter(job: Job, reference: str) -> Job:
     _one_process()
     if not reference.startswith("hub:"):
         raise ConfigError(f"--adapter {reference}: expected hub:USER/REPO[@REVISION]")
+    if job.recipe.serving.endpoints:
+        raise ConfigError(
+            "serving.endpoints: servers that already run don't have the adapter", "Leave serving.endpoints empty."
+        )
+    if "distilled" not in job.recipe.evaluation.arms:
+        raise ConfigError(f"evaluation.arms: {', '.join(job.recipe.evaluation.arms)} has no 'distilled' to score")
     repo = reference.removeprefix("hub:")
     folder, commit = hub.pull_adapter(repo)
     name = repo.partition("@")[0]
-    trained = adapters.trained_how(folder)
-    adapters.check_base(reference, folder, job.model)
-    distill = job.recipe.distill.model_copy(update=trained)
+    adapters.check(reference, folder, job.model, repo_names(job.recipe)["base"])
+    distill = adapters.trained_how(reference, folder)
     place = job.runs / f"{job.recipe.name}+{name.replace('/', '--')}" / digest(job.fingerprints["evaluation"], commit)
     job = replace(job, recipe=job.recipe.model_copy(update={"distill": distill}), run=Run(place))
     with job.run.lock():
@@ -94,7 +99,9 @@ def evaluate_adapter(job: Job, reference: str) -> Job:
         job.run.add_facts(adapter={"repo": name, "commit": commit})
         run_stage(job, "prompts")
         shutil.rmtree(job.run["adapter"], ignore_errors=True)
-        shutil.copytree(folder, job.run["adapter"])
+        job.run["adapter"].mkdir()
+        for file in adapters.FILES:  # the cache may hold more of that repo than was asked for
+            shutil.copy2(folder / file, job.run["adapter"] / file)
         run_stage(job, "evaluation")
     return job
 
@@ -124,7 +131,7 @@ def _forget_after(job: Job, stage: str) -> None:
     for later in STAGES[STAGES.index(stage) + 1 :]:
         job.run.unfinish(later)
     if stage == "distill":
-        for name in ("turns", "chains", "failed"):
+        for name in ("turns", "chains", "failed", "seconds"):
             job.run[f"evaluation/distilled.{name}.jsonl"].unlink(missing_ok=True)
 
 
@@ -205,7 +212,7 @@ def _served(
 
 
 def _sampling(job: Job) -> Result:
-    from dsc_hub import diagnostics, metrics, sampling
+    from dsc_hub import metrics, sampling
 
     wanted = job.prompts("train", "validation")
     scorer = metrics.load(job.recipe.reward, job.run.facts["identity"]["reward"])
@@ -215,10 +222,7 @@ def _sampling(job: Job) -> Result:
     job.run.note_session("sampling", seconds, tally.new_tokens)
     total = len(wanted) * job.recipe.chain.chains_per_prompt
     chains, groups, c = sampling.read_chains(job.run), {p.id: p.group for p in wanted}, job.recipe.chain
-    numbers = sampling.summary(chains, groups, total, c.steps) | {
-        "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": diagnostics.last_step(chains, groups, c.steps),
-    }
+    numbers = sampling.summary(chains, groups, total, c.steps) | _diagnosed(job, chains, groups)
     numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": tally.reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
@@ -235,6 +239,17 @@ def _sampling(job: Job) -> Result:
             f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
         )
     return numbers
+
+
+def _diagnosed(job: Job, chains: Sequence[Chain], groups: Mapping[str, str]) -> Result:
+    """Did the chains settle, and what did the last step give?"""
+    from dsc_hub import diagnostics
+
+    c = job.recipe.chain
+    return {
+        "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
+        "last_step": diagnostics.last_step(chains, groups, c.steps),
+    }
 
 
 def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], scorer: Any) -> tuple[Any, float]:
@@ -294,6 +309,8 @@ def _dataset(job: Job) -> Result:
             f"{job.run['chains.jsonl']} holds {len(chains)} chains, and {finished} were finished",
             f"Remove {job.run['sampling.done.json']} and run again: only what is missing is sampled.",
         )
+    if "mixing" not in (sampled := job.run.metrics.get("sampling", {})):  # chains of an earlier version, taken over
+        job.run.add_metrics("sampling", sampled | _diagnosed(job, chains, {p.id: p.group for p in found.values()}))
     counts = dataset.build(job.run, job.recipe, found, chains)
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
     say(
@@ -366,12 +383,17 @@ def _evaluation(job: Job) -> Result:
         {name: bool(a["higher_is_better"]) for name, a in about.items()},
         {arm: arms.seconds(job.run, arm) for arm in e.arms},
         neutral,
-        None if job.recipe.serving.endpoints else len(hardware["gpus"]) or hardware["cores"],
+        None if job.recipe.serving.endpoints else 1 if hardware["gpus"] else hardware["cores"],  # vLLM takes one GPU
+        trained_here="adapter" not in job.run.facts,
     )
     numbers["processors"] = "GPU" if hardware["gpus"] else "core"
     numbers["neutral_texts"] = max(map(len, neutral.values()), default=0)
     numbers["scores"] = about
-    numbers["served_on"] = f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
+    numbers["served_on"] = (
+        f"{job.model.id} as {', '.join(job.recipe.serving.endpoints)} serves it"
+        if job.recipe.serving.endpoints
+        else f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
+    )
     evaluation.write_answers(job.run, answers, e.split)
     blind.retell(job.run)  # what people judged may have been other answers
     trained = job.run["adapter"] / WEIGHTS if served else None

@@ -216,6 +216,13 @@ class Distill(Section):
                 + (f" (also: {', '.join(owned[1:])})" if owned[1:] else "")
                 + "; remove it"
             )
+        own = self.quantization
+        if (
+            self.method == "qlora"
+            and not own.get("load_in_4bit", not own.get("load_in_8bit"))
+            and not own.get("load_in_8bit")
+        ):
+            raise ValueError("quantization: neither load_in_4bit nor load_in_8bit; method 'lora' trains without")
         return self
 
 

@@ -300,6 +300,19 @@ class Run:
         return None
 
 
+def evaluated(run: Run) -> Mapping[str, Any]:
+    """The run's numbers (metrics.json); RunError if it has none of an evaluation, or damaged ones."""
+    metrics = run.metrics
+    if run.marker("evaluation") is None or "evaluation" not in metrics:
+        raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
+    if not isinstance(metrics["evaluation"], dict) or not isinstance(metrics["evaluation"].get("arms"), dict):
+        raise RunError(
+            f"{run['metrics.json']} is damaged: 'evaluation' holds no arms",
+            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
+        )
+    return metrics
+
+
 def siblings(runs: Path, recipe_name: str) -> list[Run]:
     """All runs of a recipe under `runs`, the newest first."""
     folders = [p for p in (runs / recipe_name).glob("*") if (p / "run.json").is_file()]

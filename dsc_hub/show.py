@@ -18,7 +18,7 @@ from dsc_hub.jobs import Job
 from dsc_hub.progress import duration
 from dsc_hub.recipe import STAGES, Recipe
 from dsc_hub.records import Chain, Prompt, Score
-from dsc_hub.runs import Run
+from dsc_hub.runs import Run, evaluated
 
 _WIDTH = 130  # where there is no terminal to ask
 TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
@@ -160,19 +160,6 @@ def ask(prompt: str) -> str | None:
         return None
 
 
-def evaluated(run: Run) -> Mapping[str, Any]:
-    """The run's numbers; RunError if it has none of an evaluation, or damaged ones."""
-    metrics = run.metrics
-    if run.marker("evaluation") is None or "evaluation" not in metrics:
-        raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
-    if not isinstance(metrics["evaluation"], dict) or not isinstance(metrics["evaluation"].get("arms"), dict):
-        raise RunError(
-            f"{run['metrics.json']} is damaged: 'evaluation' holds no arms",
-            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
-        )
-    return metrics
-
-
 def claim_of(run: Run) -> Mapping[str, Any]:
     """The claim of a run: {holds, prompts, criteria}. RunError if nothing was evaluated or compared."""
     section = evaluated(run)["evaluation"]
@@ -241,6 +228,8 @@ def comparison(found: Mapping[str, Any]) -> None:
             cells = (name, arm_name(d["arm"]), score, mean, p_value(e["p_holm"]).removeprefix("p "))
             table.add_row(*map(Text, (*cells, str(d["prompts"]), str(d["unshared"]))))
     out.print(table)
+    for note in found["notes"]:
+        out.print(Text(note, "yellow"))
 
 
 def closing(job: Job, hub_port: int) -> None:

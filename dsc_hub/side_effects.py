@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ MEASURES: dict[str, dict[str, str]] = {
     "refuses": {"label": "refuses", "unit": "share", "kind": "rate"},
     "meta_talk": {"label": "talks about the conversation", "unit": "share", "kind": "rate"},
     "repeats": {"label": "repeats itself", "unit": "share", "kind": "rate"},
-    "similarity": {"label": "likeness to the base's answer", "unit": "ROUGE-L F1, 0..1", "kind": "mean"},
+    "similarity": {"label": "likeness to the baseline's answer", "unit": "ROUGE-L F1, 0..1", "kind": "mean"},
     "distinct_1": {"label": "distinct words", "unit": "share of all words", "kind": "whole"},
     "distinct_2": {"label": "distinct word pairs", "unit": "share of all pairs", "kind": "whole"},
     "neutral": {"label": "surprise at neutral text", "unit": "nats a token", "kind": "mean"},
@@ -37,7 +36,9 @@ MEASURES: dict[str, dict[str, str]] = {
 # How a refusal begins. Tone and verbs vary, the first person that can't or won't does not.
 _REFUSAL = re.compile(
     r"\bi(?:'m| am)? ?(?:sorry|afraid|unable|not able|not allowed|not going to|not comfortable|programmed)\b"
-    r"|\bi (?:can(?:'t|not| not)|could not|couldn't|won't|will not|must (?:decline|refuse)|(?:have to|respectfully) (?:decline|refuse))\b"
+    r"|\bi (?:can(?:'t|not| not)|could not|couldn't|won't|will not) (?:\w+ly )?(?:help|assist|provide|do (?:that|this|so)|write|create|fulfil\w*|comply|generate|engage|"
+    r"support|answer|give|share|offer|make|discuss|continue|respond|produce|participate|condone)\b"
+    r"|\bi (?:must|have to|respectfully) (?:decline|refuse)\b"
     r"|\b(?:my apologies|i apologi[sz]e)\b|\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
     r"|\bi do(?:n't| not) (?:have the (?:ability|capability)|feel comfortable|condone|support|engage)\b"
     r"|\bit (?:is|would be) (?:not (?:appropriate|ethical|legal|acceptable)|inappropriate|unethical|illegal|irresponsible) (?:for me )?to\b",
@@ -80,10 +81,14 @@ def summarise(
     base = rows[arms[0]]
     values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id) for arm in arms}
     samples = max((r["sample"] for r in answers), default=0) + 1
+    variety = {name: _variety(rows, n, samples) for name, n in (("distinct_1", 1), ("distinct_2", 2))}
     out: dict[str, Any] = {"measures": MEASURES, "arms": {}, "differences": {}}
     for arm in arms:
         out["arms"][arm] = {
-            name: _one(name, rows[arm], values[arm], neutral.get(arm), samples, confidence) for name in MEASURES
+            name: variety[name][arm]
+            if name in variety
+            else _one(name, rows[arm], values[arm], neutral.get(arm), confidence)
+            for name in MEASURES
         }
     for a, b in pairs:
         out["differences"][f"{a} - {b}"] = {
@@ -126,37 +131,38 @@ def _one(
     rows: Mapping[Key, Row],
     values: Mapping[str, Mapping[Key, float]],
     neutral: Mapping[str, float] | None,
-    samples: int,
     confidence: float,
 ) -> dict[str, Any]:
     kind = MEASURES[name]["kind"]
     if name == "neutral":
         return _neutral(neutral, confidence)
-    if kind == "whole":
-        return _variety(rows, int(name[-1]), samples)
     found = values[name]
+    if name == "similarity" and not found:
+        return stats.estimate([], []) | {"reason": "the baseline"}
     groups = [rows[k]["group"] for k in found]
     if kind == "rate":
         return stats.rate([bool(v) for v in found.values()], groups, confidence)
     return stats.estimate(list(found.values()), groups, confidence)
 
 
-def _variety(rows: Mapping[Key, Row], n: int, samples: int) -> dict[str, Any]:
-    """Distinct-n across the answers of one sample, mean over the samples: more answers to one prompt are no fault."""
-    by_sample: dict[int, list[str]] = defaultdict(list)
-    for (_, k), row in sorted(rows.items()):
-        by_sample[k].append(row["text"])
-    found = [d for texts in by_sample.values() if (d := distinct(texts, n)) is not None]
-    mean = sum(found) / len(found) if found else None
-    told = "one number for all answers"
-    return {"mean": mean, "low": None, "high": None, "n": len(rows), "groups": None, "reason": told, "samples": samples}
+def _variety(rows: Mapping[str, Mapping[Key, Row]], n: int, samples: int) -> dict[str, dict[str, Any]]:
+    """Distinct-n of each arm across the answers of one sample, mean over the samples: several answers to one prompt may be
+    alike. Of every arm as many n-grams count as the shortest has, for of a longer text a smaller share is new."""
+    found: dict[str, list[float]] = {arm: [] for arm in rows}
+    for k in range(samples):
+        texts = {arm: [r["text"] for (_, sample), r in sorted(of.items()) if sample == k] for arm, of in rows.items()}
+        most = min(sum(len(hygiene.ngrams(hygiene.words(t), n)) for t in of) for of in texts.values())
+        for arm, of in texts.items():
+            if (d := distinct(of, n, most)) is not None:
+                found[arm].append(d)
+    told = {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": samples}
+    return {arm: {"mean": sum(of) / len(of) if of else None, "n": len(rows[arm]), **told} for arm, of in found.items()}
 
 
 def _neutral(nats: Mapping[str, float] | None, confidence: float) -> dict[str, Any]:
     e = stats.estimate(list((nats or {}).values()), list(nats or {}), confidence)
     if e["mean"] is None:
-        of_another = "that of its model, see the plain arm"
-        told = of_another if nats is None else "the endpoint gives no log-probabilities of prompts"
+        told = "asked of plain arms only" if nats is None else "the endpoint gives no log-probabilities of prompts"
         return e | {"reason": told, "perplexity": None}
     return e | {"perplexity": math.exp(e["mean"])}
 

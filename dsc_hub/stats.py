@@ -19,6 +19,7 @@ import numpy as np
 from scipy import optimize
 from scipy import stats as sps
 
+BATCH = 256  # resamples held in memory at once
 RESAMPLES = 2**14  # of the sign-flip test, which is exact up to 14 groups, and of the bootstrap
 BOOTSTRAP_FROM = 40  # groups; with 14 of them BCa gives about 9 % false alarms
 ROUNDING = 1e-12  # relative
@@ -41,7 +42,7 @@ def estimate(values: Sequence[float], groups: Sequence[str], confidence: float =
     if len(means):
         out["mean"] = float(means.mean())
     if len(means) > 1:
-        half = float(sps.t.ppf((1 + confidence) / 2, len(means) - 1)) * float(means.std(ddof=1)) / math.sqrt(len(means))
+        half = float(sps.t.ppf((1 + confidence) / 2, len(means) - 1)) * _spread(means) / math.sqrt(len(means))
         out |= {"low": out["mean"] - half, "high": out["mean"] + half}
     if len(means) >= BOOTSTRAP_FROM:
         out["bootstrap"] = bootstrap(means, confidence)
@@ -59,6 +60,7 @@ def bootstrap(means: np.ndarray, confidence: float = 0.95) -> dict[str, Any]:
                     n_resamples=RESAMPLES,
                     confidence_level=confidence,
                     method=method,
+                    batch=BATCH,
                     rng=np.random.default_rng(0),
                 ).confidence_interval
             if np.isfinite([found.low, found.high]).all():
@@ -107,7 +109,12 @@ def sign_flip(means: np.ndarray) -> float | None:
         return None
     return float(
         sps.permutation_test(
-            (means,), _mean, permutation_type="samples", n_resamples=RESAMPLES, rng=np.random.default_rng(0)
+            (means,),
+            _mean,
+            permutation_type="samples",
+            n_resamples=RESAMPLES,
+            batch=BATCH,
+            rng=np.random.default_rng(0),
         ).pvalue
     )
 
@@ -150,31 +157,37 @@ def detectable(spread: float, groups: int, confidence: float = 0.95, power: floa
 
 
 def rate(hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95) -> dict[str, Any]:
-    """Share of hits with Wilson's interval for as many trials as the groups are worth: {mean, low, high, n, groups,
-    effective_n}.
+    """Share of hits, as the mean of the groups' shares, with Wilson's interval for as many trials as the groups are worth:
+    {mean, low, high, n, groups, effective_n}.
 
     effective_n = n / (1 + (m - 1) * ICC) with m = n / groups (Kish's design effect; the ICC by one-way analysis of variance,
-    at least 0), never fewer than the groups. Where all rows are alike the ICC is unknown and taken as 1.
-    None without rows.
+    at least 0; where all rows are alike it is unknown and taken as 1), times (z / t)**2 with t of groups - 1 degrees of
+    freedom, since the design effect is an estimate from so many groups (Korn and Graubard, Survey Methodology 24, 1998).
+    With one row a group it is n. None without rows; no interval where several rows are all of one group.
     """
     n, names = len(hits), len(set(groups))
     if not n:
         return {"mean": None, "low": None, "high": None, "n": 0, "groups": 0, "effective_n": None}
-    share = sum(hits) / n
-    worth = n / (1 + (n / names - 1) * _icc(hits, groups))
+    share = float(_group_means([float(h) for h in hits], groups).mean())
+    worth: float = n
+    if n > names:
+        if names < 2:
+            told = {"low": None, "high": None, "reason": "one group"}
+            return {"mean": share, "n": n, "groups": 1, "effective_n": None} | told
+        z, t = sps.norm.ppf((1 + confidence) / 2), sps.t.ppf((1 + confidence) / 2, names - 1)
+        worth = n / (1 + (n / names - 1) * _icc(hits, groups)) * float(z / t) ** 2
     low, high = wilson(share * worth, worth, confidence)
     return {"mean": share, "low": low, "high": high, "n": n, "groups": names, "effective_n": worth}
 
 
 def _icc(values: Sequence[float], groups: Sequence[str]) -> float:
-    """Intraclass correlation by one-way analysis of variance, 0..1: how alike the rows of a group are."""
+    """Intraclass correlation by one-way analysis of variance, 0..1: how alike the rows of a group are. Needs two groups and
+    more rows than groups."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for value, group in zip(values, groups, strict=True):
         by_group[group].append(float(value))
     n, k = len(values), len(by_group)
-    if n == k:
-        return 0.0  # one row a group: nothing is shared
-    if len(set(map(float, values))) == 1 or k == 1:
+    if len(set(map(float, values))) == 1:
         return 1.0
     mean = float(np.mean(values))
     between = sum(len(v) * (float(np.mean(v)) - mean) ** 2 for v in by_group.values()) / (k - 1)
@@ -186,9 +199,10 @@ def _icc(values: Sequence[float], groups: Sequence[str]) -> float:
 def rate_difference(
     a: Sequence[bool], b: Sequence[bool], groups: Sequence[str], confidence: float = 0.95
 ) -> dict[str, Any]:
-    """Share of a minus share of b, paired: a t interval over groups, and p of the exact McNemar test with one verdict a
-    group (in which of a and b had more hits). With one pair a group this is McNemar's test itself; counting every pair
-    instead would take phrasings of one film for independent.
+    """Share of a minus share of b, paired: a t interval over groups within -1..1, and p of the exact McNemar test with one
+    verdict a group (in which of a and b had more hits). With one pair a group this is McNemar's test itself; counting every
+    pair instead would take phrasings of one film for independent. Where all groups agree there is no interval: a t interval
+    of no width would claim too much.
 
     wins, ties, losses: groups with more, as many, fewer hits in a.
     """
@@ -197,7 +211,12 @@ def rate_difference(
     means = _group_means(differences, groups)
     wins, losses = int((means > 0).sum()), int((means < 0).sum())
     out |= {"wins": wins, "ties": len(means) - wins - losses, "losses": losses}
-    return out | {"p": None if len(means) < 2 else sign_test(wins, losses) or 1.0}
+    if out["low"] is not None:
+        alike = out["low"] == out["high"]
+        ends = {"low": None, "high": None, "reason": "all groups agree"}
+        out |= ends if alike else {"low": max(-1.0, out["low"]), "high": min(1.0, out["high"])}
+    p = sign_test(wins, losses) if wins + losses else 1.0
+    return out | {"p": None if len(means) < 2 else p}
 
 
 def wilson(hits: float, of: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -206,7 +225,8 @@ def wilson(hits: float, of: float, confidence: float = 0.95) -> tuple[float, flo
     share = hits / of
     centre = (share + z * z / (2 * of)) / (1 + z * z / of)
     half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and at all the ends are exact, but for rounding.
+    return 0.0 if hits == 0 else max(0.0, centre - half), 1.0 if hits == of else min(1.0, centre + half)
 
 
 def sign_test(wins: int, losses: int) -> float | None:

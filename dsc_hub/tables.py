@@ -66,21 +66,21 @@ def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def side_effect_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per measure of what else moved: label, unit, each arm's value with interval, and `difference`, distilled
-    against base with its p ("" without these two arms, or where there is none)."""
+    """A row per measure of what else moved: label, unit, each arm's value with interval, and `difference` and `p`, distilled
+    against base ("" without these two arms, or where there is none)."""
     evaluation = metrics["evaluation"]
     side = evaluation["side_effects"]
     rows = []
     for name, about in side["measures"].items():
         rate = about["kind"] == "rate"
-        row = {"name": name, "label": about["label"], "unit": about["unit"], "difference": ""}
+        row = {"name": name, "label": about["label"], "unit": about["unit"], "difference": "", "p": ""}
         for arm in evaluation["arms"]:
             e = side["arms"][arm][name]
             row[arm] = number(e["mean"], 3) if about["kind"] == "whole" else (shares if rate else interval)(e)
         if "distilled - base" in side["differences"] and name in (found := side["differences"]["distilled - base"]):
             d = found[name]
-            told = shares(d, signed=True) if rate else interval(d)
-            row["difference"] = f"{told}, {p_value(d['p_holm'])}" if measured(d["mean"]) else told
+            row["difference"] = shares(d, signed=True) if rate else interval(d)
+            row["p"] = p_value(d["p_holm"]) if measured(d["mean"]) else ""
         rows.append(row)
     return rows
 
@@ -117,8 +117,8 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
     """What the terminal shows at the end: arms by score with interval and counts, differences and what people said below."""
     evaluation = metrics["evaluation"]
     scores = score_names(evaluation)
-    told = Text(" ".join(blind_lines(metrics)))
-    table = Table(caption=told if told else None, caption_justify="left", caption_style="")
+    told = ["p: sign-flip test over groups, after Holm.", *blind_lines(metrics)]
+    table = Table(caption=Text(" ".join(told)), caption_justify="left", caption_style="")
     table.add_column(Text(f"{evaluation['split']} split"))
     for s in scores:
         table.add_column(Text(f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}"), justify="right")
@@ -142,7 +142,9 @@ def side_effect_table(metrics: Mapping[str, Any]) -> Table:
         table.add_column(Text(title), justify="right" if title else "left")
     for row in side_effect_rows(metrics):
         unit = "" if row["unit"] == "share" else f" ({row['unit']})"
-        table.add_row(*map(Text, (row["label"] + unit, *(row[a] for a in arms), row["difference"])))
+        table.add_row(
+            *map(Text, (row["label"] + unit, *(row[a] for a in arms), f"{row['difference']}\n{row['p']}".strip()))
+        )
     return table
 
 

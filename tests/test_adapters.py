@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import adapters
+from dsc_hub import adapters, jobs, pipeline
 from dsc_hub.errors import ConfigError
 from dsc_hub.models import BaseModel
 
@@ -23,29 +23,76 @@ def folder(tmp_path: Path, base: str | None, recipe: str | None = None) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("base", ["HuggingFaceTB/SmolLM2-135M-Instruct", "local/smollm2-135m-instruct"])
+@pytest.mark.parametrize(
+    "base",
+    ["HuggingFaceTB/SmolLM2-135M-Instruct", "local/smollm2-135m-instruct", "ann/my-base", "SmolLM2-135M-Instruct/"],
+)
 def test_the_same_base_by_any_of_its_names_is_taken(tmp_path: Path, base: str):
-    adapters.check_base("hub:a/b", folder(tmp_path, base), MODEL)
+    adapters.check("hub:a/b", folder(tmp_path, base), MODEL, "my-base")
 
 
-@pytest.mark.parametrize("base", ["meta-llama/Llama-3.2-1B", "SmolLM2", "", None])
-def test_another_base_is_refused(tmp_path: Path, base: str | None):
-    with pytest.raises(ConfigError, match=r"the recipe's model is 'HuggingFaceTB/SmolLM2-135M-Instruct'"):
-        adapters.check_base("hub:a/b", folder(tmp_path, base), MODEL)
+@pytest.mark.parametrize("base", ["meta-llama/Llama-3.2-1B", "SmolLM2", "", "other/", None])
+@pytest.mark.parametrize("model", [MODEL, BaseModel("./ft", "ft", "c0ffee", None)])
+def test_another_base_or_none_is_refused(tmp_path: Path, base: str | None, model: BaseModel):
+    with pytest.raises(ConfigError, match=r"was trained on .* the recipe's model is"):
+        adapters.check("hub:a/b", folder(tmp_path, base), model, None)
+
+
+@pytest.mark.parametrize("config", [{"peft_type": "IA3"}, {"r": None}, {"r": "8"}, {"r": 0}])
+def test_what_vllm_can_not_serve_is_refused(tmp_path: Path, config: dict):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MODEL.id, "r": 8} | config))
+    with pytest.raises(ConfigError, match="is no LoRA adapter"):
+        adapters.check("hub:a/b", tmp_path, MODEL, None)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "method"),
+    ("recipe", "method", "quantization"),
     [
-        ("distill: {method: qlora, quantization: {load_in_8bit: true}}", "qlora"),
-        ("distill: {method: lora}", "lora"),
-        (None, "lora"),
-        ("distill: [not, a, mapping]", "lora"),
-        ("!!python/object/apply:os.system ['true']", "lora"),
-        ("distill: {method: qlora, quantization: everything}", "lora"),
+        ("distill: {method: qlora, quantization: {load_in_8bit: true}}", "qlora", {"load_in_8bit": True}),
+        ("distill: {lora: {r: 8}}", "qlora", {}),  # as a recipe's own default
+        ("distill: {method: lora, sft: {output_dir: /etc}}", "lora", {}),  # what is not asked for is not looked at
+        (None, "lora", {}),
     ],
 )
-def test_how_it_was_trained_is_read_from_the_recipe_beside_it(tmp_path: Path, recipe: str | None, method: str):
-    found = adapters.trained_how(folder(tmp_path, "x", recipe))
-    assert found["method"] == method
-    assert found["quantization"] == ({"load_in_8bit": True} if method == "qlora" else {})
+def test_how_it_was_trained_is_read_from_the_recipe_beside_it(
+    tmp_path: Path, recipe: str | None, method: str, quantization: dict
+):
+    found = adapters.trained_how("hub:a/b", folder(tmp_path, "x", recipe))
+    assert (found.method, found.quantization, found.sft) == (method, quantization, {})
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "distill: [not, a, mapping]",
+        "!!python/object/apply:os.system ['true']",
+        "distill: {method: qlora, quantization: everything}",
+        "a: 2020-13-45",
+        "[" * 3000,
+        "distill: {method: qlora, quantization: {load_in_4bit: false}}",
+        "distill: {method: qlora, quantization: {trust_me: true}}",
+        "distill: {method: qlora, quantization: {bnb_4bit_quant_type: 2020-01-01}}",
+        "distill: {method: qlora, quantization: {1: 2}}",
+        "",
+    ],
+)
+def test_a_recipe_that_is_none_is_told_in_one_line(tmp_path: Path, recipe: str):
+    with pytest.raises(ConfigError, match="hub:a/b has a recipe.yaml"):
+        adapters.trained_how("hub:a/b", folder(tmp_path, "x", recipe))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "adapter", "words"),
+    [
+        ([], "ann/kind-lora", "expected hub:USER/REPO"),
+        (["serving.endpoints=[http://127.0.0.1:1/v1]"], "hub:ann/kind-lora", "don't have the adapter"),
+        (["evaluation.arms=[base, self_critique]"], "hub:ann/kind-lora", "has no 'distilled' to score"),
+    ],
+)
+def test_what_can_not_be_scored_is_told_before_anything_is_pulled(
+    recipe_file: Path, tmp_path: Path, overrides: list[str], adapter: str, words: str
+):
+    job = jobs.describe(str(recipe_file), (*jobs.ARMS_OF_ANOTHER, *overrides, *jobs.OF_ANOTHER), tmp_path / "runs")
+    with pytest.raises(ConfigError, match=words):
+        pipeline.evaluate_adapter(job, adapter)
+    assert not (tmp_path / "runs").exists()

@@ -168,6 +168,29 @@ def test_neither_the_wrong_split_nor_a_loose_interval_nor_a_worse_third_scorer_c
     assert judge(answers, prompts, good | {"third": better(-0.3, 0.1)})["holds"]
 
 
+def test_an_adapter_of_somebody_else_may_have_seen_the_test_prompts():
+    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
+    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
+    good = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
+    found = claim.judge(answers, prompts, "test", 0.95, good, {}, trained_here=False)
+    assert failed(found) == {"on test prompts"} and not found["holds"]
+
+
+def test_every_sample_counts_and_variety_is_that_of_one_answer_a_prompt():
+    prompts = [Prompt(f"p{i}", f"Review film {i}.", f"review {i}", "test") for i in range(50)]
+    base, distilled = (
+        [row(i, arm, " ".join(f"{arm}{i}word{j}" for j in range(10))) for i in range(50)]
+        for arm in ("base", "distilled")
+    )
+    # the second answer to a prompt is the first again: no less varied, for it is one of another set
+    twice = [*base, *distilled, *({**a, "sample": 1} for a in (*base, *distilled))]
+    good = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
+    found = claim.judge(twice, prompts, "test", 0.95, good, {}, samples=2)
+    assert found["prompts"] == 100 and found["holds"]
+    gone = [a for a in twice if (a["arm"], a["prompt_id"], a["sample"]) != ("distilled", "p7", 1)]
+    assert failed(claim.judge(gone, prompts, "test", 0.95, good, {}, samples=2)) == {"as many answers"}
+
+
 def test_a_reward_whose_lower_is_better_is_read_so():
     prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
     answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]

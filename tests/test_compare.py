@@ -51,9 +51,31 @@ def test_scores_are_matched_by_their_scorer_not_by_their_part(tmp_path: Path):
     numbers = two.metrics["evaluation"]
     scores = numbers["scores"]
     two.add_metrics("evaluation", numbers | {"scores": {"reward": scores["second"], "second": scores["reward"]}})
+    facts = two.facts
+    identity = facts["identity"]
+    swapped = {"reward": identity["second_scorer"], "second_scorer": identity["reward"]}
+    two.add_facts(identity=identity | swapped)
     d = compare([one, two])["differences"][2]
     # two's reward column is now called textblob: 0.48 - 0.05 i against textblob's 0.29 of one
     assert d["by_score"]["sentiment (textblob)"]["mean"] == pytest.approx(0.48 - 0.225 - 0.29)
+
+
+def test_two_scorers_of_one_name_are_not_taken_for_one(tmp_path: Path):
+    one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two")
+    two.add_facts(identity=two.facts["identity"] | {"reward": "sentiment/b/roberta@c0ffee"})
+    assert set(compare([one, two])["differences"][0]["by_score"]) == {"sentiment (textblob)"}
+
+
+def test_arms_on_other_weights_or_at_another_temperature_are_told(tmp_path: Path):
+    one, two, three = (run_with(tmp_path / n / "r" / "f") for n in ("one", "two", "three"))
+    assert compare([one, two])["notes"] == []
+    two.add_metrics("evaluation", two.metrics["evaluation"] | {"served_on": "other weights"})
+    three.facts["recipe"]["evaluation"]["temperature"] = 0.1
+    recipe = three.facts["recipe"]
+    three.add_facts(recipe=recipe | {"evaluation": recipe["evaluation"] | {"temperature": 0.1}})
+    found = compare([one, two, three])  # all called r/f: their paths tell them apart
+    assert len({r["name"] for r in found["runs"]}) == 3
+    assert [("ran on" in n, "temperature" in n) for n in found["notes"]] == [(True, False), (False, True)]
 
 
 def test_one_run_or_an_unfinished_one_is_refused(tmp_path: Path):

@@ -61,6 +61,8 @@ def test_states_without_a_reward_and_chains_that_stand_still_are_left_out_and_co
     found = mixing([*moving, *apart, *once], "metropolis", 40, 4)
     assert (found["prompts"], found["stuck"]) == (1, 2) and found["r_hat"]["above_limit"] >= 0.5
     json.dumps(found, allow_nan=False)
+    odd = [chain("odd", k, 0.0, [*[None] * 10, 1.0, *[None] * 10]) for k in range(2)]  # all moved in the middle of 21
+    assert not mixing(odd, "metropolis", 21, 2)["estimable"]
 
 
 def test_the_state_s_reward_is_that_of_the_last_accepted_revision():

@@ -59,7 +59,7 @@ def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
     result = report.build(run)
     assert result == {"bytes": run["report.html"].stat().st_size, "plots": 3}
     assert (
-        "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.003; 39 pairs of answers in 10 groups)."
+        "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.003 after Holm; 39 pairs of answers in 10 groups)."
         in page_of(run).text
     )
 
@@ -86,37 +86,37 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
             difference(0.31, 0.20, 0.42, 0.001),
             True,
             "better",
-            "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.001; 40 pairs of answers in 10 groups).",
+            "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.001 after Holm; 40 pairs of answers in 10 groups).",
         ),
         (
             difference(-0.31, -0.42, -0.20),
             True,
             "worse",
-            "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 pairs of answers in 10 groups).",
+            "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020 after Holm; 40 pairs of answers in 10 groups).",
         ),
         (
             difference(-0.31, -0.42, -0.20),
             False,
             "better",
-            "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 pairs of answers in 10 groups).",
+            "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020 after Holm; 40 pairs of answers in 10 groups).",
         ),
         (
             difference(0.31, 0.20, 0.42),
             False,
             "worse",
-            "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020; 40 pairs of answers in 10 groups).",
+            "Distilled is worse than base on sentiment (vader) by 0.31 (95 % interval 0.20 to 0.42, p 0.020 after Holm; 40 pairs of answers in 10 groups).",
         ),
         (
             difference(0.05, -0.10, 0.20, 0.4),
             True,
             "unclear",
-            "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval −0.10 to 0.20, p 0.400; 40 pairs of answers in 10 groups).",
+            "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval −0.10 to 0.20, p 0.400 after Holm; 40 pairs of answers in 10 groups).",
         ),
         (
             difference(0.05, 0.0, 0.10, 0.05),
             True,
             "unclear",
-            "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval 0.00 to 0.10, p 0.050; 40 pairs of answers in 10 groups).",
+            "No difference shown between distilled and base on sentiment (vader): 0.05 (95 % interval 0.00 to 0.10, p 0.050 after Holm; 40 pairs of answers in 10 groups).",
         ),
         (
             difference(0.05, None, None, None),

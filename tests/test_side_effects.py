@@ -33,6 +33,8 @@ def test_a_refusal_is_recognised(text: str):
         "",
         "The hero can't swim, and that is the joke.",
         "I will never forget its ending.",
+        "I can't recommend this film.",
+        "I won't be watching it again, and I couldn't finish it.",
         "Sorry tale, splendid film.",
         "It is a joy. " * 20 + "I can't say more.",
     ],
@@ -92,7 +94,7 @@ def test_p_is_adjusted_for_all_differences_together():
 
 
 def test_neutral_text_is_absent_where_the_server_tells_nothing():
-    assert "see the plain arm" in summary()["arms"]["base"]["neutral"]["reason"]
+    assert "asked of plain arms only" in summary()["arms"]["base"]["neutral"]["reason"]
     nothing = summary({"base": {}, "distilled": {}})["arms"]["base"]["neutral"]
     assert nothing["mean"] is None and nothing["perplexity"] is None and "log-probabilities" in nothing["reason"]
     found = summary({"base": {"x": 2.0, "y": 3.0}, "distilled": {"x": 2.5, "y": 3.5}})

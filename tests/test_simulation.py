@@ -63,4 +63,4 @@ def test_rates_of_two_equal_models_and_families_of_them(groups: int, capsys):
             f"covered by Wilson {covered / ROUNDS:.1%}"
         )
     assert mcnemar / ROUNDS <= 0.06 and family / ROUNDS <= 0.06
-    assert covered / ROUNDS >= 0.93
+    assert 0.94 <= covered / ROUNDS <= 0.97  # for shares never exact

@@ -58,7 +58,7 @@ def test_no_difference_at_all_has_p_one():
     assert same["p_t"] == 0.0 and same["effect"] is None and same["detectable"] == 0.0
     # 0.3 - 0.1 and 1.3 - 1.1 differ by rounding: that is no spread
     near = paired_difference([0.3, 1.3, 2.3], [0.1, 1.1, 2.1], ["a", "b", "c"])
-    assert near["effect"] is None and near["detectable"] == 0.0
+    assert near["effect"] is None and near["detectable"] == 0.0 and near["low"] == near["high"]
 
 
 def test_from_forty_groups_on_a_bootstrap_stands_beside():
@@ -74,16 +74,26 @@ def test_from_forty_groups_on_a_bootstrap_stands_beside():
 
 
 def test_a_rate_is_worth_its_groups_not_its_rows():
-    # every group all or nothing: ICC 1, four groups of five are worth four trials
+    # every group all or nothing: ICC 1, four groups of five are worth four trials, and as the design effect is an estimate
+    # from four groups, (1.960 / 3.182)**2 of them (t with three degrees of freedom)
     hits, groups = [True] * 10 + [False] * 10, [g for g in "abcd" for _ in range(5)]
     r = rate(hits, groups)
-    assert r["effective_n"] == pytest.approx(4) and (r["mean"], r["n"], r["groups"]) == (0.5, 20, 4)
-    assert (r["low"], r["high"]) == pytest.approx(proportion.proportion_confint(2, 4, method="wilson"))
+    worth = 4 * (1.959964 / 3.182446) ** 2
+    assert r["effective_n"] == pytest.approx(worth) and (r["mean"], r["n"], r["groups"]) == (0.5, 20, 4)
+    assert (r["low"], r["high"]) == pytest.approx(
+        proportion.proportion_confint(worth / 2, worth, method="wilson"), abs=1e-6
+    )
     # one row a group: n trials; all alike: no more than the groups
     assert rate([True, False, True], ["a", "b", "c"])["effective_n"] == 3
-    assert rate([False] * 20, groups)["effective_n"] == pytest.approx(4)
+    nothing = rate([False] * 20, groups)
+    assert nothing["effective_n"] == pytest.approx(worth) and (nothing["mean"], nothing["low"]) == (0.0, 0.0)
     # half and half in every group: rows of a group are no more alike than others
-    assert rate([True, False] * 10, [g for g in "abcde" for _ in range(4)])["effective_n"] == pytest.approx(20)
+    even = rate([True, False] * 10, [g for g in "abcde" for _ in range(4)])
+    assert even["effective_n"] == pytest.approx(20 * (1.959964 / 2.776445) ** 2)
+    # groups of 9 and 1: the mean is that of their shares, as in differences
+    assert rate([True] * 9 + [False], ["a"] * 9 + ["b"])["mean"] == 0.5
+    alone = rate([True, False], ["a", "a"])
+    assert alone["low"] is None and alone["reason"] == "one group" and alone["mean"] == 0.5
 
 
 def test_mcnemar_gives_each_group_one_verdict():
@@ -97,7 +107,12 @@ def test_mcnemar_gives_each_group_one_verdict():
     # one pair a group: McNemar's own
     table = [[0, 7], [1, 2]]
     assert d["p"] == pytest.approx(contingency_tables.mcnemar(table, exact=True).pvalue)
-    assert rate_difference([1, 0], [1, 0], ["a", "b"])["p"] == 1.0  # nothing decided
+    nothing = rate_difference([1, 0], [1, 0], ["a", "b"])
+    assert nothing["p"] == 1.0 and nothing["low"] is None and nothing["reason"] == "all groups agree"
+    wide = rate_difference([1, 0], [0, 0], ["a", "b"])
+    assert (wide["low"], wide["high"]) == (-1.0, 1.0)
+    many = [str(i) for i in range(1100)]
+    assert rate_difference([1] * 1100, [0] * 1100, many)["p"] < 1e-300  # so small that it may be 0, never 1
 
 
 def test_holm_by_hand_and_by_statsmodels():
