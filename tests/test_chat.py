@@ -256,6 +256,8 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
     folder = tmp_path / "model"
     folder.mkdir()
     run.add_facts(model=run.facts["model"] | {"folder": str(folder)})
+    rounded = tmp_path / "rounded"  # what QLoRA trained on and the arms were scored on
+    monkeypatch.setattr("dsc_hub.models.rounded", lambda plain, identity, settings: plain == folder and rounded)
     given, ended = [], []
 
     @contextlib.contextmanager
@@ -274,7 +276,7 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
         chat.chat(run)
     typed(monkeypatch, "/quit")
     chat.chat(run)
-    assert len(ended) == 2 and given[0][0] == folder and given[0][3] == {"distilled": run["adapter"]}
+    assert len(ended) == 2 and given[0][0] == rounded and given[0][3] == {"distilled": run["adapter"]}
     assert tmp_path / "run" not in given[0][2].parents
 
 
