@@ -256,11 +256,11 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
     RUN is a run folder, or a recipe's name for its newest run. With --json: the whole metrics.json.
     """
     from dsc_hub import show as screen
-    from dsc_hub.runs import find
+    from dsc_hub.runs import evaluated, find
 
     run = find(reference, runs)
     if as_json:
-        _print_json(run.metrics)
+        _print_json(evaluated(run))
     else:
         screen.numbers(run)
 

@@ -94,6 +94,10 @@ def test_the_verbs_print_tables_and_json(tmp_path: Path):
     assert found["differences"][2]["by_score"]["sentiment (vader)"]["mean"] == pytest.approx(0.25)
     shown = json.loads(CliRunner().invoke(cli, ["show", "--json", str(one.folder)]).output)
     assert shown == one.metrics
+    one.unfinish("evaluation")
+    refused = CliRunner().invoke(cli, ["show", "--json", str(one.folder)])
+    assert isinstance(refused.exception, RunError) and refused.output == ""
+    one.finish("evaluation", "f", 1.0, {})
     claim = CliRunner().invoke(cli, ["check", "--json", str(one.folder)])
     assert claim.exit_code == 1 and json.loads(claim.output)["holds"] is False
 
