@@ -6,8 +6,8 @@
     distilled       one plain answer of the base with the adapter
     distilled_self_critique   the chain with the adapter
 
-Base and adapter are served by one process, the adapter unmerged. An arm's first answer is the very request that the
-plain arm of its model made, so it is asked for once. Scores and numbers are made in evaluation.py.
+The adapter is served unmerged beside its base, and the arms of one model are asked before those of the other. An arm's first
+answer is the very request that the plain arm of its model made, so it is asked for once. Scores and numbers are made in evaluation.py.
 """
 
 from __future__ import annotations

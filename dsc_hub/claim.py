@@ -21,7 +21,7 @@ from typing import Any
 
 from dsc_hub import hygiene
 from dsc_hub.records import Prompt
-from dsc_hub.side_effects import distinct
+from dsc_hub.side_effects import variety
 
 SUBJECT_LOSS = 0.02  # by so much the share of answers that name their subject may fall
 LEAST_VARIETY = 0.8  # distinct-2 against the base's
@@ -142,21 +142,12 @@ def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequenc
 
 
 def _variety(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
-    """Distinct-2 across the answers of one sample, mean over the samples: several answers to one prompt may be alike."""
-    before, after, compared = [], [], 0
-    for k in sorted({row["sample"] for row in base}):
-        texts = [[row["text"] for row in rows if row["sample"] == k] for rows in (base, distilled)]
-        # The shorter arm's number of pairs for both: of a longer text a smaller share is new.
-        n = min(sum(len(hygiene.ngrams(hygiene.words(t), 2)) for t in arm) for arm in texts)
-        if n:
-            for into, arm in zip((before, after), texts, strict=True):
-                into.append(distinct(arm, 2, n) or 0.0)
-            compared += n
-    if not compared:
+    found, compared = variety({"base": base, "distilled": distilled}, 2)
+    before, after = found["base"], found["distilled"]
+    if before is None or after is None:
         return Criterion("as varied", None, "an arm has no two words")
-    one, other = sum(after) / len(after), sum(before) / len(before)
-    told = f"distinct-2 {one:.3f} against {other:.3f} (first {compared} word pairs of each); at least {LEAST_VARIETY:g} of it"
-    return Criterion("as varied", one >= LEAST_VARIETY * other, told)
+    told = f"distinct-2 {after:.3f} against {before:.3f} (first {compared} word pairs of each); at least {LEAST_VARIETY:g} of it"
+    return Criterion("as varied", after >= LEAST_VARIETY * before, told)
 
 
 def _length(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:

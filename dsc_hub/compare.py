@@ -14,7 +14,6 @@ from dsc_hub import stats
 from dsc_hub.errors import ConfigError
 from dsc_hub.recipe import SCORERS
 from dsc_hub.runs import Run, evaluated
-from dsc_hub.side_effects import adjust
 
 Row = Mapping[str, Any]
 
@@ -38,17 +37,17 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
     for name, other in zip(names[1:], read[1:], strict=True):
         for arm in (a for a in first["rows"] if a in other["rows"]):
             mine, theirs = other["rows"][arm], first["rows"][arm]
-            both = sorted(k for k in mine if k in theirs)
+            shared = len(mine.keys() & theirs.keys())
             by_score = {
-                first["names"][scorer]: _difference(mine, theirs, both, column, first["columns"][scorer], confidence)
+                first["names"][scorer]: stats.paired_rows(mine, theirs, column, first["columns"][scorer], confidence)
                 for scorer, column in other["columns"].items()
                 if scorer in first["columns"]
             }
             differences.append(
-                {"run": name, "against": baseline, "arm": arm, "prompts": len(both)}
-                | {"unshared": len(mine) + len(theirs) - 2 * len(both), "by_score": by_score}
+                {"run": name, "against": baseline, "arm": arm, "prompts": shared}
+                | {"unshared": len(mine) + len(theirs) - 2 * shared, "by_score": by_score}
             )
-    adjust({str(i): d["by_score"] for i, d in enumerate(differences)})
+    stats.adjust({str(i): d["by_score"] for i, d in enumerate(differences)})
     shown = [
         {
             "name": name,
@@ -90,15 +89,3 @@ def _read(run: Run) -> dict[str, Any]:
         "scores": shown,
         "arms": {arm: {s: numbers[s] for s in shown} for arm, numbers in section["arms"].items()},
     }
-
-
-def _difference(
-    mine: Mapping[Any, Row], theirs: Mapping[Any, Row], keys: Sequence[Any], my: str, their: str, confidence: float
-) -> dict[str, Any]:
-    scored = [k for k in keys if mine[k][my] is not None and theirs[k][their] is not None]
-    return stats.paired_difference(
-        [mine[k][my] for k in scored],
-        [theirs[k][their] for k in scored],
-        [mine[k]["group"] for k in scored],
-        confidence,
-    )

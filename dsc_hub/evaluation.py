@@ -113,9 +113,10 @@ def summarise(
     expected = len(prompts) * e.samples
     compared = pairs_of(e.arms)
     differences = {
-        f"{a} - {b}": {name: _paired(by_arm[a], by_arm[b], name, e.confidence) for name in names} for a, b in compared
+        f"{a} - {b}": {name: stats.paired_rows(by_arm[a], by_arm[b], name, confidence=e.confidence) for name in names}
+        for a, b in compared
     }
-    side_effects.adjust(differences)
+    stats.adjust(differences)
     numbers: dict[str, Any] = {}
     for arm, rows in by_arm.items():
         numbers[arm] = {
@@ -167,13 +168,6 @@ def _cost(rows: Sequence[Row], seconds: float | None, processors: int | None) ->
 def _per_1000(gained: float | None, tokens: float | None) -> float | None:
     """Reward gained over the baseline for 1,000 generated tokens; None for the baseline itself."""
     return None if gained is None or not tokens else 1000 * gained / tokens
-
-
-def _paired(a: Mapping[Any, Row], b: Mapping[Any, Row], name: str, confidence: float) -> dict[str, Any]:
-    both = [i for i in sorted(a) if i in b and a[i][name] is not None and b[i][name] is not None]
-    return stats.paired_difference(
-        [a[i][name] for i in both], [b[i][name] for i in both], [a[i]["group"] for i in both], confidence
-    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

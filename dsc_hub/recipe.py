@@ -216,12 +216,8 @@ class Distill(Section):
                 + (f" (also: {', '.join(owned[1:])})" if owned[1:] else "")
                 + "; remove it"
             )
-        own = self.quantization
-        if (
-            self.method == "qlora"
-            and not own.get("load_in_4bit", not own.get("load_in_8bit"))
-            and not own.get("load_in_8bit")
-        ):
+        four, eight = self.quantization.get("load_in_4bit", True), self.quantization.get("load_in_8bit", False)
+        if self.method == "qlora" and not four and not eight:
             raise ValueError("quantization: neither load_in_4bit nor load_in_8bit; method 'lora' trains without")
         return self
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rapidfuzz.distance import LCSseq
@@ -65,6 +66,27 @@ def distinct(texts: Sequence[str], n: int, most: int | None = None) -> float | N
     return len(set(grams)) / len(grams) if grams else None
 
 
+def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float | None], int]:
+    """Distinct-n of each arm across the answers of one sample, mean over the samples: several answers to one prompt may be
+    alike. Of every arm as many n-grams count as the shortest has, for of a longer text a smaller share is new.
+
+    None for an arm without any; beside it how many n-grams of each arm were compared.
+    """
+    texts: dict[str, dict[int, list[str]]] = {arm: defaultdict(list) for arm in arms}
+    for arm, rows in arms.items():
+        for row in rows:
+            texts[arm][row["sample"]].append(row["text"])
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    compared = 0
+    for k in sorted(set().union(*texts.values())):
+        most = min(sum(len(hygiene.ngrams(hygiene.words(t), n)) for t in of[k]) for of in texts.values())
+        compared += most
+        for arm, of in texts.items():
+            if (d := distinct(of[k], n, most)) is not None:
+                found[arm].append(d)
+    return {arm: sum(of) / len(of) if of else None for arm, of in found.items()}, compared
+
+
 def summarise(
     answers: Sequence[Row],
     prompts: Sequence[Prompt],
@@ -74,19 +96,21 @@ def summarise(
     confidence: float,
 ) -> dict[str, Any]:
     """{measures, arms: {arm: {measure: estimate}}, differences: {"a - b": {measure: difference}}}, None inside an estimate
-    for what was not measured. `neutral`: nats a token by arm and neutral text, of the arms that are one plain answer of their model. Holm's family of a measure's p are all
-    differences of all measures here, apart from those of the scores."""
+    for what was not measured. `neutral`: nats a token by arm and neutral text, of the arms that are one plain answer of their
+    model. Holm's family of a measure's p are all differences of all measures here, apart from those of the scores."""
     by_id = {p.id: p for p in prompts}
     rows = {arm: {(r["prompt_id"], r["sample"]): r for r in answers if r["arm"] == arm} for arm in arms}
     base = rows[arms[0]]
     values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id) for arm in arms}
     samples = max((r["sample"] for r in answers), default=0) + 1
-    variety = {name: _variety(rows, n, samples) for name, n in (("distinct_1", 1), ("distinct_2", 2))}
+    in_order = {arm: [row for _, row in sorted(of.items())] for arm, of in rows.items()}
+    distinct_n = {name: variety(in_order, n)[0] for name, n in (("distinct_1", 1), ("distinct_2", 2))}
+    told = {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": samples}
     out: dict[str, Any] = {"measures": MEASURES, "arms": {}, "differences": {}}
     for arm in arms:
         out["arms"][arm] = {
-            name: variety[name][arm]
-            if name in variety
+            name: {"mean": distinct_n[name][arm], "n": len(rows[arm]), **told}
+            if name in distinct_n
             else _one(name, rows[arm], values[arm], neutral.get(arm), confidence)
             for name in MEASURES
         }
@@ -96,16 +120,8 @@ def summarise(
             for name in MEASURES
             if name != "similarity" and MEASURES[name]["kind"] != "whole"
         }
-    adjust(out["differences"])
+    stats.adjust(out["differences"])
     return out
-
-
-def adjust(differences: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
-    """Add `p_holm` to every difference: its p adjusted for the family of all of them."""
-    flat = {(pair, name): d for pair, by_name in differences.items() for name, d in by_name.items()}
-    adjusted = stats.holm({f"{pair}\0{name}": d["p"] for (pair, name), d in flat.items()})
-    for (pair, name), d in flat.items():
-        d["p_holm"] = adjusted[f"{pair}\0{name}"]
 
 
 Key = tuple[str, int]  # prompt id, sample
@@ -143,20 +159,6 @@ def _one(
     if kind == "rate":
         return stats.rate([bool(v) for v in found.values()], groups, confidence)
     return stats.estimate(list(found.values()), groups, confidence)
-
-
-def _variety(rows: Mapping[str, Mapping[Key, Row]], n: int, samples: int) -> dict[str, dict[str, Any]]:
-    """Distinct-n of each arm across the answers of one sample, mean over the samples: several answers to one prompt may be
-    alike. Of every arm as many n-grams count as the shortest has, for of a longer text a smaller share is new."""
-    found: dict[str, list[float]] = {arm: [] for arm in rows}
-    for k in range(samples):
-        texts = {arm: [r["text"] for (_, sample), r in sorted(of.items()) if sample == k] for arm, of in rows.items()}
-        most = min(sum(len(hygiene.ngrams(hygiene.words(t), n)) for t in of) for of in texts.values())
-        for arm, of in texts.items():
-            if (d := distinct(of, n, most)) is not None:
-                found[arm].append(d)
-    told = {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": samples}
-    return {arm: {"mean": sum(of) / len(of) if of else None, "n": len(rows[arm]), **told} for arm, of in found.items()}
 
 
 def _neutral(nats: Mapping[str, float] | None, confidence: float) -> dict[str, Any]:

@@ -94,6 +94,22 @@ def paired_difference(
     }
 
 
+def paired_rows(
+    a: Mapping[Any, Mapping[str, Any]],
+    b: Mapping[Any, Mapping[str, Any]],
+    column: str,
+    column_of_b: str | None = None,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """`paired_difference` of two arms' answers, {prompt and sample: row with `group` and scores}, on one score: over the keys
+    that both have and that both have scored. `column_of_b`: what the score is called in b, if not `column`."""
+    other = column_of_b or column
+    both = [k for k in sorted(a) if k in b and a[k][column] is not None and b[k][other] is not None]
+    return paired_difference(
+        [a[k][column] for k in both], [b[k][other] for k in both], [a[k]["group"] for k in both], confidence
+    )
+
+
 def _spread(means: np.ndarray) -> float:
     """Standard deviation of group means; 0 where they differ by rounding alone, which would pass for a sure difference."""
     spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
@@ -245,3 +261,11 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
         highest = max(highest, min(1.0, p * (len(known) - i)))
         out[name] = highest
     return out
+
+
+def adjust(differences: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
+    """Add `p_holm` to every difference: its p adjusted for the family of all of them."""
+    flat = {(pair, name): d for pair, by_name in differences.items() for name, d in by_name.items()}
+    adjusted = holm({f"{pair}\0{name}": d["p"] for (pair, name), d in flat.items()})
+    for (pair, name), d in flat.items():
+        d["p_holm"] = adjusted[f"{pair}\0{name}"]

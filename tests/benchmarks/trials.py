@@ -50,7 +50,7 @@ def main() -> None:
                 print(
                     f"\n== {run.folder.name}  T {temperature}  {' '.join(run.facts['command'].split()[2:])}", flush=True
                 )
-                _judge(answered, name, recipe, prompts, scored)
+                _judge(answered, name, prompts, scored)
                 for row in answered[name][0][: given.show]:
                     print(f"   [{row['prompt']}] {' '.join(row['text'].split())}")
 
@@ -80,27 +80,24 @@ async def _answers(
     return out
 
 
-def _judge(answered: Any, name: str, recipe: Recipe, prompts: list[Prompt], scored: dict[str, Any]) -> None:
+def _judge(answered: Any, name: str, prompts: list[Prompt], scored: dict[str, Any]) -> None:
     totals: dict[str, list[str]] = {}
-    pooled: dict[str, tuple[list[float], list[float], list[str]]] = {n: ([], [], []) for n in scored}
-    for base, distilled in zip(answered[None], answered[name], strict=True):
+    pooled: dict[str, dict[tuple[str, int], dict[str, Any]]] = {"base": {}, "distilled": {}}
+    for k, (base, distilled) in enumerate(zip(answered[None], answered[name], strict=True)):
         rows = [r | {"arm": "base"} for r in base] + [r | {"arm": "distilled"} for r in distilled]
         evaluation.score_answers(rows, scored)
-        differences = {}
-        for n in scored:
-            a, b = ([r for r in rows if r["arm"] == arm] for arm in ("distilled", "base"))
-            pairs = [(x[n], y[n], x["group"]) for x, y in zip(a, b, strict=True) if None not in (x[n], y[n])]
-            columns = [list(c) for c in zip(*pairs, strict=True)]
-            differences[n] = stats.paired_difference(*columns, recipe.evaluation.confidence)
-            for into, values in zip(pooled[n], columns, strict=True):
-                into.extend(values)
+        by_arm = {arm: {r["prompt_id"]: r for r in rows if r["arm"] == arm} for arm in pooled}
+        differences = {n: stats.paired_rows(by_arm["distilled"], by_arm["base"], n) for n in scored}
+        for arm, of in by_arm.items():
+            pooled[arm] |= {(i, k): r for i, r in of.items()}
         verdict = claim.judge(rows, prompts, "validation", 0.95, differences, dict.fromkeys(scored, True))
         for c in verdict["criteria"]:
             mark = "" if c["holds"] else "FAILS "
             totals.setdefault(c["name"], []).append(mark + c["told"].split(";")[0])
-    for n, (a, b, groups) in pooled.items():
-        d = stats.paired_difference(a, b, groups)
-        print(f"  {n}: {sum(b) / len(b):+.3f} -> {sum(a) / len(a):+.3f}  ({d['low']:+.2f} to {d['high']:+.2f})")
+    for n in scored:
+        d = stats.paired_rows(pooled["distilled"], pooled["base"], n)
+        means = {arm: stats.estimate(*zip(*_scored(of, n), strict=True))["mean"] for arm, of in pooled.items()}
+        print(f"  {n}: {means['base']:+.3f} -> {means['distilled']:+.3f}  ({d['low']:+.2f} to {d['high']:+.2f})")
     subjects = [hygiene.subject_of(p) for p in prompts]
     for arm in (None, name):
         repeats = [
@@ -110,6 +107,10 @@ def _judge(answered: Any, name: str, recipe: Recipe, prompts: list[Prompt], scor
     for criterion, told in totals.items():
         if criterion != "on test prompts":
             print(f"  {criterion}:\n" + "\n".join(f"      {t}" for t in told))
+
+
+def _scored(rows: dict[tuple[str, int], dict[str, Any]], name: str) -> list[tuple[float, str]]:
+    return [(r[name], r["group"]) for r in rows.values() if r[name] is not None]
 
 
 if __name__ == "__main__":
