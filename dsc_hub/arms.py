@@ -224,7 +224,7 @@ def answers_of(
 ) -> list[Answer]:
     """The answers of one arm, in the order of prompt ids and samples; `score` is the reward, by which best-of-n chooses."""
     arm = ARMS[name]
-    turns = [t for t in run.rows(f"{arm.prefix}turns.jsonl").as_type(lambda row: Turn(**row)) if t.prompt_id in prompts]
+    turns = [t for t in run.rows(f"{arm.prefix}turns.jsonl").as_type(Turn) if t.prompt_id in prompts]
     first = [t for t in turns if t.role == "answer"]
     if arm.way == "answer":
         found = [_single(t) for t in first]
@@ -238,7 +238,7 @@ def answers_of(
                 state = by_key[c.prompt_id, c.number, at, "revision" if at else "answer"]
                 found.append(Answer(c.prompt_id, c.number, c.final, state.finish_reason, *spent[c.prompt_id, c.number]))
     else:
-        more = [t for t in run.rows(BEST_OF_N).as_type(lambda row: Turn(**row)) if t.prompt_id in prompts]
+        more = [t for t in run.rows(BEST_OF_N).as_type(Turn) if t.prompt_id in prompts]
         found = _best(recipe, [*first, *more], prompts, score)
     return sorted(found, key=lambda a: (a.prompt_id, a.sample))
 

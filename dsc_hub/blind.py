@@ -11,12 +11,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dsc_hub import stats
 from dsc_hub.chain import seed_of
 from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.runs import Run
+from dsc_hub.records import Answer
+from dsc_hub.runs import Run, answers
 
 ARMS = ("base", "distilled")
 FILE = "evaluation/blind.jsonl"
@@ -48,8 +49,8 @@ class Verdict:
     judge: str
     seed: int  # of the order, 0 <= seed < 2**31
     shown: Sequence[str]  # arms as A and B
-    choice: str  # "A", "B" or "t"
-    won: str  # an arm, or "tie"
+    choice: Literal["A", "B", "t"]
+    won: Literal["base", "distilled", "tie"]
     answers: Mapping[str, str]  # hashes of what was shown, by arm
 
 
@@ -99,8 +100,8 @@ def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float 
     """Counts, win rate and p over the prompts that were judged; None if none was.
 
     A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), the mean over its judges where there are several; above 0.5
-    it counts as a win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over groups
-    and may reach beyond 0..1. Where all groups have the same mean a t interval has no width and claims too much: then
+    it counts as a win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over groups;
+    it is cut to 0..1. Where all groups have the same mean a t interval has no width and claims too much: then
     there is none. `p` is the exact sign test over decided prompts, and takes prompts as independent.
     """
     verdicts = list(verdicts)
@@ -116,6 +117,8 @@ def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float 
     rate = stats.estimate(means, [p.group for p in judged], confidence)
     if rate["low"] is not None and rate["low"] == rate["high"]:
         rate |= {"low": None, "high": None, "reason": "all groups have the same mean"}
+    elif rate["low"] is not None:
+        rate |= {"low": max(0.0, rate["low"]), "high": min(1.0, rate["high"])}
     now = {p.prompt_id: p.hashes for p in pairs}
     return {
         "prompts": len(judged),
@@ -140,19 +143,14 @@ def read_pairs(run: Run) -> list[Pair]:
     """The pairs of a finished evaluation. RunError if there is none, or if it lacks one of the two arms."""
     if run.marker("evaluation") is None or not run["evaluation/answers.jsonl"].is_file():
         raise RunError(f"{run.folder} has no finished evaluation, so there are no answers to compare", _first(run))
-    answers = list(run.rows("evaluation/answers.jsonl").as_type(_answer))
-    there = {a["arm"] for a in answers}
+    rows = answers(run)
+    there = {a["arm"] for a in rows}
     if missing := [arm for arm in ARMS if arm not in there]:
         raise RunError(
             f"the evaluation of {run.folder} has no answers of: {', '.join(missing)}; expected base and distilled",
             f"Have both in evaluation.arms of the recipe. {_first(run)}",
         )
-    return pairs_of(answers)
-
-
-def _answer(row: dict[str, Any]) -> dict[str, Any]:
-    found = {key: row[key] for key in ("arm", "prompt_id", "group", "prompt", "text")}
-    return found | {"sample": row.get("sample", 0)}  # an older run has one answer a prompt
+    return pairs_of(rows)
 
 
 def _first(run: Run) -> str:
@@ -160,7 +158,7 @@ def _first(run: Run) -> str:
 
 
 def read_verdicts(run: Run) -> list[Verdict]:
-    return list(run.rows(FILE).as_type(lambda row: Verdict(**row)))
+    return list(run.rows(FILE).as_type(Verdict))
 
 
 def retell(run: Run) -> dict[str, Any] | None:
@@ -171,7 +169,7 @@ def retell(run: Run) -> dict[str, Any] | None:
     verdicts = read_verdicts(run)
     found = None
     if verdicts:
-        pairs = pairs_of(run.rows("evaluation/answers.jsonl").as_type(_answer))
+        pairs = pairs_of(map(asdict, run.rows("evaluation/answers.jsonl").as_type(Answer)))
         found = tally(pairs, verdicts, run.facts["recipe"]["evaluation"]["confidence"])
     if found is not None:
         run.add_metrics("blind", found)

@@ -22,10 +22,10 @@ from markupsafe import Markup
 from dsc_hub import plots, tables, wording
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import SCORERS, packaged_folder, quantization
-from dsc_hub.records import SPLITS, Chain
-from dsc_hub.runs import Run, write_whole
+from dsc_hub.recorded import Recorded
+from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.runs import Run, answers, evaluated, write_whole
 from dsc_hub.serving import max_lora_rank
-from dsc_hub.wording import Recorded
 
 PAPER = "2312.01957"
 TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]
@@ -48,7 +48,7 @@ def build(run: Run) -> dict[str, list[str]]:
 
     Returns the files of each folder. DataError if a fact is missing, or if the dataset's files and its numbers differ.
     """
-    facts, metrics = Recorded(run.facts, "run.json"), Recorded(run.metrics, "metrics.json")
+    facts, metrics = Recorded(run.facts, "run.json"), Recorded(evaluated(run), "metrics.json")
     for kind in ("dataset", "adapter", "base"):
         _check_repo_id(facts.repos[kind], kind)
     files = _dataset_files(run, metrics)
@@ -69,6 +69,8 @@ def build(run: Run) -> dict[str, list[str]]:
         "model": wording.model_name(facts.model),
         "arms": tables.arm_rows(metrics),
         "differences": tables.difference_rows(metrics),
+        "details": tables.detail_rows(metrics),
+        "side_effect_note": tables.SIDE_EFFECT_NOTE,
         "side_effects": tables.side_effect_rows(metrics),
         "costs": tables.cost_rows(metrics),
         "mixing": wording.mixing_sentence(metrics),
@@ -298,16 +300,14 @@ def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
 
 def _example_chains(run: Run) -> list[dict[str, Any]]:
     """The first training chains in the order of their keys: kept or not, chosen by nobody."""
-    prompts = {p["id"]: p["text"] for p in run.rows("prompts.jsonl") if p["split"] == "train"}
-    chains = sorted(
-        (Chain.from_row(r) for r in run.rows("chains.jsonl") if r["prompt_id"] in prompts), key=lambda c: c.key
-    )
+    prompts = {p.id: p.text for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split == "train"}
+    chains = sorted((c for c in run.rows("chains.jsonl").as_type(Chain) if c.prompt_id in prompts), key=lambda c: c.key)
     return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:EXAMPLES]]
 
 
 def _example_answers(run: Run) -> list[dict[str, Any]]:
     """The first evaluated prompts in the order of their ids, with every arm's answer."""
-    rows = [row for row in run.rows("evaluation/answers.jsonl") if row["sample"] == 0]
+    rows = [row for row in answers(run) if row["sample"] == 0]
     ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES]
     return [
         {

@@ -27,6 +27,7 @@ SUBJECT_LOSS = 0.02  # by so much the share of answers that name their subject m
 LEAST_VARIETY = 0.8  # distinct-2 against the base's
 SHORTEST, LONGEST = 0.7, 1.3  # median length against the base's
 COMMON_8GRAM = 0.05  # share of answers above which an 8-gram, or a whole sentence, is a mannerism
+BETTER = {"reward": "better on the reward", "second": "better on the second scorer"}  # score -> its criterion
 SHORTEST_SENTENCE = 3  # words that a sentence must have to be one
 LEAST_CONFIDENCE = 0.95
 
@@ -35,11 +36,17 @@ Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One condition. `holds` is None where it can't be measured (`told` says why), which is not a pass."""
+    """One condition. `holds` is None where it can't be measured (`told` says why), which is not a pass.
+
+    `base` and `distilled` are the two numbers that were compared (a count, a share, a ratio), where there are two; of a score
+    `distilled` is the mean difference.
+    """
 
     name: str
     holds: bool | None
     told: str
+    base: float | None = None
+    distilled: float | None = None
 
 
 def judge(
@@ -52,7 +59,8 @@ def judge(
     samples: int = 1,
     trained_here: bool = True,
 ) -> dict[str, Any]:
-    """The claim of an evaluation: {"holds": bool, "prompts": n, "criteria": [{name, holds, told}]}; n counts every sample.
+    """The claim of an evaluation: {"holds": bool, "answers": n, "criteria": [{name, holds, told, base, distilled}]}; n counts every
+    sample.
 
     `answers` are rows of all arms on `prompts` of `split`, `differences` the paired differences distilled - base by score
     name, with intervals at `confidence`. None of the criteria may fail, and those on the scores must have been measured; a
@@ -65,23 +73,27 @@ def judge(
     both = [i for i in sorted(arms["base"]) if i in arms["distilled"] and i[0] in by_id]
     base, distilled = ([arms[arm][i] for i in both] for arm in ("base", "distilled"))
     asked = [by_id[i] for i, _ in both]
-    scores = [
-        _better(name, differences.get(name), confidence, higher_is_better.get(name, True))
-        for name in ("reward", "second")
-    ]
-    texts = [_held_out(split, trained_here), _answered(arms, [(p.id, k) for p in prompts for k in range(samples)])]
+    criteria = [_better(name, differences.get(name), confidence, higher_is_better.get(name, True)) for name in BETTER]
+    criteria += [_held_out(split, trained_here), _answered(arms, [(p.id, k) for p in prompts for k in range(samples)])]
     if "third" in differences:
-        texts.append(_not_worse(differences["third"], higher_is_better.get("third", True)))
+        criteria.append(_not_worse(differences["third"], higher_is_better.get("third", True)))
     if both:
-        texts += [
+        criteria += [
             _names_subject(base, distilled, asked),
             _variety(base, distilled),
             _length(base, distilled),
             _mannerisms(base, distilled, asked),
             *_no_worse(base, distilled, asked),
         ]
-    holds = all(c.holds for c in scores) and all(c.holds is not False for c in texts) and bool(both)
-    return {"holds": holds, "prompts": len(both), "criteria": [asdict(c) for c in [*scores, *texts]]}
+    told = [asdict(c) for c in criteria]
+    return {"holds": holds(told, len(both)), "answers": len(both), "criteria": told}
+
+
+def holds(criteria: Sequence[Mapping[str, Any]], answers: int) -> bool:
+    """Do the criteria of a claim add up to it? None may fail, those on the scores must be there and measured, and some
+    answers must have been compared."""
+    found = {c["name"]: c["holds"] for c in criteria}
+    return answers > 0 and all(found.get(name) for name in BETTER.values()) and False not in found.values()
 
 
 def _held_out(split: str, trained_here: bool) -> Criterion:
@@ -96,7 +108,7 @@ def _held_out(split: str, trained_here: bool) -> Criterion:
 
 
 def _better(name: str, difference: Row | None, confidence: float, higher: bool) -> Criterion:
-    label = "better on the reward" if name == "reward" else "better on the second scorer"
+    label = BETTER[name]
     if difference is None:
         return Criterion(label, None, "there is no second scorer" if name == "second" else "not measured")
     low, high, mean = (difference[k] for k in ("low", "high", "mean"))
@@ -105,7 +117,7 @@ def _better(name: str, difference: Row | None, confidence: float, higher: bool) 
     if mean is None or low is None or high is None or low == high != 0:
         return Criterion(label, None, "no interval: too few groups, or all alike")
     told = f"distilled - base {mean:+.3f}, {confidence:.0%} interval {low:+.3f} to {high:+.3f}; it must leave out zero"
-    return Criterion(label, low > 0 if higher else high < 0, told)
+    return Criterion(label, low > 0 if higher else high < 0, told, None, mean)
 
 
 def _not_worse(difference: Row, higher: bool) -> Criterion:
@@ -113,7 +125,7 @@ def _not_worse(difference: Row, higher: bool) -> Criterion:
     if low is None or high is None:
         return Criterion(name, None, "no interval")
     told = f"distilled - base {difference['mean']:+.3f}, interval {low:+.3f} to {high:+.3f}"
-    return Criterion(name, high >= 0 if higher else low <= 0, told)
+    return Criterion(name, high >= 0 if higher else low <= 0, told, None, difference["mean"])
 
 
 def _answered(arms: Mapping[str, Mapping[Any, Row]], wanted: Sequence[tuple[str, int]]) -> Criterion:
@@ -124,7 +136,7 @@ def _answered(arms: Mapping[str, Mapping[Any, Row]], wanted: Sequence[tuple[str,
 
     before, after = (sum(not good(arms[arm].get(i)) for i in wanted) for arm in ("base", "distilled"))
     told = f"{after} of {len(wanted)} answers missing (failed, empty or unscored) against the base's {before}; not more"
-    return Criterion("as many answers", after <= before, told)
+    return Criterion("as many answers", after <= before, told, before, after)
 
 
 def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
@@ -138,7 +150,7 @@ def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequenc
 
     before, after = share(base), share(distilled)
     told = f"{after:.1%} of answers against the base's {before:.1%}; at most {100 * SUBJECT_LOSS:.0f} points less"
-    return Criterion(name, after >= before - SUBJECT_LOSS, told)
+    return Criterion(name, after >= before - SUBJECT_LOSS, told, before, after)
 
 
 def _variety(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
@@ -147,7 +159,7 @@ def _variety(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
     if before is None or after is None:
         return Criterion("as varied", None, "an arm has no two words")
     told = f"distinct-2 {after:.3f} against {before:.3f} (first {compared} word pairs of each); at least {LEAST_VARIETY:g} of it"
-    return Criterion("as varied", after >= LEAST_VARIETY * before, told)
+    return Criterion("as varied", after >= LEAST_VARIETY * before, told, before, after)
 
 
 def _length(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
@@ -155,7 +167,7 @@ def _length(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
     if not before:
         return Criterion("as long", None, "the base's median answer has no words")
     told = f"median {after:g} words against {before:g}, {after / before:.2f} of it; {SHORTEST:g} to {LONGEST:g} of it"
-    return Criterion("as long", SHORTEST <= after / before <= LONGEST, told)
+    return Criterion("as long", SHORTEST <= after / before <= LONGEST, told, before, after)
 
 
 def _mannerisms(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
@@ -200,7 +212,7 @@ def _no_worse(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Pro
     def criterion(name: str, is_so: Callable[[Row, Prompt], bool]) -> Criterion:
         before, after = (sum(map(is_so, rows, asked)) for rows in (base, distilled))
         told = f"{after} of {len(asked)} answers against the base's {before}; not more"
-        return Criterion(name, after <= before, told)
+        return Criterion(name, after <= before, told, before, after)
 
     return [
         criterion("no more talk about the conversation", meta),

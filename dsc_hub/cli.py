@@ -1,12 +1,15 @@
 """The verbs of `dsc`. Parses, calls one function of the pipeline, prints the result; imports a stage only when it runs.
 
-Exit codes: 0 done; 2 the user or the environment has something to mend (one message, no traceback); 130 interrupted.
+Exit codes: 0 done; 1 `dsc check` of a claim that does not hold; 2 the user or the environment has something to mend (one
+message, no traceback); 130 interrupted.
 A traceback means a bug of ours.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
+import io
 import json
 import os
 import signal
@@ -35,8 +38,34 @@ def cli() -> None:
     """
 
 
+def _safe_streams() -> None:
+    """Every text can be printed: to a closed standard output nothing is, and where the encoding lacks a sign another stands
+    for it (a minus sign must not vanish)."""
+    plain = {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{HORIZONTAL ELLIPSIS}": "..."}
+
+    def instead(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return "".join(plain.get(c, "?") for c in error.object[error.start : error.end]), error.end
+
+    codecs.register_error("dsc", instead)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for as long as the process lives)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="dsc")
+
+
+def _results_follow() -> None:
+    """All work is done and only printing is left: whoever reads it may close it early (`| head`), which ends us as quietly as
+    any program of the shell. Until then a broken pipe must not kill us: servers and the Hub are spoken to through sockets."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def main() -> NoReturn:
     """Entry point: turns errors into one message and an exit code."""
+    _safe_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks end their servers
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent that the user did not ask for
     # Our own servers are on this machine: no proxy of the environment stands before them.
@@ -76,6 +105,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the nu
 
 
 def _print_json(value: Any) -> None:
+    _results_follow()
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
@@ -204,6 +234,7 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
     if as_json:
         _print_json(estimate | {"run": str(job.run.folder), "done": show.done(job)})
     else:
+        _results_follow()
         show.plan(job, estimate)
 
 
@@ -243,6 +274,7 @@ def check(reference: str, runs: Path, as_json: bool) -> None:
     if as_json:
         _print_json({"run": str(run.folder), **claim})
     else:
+        _results_follow()
         show.claim(run)
     if not claim["holds"]:
         sys.exit(1)
@@ -262,6 +294,7 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
     if as_json:
         _print_json(evaluated(run))
     else:
+        _results_follow()
         screen.numbers(run)
 
 
@@ -279,6 +312,7 @@ def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
     if as_json:
         _print_json(found)
     else:
+        _results_follow()
         screen.comparison(found)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 from dsc_hub import stats
 from dsc_hub.errors import ConfigError
 from dsc_hub.recipe import SCORERS
-from dsc_hub.runs import Run, evaluated
+from dsc_hub.runs import Run, answers, evaluated
 
 Row = Mapping[str, Any]
 
 
 def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
-    """{confidence, runs: [{name, folder, served_on, temperature, scores, arms}], differences: [{run, against, arm, prompts,
+    """{confidence, runs: [{name, folder, served_on, split, temperature, scores, arms}], differences: [{run, against, arm, prompts,
     unshared, by_score}], notes: sentences}.
 
     `by_score` has a `stats.paired_difference` a scorer, run minus baseline, with `p_holm` over all of them together. `prompts`
@@ -52,14 +52,18 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
         {
             "name": name,
             "folder": str(run.folder),
-            **{key: r[key] for key in ("served_on", "temperature", "scores", "arms")},
+            **{key: r[key] for key in ("served_on", "split", "temperature", "scores", "arms")},
         }
         for name, run, r in zip(names, runs, read, strict=True)
     ]
     notes = [
         f"{r['name']} and {baseline} differ in what the arms {words}: {r[key]} against {shown[0][key]}."
         for r in shown[1:]
-        for key, words in (("served_on", "ran on"), ("temperature", "were drawn at (temperature)"))
+        for key, words in (
+            ("served_on", "ran on"),
+            ("split", "were asked (split)"),
+            ("temperature", "were drawn at (temperature)"),
+        )
         if r[key] != shown[0][key]
     ]
     return {"confidence": confidence, "runs": shown, "differences": differences, "notes": notes}
@@ -75,8 +79,8 @@ def _read(run: Run) -> dict[str, Any]:
     """Answers by arm, prompt and sample, and which column of them each scorer fills."""
     section = evaluated(run)["evaluation"]
     rows: dict[str, dict[tuple[str, int], Row]] = {arm: {} for arm in section["arms"]}
-    for row in run.rows("evaluation/answers.jsonl"):
-        rows[row["arm"]][row["prompt_id"], row.get("sample", 0)] = row
+    for row in answers(run):
+        rows[row["arm"]][row["prompt_id"], row["sample"]] = row
     facts, shown = run.facts, {column: about["name"] for column, about in section["scores"].items()}
     identity = {column: str(facts["identity"].get(SCORERS[column]) or name) for column, name in shown.items()}
     own = facts["recipe"]["evaluation"].get("temperature")
@@ -85,6 +89,7 @@ def _read(run: Run) -> dict[str, Any]:
         "columns": {identity[column]: column for column in shown},
         "names": {identity[column]: name for column, name in shown.items()},
         "served_on": section["served_on"],
+        "split": section["split"],
         "temperature": facts["recipe"]["generation"]["temperature"] if own is None else own,
         "scores": shown,
         "arms": {arm: {s: numbers[s] for s in shown} for arm, numbers in section["arms"].items()},

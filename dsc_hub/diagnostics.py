@@ -99,7 +99,8 @@ def _sentence(gain: Mapping[str, Any], fresh: int, chains: int, steps: int) -> s
     new = f"gave {fresh} of {chains} chains their first clean answer" if fresh else ""
     if gain["mean"] is None or gain["low"] is None:
         return f"Step {steps} {new or 'changed nothing that can be measured'}: too few clean chains to say whether more steps help."
-    told = f"{gain['mean']:.2f} ({gain['low']:.2f} to {gain['high']:.2f})".replace("-", "\N{MINUS SIGN}")
+    told = f"{gain['mean']:.2f} ({gain['low']:.2f} to {gain['high']:.2f}".replace("-", "\N{MINUS SIGN}")
+    told += f"; {gain['n']} chains in {gain['groups']} groups)"
     if gain["low"] > 0:
         return f"Step {steps} still changed the reward by {told}{f' and {new}' if new else ''}: one more step may pay."
     if fresh > 0.05 * chains:

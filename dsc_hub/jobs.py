@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import machine, models, progress, prompts, recipe
-from dsc_hub.errors import ConfigError, DscError
+from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
@@ -40,7 +40,7 @@ class Job:
     command: str  # that does the whole of it, fit to be shown to others
 
     def prompts(self, *splits: str) -> list[Prompt]:
-        return [p for p in self.run.rows("prompts.jsonl").as_type(lambda row: Prompt(**row)) if p.split in splits]
+        return [p for p in self.run.rows("prompts.jsonl").as_type(Prompt) if p.split in splits]
 
 
 def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
@@ -79,9 +79,15 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job
 def record(job: Job) -> None:
     """Make the run folder with its run.json; to be called with the folder's lock held.
 
-    What was recorded when the run began stays: a later command goes on with it, and does not replace it.
+    What was recorded when the run began stays: a later command goes on with it, and does not replace it. RunError where stages
+    are finished and nothing is recorded: how they were made would be invented.
     """
     old = job.run.facts if job.run["run.json"].is_file() else {}
+    if not old and (done := [s for s in recipe.STAGES if job.run.marker(s)]):
+        raise RunError(
+            f"{job.run['run.json']} is missing, but these stages are finished: {', '.join(done)}",
+            "Put it back, or move the whole run folder away and run the recipe again.",
+        )
     job.run.add_facts(
         recipe=job.recipe.model_dump(mode="json"),
         fingerprints=job.fingerprints,

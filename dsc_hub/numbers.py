@@ -1,26 +1,34 @@
 """What metrics.json holds: every number that a table, a page or a card may print, with its meaning and unit.
 
 `dsc schema metrics` prints this as JSON schema. Stages write plain dicts; that they write these and nothing else is tested
-(tests/test_numbers.py, tests/e2e). A number that was not measured is null, never 0, and `reason` says why where that is not
-plain. SCHEMA goes up when a key changes its name or meaning, not when one is added.
+(tests/test_numbers.py, tests/e2e), and whoever reads them checks them first (`runs.evaluated`). A number that was not
+measured is null, never 0, and `reason` says why where that is not plain. SCHEMA goes up when a key changes its name or
+meaning, not when one is added.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-SCHEMA = 2
+SCHEMA = 3
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
 
 
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Bootstrap(Part):
-    low: float
-    high: float
+    """A bootstrap interval over split groups, in the score's unit."""
+
+    low: float = Field(description="lower end")
+    high: float = Field(description="upper end")
     method: Literal["BCa", "percentile"] = Field(description="percentile where BCa is degenerate")
 
 
@@ -29,9 +37,11 @@ class Estimate(Part):
 
     mean: float | None = Field(description="mean of group means; null: nothing was measured")
     low: float | None = Field(description="lower end of the t interval; null with fewer than two groups")
-    high: float | None
-    n: int = Field(description="values that went in")
-    groups: int | None = Field(description="split groups (films, topics) that they belong to; the unit of the interval")
+    high: float | None = Field(description="upper end of the t interval; null with fewer than two groups")
+    n: Count = Field(description="values that went in")
+    groups: Count | None = Field(
+        description="split groups (films, topics) that they belong to; the unit of the interval"
+    )
     bootstrap: Bootstrap | None = Field(None, description="from 40 groups on, beside the t interval")
     reason: str = Field("", description="why there is no mean or no interval")
 
@@ -39,11 +49,11 @@ class Estimate(Part):
 class Rate(Part):
     """A share of answers, 0..1, with Wilson's interval for as many trials as the groups are worth."""
 
-    mean: float | None
-    low: float | None
-    high: float | None
-    n: int
-    groups: int
+    mean: Share | None = Field(description="mean of the groups' shares; null: nothing was measured")
+    low: Share | None = Field(description="lower end of Wilson's interval; null where there is none")
+    high: Share | None = Field(description="upper end of Wilson's interval; null where there is none")
+    n: Count = Field(description="answers that went in")
+    groups: Count = Field(description="split groups that they belong to")
     effective_n: float | None = Field(description="independent answers that the n are worth (design effect)")
     reason: str = Field("", description="why there is no interval")
 
@@ -51,13 +61,13 @@ class Rate(Part):
 class Whole(Part):
     """One number for all answers of an arm (distinct-n), without an interval."""
 
-    mean: float | None
-    low: None
-    high: None
-    n: int
-    groups: None
-    reason: str
-    samples: int = Field(description="the number is the mean over so many sets of one answer a prompt")
+    mean: float | None = Field(description="mean over the sets of one answer a prompt; null: not one n-gram")
+    low: None = Field(description="always null: there is no interval")
+    high: None = Field(description="always null: there is no interval")
+    n: Count = Field(description="answers that went in")
+    groups: None = Field(description="always null: groups play no part")
+    reason: str = Field(description="why there is no interval")
+    samples: Count = Field(description="the number is the mean over so many sets of one answer a prompt")
 
 
 class Neutral(Estimate):
@@ -69,37 +79,41 @@ class Neutral(Estimate):
 class Difference(Estimate):
     """One arm minus another, paired by prompt and sample."""
 
-    p: float | None = Field(
+    p: Share | None = Field(
         description="two-sided; sign-flip permutation on group means, or McNemar's exact test of shares"
     )
-    p_holm: float | None = Field(
+    p_holm: Share | None = Field(
         description="p after Holm for the family: all differences of scores, or of side effects"
     )
-    p_t: float | None = Field(None, description="paired t test on group means")
-    effect: float | None = Field(None, description="mean over standard deviation of group means")
-    wins: int = Field(description="pairs (of shares: groups) with the first arm above the second")
-    ties: int
-    losses: int
+    p_t: Share | None = Field(None, description="paired t test on group means")
+    effect: float | None = Field(None, description="mean over standard deviation of group means (Cohen's d_z)")
+    wins: Count = Field(description="pairs (of shares: groups) with the first arm above the second")
+    ties: Count = Field(description="pairs (of shares: groups) with both alike")
+    losses: Count = Field(description="pairs (of shares: groups) with the first arm below the second")
     detectable: float | None = Field(None, description="true difference that would be found with probability 0.8")
 
 
 class Scored(Estimate):
-    unscored: int = Field(description="answers that the scorer gave no value; in no mean")
-    failed: int = Field(description="answers that the server did not give")
+    """A score of one arm's answers."""
+
+    unscored: Count = Field(description="answers that the scorer gave no value; in no mean")
+    failed: Count = Field(description="answers that the server did not give")
 
 
 class Arm(Part):
     """One arm of the evaluation."""
 
-    reward: Scored
-    second: Scored | None = None
-    third: Scored | None = None
+    reward: Scored = Field(description="the score that chose the training data")
+    second: Scored | None = Field(None, description="the score that chose nothing")
+    third: Scored | None = Field(None, description="another one that chose nothing")
     new_tokens_mean: float | None = Field(description="generated tokens an answer, all turns and candidates included")
-    stops_by_itself: float | None = Field(description="share of answers, 0..1")
-    defects: float | None = Field(description="share of answers with a hygiene defect, 0..1")
-    new_tokens: int
-    prompt_tokens: int
-    seconds: float | None = Field(description="of the server, first answers included; null if a session was broken off")
+    stops_by_itself: Share | None = Field(description="share of answers, 0..1")
+    defects: Share | None = Field(description="share of answers with a hygiene defect, 0..1")
+    new_tokens: Count = Field(description="generated tokens of all answers, all turns and candidates included")
+    prompt_tokens: Count = Field(description="tokens read for them, cached ones included")
+    seconds: Seconds | None = Field(
+        description="of the server, first answers included; null if a session was broken off"
+    )
     processor_hours: float | None = Field(
         description="seconds times cores (or GPUs) / 3600; null with servers of others"
     )
@@ -107,153 +121,213 @@ class Arm(Part):
 
 
 class Score(Part):
-    name: str
-    unit: str
-    higher_is_better: bool
+    """What a score is."""
+
+    name: str = Field(description="metric and scorer, for people")
+    unit: str = Field(description="unit and range")
+    higher_is_better: bool = Field(description="which way is good")
 
 
 class Criterion(Part):
-    name: str
+    """One condition of the claim."""
+
+    name: str = Field(description="what is asked for")
     holds: bool | None = Field(description="null: could not be measured, which is not a pass")
-    told: str
+    told: str = Field(description="what was measured, and the limit, for people")
+    base: float | None = Field(None, description="the base's number (count, share or ratio); null where there is none")
+    distilled: float | None = Field(
+        None, description="the distilled model's, or of a score the difference distilled - base"
+    )
 
 
 class Claim(Part):
-    holds: bool
-    prompts: int = Field(description="answers compared: prompts times samples")
-    criteria: list[Criterion]
+    """May one say that the distilled model is better than its base?"""
+
+    holds: bool = Field(description="no criterion fails, and those on the scores were measured")
+    answers: Count = Field(description="pairs of answers compared: prompts times samples")
+    criteria: list[Criterion] = Field(description="all that was asked for")
 
 
 class Measure(Part):
-    label: str
-    unit: str
-    kind: Literal["mean", "rate", "whole"]
+    """What a side effect is."""
+
+    label: str = Field(description="for people")
+    unit: str = Field(description="unit and range")
+    kind: Literal["mean", "rate", "whole"] = Field(
+        description="mean over answers, share of answers, or one number for all of an arm's answers together"
+    )
 
 
 class SideEffects(Part):
-    measures: dict[str, Measure]
-    arms: dict[str, dict[str, Rate | Whole | Neutral | Estimate]]
-    differences: dict[str, dict[str, Difference]]
+    """What moved besides the scores."""
+
+    measures: dict[str, Measure] = Field(description="measure -> what it is")
+    arms: dict[str, dict[str, Rate | Whole | Neutral | Estimate]] = Field(description="arm -> measure -> value")
+    differences: dict[str, dict[str, Difference]] = Field(description="'one - other' -> measure -> difference")
 
 
 class Evaluation(Part):
-    split: Literal["validation", "test"]
-    confidence: float
-    prompts: int
-    samples: int = Field(description="answers of each arm to each prompt")
-    groups: int
-    arms: dict[str, Arm]
+    """The arms on the held-out prompts."""
+
+    split: Literal["validation", "test"] = Field(description="which prompts")
+    confidence: Share = Field(description="of all intervals here")
+    prompts: Count = Field(description="prompts asked")
+    samples: Count = Field(description="answers of each arm to each prompt")
+    groups: Count = Field(description="split groups of the prompts")
+    arms: dict[str, Arm] = Field(min_length=1, description="the first is the baseline")
     differences: dict[str, dict[str, Difference]] = Field(description="'one - other' -> score -> difference")
     side_effects: SideEffects
-    claim: Claim | None
-    processors: Literal["core", "GPU"]
-    neutral_texts: int
-    scores: dict[str, Score]
-    served_on: str
+    claim: Claim | None = Field(description="null unless base comes first and distilled is among the arms")
+    processors: Literal["core", "GPU"] = Field(description="what processor_hours counts")
+    neutral_texts: Count = Field(description="neutral texts that the models were asked about")
+    scores: dict[Literal["reward", "second", "third"], Score] = Field(
+        min_length=1, description="part it plays -> score"
+    )
+    served_on: str = Field(description="weights that all arms ran on")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Evaluation:
+        """Every arm and difference has every score and measure."""
+        scores, measures, arms = set(self.scores), set(self.side_effects.measures), set(self.arms)
+        for name, arm in self.arms.items():
+            if missing := [s for s in sorted(scores) if getattr(arm, s) is None]:
+                raise ValueError(f"arm '{name}' has no {missing[0]}")
+        for pair, of in self.differences.items():
+            if not set(pair.split(" - ")) <= arms:
+                raise ValueError(f"difference '{pair}' is of arms that are not there")
+            if missing := sorted(scores - of.keys()):
+                raise ValueError(f"difference '{pair}' has no {missing[0]}")
+        if set(self.side_effects.arms) != arms:
+            raise ValueError("side_effects and arms name other arms")
+        if missing := [f"{name}.{m}" for name, of in self.side_effects.arms.items() for m in measures - of.keys()]:
+            raise ValueError(f"side_effects has no {missing[0]}")
+        return self
 
 
 class Prompts(Part):
-    train: int
-    validation: int
-    test: int
-    groups: dict[str, int]
-    duplicates_dropped: int
-    overlapping_dropped: int
-    read: int | None = None
+    """What became of the prompts."""
+
+    train: Count = Field(description="prompts of the training split")
+    validation: Count = Field(description="prompts of the validation split")
+    test: Count = Field(description="prompts of the test split")
+    groups: dict[str, Count] = Field(description="split -> groups in it")
+    duplicates_dropped: Count = Field(description="prompts left out since their text came before")
+    overlapping_dropped: Count = Field(description="prompts left out since another split has nearly the same")
+    read: Count | None = Field(None, description="prompts before that")
 
 
 class Step(Part):
-    step: int
-    proposals: int
-    accepted: int
-    rejected: dict[str, int] = Field(description="reason -> proposals; with accepted they add up to proposals")
-    reward_proposed: Estimate
-    reward_state: Estimate
+    """One step of all chains."""
+
+    step: Count = Field(description="1 is the first critique and revision")
+    proposals: Count = Field(description="revisions proposed")
+    accepted: Count = Field(description="revisions that became their chain's state")
+    rejected: dict[str, Count] = Field(description="reason -> proposals; with accepted they add up to proposals")
+    reward_proposed: Estimate = Field(description="reward of the clean, scored proposals")
+    reward_state: Estimate = Field(description="reward of the chains' clean states after the step")
 
 
 class Agreement(Part):
-    median: float
-    highest: float
-    above_limit: float = Field(description="share of prompts with R-hat above 1.01")
+    """R-hat over the prompts."""
+
+    median: float = Field(description="over prompts")
+    highest: float = Field(description="over prompts")
+    above_limit: Share = Field(description="share of prompts with R-hat above 1.01")
 
 
 class EffectiveSize(Part):
-    median: float
-    lowest: float
+    """Effective sample size over the prompts, in draws."""
+
+    median: float = Field(description="over prompts")
+    lowest: float = Field(description="over prompts")
 
 
 class Mixing(Part):
-    estimable: bool
-    reason: str
-    prompts: int | None = None
-    left_out: int | None = None
-    stuck: int | None = None
-    draws: int | None = None
-    r_hat: Agreement | None = None
-    ess: EffectiveSize | None = None
+    """Do the chains of a prompt agree? Of `metropolis` with 2 chains and 20 steps or more only."""
+
+    estimable: bool = Field(description="false: reason says why, and the rest is null")
+    reason: str = Field(description="why it can't be told")
+    prompts: Count | None = Field(None, description="prompts with an R-hat")
+    left_out: Count | None = Field(None, description="prompts with unscored states, too few chains, or none that moved")
+    stuck: Count | None = Field(None, description="prompts whose chains stand still at different rewards")
+    draws: Count | None = Field(None, description="draws of each prompt: chains times steps")
+    r_hat: Agreement | None = Field(None, description="potential scale reduction of the reward")
+    ess: EffectiveSize | None = Field(None, description="effective sample size of the reward")
 
 
 class Gain(Difference):
-    p_holm: float | None = Field(None, description="not part of a family")
+    """What the last step gave to chains that were clean before it."""
+
+    p_holm: None = Field(None, description="always null: it is in no family")
 
 
 class LastStep(Part):
+    """Would more steps help?"""
+
     gain: Gain
-    first_clean: int
-    sentence: str
+    first_clean: Count = Field(description="chains to which the last step gave their first clean state")
+    sentence: str = Field(description="the answer for people")
 
 
 class Sampling(Part):
-    chains: int
-    finished: int
-    failed: int
-    dirty_answers: int
-    dirty_answers_by_reason: dict[str, int] = {}
-    unscored: int
-    usable: int = Field(description="chains with a clean, scored final state")
-    stripped: int = 0
-    first_reward: Estimate
-    steps: list[Step]
+    """The chains of the training and validation prompts."""
+
+    chains: Count = Field(description="chains asked for")
+    finished: Count = Field(description="chains that came to their end")
+    failed: Count = Field(description="chains whose requests failed; finished + failed = chains")
+    dirty_answers: Count = Field(description="first answers with a hygiene defect")
+    dirty_answers_by_reason: dict[str, Count] = Field({}, description="reason -> first answers")
+    unscored: Count = Field(description="texts that the reward gave no value")
+    usable: Count = Field(description="chains with a clean, scored final state")
+    stripped: Count = Field(0, description="texts that lost an opening which talked about the task")
+    first_reward: Estimate = Field(description="reward of clean first answers")
+    steps: list[Step] = Field(description="in their order")
     mixing: Mixing
     last_step: LastStep
-    prompt_tokens: int
-    new_tokens: int
-    seconds: float | None
-    tokens_per_s: float | None
-    reused_turns: int
+    prompt_tokens: Count = Field(description="tokens read, cached ones included")
+    new_tokens: Count = Field(description="tokens generated")
+    seconds: Seconds | None = Field(description="of all sessions; null if one was killed")
+    tokens_per_s: float | None = Field(description="new tokens a second of the sessions that ended")
+    reused_turns: Count = Field(description="turns that an earlier, broken-off session had made")
 
 
 class Dataset(Part):
-    sft: dict[str, int]
-    preference: dict[str, int]
-    chains: dict[str, int] = {}
-    dropped: dict[str, int]
+    """Rows of each config by split."""
+
+    sft: dict[str, Count] = Field(description="split -> rows")
+    preference: dict[str, Count] = Field(description="split -> rows")
+    chains: dict[str, Count] = Field({}, description="split -> rows")
+    dropped: dict[str, Count] = Field(description="reason -> chains that became no training row")
 
 
 class Blind(Part):
-    prompts: int
-    groups: int
-    judges: int
-    verdicts: int
-    outdated: int
-    distilled: int
-    base: int
-    tie: int
-    share_decided: float | None
-    win_rate: Estimate
-    p: float | None
-    confidence: float
+    """What people preferred who did not know which answer was whose."""
+
+    prompts: Count = Field(description="prompts judged")
+    groups: Count = Field(description="split groups of these")
+    judges: Count = Field(description="names given; nobody checked them")
+    verdicts: Count = Field(description="verdicts counted")
+    outdated: Count = Field(description="verdicts on answers that have changed since, not counted")
+    distilled: Count = Field(description="prompts on which the distilled answer was preferred")
+    base: Count = Field(description="prompts on which the base's answer was preferred")
+    tie: Count = Field(description="prompts on which neither was")
+    share_decided: Share | None = Field(description="distilled / (distilled + base)")
+    win_rate: Estimate = Field(description="of distilled, ties as half; interval cut to 0..1")
+    p: Share | None = Field(description="exact sign test over decided prompts")
+    confidence: Share = Field(description="of the interval")
 
 
 class TestSet(Part):
-    id: str
-    adapters_scored: int
+    """How often this test set was looked at."""
+
+    id: str = Field(description="hash of its prompts")
+    adapters_scored: Count = Field(description="different adapters scored on it under this folder of runs")
 
 
 class Metrics(Part):
     """metrics.json as a whole; a section is there when its stage has run."""
 
-    schema_: Literal[2] = Field(alias="schema")
+    schema_: Literal[3] = Field(alias="schema", description="version of this description")
     prompts: Prompts | None = None
     sampling: Sampling | None = None
     dataset: Dataset | None = None
@@ -261,4 +335,20 @@ class Metrics(Part):
     evaluation: Evaluation | None = None
     test_set: TestSet | None = None
     blind: Blind | None = None
-    stages: dict[str, float] = Field({}, description="seconds of each stage")
+    stages: dict[str, Seconds] = Field({}, description="seconds of each stage")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _made_or_left_out(cls, value: Any) -> Any:
+        if isinstance(value, dict) and (empty := [key for key, section in value.items() if section is None]):
+            raise ValueError(f"{empty[0]} is null; a section that was not made is left out")
+        return value
+
+
+def problems(metrics: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a metrics.json, `where: what` each; empty if it fits the description."""
+    try:
+        Metrics.model_validate(metrics)
+    except ValidationError as e:
+        return [f"{'.'.join(map(str, err['loc']))}: {err['msg'].removeprefix('Value error, ')}" for err in e.errors()]
+    return []

@@ -51,10 +51,13 @@ def run_all(job: Job, last: str = "publish", retry_failed: bool = False) -> None
 def run_one(job: Job, stage: str) -> None:
     """Run one stage alone, skipped if it is done. RunError if one before it isn't done."""
     _one_process()
+    is_new = not job.run["run.json"].exists()
     with job.run.lock(), contextlib.ExitStack() as stack:
         record(job)
         for earlier in STAGES[: STAGES.index(stage)]:
             if not job.run.is_done(earlier, job.fingerprints[earlier]) and not _take_over(job, earlier):
+                if is_new:  # nothing was done here, only taken over: a folder that is left would look like a run
+                    shutil.rmtree(job.run.folder)
                 verbs = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}
                 raise RunError(
                     f"the stage '{earlier}' of {job.run.folder} is not done",

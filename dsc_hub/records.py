@@ -1,13 +1,20 @@
-"""The nouns that cross stages. Frozen, plain, and each with one JSON form (`as_row` / `from_row`).
+"""The nouns that cross stages. Frozen, plain, and each with one JSON form (`dataclasses.asdict` / `from_row`).
 
 Prompt -> Turn ... -> Chain(Step ...) -> dataset rows
+                   -> Answer, what an arm of the evaluation gave
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 Split = Literal["train", "validation", "test"]
 Role = Literal["answer", "critique", "revision"]
@@ -119,7 +126,33 @@ class Chain:
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_row(cls, row: dict[str, Any]) -> Chain:
-        steps = tuple(Step(**(s | {"score": Score(**s["score"])})) for s in row["steps"])
-        return cls(**(row | {"answer_score": Score(**row["answer_score"]), "steps": steps}))
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One evaluated answer: a line of evaluation/answers.jsonl, keyed by (arm, prompt_id, sample)."""
+
+    arm: str
+    prompt_id: str
+    sample: int
+    group: str
+    prompt: str
+    text: str
+    reward: float | None  # None: unscored, and `unscored_reason` says why
+    second: float | None
+    third: float | None
+    unscored_reason: str
+    finish_reason: str
+    new_tokens: int  # of all turns and candidates that the arm took
+    prompt_tokens: int
+    defect: str  # of hygiene; "" if clean
+
+
+def from_row(kind: type[T], row: Mapping[str, Any]) -> T:
+    """A row of JSON as what it stands for; ValueError (pydantic's) if something is missing or of another type. Keys that
+    the noun doesn't know are left out."""
+    return _adapter(kind).validate_python(row)
+
+
+@cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)

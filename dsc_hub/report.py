@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from dsc_hub import plots, tables, wording
 from dsc_hub.recipe import packaged_folder
-from dsc_hub.runs import Run, write_whole
-from dsc_hub.wording import Recorded
+from dsc_hub.recorded import Recorded
+from dsc_hub.runs import Run, answers, evaluated, write_whole
 
 EXAMPLES = 3
 LONGEST_TEXT = 4000  # characters of one answer; a model that never stops must not fill the page
@@ -29,7 +29,8 @@ PLOT_TEXTS = {
 
 def build(run: Run) -> dict[str, Any]:
     """Write report.html and the plots as cards/NAME.png. Returns the page's size and the number of plots."""
-    facts, metrics = Recorded(run.facts, "run.json"), Recorded(run.metrics, "metrics.json")
+    found = evaluated(run) if run.marker("evaluation") else run.metrics
+    facts, metrics = Recorded(run.facts, "run.json"), Recorded(found, "metrics.json")
     figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
     for name, figure in figures.items():
         plots.save_png(figure, run["cards"] / f"{name}.png")
@@ -44,6 +45,8 @@ def build(run: Run) -> dict[str, Any]:
             plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
             arms=tables.arm_rows(metrics) if "evaluation" in metrics else [],
             differences=tables.difference_rows(metrics) if "evaluation" in metrics else [],
+            details=tables.detail_rows(metrics) if "evaluation" in metrics else [],
+            side_effect_note=tables.SIDE_EFFECT_NOTE,
             side_effects=tables.side_effect_rows(metrics) if "evaluation" in metrics else [],
             costs=tables.cost_rows(metrics) if "evaluation" in metrics else [],
             mixing=wording.mixing_sentence(metrics) if "sampling" in metrics else "",
@@ -108,7 +111,7 @@ def _examples(run: Run, metrics: Recorded) -> list[dict[str, Any]]:
     if "evaluation" not in metrics:
         return []
     by_prompt: dict[str, dict[str, Any]] = {}
-    for row in run.rows("evaluation/answers.jsonl"):
+    for row in answers(run):
         if row["sample"] == 0:
             by_prompt.setdefault(row["prompt_id"], {})[row["arm"]] = row
     worst = _worst(by_prompt, metrics)

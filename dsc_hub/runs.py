@@ -15,13 +15,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
+from dsc_hub import numbers
 from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.numbers import SCHEMA
+from dsc_hub.recorded import facts_problems
+from dsc_hub.records import Answer, from_row
 
 T = TypeVar("T")
 
@@ -78,16 +84,14 @@ class Rows:
         self.path = path
         self._fd: int | None = None
 
-    def as_type(self, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-        """The rows as what they stand for; RunError for one that isn't."""
+    def as_type(self, kind: type[T]) -> Iterator[T]:
+        """The rows as what they stand for (`records.from_row`); RunError for one that isn't."""
         for number, row in enumerate(self, 1):
             try:
-                yield make(row)
-            except (KeyError, TypeError, AttributeError):
-                raise RunError(
-                    f"{self.path} line {number} is damaged",
-                    "Remove that line and the stage's .done.json; its work is done again.",
-                ) from None
+                yield from_row(kind, row)
+            except ValidationError as e:
+                first = e.errors()[0]
+                raise self._damaged(number, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     def append(self, row: Mapping[str, Any]) -> None:
         if self._fd is None:
@@ -110,12 +114,26 @@ class Rows:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    yield json.loads(line)
+                    row = json.loads(line)
                 except ValueError:
-                    raise RunError(
-                        f"{self.path} line {number} is damaged",
-                        "Remove that line and the stage's .done.json; its work is done again.",
-                    ) from None
+                    raise self._damaged(number, "not JSON") from None
+                if not isinstance(row, dict):
+                    raise self._damaged(number, f"expected an object, got {type(row).__name__}")
+                yield row
+
+    def _damaged(self, number: int, why: str) -> RunError:
+        """The error, with the way out: which marker stands for the work that this file holds."""
+        at = self.path.parent
+        for stage, names in STAGE_FILES.items():
+            if self.path.name == "blind.jsonl":
+                return RunError(
+                    f"{self.path} line {number} is damaged: {why}", "Remove that line: a verdict less counts."
+                )
+            if self.path.name in names or at.name in names:
+                marker = (at if self.path.name in names else at.parent) / f"{stage}.done.json"
+                hint = f"Remove that line and {marker}, and run the recipe again: only what is missing is made anew."
+                return RunError(f"{self.path} line {number} is damaged: {why}", hint)
+        return RunError(f"{self.path} line {number} is damaged: {why}", "Run the stage that writes it again.")
 
     def close(self) -> None:
         if self._fd is not None:
@@ -192,10 +210,11 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return read_object(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": SCHEMA}
+        return read_object(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": numbers.SCHEMA}
 
-    def add_metrics(self, section: str, numbers: Mapping[str, Any]) -> None:
-        write_json(self["metrics.json"], self.metrics | {section: dict(numbers)})
+    def add_metrics(self, section: str, found: Mapping[str, Any]) -> None:
+        # Of the schema that is written now: what older sections lack of it is told when they are read (`evaluated`).
+        write_json(self["metrics.json"], self.metrics | {"schema": numbers.SCHEMA, section: dict(found)})
 
     def drop_metrics(self, section: str) -> None:
         """Take out numbers that no longer hold."""
@@ -300,17 +319,39 @@ class Run:
         return None
 
 
-def evaluated(run: Run) -> Mapping[str, Any]:
-    """The run's numbers (metrics.json); RunError if it has none of an evaluation, or damaged ones."""
+def evaluated(run: Run) -> dict[str, Any]:
+    """The run's numbers (metrics.json), checked; RunError if it has none of an evaluation, or damaged ones."""
     metrics = run.metrics
     if run.marker("evaluation") is None or "evaluation" not in metrics:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
-    if not isinstance(metrics["evaluation"], dict) or not isinstance(metrics["evaluation"].get("arms"), dict):
-        raise RunError(
-            f"{run['metrics.json']} is damaged: 'evaluation' holds no arms",
-            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
-        )
+    again = f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew."
+    if (schema := metrics.get("schema")) != numbers.SCHEMA:
+        raise RunError(f"{run['metrics.json']} is of schema {schema!r:.40}, this dsc reads {numbers.SCHEMA}", again)
+    if problems := numbers.problems(metrics):
+        shown = "; ".join(p[:200] for p in problems[:3]) + (f" and {len(problems) - 3} more" * (len(problems) > 3))
+        section = problems[0].split(".")[0]
+        if section in ("prompts", "sampling", "dataset", "distill"):
+            again = f"Remove {run[f'{section}.done.json']} and run the recipe again."
+        elif section == "blind":
+            again = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."
+        raise RunError(f"{run['metrics.json']} is damaged: {shown}", again)
     return metrics
+
+
+def answers(run: Run) -> list[dict[str, Any]]:
+    """The rows of an evaluation's answers, checked (`records.Answer`); RunError if one is damaged, or if they are not as
+    many as metrics.json counts."""
+    rows = [asdict(row) for row in run.rows("evaluation/answers.jsonl").as_type(Answer)]
+    arms = evaluated(run)["evaluation"]["arms"]
+    there = Counter(row["arm"] for row in rows)
+    counted = {arm: a["reward"]["n"] + a["reward"]["unscored"] for arm, a in arms.items()}
+    if there != Counter(counted):
+        told = ", ".join(f"{there[arm]} of {counted.get(arm, 0)} of {arm}" for arm in sorted({*there, *counted}))
+        raise RunError(
+            f"{run['evaluation/answers.jsonl']} doesn't hold the answers that metrics.json counts: {told}",
+            f"Remove {run['evaluation.done.json']} and run again: what the models wrote is kept elsewhere.",
+        )
+    return rows
 
 
 def siblings(runs: Path, recipe_name: str) -> list[Run]:
@@ -320,16 +361,28 @@ def siblings(runs: Path, recipe_name: str) -> list[Run]:
 
 
 def find(reference: str, runs: Path) -> Run:
-    """The run that the user means: a run folder, or a recipe's name (its newest run under `runs`, an
-    evaluated one if there is one). ConfigError if none."""
+    """The run that the user means: a run folder, or a recipe's name or the folder of its runs (its newest run under `runs`, or
+    in there, an evaluated one if there is one). ConfigError if none."""
     folder = Path(reference)
     if (folder / "run.json").is_file():
-        return Run(folder)
-    if found := siblings(runs, reference):  # by its start: a look at an old run may write into it
-        evaluated = [run for run in found if run.marker("evaluation")]  # not a variant that was broken off
-        return max(evaluated or found, key=lambda run: str(run.facts.get("started_at", "")))
+        return _readable(Run(folder))
+    if found := siblings(runs, reference) or siblings(
+        folder.parent, folder.name
+    ):  # by its start: a look at an old run may write into it
+        done = [run for run in found if run.marker("evaluation")]  # not a variant that was broken off
+        return _readable(max(done or found, key=lambda run: str(run.facts.get("started_at", ""))))
     there = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
     raise ConfigError(
         f"'{reference}' is neither a run folder (no run.json in it) nor a recipe with a run under {runs}",
         f"Runs of these recipes are there: {', '.join(there)}." if there else "`dsc run RECIPE` makes one.",
     )
+
+
+def _readable(run: Run) -> Run:
+    """The run, if its run.json holds what is needed to look at it."""
+    if problems := facts_problems(run.facts):
+        raise RunError(
+            f"{run['run.json']} is damaged: {'; '.join(problems[:3])}",
+            "Move the whole run folder away and run the recipe again.",
+        )
+    return run

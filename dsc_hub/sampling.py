@@ -85,10 +85,10 @@ async def sample(
     ServingError when the server is gone or refuses one request after the other.
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
-    finished = {(row["prompt_id"], row["number"]) for row in chains}
+    finished = {c.key for c in chains.as_type(Chain)}
     todo = [(p, n) for p, n in wanted(prompts, recipe.chain.chains_per_prompt) if (p.id, n) not in finished]
     # Only turns of unfinished chains are held: those of finished ones are never asked for again.
-    had = {t.key: t for row in turns if (t := Turn(**row)) and (t.prompt_id, t.chain) not in finished}
+    had = {t.key: t for t in turns.as_type(Turn) if (t.prompt_id, t.chain) not in finished}
     tally = Tally(len(todo), 1 + 2 * recipe.chain.steps, reused_turns=len(had))
     texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
@@ -174,7 +174,7 @@ async def run_with_line(
 
 def read_chains(run: Run, name: str = "chains.jsonl") -> list[Chain]:
     """All finished chains, in the order of their keys: the order of finishing is an accident of timing."""
-    return sorted(run.rows(name).as_type(Chain.from_row), key=lambda c: c.key)
+    return sorted(run.rows(name).as_type(Chain), key=lambda c: c.key)
 
 
 def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: int) -> dict[str, Any]:

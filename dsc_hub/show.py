@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dsc_hub.claim import holds
 from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
 from dsc_hub.progress import duration
 from dsc_hub.recipe import STAGES, Recipe
+from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.runs import Run, evaluated
 
-_WIDTH = 130  # where there is no terminal to ask
+_WIDTH = 200  # where there is no terminal to ask
 TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
-out = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=_WIDTH)
+_ASKED = sys.stdout.isatty() or "COLUMNS" in os.environ
+out = Console(highlight=False, width=None if _ASKED else _WIDTH)
 
 
 def _grid() -> Table:
@@ -161,20 +165,22 @@ def ask(prompt: str) -> str | None:
 
 
 def claim_of(run: Run) -> Mapping[str, Any]:
-    """The claim of a run: {holds, prompts, criteria}. RunError if nothing was evaluated or compared."""
+    """The claim of a run: {holds, answers, criteria}. RunError if nothing was evaluated or compared, or if the verdict is not
+    what the criteria add up to."""
     section = evaluated(run)["evaluation"]
-    if not section.get("claim"):
+    found = section["claim"]
+    if not found:
         arms = list(section["arms"])
-        if arms[0] == "base" and "distilled" in arms:
-            raise RunError(
-                f"{run.folder} was evaluated by a dsc that judged no claims",
-                f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
-            )
         raise RunError(
             f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
-    return section["claim"]
+    if found["holds"] != holds(found["criteria"], found["answers"]):
+        raise RunError(
+            f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
+            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
+        )
+    return found
 
 
 def claim(run: Run) -> None:
@@ -192,13 +198,14 @@ def numbers(run: Run) -> None:
     """All tables of an evaluated run: arms and differences, what else moved, what it cost, how the chains fared."""
     from dsc_hub import tables, wording
 
-    metrics = wording.Recorded(evaluated(run), "metrics.json")
+    metrics = Recorded(evaluated(run), "metrics.json")
     out.print(Text(str(run.folder)))
     out.print(tables.closing_table(metrics))
     if told := wording.claim_sentence(metrics):
         out.print(Text(told, "bold"))
     out.print(Text(wording.headline(metrics)))
     out.print()
+    out.print(tables.detail_table(metrics))
     out.print(tables.side_effect_table(metrics))
     out.print(tables.cost_table(metrics))
     if "sampling" in metrics:
@@ -208,26 +215,10 @@ def numbers(run: Run) -> None:
 
 def comparison(found: Mapping[str, Any]) -> None:
     """What `compare.compare` found, as a table of the runs' arms and one of their differences."""
-    from dsc_hub.wording import arm_name, interval, p_value
+    from dsc_hub.tables import comparison_tables
 
-    table = Table("run", "arm", "score", "mean", "n", "groups")
-    for run in found["runs"]:
-        for arm, scores in run["arms"].items():
-            for column, e in scores.items():
-                cells = (run["name"], arm_name(arm), run["scores"][column], interval(e), str(e["n"]), str(e["groups"]))
-                table.add_row(*map(Text, cells))
-        table.add_section()
-    out.print(table)
-    table = Table("difference", "arm", "score", "mean", "p (Holm)", "answers of both", "of one alone")
-    for d in found["differences"]:
-        name = f"{d['run']} \N{MINUS SIGN} {d['against']}"
-        if not d["by_score"]:
-            table.add_row(*map(Text, (name, arm_name(d["arm"]), "no scorer in common", "", "", "", "")))
-        for score, e in d["by_score"].items():
-            mean = interval(e if e["n"] else e | {"reason": "no prompt in common"})
-            cells = (name, arm_name(d["arm"]), score, mean, p_value(e["p_holm"]).removeprefix("p "))
-            table.add_row(*map(Text, (*cells, str(d["prompts"]), str(d["unshared"]))))
-    out.print(table)
+    for table in comparison_tables(found):
+        out.print(table)
     for note in found["notes"]:
         out.print(Text(note, "yellow"))
 

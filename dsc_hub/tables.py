@@ -113,17 +113,47 @@ def claim_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def detail_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row per difference and score: what the difference is worth. Its mean with interval, p, effect size, on how many pairs
+    of answers the first arm was better, alike, worse, and how large a difference these groups would have shown."""
+    evaluation = metrics["evaluation"]
+    return [
+        {
+            "name": difference_name(key),
+            "score": evaluation["scores"][s]["name"],
+            "mean": interval(d[s]),
+            "p": p_value(d[s]["p_holm"]).removeprefix("p "),
+            "effect": number(d[s].get("effect")),
+            "wins": f"{count(d[s]['wins'])} / {count(d[s]['ties'])} / {count(d[s]['losses'])}",
+            "detectable": number(d[s].get("detectable")),
+        }
+        for key, d in evaluation["differences"].items()
+        for s in score_names(evaluation)
+    ]
+
+
+# -- for the terminal
+
+
+def _table(*titles: str, **settings: Any) -> Table:
+    """A table whose first column is words and whose others are numbers. Nothing is cut where the terminal is narrow."""
+    table = Table(title_justify="left", caption_justify="left", caption_style="", **settings)
+    for i, title in enumerate(titles):
+        table.add_column(Text(title), justify="right" if i else "left", overflow="fold")
+    return table
+
+
 def closing_table(metrics: Mapping[str, Any]) -> Table:
     """What the terminal shows at the end: arms by score with interval and counts, differences and what people said below."""
     evaluation = metrics["evaluation"]
     scores = score_names(evaluation)
-    told = ["p: sign-flip test over groups, after Holm.", *blind_lines(metrics)]
-    table = Table(caption=Text(" ".join(told)), caption_justify="left", caption_style="")
-    table.add_column(Text(f"{evaluation['split']} split"))
-    for s in scores:
-        table.add_column(Text(f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}"), justify="right")
-    for title in ("answers", "groups", "unscored", "failed"):
-        table.add_column(title, justify="right")
+    titles = [f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}" for s in scores]
+    told = [
+        f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, after Holm.",
+        *blind_lines(metrics),
+    ]
+    counts = ("answers", "groups", "unscored", "failed")
+    table = _table(f"{evaluation['split']} split", *titles, *counts, caption=Text("\n".join(told)))
     for row in arm_rows(metrics):
         cells = [row["name"], *(row[s] for s in scores), row["n"], row["groups"], row["unscored"], row["failed"]]
         table.add_row(*map(Text, cells))
@@ -134,12 +164,31 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
+def detail_table(metrics: Mapping[str, Any]) -> Table:
+    """What the differences are worth."""
+    told = (
+        "Effect size: mean over standard deviation of group means. Detectable: the true difference that so many groups would "
+        "have shown four times in five."
+    )
+    titles = ("difference", "score", "mean", "p (Holm)", "effect size", "better / alike / worse", "detectable")
+    table = _table(*titles, title="what the differences are worth", caption=Text(told))
+    for row in detail_rows(metrics):
+        table.add_row(*map(Text, row.values()))
+    return table
+
+
+SIDE_EFFECT_NOTE = (
+    "Shares: Wilson's interval, for as many independent answers as the groups are worth; where all answers are alike, as many as "
+    "there are groups. p of shares: McNemar's exact test with one verdict a group; p here after Holm for these measures of all "
+    "pairs of arms. Distinct words and pairs: of every arm as many as the shortest arm has; the claim compares two arms alone."
+)
+
+
 def side_effect_table(metrics: Mapping[str, Any]) -> Table:
-    """What else moved, for the terminal."""
-    table = Table(title="what else moved", title_justify="left")
+    """What else moved."""
     arms = list(metrics["evaluation"]["arms"])
-    for title in ("", *map(arm_name, arms), "distilled − base"):
-        table.add_column(Text(title), justify="right" if title else "left")
+    titles = ("", *map(arm_name, arms), "distilled − base")
+    table = _table(*titles, title="what else moved", caption=Text(SIDE_EFFECT_NOTE))
     for row in side_effect_rows(metrics):
         unit = "" if row["unit"] == "share" else f" ({row['unit']})"
         table.add_row(
@@ -149,21 +198,46 @@ def side_effect_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def cost_table(metrics: Mapping[str, Any]) -> Table:
-    """What the arms cost, for the terminal."""
-    table = Table(title="what it cost", title_justify="left")
+    """What the arms cost."""
     processor = metrics["evaluation"]["processors"]
     titles = ("", "tokens an answer", "written", "read", "time", f"{processor} hours", "reward gained for 1,000 tokens")
-    for title in titles:
-        table.add_column(title, justify="right" if title else "left")
+    table = _table(*titles, title="what it cost")
     for row in cost_rows(metrics):
         table.add_row(*map(Text, row.values()))
     return table
 
 
 def claim_table(metrics: Mapping[str, Any]) -> Table:
-    """The criteria of the claim for the terminal."""
-    table = Table("criterion", "", "measured", caption_justify="left")
+    """The criteria of the claim."""
+    table = Table()
+    for title in ("criterion", "verdict", "measured"):
+        table.add_column(title, overflow="fold")
     for row in claim_rows(metrics):
         style = {"holds": "green", "fails": "bold red"}.get(row["verdict"], "yellow")
         table.add_row(Text(row["name"]), Text(row["verdict"], style), Text(row["told"]))
     return table
+
+
+def comparison_tables(found: Mapping[str, Any]) -> list[Table]:
+    """What `compare.compare` found: the runs' arms, and their differences."""
+    arms = Table()
+    for title in ("run", "arm", "score", "mean", "n", "groups"):
+        arms.add_column(title, overflow="fold")
+    for run in found["runs"]:
+        for arm, scores in run["arms"].items():
+            for column, e in scores.items():
+                cells = (run["name"], arm_name(arm), run["scores"][column], interval(e), str(e["n"]), str(e["groups"]))
+                arms.add_row(*map(Text, cells))
+        arms.add_section()
+    differences = Table()
+    for title in ("difference", "arm", "score", "mean", "p (Holm)", "answers of both", "of one alone"):
+        differences.add_column(title, overflow="fold")
+    for d in found["differences"]:
+        name = f"{d['run']} \N{MINUS SIGN} {d['against']}"
+        if not d["by_score"]:
+            differences.add_row(*map(Text, (name, arm_name(d["arm"]), "no scorer in common", "", "", "", "")))
+        for score, e in d["by_score"].items():
+            mean = interval(e if e["n"] else e | {"reason": "no prompt in common"})
+            cells = (name, arm_name(d["arm"]), score, mean, p_value(e["p_holm"]).removeprefix("p "))
+            differences.add_row(*map(Text, (*cells, str(d["prompts"]), str(d["unshared"]))))
+    return [arms, differences]

@@ -1,18 +1,16 @@
-"""Recorded numbers, looked up by name and written for people: metrics.json and run.json as words and table cells.
+"""Recorded numbers written for people: metrics.json and run.json as words and table cells.
 
-Computes no statistics. What was not measured is written "–" with its reason and never as 0; what should have been
-recorded and was not is a DataError that names the stage. Used by the report, the cards and the terminal alike, so that
-the three never disagree.
+Computes no statistics. What was not measured is written "–" with its reason and never as 0. Used by the report, the cards
+and the terminal alike, so that the three never disagree.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsc_hub.errors import DataError
 from dsc_hub.progress import duration
 
 ABSENT = "–"
@@ -24,60 +22,6 @@ ARM_NAMES = {
     "distilled": "distilled",
     "distilled_self_critique": "distilled + self-critique",
 }
-# Sections of metrics.json that are not named after the stage that writes them.
-_WRITTEN_BY = {"test_set": "evaluation", "stages": "pipeline"}
-
-
-# -- what was recorded
-
-
-class Recorded(Mapping[str, Any]):
-    """A recorded JSON object: `facts["a"]["b"]` or `facts.a.b`; a name that is not there is a DataError with its stage.
-
-    `null` is a value (not measured) and comes back as None. `get` and `in` are for what may rightly be missing.
-    """
-
-    def __init__(self, value: Mapping[str, Any], file: str, path: tuple[str, ...] = ()) -> None:
-        self._value, self._file, self._path = value, file, path
-
-    def __getitem__(self, key: str) -> Any:
-        path = (*self._path, str(key))
-        if key not in self._value:
-            raise DataError(f"{self._file} has no '{'.'.join(path)}'", self._way_out(path))
-        return _wrap(self._value[key], self._file, path)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return self[name]
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self[key] if key in self._value else default
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._value)
-
-    def __len__(self) -> int:
-        return len(self._value)
-
-    def _way_out(self, path: tuple[str, ...]) -> str:
-        if self._file == "run.json":
-            return "It is recorded when a run starts: run the recipe again with `dsc run`."
-        stage = _WRITTEN_BY.get(path[0], path[0])
-        return (
-            f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again."
-        )
-
-
-def _wrap(value: Any, file: str, path: tuple[str, ...]) -> Any:
-    if isinstance(value, Mapping):
-        return Recorded(value, file, path)
-    if isinstance(value, list):
-        return [_wrap(v, file, (*path, str(i))) for i, v in enumerate(value)]
-    return value
 
 
 # -- numbers in words
@@ -280,7 +224,7 @@ def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
     one, rate, level = b["judges"] == 1, b["win_rate"], f"{100 * b['confidence']:g} %"
     low, high = rate["low"], rate["high"]
     if measured(low) and measured(high):
-        within = f"{level} interval over groups {percent(max(0.0, low))} to {percent(min(1.0, high))}"
+        within = f"{level} interval over groups {percent(low)} to {percent(high)}"
     else:
         within = f"no interval: {rate.get('reason') or 'too few groups'}"
     decided = b["distilled"] + b["base"]

@@ -119,7 +119,7 @@ def metrics() -> dict[str, Any]:
         }
 
     return {
-        "schema": 2,
+        "schema": 3,
         "prompts": {
             "train": 200,
             "validation": 40,
@@ -221,7 +221,7 @@ def metrics() -> dict[str, Any]:
             },
             "claim": {
                 "holds": False,
-                "prompts": 40,
+                "answers": 40,
                 "criteria": [
                     {"name": "better on the reward", "holds": True, "told": "distilled - base +0.314"},
                     {"name": "names its subject", "holds": False, "told": "61.0% of answers against the base's 78.0%"},
@@ -309,12 +309,36 @@ def _answers(prompts: list[tuple[str, str]]) -> list[dict[str, Any]]:
             "text": words.format(film),
             "reward": None if (arm, i) == ("base", 3) else round(reward - 0.05 * i, 3),
             "second": second,
+            "third": None,
+            "unscored_reason": "too short" if (arm, i) == ("base", 3) else "",
             "finish_reason": "stop" if i % 2 else "length",
             "new_tokens": 20 + i,
+            "prompt_tokens": 40,
+            "defect": "",
         }
         for arm, (words, reward, second) in texts.items()
         for i, (text, film) in enumerate(prompts)
     ]
+
+
+# What most tests don't care about in a row of answers.jsonl.
+REST_OF_AN_ANSWER = {
+    "third": None,
+    "unscored_reason": "",
+    "finish_reason": "stop",
+    "new_tokens": 9,
+    "prompt_tokens": 20,
+    "defect": "",
+}
+
+
+def count_answers(numbers: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    """Make the numbers count these very answers; the arms that have some are the arms."""
+    evaluation = numbers["evaluation"]
+    for name, of in evaluation["arms"].items():
+        mine = [a for a in answers if a["arm"] == name]
+        unscored = sum(a["reward"] is None for a in mine)
+        of["reward"] |= {"n": len(mine) - unscored, "unscored": unscored}
 
 
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -340,10 +364,14 @@ def write(
     run, prompts = Run(folder), prompts or PROMPTS
     numbers = copy.deepcopy(run_metrics) if run_metrics is not None else metrics()
     write_json(run["run.json"], run_facts if run_facts is not None else facts())
+    answers = answers if answers is not None else _answers(prompts)
+    if "evaluation" in numbers:
+        count_answers(numbers, answers)
+        run.finish("evaluation", "fingerprint of evaluation", 1.0, {})
     write_json(run["metrics.json"], numbers)
     _jsonl(run["prompts.jsonl"], [{"id": prompt_id(t), "text": t, "group": g, "split": "train"} for t, g in prompts])
     _jsonl(run["chains.jsonl"], _chains(prompts))
-    _jsonl(run["evaluation/answers.jsonl"], answers if answers is not None else _answers(prompts))
+    _jsonl(run["evaluation/answers.jsonl"], answers)
     log = [{"step": s, "loss": round(2.114 - 0.9 * (s / 120) ** 0.5, 4), "epoch": s / 40} for s in range(5, 121, 5)]
     log += [{"step": s, "eval_loss": 2.0 - 0.16 * (s // 40), "epoch": s / 40} for s in (40, 80, 120)]
     (run["adapter"]).mkdir(exist_ok=True)

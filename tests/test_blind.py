@@ -4,7 +4,6 @@ that one gets by hand."""
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -38,7 +37,7 @@ def answers(per_film: int = 4, films=FILMS, distilled: str = "A warm one.", base
             "reward": 0.1,
             "second": 0.1,
         }
-        | {"finish_reason": "stop", "new_tokens": 9}
+        | fixture_run.REST_OF_AN_ANSWER
         for arm, text in (("base", base), ("distilled", distilled))
         for p, film in prompts
     ]
@@ -46,6 +45,7 @@ def answers(per_film: int = 4, films=FILMS, distilled: str = "A warm one.", base
 
 def run_of(folder: Path, rows=None, stages=("evaluation", "report", "cards", "publish")) -> Run:
     run = fixture_run.write(folder, answers=rows or answers())
+    run.unfinish("evaluation")
     for stage in stages:
         run.finish(stage, f"fingerprint of {stage}", 1.0, {})
     return run
@@ -199,21 +199,18 @@ def test_which_one_is_which_is_not_told_before_the_end(tmp_path, screen, monkeyp
 
 @pytest.mark.parametrize("width", [80, 140])
 def test_control_characters_do_not_reach_the_terminal_and_markup_is_not_read(tmp_path, monkeypatch, width):
-    evil = "\x1b]0;owned\x07\x1b[2J\r\x08\x9b31m\u202e[bold]as it is[/bold]\ud800"
+    evil = "\x1b]0;owned\x07\x1b[2J\r\x08\x9b31m\u202e[bold]as it is[/bold]"
     rows = answers(1, films=("Ash",), distilled=f"warm {evil}", base=f"cold {evil}")
     for row in rows:
         row["prompt"] += evil
-    fixture_run.write(tmp_path, answers=[])
-    run = Run(tmp_path)
-    run["evaluation/answers.jsonl"].write_text("".join(json.dumps(r) + "\n" for r in rows))
-    run.finish("evaluation", "x", 1.0, {})
+    run = fixture_run.write(tmp_path, answers=rows)
     text = io.StringIO()
     monkeypatch.setattr(show, "out", Console(file=text, width=width, force_terminal=True, color_system=None))
     typed(monkeypatch, "a")
     blind.compare(run, 5, "ann")
     shown = text.getvalue()
     assert shown.count("[bold]as it is[/bold]") == 3 and "\N{REPLACEMENT CHARACTER}" in shown
-    assert not any(c in shown for c in "\x1b\x07\r\x08\x9b\u202e\ud800")
+    assert not any(c in shown for c in "\x1b\x07\r\x08\x9b\u202e")
     assert len(verdicts(run)) == 1
 
 
@@ -235,8 +232,14 @@ def test_the_tally_is_the_one_worked_out_by_hand():
     t = blind.tally(pairs, given, 0.95)
     # Group means 0.75, 0.25, 1: mean 2/3, standard deviation 0.381881, and t = 4.302653 at 2 degrees of freedom.
     assert t["win_rate"]["mean"] == pytest.approx(2 / 3)
-    assert t["win_rate"]["low"] == pytest.approx(2 / 3 - 4.302653 * 0.381881 / 3**0.5, abs=1e-5)
-    assert t["win_rate"]["high"] == pytest.approx(2 / 3 + 4.302653 * 0.381881 / 3**0.5, abs=1e-5)
+    # The interval's half, 0.948645, reaches beyond 0 and 1: a rate doesn't.
+    assert (t["win_rate"]["low"], t["win_rate"]["high"]) == (0.0, 1.0)
+    within = blind.tally(*judged({film: [1, 0.5, 0.5, 0.5] for film in "abc"} | {"d": [0.5, 0.5, 0.5, 0.5]}))[
+        "win_rate"
+    ]
+    # Group means 0.625 three times and 0.5: mean 0.59375, standard deviation 0.0625, t = 3.182446 at 3 degrees of freedom.
+    assert within["low"] == pytest.approx(0.59375 - 3.182446 * 0.0625 / 2, abs=1e-6)
+    assert within["high"] == pytest.approx(0.59375 + 3.182446 * 0.0625 / 2, abs=1e-6)
     assert (t["distilled"], t["base"], t["tie"], t["prompts"], t["groups"], t["judges"]) == (3, 1, 2, 6, 3, 1)
     assert t["share_decided"] == 0.75
     assert t["p"] == pytest.approx(2 * (1 + 4) / 16)  # 3 or more of 4 by a fair coin, and as far to the other side

@@ -6,13 +6,15 @@ import re
 import shutil
 
 import fixture_run
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 from markdown_it import MarkdownIt
 
 from dsc_hub import cards, report
-from dsc_hub.errors import DataError
+from dsc_hub.errors import DataError, DscError
 from dsc_hub.records import prompt_id
+from tests.conftest import ROOT
 
 HOSTILE = (
     "---\nlicense: mit\n---\n# Owned\n```\n`````\n~~~\n<script>alert(1)</script><img src=x onerror=alert(1)>\n\n"
@@ -98,8 +100,7 @@ def hostile_run(folder):
             "text": HOSTILE,
             "reward": 0.1,
             "second": None,
-            "finish_reason": "stop",
-            "new_tokens": 3,
+            **fixture_run.REST_OF_AN_ANSWER,
         }
         for arm in ("base", "distilled")
     ]
@@ -223,9 +224,9 @@ def test_what_was_not_measured_is_a_dash_with_its_reason_and_no_result(tmp_path)
 def test_a_missing_number_is_an_error_with_its_stage(tmp_path, section, fact):
     metrics = fixture_run.metrics()
     del metrics[section][fact]
-    with pytest.raises(DataError, match=f"metrics.json has no '{section}.{fact}'") as error:
+    with pytest.raises(DscError, match=rf"{section}\.{fact}") as error:
         cards.build(written_run(tmp_path, run_metrics=metrics))
-    assert f"stage '{section}'" in error.value.hint
+    assert f"{section}.done.json" in error.value.hint
 
 
 def test_a_missing_fact_of_the_run_is_an_error(tmp_path):
@@ -428,3 +429,43 @@ def test_the_list_of_how_it_was_made_keeps_its_lines_and_a_third_scorer_has_its_
         rows = lines[lines.index(head) : lines.index(head) + 5]
         assert "third scorer: sentiment (minilm)" in head and {r.count("|") for r in rows} == {head.count("|")}
         assert any(line.startswith("| names its subject | fails |") for line in lines)
+
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
+
+
+def recorded_numbers(value) -> set[str]:
+    """Every number of run.json or metrics.json in all the ways in which one is written; those within recorded texts too."""
+    if isinstance(value, dict):
+        return set().union(*(recorded_numbers(v) | recorded_numbers(str(k)) for k, v in value.items()))
+    if isinstance(value, (list, tuple)):
+        return set().union(*map(recorded_numbers, value), [str(len(value))])
+    if isinstance(value, str):
+        return set(NUMBER.findall(value))
+    if isinstance(value, bool) or value is None:
+        return set()
+    ways = {f"{abs(value) * by:,.{digits}f}" for by in (1, 100) for digits in range(4)}
+    minutes, seconds = divmod(round(value), 60)  # of a duration
+    return ways | {str(abs(value)), str(minutes), f"{seconds:02d}", str(minutes // 60), f"{minutes % 60:02d}"}
+
+
+def unaccounted(text: str, run) -> list[str]:
+    """Numbers on a card that neither the run recorded nor a template holds."""
+    templates = [p.read_text() for p in (ROOT / "model_cards").glob("*.jinja")]
+    templates += [(ROOT / "dsc_hub" / f"{name}.py").read_text() for name in ("wording", "tables", "cards")]
+    known = recorded_numbers(run.facts) | recorded_numbers(run.metrics) | set(NUMBER.findall("\n".join(templates)))
+    for rows in ("chains.jsonl", "evaluation/answers.jsonl"):
+        known |= recorded_numbers(list(run.rows(rows)))
+    for path in run["dataset"].glob("*/*.parquet"):
+        known.add(str(pq.read_metadata(path).num_rows))
+    return [n for n in NUMBER.findall(body(text)) if n not in known]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "dataset"])
+def test_a_card_shows_no_number_that_was_not_recorded(tmp_path, monkeypatch, kind):
+    run = written_run(tmp_path)
+    text = card(run, kind)
+    assert len(NUMBER.findall(text)) > 100 and unaccounted(text, run) == []
+    # A number that somebody works out on the way is found.
+    monkeypatch.setattr(cards.tables, "interval", lambda e: f"{(e['mean'] or 0) + 0.0137:.4f}")
+    assert unaccounted(card(run, kind), run)

@@ -14,7 +14,7 @@ from dsc_hub.acceptance import make_rule, metropolis
 from dsc_hub.chain import NOT_BETTER, UNSCORED, Texts, dice_of, run_chain, seed_of
 from dsc_hub.hygiene import Finding, inspect
 from dsc_hub.recipe import HygieneSection
-from dsc_hub.records import Chain, Prompt, Score, Turn
+from dsc_hub.records import Chain, Prompt, Score, Turn, from_row
 
 PROMPT = Prompt("p1", "Review the film {answer}.", "film", "train")
 TEXTS = Texts("Criticise: {answer}", "Revise: {prompt} / {answer}")
@@ -128,7 +128,7 @@ def test_a_chain_without_a_clean_state_says_so():
 
 def test_a_chain_survives_its_row_unchanged():
     chain = go(Script("a", "c", "b", "c", "d"), {"a": 0, "b": None, "d": 1}, steps=2)
-    assert Chain.from_row(chain.as_row()) == chain
+    assert from_row(Chain, chain.as_row()) == chain
 
 
 def test_metropolis_keeps_with_the_probability_of_the_formula():
@@ -206,7 +206,7 @@ def test_a_stripped_revision_is_scored_and_kept_without_its_opening_and_the_whol
     rewards = {"It was dull.": -1, "The film is a quiet joy.": 0.7}  # the raw text has no score: asking for it fails
     chain = go(Script("It was dull.", "c", raw), rewards, meta_talk="strip")
     assert chain.final == "The film is a quiet joy." and chain.steps[0].raw == raw and chain.answer_raw == ""
-    assert Chain.from_row(chain.as_row()) == chain
+    assert from_row(Chain, chain.as_row()) == chain
     kept = go(Script("It was dull.", "c", raw), {"It was dull.": -1, raw: 0.9})
     assert kept.final == "It was dull." and kept.steps[0].rejected == "talks about the conversation"
 

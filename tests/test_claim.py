@@ -14,7 +14,7 @@ from dsc_hub.cli import cli
 from dsc_hub.errors import RunError
 from dsc_hub.recipe import Recipe, Reward
 from dsc_hub.records import Prompt
-from dsc_hub.runs import Run, write_json
+from dsc_hub.runs import Run
 from tests.conftest import ROOT
 
 BASE = [json.loads(line) for line in (ROOT / "tests/data/base_answers.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -186,7 +186,7 @@ def test_every_sample_counts_and_variety_is_that_of_one_answer_a_prompt():
     twice = [*base, *distilled, *({**a, "sample": 1} for a in (*base, *distilled))]
     good = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
     found = claim.judge(twice, prompts, "test", 0.95, good, {}, samples=2)
-    assert found["prompts"] == 100 and found["holds"]
+    assert found["answers"] == 100 and found["holds"]
     gone = [a for a in twice if (a["arm"], a["prompt_id"], a["sample"]) != ("distilled", "p7", 1)]
     assert failed(claim.judge(gone, prompts, "test", 0.95, good, {}, samples=2)) == {"as many answers"}
 
@@ -201,20 +201,28 @@ def test_a_reward_whose_lower_is_better_is_read_so():
 
 def test_dsc_check_tells_each_criterion_and_its_exit_code_says_whether_the_claim_holds(tmp_path):
     run: Run = fixture_run.write(tmp_path)
+    run.unfinish("evaluation")
     no = CliRunner().invoke(cli, ["check", str(run.folder)])
     assert "is not evaluated" in str(no.exception)
     run.finish("evaluation", "f", 1.0, {})
     told = CliRunner().invoke(cli, ["check", str(run.folder)])
     assert told.exit_code == 1 and "does not hold" in told.output and "names its subject" in told.output
     numbers = run.metrics["evaluation"]
-    run.add_metrics("evaluation", numbers | {"claim": numbers["claim"] | {"holds": True}})
+    good = [
+        {"name": name, "holds": True, "told": "so"} for name in ("better on the reward", "better on the second scorer")
+    ]
+    run.add_metrics("evaluation", numbers | {"claim": {"holds": True, "answers": 40, "criteria": good}})
     assert CliRunner().invoke(cli, ["check", str(run.folder)]).exit_code == 0
 
 
-@pytest.mark.parametrize("broken", [None, [], {}, {"arms": None}])
-def test_damaged_numbers_are_told_and_are_no_verdict(tmp_path, broken: Any):
+@pytest.mark.parametrize(
+    "change",
+    [{"holds": True}, {"holds": True, "criteria": []}, {"holds": True, "answers": 0}],
+    ids=["a criterion fails", "none is there", "nothing was compared"],
+)
+def test_a_verdict_that_its_criteria_do_not_add_up_to_is_none(tmp_path, change: dict[str, Any]):
     run: Run = fixture_run.write(tmp_path)
-    run.finish("evaluation", "f", 1.0, {})
-    write_json(run["metrics.json"], {"evaluation": broken})
-    with pytest.raises(RunError, match="is damaged: 'evaluation' holds no arms"):
+    numbers = run.metrics["evaluation"]
+    run.add_metrics("evaluation", numbers | {"claim": numbers["claim"] | change})
+    with pytest.raises(RunError, match="not what its criteria add up to"):
         show.claim(run)

@@ -82,6 +82,7 @@ def test_one_run_or_an_unfinished_one_is_refused(tmp_path: Path):
     one, two = run_with(tmp_path / "one"), fixture_run.write(tmp_path / "two")
     with pytest.raises(ConfigError, match="two or more different runs"):
         compare([one, one])
+    two.unfinish("evaluation")
     with pytest.raises(RunError, match="is not evaluated"):
         compare([one, two])
 

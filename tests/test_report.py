@@ -168,15 +168,16 @@ def test_what_was_not_measured_is_a_dash_with_its_reason(tmp_path):
         "high": None,
         "n": 0,
         "groups": 0,
-        "unscored": 40,
-        "failed": 0,
         "reason": "the scorer's package is missing",
     }
-    metrics["evaluation"]["arms"]["distilled"]["second"] = absent
+    metrics["evaluation"]["arms"]["distilled"]["second"] = absent | {"unscored": 40, "failed": 0}
     metrics["evaluation"]["differences"]["distilled - base"]["second"] = absent | {
         "p": None,
         "p_holm": None,
         "detectable": None,
+        "wins": 0,
+        "ties": 0,
+        "losses": 0,
     }
     metrics["distill"]["validation_loss"] = None
     text = page_of(fixture_run.write(tmp_path, run_metrics=metrics)).text
@@ -196,8 +197,7 @@ def test_an_unscored_answer_is_shown_as_unscored(tmp_path):
             "text": "T",
             "reward": None,
             "second": None,
-            "finish_reason": "stop",
-            "new_tokens": 3,
+            **fixture_run.REST_OF_AN_ANSWER,
         }
         for arm in ("base", "distilled")
     ]
@@ -238,8 +238,7 @@ def hostile_run(folder):
             "text": HOSTILE,
             "reward": 0.1,
             "second": 0.1,
-            "finish_reason": "stop",
-            "new_tokens": 3,
+            **fixture_run.REST_OF_AN_ANSWER,
         }
         for arm in ("base", "distilled")
     ]

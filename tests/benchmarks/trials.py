@@ -34,7 +34,7 @@ def main() -> None:
     runs = {f"a{i}": find(name, Path("runs")) for i, name in enumerate(given.runs)}
     first = runs["a0"]
     recipe = Recipe.model_validate(first.facts["recipe"])
-    prompts = [p for p in first.rows("prompts.jsonl").as_type(lambda r: Prompt(**r)) if p.split == "validation"]
+    prompts = [p for p in first.rows("prompts.jsonl").as_type(Prompt) if p.split == "validation"]
     identity = first.facts["identity"]
     scored = {n: metrics.load(s, identity[SCORERS[n]]) for n, s in scorers(recipe).items()}
     log = Path(tempfile.mkdtemp(prefix="trials-")) / "vllm.log"

@@ -1,0 +1,95 @@
+"""What a run recorded, looked up by name: a name that is not there is an error that says which stage should have written it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from dsc_hub.errors import DataError
+
+# Sections of metrics.json that are not named after the stage that writes them.
+_WRITTEN_BY = {"test_set": "evaluation", "stages": "pipeline"}
+
+
+class Recorded(Mapping[str, Any]):
+    """A recorded JSON object: `facts["a"]["b"]` or `facts.a.b`; a name that is not there is a DataError with its stage.
+
+    `null` is a value (not measured) and comes back as None. `get` and `in` are for what may rightly be missing.
+    """
+
+    def __init__(self, value: Mapping[str, Any], file: str, path: tuple[str, ...] = ()) -> None:
+        self._value, self._file, self._path = value, file, path
+
+    def __getitem__(self, key: str) -> Any:
+        path = (*self._path, str(key))
+        if key not in self._value:
+            raise DataError(f"{self._file} has no '{'.'.join(path)}'", self._way_out(path))
+        return _wrap(self._value[key], self._file, path)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self[key] if key in self._value else default
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._value)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def _way_out(self, path: tuple[str, ...]) -> str:
+        if self._file == "run.json":
+            return "It is recorded when a run starts: run the recipe again with `dsc run`."
+        stage = _WRITTEN_BY.get(path[0], path[0])
+        return (
+            f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again."
+        )
+
+
+def _wrap(value: Any, file: str, path: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return Recorded(value, file, path)
+    if isinstance(value, list):
+        return [_wrap(v, file, (*path, str(i))) for i, v in enumerate(value)]
+    return value
+
+
+class _Generation(BaseModel):
+    temperature: float
+
+
+class _Evaluation(BaseModel):
+    confidence: float
+    temperature: float | None = None
+
+
+class _Recipe(BaseModel):
+    name: str
+    seed: int
+    generation: _Generation
+    evaluation: _Evaluation
+
+
+class _Facts(BaseModel):
+    """What of run.json is needed to look at a finished run; the whole recipe is checked by whoever goes on with it."""
+
+    recipe: _Recipe
+    identity: dict[str, str | None]
+    model: dict[str, Any]
+
+
+def facts_problems(facts: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a run.json, `where: what` each; empty if a run can be looked at with it."""
+    try:
+        _Facts.model_validate(facts)
+    except ValidationError as e:
+        return [f"{'.'.join(map(str, err['loc']))}: {err['msg']}" for err in e.errors()]
+    return []
