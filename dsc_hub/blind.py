@@ -178,6 +178,14 @@ def retell(run: Run) -> dict[str, Any] | None:
     return found
 
 
+def counts(run: Run) -> dict[str, Any]:
+    """The tally of what was judged so far (`tally`), from the verdicts themselves. RunError if nothing was."""
+    found = tally(read_pairs(run), read_verdicts(run), run.facts["recipe"]["evaluation"]["confidence"])
+    if found is None:
+        raise RunError(f"nothing in {run.folder} was judged yet", "`dsc blind RUN` asks.")
+    return found
+
+
 # -- the judge
 
 

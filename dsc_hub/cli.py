@@ -319,15 +319,20 @@ def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
 @run_verb
 @click.option("-n", "count", type=click.IntRange(1), default=30, show_default=True, help="How many prompts at most.")
 @click.option("--judge", default="anonymous", show_default=True, help="Who judges; stays in the run folder.")
-def blind(reference: str, runs: Path, count: int, judge: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Ask nothing, print the count of what was judged so far as JSON.")
+def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> None:
     """Judge pairs of answers, base and distilled, without knowing which is which.
 
     RUN is a run folder, or a recipe's name for its newest run.
     """
-    from dsc_hub.blind import compare
+    from dsc_hub.blind import compare, counts
     from dsc_hub.runs import find
 
-    compare(find(reference, runs), count, judge)
+    run = find(reference, runs)
+    if as_json:
+        _print_json({"run": str(run.folder), **counts(run)})
+    else:
+        compare(run, count, judge)
 
 
 @run_verb
