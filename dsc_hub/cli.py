@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -345,6 +346,50 @@ def chat(reference: str, runs: Path) -> None:
     from dsc_hub.runs import find
 
     chat(find(reference, runs))
+
+
+@cli.command()
+@click.argument("reference", metavar="REPO[@REV]")
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path), help="Folder to write (default: the repo's name, here)."
+)
+@json_option
+def pull(reference: str, folder: Path | None, as_json: bool) -> None:
+    """Fetch a published dataset, adapter or recipe into a folder, checked against its manifest.
+
+    REPO is USER/NAME, of a dataset or a model, at HF_ENDPOINT (the public Hub by default).
+    """
+    from dsc_hub import show
+    from dsc_hub.pull import pull as fetched
+
+    found = fetched(reference, folder)
+    if as_json:
+        _print_json({**asdict(found), "kind": found.kind})
+    else:
+        _results_follow()
+        show.pulled(found)
+
+
+@cli.command()
+@click.argument("reference", metavar="REPO[@REV]")
+@click.option("--rescore", is_flag=True, help="Also score a dataset's answers again, with the packaged scorers.")
+@json_option
+def verify(reference: str, rescore: bool, as_json: bool) -> None:
+    """Check a published dataset or adapter: files against its manifest, numbers and card made anew from its own rows.
+
+    Exit code 1 if something differs.
+    """
+    from dsc_hub import show
+    from dsc_hub.verify import verify as checked
+
+    found, checks = checked(reference, rescore)
+    if as_json:
+        _print_json({"repo": found.repo, "commit": found.commit, "checks": [asdict(c) for c in checks]})
+    else:
+        _results_follow()
+        show.checks(found, checks)
+    if any(c.agrees is False for c in checks):
+        sys.exit(1)
 
 
 @cli.command()

@@ -22,7 +22,7 @@ from dsc_hub.chain import Texts
 from dsc_hub.errors import DataError
 from dsc_hub.hygiene import ngrams, subject_of, without
 from dsc_hub.recipe import Recipe
-from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.records import SPLITS, Chain, Prompt, from_row
 from dsc_hub.runs import Run
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -200,6 +200,22 @@ def _chain_row(prompt: Prompt, chain: Chain) -> dict[str, Any]:
         "final_step": chain.state_step,
         "final_defect": chain.final_defect,
     }
+
+
+def chain_of(row: Mapping[str, Any]) -> tuple[Prompt, Chain]:
+    """A row of the config `chains` as the prompt and chain that it was made of; the split is for the caller to say.
+
+    ValueError (pydantic's) or KeyError if it is no such row.
+    """
+    steps = [
+        {key: s[key] for key in ("number", "critique", "revision", "raw", "defect", "rejected")}
+        | {"score": {"value": s["reward"], "reason": s["unscored_reason"]}}
+        for s in row["steps"]
+    ]
+    chain = {key: row[key] for key in ("prompt_id", "answer", "answer_raw", "answer_defect")} | {"steps": steps}
+    score = {"value": row["answer_reward"], "reason": row["answer_unscored_reason"]}
+    prompt = {"id": row["prompt_id"], "text": row["prompt"], "group": row["group"], "split": "train"}
+    return from_row(Prompt, prompt), from_row(Chain, chain | {"number": row["chain"], "answer_score": score})
 
 
 class _Writer:

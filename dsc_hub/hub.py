@@ -31,11 +31,13 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 
@@ -147,6 +149,75 @@ def pull_recipe(reference: str) -> Path:
             except EntryNotFoundError:
                 break
     raise HubError(f"hub:{reference} holds no recipe.yaml", "Repos that dsc published have one; name such a repo.")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A repo at a commit, and the names of its files."""
+
+    repo: str
+    repo_type: str  # "dataset" or "model"
+    revision: str  # as it was asked for
+    commit: str
+    files: tuple[str, ...]
+
+
+def listing(reference: str) -> Listing:
+    """`USER/REPO[@REV]` -> what is there at which commit. A dataset of that name goes before a model. HubError if neither is."""
+    repo, _, revision = reference.partition("@")
+    if constants.is_offline_mode():
+        return _cached(reference)
+    for repo_type in ("dataset", "model"):
+        with _as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
+            try:
+                info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or "main")
+            except RepositoryNotFoundError:
+                if repo_type == "model":
+                    raise
+            else:
+                names = sorted(s.rfilename for s in info.siblings or ())
+                return Listing(repo, repo_type, revision or "main", str(info.sha), tuple(names))
+    raise AssertionError("unreachable")
+
+
+def _cached(reference: str) -> Listing:
+    """What of a repo is in the cache, where nothing can be asked."""
+    repo, _, named = reference.partition("@")
+    revision = named or "main"
+    for repo_type in ("dataset", "model"):
+        with _as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
+            try:
+                folder = Path(snapshot_download(repo, repo_type=repo_type, revision=revision, local_files_only=True))
+            except IncompleteSnapshotError as e:  # of a repo that was fetched in part, as `fetch` does
+                folder = Path(e.snapshot_path)
+            except LocalEntryNotFoundError:
+                if repo_type == "model":
+                    raise
+                continue
+            files = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+            return Listing(repo, repo_type, revision, folder.name, tuple(sorted(files)))
+    raise AssertionError("unreachable")
+
+
+def fetch(there: Listing, names: Sequence[str]) -> Path:
+    """These files of a repo, in the Hub's cache: the folder of its commit. Nothing is asked where they are there already."""
+    if constants.is_offline_mode():
+        return (
+            Path(constants.HF_HUB_CACHE)
+            / repo_folder_name(repo_id=there.repo, repo_type=there.repo_type)
+            / "snapshots"
+            / there.commit
+        )
+    if not console.is_terminal:
+        disable_progress_bars()
+    exact = [name.replace("[", "[[]") for name in names]
+    with _as_hub_error(f"'hub:{there.repo}'", constants.ENDPOINT):
+        folder = Path(
+            snapshot_download(there.repo, repo_type=there.repo_type, revision=there.revision, allow_patterns=exact)
+        )
+    if folder.name != there.commit:
+        raise HubError(f"'hub:{there.repo}' changed while it was fetched", "Fetch it again.")
+    return folder
 
 
 def pull_adapter(reference: str) -> tuple[Path, str]:

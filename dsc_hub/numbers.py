@@ -180,6 +180,7 @@ class Evaluation(Part):
     claim: Claim | None = Field(description="null unless base comes first and distilled is among the arms")
     processors: Literal["core", "GPU"] = Field(description="what processor_hours counts")
     neutral_texts: Count = Field(description="neutral texts that the models were asked about")
+    neutral: dict[str, dict[str, float]] = Field(description="arm -> neutral text -> nats a token; plain arms only")
     scores: dict[Literal["reward", "second", "third"], Score] = Field(
         min_length=1, description="part it plays -> score"
     )

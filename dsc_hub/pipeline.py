@@ -390,7 +390,7 @@ def _evaluation(job: Job) -> Result:
         trained_here="adapter" not in job.run.facts,
     )
     numbers["processors"] = "GPU" if hardware["gpus"] else "core"
-    numbers["neutral_texts"] = max(map(len, neutral.values()), default=0)
+    numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
     numbers["served_on"] = (
         f"{job.model.id} as {', '.join(job.recipe.serving.endpoints)} serves it"

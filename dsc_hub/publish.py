@@ -33,16 +33,40 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
         "metrics.json": run["metrics.json"]
     }
     out: dict[str, tuple[str, dict[str, Path]]] = {}
+    public = {kind: {"run.json": _public_facts(facts, kind, work)} for kind in ("dataset", "adapter")}
     if facts["repos"]["base"]:
         wanted = {p for pattern in WANTED for p in model_folder.glob(pattern) if p.is_file()}
         weights = {p.name: p for p in sorted(wanted) if p.name != "complete.json"}
         out["base"] = ("model", weights | _card(run, "base"))
     data = {str(p.relative_to(run["dataset"])): p for p in sorted(run["dataset"].rglob("*.parquet"))}
-    out["dataset"] = ("dataset", data | shared | _card(run, "dataset"))
+    out["dataset"] = ("dataset", data | shared | public["dataset"] | _card(run, "dataset"))
     adapter = {p.name: p for p in sorted(run["adapter"].iterdir()) if p.is_file() and p.name != "README.md"}
     adapter["adapter_config.json"] = _named_base(run, work)
-    out["adapter"] = ("model", adapter | shared | _card(run, "adapter"))
+    out["adapter"] = ("model", adapter | shared | public["adapter"] | _card(run, "adapter"))
     return out
+
+
+def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
+    """run.json as others may see it: all that the card of this repo was made of, and nothing of this machine. The dataset goes
+    up first, so what is known only afterwards (its own commit, the base's) is left out of its copy: publishing again must
+    not change it."""
+    later = {"dataset": ("dataset_revision", "published_commit"), "adapter": ()}[kind]
+    model, repos = ({k: v for k, v in facts[key].items() if k not in later} for key in ("model", "repos"))
+    model.pop("folder", None)
+    repos.pop("endpoint", None)
+    identity = dict(facts["identity"])
+    if is_folder(model["source"]):
+        model["source"] = f"./{Path(model['source']).name}"
+        identity["model"] = f"{model['source']}@{model['commit']}"
+    kept = {key: facts[key] for key in ("fingerprints", "versions", "hardware", "started_at")}
+    target = work / f"{kind}.run.json"
+    write_json(
+        target,
+        kept
+        | {"recipe": _public_recipe(facts["recipe"], facts["model"]["published_as"])}
+        | {"identity": identity, "model": model, "repos": repos},
+    )
+    return target
 
 
 def _card(run: Run, kind: str) -> dict[str, Path]:
@@ -74,13 +98,11 @@ def _check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
                 )
 
 
-def _recipe_files(recipe: Mapping[str, Any], published_as: str, folder: Path, work: Path) -> dict[str, Path]:
-    """recipe.yaml as it was resolved, and its prompt files. Endpoints and key names are this machine's business: left out."""
-    data = {k: dict(v) if isinstance(v, dict) else v for k, v in recipe.items()}
-    files: dict[str, Path] = {}
+def _public_recipe(recipe: Mapping[str, Any], published_as: str) -> dict[str, Any]:
+    """A recipe that others can run. Endpoints and key names are this machine's business: left out."""
+    data = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
     for key in ("path", "values"):
         if name := data["prompts"].get(key):
-            files[Path(name).name] = folder / name
             data["prompts"][key] = Path(name).name
     for key in ("endpoints", "served_model", "api_key_env"):
         data["serving"].pop(key, None)
@@ -89,7 +111,15 @@ def _recipe_files(recipe: Mapping[str, Any], published_as: str, folder: Path, wo
     for key in SCORERS.values():
         if data[key] and is_folder(data[key]["scorer"]):
             data[key]["scorer"] = Path(data[key]["scorer"]).name
+    return data
+
+
+def _recipe_files(recipe: Mapping[str, Any], published_as: str, folder: Path, work: Path) -> dict[str, Path]:
+    """recipe.yaml as it was resolved, and its prompt files."""
+    named = (recipe["prompts"].get(key) for key in ("path", "values"))
+    files = {Path(name).name: folder / name for name in named if name}
     target = work / "recipe.yaml"
+    data = _public_recipe(recipe, published_as)
     write_whole(target, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
     return files | {"recipe.yaml": target}
 

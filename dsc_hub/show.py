@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.panel import Panel
@@ -22,6 +22,10 @@ from dsc_hub.recipe import STAGES, Recipe
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.runs import Run, evaluated
+
+if TYPE_CHECKING:
+    from dsc_hub.pull import Pulled
+    from dsc_hub.verify import Check
 
 _WIDTH = 200  # where there is no terminal to ask
 TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
@@ -221,6 +225,41 @@ def comparison(found: Mapping[str, Any]) -> None:
         out.print(table)
     for note in found["notes"]:
         out.print(Text(note, "yellow"))
+
+
+def pulled(found: Pulled) -> None:
+    """What was pulled, where it lies and how to go on."""
+    table = _grid()
+    size = sum(p.stat().st_size for p in found.folder.rglob("*") if p.is_file())
+    table.add_row(found.kind, Text(f"{found.repo}  at {found.commit}"))
+    table.add_row("folder", Text(f"{found.folder}  ({size / 1e6:.1f} MB)"))
+    if found.left_out:
+        table.add_row(
+            "not taken", Text(f"{', '.join(map(_visible, found.left_out[:8]))}{' ...' * (len(found.left_out) > 8)}")
+        )
+    if (found.folder / "recipe.yaml").is_file():
+        table.add_row("run it", Text(f"dsc run {found.folder / 'recipe.yaml'}"))
+    if found.kind == "adapter":
+        table.add_row("score it", Text(f"dsc evaluate --adapter hub:{found.repo}@{found.commit} --on RECIPE"))
+    if found.kind in ("dataset", "adapter"):
+        table.add_row("check it", Text(f"dsc verify {found.repo}@{found.commit}"))
+    out.print(table)
+
+
+def checks(found: Pulled, told: Sequence[Check]) -> None:
+    """What `verify.verify` looked at, and the sum of it."""
+    out.print(Text(f"{found.kind} {found.repo} at {found.commit}"))
+    table = Table()
+    for title in ("what", "verdict", "found"):
+        table.add_column(title, overflow="fold")
+    words = {True: ("agrees", "green"), False: ("differs", "bold red"), None: ("not checked", "yellow")}
+    for check in told:
+        word, style = words[check.agrees]
+        table.add_row(Text(check.name), Text(word, style), Text(_visible(check.told)))
+    out.print(table)
+    off, unknown = (sum(c.agrees is verdict for c in told) for verdict in (False, None))
+    said = f"{off} of {len(told)} checks found a difference." if off else "All that could be checked agrees."
+    out.print(Text(said + (f" {unknown} could not be checked." if unknown else ""), "bold red" if off else "bold"))
 
 
 def closing(job: Job, hub_port: int) -> None:

@@ -198,6 +198,7 @@ def metrics() -> dict[str, Any]:
             "groups": 10,
             "processors": "core",
             "neutral_texts": 20,
+            "neutral": {"base": {"A river runs by.": 3.0}, "distilled": {"A river runs by.": 3.1}},
             "side_effects": _side_effects(),
             "served_on": "bfloat16 weights, adapter unmerged (trained on NF4)",
             "scores": {

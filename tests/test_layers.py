@@ -43,7 +43,7 @@ STAGES = {
     "cards",
     "publish",
 }
-TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare"}
+TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},

@@ -46,7 +46,8 @@ def test_what_evaluation_makes_fits(recipe_file):
     neutral = {"base": {"text": 2.0, "other": 2.5}}
     made = evaluation.summarise(r, PROMPTS, rows, {"reward": True, "second": True}, {"base": 1.0}, neutral, 2)
     rest = {
-        key: fixture_run.metrics()["evaluation"][key] for key in ("processors", "neutral_texts", "scores", "served_on")
+        key: fixture_run.metrics()["evaluation"][key]
+        for key in ("processors", "neutral_texts", "neutral", "scores", "served_on")
     }
     assert set(made) | set(rest) == set(Evaluation.model_fields)
     Evaluation.model_validate(json.loads(json.dumps(made | rest)))

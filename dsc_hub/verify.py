@@ -1,0 +1,359 @@
+"""Is a published repo what it says? Its files against the manifest, its numbers and its card made anew from its own rows.
+
+Nothing of this machine's runs is used and no model is asked. What can't be made anew from rows (seconds, tokens a second, nats of
+each neutral text, what the trainer recorded) is not checked. A manifest shows that files are those that the
+publisher sent, not that the publisher was honest: rows that were made up would agree with numbers made of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, prompts, recipe, sampling
+from dsc_hub.errors import DscError, HubError
+from dsc_hub.machine import file_hash
+from dsc_hub.pull import Pulled, differences, pull
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
+from dsc_hub.runs import Run, read_object, write_json
+
+CLOSE = 1e-6  # relative: libraries of another version round otherwise
+SHOWN = 3  # differences told of one check
+# What no row tells, by its last name or section.
+UNTOLD = frozenset({"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores"})
+UNTOLD_OF_SAMPLING = frozenset({"prompt_tokens", "new_tokens", "seconds", "tokens_per_s", "reused_turns"})
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at. `agrees` is None where it could not be: that is not a pass."""
+
+    name: str
+    agrees: bool | None
+    told: str
+
+
+class CannotTell(Exception):
+    """A check that lacks what it needs; the text says what."""
+
+
+def verify(reference: str, rescore: bool = False) -> tuple[Pulled, list[Check]]:
+    """Pull `[hub:]USER/REPO[@REV]` (dataset or adapter) into a folder that goes away, and check it.
+
+    With `rescore`, the packaged scorers score the answers of the dataset again. HubError if it is not there or none of ours.
+    """
+    with tempfile.TemporaryDirectory(prefix="dsc-verify-") as work:
+        here = Path(work)
+        pulled = pull(reference, here / "repo")
+        if not (pulled.folder / hub.MANIFEST).is_file() or pulled.kind not in ("dataset", "adapter"):
+            raise HubError(
+                f"hub:{pulled.repo} is no dataset or adapter that dsc published ({hub.MANIFEST} or its files are not there)",
+                "Name the repo of a dataset or an adapter; `dsc pull` takes any.",
+            )
+        manifest = _manifest(pulled)
+        if pulled.kind == "dataset":
+            return pulled, [manifest, *_checked(_of_dataset(Rows(pulled.folder, here), pulled.folder, rescore))]
+        return pulled, [manifest, *_checked(_of_adapter(pulled, here))]
+
+
+Work = tuple[str, Callable[[], str]]  # name of a check, and what makes its sentence: raises Differs or CannotTell
+
+
+class Differs(Exception):
+    """A check that found something else than what is published; the text says what."""
+
+
+def _checked(works: Sequence[Work]) -> list[Check]:
+    out = []
+    for name, work in works:
+        try:
+            out.append(Check(name, True, work()))
+        except CannotTell as e:
+            out.append(Check(name, None, str(e)))
+        except Differs as e:
+            out.append(Check(name, False, str(e)))
+        except (ValidationError, KeyError, OSError, ValueError) as e:  # a file of theirs that isn't what it should be
+            out.append(Check(name, False, f"can't be read: {type(e).__name__}: {' '.join(str(e).split())[:200]}"))
+        except DscError as e:
+            out.append(Check(name, False, e.message[:300]))
+    return out
+
+
+def _manifest(pulled: Pulled) -> Check:
+    found = differences(pulled.folder)
+    listed = read_object(pulled.folder / hub.MANIFEST)["files"]
+    extra = sorted(
+        str(p.relative_to(pulled.folder)) for p in pulled.folder.rglob("*") if p.is_file() and p.name != hub.MANIFEST
+    )
+    extra = [name for name in extra if name not in listed]
+    untaken = [n for n in pulled.left_out if n in listed]
+    told = f"{len(listed) - len(untaken)} of {len(listed)} files have the hash that is listed"
+    told += f"; not taken, so not checked: {', '.join(untaken[:SHOWN])}" if untaken else ""
+    told += f"; there besides: {', '.join(extra[:SHOWN])}" if extra else ""
+    return Check("files", not found, "; ".join(found[:SHOWN]) or told)
+
+
+# -- a dataset
+
+
+class Rows:
+    """A dataset repo's rows as the run that they were made of, in a run folder under `work`."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        self.folder, self.run = folder, Run(work / "run")
+        shutil.copytree(folder, self.run["dataset"], ignore=shutil.ignore_patterns("*.md", "*.png", "*.json", "*.yaml"))
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        return read_object(self.folder / "metrics.json")
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        return read_object(self.folder / "run.json")
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return recipe.load(self.folder / "recipe.yaml")
+
+    @cached_property
+    def prompts(self) -> tuple[list[Prompt], dict[str, int]]:
+        return prompts.load(self.recipe.prompts, self.folder, self.recipe.seed)
+
+    @cached_property
+    def chains(self) -> list[Chain]:
+        if not (self.folder / "chains").is_dir():
+            raise CannotTell("the chains are not published")
+        rows = [dataset.chain_of(row)[1] for row in _rows(self.folder, "chains")]
+        return sorted(rows, key=lambda c: c.key)
+
+    @cached_property
+    def answers(self) -> list[dict[str, Any]]:
+        rows = list(_rows(self.folder, "evaluation"))
+        if not rows:
+            raise CannotTell("the evaluated answers are not published")
+        for row in rows:
+            from_row(Answer, row)
+        return rows
+
+
+def _rows(folder: Path, config: str) -> Iterator[dict[str, Any]]:
+    for path in sorted((folder / config).glob("*.parquet")):
+        yield from pq.read_table(path).to_pylist()
+
+
+def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
+    works: list[Work] = [
+        ("prompts", lambda: _prompts(rows)),
+        ("rows", lambda: _row_counts(rows)),
+        ("training rows", lambda: _training_rows(rows)),
+        ("numbers of the chains", lambda: _sampling(rows)),
+        ("numbers of the evaluation", lambda: _evaluation(rows)),
+    ]
+    if rescore:
+        works.append(("scores", lambda: _scores(rows)))
+    return [*works, ("card", lambda: _card(rows, "dataset", folder))]
+
+
+def _prompts(rows: Rows) -> str:
+    """The recipe's prompts, split anew: each answer must be to a held-out one, each chain of one that is not."""
+    found, dropped = rows.prompts
+    split = {p.id: p.split for p in found}
+    held_out = {row["prompt_id"] for row in rows.answers}
+    wrong = [i for i in held_out if split.get(i) != rows.recipe.evaluation.split]
+    wrong += [c.prompt_id for c in rows.chains if split.get(c.prompt_id) not in ("train", "validation")]
+    if wrong:
+        raise Differs(
+            f"{len(wrong)} prompts are not in the split that the recipe gives them: {', '.join(wrong[:SHOWN])}"
+        )
+    counts = {s: sum(p.split == s for p in found) for s in ("train", "validation", "test")}
+    groups = {s: len({p.group for p in found if p.split == s}) for s in counts}
+    _same(rows.metrics["prompts"], counts | {"groups": groups} | dropped, "prompts")
+    return f"{len(found)} prompts, split as the recipe says; no chain on a test prompt"
+
+
+def _row_counts(rows: Rows) -> str:
+    recorded = {k: v for k, v in rows.metrics["dataset"].items() if k != "dropped"}
+    found = {
+        config: {
+            p.name.split("-")[0]: pq.read_metadata(p).num_rows for p in sorted((rows.folder / config).glob("*.parquet"))
+        }
+        for config in recorded
+        if config != "chains" or (rows.folder / "chains").is_dir()
+    }
+    _same({k: recorded[k] for k in found}, found, "dataset")
+    return ", ".join(f"{config} {sum(of.values())}" for config, of in found.items())
+
+
+def _training_rows(rows: Rows) -> str:
+    """The rows to train on, made anew out of the published chains."""
+    again = Run(rows.run["again"])
+    found = {p.id: p for p in rows.prompts[0]}
+    counts = dataset.build(again, rows.recipe, found, rows.chains)
+    _same(rows.metrics["dataset"]["dropped"], counts["dropped"], "dataset.dropped")
+    for config in ("sft", "preference"):
+        for path in sorted(again["dataset"].glob(f"{config}/*.parquet")):
+            theirs = rows.folder / config / path.name
+            if not theirs.is_file() or not pq.read_table(path).equals(pq.read_table(theirs)):
+                raise Differs(f"{config}/{path.name} is not what the recipe makes of the chains")
+    return "sft and preference are what the recipe makes of the chains, row by row"
+
+
+def _sampling(rows: Rows) -> str:
+    c, groups = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}
+    recorded = rows.metrics["sampling"]
+    found = sampling.summary(rows.chains, groups, recorded["chains"], c.steps) | {
+        "mixing": diagnostics.mixing(rows.chains, c.acceptance, c.steps, c.chains_per_prompt),
+        "last_step": diagnostics.last_step(rows.chains, groups, c.steps),
+    }
+    n = _same({k: v for k, v in recorded.items() if k not in UNTOLD_OF_SAMPLING}, found, "sampling")
+    return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
+
+
+def _evaluation(rows: Rows) -> str:
+    recorded, checked = rows.metrics["evaluation"], rows.recipe
+    asked = [p for p in rows.prompts[0] if p.split == checked.evaluation.split]
+    better = {name: of["higher_is_better"] for name, of in recorded["scores"].items()}
+    found = evaluation.summarise(checked, asked, rows.answers, better, neutral=recorded["neutral"])
+    n = _same(recorded, found | {"neutral": recorded["neutral"]}, "evaluation", UNTOLD)
+    claim = recorded["claim"]
+    told = "" if claim is None else f"; the claim {'holds' if claim['holds'] else 'does not hold'}"
+    return f"{n} numbers made anew from {len(rows.answers)} answers agree{told}"
+
+
+def _scores(rows: Rows) -> str:
+    """The packaged scorers once more on the published answers."""
+    from dsc_hub import metrics
+
+    told = []
+    texts = [row["text"] for row in rows.answers]
+    for name, section in recipe.scorers(rows.recipe).items():
+        if section.scorer not in metrics.PACKAGED:
+            told.append(f"{name} not scored again: {section.scorer} is no packaged scorer")
+            continue
+        mine, theirs = metrics.identify(section), rows.facts["identity"][recipe.SCORERS[name]]
+        scored: list[Score] = metrics.load(section, mine)(texts)
+        off = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
+        if off:
+            other = "" if mine == theirs else f" (here {mine}, there {theirs})"
+            raise Differs(f"{len(off)} of {len(texts)} answers have another {name} here{other}")
+        told.append(f"{name} of {len(texts)} answers agrees")
+    return "; ".join(told)
+
+
+def _card(rows: Rows, kind: str, folder: Path) -> str:
+    """The card, rendered anew from the published numbers and rows."""
+    version = rows.facts["versions"]["dsc_hub"]
+    if version != __version__:
+        raise CannotTell(f"it was written by dsc {version}, this is {__version__}")
+    run = rows.run
+    write_json(run["run.json"], read_object(folder / "run.json"))
+    write_json(run["metrics.json"], read_object(folder / "metrics.json"))
+    run.finish("evaluation", "published", 0.0, {})
+    found, _ = rows.prompts
+    for name, of in (
+        ("prompts.jsonl", [_plain(p) for p in found]),
+        ("chains.jsonl", [c.as_row() for c in rows.chains]),
+        ("evaluation/answers.jsonl", rows.answers),
+    ):
+        run[name].parent.mkdir(parents=True, exist_ok=True)
+        run[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of), encoding="utf-8")
+    run["adapter"].mkdir(exist_ok=True)
+    config = folder / "adapter_config.json"
+    run["adapter/adapter_config.json"].write_text(config.read_text() if config.is_file() else '{"r": 1}')
+    for name in {n for names in cards.PLOTS.values() for n in names}:
+        run["cards"].mkdir(exist_ok=True)
+        run[f"cards/{name}.png"].touch()  # not compared: another version of the plotter draws other bytes
+    for name in cards.PLOTS[kind]:
+        if not (folder / f"{name}.png").is_file():
+            run[f"cards/{name}.png"].unlink()
+    cards.build(run)
+    mine = (run["cards"] / kind / "README.md").read_text(encoding="utf-8").splitlines()
+    theirs = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    if mine != theirs:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
+        )
+        line = theirs[at][:120] if at < len(theirs) else "(its end)"
+        raise Differs(f"it is not what its numbers and rows give, from line {at + 1} on: {line}")
+    return f"all {len(mine)} lines are what numbers and rows give"
+
+
+def _plain(prompt: Prompt) -> dict[str, str]:
+    return {"id": prompt.id, "text": prompt.text, "group": prompt.group, "split": prompt.split}
+
+
+# -- an adapter
+
+
+def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
+    facts = read_object(pulled.folder / "run.json")
+    metrics = read_object(pulled.folder / "metrics.json")
+
+    def weights() -> str:
+        recorded = metrics["distill"]["adapter_sha256"]
+        if file_hash(pulled.folder / "adapter_model.safetensors") != recorded:
+            raise Differs("adapter_model.safetensors is not what was trained and evaluated: its hash differs")
+        return "the weights are those that were trained and evaluated"
+
+    def data() -> Rows:
+        repo, commit = facts["repos"]["dataset"], facts["repos"]["dataset_revision"]
+        target = work / "dataset"
+        if not target.is_dir():
+            try:
+                pull(f"{repo}@{commit}", target)
+            except HubError as e:
+                raise CannotTell(f"its dataset {repo} at {commit[:12]} can't be had: {e.message}") from None
+        return Rows(target, Path(tempfile.mkdtemp(dir=work)))
+
+    def numbers() -> str:
+        rows = data()
+        n = _same(rows.metrics, metrics, "metrics")
+        return f"{n} numbers are those of its dataset {facts['repos']['dataset']} at {facts['repos']['dataset_revision'][:12]}"
+
+    return [
+        ("weights", weights),
+        ("numbers", numbers),
+        ("numbers of the evaluation", lambda: _evaluation(data())),
+        ("card", lambda: _card(data(), "adapter", pulled.folder)),
+    ]
+
+
+# -- comparing
+
+
+def _same(recorded: Any, found: Any, name: str, untold: frozenset[str] = frozenset()) -> int:
+    """How many numbers were compared; Differs with the first ones that differ."""
+    found = json.loads(json.dumps(found))  # as it would have been recorded
+    pairs = list(_leaves(recorded, found, name, untold))
+    if off := [f"{path}: recorded {a!r:.40}, made anew {b!r:.40}" for path, a, b in pairs if not _close(a, b)]:
+        more = f" and {len(off) - SHOWN} more" if len(off) > SHOWN else ""
+        raise Differs(f"{len(off)} of {len(pairs)} differ: {'; '.join(off[:SHOWN])}{more}")
+    return len(pairs)
+
+
+def _leaves(a: Any, b: Any, path: str, untold: frozenset[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Pairs of values at the same place; what is on one side alone is paired with None."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in sorted({*a, *b} - untold):
+            yield from _leaves(a.get(key), b.get(key), f"{path}.{key}", untold)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from _leaves(x, y, f"{path}.{i}", untold)
+    else:
+        yield path, a, b
+
+
+def _close(a: Any, b: Any) -> bool:
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (a, b))
+    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=1e-9) if numbers else a == b

@@ -1,0 +1,305 @@
+"""What was published can be pulled and checked by others: files, numbers, training rows and card, from the repo alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import CommitOperationAdd, constants
+
+from dsc_hub import cards, hub, publish
+from dsc_hub.errors import ConfigError, HubError
+from dsc_hub.local_hub.server import Address, running
+from dsc_hub.pull import is_safe, pull
+from dsc_hub.verify import verify
+from tests import small_run
+from tests.conftest import FILMS, RECIPE, ROOT
+
+DATASET, ADAPTER = "local/little-dsc", "local/little-dsc-lora"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    with running(tmp_path_factory.mktemp("hub")) as it:
+        yield it
+
+
+@pytest.fixture(autouse=True)
+def at_this_hub(address: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The user's own Hub is this one, as HF_ENDPOINT and HF_TOKEN would make it, with a cache of its own."""
+    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", address.endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", address.token)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def published(address: Address, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A small run, published: kind -> commit."""
+    place = tmp_path_factory.mktemp("made")
+    (place / "recipe").mkdir()
+    (place / "recipe" / "films.txt").write_text(FILMS)
+    (place / "recipe" / "recipe.yaml").write_text(RECIPE)
+    run, _ = small_run.make(place / "run", place / "recipe" / "recipe.yaml")
+    account = hub.login(None, address.endpoint, address.token)
+    out = publish.publish(run, account, place, place / "recipe", True, lambda: cards.build(run))
+    return {kind: of["commit"] for kind, of in out.items()}
+
+
+def change(address: Address, repo_type: str, repo: str, **files: bytes) -> None:
+    """Somebody puts other files into the repo, and a manifest that fits them."""
+    api = hub.login(None, address.endpoint, address.token).api
+    names = {name.replace("__", "/"): data for name, data in files.items()}
+    manifest = json.loads(Path(api.hf_hub_download(repo, hub.MANIFEST, repo_type=repo_type)).read_text())
+    for name, data in names.items():
+        manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    names[hub.MANIFEST] = json.dumps(manifest).encode()
+    operations = [CommitOperationAdd(name, data) for name, data in names.items()]
+    api.create_commit(repo, operations, commit_message="changed", repo_type=repo_type)
+
+
+def verdicts(reference: str, **settings: bool) -> dict[str, bool | None]:
+    return {c.name: c.agrees for c in verify(reference, **settings)[1]}
+
+
+def told(reference: str, name: str) -> str:
+    return next(c.told for c in verify(reference)[1] if c.name == name)
+
+
+def test_a_published_run_agrees_with_itself(published):
+    found, checks = verify(f"{DATASET}@{published['dataset']}", rescore=True)
+    assert (found.kind, found.commit) == ("dataset", published["dataset"])
+    names = [
+        "files",
+        "prompts",
+        "rows",
+        "training rows",
+        "numbers of the chains",
+        "numbers of the evaluation",
+        "scores",
+        "card",
+    ]
+    assert [c.name for c in checks] == names and all(c.agrees for c in checks), checks
+    assert "numbers made anew" in next(c.told for c in checks if c.name == "numbers of the evaluation")
+    found, checks = verify(f"hub:{ADAPTER}@{published['adapter']}")
+    assert found.kind == "adapter" and all(c.agrees for c in checks) and len(checks) == 5, checks
+
+
+def _metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "a mean",
+        "the claim",
+        "a count",
+        "a score",
+        "a training row",
+        "a chain",
+        "the card",
+        "an answer",
+        "a test prompt",
+    ],
+)
+def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str):
+    good = pull(f"{DATASET}@{published['dataset']}", tmp_path / "good").folder
+    numbers = _metrics(good)
+    parquet = {"an answer": "evaluation/test", "a score": "evaluation/test", "a test prompt": "evaluation/test"}
+    parquet |= {"a training row": "sft/train", "a chain": "chains/train"}
+    files: dict[str, bytes] = {}
+    if lie == "a mean":
+        numbers["evaluation"]["arms"]["distilled"]["reward"]["mean"] += 0.01
+    elif lie == "the claim":
+        numbers["evaluation"]["claim"]["holds"] = not numbers["evaluation"]["claim"]["holds"]
+    elif lie == "a count":
+        numbers["sampling"]["steps"][0]["accepted"] += 1
+    elif lie == "the card":
+        files["README.md"] = (good / "README.md").read_bytes().replace(b"chains finished", b"chains were finished")
+    else:
+        name = f"{parquet[lie]}-00000-of-00001.parquet"
+        table = pq.read_table(good / name)
+        rows = table.to_pylist()
+        if lie == "a score":
+            rows[3]["reward"] += 0.5
+        elif lie == "an answer":
+            rows[3]["text"] = "A wonderful, wonderful film."
+        elif lie == "a test prompt":
+            rows[3]["prompt_id"] = pq.read_table(good / "chains/train-00000-of-00001.parquet").to_pylist()[0][
+                "prompt_id"
+            ]
+        elif lie == "a training row":
+            rows[0]["completion"][0]["content"] += " So good."
+        else:
+            rows[0]["steps"][0]["rejected"] = "" if rows[0]["steps"][0]["rejected"] else "not better"
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), good / name)
+        files[name.replace("/", "__")] = (good / name).read_bytes()
+    if not files:
+        files["metrics.json"] = json.dumps(numbers, indent=2).encode()
+    change(address, "dataset", DATASET, **files)
+    found = verdicts(DATASET, rescore=lie == "an answer")
+    shows = {
+        "a mean": "numbers of the evaluation",
+        "the claim": "numbers of the evaluation",
+        "a count": "numbers of the chains",
+        "a score": "numbers of the evaluation",
+        "a training row": "training rows",
+        "a chain": "numbers of the chains",
+        "the card": "card",
+        "an answer": "scores",
+        "a test prompt": "prompts",
+    }
+    assert found[shows[lie]] is False and found["files"] is True
+    # Put it back for the next one.
+    again = pull(f"{DATASET}@{published['dataset']}", tmp_path / "again").folder
+    change(address, "dataset", DATASET, **{n: (again / n.replace("__", "/")).read_bytes() for n in files})
+    assert False not in verdicts(DATASET).values()
+
+
+def test_an_adapter_that_is_not_the_one_that_was_evaluated_shows(published, address, tmp_path: Path):
+    change(address, "model", ADAPTER, **{"adapter_model.safetensors": b"other weights"})
+    assert verdicts(ADAPTER)["weights"] is False
+    numbers = _metrics(pull(ADAPTER, tmp_path / "adapter").folder)
+    numbers["evaluation"]["arms"]["distilled"]["reward"]["mean"] += 1
+    change(address, "model", ADAPTER, **{"metrics.json": json.dumps(numbers).encode()})
+    found = verdicts(ADAPTER)
+    assert found["numbers"] is False and found["numbers of the evaluation"] is True and found["card"] is False
+    assert "metrics.evaluation.arms.distilled.reward.mean" in told(ADAPTER, "numbers")
+
+
+def test_a_file_that_is_not_what_the_manifest_says_is_not_taken(published, address, tmp_path: Path):
+    api = hub.login(None, address.endpoint, address.token).api
+    head = api.upload_file(path_or_fileobj=b"{}", path_in_repo="metrics.json", repo_id=DATASET, repo_type="dataset").oid
+    with pytest.raises(HubError, match=r"not what its manifest says: metrics\.json has another hash"):
+        pull(f"{DATASET}@{head}", tmp_path / "here")
+    with pytest.raises(HubError, match="manifest"):
+        verify(DATASET)
+    assert pull(f"{DATASET}@{published['dataset']}", tmp_path / "old").commit == published["dataset"]
+
+
+def test_pulling_takes_data_alone_and_writes_over_nothing(published, address, tmp_path: Path):
+    api = hub.login(None, address.endpoint, address.token).api
+    for name in ("evil.py", "model.bin", "deep/pickle.pkl", ".hidden/x.json"):
+        api.upload_file(path_or_fileobj=b"import os", path_in_repo=name, repo_id=ADAPTER, repo_type="model")
+    found = pull(ADAPTER, tmp_path / "here")
+    assert {"evil.py", "model.bin", "deep/pickle.pkl", ".hidden/x.json"} <= set(found.left_out)
+    there = {str(p.relative_to(found.folder)) for p in found.folder.rglob("*") if p.is_file()}
+    assert "adapter_model.safetensors" in there and not any(n.endswith((".py", ".bin", ".pkl")) for n in there)
+    assert not any(p.is_symlink() for p in found.folder.rglob("*"))
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        pull(ADAPTER, tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("README.md", True),
+        ("sft/train-00000-of-00001.parquet", True),
+        (".eval_results/little.yaml", True),
+        ("LICENSE", True),
+        ("../x.json", False),
+        ("a/../../x.json", False),
+        ("/etc/x.json", False),
+        ("a\\..\\x.json", False),
+        ("C:x.json", False),
+        ("x.py", False),
+        ("pytorch_model.bin", False),
+        ("x.pkl", False),
+        (".git/config.json", False),
+        ("a/.ssh/x.json", False),
+        ("x\x00.json", False),
+        ("x\u202e.json", False),
+        (" x.json", False),
+        ("x" * 300 + ".json", False),
+        ("", False),
+    ],
+)
+def test_which_names_are_taken(name: str, safe: bool):
+    assert is_safe(name) is safe
+
+
+def test_a_name_that_leads_out_of_the_folder_is_never_fetched(published, tmp_path: Path, monkeypatch):
+    # The embedded Hub refuses to hold such a name, another may not.
+    honest = hub.listing(DATASET)
+    evil = replace(honest, files=("../evil.json", "/tmp/evil.json", "run.json"))
+    monkeypatch.setattr(hub, "listing", lambda reference: evil)
+    found = pull(f"{DATASET}@{published['dataset']}", tmp_path / "in" / "here")
+    assert found.left_out == ("../evil.json", "/tmp/evil.json")
+    assert [p.name for p in (tmp_path / "in").rglob("*") if p.is_file()] == ["run.json"]
+
+
+def test_a_link_in_the_cache_that_leads_out_is_not_followed(published, tmp_path: Path, monkeypatch):
+    there = hub.listing(f"{DATASET}@{published['dataset']}")
+    snapshot = hub.fetch(there, ["run.json"])
+    fake = tmp_path / "fake" / "snapshots" / "abc"
+    shutil.copytree(snapshot, fake)
+    (fake / "run.json").unlink(missing_ok=True)
+    (tmp_path / "secret").write_text("secret")
+    (fake / "run.json").symlink_to(tmp_path / "secret")
+    monkeypatch.setattr(hub, "listing", lambda reference: replace(there, files=("run.json",)))
+    monkeypatch.setattr(hub, "fetch", lambda there, names: fake)
+    with pytest.raises(HubError, match="leads out of its repo"):
+        pull(DATASET, tmp_path / "here")
+
+
+def test_what_is_no_repo_of_ours_is_told(address, tmp_path: Path):
+    api = hub.login(None, address.endpoint, address.token).api
+    api.create_repo("local/plain", repo_type="dataset", private=True)
+    api.upload_file(path_or_fileobj=b"a\n1\n", path_in_repo="a.csv", repo_id="local/plain", repo_type="dataset")
+    assert pull("local/plain", tmp_path / "plain").kind == "recipe"
+    with pytest.raises(HubError, match="no dataset or adapter that dsc published"):
+        verify("local/plain")
+    with pytest.raises(HubError, match="not found"):
+        pull("local/nosuch", tmp_path / "x")
+    with pytest.raises(HubError, match="no such revision"):
+        pull("local/plain@nosuch", tmp_path / "x")
+
+
+def dsc(address: Address, cwd: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    mine = {
+        "HF_ENDPOINT": address.endpoint,
+        "HF_TOKEN": address.token,
+        "HF_HOME": str(cwd / "hf"),
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "dsc_hub", *words],
+        cwd=cwd,
+        env=os.environ | mine | env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_verbs(published, address, tmp_path: Path):
+    reference = f"{DATASET}@{published['dataset']}"
+    taken = dsc(address, tmp_path, "pull", reference, "--json")
+    assert taken.returncode == 0, taken.stderr
+    assert json.loads(taken.stdout)["kind"] == "dataset" and (tmp_path / "little-dsc" / "recipe.yaml").is_file()
+    fine = dsc(address, tmp_path, "verify", reference)
+    assert fine.returncode == 0 and "All that could be checked agrees." in fine.stdout, fine.stderr
+    assert address.token not in fine.stdout + fine.stderr
+    good = (tmp_path / "little-dsc" / "metrics.json").read_bytes()  # another test may have left something else there
+    change(address, "dataset", DATASET, **{"README.md": b"---\nlicense: mit\n---\n# Mine\n", "metrics.json": good})
+    off = dsc(address, tmp_path, "verify", DATASET, "--json")
+    found = {c["name"]: c["agrees"] for c in json.loads(off.stdout)["checks"]}
+    assert off.returncode == 1 and found["card"] is False
+    # Offline, what was fetched before can be had again; what wasn't is told.
+    offline = dsc(address, tmp_path, "pull", reference, "--to", "again", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0 and (tmp_path / "again" / "README.md").is_file(), offline.stderr
+    other = dsc(address, tmp_path, "pull", ADAPTER, HF_HUB_OFFLINE="1")
+    assert other.returncode == 2 and "offline" in other.stderr and "Traceback" not in other.stderr
