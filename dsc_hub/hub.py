@@ -236,6 +236,31 @@ def pull_adapter(reference: str) -> tuple[Path, str]:
     return folder, folder.name  # the cache keeps a snapshot under its commit
 
 
+def dataset_commit(repo: str, revision: str) -> str:
+    """The commit of a dataset at a revision. HubError if it isn't there."""
+    if constants.is_offline_mode():
+        return revision  # what is in the cache is what can be had
+    with _as_hub_error(f"dataset '{repo}' at '{revision}'", constants.ENDPOINT):
+        return str(HfApi().dataset_info(repo, revision=revision).sha)
+
+
+def dataset_rows(repo: str, config: str | None, split: str, revision: str) -> Iterator[dict[str, Any]]:
+    """Rows of one split of a dataset; data files alone, no code of it is run. HubError if there is no such config or split."""
+    import datasets
+
+    what = f"dataset '{repo}' at '{revision[:12]}', config {config or 'by default'}, split '{split}'"
+    with _as_hub_error(what, constants.ENDPOINT):
+        try:
+            rows = datasets.load_dataset(repo, config, split=split, revision=revision)
+        except (
+            datasets.exceptions.DatasetsError,
+            RuntimeError,
+        ) as e:  # RuntimeError: a repo with code, which is not run
+            raise HubError(f"{what}: {' '.join(str(e).split())[:300]}", "Check the name and the token.") from None
+    for row in rows:
+        yield dict(row)
+
+
 def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
     """Fetch a prompt file that a pulled recipe names, from the same commit, into the folder of the recipe."""
     repo, _, _ = reference.partition("@")

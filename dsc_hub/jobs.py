@@ -53,7 +53,7 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job
     path, checked = load_recipe(reference, overrides)
     ways = {
         "model": lambda: models.identify(checked.model),
-        "prompts": lambda: prompts.content_hash(checked.prompts, path.parent),
+        "prompts": lambda: prompts.identify(checked.prompts, path.parent),
     } | {key: lambda key=key: metrics.identify(getattr(checked, key)) for key in recipe.SCORERS.values()}
     found: dict[str, Any] = {}
     errors: dict[str, DscError] = {}
@@ -196,7 +196,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     """
     from dsc_hub import launcher, preflight, serving
 
-    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
+    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder)
     estimate = preflight.estimate(job.recipe, found, job.model.identity, folder) | {"dropped": dropped}

@@ -178,7 +178,7 @@ def _has_failures(job: Job, stage: str) -> bool:
 
 
 def _prompts(job: Job) -> Result:
-    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
+    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     job.run["prompts.jsonl"].unlink(missing_ok=True)
     rows = job.run.rows("prompts.jsonl")
     for prompt in found:
@@ -287,7 +287,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
     """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
     from dsc_hub import metrics, sampling
 
-    found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed)
+    found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     some = [p for p in found if p.split == "train"][:count]
     one_each = job.recipe.model_copy(update={"chain": job.recipe.chain.model_copy(update={"chains_per_prompt": 1})})
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:

@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dsc_hub.errors import DataError
@@ -24,8 +24,12 @@ OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words wi
 WORDING_GROUPS = 2  # unless more training groups than these share it too
 
 
-def content_hash(section: Prompts, base: Path) -> str:
-    """Hash of the prompt files' bytes: part of the run's identity."""
+def identify(section: Prompts, base: Path) -> str:
+    """Which prompts are meant, exactly, as part of the run's identity: hash of the files' bytes, or the dataset's commit."""
+    if section.dataset:
+        from dsc_hub import hub
+
+        return f"{section.dataset}@{hub.dataset_commit(section.dataset, section.revision)}"
     h = hashlib.sha256()
     for name in (section.path, section.values):
         if name:
@@ -33,16 +37,22 @@ def content_hash(section: Prompts, base: Path) -> str:
     return h.hexdigest()[:16]
 
 
-def load(section: Prompts, base: Path, seed: int) -> tuple[list[Prompt], dict[str, int]]:
-    """All prompts with their splits, and the counts of what was dropped.
+def load(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], dict[str, int]]:
+    """All prompts with their splits, and the counts of what was dropped. `identity` (of `identify`) says at which commit a
+    dataset is read; without it, at the recipe's revision.
 
     Raises DataError: file missing or empty, column missing, too few groups for the splits asked for.
     """
-    rows = list(_from_templates(section, base) if section.templates else _from_file(section, base))
+    if section.templates:
+        rows = list(_from_templates(section, base))
+    elif section.dataset:
+        rows = list(_from_dataset(section, identity.partition("@")[2] or section.revision))
+    else:
+        rows = list(_from_file(section, base))
     if not rows:
-        source = section.values or section.path
+        source = section.dataset or base / str(section.values or section.path)
         raise DataError(
-            f"{base / str(source)} holds no prompts",
+            f"{source} holds no prompts",
             "Write one prompt a line, or name the right column with prompts.column.",
         )
     for text, _ in rows:
@@ -150,21 +160,32 @@ def _from_file(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
     if path.suffix not in (".jsonl", ".csv", ".parquet"):
         yield from ((line, line) for line in _lines(path))
         return
-    for number, row in enumerate(_table(path), 1):
+    yield from _from_rows(section, _table(path), str(path))
+
+
+def _from_dataset(section: Prompts, revision: str) -> Iterator[tuple[str, str]]:
+    from dsc_hub import hub
+
+    rows = hub.dataset_rows(str(section.dataset), section.dataset_config, section.dataset_split, revision)
+    yield from _from_rows(section, rows, f"dataset {section.dataset}, {section.dataset_split}")
+
+
+def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[tuple[str, str]]:
+    for number, row in enumerate(rows, 1):
         if None in row:  # what csv calls the cells that no header names
             raise DataError(
-                f"{path} row {number} has more cells than the header", "Put texts with commas into double quotes."
+                f"{where} row {number} has more cells than the header", "Put texts with commas into double quotes."
             )
         for key in ("column", "group_column"):
             column = getattr(section, key)
             if column and column not in row:
                 raise DataError(
-                    f"{path} row {number} has no column '{column}'; it has {sorted(row)}",
+                    f"{where} row {number} has no column '{column}'; it has {sorted(row)}",
                     f"Set prompts.{key} to one of these.",
                 )
         text = row[section.column]
         if not isinstance(text, str):
-            raise DataError(f"{path} row {number}: '{section.column}' should be text, got {type(text).__name__}")
+            raise DataError(f"{where} row {number}: '{section.column}' should be text, got {type(text).__name__}")
         if text.strip():
             yield text.strip(), str(row[section.group_column]) if section.group_column else text.strip()
 

@@ -29,9 +29,7 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
     The recipe goes along with its prompt files, under plain names, so that `dsc run hub:USER/REPO` can run it.
     """
     facts = run.facts
-    shared = _recipe_files(facts["recipe"], facts["model"]["published_as"], recipe_folder, work) | {
-        "metrics.json": run["metrics.json"]
-    }
+    shared = _recipe_files(facts, recipe_folder, work) | {"metrics.json": run["metrics.json"]}
     out: dict[str, tuple[str, dict[str, Path]]] = {}
     public = {kind: {"run.json": _public_facts(facts, kind, work)} for kind in ("dataset", "adapter")}
     if facts["repos"]["base"]:
@@ -62,9 +60,7 @@ def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
     target = work / f"{kind}.run.json"
     write_json(
         target,
-        kept
-        | {"recipe": _public_recipe(facts["recipe"], facts["model"]["published_as"])}
-        | {"identity": identity, "model": model, "repos": repos},
+        kept | {"recipe": _public_recipe(facts)} | {"identity": identity, "model": model, "repos": repos},
     )
     return target
 
@@ -98,28 +94,35 @@ def _check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
                 )
 
 
-def _public_recipe(recipe: Mapping[str, Any], published_as: str) -> dict[str, Any]:
-    """A recipe that others can run. Endpoints and key names are this machine's business: left out."""
-    data = {k: dict(v) if isinstance(v, Mapping) else v for k, v in recipe.items()}
+def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as others can run it: what it names on the Hub at the commits that were used. Endpoints and key names are this
+    machine's business: left out."""
+    data = {k: dict(v) if isinstance(v, Mapping) else v for k, v in facts["recipe"].items()}
+    commits = {key: str(facts["identity"].get(key) or "").partition("@")[2] for key in ("prompts", *SCORERS.values())}
+    for key, commit in commits.items():
+        if data[key] and commit:
+            data[key]["revision"] = commit
+    if facts["model"]["published_as"] == facts["model"]["source"]:
+        data["model"]["revision"] = facts["model"]["commit"]
     for key in ("path", "values"):
         if name := data["prompts"].get(key):
             data["prompts"][key] = Path(name).name
     for key in ("endpoints", "served_model", "api_key_env"):
         data["serving"].pop(key, None)
     if is_folder(data["model"]["source"]):
-        data["model"] |= {"source": published_as, "revision": "main"}
+        data["model"] |= {"source": facts["model"]["published_as"], "revision": "main"}
     for key in SCORERS.values():
         if data[key] and is_folder(data[key]["scorer"]):
             data[key]["scorer"] = Path(data[key]["scorer"]).name
     return data
 
 
-def _recipe_files(recipe: Mapping[str, Any], published_as: str, folder: Path, work: Path) -> dict[str, Path]:
+def _recipe_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, Path]:
     """recipe.yaml as it was resolved, and its prompt files."""
-    named = (recipe["prompts"].get(key) for key in ("path", "values"))
+    named = (facts["recipe"]["prompts"].get(key) for key in ("path", "values"))
     files = {Path(name).name: folder / name for name in named if name}
     target = work / "recipe.yaml"
-    data = _public_recipe(recipe, published_as)
+    data = _public_recipe(facts)
     write_whole(target, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
     return files | {"recipe.yaml": target}
 

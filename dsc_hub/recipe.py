@@ -93,9 +93,14 @@ class SplitShares(Section):
 
 
 class Prompts(Section):
-    """Where the prompts come from: a file, or templates crossed with a list of values (one value = one group)."""
+    """Where the prompts come from: a file, a dataset of the Hub, or templates crossed with a list of values (one value = one
+    group)."""
 
     path: str | None = Field(None, description="text (a prompt a line), .jsonl, .csv or .parquet, beside the recipe")
+    dataset: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset of the Hub, USER/NAME")
+    dataset_config: str | None = Field(None, description="its config; None: the default one")
+    dataset_split: str = Field("train", description="which of its splits to read; ours are made anew, by group")
+    revision: str = Field("main", description="of the dataset; resolved at the start and recorded as a commit")
     column: str = "prompt"
     group_column: str | None = Field(None, description="column that names the split group; None: each prompt its own")
     templates: tuple[Annotated[str, _placeholders("value")], ...] = ()
@@ -105,8 +110,8 @@ class Prompts(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Prompts:
-        if (self.path is None) == (not self.templates):
-            raise ValueError("give either path, or templates with values")
+        if sum(map(bool, (self.path, self.dataset, self.templates))) != 1:
+            raise ValueError("give one of: path, dataset, or templates with values")
         if missing := [t for t in self.templates if "{value}" not in t]:
             raise ValueError(f"template has no {{value}}: '{missing[0][:60]}'")
         if self.templates and not self.values:

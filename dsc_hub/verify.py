@@ -128,7 +128,7 @@ class Rows:
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], dict[str, int]]:
-        return prompts.load(self.recipe.prompts, self.folder, self.recipe.seed)
+        return prompts.load(self.recipe.prompts, self.folder, self.recipe.seed, self.facts["identity"]["prompts"])
 
     @cached_property
     def chains(self) -> list[Chain]:

@@ -48,7 +48,9 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
         rows.append(asdict(prompt))
     rows.close()
     sections = recipe.scorers(r)
-    identity = {"model": "package:x@abc"} | {recipe.SCORERS[n]: metrics.identify(s) for n, s in sections.items()}
+    identity = {"model": "package:x@abc", "prompts": "0123"} | {
+        recipe.SCORERS[n]: metrics.identify(s) for n, s in sections.items()
+    }
     scorers = {name: metrics.load(s, identity[recipe.SCORERS[name]]) for name, s in sections.items()}
     facts = fixture_run.facts()
     names = {"owner": "local", "dataset": "local/little-dsc", "adapter": "local/little-dsc-lora", "base": None}
