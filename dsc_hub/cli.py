@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -195,6 +196,8 @@ def evaluate(
     from dsc_hub import jobs, pipeline, show
 
     if on and recipe:
+        if "=" not in recipe:
+            raise click.UsageError(f"RECIPE is given twice: '{recipe}' and --on {on}")
         overrides = (recipe, *overrides)  # with --on, what stands first is an override
     if not (recipe := on or recipe):
         raise click.UsageError(
@@ -233,7 +236,7 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
     with jobs.hub_account(job.recipe) as account:
         estimate = jobs.check(job, account)
     if as_json:
-        _print_json(estimate | {"run": str(job.run.folder), "done": show.done(job)})
+        _print_json(estimate | {"run": str(job.run.folder)})
     else:
         _results_follow()
         show.plan(job, estimate)
@@ -441,8 +444,16 @@ def recipes_copy(name: str, folder: Path | None) -> None:
     target = folder or Path(name)
     if target.exists():
         raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
-    shutil.copytree(source.parent, target)
-    click.echo(f"{target}/recipe.yaml is yours to edit:  dsc run {target}/recipe.yaml")
+    try:
+        shutil.copytree(source.parent, target)
+    except (OSError, shutil.Error) as e:
+        raise ConfigError(f"{target} can't be written: {e}", "Name a FOLDER that can be.") from None
+    own = re.sub(r"[^a-z0-9_-]+", "-", target.resolve().name.lower()).strip("-_")[:64]
+    if own and own != name:  # runs of the copy lie in a folder of their own, under this name
+        text = (target / "recipe.yaml").read_text(encoding="utf-8")
+        named = re.sub(r"(?m)^name:.*$", f"name: {own}", text, count=1)
+        (target / "recipe.yaml").write_text(named, encoding="utf-8")
+    click.echo(f"{target}/recipe.yaml, named {own or name}, is yours to edit:  dsc run {target}/recipe.yaml")
 
 
 @cli.group()

@@ -152,6 +152,8 @@ def plan_of(section: Mapping[str, Any]) -> Plan:
                 f"distill.lora.target_modules: '{name}' can't be adapted here; "
                 "name linear layers, or leave 'all-linear'"
             )
+    if (kind := given.get("bnb_4bit_quant_type", "nf4")) not in ("nf4", "fp4"):
+        problems.append(f"distill.quantization.bnb_4bit_quant_type: expected nf4 or fp4, got {kind!r:.40}")
     if section["method"] == "lora" and section["quantization"]:
         problems.append("distill.quantization: has no effect with method 'lora'; remove it, or set method to 'qlora'")
     if problems:

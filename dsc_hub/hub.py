@@ -48,6 +48,7 @@ from dsc_hub.progress import console, say
 from dsc_hub.runs import write_json
 
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
+UNREACHED = "Is the network up, and HF_ENDPOINT right?"
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,11 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
             "Check the name; private repos need HF_TOKEN or `hf auth login`.",
         ) from None
     except RevisionNotFoundError:
-        raise HubError(f"{what}: no such revision at {endpoint}") from None
+        raise HubError(f"{what}: no such revision at {endpoint}", "Name a branch, a tag or a commit of it.") from None
     except HFValidationError as e:
         raise HubError(
-            f"{what}: not a repo name: {e}", "A repo is USER/NAME; a local folder starts with ./ or /."
+            f"{what}: not a repo name: {e}",
+            "A repo is USER/NAME, on the command line hub:USER/NAME[@REVISION]; a local folder starts with ./ or /.",
         ) from None
     except HfHubHTTPError as e:
         status = e.response.status_code if e.response is not None else 0
@@ -102,7 +104,10 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
         raise HubError(
             f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint
         ) from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as e:
+        # The client says so of a lost connection too: then what it could not do is the cause.
+        if not (constants.is_offline_mode() or isinstance(e, OfflineModeIsEnabled)):
+            raise HubError(f"{what}: {endpoint} can't be reached: {e.__cause__ or e}", UNREACHED) from None
         raise HubError(
             f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
         ) from None
@@ -111,9 +116,7 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
     except (OSError, httpx2.TransportError) as e:
         if isinstance(e, OSError) and (disk := disk_error(e)):
             raise disk from None
-        raise HubError(
-            f"{what}: {endpoint} can't be reached: {e}", "Is the network up, and HF_ENDPOINT right?"
-        ) from None
+        raise HubError(f"{what}: {endpoint} can't be reached: {e}", UNREACHED) from None
 
 
 # -- reading
@@ -146,6 +149,8 @@ def pull_recipe(reference: str) -> Path:
             except RepositoryNotFoundError:
                 if repo_type == "model":
                     raise
+            except LocalEntryNotFoundError:  # a kind of EntryNotFoundError, and another matter: nothing could be asked
+                raise
             except EntryNotFoundError:
                 break
     raise HubError(f"hub:{reference} holds no recipe.yaml", "Repos that dsc published have one; name such a repo.")
@@ -220,13 +225,28 @@ def fetch(there: Listing, names: Sequence[str]) -> Path:
     return folder
 
 
+def _is_dataset(repo: str) -> bool:
+    try:
+        HfApi().dataset_info(repo)
+    except RepositoryNotFoundError:
+        return False
+    return True
+
+
 def pull_adapter(reference: str) -> tuple[Path, str]:
     """`USER/REPO[@REV]` -> a folder with the adapter's configuration and safetensors (and recipe.yaml, if the repo has one),
     and the commit they are of. HubError if it isn't there, or holds no such adapter."""
     repo, _, revision = reference.partition("@")
     wanted = ["adapter_config.json", "adapter_model.safetensors", "recipe.yaml"]
     with _as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
-        folder = Path(snapshot_download(repo, revision=revision or "main", allow_patterns=wanted))
+        try:
+            folder = Path(snapshot_download(repo, revision=revision or "main", allow_patterns=wanted))
+        except RepositoryNotFoundError:
+            if _is_dataset(repo):
+                raise HubError(
+                    f"hub:{reference} is a dataset, expected an adapter", "Its adapter is another repo: a model's."
+                ) from None
+            raise
     missing = [name for name in wanted[:2] if not (folder / name).is_file()]
     if missing:
         raise HubError(

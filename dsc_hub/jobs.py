@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import machine, models, progress, prompts, recipe
+from dsc_hub import machine, models, progress, prompts, recipe, runs
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
@@ -199,7 +199,10 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder)
-    estimate = preflight.estimate(job.recipe, found, job.model.identity, folder) | {"dropped": dropped}
+    outlook = job.run.outlook(recipe.STAGES, job.fingerprints, runs.siblings(job.runs, job.recipe.name))
+    estimate = preflight.estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": dropped}
+    estimate["done"] = [stage for stage, where in outlook.items() if where is job.run]
+    estimate["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
     if job.recipe.serving.endpoints:
         serving.external(job.recipe.serving)
@@ -211,7 +214,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     most = max(machine.cores(), len(machine.gpus()))
     if job.recipe.distill.processes > most:
         problems.append(f"distill.processes: {job.recipe.distill.processes} is more than this machine can run: {most}")
-    if not job.run.is_done("distill", job.fingerprints["distill"]):
+    if "distill" not in outlook:
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
         from dsc_hub import hub

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,11 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     return problems
 
 
-def estimate(recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path) -> dict[str, Any]:
-    """What the run will do: counts by split, chains, requests, tokens at most, seconds (None where never measured), disk."""
+def estimate(
+    recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
+) -> dict[str, Any]:
+    """What the run will do: counts by split, chains, requests, tokens at most, seconds (None where never measured), disk. Stages
+    that are `done` ask for nothing."""
     splits = Counter(p.split for p in prompts)
     sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
     turns = 1 + 2 * recipe.chain.steps
@@ -64,6 +67,7 @@ def estimate(recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, mod
     if arms & NEEDS_ADAPTER:
         asked += turns if "distilled_self_critique" in arms else 1
     requests = {"sampling": sampled * turns, "evaluation": evaluated * asked}
+    requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
     speed = None if recipe.serving.endpoints else machine.known_speed(model_identity)
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())

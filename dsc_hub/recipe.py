@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -67,6 +67,18 @@ def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, data: Any) -> Any:
+        """`samples: true` is a slip, not one sample."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if name not in cls.model_fields:
+                continue
+            kinds = get_args(cls.model_fields[name].annotation) or (cls.model_fields[name].annotation,)
+            if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
+                raise ValueError(f"{name} should be a number, got {str(value).lower()}")
+        return data
 
 
 class Model(Section):
@@ -448,6 +460,13 @@ def _explain(error: Mapping[str, Any]) -> str:
         )
     if kind == "missing":
         return f"{path}: missing, and it has no default"
+    if kind in ("model_type", "model_attributes_type"):
+        keys = _keys_at(loc)
+        return f"{path}: expected a section ({', '.join(keys[:4])}{', ...' * (len(keys) > 4)}), got {got!r:.60}; set one as {path}.{keys[0]}=VALUE"
+    if kind in ("tuple_type", "list_type"):
+        return f"{path}: expected a list, as [one, another], got {got!r:.60}"
+    if kind == "too_short":
+        return f"{path}: expected at least one, got an empty list"
     message = error["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input should", "should", message)
     if kind == "value_error":

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -270,36 +270,58 @@ class Run:
         must not come to stand beside another adapter that was trained by the same recipe. Copies, not links: rows of a
         taken-over file may be appended to here without changing the donor.
         """
-        before = list(before)
+        donor = self.donor(stage, fingerprint, {b: self.marker(b) for b in before}, siblings)
+        if donor is None:
+            return None
+        for name in STAGE_FILES[stage]:
+            target = self[name]
+            shutil.rmtree(target, ignore_errors=True)
+            if donor[name].is_dir():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(donor[name], target)
+            elif donor[name].is_file():
+                shutil.copy2(donor[name], target)
+        for name in (stage, *({"evaluation": ["test_set", "blind"]}.get(stage, []))):
+            if (section := donor.metrics.get(name)) is not None:
+                self.add_metrics(name, section)
+            else:
+                self.drop_metrics(name)
+        shutil.copy2(donor[f"{stage}.done.json"], self[f"{stage}.done.json"])
+        return donor.folder
+
+    def donor(
+        self, stage: str, fingerprint: str, before: Mapping[str, dict[str, Any] | None], siblings: Iterable[Run]
+    ) -> Run | None:
+        """The sibling that a stage can be taken over from (`take_over`); `before`: markers of the stages before it, as they are
+        or will be here. None if there is none. Changes nothing."""
         if stage == "evaluation" and self["evaluation/blind.jsonl"].is_file():
             return None  # what people judged lies in that folder, and can't be made again
         for donor in siblings:
             if donor.folder == self.folder or not donor.is_done(stage, fingerprint):
                 continue
-            if any(donor.marker(b) != self.marker(b) for b in before):
+            if any(donor.marker(b) != marker for b, marker in before.items()):
                 continue
             # Report and cards tell what people judged, which belongs to no stage.
             if "evaluation" in before and donor.metrics.get("blind") != self.metrics.get("blind"):
                 continue
-            names = STAGE_FILES.get(stage, ())
-            if not names or not any(donor[name].exists() for name in names):
-                continue
-            for name in names:
-                target = self[name]
-                shutil.rmtree(target, ignore_errors=True)
-                if donor[name].is_dir():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copytree(donor[name], target)
-                elif donor[name].is_file():
-                    shutil.copy2(donor[name], target)
-            for name in (stage, *({"evaluation": ["test_set", "blind"]}.get(stage, []))):
-                if (section := donor.metrics.get(name)) is not None:
-                    self.add_metrics(name, section)
-                else:
-                    self.drop_metrics(name)
-            shutil.copy2(donor[f"{stage}.done.json"], self[f"{stage}.done.json"])
-            return donor.folder
+            if any(donor[name].exists() for name in STAGE_FILES.get(stage, ())):
+                return donor
         return None
+
+    def outlook(
+        self, stages: Sequence[str], fingerprints: Mapping[str, str], siblings: Sequence[Run]
+    ) -> dict[str, Run]:
+        """What a run would not have to do: the stages from the first on that are done here (their value is this run) or that would be
+        taken over (the donor), up to the first one that is neither."""
+        before: dict[str, dict[str, Any] | None] = {}
+        out: dict[str, Run] = {}
+        for stage in stages:
+            found = self if self.is_done(stage, fingerprints[stage]) else None
+            found = found or self.donor(stage, fingerprints[stage], before, siblings)
+            if found is None:
+                break
+            out[stage], before[stage] = found, found.marker(stage)
+        return out
 
     def adopt_rows(self, stage: str, fingerprint: str, siblings: Iterable[Run]) -> Path | None:
         """Copy the rows of a sibling that began the same stage and didn't finish it, if we have none; its folder, or None.

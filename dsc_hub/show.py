@@ -55,6 +55,9 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         "chains", f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, {r.serving.concurrency} in flight"
     )
     for stage in ("sampling", "evaluation"):
+        if not e["requests"][stage]:
+            table.add_row(stage, "nothing left to ask for")
+            continue
         seconds = e["seconds_at_most"][stage]
         when = (
             f"at most {duration(seconds)} at {e['tokens_per_s_measured_here']:.0f} tokens/s (measured here)"
@@ -73,13 +76,16 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         else "nothing (publish.to is none)",
     )
     table.add_row("run folder", str(job.run.folder))
-    table.add_row("done already", ", ".join(done(job)) or "nothing")
+    table.add_row("done already", ", ".join(e["done"]) or "nothing")
+    donors: dict[str, list[str]] = {}
+    for stage, folder in e["taken_over"].items():
+        donors.setdefault(folder, []).append(stage)
+    for folder, stages in donors.items():
+        table.add_row("taken over", f"{', '.join(stages)}  from {folder}")
+    arms = r.evaluation.arms
+    if arms[0] != "base" or "distilled" not in arms:
+        table.add_row("claim", "none will be judged: it needs base as the first arm, and distilled")
     out.print(table)
-
-
-def done(job: Job) -> list[str]:
-    """The stages that a run would skip."""
-    return [s for s in STAGES if job.run.is_done(s, job.fingerprints[s])]
 
 
 def _score(score: Score) -> str:

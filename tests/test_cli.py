@@ -129,6 +129,13 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
         and (dsc.work / "quickstart" / "films.txt").is_file()
     )
     assert "exists" in error(dsc("recipes", "copy", "quickstart"))
+    # Under another name its runs are its own.
+    assert "named my-films" in dsc("recipes", "copy", "quickstart", "My Films", code=0).stdout
+    mine = dsc.work / "My Films" / "recipe.yaml"
+    assert recipe.load(mine).name == "my-films" and "# Reviews that stay positive" in mine.read_text()
+    (dsc.work / "file").write_text("")
+    told = error(dsc("recipes", "copy", "quickstart", "file/x"))
+    assert "can't be written" in told and "Name a FOLDER" in told and "--runs" not in told
     assert "Did you mean" in error(dsc("recipes", "copy", "quickstrat")) or "There are: quickstart" in error(
         dsc("recipes", "copy", "quickstrat")
     )
@@ -140,6 +147,21 @@ def test_the_schema_is_json_schema(dsc):
 
 
 # -- what goes wrong
+
+
+def test_a_hub_that_can_not_be_reached_is_not_called_offline_nor_empty(dsc):
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    told = error(dsc("evaluate", "--adapter", "hub:a/b", "--on", "quickstart", **nowhere))
+    assert "adapter 'hub:a/b': http://127.0.0.1:9 can't be reached" in told and "HF_HUB_OFFLINE" not in told
+    told = error(dsc("evaluate", "--adapter", "hub:a/b", "--on", "quickstart", HF_HUB_OFFLINE="1", **nowhere))
+    assert "offline, and not in the cache" in told
+    assert "hub:USER/NAME[@REVISION]" in error(dsc("plan", "hub:a/b/c", **nowhere))
+    assert "RECIPE is given twice: 'mine'" in dsc("evaluate", "mine", "--on", "quickstart", code=2).stderr
+
+
+def test_a_stage_that_can_not_begin_leaves_no_run_folder(dsc):
+    assert "the stage 'prompts'" in error(dsc("report", "quickstart"))
+    assert not list((dsc.work / "runs").glob("quickstart/*"))
 
 
 def test_recipe_not_found(dsc):

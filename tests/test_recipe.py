@@ -52,6 +52,26 @@ def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file
     assert "unknown placeholder {anwser}" in str(e.value) and "sft.push_to_hub is set by dsc itself" in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("evaluation.arms=base", "evaluation.arms: expected a list, as [one, another], got 'base'"),
+        ("evaluation.arms=[]", "evaluation.arms: expected at least one, got an empty list"),
+        ("evaluation=1", "evaluation: expected a section (arms, samples"),
+        ("hygiene=off", "hygiene: expected a section (meta_talk"),
+        ("second_scorer=vader", "second_scorer: expected a section (metric, scorer"),
+        ("evaluation.samples=true", "evaluation: samples should be a number, got true"),
+        ("dataset.phrase_limit=true", "dataset: phrase_limit should be a number, got true"),
+        ("chain.temperature=yes", "chain: temperature should be a number, got true"),
+        ("seed=true", "seed should be a number, got true"),
+    ],
+)
+def test_what_is_not_of_the_kind_is_told_in_plain_words(recipe_file: Path, override: str, told: str):
+    with pytest.raises(ConfigError) as e:
+        recipe.load(recipe_file, [override])
+    assert told in str(e.value) and "Input should" not in str(e.value)
+
+
 @pytest.mark.parametrize("arms", ["[]", "[base, base]"])
 def test_arms_are_at_least_one_and_each_once(recipe_file: Path, arms: str):
     with pytest.raises(ConfigError, match=r"evaluation\.arms"):

@@ -109,6 +109,26 @@ def test_a_stage_with_the_same_inputs_is_taken_over_as_a_copy(tmp_path: Path):
     assert len(list(old.rows("chains.jsonl"))) == 3
 
 
+def test_what_would_be_taken_over_is_known_before_anything_is_copied(tmp_path: Path):
+    old, new = a_run(tmp_path, "old"), a_run(tmp_path, "new")
+    for stage, file in (("prompts", "prompts.jsonl"), ("sampling", "chains.jsonl"), ("distill", "adapter")):
+        old[file].write_text("")
+        old.finish(stage, stage, 1.0, {})
+    stages = ("prompts", "sampling", "dataset", "distill")
+
+    def outlook(run: Run, **fingerprints: str) -> dict[str, Path]:
+        found = run.outlook(stages, {s: s for s in stages} | fingerprints, siblings(tmp_path / "runs", "r"))
+        return {stage: of.folder for stage, of in found.items()}
+
+    assert outlook(new) == {"prompts": old.folder, "sampling": old.folder}  # not what follows a gap
+    assert outlook(old) == {"prompts": old.folder, "sampling": old.folder}
+    assert outlook(new, prompts="x") == {}
+    assert not new["prompts.jsonl"].exists()
+    new["prompts.jsonl"].write_text("")
+    new.finish("prompts", "prompts", 2.0, {})  # read anew here: another marker
+    assert outlook(new) == {"prompts": new.folder}
+
+
 def test_the_evaluation_of_another_adapter_is_not_taken_over(tmp_path: Path):
     """Same recipe, same fingerprints, but trained twice: the numbers belong to the other adapter."""
     old, new = a_run(tmp_path, "old"), a_run(tmp_path, "new")
