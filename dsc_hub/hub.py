@@ -1,4 +1,4 @@
-"""The only module that talks to a Hub: who we are, what is there, pull, and push in one commit that is read back.
+"""Talking to a Hub: who we are, what is there, and reading it. Writing is in push.py.
 
 Works against any endpoint. A token goes only to the endpoint it belongs to: the user's own to HF_ENDPOINT (the public Hub
 by default), the embedded Hub's to the embedded Hub.
@@ -6,20 +6,15 @@ by default), the embedded Hub's to the embedded Hub.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2  # what huggingface_hub itself speaks through: its lost connections come up as they are
-import yaml
 from huggingface_hub import (
-    CommitOperationAdd,
-    CommitOperationDelete,
     HfApi,
     constants,
     get_token,
@@ -38,14 +33,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars
 
 from dsc_hub import __version__
 from dsc_hub.errors import HubError, disk_error
-from dsc_hub.machine import file_hash
-from dsc_hub.progress import console, say
-from dsc_hub.runs import write_json
+from dsc_hub.progress import console
 
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
 UNREACHED = "Is the network up, and HF_ENDPOINT right?"
@@ -73,8 +65,9 @@ class Info:
 
 
 @contextmanager
-def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
-    """Turn what the client raises into one line. The token is in none of the client's messages."""
+def as_hub_error(what: str, endpoint: str, go_on: str = "") -> Iterator[None]:
+    """Turn what the client raises into one line; `go_on` is the hint where the Hub is busy or out of reach. The token is in none
+    of the client's messages."""
     try:
         yield
     except GatedRepoError:
@@ -99,15 +92,15 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
         hint = {
             401: "The token isn't valid there: set HF_TOKEN or run `hf auth login` again.",
             403: "The token has no right to do that: it needs write access to this namespace.",
-            412: "Somebody else changed the repo in the meantime; publish again.",
-        }.get(status, "")
+            412: go_on or "Somebody else changed the repo in the meantime; publish again.",
+        }.get(status, go_on if status == 429 or status >= 500 else "")
         raise HubError(
             f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint
         ) from None
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as e:
         # The client says so of a lost connection too: then what it could not do is the cause.
         if not (constants.is_offline_mode() or isinstance(e, OfflineModeIsEnabled)):
-            raise HubError(f"{what}: {endpoint} can't be reached: {e.__cause__ or e}", UNREACHED) from None
+            raise HubError(f"{what}: {endpoint} can't be reached: {e.__cause__ or e}", go_on or UNREACHED) from None
         raise HubError(
             f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
         ) from None
@@ -116,7 +109,7 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
     except (OSError, httpx2.TransportError) as e:
         if isinstance(e, OSError) and (disk := disk_error(e)):
             raise disk from None
-        raise HubError(f"{what}: {endpoint} can't be reached: {e}", UNREACHED) from None
+        raise HubError(f"{what}: {endpoint} can't be reached: {e}", go_on or UNREACHED) from None
 
 
 # -- reading
@@ -125,17 +118,17 @@ def _as_hub_error(what: str, endpoint: str) -> Iterator[None]:
 def model_info(repo: str, revision: str) -> Info:
     """Commit, licence and visibility of a model. HubError if it isn't there."""
     if constants.is_offline_mode():  # what is in the cache can be used; a snapshot's folder is named by its commit
-        with _as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
+        with as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
             folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
         return Info(folder.name, None, private=True)
-    with _as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
+    with as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
         info = HfApi().model_info(repo, revision=revision)
     return Info(str(info.sha), (info.card_data or {}).get("license"), bool(info.private))
 
 
 def download_model(repo: str, commit: str, patterns: Sequence[str]) -> Path:
     """A model's files at a commit, in the Hub's cache."""
-    with _as_hub_error(f"model '{repo}' at '{commit}'", constants.ENDPOINT):
+    with as_hub_error(f"model '{repo}' at '{commit}'", constants.ENDPOINT):
         return Path(snapshot_download(repo, revision=commit, allow_patterns=list(patterns)))
 
 
@@ -143,7 +136,7 @@ def pull_recipe(reference: str) -> Path:
     """`USER/REPO[@REV]` -> the recipe.yaml in it. Looks at dataset repos, then models."""
     repo, _, revision = reference.partition("@")
     for repo_type in ("dataset", "model"):
-        with _as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
+        with as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
             try:
                 return Path(hf_hub_download(repo, "recipe.yaml", repo_type=repo_type, revision=revision or "main"))
             except RepositoryNotFoundError:
@@ -173,7 +166,7 @@ def listing(reference: str) -> Listing:
     if constants.is_offline_mode():
         return _cached(reference)
     for repo_type in ("dataset", "model"):
-        with _as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
+        with as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
             try:
                 info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or "main")
             except RepositoryNotFoundError:
@@ -190,7 +183,7 @@ def _cached(reference: str) -> Listing:
     repo, _, named = reference.partition("@")
     revision = named or "main"
     for repo_type in ("dataset", "model"):
-        with _as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
+        with as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
             try:
                 folder = Path(snapshot_download(repo, repo_type=repo_type, revision=revision, local_files_only=True))
             except IncompleteSnapshotError as e:  # of a repo that was fetched in part, as `fetch` does
@@ -216,7 +209,7 @@ def fetch(there: Listing, names: Sequence[str]) -> Path:
     if not console.is_terminal:
         disable_progress_bars()
     exact = [name.replace("[", "[[]") for name in names]
-    with _as_hub_error(f"'hub:{there.repo}'", constants.ENDPOINT):
+    with as_hub_error(f"'hub:{there.repo}'", constants.ENDPOINT):
         folder = Path(
             snapshot_download(there.repo, repo_type=there.repo_type, revision=there.revision, allow_patterns=exact)
         )
@@ -238,7 +231,7 @@ def pull_adapter(reference: str) -> tuple[Path, str]:
     and the commit they are of. HubError if it isn't there, or holds no such adapter."""
     repo, _, revision = reference.partition("@")
     wanted = ["adapter_config.json", "adapter_model.safetensors", "recipe.yaml"]
-    with _as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
+    with as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
         try:
             folder = Path(snapshot_download(repo, revision=revision or "main", allow_patterns=wanted))
         except RepositoryNotFoundError:
@@ -260,7 +253,7 @@ def dataset_commit(repo: str, revision: str) -> str:
     """The commit of a dataset at a revision. HubError if it isn't there."""
     if constants.is_offline_mode():
         return revision  # what is in the cache is what can be had
-    with _as_hub_error(f"dataset '{repo}' at '{revision}'", constants.ENDPOINT):
+    with as_hub_error(f"dataset '{repo}' at '{revision}'", constants.ENDPOINT):
         return str(HfApi().dataset_info(repo, revision=revision).sha)
 
 
@@ -269,7 +262,7 @@ def dataset_rows(repo: str, config: str | None, split: str, revision: str) -> It
     import datasets
 
     what = f"dataset '{repo}' at '{revision[:12]}', config {config or 'by default'}, split '{split}'"
-    with _as_hub_error(what, constants.ENDPOINT):
+    with as_hub_error(what, constants.ENDPOINT):
         try:
             rows = datasets.load_dataset(repo, config, split=split, revision=revision)
         except (
@@ -286,7 +279,7 @@ def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
     repo, _, _ = reference.partition("@")
     commit = recipe_file.parent.name  # the cache keeps a snapshot under its commit
     repo_type = "dataset" if recipe_file.parents[2].name.startswith("datasets--") else "model"
-    with _as_hub_error(f"'{name}' of 'hub:{reference}'", constants.ENDPOINT):
+    with as_hub_error(f"'{name}' of 'hub:{reference}'", constants.ENDPOINT):
         try:
             hf_hub_download(repo, name, repo_type=repo_type, revision=commit)
         except EntryNotFoundError:
@@ -305,7 +298,7 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
             f"no token for {endpoint}: publishing needs one with write access",
             "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.",
         )
-    with _as_hub_error("token", endpoint):
+    with as_hub_error("token", endpoint):
         me: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
     access = (me.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
@@ -317,150 +310,6 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
             "Set publish.owner to one of these.",
         )
     return Account(endpoint, owner or me["name"], token, names)
-
-
-def preflight(account: Account, repos: Sequence[tuple[str, str]], private: bool) -> list[str]:
-    """What stands in the way of publishing to these (type, id) repos; empty if nothing does. Writes nothing.
-
-    `private` has no effect on a repo that exists: private data must never go into one that is public.
-    """
-    problems = []
-    for repo_type, repo in repos:
-        with _as_hub_error(f"{repo_type} '{repo}'", account.endpoint):
-            try:
-                info = account.api.repo_info(repo, repo_type=repo_type)
-            except RepositoryNotFoundError:
-                continue
-        if private and not info.private:
-            problems.append(
-                f"{repo_type} '{repo}' exists and is public, but the recipe publishes privately: make it private, or set publish.private=false"
-            )
-        with _as_hub_error(f"{repo_type} '{repo}'", account.endpoint):
-            there = {s.rfilename for s in info.siblings or ()}
-            if not _ours(account.api, repo_type, repo, str(info.sha), there):
-                problems.append(
-                    f"{repo_type} '{repo}' exists and was not published by dsc: choose another name under `publish:`"
-                )
-    return problems
-
-
-def check_card(account: Account, repo_type: str, metadata: Mapping[str, Any]) -> list[str]:
-    """What the endpoint's own validator says of a card's metadata (licence, language ...); empty if it agrees."""
-    content = f"---\n{yaml.safe_dump(dict(metadata))}---\n"
-    with _as_hub_error("card metadata", account.endpoint):
-        answer = httpx2.post(
-            f"{account.endpoint}/api/validate-yaml",
-            json={"content": content, "repoType": repo_type},
-            headers={"Authorization": f"Bearer {account.token}"},
-            timeout=30,
-        )
-    if answer.status_code == 200:
-        return []
-    try:
-        errors = [e["message"] for e in answer.json()["errors"]]
-    except (ValueError, KeyError, TypeError):
-        errors = [f"{account.endpoint} answered {answer.status_code} to validate-yaml"]
-    return [f"publish: card metadata is refused: {e[:200]}" for e in errors]
-
-
-def push(
-    account: Account, repo_type: str, repo: str, files: Mapping[str, Path], private: bool, message: str, work: Path
-) -> str:
-    """Make the repo hold exactly these files (path in repo -> local file), in one commit, and read it back.
-
-    Returns the commit; the present one if nothing differs. Files of an earlier push that are no longer wanted go; files
-    that somebody else added stay. HubError if the Hub refuses or what it holds is not what was sent.
-    """
-    manifest = work / MANIFEST
-    write_json(
-        manifest,
-        {
-            "made_by": "dsc_hub",
-            "version": __version__,
-            "files": {
-                path: {"sha256": file_hash(file), "size": file.stat().st_size} for path, file in sorted(files.items())
-            },
-        },
-    )
-    files = {**files, MANIFEST: manifest}
-    what = f"{repo_type} '{repo}'"
-    if not console.is_terminal:
-        disable_progress_bars()
-    with _as_hub_error(what, account.endpoint):
-        api = account.api
-        api.create_repo(repo, repo_type=repo_type, private=private, exist_ok=True)
-        info = api.repo_info(repo, repo_type=repo_type)
-        if private and not info.private:
-            raise HubError(
-                f"{what} is public, but the recipe publishes privately",
-                "Make it private, or set publish.private=false.",
-            )
-        there = _tree(api, repo_type, repo, str(info.sha))
-        if not _ours(api, repo_type, repo, str(info.sha), there):
-            raise HubError(f"{what} exists and was not published by dsc", "Choose another name under `publish:`.")
-        changed = {path: file for path, file in files.items() if not _same(there.get(path), file)}
-        gone = [
-            path
-            for path in _listed_before(api, repo_type, repo, str(info.sha), there)
-            if path not in files and path in there
-        ]
-        if not changed and not gone:
-            say(f"{what}: nothing changed, commit {str(info.sha)[:12]}")
-            return str(info.sha)
-        operations = [CommitOperationAdd(path, str(file)) for path, file in changed.items()] + [
-            CommitOperationDelete(path) for path in gone
-        ]
-        commit = api.create_commit(
-            repo, operations, commit_message=message, repo_type=repo_type, parent_commit=info.sha
-        ).oid
-        back = _tree(api, repo_type, repo, commit)
-    wrong = [path for path, file in files.items() if not _same(back.get(path), file)]
-    if wrong:
-        raise HubError(
-            f"{what} at {commit[:12]} does not hold what was sent: {', '.join(sorted(wrong)[:5])} differ",
-            "Publish again; if it stays so, report it.",
-        )
-    return commit
-
-
-def _tree(api: HfApi, repo_type: str, repo: str, revision: str) -> dict[str, RepoFile]:
-    entries = api.list_repo_tree(repo, repo_type=repo_type, revision=revision, recursive=True)
-    return {e.path: e for e in entries if isinstance(e, RepoFile)}
-
-
-def _same(there: RepoFile | None, file: Path) -> bool:
-    """Does the Hub hold this very file? By the hash the Hub reports: SHA-256 for large files, git's blob id for small."""
-    if there is None or there.size != file.stat().st_size:
-        return False
-    return there.lfs.sha256 == file_hash(file) if there.lfs else there.blob_id == _git_blob(file)
-
-
-def _manifest(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> dict[str, Any] | None:
-    """Our manifest in a repo; None if there is none, or one that isn't ours."""
-    if MANIFEST not in there:
-        return None
-    path = api.hf_hub_download(repo, MANIFEST, repo_type=repo_type, revision=revision)
-    try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-    return manifest if isinstance(manifest, dict) and manifest.get("made_by") == "dsc_hub" else None
-
-
-def _ours(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> bool:
-    """Is the repo empty, or one that dsc published?"""
-    empty = not set(there) - {".gitattributes", "README.md"}
-    return empty or _manifest(api, repo_type, repo, revision, there) is not None
-
-
-def _listed_before(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> list[str]:
-    """The files that our manifest in the repo names: those an earlier push brought."""
-    return list((_manifest(api, repo_type, repo, revision, there) or {}).get("files", {}))
-
-
-def _git_blob(file: Path) -> str:
-    data = file.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def web_address(account: Account, repo_type: str, repo: str) -> str:

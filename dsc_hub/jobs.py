@@ -217,7 +217,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     if "distill" not in outlook:
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
-        from dsc_hub import hub
+        from dsc_hub import push
 
         wanted = _repos(job.recipe, account.owner)
         kinds = [
@@ -225,9 +225,9 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
             ("model", wanted["adapter"]),
             *([("model", wanted["base"])] if wanted["base"] else []),
         ]
-        problems += hub.preflight(account, kinds, job.recipe.publish.private)
+        problems += push.preflight(account, kinds, job.recipe.publish.private)
         metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
-        problems += hub.check_card(account, "dataset", metadata | {"language": [job.recipe.publish.language]})
+        problems += push.check_card(account, "dataset", metadata | {"language": [job.recipe.publish.language]})
         estimate["repos"] = [f"{kind} {name}" for kind, name in kinds]
     if problems:
         n = len(problems)

@@ -436,7 +436,7 @@ def _publish(job: Job, account: Any) -> Result:
         account,
         Path(job.run.facts["model"]["folder"]),
         job.path.parent,
-        job.recipe.publish.private,
+        job.recipe.publish,
         lambda: cards.build(job.run),
     )
 

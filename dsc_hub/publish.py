@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import hub
+from dsc_hub import hub, push
 from dsc_hub.errors import RunError
 from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
-from dsc_hub.recipe import SCORERS
+from dsc_hub.recipe import SCORERS, Publish
 from dsc_hub.runs import Run, read_json, write_json, write_whole
 
 TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
@@ -132,10 +132,11 @@ def publish(
     account: hub.Account,
     model_folder: Path,
     recipe_folder: Path,
-    private: bool,
+    settings: Publish,
     render_cards: Callable[[], Any],
 ) -> dict[str, Any]:
     """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
+    `settings` says how (private, branch, tag, collection); where to, run.json.
 
     The adapter names dataset and base at their commits, which are known only then: `render_cards` is called in between.
     """
@@ -156,18 +157,12 @@ def publish(
             repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
             _check_no_paths(files, local)
             size = sum(p.stat().st_size for p in files.values())
-            say(
-                f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {'private' if private else 'PUBLIC'}"
-            )
-            commit = hub.push(
-                account,
-                repo_type,
-                repos[kind],
-                files,
-                private,
-                f"{run.facts['recipe']['name']}: {kind} by dsc",
-                Path(work),
-            )
+            seen = "private" if settings.private else "PUBLIC"
+            say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
+            target = push.Target(repo_type, repos[kind], settings.private, settings.branch, settings.overwrite)
+            commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
+            if settings.tag:
+                push.tag(account, target, commit, settings.tag)
             out[kind] = {
                 "repo": repos[kind],
                 "type": repo_type,
@@ -176,4 +171,7 @@ def publish(
                 "bytes": size,
                 "address": hub.web_address(account, repo_type, repos[kind]),
             }
+    if settings.collection:
+        items = [(of["type"], of["repo"]) for of in out.values()]
+        push.collect(account, settings.collection, items, settings.private)
     return out

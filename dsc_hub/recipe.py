@@ -275,6 +275,23 @@ class Publish(Section):
         None, description="publish the base model too, under this name (needed when it is on no Hub)"
     )
     private: bool = True
+    branch: str = Field(
+        "main", pattern=r"^[\w][\w./-]{0,99}$", description="branch to commit to; made if it isn't there"
+    )
+    tag: str | None = Field(
+        None,
+        pattern=r"^[\w][\w.-]{0,99}$",
+        description="tag for the commits; None: no tag. One that exists is not moved",
+    )
+    collection: str | None = Field(
+        None,
+        min_length=1,
+        max_length=60,
+        description="title of a collection that gets dataset, adapter and base; None: none",
+    )
+    overwrite: bool = Field(
+        False, description="write over files that somebody changed on the Hub since dsc published them (a card, say)"
+    )
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
     language: str = "en"
 

@@ -27,6 +27,7 @@ GROUND = {
     "scoring",
     "launcher",
     "hub",
+    "push",
     "preflight",
 }
 WANTED = {"metrics"}
@@ -49,6 +50,7 @@ AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},
     "distill_checks": {"transformers", "trl", "peft"},
     "hub": {"huggingface_hub"},
+    "push": {"huggingface_hub"},
     "cards": {"huggingface_hub"},
     "plots": {"matplotlib"},
 }

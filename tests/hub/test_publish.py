@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 
 from dsc_hub import hub
+from dsc_hub import push as push_
 from dsc_hub.errors import HubError
 from dsc_hub.local_hub.server import Address, running
 
@@ -33,7 +34,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def push(account: hub.Account, files: dict[str, Path], tmp_path: Path, name: str, private: bool = True) -> str:
-    return hub.push(account, "dataset", f"local/{name}", files, private, "by a test", tmp_path)
+    return push_.push(account, push_.Target("dataset", f"local/{name}", private), files, "by a test", tmp_path)
 
 
 def listing(account: hub.Account, name: str) -> set[str]:
@@ -71,8 +72,8 @@ def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account
     with pytest.raises(HubError, match="is public"):
         push(account, files, tmp_path, "open")
     assert listing(account, "open") == set()
-    assert "exists and is public" in hub.preflight(account, [("dataset", "local/open")], private=True)[0]
-    assert hub.preflight(account, [("dataset", "local/open")], private=False) == []
+    assert "exists and is public" in push_.preflight(account, [("dataset", "local/open")], private=True)[0]
+    assert push_.preflight(account, [("dataset", "local/open")], private=False) == []
 
 
 def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files, tmp_path: Path):
@@ -85,33 +86,14 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
     account.api.upload_file(
         path_or_fileobj=b'{"files": {}}', path_in_repo=hub.MANIFEST, repo_id="local/fake", repo_type="dataset"
     )
-    assert "was not published by dsc" in hub.preflight(account, [("dataset", "local/fake")], private=True)[0]
-    assert "was not published by dsc" in hub.preflight(account, [("dataset", "local/theirs")], private=True)[0]
+    assert "was not published by dsc" in push_.preflight(account, [("dataset", "local/fake")], private=True)[0]
+    assert "was not published by dsc" in push_.preflight(account, [("dataset", "local/theirs")], private=True)[0]
     assert (
-        hub.preflight(
+        push_.preflight(
             account, [("dataset", "local/ours"), ("dataset", "local/free"), ("model", "local/ours")], private=True
         )
         == []
     )
-
-
-def test_a_change_between_our_look_and_our_commit_is_refused(
-    account, files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    push(account, files, tmp_path, "race")
-    files["row.json"].write_text('{"new": 1}')
-    original = HfApi.create_commit
-
-    def somebody_is_quicker(self, repo_id, operations, **keys):
-        if keys.get("parent_commit") and keys["commit_message"] == "by a test":
-            monkeypatch.setattr(HfApi, "create_commit", original)
-            self.upload_file(path_or_fileobj=b"x", path_in_repo="x.txt", repo_id=repo_id, repo_type="dataset")
-        return original(self, repo_id, operations, **keys)
-
-    monkeypatch.setattr(HfApi, "create_commit", somebody_is_quicker)
-    with pytest.raises(HubError, match="answered 412.*\n.*publish again"):
-        push(account, files, tmp_path, "race")
-    push(account, files, tmp_path, "race")
 
 
 def test_what_the_hub_holds_is_compared_with_what_was_sent(
@@ -122,7 +104,7 @@ def test_what_the_hub_holds_is_compared_with_what_was_sent(
     def changed_on_the_way(self, repo_id, operations, **keys):
         answer = original(self, repo_id, operations, **keys)
         return (
-            original(self, repo_id, [hub.CommitOperationAdd("row.json", b"other")], **(keys | {"parent_commit": None}))
+            original(self, repo_id, [CommitOperationAdd("row.json", b"other")], **(keys | {"parent_commit": None}))
             or answer
         )
 
@@ -146,8 +128,12 @@ def test_login_tells_no_token_wrong_token_and_somebody_elses_name(address: Addre
 def test_the_token_is_in_no_representation_and_no_message(account, address: Address):
     assert address.token not in repr(account)
     with pytest.raises(HubError) as e:
-        hub.push(
-            hub.Account(address.endpoint, "local", address.token), "dataset", "other/x", {}, True, "m", Path("/tmp")
+        push_.push(
+            hub.Account(address.endpoint, "local", address.token),
+            push_.Target("dataset", "other/x", True),
+            {},
+            "m",
+            Path("/tmp"),
         )
     assert address.token not in str(e.value)
 
@@ -156,5 +142,5 @@ def test_an_invalid_card_is_refused_by_the_endpoint(account, files, tmp_path: Pa
     files["README.md"].write_text("---\nlicense: no-such-licence\n---\n")
     with pytest.raises(HubError, match="badcard"):
         push(account, files, tmp_path, "badcard")
-    assert "license" in hub.check_card(account, "dataset", {"license": "no-such-licence"})[0]
-    assert hub.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []
+    assert "license" in push_.check_card(account, "dataset", {"license": "no-such-licence"})[0]
+    assert push_.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []

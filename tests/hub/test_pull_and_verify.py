@@ -52,9 +52,9 @@ def published(address: Address, tmp_path_factory: pytest.TempPathFactory) -> dic
     (place / "recipe").mkdir()
     (place / "recipe" / "films.txt").write_text(FILMS)
     (place / "recipe" / "recipe.yaml").write_text(RECIPE)
-    run, _ = small_run.make(place / "run", place / "recipe" / "recipe.yaml")
+    run, r = small_run.make(place / "run", place / "recipe" / "recipe.yaml")
     account = hub.login(None, address.endpoint, address.token)
-    out = publish.publish(run, account, place, place / "recipe", True, lambda: cards.build(run))
+    out = publish.publish(run, account, place, place / "recipe", r.publish, lambda: cards.build(run))
     return {kind: of["commit"] for kind, of in out.items()}
 
 

@@ -1,0 +1,79 @@
+"""The embedded Hub with things going wrong on purpose: a layer before it that counts requests and lets some of them fail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsc_hub.local_hub import server
+from dsc_hub.local_hub.server import Address
+
+
+@dataclass
+class Fault:
+    """What happens to the next `times` requests of this method and path.
+
+    status: this is answered, and nothing done; 0: the connection is closed in the middle of the reply, `after` the work was
+    done or before it. `then` is called before the request goes on (somebody else does something at that moment).
+    """
+
+    method: str
+    path: str
+    status: int = 200
+    after: bool = False
+    times: int = 1
+    headers: dict[str, str] = field(default_factory=dict)
+    then: Callable[[], Any] | None = None
+
+
+class Faulty:
+    """An ASGI application before another: `faults` strike in their order, `log` holds (method, path) of every request."""
+
+    def __init__(self, app: Any) -> None:
+        self.app, self.faults, self.log = app, list[Fault](), list[tuple[str, str]]()
+
+    async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        method, path = scope["method"], scope["path"]
+        self.log.append((method, path))
+        fault = next((f for f in self.faults if f.times and f.method == method and re.search(f.path, path)), None)
+        if fault is None:
+            return await self.app(scope, receive, send)
+        fault.times -= 1
+        if fault.then:
+            import anyio
+
+            await anyio.to_thread.run_sync(fault.then)
+        if fault.status == 200 and not fault.after:
+            return await self.app(scope, receive, send)
+        if fault.after:
+
+            async def unheard(message: dict) -> None:
+                return None
+
+            await self.app(scope, receive, unheard)
+        headers = [(k.lower().encode(), v.encode()) for k, v in fault.headers.items()]
+        if fault.status in (0, 200):  # a reply that is cut off
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000")]})
+            await send({"type": "http.response.body", "body": b'{"', "more_body": False})
+            return None
+        await send({"type": "http.response.start", "status": fault.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b'{"error": "on purpose"}'})
+        return None
+
+    def count(self, method: str, path: str) -> int:
+        return sum(m == method and bool(re.search(path, p)) for m, p in self.log)
+
+
+@contextmanager
+def running(root: Path) -> Iterator[tuple[Address, Faulty]]:
+    """The embedded Hub over `root` with the layer before it."""
+    token, app = server._prepare(root)
+    faulty = Faulty(app)
+    with server.hosted(faulty) as endpoint:
+        yield Address(endpoint, token, server.USER), faulty
