@@ -1,7 +1,7 @@
 """The local hub as an ASGI application: its routes, gathered from the modules that know each subject.
 
-Scope: identity, repos and their settings, refs, commits, plain-HTTP LFS, downloads, listings, card checks. Not spoken:
-Xet, pull requests and discussions, collections, gated repos; each is refused with a message that says so.
+Scope: identity, repos and their settings, refs, commits, plain-HTTP LFS, downloads, listings, collections, card checks. Not
+spoken: Xet, pull requests and discussions, gated repos; each is refused with a message that says so.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from . import access, answers, cards, commits, files, pages, repos
+from . import access, answers, cards, collections, commits, files, pages, repos
 from .routing import REPO, RawPath
 from .store import Refusal, Store
 
@@ -23,7 +23,7 @@ PULLS = "Pull requests and discussions"
 
 def make_app(store: Store, users: dict[str, str]) -> Starlette:
     """The application over a store. `users` maps a token to the name of its user."""
-    tables = (repos.ROUTES, commits.ROUTES, files.ROUTES, ROUTES, pages.ROUTES)
+    tables = (repos.ROUTES, commits.ROUTES, files.ROUTES, collections.ROUTES, ROUTES, pages.ROUTES)
     app = Starlette(
         routes=[route for table in tables for route in table],
         middleware=[Middleware(RawPath)],
@@ -101,6 +101,4 @@ ROUTES = [
     ),
     Route(REPO + "/discussions", unsupported(PULLS), methods=ANY),
     Route(REPO + "/discussions/{rest:rest}", unsupported(PULLS), methods=ANY),
-    Route("/api/collections", unsupported("Collections"), methods=ANY),
-    Route("/api/collections/{rest:rest}", unsupported("Collections"), methods=ANY),
 ]

@@ -53,7 +53,8 @@ class _Kind(_Part):
 for _key, _convertor in (("kind", _Kind()), ("part", _Part()), ("rest", _Rest())):
     register_url_convertor(_key, _convertor)
 
-REPO = "/api/{type:kind}/{ns:part}/{name:part}"
+PARTS = "{ns:part}/{name:part}"
+REPO = "/api/{type:kind}/" + PARTS
 
 
 def at_repo(path: str, endpoint, methods: list[str] | None = None) -> list[Route]:

@@ -192,6 +192,23 @@ def test_the_token_is_in_no_message_and_no_log(account, files, faulty, tmp_path:
     assert served[0].token not in "".join([*said, out.out, out.err, caplog.text, repr(account)])
 
 
+def test_a_collection_ties_them_together_once(account, files, faulty, tmp_path: Path):
+    for name in ("one", "two"):
+        pushed(account, files, name, tmp_path)
+    items = [("dataset", "local/one"), ("dataset", "local/two")]
+    address = push.collect(account, "Kind reviews", items, private=True)
+    assert push.collect(account, "Kind reviews", items, private=True) == address
+    (found,) = account.api.list_collections(owner="local")
+    whole = account.api.get_collection(found.slug)
+    assert [(i.item_type, i.item_id) for i in whole.items] == items and whole.private and whole.title == "Kind reviews"
+    with pytest.raises(Exception, match="404"):  # nobody else sees it
+        HfApi(endpoint=account.endpoint, token=False).get_collection(found.slug)
+    account.api.delete_collection_item(found.slug, whole.items[0].item_object_id)
+    assert [i.item_id for i in account.api.get_collection(found.slug).items] == ["local/two"]
+    account.api.delete_collection(found.slug)
+    assert list(account.api.list_collections(owner="local")) == []
+
+
 def test_the_manifest_lists_both_hashes(account, files, faulty, tmp_path: Path):
     commit = pushed(account, files, "listed", tmp_path)
     path = account.api.hf_hub_download(

@@ -1,0 +1,146 @@
+"""Collections: repos tied together under a title, for people to find them."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from . import access, answers
+from .routing import PARTS
+from .store import Refusal, now
+
+SLUG = r"[a-z0-9][a-z0-9-]{0,120}"
+ITEM_TYPES = ("model", "dataset", "space", "paper", "collection")
+AT = f"/api/collections/{PARTS.replace('name', 'slug')}"
+
+
+def _folder(request: Request) -> Path:
+    return access.store_of(request).root / "collections"
+
+
+def _file(request: Request, namespace: str, slug: str) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", namespace) or not re.fullmatch(SLUG, slug):
+        raise Refusal(404, "Collection not found")
+    return _folder(request) / namespace.lower() / f"{slug}.json"
+
+
+def _read(request: Request) -> dict:
+    """The collection that the route names, if the caller may see it; hidden and missing ones look the same."""
+    file = _file(request, request.path_params["ns"], request.path_params["slug"])
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if found is None or (found["private"] and access.caller(request) != found["owner"]["name"]):
+        raise Refusal(404, "Collection not found")
+    return found
+
+
+def _write(request: Request, collection: dict) -> None:
+    namespace, slug = collection["slug"].split("/")
+    file = _file(request, namespace, slug)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    access.store_of(request).write_json(file, collection | {"lastUpdated": now()})
+
+
+def _of_the_caller(request: Request) -> dict:
+    found, user = _read(request), access.signed_in(request)
+    if found["owner"]["name"] != user:
+        raise Refusal(403, "You don't have the rights to change this collection")
+    return found
+
+
+@answers.takes_json
+def create(request: Request, body: dict) -> Response:
+    """A new collection; 409 with its slug if the owner has one of that title."""
+    user, title = access.signed_in(request), answers.wanted(body, "title")
+    namespace = body.get("namespace") or user
+    if namespace != user:
+        raise Refusal(403, f"You don't have the rights to create a collection for {namespace}")
+    words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "collection"
+    with access.store_of(request).locked("collection", f"{namespace}/all"):
+        for file in (_folder(request) / namespace.lower()).glob("*.json"):
+            if (there := json.loads(file.read_text(encoding="utf-8")))["title"] == title:
+                refusal = Refusal(409, "You already have a collection with this title")
+                refusal.body = {"slug": there["slug"]}
+                raise refusal
+        collection = {
+            "slug": f"{namespace}/{words}-{secrets.token_hex(12)}",
+            "title": title,
+            "description": body.get("description"),
+            "owner": {"name": namespace, "type": "user"},
+            "private": bool(body.get("private")),
+            "items": [],
+            "position": 0,
+            "theme": "blue",
+            "upvotes": 0,
+            "lastUpdated": now(),
+        }
+        _write(request, collection)
+    return JSONResponse(collection)
+
+
+def read(request: Request) -> Response:
+    return JSONResponse(_read(request))
+
+
+def listing(request: Request) -> Response:
+    """Collections that the caller may see, of `owner` where that is asked for."""
+    user, owners = access.caller(request), request.query_params.getlist("owner")
+    found = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(_folder(request).glob("*/*.json"))]
+    seen = [c for c in found if not c["private"] or c["owner"]["name"] == user]
+    seen = [c for c in seen if not owners or c["owner"]["name"] in owners]
+    # In a listing the clients number the collections themselves.
+    return answers.page(request, [{k: v for k, v in c.items() if k != "position"} for c in seen])
+
+
+@answers.takes_json
+def add(request: Request, body: dict) -> Response:
+    """Put something into it; 409 if it is in it."""
+    item = answers.wanted(body, "item", dict)
+    what, kind = answers.wanted(item, "id"), answers.wanted(item, "type")
+    if kind not in ITEM_TYPES:
+        raise Refusal(400, f"Invalid item type: {kind!r}")
+    if kind in ("model", "dataset", "space"):
+        access.find(request, kind, what)
+    slug = request.path_params["slug"]
+    with access.store_of(request).locked("collection", f"{request.path_params['ns']}/{slug}"):
+        collection = _of_the_caller(request)
+        if any((i["id"], i["type"]) == (what, kind) for i in collection["items"]):
+            raise Refusal(409, "This item is in the collection already")
+        note = {"text": body["note"]} if isinstance(body.get("note"), str) else None
+        entry = {"_id": secrets.token_hex(12), "id": what, "type": kind, "position": len(collection["items"])}
+        collection["items"].append(entry | ({"note": note} if note else {}))
+        _write(request, collection)
+    return JSONResponse(collection)
+
+
+def remove(request: Request) -> Response:
+    """Take an item out of it."""
+    slug = request.path_params["slug"]
+    with access.store_of(request).locked("collection", f"{request.path_params['ns']}/{slug}"):
+        collection = _of_the_caller(request)
+        kept = [i for i in collection["items"] if i["_id"] != request.path_params["item"]]
+        if len(kept) == len(collection["items"]):
+            raise Refusal(404, "Item not found")
+        _write(request, collection | {"items": [i | {"position": n} for n, i in enumerate(kept)]})
+    return JSONResponse({})
+
+
+def delete(request: Request) -> Response:
+    _of_the_caller(request)
+    _file(request, request.path_params["ns"], request.path_params["slug"]).unlink(missing_ok=True)
+    return JSONResponse({})
+
+
+ROUTES = [
+    Route("/api/collections", create, methods=["POST"]),
+    Route("/api/collections", listing),
+    Route(AT, read),
+    Route(AT, delete, methods=["DELETE"]),
+    Route(AT + "/items", add, methods=["POST"]),
+    Route(AT + "/items/{item:part}", remove, methods=["DELETE"]),
+]
