@@ -7,7 +7,7 @@ by default), the embedded Hub's to the embedded Hub.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,7 +286,18 @@ def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
             raise HubError(f"hub:{reference} names the prompt file '{name}' and doesn't hold it") from None
 
 
-# -- publishing
+# -- who we are
+
+
+def _may_write(access: Mapping[str, Any], owner: str) -> bool:
+    """Does a fine-grained token's whoami say that it may write to repos of `owner`? True where it says nothing of scopes."""
+    scopes = (access.get("fineGrained") or {}).get("scoped")
+    if scopes is None:
+        return True
+    return any(
+        (scope.get("entity") or {}).get("name") == owner and "repo.write" in (scope.get("permissions") or ())
+        for scope in scopes
+    )
 
 
 def login(owner: str | None, endpoint: str | None = None, token: str | None = None) -> Account:
@@ -303,6 +314,11 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
     access = (me.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")
+    if access.get("role") == "fineGrained" and not _may_write(access, owner or me["name"]):
+        raise HubError(
+            f"the fine-grained token for {endpoint} may not write to repos of '{owner or me['name']}'",
+            "Give it write access to repos of that namespace, on its page in your settings.",
+        )
     names = (me["name"], *(o["name"] for o in me.get("orgs", ()) if o.get("roleInOrg") != "read"))
     if owner and owner not in names:
         raise HubError(

@@ -227,7 +227,9 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         ]
         problems += push.preflight(account, kinds, job.recipe.publish.private)
         metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
-        problems += push.check_card(account, "dataset", metadata | {"language": [job.recipe.publish.language]})
+        metadata["language"] = [job.recipe.publish.language]
+        for repo_type in ("dataset", "model"):
+            problems += [p for p in push.check_card(account, repo_type, metadata) if p not in problems]
         estimate["repos"] = [f"{kind} {name}" for kind, name in kinds]
     if problems:
         n = len(problems)

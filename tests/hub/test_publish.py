@@ -144,3 +144,25 @@ def test_an_invalid_card_is_refused_by_the_endpoint(account, files, tmp_path: Pa
         push(account, files, tmp_path, "badcard")
     assert "license" in push_.check_card(account, "dataset", {"license": "no-such-licence"})[0]
     assert push_.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []
+
+
+@pytest.mark.parametrize(
+    ("scopes", "fine"),
+    [
+        ([{"entity": {"type": "user", "name": "ann"}, "permissions": ["repo.content.read", "repo.write"]}], True),
+        ([{"entity": {"type": "user", "name": "ann"}, "permissions": ["repo.content.read"]}], False),
+        ([{"entity": {"type": "org", "name": "acme"}, "permissions": ["repo.write"]}], False),
+        ([], False),
+        (None, True),  # nothing is said: the Hub will tell
+    ],
+)
+def test_a_fine_grained_token_must_be_able_to_write_there(monkeypatch: pytest.MonkeyPatch, scopes, fine: bool):
+    # The embedded Hub has one kind of token; this is what the public one answers for such.
+    token = {"role": "fineGrained", "fineGrained": {"global": [], "scoped": scopes}}
+    me = {"name": "ann", "orgs": [], "auth": {"accessToken": token}}
+    monkeypatch.setattr(HfApi, "whoami", lambda self: me)
+    if fine:
+        assert hub.login(None, "http://127.0.0.1:1", "hf_x").owner == "ann"
+    else:
+        with pytest.raises(HubError, match="may not write to repos of 'ann'"):
+            hub.login(None, "http://127.0.0.1:1", "hf_x")
