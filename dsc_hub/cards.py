@@ -14,14 +14,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.parquet as pq
-from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+import yaml
+from huggingface_hub import (
+    DatasetCardData,
+    EvalResult,
+    EvalResultEntry,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+)
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dsc_hub import plots, tables, wording
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import SCORERS, packaged_folder, quantization
+from dsc_hub.recipe import SCORERS, packaged_folder, publishes_rejected, quantization
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run, answers, evaluated, write_whole
@@ -51,7 +58,12 @@ def build(run: Run) -> dict[str, list[str]]:
     facts, metrics = Recorded(run.facts, "run.json"), Recorded(evaluated(run), "metrics.json")
     for kind in ("dataset", "adapter", "base"):
         _check_repo_id(facts.repos[kind], kind)
-    files = _dataset_files(run, metrics)
+    rejected_too = publishes_rejected(facts.recipe.publish)
+    files = {
+        config: of
+        for config, of in _dataset_files(run, metrics).items()
+        if rejected_too or config in ("sft", "evaluation")
+    }
     _draw_missing_plots(run, metrics)
     metadata = {"dataset": _dataset_metadata(facts, files), "adapter": _adapter_metadata(facts, metrics)}
     if facts.repos.base:
@@ -79,8 +91,9 @@ def build(run: Run) -> dict[str, list[str]]:
         "blind": wording.blind_lines(metrics),
         "caveats": wording.caveats(facts, metrics),
         "reasons": plots.rejection_reasons(metrics.sampling.steps),
-        "chains": _example_chains(run),
-        "answers": _example_answers(run),
+        "chains": _example_chains(run) if rejected_too else [],
+        "answers": _example_answers(run) if rejected_too else [],
+        "rejected_too": rejected_too,
         "temperature": _temperature(facts.recipe),
         "quantization": quantization(
             {"method": facts.recipe.distill.method, "quantization": dict(facts.recipe.distill.quantization)}
@@ -97,6 +110,10 @@ def build(run: Run) -> dict[str, list[str]]:
         for picture in pictures:
             shutil.copy2(run["cards"] / picture, folder / picture)
         written[kind] = ["README.md", *pictures]
+        if kind == "adapter" and (entries := _result_entries(facts, metrics)):
+            name = f".eval_results/{facts.recipe.name}.yaml"
+            write_whole(folder / name, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+            written[kind].append(name)
     return written
 
 
@@ -152,7 +169,12 @@ def fenced(text: str, language: str = "text", limit: int | None = None) -> Marku
 def _clean(text: str) -> str:
     # Some readers end a line, and with it a fence, at more than \n; control characters have no business on a card.
     text = re.sub(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]", "\n", text)
-    return re.sub(r"[\x00-\x08\x0e-\x1f\x7f]", "\ufffd", text)
+    # Nor have marks that nobody sees or that turn the order of what is read (zero width, bidirectional overrides, tags).
+    return re.sub(
+        "[\x00-\x08\x0e-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]",
+        "\ufffd",
+        text,
+    )
 
 
 def _literal(value: Any) -> Markup:
@@ -212,9 +234,13 @@ def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardD
         license=_license(facts),
         task_categories=["text-generation"],
         size_categories=[next((name for top, name in SIZES if rows < top), "n>10M")],
-        tags=["synthetic", *TAGS],
+        tags=["synthetic", *TAGS, *_warned(facts)],
         configs=configs,
     )
+
+
+def _warned(facts: Recorded) -> list[str]:
+    return ["not-for-all-audiences"] if facts.recipe.publish.get("content_warning") else []
 
 
 def _adapter_metadata(facts: Recorded, metrics: Recorded) -> ModelCardData:
@@ -227,18 +253,19 @@ def _adapter_metadata(facts: Recorded, metrics: Recorded) -> ModelCardData:
         license=_license(facts),
         library_name="peft",
         pipeline_tag="text-generation",
-        tags=["lora", "synthetic", *TAGS],
-        eval_results=_eval_results(facts, metrics) or None,
+        tags=["lora", "synthetic", *TAGS, *_warned(facts)],
+        eval_results=list(_eval_results(facts, metrics).values()) or None,
     )
 
 
-def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
+def _eval_results(facts: Recorded, metrics: Recorded) -> dict[str, EvalResult]:
+    """The distilled arm's scores by the part they play."""
     evaluation = metrics.evaluation
     if "distilled" not in evaluation.arms:
-        return []
+        return {}
     arm = evaluation.arms.distilled
-    return [
-        EvalResult(
+    return {
+        s: EvalResult(
             task_type="text-generation",
             dataset_type=facts.repos.dataset,
             dataset_name=f"{facts.recipe.name}, held-out prompts",
@@ -251,6 +278,23 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> list[EvalResult]:
         )
         for s in wording.score_names(evaluation)
         if wording.measured(arm[s].mean)
+    }
+
+
+def _result_entries(facts: Recorded, metrics: Recorded) -> list[EvalResultEntry]:
+    """The same numbers in the form that the Hub shows on a model's page and on that of the dataset."""
+    return [
+        EvalResultEntry(
+            dataset_id=r.dataset_type,
+            task_id=f"{facts.recipe.name}-{s}",
+            value=r.metric_value,
+            dataset_revision=r.dataset_revision,
+            date=facts.started_at,
+            notes=f"{r.metric_name}, {metrics.evaluation.scores[s].unit}: mean of {arm.n} answers of the distilled model in "
+            f"{arm.groups} groups, {wording.interval(arm)}; {r.dataset_split} split",
+        )
+        for s, r in _eval_results(facts, metrics).items()
+        for arm in [metrics.evaluation.arms.distilled[s]]
     ]
 
 

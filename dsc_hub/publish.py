@@ -11,13 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 
 from dsc_hub import hub, push
 from dsc_hub.errors import RunError
 from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
-from dsc_hub.recipe import SCORERS, Publish
+from dsc_hub.recipe import SCORERS, Publish, publishes_rejected
 from dsc_hub.runs import Run, read_json, write_json, write_whole
 
 TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
@@ -36,7 +38,9 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
         wanted = {p for pattern in WANTED for p in model_folder.glob(pattern) if p.is_file()}
         weights = {p.name: p for p in sorted(wanted) if p.name != "complete.json"}
         out["base"] = ("model", weights | _card(run, "base"))
-    data = {str(p.relative_to(run["dataset"])): p for p in sorted(run["dataset"].rglob("*.parquet"))}
+    data = {p.relative_to(run["dataset"]).as_posix(): p for p in sorted(run["dataset"].rglob("*.parquet"))}
+    if not publishes_rejected(facts["recipe"]["publish"]):
+        data = _kept_alone(data, work)
     out["dataset"] = ("dataset", data | shared | public["dataset"] | _card(run, "dataset"))
     adapter = {p.name: p for p in sorted(run["adapter"].iterdir()) if p.is_file() and p.name != "README.md"}
     adapter["adapter_config.json"] = _named_base(run, work)
@@ -65,11 +69,25 @@ def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
     return target
 
 
+def _kept_alone(data: Mapping[str, Path], work: Path) -> dict[str, Path]:
+    """A dataset's files without answers that were not kept: the rows to train on, and of the evaluation the scores without the
+    texts. First answers and rejected revisions are in the other configs."""
+    out = {name: path for name, path in data.items() if name.startswith("sft/")}
+    for name, path in data.items():
+        if name.startswith("evaluation/"):
+            table = pq.read_table(path)
+            place = table.schema.get_field_index("text")
+            table = table.set_column(place, "text", pa.nulls(len(table), pa.string()))
+            out[name] = work / f"without-texts-{path.name}"
+            pq.write_table(table, out[name])
+    return out
+
+
 def _card(run: Run, kind: str) -> dict[str, Path]:
     folder = run["cards"] / kind
     if not (folder / "README.md").is_file():
         raise RunError(f"{folder} holds no card", "Run `dsc report` first: nothing is published without its card.")
-    return {p.name: p for p in sorted(folder.iterdir())}
+    return {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def _named_base(run: Run, work: Path) -> Path:
@@ -161,6 +179,8 @@ def publish(
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
             target = push.Target(repo_type, repos[kind], settings.private, settings.branch, settings.overwrite)
             commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
+            if settings.gated and kind != "base":
+                push.gate(account, target, settings.gated)
             if settings.tag:
                 push.tag(account, target, commit, settings.tag)
             out[kind] = {

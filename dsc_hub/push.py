@@ -140,6 +140,12 @@ def tag(account: Account, target: Target, commit: str, name: str) -> None:
             )
 
 
+def gate(account: Account, target: Target, gated: str) -> None:
+    """Let only those have the files who ask for it: "auto" or "manual"."""
+    with as_hub_error(f"gating of {target}", account.endpoint):
+        account.api.update_repo_settings(target.repo, gated=gated, repo_type=target.repo_type)
+
+
 def collect(account: Account, title: str, items: Sequence[tuple[str, str]], private: bool) -> str:
     """Put (type, id) repos into the account's collection of that title, made if it isn't there; its address on the Hub.
 

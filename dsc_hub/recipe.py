@@ -292,6 +292,18 @@ class Publish(Section):
     overwrite: bool = Field(
         False, description="write over files that somebody changed on the Hub since dsc published them (a card, say)"
     )
+    gated: Literal["auto", "manual"] | None = Field(
+        None,
+        description="who wants the files must ask: auto lets in whoever does, manual whom you accept; None: as the repo is",
+    )
+    content_warning: str | None = Field(
+        None,
+        min_length=1,
+        description="a sentence on top of the cards where prompts or answers may hurt; answers that were not kept then stay here",
+    )
+    rejected: bool | None = Field(
+        None, description="publish answers that were not kept, too; None: unless there is a content_warning"
+    )
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
     language: str = "en"
 
@@ -363,6 +375,11 @@ def generation_at_evaluation(recipe: Recipe) -> Generation:
 def scorers(recipe: Recipe) -> dict[str, Reward]:
     """The scorers that a recipe names, by the name that their numbers have: reward, second, third."""
     return {name: section for name, key in SCORERS.items() if (section := getattr(recipe, key))}
+
+
+def publishes_rejected(publish: Mapping[str, Any]) -> bool:
+    """Do answers that were not kept (all of the base's, rejected revisions) go up, by a recipe's `publish:` section?"""
+    return publish["rejected"] if publish["rejected"] is not None else publish["content_warning"] is None
 
 
 def repo_names(recipe: Recipe) -> dict[str, str | None]:

@@ -24,7 +24,7 @@ from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, p
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.machine import file_hash
 from dsc_hub.pull import Pulled, differences, pull
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import Recipe, publishes_rejected
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.runs import Run, read_object, write_json
 
@@ -142,6 +142,8 @@ class Rows:
         rows = list(_rows(self.folder, "evaluation"))
         if not rows:
             raise CannotTell("the evaluated answers are not published")
+        if any(row["text"] is None for row in rows):
+            raise CannotTell("the texts of the evaluated answers are not published")
         for row in rows:
             from_row(Answer, row)
         return rows
@@ -184,14 +186,15 @@ def _prompts(rows: Rows) -> str:
 
 def _row_counts(rows: Rows) -> str:
     recorded = {k: v for k, v in rows.metrics["dataset"].items() if k != "dropped"}
+    if not publishes_rejected(rows.recipe.publish.model_dump()):
+        recorded = {"sft": recorded["sft"]}
     found = {
         config: {
             p.name.split("-")[0]: pq.read_metadata(p).num_rows for p in sorted((rows.folder / config).glob("*.parquet"))
         }
         for config in recorded
-        if config != "chains" or (rows.folder / "chains").is_dir()
     }
-    _same({k: recorded[k] for k in found}, found, "dataset")
+    _same(recorded, found, "dataset")
     return ", ".join(f"{config} {sum(of.values())}" for config, of in found.items())
 
 

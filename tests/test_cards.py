@@ -8,6 +8,7 @@ import shutil
 import fixture_run
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from markdown_it import MarkdownIt
 
@@ -117,20 +118,21 @@ def test_each_repo_gets_its_card_and_its_plots(tmp_path):
     written = cards.build(run)
     assert written == {
         "dataset": ["README.md", "steps.png"],
-        "adapter": ["README.md", "arms.png", "loss.png"],
+        "adapter": ["README.md", "arms.png", "loss.png", ".eval_results/quickstart.yaml"],
         "base": ["README.md"],
     }
     for kind, names in written.items():
-        assert sorted(p.name for p in (run["cards"] / kind).iterdir()) == sorted(names)
+        folder = run["cards"] / kind
+        assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()) == sorted(names)
         embedded = [
             t.attrGet("src") for t in tokens((run["cards"] / kind / "README.md").read_text()) if t.type == "image"
         ]
-        assert sorted(embedded) == sorted(names[1:])
+        assert sorted(embedded) == sorted(n for n in names if n.endswith(".png"))
 
 
 def test_the_plots_are_drawn_when_the_report_was_taken_over_without_them(tmp_path):
     run = fixture_run.write(tmp_path)
-    assert cards.build(run)["adapter"] == ["README.md", "arms.png", "loss.png"]
+    assert cards.build(run)["adapter"][:3] == ["README.md", "arms.png", "loss.png"]
 
 
 def test_the_base_gets_a_card_only_if_it_is_published(tmp_path):
@@ -469,3 +471,56 @@ def test_a_card_shows_no_number_that_was_not_recorded(tmp_path, monkeypatch, kin
     # A number that somebody works out on the way is found.
     monkeypatch.setattr(cards.tables, "interval", lambda e: f"{(e['mean'] or 0) + 0.0137:.4f}")
     assert unaccounted(card(run, kind), run)
+
+
+def test_the_results_beside_the_card_are_the_recorded_ones(tmp_path):
+    facts = fixture_run.facts()
+    facts["repos"]["dataset_revision"] = "0123456789abcdef0123456789abcdef01234567"
+    run = written_run(tmp_path, run_facts=facts)
+    text = card(run, "adapter")
+    entries = yaml.safe_load((run["cards"] / "adapter" / ".eval_results" / "quickstart.yaml").read_text())
+    arm = run.metrics["evaluation"]["arms"]["distilled"]
+    assert [e["value"] for e in entries] == [arm["reward"]["mean"], arm["second"]["mean"]]
+    assert {e["dataset"]["id"] for e in entries} == {"local/quickstart-dsc"}
+    assert {e["dataset"]["revision"] for e in entries} == {facts["repos"]["dataset_revision"]}
+    assert [e["dataset"]["task_id"] for e in entries] == ["quickstart-reward", "quickstart-second"]
+    assert "10 answers" in entries[0]["notes"] and "test split" in entries[0]["notes"]
+    index = ModelCard(text).data.eval_results
+    assert [r.metric_value for r in index] == [e["value"] for e in entries]
+
+
+WARNING = "The prompts ask for harm; answers may do some."
+
+
+@pytest.mark.parametrize("rejected", [None, True])
+def test_what_may_hurt_is_warned_of_and_what_was_not_kept_is_not_shown(tmp_path, rejected):
+    facts = fixture_run.facts()
+    facts["recipe"]["publish"] |= {"content_warning": WARNING, "rejected": rejected}
+    run = written_run(tmp_path, run_facts=facts)
+    for kind in ("dataset", "adapter"):
+        text = card(run, kind)
+        assert "not-for-all-audiences" in ModelCard(text).data.tags
+        top = body(text)[: body(text).index("This is")]
+        assert f"> **Content warning.** {WARNING}" in top and ("left out" in top) is (rejected is None)
+        shown = "is dull and far too long" in text or "drags on, and the script is thin" in text
+        assert shown is bool(rejected)
+    configs = {c["config_name"] for c in DatasetCard(card(run, "dataset")).data.configs}
+    assert configs == ({"sft", "preference", "chains", "evaluation"} if rejected else {"sft", "evaluation"})
+    assert "not-for-all-audiences" not in card(written_run(tmp_path / "plain"), "dataset")
+
+
+@pytest.mark.parametrize("mark", ["\u202e", "\u2066", "\u200b", "\u2060", "\ufeff", "\U000e0041", "\x1b", "\x00"])
+def test_marks_that_nobody_sees_or_that_turn_what_is_read_do_not_reach_a_card(mark):
+    assert mark not in cards.inline(f"a{mark}b") and mark not in cards.fenced(f"a{mark}b")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "adapter"])
+def test_a_very_long_text_and_one_that_looks_like_our_table_stay_what_they_are(tmp_path, kind):
+    texts = [("| arm | reward |\n|---|---|\n| distilled | 9.99 |\n" + "x" * 100_000, "g")]
+    facts = fixture_run.facts()
+    facts["recipe"]["description"] = "| arm | reward |\n|---|---|\n| distilled | 9.99 |"
+    text = card(written_run(tmp_path, run_facts=facts, prompts=texts), kind)
+    assert len(text) < 60_000
+    cells = zip(tokens(text), tokens(text)[1:], strict=False)
+    assert "9.99" in text and not [b.content for a, b in cells if a.type == "td_open" and "9.99" in b.content]
+    assert table(text, "arm")[0]["arm"] == "base"

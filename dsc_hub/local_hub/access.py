@@ -69,6 +69,15 @@ def readable(request: Request) -> Repo:
     return find(request, params.get("type", "model"), f"{params['ns']}/{params['name']}")
 
 
+def downloadable(request: Request) -> Repo:
+    """The repo that the route names, if the caller may have its files: a gated one is seen by all and read by its owner
+    (nobody else can ask for access here)."""
+    repo = readable(request)
+    if repo.meta().get("gated") and not owns(caller(request), repo.meta()["id"]):
+        raise Refusal(403, "Access to this repository is restricted: ask its owner", "GatedRepo")
+    return repo
+
+
 def writable(request: Request) -> Repo:
     """The repo that the route names, if the caller may change it."""
     return for_writing(request, readable(request))

@@ -1,7 +1,7 @@
 """The local hub as an ASGI application: its routes, gathered from the modules that know each subject.
 
-Scope: identity, repos and their settings, refs, commits, plain-HTTP LFS, downloads, listings, collections, card checks. Not
-spoken: Xet, pull requests and discussions, gated repos; each is refused with a message that says so.
+Scope: identity, repos and their settings, refs, commits, plain-HTTP LFS, downloads, listings, collections, gating, card checks.
+Not spoken: Xet, pull requests and discussions, requests for access; each is refused with a message that says so.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _with_last_commits(repo: Repo, commit: Commit, rows: list[dict]) -> list[dic
 
 def resolve(request: Request) -> Response:
     """A file's bytes, or the part of them that Range asks for, with the headers by which clients fill their cache."""
-    repo, path = access.readable(request), request.path_params["path"]
+    repo, path = access.downloadable(request), request.path_params["path"]
     commit = repo.at(request.path_params["rev"])
     headers = {"X-Repo-Commit": commit.id}
     entry = commit.files.get(path)

@@ -48,12 +48,16 @@ def delete(request: Request, body: dict) -> Response:
 @answers.takes_json
 def settings(request: Request, body: dict) -> Response:
     repo = access.writable(request)
-    if body.get("gated"):
-        raise Refusal(501, "Gated repositories: not available on the local hub.")
-    private = _asked_private(body)
-    if private is not None:
-        repo.set_private(private)
-    return JSONResponse({"private": repo.meta()["private"], "gated": False})
+    changes: dict[str, Any] = {}
+    if (private := _asked_private(body)) is not None:
+        changes["private"] = private
+    if "gated" in body:
+        if body["gated"] not in (False, "auto", "manual"):
+            raise Refusal(400, f"Gated {body['gated']!r}: expected auto, manual or false")
+        changes["gated"] = body["gated"]
+    repo.change(**changes)
+    meta = repo.meta()
+    return JSONResponse({"private": meta["private"], "gated": meta.get("gated", False)})
 
 
 def info(request: Request) -> Response:
@@ -105,7 +109,7 @@ def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict:
         "author": meta["id"].split("/")[0],
         "sha": commit.id,
         "private": meta["private"],
-        "gated": False,
+        "gated": meta.get("gated", False),
         "disabled": False,
         "downloads": 0,
         "likes": 0,

@@ -293,9 +293,10 @@ class Repo:
     def meta(self) -> dict:
         return self._read("meta.json")
 
-    def set_private(self, private: bool) -> None:
+    def change(self, **settings: Any) -> None:
+        """Change settings: private, gated."""
         with self.locked():
-            self.store.write_json(self.path / "meta.json", self.meta() | {"private": private})
+            self.store.write_json(self.path / "meta.json", self.meta() | settings)
 
     def refs(self) -> dict[str, dict[str, str]]:
         return self._read("refs.json")

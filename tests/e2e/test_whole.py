@@ -382,6 +382,47 @@ def test_the_code_on_the_adapter_s_card_runs_as_it_stands(place: Place, served_h
     assert child.returncode == 0 and len(child.stdout) > 20, child.stderr[-3000:]
 
 
+TRAINERS = """
+import re
+from huggingface_hub import DatasetCard
+from trl import DPOConfig, SFTConfig
+card = DatasetCard.load("local/quickstart-dsc").text
+load, sft, dpo = re.findall("```python\\n(.*?)```", card, re.S)
+short = dict(output_dir="out", max_steps=1, per_device_train_batch_size=1, report_to="none", save_strategy="no", max_length=96, use_cpu=True)
+exec(load)
+for code, config in ((sft, SFTConfig(**short)), (dpo, DPOConfig(**short))):
+    assert code.count(").train()") == 1
+    exec(code.replace(").train()", ", args=config).train()"))
+print("trained")
+"""
+
+
+def test_the_lines_into_trl_on_the_dataset_s_card_train(place: Place, served_hub: str, tmp_path: Path):
+    token = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
+    env = place.env | {"HF_ENDPOINT": served_hub, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf")}
+    child = subprocess.run(
+        [sys.executable, "-c", TRAINERS], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=500
+    )
+    assert child.returncode == 0 and child.stdout.endswith("trained\n"), child.stderr[-3000:]
+
+
+def test_what_was_published_agrees_with_itself(place: Place, served_hub: str, tmp_path: Path):
+    token = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
+    env = place.env | {"HF_ENDPOINT": served_hub, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf")}
+    for words in (["local/quickstart-dsc", "--rescore"], ["local/quickstart-dsc-lora"]):
+        child = subprocess.run(
+            [sys.executable, "-m", "dsc_hub", "verify", *words, "--json"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert child.returncode == 0, child.stdout + child.stderr
+        checks = json.loads(child.stdout)["checks"]
+        assert len(checks) >= 5 and all(c["agrees"] for c in checks), checks
+
+
 def test_the_recipe_in_the_dataset_repo_can_be_planned_from_the_hub(place: Place, served_hub: str, tmp_path: Path):
     token = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
     env = place.env | {"HF_ENDPOINT": served_hub, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf")}

@@ -15,7 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import CommitOperationAdd, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub.errors import GatedRepoError
 
 from dsc_hub import cards, hub, publish
 from dsc_hub.errors import ConfigError, HubError
@@ -303,3 +304,42 @@ def test_the_verbs(published, address, tmp_path: Path):
     assert offline.returncode == 0 and (tmp_path / "again" / "README.md").is_file(), offline.stderr
     other = dsc(address, tmp_path, "pull", ADAPTER, HF_HUB_OFFLINE="1")
     assert other.returncode == 2 and "offline" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_what_was_not_kept_stays_here_where_a_warning_asks_for_it(address, tmp_path: Path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "films.txt").write_text(FILMS)
+    (tmp_path / "recipe" / "recipe.yaml").write_text(RECIPE)
+    how = ["publish.content_warning=It may hurt.", "publish.gated=manual", "publish.private=false", "publish.tag=v1"]
+    run, r = small_run.make(tmp_path / "run", tmp_path / "recipe" / "recipe.yaml", *how)
+    facts = run.facts
+    facts["repos"] |= {"dataset": "local/harm-dsc", "adapter": "local/harm-dsc-lora"}
+    run.add_facts(repos=facts["repos"])
+    account = hub.login(None, address.endpoint, address.token)
+    out = publish.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run))
+    found = pull("local/harm-dsc@v1", tmp_path / "here")
+    assert found.commit == out["dataset"]["commit"] and account.api.dataset_info("local/harm-dsc").gated == "manual"
+    names = {str(p.relative_to(found.folder)) for p in found.folder.rglob("*.parquet")}
+    assert {n.split("/")[0] for n in names} == {"sft", "evaluation"}
+    rows = pq.read_table(found.folder / "evaluation" / "test-00000-of-00001.parquet").to_pylist()
+    mine = pq.read_table(run["dataset"] / "evaluation" / "test-00000-of-00001.parquet").to_pylist()
+    assert {row["text"] for row in rows} == {None} and [r["reward"] for r in rows] == [r["reward"] for r in mine]
+    assert all(row["text"] for row in mine)  # here they stay
+    every = "".join(p.read_text() for p in found.folder.rglob("*") if p.suffix in (".md", ".json", ".yaml"))
+    base = next(row["text"] for row in mine if row["arm"] == "base")
+    assert base not in every and "It may hurt." in every
+    # What can't be seen is said to be unchecked, and is no pass.
+    checked = verdicts("local/harm-dsc")
+    assert checked["files"] is True and checked["rows"] is True and False not in checked.values()
+    assert [n for n, v in checked.items() if v is None] == [
+        "prompts",
+        "training rows",
+        "numbers of the chains",
+        "numbers of the evaluation",
+        "card",
+    ]
+    # Who asks without a token sees that it is there, and gets no file of it.
+    anonymous = HfApi(endpoint=address.endpoint, token=False)
+    assert anonymous.dataset_info("local/harm-dsc").gated == "manual"
+    with pytest.raises(GatedRepoError):
+        anonymous.hf_hub_download("local/harm-dsc", "metrics.json", repo_type="dataset", cache_dir=tmp_path / "c")
