@@ -532,28 +532,35 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
     `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, `reward`,
     `second_scorer` and `third_scorer` (commit or checksum). How fast the work is done (concurrency, memory, batches of a scorer) is left out;
     the number of training processes is in, for it multiplies the batch.
+
+    Settings at their defaults are left out, so that a dsc with a new setting goes on with what an older one did. The number at the
+    head of each stage goes up when a default, or what the stage does, changes.
     """
-    r = recipe.model_dump(mode="json")
+    r = recipe.model_dump(mode="json", exclude_defaults=True)
+
+    def of(section: str, *left_out: str) -> dict[str, Any]:
+        return {k: v for k, v in (r.get(section) or {}).items() if k not in left_out}
+
     # Context is in: it decides which prompts fit. Endpoints are in: another server may hold another model.
-    serving = {k: r["serving"][k] for k in ("context", "endpoints", "served_model")}
-    reward, second, third = ({k: v for k, v in (r[key] or {}).items() if k != "batch_size"} for key in SCORERS.values())
+    serving = {k: v for k, v in of("serving").items() if k in ("context", "endpoints", "served_model")}
+    reward, second, third = (of(key, "batch_size") for key in SCORERS.values())
     own: dict[str, Any] = {
-        "prompts": [1, r["prompts"], identity["prompts"], r["seed"]],
+        "prompts": [2, of("prompts"), identity["prompts"], recipe.seed],
         "sampling": [
-            2,
+            3,
             identity["model"],
-            r["chain"],
-            r["hygiene"],
-            r["generation"],
+            of("chain"),
+            of("hygiene"),
+            of("generation"),
             serving,
             reward,
             identity["reward"],
         ],
-        "dataset": [2, r["dataset"]],
-        "distill": [1, r["distill"]],
-        "evaluation": [4, r["evaluation"], second, identity["second_scorer"], third, identity["third_scorer"]],
-        "report": [1, r["name"], r["description"]],
-        "cards": [1, r["publish"], r["model"]],
+        "dataset": [2, of("dataset")],
+        "distill": [1, of("distill")],
+        "evaluation": [5, of("evaluation"), second, identity["second_scorer"], third, identity["third_scorer"]],
+        "report": [2, recipe.name, recipe.description],
+        "cards": [2, of("publish"), of("model")],
         "publish": [1],
     }
     out: dict[str, str] = {}

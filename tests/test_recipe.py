@@ -122,6 +122,20 @@ def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: s
     assert next(s for s in recipe.STAGES if a[s] != b[s]) == first_changed
 
 
+def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
+    """Fingerprints as they are: whoever changes them makes all runs begin anew, and must mean it."""
+    found = recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY)
+    assert {s: found[s] for s in ("prompts", "sampling", "distill", "evaluation", "publish")} == {
+        "prompts": "42fb6ac6d4ab",
+        "sampling": "b9cf6012b59d",
+        "distill": "f8f26d320ae7",
+        "evaluation": "0f0bf60333b4",
+        "publish": "c03452083452",
+    }
+    named = recipe.load(recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"])
+    assert recipe.stage_fingerprints(named, IDENTITY) == found
+
+
 @pytest.mark.parametrize("override", ["serving.concurrency=3", "serving.kv_cache_gib=1", "reward.batch_size=2"])
 def test_how_fast_the_work_is_done_changes_no_fingerprint(recipe_file: Path, override: str):
     assert recipe.stage_fingerprints(recipe.load(recipe_file), IDENTITY) == recipe.stage_fingerprints(
