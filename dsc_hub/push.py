@@ -181,7 +181,7 @@ def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str
     changed = {path: file for path, file in files.items() if not _same(there.get(path), file)}
     gone = [path for path in before if path not in files and path in there]
     if not changed and not gone:
-        say(f"{target}: nothing to change, commit {head[:12]}")
+        say(f"{target}: nothing changed, commit {head[:12]}")
         return head
     _refuse_to_overwrite(target, there, before, [*changed, *gone])
     operations = [CommitOperationAdd(path, str(file)) for path, file in changed.items()]
