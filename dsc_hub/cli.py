@@ -406,6 +406,28 @@ def schema(of: str) -> None:
     _print_json(described.model_json_schema())
 
 
+@cli.command("publish-metric")
+@click.argument("metric")
+@click.option(
+    "--to", type=click.Choice(["hub", "local"]), default="hub", show_default=True, help="local: the embedded Hub."
+)
+@click.option("--owner", help="User or organisation (default: whoever the token belongs to).")
+@click.option("--name", help="Name of the Space (default: METRIC).")
+@click.option("--public", is_flag=True, help="Anybody may load it.")
+@json_option
+def publish_metric(metric: str, to: str, owner: str | None, name: str | None, public: bool, as_json: bool) -> None:
+    """Publish a shipped METRIC as a Space that evaluate.load("USER/METRIC") loads without dsc_hub."""
+    from dsc_hub import jobs
+    from dsc_hub.publish_metric import publish as put
+
+    with jobs.account_at(to, owner) as account:
+        found = put(metric, account, name or metric, not public)
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo(f"{found['address']}  at {found['commit'][:12]}:  {found['load']}")
+
+
 @cli.group()
 def recipes() -> None:
     """Packaged recipes: list them, or copy one to edit it."""

@@ -329,7 +329,7 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
 
 
 def web_address(account: Account, repo_type: str, repo: str) -> str:
-    return f"{account.endpoint}/{'datasets/' if repo_type == 'dataset' else ''}{repo}"
+    return f"{account.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo}"
 
 
 def prepare_for_embedded() -> None:

@@ -154,16 +154,23 @@ def hub_account(checked: Recipe) -> Iterator[Any]:
     if checked.publish.to == "none":
         yield None
         return
+    with account_at(checked.publish.to, checked.publish.owner) as account:
+        yield account
+
+
+@contextlib.contextmanager
+def account_at(to: str, owner: str | None) -> Iterator[Any]:
+    """An account at the user's own Hub ("hub") or at the embedded one ("local"), which runs while the block does."""
     from dsc_hub import hub
 
-    if checked.publish.to == "hub":
-        yield hub.login(checked.publish.owner)
+    if to == "hub":
+        yield hub.login(owner)
         return
     from dsc_hub.local_hub.server import running
 
     hub.prepare_for_embedded()
     with running() as address:
-        yield hub.login(checked.publish.owner, address.endpoint, address.token)
+        yield hub.login(owner, address.endpoint, address.token)
 
 
 def set_owner(job: Job, account: Any) -> None:

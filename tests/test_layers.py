@@ -43,6 +43,7 @@ STAGES = {
     "report",
     "cards",
     "publish",
+    "publish_metric",
 }
 TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}

@@ -1,0 +1,79 @@
+"""A shipped metric is loaded from its Space by people who don't have dsc_hub, and scores as ours does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsc_hub import hub, metrics, publish_metric
+from dsc_hub.errors import ConfigError
+from dsc_hub.local_hub.server import Address, running
+from dsc_hub.recipe import Reward
+
+TEXTS = ["A warm and patient film. I loved it!", "Dull, clumsy and far too long.", "", "The harbour at night."]
+LOAD = """
+import json, sys
+class NoDsc:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "dsc_hub":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoDsc())
+import evaluate
+metric = evaluate.load("local/kindness", config_name=sys.argv[1])
+found = metric.compute(data=json.loads(sys.argv[2]))
+assert not any(m.split(".")[0] == "dsc_hub" for m in sys.modules)
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    with running(tmp_path_factory.mktemp("hub")) as it:
+        yield it
+
+
+@pytest.mark.parametrize("scorer", ["vader", "textblob", "minilm"])
+def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
+    account = hub.login(None, address.endpoint, address.token)
+    found = publish_metric.publish("sentiment", account, "kindness", private=True)
+    assert publish_metric.publish("sentiment", account, "kindness", private=True)["commit"] == found["commit"]
+    assert account.api.space_info("local/kindness").private
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
+    env |= {"HF_ENDPOINT": address.endpoint, "HF_TOKEN": address.token, "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, scorer, json.dumps(TEXTS)],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    section = Reward(scorer=scorer)
+    ours = metrics.load(section, metrics.identify(section))(TEXTS)
+    assert theirs["scores"] == pytest.approx([s.value for s in ours]) and theirs["scores"][2] is None
+    assert theirs["n_unscored"] == 1 and theirs["reasons"][2] == "no words"
+
+
+def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_path: Path):
+    account = hub.login(None, address.endpoint, address.token)
+    publish_metric.publish("sentiment", account, "sentiment", private=True)
+    path = account.api.hf_hub_download("local/sentiment", "README.md", repo_type="space", cache_dir=tmp_path)
+    card = Path(path).read_text()
+    for word in ("- measurement", "from -1 (negative) to 1 (positive)", "higher is better", "batch_size: int", "vader"):
+        assert word in card
+    with pytest.raises(ConfigError, match=r"no metric 'nosuch'(?s:.*)Shipped: sentiment"):
+        publish_metric.publish("nosuch", account, "x", private=True)
+    with pytest.raises(ConfigError, match="becomes a Python file"):
+        publish_metric.publish("sentiment", account, "my-metric", private=True)
+    account.api.create_repo("local/theirs", repo_type="space", space_sdk="static", private=True)
+    account.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.py", repo_id="local/theirs", repo_type="space")
+    with pytest.raises(ConfigError, match="was not published by dsc"):
+        publish_metric.publish("sentiment", account, "theirs", private=True)
