@@ -428,6 +428,29 @@ def publish_metric(metric: str, to: str, owner: str | None, name: str | None, pu
         click.echo(f"{found['address']}  at {found['commit'][:12]}:  {found['load']}")
 
 
+@cli.command("import-reference")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+@click.option("--to", "folder", type=click.Path(path_type=Path), help="Folder for the recipe (default: FILE's name).")
+@runs_option
+@json_option
+def import_reference(
+    file: Path, recipe: str, overrides: tuple[str, ...], folder: Path | None, runs: Path, as_json: bool
+) -> None:
+    """Take result rows of the reference implementation (a JSON list) as chains of one step, to go on from there.
+
+    RECIPE says what the later stages do; a copy of it with the rows' prompts is written, and its run begins with these chains.
+    """
+    from dsc_hub.reference import import_rows
+
+    job, counts = import_rows(file, recipe, overrides, folder or Path(file.stem), runs)
+    if as_json:
+        _print_json({"run": str(job.run.folder), "recipe": str(job.path), **counts})
+    else:
+        click.echo(f"go on:  dsc run {job.path}")
+
+
 @cli.group()
 def recipes() -> None:
     """Packaged recipes: list them, or copy one to edit it."""

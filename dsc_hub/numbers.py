@@ -285,8 +285,8 @@ class Sampling(Part):
     steps: list[Step] = Field(description="in their order")
     mixing: Mixing
     last_step: LastStep
-    prompt_tokens: Count = Field(description="tokens read, cached ones included")
-    new_tokens: Count = Field(description="tokens generated")
+    prompt_tokens: Count | None = Field(description="tokens read, cached ones included; null: imported chains")
+    new_tokens: Count | None = Field(description="tokens generated; null: imported chains")
     seconds: Seconds | None = Field(description="of all sessions; null if one was killed")
     tokens_per_s: float | None = Field(description="new tokens a second of the sessions that ended")
     reused_turns: Count = Field(description="turns that an earlier, broken-off session had made")

@@ -60,7 +60,8 @@ def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
     if is_folder(model["source"]):
         model["source"] = f"./{Path(model['source']).name}"
         identity["model"] = f"{model['source']}@{model['commit']}"
-    kept = {key: facts[key] for key in ("fingerprints", "versions", "hardware", "started_at")}
+    wanted = ("fingerprints", "versions", "hardware", "started_at", "imported")
+    kept = {key: facts[key] for key in wanted if key in facts}
     target = work / f"{kind}.run.json"
     write_json(
         target,

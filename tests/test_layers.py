@@ -45,7 +45,7 @@ STAGES = {
     "publish",
     "publish_metric",
 }
-TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify"}
+TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify", "reference"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},

@@ -1,0 +1,203 @@
+"""Result rows of the reference implementation as chains of a run, so that the other stages go on from what was sampled elsewhere.
+
+The rows are a JSON list of {prompt, summary_pre, summary_after, scores_pre, scores_after}: a first answer, its one revision and
+the reward of both. Critiques and tokens are not in them, and stay unknown. The rows' own rewards decide; hygiene and the rule
+of acceptance are the recipe's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsc_hub import diagnostics, jobs, pipeline, sampling
+from dsc_hub.acceptance import make_rule
+from dsc_hub.chain import Message, Texts, dice_of, run_chain
+from dsc_hub.errors import ConfigError, DataError
+from dsc_hub.hygiene import inspect
+from dsc_hub.jobs import Job
+from dsc_hub.machine import file_hash
+from dsc_hub.progress import say
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
+from dsc_hub.runs import write_whole
+
+KEYS = ("prompt", "summary_pre", "summary_after", "scores_pre", "scores_after")
+SHOWN = 20  # problems told at most
+UNKNOWN = "not scored in the imported rows"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result row; a reward is None where the row has none."""
+
+    prompt: str
+    texts: tuple[str, str]  # before, after
+    rewards: tuple[float | None, float | None]
+
+    @property
+    def is_better(self) -> bool:
+        before, after = self.rewards
+        return before is not None and after is not None and after > before
+
+
+def read(file: Path) -> list[Row]:
+    """The rows of a file. DataError with every problem (the first SHOWN of them)."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{file} not found", "Name the file of result rows, a JSON list.") from None
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{file} is not JSON: {e}", "Expected a JSON list of result rows.") from None
+    if not isinstance(data, list) or not data:
+        raise DataError(
+            f"{file}: expected a list of result rows, got {_kind(data)}", f"Each row has {', '.join(KEYS)}."
+        )
+    rows, problems = [], []
+    for number, value in enumerate(data, 1):
+        found = _row(value)
+        if isinstance(found, str):
+            problems.append(f"row {number}: {found}")
+        else:
+            rows.append(found)
+    if problems:
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+        raise ConfigError(
+            f"{file}: {len(problems)} of {len(data)} rows can't be read", problems=[*problems[:SHOWN], *more]
+        )
+    return rows
+
+
+def _kind(value: Any) -> str:
+    return "an empty list" if value == [] else {dict: "an object", str: "a text"}.get(type(value), type(value).__name__)
+
+
+def _row(value: Any) -> Row | str:
+    """The row, or what is wrong with it."""
+    if not isinstance(value, dict):
+        return f"expected an object, got {_kind(value)}"
+    if missing := [key for key in KEYS if key not in value]:
+        return f"no {', '.join(missing)}"
+    for key in KEYS[:3]:
+        if not isinstance(value[key], str):
+            return f"{key} should be text, got {_kind(value[key])}"
+    if not value["prompt"].strip():
+        return "prompt is empty"
+    rewards = []
+    for key in KEYS[3:]:
+        reward = value[key][0] if isinstance(value[key], list) and len(value[key]) == 1 else value[key]
+        if reward is not None and (isinstance(reward, bool) or not isinstance(reward, (int, float))):
+            return f"{key} should be a number or null, got {value[key]!r:.40}"
+        if reward is not None and not math.isfinite(reward):
+            return f"{key} is {reward}, which is no reward"
+        rewards.append(None if reward is None else float(reward))
+    return Row(value["prompt"].strip(), (value["summary_pre"], value["summary_after"]), (rewards[0], rewards[1]))
+
+
+def chains_of(made: Recipe, prompts: Sequence[Prompt], rows: Sequence[Row]) -> list[Chain]:
+    """A chain of one step for every row of a prompt that is not held out, as the recipe's own chains are made."""
+    by_text = {p.text: p for p in prompts if p.split != "test"}
+    seen: Counter[str] = Counter()
+    out = []
+    for row in rows:
+        if (prompt := by_text.get(row.prompt)) is not None:
+            out.append(asyncio.run(_chain(made, prompt, seen[prompt.id], row)))
+            seen[prompt.id] += 1
+    return sorted(out, key=lambda c: c.key)
+
+
+async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
+    texts = {"answer": row.texts[0], "critique": "", "revision": row.texts[1]}
+    rewards = iter(row.rewards)
+
+    async def generate(messages: list[Message], about: Prompt, chain: int, step: int, role: Role) -> Turn:
+        return Turn(about.id, chain, step, role, texts[role], "stop", 0, 0, 0)
+
+    async def score(text: str) -> Score:
+        reward = next(rewards)  # asked for first the answer, then the revision
+        return Score(reward, "" if reward is not None else UNKNOWN)
+
+    return await run_chain(
+        prompt,
+        number,
+        texts=Texts(made.chain.critique, made.chain.revision, made.chain.system),
+        steps=1,
+        generate=generate,
+        score=score,
+        rule=make_rule(made.chain.acceptance, made.chain.temperature),
+        dice=dice_of(made.seed),
+        inspect=lambda turn, about, critique: inspect(turn.text, turn.finish_reason, about, critique, made.hygiene),
+    )
+
+
+def import_rows(
+    file: Path, reference: str, overrides: Sequence[str], folder: Path, runs: Path
+) -> tuple[Job, dict[str, int]]:
+    """Write `folder` with a recipe whose prompts are the rows', and its run folder with their chains; the job, and the counts
+    {rows, better, chains, held_out}.
+
+    The recipe is `reference` with one step; its other sections say what the stages after sampling do. ConfigError if the
+    folder is there.
+    """
+    rows = read(file)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists", "Name another folder with --to: nothing is overwritten.")
+    _, base = jobs.load_recipe(reference, overrides)
+    data = base.model_dump(mode="json", exclude_defaults=True)
+    name = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name.lower()).strip("-")[:64]
+    split = data["prompts"].get("split")
+    data |= {"name": name or "imported", "prompts": {"path": "prompts.jsonl"} | ({"split": split} if split else {})}
+    data["chain"] |= {"steps": 1, "chains_per_prompt": max(Counter(r.prompt for r in rows).values())}
+    data.get("hygiene", {}).pop("subject", None)  # prompts of the rows name no group
+    for key in ("critique", "revision"):
+        data["chain"][key] = data["chain"][key].replace("{group}", "{prompt}")
+    prompts = dict.fromkeys(row.prompt for row in rows)
+    write_whole(
+        folder / "prompts.jsonl", "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts)
+    )
+    write_whole(folder / "recipe.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
+    job = jobs.describe(str(folder / "recipe.yaml"), [], runs)
+    return job, _write(job, rows, {"rows": len(rows), "sha256": file_hash(file), "file": file.name})
+
+
+def _write(job: Job, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[str, int]:
+    """Prompts and chains into the run folder, as the stages `prompts` and `sampling` would have left them."""
+    with job.run.lock():
+        jobs.record(job)
+        job.run.add_facts(imported=dict(imported))
+        jobs.set_owner(job, None)
+        pipeline.run_stage(job, "prompts")
+        found = job.prompts(*SPLITS)
+        chains = chains_of(job.recipe, found, rows)
+        if not chains:
+            raise DataError("no row's prompt is left to train on", "Give more prompts, or another prompts.split.")
+        file = job.run.rows("chains.jsonl")
+        for chain in chains:
+            file.append(chain.as_row())
+        file.close()
+        c, groups = job.recipe.chain, {p.id: p.group for p in found}
+        numbers = sampling.summary(chains, groups, len(chains), 1) | {
+            "mixing": diagnostics.mixing(chains, c.acceptance, 1, c.chains_per_prompt),
+            "last_step": diagnostics.last_step(chains, groups, 1),
+        }
+        unknown = dict.fromkeys(("prompt_tokens", "new_tokens", "seconds", "tokens_per_s"))
+        numbers |= unknown | {"reused_turns": 0}
+        job.run.add_metrics("sampling", numbers)
+        job.run.finish("sampling", job.fingerprints["sampling"], 0.0, {"result": numbers})
+    counts = {"rows": len(rows), "better": sum(r.is_better for r in rows), "chains": len(chains)}
+    counts["held_out"] = len(rows) - len(chains)
+    say(
+        f"imported  {counts['rows']} rows, {counts['better']} strictly better after the revision; {counts['chains']} chains, "
+        f"{counts['held_out']} rows of held-out or left-out prompts -> {job.run.folder}"
+    )
+    for what, n in sampling.waterfall(numbers):
+        say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
+    return counts
