@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dsc_hub import machine, models, progress, prompts, recipe, runs
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.recipe import Recipe
@@ -24,6 +26,7 @@ from dsc_hub.runs import Run
 OF_ANOTHER = ("publish.to=none",)
 ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user names others
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
+LARGEST_RECIPE = 1_000_000  # bytes, of one that was pulled
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
 
     repo = reference.removeprefix("hub:")
     path = hub.pull_recipe(repo)
+    _check_text(reference, path)
     pulled = recipe.load(path)
     files = [(f"prompts.{k}", v) for k in ("path", "values") if (v := getattr(pulled.prompts, k))]
     problems = [f"{key}: '{v}' is not a file beside the recipe" for key, v in files if not _FILE_NAME.fullmatch(v)]
@@ -129,6 +133,9 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     for key in ("endpoints", "served_model", "api_key_env"):
         if getattr(pulled.serving, key) != getattr(default, key):
             problems.append(f"serving.{key}: servers and keys are this machine's business")
+    for key in recipe.PUBLISHERS_OWN:
+        if getattr(pulled.publish, key) != getattr(recipe.Publish(), key):
+            problems.append(f"publish.{key}: where it goes and who may see it is for you to say")
     if problems:
         raise ConfigError(
             f"{reference} is refused: a pulled recipe may not set these; give them as overrides", problems=problems
@@ -136,6 +143,21 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     for _, name in files:
         hub.pull_beside(path, repo, name)
     return path, recipe.load(path, overrides)
+
+
+def _check_text(reference: str, path: Path) -> None:
+    """ConfigError for a pulled recipe that is no plain one before it is read: too large, or with aliases, by which a few lines
+    can stand for gigabytes."""
+    if path.stat().st_size > LARGEST_RECIPE:
+        raise ConfigError(
+            f"{reference}: its recipe.yaml has {path.stat().st_size:,} bytes, at most {LARGEST_RECIPE:,} are read"
+        )
+    try:
+        aliased = any(isinstance(t, yaml.AliasToken) for t in yaml.scan(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return  # told when it is loaded
+    if aliased:
+        raise ConfigError(f"{reference}: its recipe.yaml has YAML aliases, expected every value written out")
 
 
 def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:

@@ -19,7 +19,7 @@ from dsc_hub import hub, push
 from dsc_hub.errors import RunError
 from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
-from dsc_hub.recipe import SCORERS, Publish, publishes_rejected
+from dsc_hub.recipe import PUBLISHERS_OWN, SCORERS, Publish, publishes_rejected
 from dsc_hub.runs import Run, read_json, write_json, write_whole
 
 TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
@@ -128,6 +128,8 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
             data["prompts"][key] = Path(name).name
     for key in ("endpoints", "served_model", "api_key_env"):
         data["serving"].pop(key, None)
+    for key in PUBLISHERS_OWN:
+        data["publish"].pop(key, None)
     if is_folder(data["model"]["source"]):
         data["model"] |= {"source": facts["model"]["published_as"], "revision": "main"}
     for key in SCORERS.values():

@@ -377,6 +377,10 @@ def scorers(recipe: Recipe) -> dict[str, Reward]:
     return {name: section for name, key in SCORERS.items() if (section := getattr(recipe, key))}
 
 
+# Of `publish:`, what is decided by whoever publishes: no pulled recipe may set it, and none that we publish does.
+PUBLISHERS_OWN = ("owner", "private", "branch", "tag", "collection", "overwrite", "gated")
+
+
 def publishes_rejected(publish: Mapping[str, Any]) -> bool:
     """Do answers that were not kept (all of the base's, rejected revisions) go up, by a recipe's `publish:` section?"""
     return publish["rejected"] if publish["rejected"] is not None else publish["content_warning"] is None

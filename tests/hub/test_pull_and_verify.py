@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import at_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import GatedRepoError
 
 from dsc_hub import cards, hub, publish
@@ -38,11 +39,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 @pytest.fixture(autouse=True)
 def at_this_hub(address: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The user's own Hub is this one, as HF_ENDPOINT and HF_TOKEN would make it, with a cache of its own."""
-    template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address.endpoint)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", address.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", address.token)
+    at_hub.point(monkeypatch, address, tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
 
 

@@ -1,0 +1,131 @@
+"""A recipe that was pulled is data: it can't say where things go, which servers and keys are used, nor reach a file of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import at_hub
+import pytest
+import yaml
+
+from dsc_hub import hub, jobs
+from dsc_hub.errors import ConfigError, DscError, HubError
+from dsc_hub.local_hub.server import Address, running
+from tests.conftest import FILMS, RECIPE
+
+REPO = "local/shared"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    with running(tmp_path_factory.mktemp("hub")) as it:
+        yield it
+
+
+@pytest.fixture(autouse=True)
+def here(address: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    at_hub.point(monkeypatch, address, tmp_path / "cache")
+
+
+def shared(address: Address, text: str | bytes, **files: str) -> None:
+    """Somebody's dataset repo with this recipe in it."""
+    api = hub.login(None, address.endpoint, address.token).api
+    api.create_repo(REPO, repo_type="dataset", private=True, exist_ok=True)
+    for name, content in {"recipe.yaml": text, "films.txt": FILMS, **files}.items():
+        data = content if isinstance(content, bytes) else content.encode()
+        api.upload_file(path_or_fileobj=data, path_in_repo=name, repo_id=REPO, repo_type="dataset")
+
+
+def changed(path: str, value: Any) -> str:
+    data = yaml.safe_load(RECIPE)
+    node, (*parents, last) = data, path.split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+    node[last] = value
+    return yaml.safe_dump(data)
+
+
+def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
+    shared(address, RECIPE)
+    path, found = jobs.load_recipe(f"hub:{REPO}", ["chain.steps=1", "publish.private=false"])
+    assert (path.parent / "films.txt").read_text() == FILMS
+    assert found.chain.steps == 1 and found.publish.private is False  # said on this command line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("serving.endpoints", ["http://evil.example/v1"], "serving.endpoints: servers and keys"),
+        ("serving.api_key_env", "AWS_SECRET_ACCESS_KEY", "serving.api_key_env: servers and keys"),
+        ("serving.served_model", "other", "serving.served_model"),
+        ("model.source", "/etc", "model.source: '/etc' is a local folder"),
+        ("model.source", "~/models/mine", "is a local folder"),
+        ("reward", {"scorer": "/home/me/scorer"}, "reward.scorer: '/home/me/scorer' is a local folder"),
+        ("prompts.values", "/etc/passwd", "prompts.values: '/etc/passwd' is not a file beside the recipe"),
+        ("prompts.values", "../../secret.txt", "is not a file beside the recipe"),
+        ("prompts.values", "a/b.txt", "is not a file beside the recipe"),
+        ("prompts.values", ".netrc", "is not a file beside the recipe"),
+        ("publish.private", False, "publish.private: where it goes and who may see it is for you to say"),
+        ("publish.owner", "evil", "publish.owner"),
+        ("publish.overwrite", True, "publish.overwrite"),
+        ("publish.branch", "other", "publish.branch"),
+        ("publish.collection", "Look at me", "publish.collection"),
+        ("distill.sft", {"output_dir": "/home/me"}, "sft.output_dir is set by dsc itself"),
+        ("distill.sft", {"push_to_hub": True, "hub_model_id": "evil/x"}, "set by dsc itself"),
+        ("distill.sft", {"report_to": "wandb"}, "sft.report_to is set by dsc itself"),
+        ("distill.sft", {"deepspeed": "evil.json"}, "sft.deepspeed is set by dsc itself"),
+        ("distill.sft", {"model_init_kwargs": {"trust_remote_code": True}}, "set by dsc itself"),
+        ("metric_code", "hub:evil/metric", "metric_code: unknown key"),
+        ("reward", {"metric": "evil/metric"}, "reward.metric"),
+    ],
+)
+def test_what_is_not_its_business_is_refused(address: Address, path: str, value: Any, told: str):
+    shared(address, changed(path, value))
+    with pytest.raises(ConfigError) as e:
+        jobs.load_recipe(f"hub:{REPO}", [])
+    assert told in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: !!python/object/apply:os.system ['touch it-ran']\n" + RECIPE, "not valid YAML"),
+        ("x: &a [1, 2]\ny: [*a, *a, *a]\n" + RECIPE, "YAML aliases"),
+        ("# " + "x" * 1_100_000 + "\n" + RECIPE, "at most 1,000,000 are read"),
+        ("[" * 100_000, "recipe.yaml"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+    ids=["a tag that runs", "aliases", "too large", "no end of brackets", "no text"],
+)
+def test_a_text_that_is_no_plain_yaml_is_refused(address: Address, tmp_path: Path, monkeypatch, text, told: str):
+    monkeypatch.chdir(tmp_path)
+    shared(address, text)
+    with pytest.raises(DscError) as e:
+        jobs.load_recipe(f"hub:{REPO}", [])
+    assert told in str(e.value) and not (tmp_path / "it-ran").exists()
+
+
+def test_prompts_that_it_names_and_does_not_bring_are_told(address: Address):
+    shared(address, changed("prompts.values", "others.txt"))
+    with pytest.raises(HubError, match="names the prompt file 'others.txt' and doesn't hold it"):
+        jobs.load_recipe(f"hub:{REPO}", [])
+
+
+def test_the_token_goes_to_its_own_endpoint_alone(address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two Hubs: what is asked of one never carries the token of the other."""
+    from faults import running as recorded
+
+    seen: list[str] = []
+    with recorded(tmp_path / "other") as (other, faulty):
+        app = faulty.app
+
+        async def listening(scope: dict, receive: Any, send: Any) -> None:
+            seen.extend(v.decode() for k, v in scope.get("headers", ()) if k == b"authorization")
+            await app(scope, receive, send)
+
+        faulty.app = listening
+        hub.login(None, other.endpoint, other.token)
+        assert seen and all(other.token in header for header in seen)
+        assert not any(address.token in header for header in seen)
