@@ -14,7 +14,7 @@ from typing import Any
 import fixture_run
 import pytest
 
-from dsc_hub import blind, cards, claim, compare, numbers, report, runs, show, tables
+from dsc_hub import blind, cards, claim, compare, jobs, numbers, report, runs, show, tables
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.recorded import Recorded
 from dsc_hub.runs import Run, write_json
@@ -199,3 +199,11 @@ def test_no_number_and_no_name_is_cut_on_a_narrow_terminal(finished: Run, column
     for verb in ("show", "check", f"compare {fixture_run.write(finished.folder / 'other').folder}"):
         done = dsc(f"{verb} {finished.folder}", COLUMNS=columns, PYTHONIOENCODING="utf-8")
         assert done.stdout and "\N{HORIZONTAL ELLIPSIS}".encode().decode("latin-1") not in done.stdout
+
+
+def test_a_run_whose_history_is_lost_gets_no_invented_one(tmp_path: Path, recipe_file: Path):
+    job = jobs.describe(str(recipe_file), [], tmp_path / "runs")
+    job.run.finish("prompts", job.fingerprints["prompts"], 1.0, {})
+    with pytest.raises(RunError, match=r"run\.json is missing, but these stages are finished: prompts"):
+        jobs.record(job)
+    assert not job.run["run.json"].exists()

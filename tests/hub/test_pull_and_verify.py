@@ -340,3 +340,35 @@ def test_what_was_not_kept_stays_here_where_a_warning_asks_for_it(address, tmp_p
     assert anonymous.dataset_info("local/harm-dsc").gated == "manual"
     with pytest.raises(GatedRepoError):
         anonymous.hf_hub_download("local/harm-dsc", "metrics.json", repo_type="dataset", cache_dir=tmp_path / "c")
+
+
+FEATURES = """
+import json
+from datasets import load_dataset
+out = {}
+for config in ("sft", "preference", "chains", "evaluation"):
+    out[config] = {split: {k: str(v) for k, v in d.features.items()} for split, d in load_dataset("local/little-dsc", config, revision="REV").items()}
+print(json.dumps(out))
+"""
+
+
+def test_every_config_loads_with_its_types(published, address, tmp_path: Path):
+    env = os.environ | {"HF_ENDPOINT": address.endpoint, "HF_TOKEN": address.token, "HF_HOME": str(tmp_path / "hf")}
+    code = FEATURES.replace("REV", published["dataset"])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {c: set(of) for c, of in found.items()} == {
+        "sft": {"train", "validation"},
+        "preference": {"train", "validation"},
+        "chains": {"train", "validation"},
+        "evaluation": {"test"},
+    }
+    assert (
+        found["evaluation"]["test"]["third"] == "Value('float64')"
+    )  # there is no third scorer, and it is no text for that
+    assert "'role': Value('string')" in found["sft"]["train"]["completion"]
+    assert "'reward': Value('float64')" in found["chains"]["train"]["steps"]
+    assert found["preference"]["train"]["margin"] == "Value('float64')"
