@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, prompts, recipe, sampling
+from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, numbers, prompts, recipe, sampling
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.machine import file_hash
 from dsc_hub.pull import Pulled, differences, pull
@@ -156,6 +156,7 @@ def _rows(folder: Path, config: str) -> Iterator[dict[str, Any]]:
 
 def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
     works: list[Work] = [
+        ("metrics.json", lambda: _described(rows.metrics)),
         ("prompts", lambda: _prompts(rows)),
         ("rows", lambda: _row_counts(rows)),
         ("training rows", lambda: _training_rows(rows)),
@@ -165,6 +166,17 @@ def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
     if rescore:
         works.append(("scores", lambda: _scores(rows)))
     return [*works, ("card", lambda: _card(rows, "dataset", folder))]
+
+
+def _described(metrics: Mapping[str, Any]) -> str:
+    """Does metrics.json hold what this dsc knows, and nothing else?"""
+    if (schema := metrics.get("schema")) != numbers.SCHEMA:
+        raise Differs(
+            f"it is of schema {schema!r:.40}, this dsc reads {numbers.SCHEMA}: the checks below may fail for that"
+        )
+    if problems := numbers.problems(metrics):
+        raise Differs("; ".join(p[:150] for p in problems[:SHOWN]))
+    return f"every number is one that schema {numbers.SCHEMA} describes"
 
 
 def _prompts(rows: Rows) -> str:
@@ -319,14 +331,15 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
                 raise CannotTell(f"its dataset {repo} at {commit[:12]} can't be had: {e.message}") from None
         return Rows(target, Path(tempfile.mkdtemp(dir=work)))
 
-    def numbers() -> str:
+    def same_numbers() -> str:
         rows = data()
         n = _same(rows.metrics, metrics, "metrics")
         return f"{n} numbers are those of its dataset {facts['repos']['dataset']} at {facts['repos']['dataset_revision'][:12]}"
 
     return [
         ("weights", weights),
-        ("numbers", numbers),
+        ("metrics.json", lambda: _described(metrics)),
+        ("numbers", same_numbers),
         ("numbers of the evaluation", lambda: _evaluation(data())),
         ("card", lambda: _card(data(), "adapter", pulled.folder)),
     ]

@@ -81,6 +81,7 @@ def test_a_published_run_agrees_with_itself(published):
     assert (found.kind, found.commit) == ("dataset", published["dataset"])
     names = [
         "files",
+        "metrics.json",
         "prompts",
         "rows",
         "training rows",
@@ -92,7 +93,7 @@ def test_a_published_run_agrees_with_itself(published):
     assert [c.name for c in checks] == names and all(c.agrees for c in checks), checks
     assert "numbers made anew" in next(c.told for c in checks if c.name == "numbers of the evaluation")
     found, checks = verify(f"hub:{ADAPTER}@{published['adapter']}")
-    assert found.kind == "adapter" and all(c.agrees for c in checks) and len(checks) == 5, checks
+    assert found.kind == "adapter" and all(c.agrees for c in checks) and len(checks) == 6, checks
 
 
 def _metrics(folder: Path) -> dict:
