@@ -47,6 +47,7 @@ class Target:
     private: bool
     branch: str = "main"
     overwrite: bool = False  # files that somebody changed on the Hub since we published them
+    pull_request: bool = False  # propose it, on top of `branch`
 
     def __str__(self) -> str:
         return f"{self.repo_type} '{self.repo}'"
@@ -165,7 +166,8 @@ def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str
     """Read what is there, commit what differs on top of exactly that, read it back."""
     where = {"repo_type": target.repo_type, "revision": target.branch}
     more = {"space_sdk": "static"} if target.repo_type == "space" else {}
-    api.create_repo(target.repo, repo_type=target.repo_type, private=target.private, exist_ok=True, **more)
+    if not target.pull_request:
+        api.create_repo(target.repo, repo_type=target.repo_type, private=target.private, exist_ok=True, **more)
     if target.branch != "main":
         api.create_branch(target.repo, branch=target.branch, repo_type=target.repo_type, exist_ok=True)
     info = api.repo_info(target.repo, **where)
@@ -183,10 +185,18 @@ def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str
     if not changed and not gone:
         say(f"{target}: nothing changed, commit {head[:12]}")
         return head
+    if target.pull_request and (open_one := _proposed(api, target, files)):
+        say(f"{target}: proposed before, commit {open_one[:12]}")
+        return open_one
     _refuse_to_overwrite(target, there, before, [*changed, *gone])
     operations = [CommitOperationAdd(path, str(file)) for path, file in changed.items()]
     operations += [CommitOperationDelete(path) for path in gone]
-    commit = api.create_commit(target.repo, operations, commit_message=message, parent_commit=head, **where).oid
+    made = api.create_commit(
+        target.repo, operations, commit_message=message, parent_commit=head, create_pr=target.pull_request, **where
+    )
+    if made.pr_url:
+        say(f"{target}: proposed at {made.pr_url}")
+    commit = made.oid
     back = _tree(api, target.repo_type, target.repo, commit)
     if wrong := sorted(path for path, file in files.items() if not _same(back.get(path), file)):
         raise HubError(
@@ -194,6 +204,16 @@ def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str
             "Publish again; if it stays so, report it.",
         )
     return commit
+
+
+def _proposed(api: HfApi, target: Target, files: Mapping[str, Path]) -> str | None:
+    """The commit of a pull request that holds these very files already; None if there is none."""
+    refs = api.list_repo_refs(target.repo, repo_type=target.repo_type, include_pull_requests=True)
+    for ref in refs.pull_requests or ():
+        there = _tree(api, target.repo_type, target.repo, ref.target_commit)
+        if all(_same(there.get(path), file) for path, file in files.items()):
+            return ref.target_commit
+    return None
 
 
 def _refuse_to_overwrite(

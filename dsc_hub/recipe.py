@@ -278,6 +278,9 @@ class Publish(Section):
     branch: str = Field(
         "main", pattern=r"^[\w][\w./-]{0,99}$", description="branch to commit to; made if it isn't there"
     )
+    pull_request: bool = Field(
+        False, description="propose the commits as pull requests instead; the repos must be there"
+    )
     tag: str | None = Field(
         None,
         pattern=r"^[\w][\w.-]{0,99}$",
@@ -306,6 +309,12 @@ class Publish(Section):
     )
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
     language: str = "en"
+
+    @model_validator(mode="after")
+    def _proposed_or_set(self) -> Publish:
+        if self.pull_request and (self.tag or self.branch != "main"):
+            raise ValueError("pull_request: with branch or tag there is nothing to propose; leave them out")
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> Publish:
@@ -378,7 +387,7 @@ def scorers(recipe: Recipe) -> dict[str, Reward]:
 
 
 # Of `publish:`, what is decided by whoever publishes: no pulled recipe may set it, and none that we publish does.
-PUBLISHERS_OWN = ("owner", "private", "branch", "tag", "collection", "overwrite", "gated")
+PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated")
 
 
 def publishes_rejected(publish: Mapping[str, Any]) -> bool:

@@ -75,6 +75,9 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         if "repos" in e
         else "nothing (publish.to is none)",
     )
+    if "repos" in e:
+        licence = r.publish.license or job.model.license
+        table.add_row("licence", licence or "unknown: the cards will say so; set publish.license")
     table.add_row("run folder", str(job.run.folder))
     table.add_row("done already", ", ".join(e["done"]) or "nothing")
     donors: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """The local hub as an ASGI application: its routes, gathered from the modules that know each subject.
 
 Scope: identity, repos and their settings, refs, commits, plain-HTTP LFS, downloads, listings, collections, gating, card checks.
-Not spoken: Xet, pull requests and discussions, requests for access; each is refused with a message that says so.
+Not spoken: Xet, discussions (a pull request can be opened, not merged), requests for access; each is refused with a message that says so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .routing import REPO, RawPath
 from .store import Refusal, Store
 
 ANY = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-PULLS = "Pull requests and discussions"
+PULLS = "Discussions, and merging pull requests"
 
 
 def make_app(store: Store, users: dict[str, str]) -> Starlette:

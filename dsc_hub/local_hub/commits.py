@@ -21,7 +21,6 @@ STALE = "The branch was updated since you opened this page. Please refresh and t
 @answers.takes_json
 def preupload(request: Request, body: dict) -> Response:
     """For each file: how it must be sent (regular or lfs), whether .gitignore drops it, and what is there already."""
-    _no_pull_request(request)
     repo = access.writable(request)
     head = repo.at(request.path_params["rev"])
     patterns, ignore = _patterns(repo, head.files), body.get("gitIgnore")
@@ -45,7 +44,6 @@ async def commit(request: Request) -> Response:
 
 
 def _commit(request: Request, raw: bytes) -> Response:
-    _no_pull_request(request)
     repo, user = access.writable(request), access.signed_in(request)
     header, operations = _read_operations(raw)
     branch = request.path_params["rev"].removeprefix("refs/heads/")
@@ -62,10 +60,16 @@ def _commit(request: Request, raw: bytes) -> Response:
             _apply(repo, files, key, op, patterns)
         _check_tree(files)
         new = repo.add_commit(head.id, files, header["summary"], header.get("description") or "", user)
-        refs["heads"][branch] = new.id
+        pulls = refs.setdefault("pr", {})
+        number = str(len(pulls) + 1) if answers.flag(request.query_params.get("create_pr")) else None
+        if number is None:
+            refs["heads"][branch] = new.id
+        else:
+            pulls[number] = new.id
         repo.write_refs(refs)
-    url = f"{answers.repo_url(request, repo.type, repo.meta()['id'])}/commit/{new.id}"
-    return JSONResponse({"success": True, "commitOid": new.id, "commitUrl": url, "hookOutput": ""})
+    page = answers.repo_url(request, repo.type, repo.meta()["id"])
+    told = {"success": True, "commitOid": new.id, "commitUrl": f"{page}/commit/{new.id}", "hookOutput": ""}
+    return JSONResponse(told | ({"pullRequestUrl": f"{page}/discussions/{number}"} if number else {}))
 
 
 def _read_operations(raw: bytes) -> tuple[dict, list[tuple[str, dict]]]:
@@ -138,11 +142,6 @@ def _decoded(text: str) -> bytes:
         raise Refusal(400, "Invalid base64 content") from None
 
 
-def _no_pull_request(request: Request) -> None:
-    if answers.flag(request.query_params.get("create_pr")):
-        raise Refusal(501, "Pull requests: not available on the local hub. Commit to a branch instead.")
-
-
 def history(request: Request) -> Response:
     repo = access.readable(request)
     formatted = "formatted" in request.query_params.getlist("expand[]")
@@ -165,7 +164,11 @@ def refs(request: Request) -> Response:
         ]
         for table in ("heads", "tags")
     }
-    return JSONResponse({"branches": rows["heads"], "tags": rows["tags"], "converts": [], "pullRequests": []})
+    pulls = [
+        {"name": f"pr/{number}", "ref": f"refs/pr/{number}", "targetCommit": commit}
+        for number, commit in tables.get("pr", {}).items()
+    ]
+    return JSONResponse({"branches": rows["heads"], "tags": rows["tags"], "converts": [], "pullRequests": pulls})
 
 
 @answers.takes_json

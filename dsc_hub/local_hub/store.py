@@ -3,7 +3,7 @@
     root/blobs/ab/<sha256>                   contents; immutable
     root/repos/<type>s/<namespace>/<name>/   folder names in lower case, because repo ids are case-insensitive
         meta.json                            id, visibility, when it was made
-        refs.json                            {"heads": {branch: commit}, "tags": {tag: commit}}
+        refs.json                            {"heads": {branch: commit}, "tags": {tag: commit}, "pr": {number: commit}}
         commits/<commit>.json                parent, title, author, date and the whole file list
     root/locks/, root/tmp/                   one lock per repo; things on their way in or out
 
@@ -312,6 +312,8 @@ class Repo:
             name = revision.removeprefix(f"refs/{table}/")
             if name in refs[table]:
                 return refs[table][name]
+        if (number := revision.removeprefix("refs/pr/")) != revision and number in refs.get("pr", {}):
+            return refs["pr"][number]
         if re.fullmatch(r"[0-9a-f]{7,40}", revision):
             hits = [found.stem for found in (self.path / "commits").glob(f"{revision}*.json")]
             if len(hits) == 1:

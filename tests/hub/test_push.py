@@ -159,6 +159,22 @@ def test_what_somebody_changed_since_is_not_written_over_unasked(account, files,
     assert len(ours(account.api, "edited")) == 2
 
 
+def test_a_pull_request_proposes_and_changes_nothing_until_it_is_merged(account, files, faulty, tmp_path: Path):
+    with pytest.raises(HubError, match="not found"):  # a repo must be there to be proposed to
+        pushed(account, files, "nowhere", tmp_path, pull_request=True)
+    head = pushed(account, files, "proposed", tmp_path)
+    files["row.json"].write_text('{"new": 1}')
+    commit = pushed(account, files, "proposed", tmp_path, pull_request=True)
+    assert account.api.dataset_info("local/proposed").sha == head
+    there = account.api.hf_hub_download(
+        "local/proposed", "row.json", repo_type="dataset", revision="refs/pr/1", cache_dir=tmp_path / "cache"
+    )
+    assert Path(there).read_text() == '{"new": 1}'
+    assert pushed(account, files, "proposed", tmp_path, pull_request=True) == commit  # not proposed twice
+    refs = account.api.list_repo_refs("local/proposed", repo_type="dataset", include_pull_requests=True)
+    assert [r.ref for r in refs.pull_requests] == ["refs/pr/1"]
+
+
 def test_a_branch_of_its_own_and_a_tag_that_does_not_move(account, files, faulty, tmp_path: Path):
     target = push.Target("dataset", "local/branched", True, branch="v2")
     commit = push.push(account, target, files, "by a test", tmp_path)
