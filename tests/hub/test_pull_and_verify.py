@@ -297,6 +297,13 @@ def test_the_verbs(published, address, tmp_path: Path):
     off = dsc(address, tmp_path, "verify", DATASET, "--json")
     found = {c["name"]: c["agrees"] for c in json.loads(off.stdout)["checks"]}
     assert off.returncode == 1 and found["card"] is False
+    # A token that was stored by `hf auth login` is as good as HF_TOKEN, and the place of all of it is HF_HOME.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "token").write_text(address.token)
+    stored = dsc(address, tmp_path, "pull", reference, "--to", "stored", HF_TOKEN="", HF_HOME=str(tmp_path / "other"))
+    assert stored.returncode == 0 and (tmp_path / "other" / "hub").is_dir(), stored.stderr
+    without = dsc(address, tmp_path, "pull", reference, "--to", "without", HF_TOKEN="", HF_HOME=str(tmp_path / "none"))
+    assert without.returncode == 2 and "private and not yours" in without.stderr
     # Offline, what was fetched before can be had again; what wasn't is told.
     offline = dsc(address, tmp_path, "pull", reference, "--to", "again", HF_HUB_OFFLINE="1")
     assert offline.returncode == 0 and (tmp_path / "again" / "README.md").is_file(), offline.stderr
