@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,25 @@ from huggingface_hub import (
     snapshot_download,
 )
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from dsc_hub import __version__
-from dsc_hub.errors import HubError, disk_error
+from dsc_hub.errors import DscError, HubError, disk_error
 from dsc_hub.progress import console
 
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
+RECIPE = "recipe.yaml"
 UNREACHED = "Is the network up, and HF_ENDPOINT right?"
 
 
@@ -64,52 +65,100 @@ class Info:
     private: bool
 
 
+_FAILURES = (HfHubHTTPError, httpx2.TransportError, OSError, ValueError)  # what the client raises
+
+
 @contextmanager
 def as_hub_error(what: str, endpoint: str, go_on: str = "") -> Iterator[None]:
     """Turn what the client raises into one line; `go_on` is the hint where the Hub is busy or out of reach. The token is in none
     of the client's messages."""
     try:
         yield
-    except GatedRepoError:
-        raise HubError(
+    except _FAILURES as e:
+        raise _told(e, what, endpoint, go_on) from None
+
+
+def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
+    if isinstance(e, GatedRepoError):
+        return HubError(
             f"{what}: access is gated at {endpoint}",
             f"Ask for access on its page, and log in with `hf auth login` (endpoint {endpoint}).",
-        ) from None
-    except RepositoryNotFoundError:
-        raise HubError(
+        )
+    if isinstance(e, RepositoryNotFoundError):
+        if kind := _other_kind(e, endpoint):
+            return HubError(
+                f"{what}: a {kind} has that name at {endpoint}, expected a {e.repo_type}",
+                "Adapters and base models are model repos, prompts and rows dataset repos.",
+            )
+        return HubError(
             f"{what}: not found at {endpoint}, or private and not yours",
             "Check the name; private repos need HF_TOKEN or `hf auth login`.",
-        ) from None
-    except RevisionNotFoundError:
-        raise HubError(f"{what}: no such revision at {endpoint}", "Name a branch, a tag or a commit of it.") from None
-    except HFValidationError as e:
-        raise HubError(
-            f"{what}: not a repo name: {e}",
-            "A repo is USER/NAME, on the command line hub:USER/NAME[@REVISION]; a local folder starts with ./ or /.",
-        ) from None
-    except HfHubHTTPError as e:
+        )
+    if isinstance(e, RevisionNotFoundError):
+        return HubError(f"{what}: no such revision at {endpoint}", _revisions(e, endpoint))
+    if isinstance(e, HFValidationError):
+        return HubError(f"{what}: not a repo name", "A repo is USER/NAME; a local folder starts with ./ or /.")
+    if isinstance(e, HfHubHTTPError):
         status = e.response.status_code if e.response is not None else 0
         hint = {
             401: "The token isn't valid there: set HF_TOKEN or run `hf auth login` again.",
             403: "The token has no right to do that: it needs write access to this namespace.",
             412: go_on or "Somebody else changed the repo in the meantime; publish again.",
         }.get(status, go_on if status == 429 or status >= 500 else "")
-        raise HubError(
-            f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint
-        ) from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as e:
-        # The client says so of a lost connection too: then what it could not do is the cause.
-        if not (constants.is_offline_mode() or isinstance(e, OfflineModeIsEnabled)):
-            raise HubError(f"{what}: {endpoint} can't be reached: {e.__cause__ or e}", go_on or UNREACHED) from None
-        raise HubError(
+        return HubError(f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint)
+    if isinstance(e, OfflineModeIsEnabled) or (isinstance(e, LocalEntryNotFoundError) and constants.is_offline_mode()):
+        return HubError(
             f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
-        ) from None
-    except ValueError as e:
-        raise HubError(f"{what}: refused before it was sent: {' '.join(str(e).split())[:400]}") from None
-    except (OSError, httpx2.TransportError) as e:
-        if isinstance(e, OSError) and (disk := disk_error(e)):
-            raise disk from None
-        raise HubError(f"{what}: {endpoint} can't be reached: {e}", go_on or UNREACHED) from None
+        )
+    if isinstance(e, LocalEntryNotFoundError) and isinstance(e.__cause__, _FAILURES):
+        # The client could not ask, looked into the cache instead, and tells of that.
+        return _told(e.__cause__, what, endpoint, go_on)
+    if isinstance(e, ValueError):
+        return HubError(f"{what}: refused before it was sent: {' '.join(str(e).split())[:400]}")
+    if isinstance(e, OSError) and (disk := disk_error(e)):
+        return disk
+    return HubError(f"{what}: {endpoint} can't be reached: {e}", go_on or UNREACHED)
+
+
+def _other_kind(e: RepositoryNotFoundError, endpoint: str) -> str | None:
+    """The type of another repo with the name that was not found, if the user's Hub has one."""
+    if endpoint != constants.ENDPOINT or not e.repo_id:
+        return None
+    try:
+        kinds = [kind for kind in ("model", "dataset", "space") if kind != e.repo_type]
+        return next((kind for kind in kinds if HfApi().repo_exists(e.repo_id, repo_type=kind)), None)
+    except _FAILURES:  # it is a courtesy: what the user is told is still that the repo was not found
+        return None
+
+
+def _revisions(e: RevisionNotFoundError, endpoint: str) -> str:
+    """What can be named instead of the revision that was not found. Names are a stranger's: made printable, and short."""
+    names: list[str] = []
+    if endpoint == constants.ENDPOINT and e.repo_id:
+        with suppress(*_FAILURES):  # a courtesy too
+            refs = HfApi().list_repo_refs(e.repo_id, repo_type=e.repo_type)
+            names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    if not names:
+        return "Name a branch, a tag or a commit of it."
+    shown = ["".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name) for name in names[:5]]
+    shown = [name if len(name) <= 40 else f"{name[:39]}\N{HORIZONTAL ELLIPSIS}" for name in shown]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"It has {', '.join(shown)}{more}; a commit can be named too."
+
+
+def _named(reference: str) -> tuple[str, str]:
+    """`USER/REPO[@REVISION]` -> repo and revision (default: main). HubError for anything else."""
+    repo, at, revision = reference.partition("@")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        repo = ""
+    if repo.count("/") != 1 or (at and not revision):
+        raise HubError(
+            f"'hub:{reference:.200}' is not of the form hub:USER/REPO[@REVISION]",
+            "A revision is a branch, a tag or a commit.",
+        )
+    return repo, revision or "main"
 
 
 # -- reading
@@ -133,20 +182,12 @@ def download_model(repo: str, commit: str, patterns: Sequence[str]) -> Path:
 
 
 def pull_recipe(reference: str) -> Path:
-    """`USER/REPO[@REV]` -> the recipe.yaml in it. Looks at dataset repos, then models."""
-    repo, _, revision = reference.partition("@")
-    for repo_type in ("dataset", "model"):
-        with as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
-            try:
-                return Path(hf_hub_download(repo, "recipe.yaml", repo_type=repo_type, revision=revision or "main"))
-            except RepositoryNotFoundError:
-                if repo_type == "model":
-                    raise
-            except LocalEntryNotFoundError:  # a kind of EntryNotFoundError, and another matter: nothing could be asked
-                raise
-            except EntryNotFoundError:
-                break
-    raise HubError(f"hub:{reference} holds no recipe.yaml", "Repos that dsc published have one; name such a repo.")
+    """`USER/REPO[@REV]` -> the recipe.yaml in it. A dataset of that name goes before a model."""
+    there = listing(reference)
+    if RECIPE not in there.files:
+        raise HubError(f"hub:{reference} holds no {RECIPE}", "Repos that dsc published have one; name such a repo.")
+    with as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
+        return Path(hf_hub_download(there.repo, RECIPE, repo_type=there.repo_type, revision=there.revision))
 
 
 @dataclass(frozen=True)
@@ -162,26 +203,25 @@ class Listing:
 
 def listing(reference: str) -> Listing:
     """`USER/REPO[@REV]` -> what is there at which commit. A dataset of that name goes before a model. HubError if neither is."""
-    repo, _, revision = reference.partition("@")
+    repo, revision = _named(reference)
     if constants.is_offline_mode():
         return _cached(reference)
     for repo_type in ("dataset", "model"):
         with as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
             try:
-                info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or "main")
+                info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision)
             except RepositoryNotFoundError:
                 if repo_type == "model":
                     raise
             else:
                 names = sorted(s.rfilename for s in info.siblings or ())
-                return Listing(repo, repo_type, revision or "main", str(info.sha), tuple(names))
+                return Listing(repo, repo_type, revision, str(info.sha), tuple(names))
     raise AssertionError("unreachable")
 
 
 def _cached(reference: str) -> Listing:
     """What of a repo is in the cache, where nothing can be asked."""
-    repo, _, named = reference.partition("@")
-    revision = named or "main"
+    repo, revision = _named(reference)
     for repo_type in ("dataset", "model"):
         with as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
             try:
@@ -218,28 +258,13 @@ def fetch(there: Listing, names: Sequence[str]) -> Path:
     return folder
 
 
-def _is_dataset(repo: str) -> bool:
-    try:
-        HfApi().dataset_info(repo)
-    except RepositoryNotFoundError:
-        return False
-    return True
-
-
 def pull_adapter(reference: str) -> tuple[Path, str]:
     """`USER/REPO[@REV]` -> a folder with the adapter's configuration and safetensors (and recipe.yaml, if the repo has one),
     and the commit they are of. HubError if it isn't there, or holds no such adapter."""
-    repo, _, revision = reference.partition("@")
-    wanted = ["adapter_config.json", "adapter_model.safetensors", "recipe.yaml"]
+    repo, revision = _named(reference)
+    wanted = ["adapter_config.json", "adapter_model.safetensors", RECIPE]
     with as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
-        try:
-            folder = Path(snapshot_download(repo, revision=revision or "main", allow_patterns=wanted))
-        except RepositoryNotFoundError:
-            if _is_dataset(repo):
-                raise HubError(
-                    f"hub:{reference} is a dataset, expected an adapter", "Its adapter is another repo: a model's."
-                ) from None
-            raise
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
     missing = [name for name in wanted[:2] if not (folder / name).is_file()]
     if missing:
         raise HubError(
@@ -276,13 +301,13 @@ def dataset_rows(repo: str, config: str | None, split: str, revision: str) -> It
 
 def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
     """Fetch a prompt file that a pulled recipe names, from the same commit, into the folder of the recipe."""
-    repo, _, _ = reference.partition("@")
+    repo, _ = _named(reference)
     commit = recipe_file.parent.name  # the cache keeps a snapshot under its commit
     repo_type = "dataset" if recipe_file.parents[2].name.startswith("datasets--") else "model"
     with as_hub_error(f"'{name}' of 'hub:{reference}'", constants.ENDPOINT):
         try:
             hf_hub_download(repo, name, repo_type=repo_type, revision=commit)
-        except EntryNotFoundError:
+        except RemoteEntryNotFoundError:
             raise HubError(f"hub:{reference} names the prompt file '{name}' and doesn't hold it") from None
 
 

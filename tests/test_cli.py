@@ -155,7 +155,9 @@ def test_a_hub_that_can_not_be_reached_is_not_called_offline_nor_empty(dsc):
     assert "adapter 'hub:a/b': http://127.0.0.1:9 can't be reached" in told and "HF_HUB_OFFLINE" not in told
     told = error(dsc("evaluate", "--adapter", "hub:a/b", "--on", "quickstart", HF_HUB_OFFLINE="1", **nowhere))
     assert "offline, and not in the cache" in told
-    assert "hub:USER/NAME[@REVISION]" in error(dsc("plan", "hub:a/b/c", **nowhere))
+    told = error(dsc("plan", "hub:a/b", **nowhere))
+    assert "'hub:a/b': http://127.0.0.1:9 can't be reached" in told and "recipe.yaml" not in told
+    assert "hub:USER/REPO[@REVISION]" in error(dsc("plan", "hub:a/b/c", **nowhere))
     assert "RECIPE is given twice: 'mine'" in dsc("evaluate", "mine", "--on", "quickstart", code=2).stderr
 
 

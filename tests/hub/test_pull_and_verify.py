@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import at_hub
+import faults
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
 from dsc_hub import cards, hub, publish
@@ -265,6 +266,53 @@ def test_what_is_no_repo_of_ours_is_told(address, tmp_path: Path):
         pull("local/nosuch", tmp_path / "x")
     with pytest.raises(HubError, match="no such revision"):
         pull("local/plain@nosuch", tmp_path / "x")
+
+
+@pytest.mark.parametrize("kind", ["dataset", "space"])
+def test_a_name_that_a_repo_of_another_type_has_is_told(address, kind: str):
+    api = hub.login(None, address.endpoint, address.token).api
+    api.create_repo(f"local/a-{kind}", repo_type=kind, private=True, exist_ok=True, space_sdk="static")
+    for look in (hub.pull_adapter, lambda name: hub.model_info(name, "main")):
+        with pytest.raises(HubError, match=rf"local/a-{kind}'.*: a {kind} has that name at .*, expected a model"):
+            look(f"local/a-{kind}")
+
+
+def test_what_can_be_named_instead_of_a_revision_that_is_not_there_is_told(address):
+    api = hub.login(None, address.endpoint, address.token).api
+    api.create_repo("local/tagged", private=True)
+    names = ["v1", "v\u202e2", "v3" + "x" * 60, "v4", "v5", "v6"]
+    for name in names:
+        api.create_tag("local/tagged", tag=name)
+    for look in (hub.pull_adapter, hub.pull_recipe):
+        with pytest.raises(HubError, match="no such revision") as e:
+            look("local/tagged@nosuch")
+        hint = e.value.hint
+        assert hint.startswith("It has main, ") and hint.endswith(" and 2 more; a commit can be named too.")
+        assert "v\N{REPLACEMENT CHARACTER}2" in hint and "x\N{HORIZONTAL ELLIPSIS}" in hint and len(hint) < 120
+
+
+@pytest.mark.parametrize("reference", ["a/b/c", "a", "a/b@", "@main", "a/-b", ""])
+def test_what_names_no_repo_is_told_with_the_form(reference: str):
+    for look in (hub.pull_adapter, hub.pull_recipe):
+        with pytest.raises(HubError, match=rf"'hub:{reference}' is not of the form hub:USER/REPO\[@REVISION\]"):
+            look(reference)
+
+
+def test_a_hub_that_answers_badly_is_not_called_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with faults.running(tmp_path / "hub") as (there, layer):
+        at_hub.point(monkeypatch, there, tmp_path / "cache")
+        layer.faults.append(faults.Fault("GET", "/api/models/", 500, times=99))
+        with pytest.raises(HubError, match="adapter 'hub:a/b': http.* answered 500"):
+            hub.pull_adapter("a/b")
+
+
+def test_a_prompt_file_that_could_not_be_asked_for_is_not_called_missing(published, monkeypatch: pytest.MonkeyPatch):
+    recipe = hub.pull_recipe(DATASET)
+    with pytest.raises(HubError, match="names the prompt file 'nosuch.txt' and doesn't hold it"):
+        hub.pull_beside(recipe, DATASET, "nosuch.txt")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=f"'films.txt' of 'hub:{DATASET}': offline, and not in the cache"):
+        hub.pull_beside(recipe, DATASET, "films.txt")
 
 
 def dsc(address: Address, cwd: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
