@@ -28,6 +28,7 @@ from transformers import (
 from trl import SFTConfig
 
 from dsc_hub.errors import ConfigError, DataError, ModelError
+from dsc_hub.explain import no_switch
 from dsc_hub.launcher import shown_error
 from dsc_hub.recipe import OWNED_SFT_KEYS, quantization
 from dsc_hub.runs import Run
@@ -186,9 +187,12 @@ def _checked(
             problems.append(f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else ""))
         elif key in types:
             try:
+                value = no_switch(value, types[key])
                 out[key] = TypeAdapter(types[key], config=_config(types[key])).validate_python(value)
             except ValidationError as e:
                 problems.append(f"{where}: {e.errors()[0]['msg'].replace('Input should', 'should')}, got {value!r}")
+            except ValueError as e:
+                problems.append(f"{where}: {e}")
         else:
             out[key] = value
     return out

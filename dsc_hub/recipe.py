@@ -13,18 +13,22 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
+from dsc_hub import explain
 from dsc_hub.errors import ConfigError
 
 STAGES = ("prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish")
@@ -65,20 +69,17 @@ def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _seconds(value: Any) -> Any:
+    return explain.no_switch(value, float)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-    @model_validator(mode="before")
+    @field_validator("*", mode="before")
     @classmethod
-    def _no_switch_for_a_number(cls, data: Any) -> Any:
-        """`samples: true` is a slip, not one sample."""
-        for name, value in data.items() if isinstance(data, dict) else ():
-            if name not in cls.model_fields:
-                continue
-            kinds = get_args(cls.model_fields[name].annotation) or (cls.model_fields[name].annotation,)
-            if isinstance(value, bool) and bool not in kinds and {int, float} & set(kinds):
-                raise ValueError(f"{name} should be a number, got {str(value).lower()}")
-        return data
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return explain.no_switch(value, cls.model_fields[str(info.field_name)].annotation)
 
 
 class Model(Section):
@@ -360,7 +361,7 @@ class Recipe(Section):
             raise ValueError("reward, second_scorer and third_scorer: the same scorer twice tells nothing new")
         return self
 
-    budget_s: dict[Literal[STAGES], Annotated[float, Field(gt=0)]] = Field(
+    budget_s: dict[Literal[STAGES], Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
         {},
         description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
     )
@@ -462,7 +463,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
-        problems += [_explain(err) for err in e.errors()]
+        problems += explain.problems(e, Recipe)
     else:
         names = repo_names(recipe)
         if names["base"] == names["adapter"]:
@@ -493,44 +494,6 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
             return f"override '{override}': '{part}' is not a section"
     node[last] = value
     return None
-
-
-def _explain(error: Mapping[str, Any]) -> str:
-    """One line for one pydantic error: path, what is wrong, what was got, and a guess at what was meant."""
-    loc = [str(x) for x in error["loc"]]
-    path = ".".join(loc) or "recipe"
-    kind, got = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        close = difflib.get_close_matches(loc[-1], _keys_at(loc[:-1]), n=1)
-        return f"{path}: unknown key" + (
-            f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(_keys_at(loc[:-1]))}"
-        )
-    if kind == "missing":
-        return f"{path}: missing, and it has no default"
-    if kind in ("model_type", "model_attributes_type"):
-        keys = _keys_at(loc)
-        return f"{path}: expected a section ({', '.join(keys[:4])}{', ...' * (len(keys) > 4)}), got {got!r:.60}; set one as {path}.{keys[0]}=VALUE"
-    if kind in ("tuple_type", "list_type"):
-        return f"{path}: expected a list, as [one, another], got {got!r:.60}"
-    if kind == "too_short":
-        return f"{path}: expected at least one, got an empty list"
-    message = error["msg"].removeprefix("Value error, ")
-    message = re.sub(r"^Input should", "should", message)
-    if kind == "value_error":
-        return f"{path}: {message}"
-    shown = repr(got) if not isinstance(got, (dict, list)) else type(got).__name__
-    return f"{path}: {message}, got {shown[:80]}"
-
-
-def _keys_at(loc: Sequence[str]) -> list[str]:
-    section: Any = Recipe
-    for part in loc:
-        field = section.model_fields.get(part) if isinstance(section, type) and issubclass(section, BaseModel) else None
-        types = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        section = next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
-        if section is None:
-            return []
-    return list(section.model_fields)
 
 
 def digest(*parts: Any) -> str:

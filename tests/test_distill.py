@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +251,20 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
     )
     assert "distill.lora.lora_alfa: unknown key; did you mean 'lora_alpha'?" in problems
     assert "distill.quantization.bnb_4bit_quant_typ: unknown key; did you mean 'bnb_4bit_quant_type'?" in problems
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"quantization": {"bnb_4bit_quant_type": "zzz"}}, "bnb_4bit_quant_type: expected nf4 or fp4, got 'zzz'"),
+        ({"quantization": {"bnb_4bit_compute_dtype": "zzz"}}, "distill.quantization: .* no attribute 'zzz'"),
+        ({"sft": {"max_steps": True}}, "distill.sft.max_steps: should be a number, got true"),
+        ({"lora": {"lora_dropout": False}}, "distill.lora.lora_dropout: should be a number, got false"),
+    ],
+)
+def test_values_that_would_fail_in_training_or_mean_another_thing_are_told_by_the_plan(section, told):
+    problems = launcher.check({"method": "qlora", "sft": {}, "lora": {}, "quantization": {}} | section)
+    assert len(problems) == 1 and re.search(told, problems[0])
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number():

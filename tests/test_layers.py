@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
-VOCABULARY = {"errors", "records", "recorded", "recipe", "numbers"}
+VOCABULARY = {"errors", "explain", "records", "recorded", "recipe", "numbers"}
 SCIENCE = {"chain", "acceptance", "hygiene", "claim", "stats", "side_effects", "diagnostics"}
 GROUND = {
     "runs",

@@ -55,21 +55,50 @@ def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("evaluation.arms=base", "evaluation.arms: expected a list, as [one, another], got 'base'"),
+        ("evaluation.arms=base", "evaluation.arms: expected a list, as [base, another], got 'base'"),
+        ("evaluation.arms=3", "evaluation.arms: expected a list, as [one, another], got 3"),
         ("evaluation.arms=[]", "evaluation.arms: expected at least one, got an empty list"),
-        ("evaluation=1", "evaluation: expected a section (arms, samples"),
-        ("hygiene=off", "hygiene: expected a section (meta_talk"),
-        ("second_scorer=vader", "second_scorer: expected a section (metric, scorer"),
-        ("evaluation.samples=true", "evaluation: samples should be a number, got true"),
-        ("dataset.phrase_limit=true", "dataset: phrase_limit should be a number, got true"),
-        ("chain.temperature=yes", "chain: temperature should be a number, got true"),
-        ("seed=true", "seed should be a number, got true"),
+        (
+            "evaluation=1",
+            "evaluation: expected a section (arms, samples, split, temperature, ...), got 1; did you mean",
+        ),
+        ("evaluation=1", "did you mean evaluation.samples=1?"),
+        ("hygiene=off", "hygiene: expected a section (meta_talk, repeated, language, subject), got False; set one as"),
+        ("second_scorer=vader", "did you mean second_scorer.scorer=vader?"),
+        ("model=acme/small", "did you mean model.source=acme/small?"),
+        ("generation=0.5", "did you mean generation.temperature=0.5?"),
+        (
+            "publish=false",
+            "publish: expected a section (to, owner, dataset, adapter, ...), got False; set one as publish.to",
+        ),
+        ("distill.lora=8", "distill.lora: expected keys with values, as distill.lora.KEY=VALUE, got 8"),
+        ("budget_s.sampeling=8", "budget_s.sampeling: should be 'prompts', 'sampling'"),
+        ("hygiene.subject=perhaps", "hygiene.subject: should be true or false, got 'perhaps'"),
+        ("name=Mine", "name: should match pattern"),
+        ("evaluation.samples=true", "evaluation.samples: should be a number, got true"),
+        ("dataset.phrase_limit=true", "dataset.phrase_limit: should be a number, got true"),
+        ("chain.temperature=yes", "chain.temperature: should be a number, got true"),
+        ("prompts.split.train=on", "prompts.split.train: should be a number, got true"),
+        ("budget_s.sampling=true", "budget_s.sampling: should be a number, got true"),
+        ("seed=true", "seed: should be a number, got true"),
     ],
 )
 def test_what_is_not_of_the_kind_is_told_in_plain_words(recipe_file: Path, override: str, told: str):
     with pytest.raises(ConfigError) as e:
         recipe.load(recipe_file, [override])
-    assert told in str(e.value) and "Input should" not in str(e.value)
+    assert told in str(e.value) and "has 1 problem" in str(e.value)
+    assert not any(word in str(e.value) for word in ("Input should", "String should", "dictionary", "tuple", "boolean"))
+
+
+def test_one_slip_hides_no_other_and_is_told_once(recipe_file: Path):
+    with pytest.raises(ConfigError) as e:
+        recipe.load(recipe_file, ["chain.steps=true", "chain.temperature=-1", "evaluation.arms=[bas]"])
+    assert [p.partition(":")[0] for p in e.value.problems] == ["chain.steps", "chain.temperature", "evaluation.arms.0"]
+
+
+def test_an_int_is_a_number_where_a_float_is_meant(recipe_file: Path):
+    r = recipe.load(recipe_file, ["generation.temperature=1", "dataset.min_reward=0", "hygiene.repeated=1"])
+    assert (r.generation.temperature, r.dataset.min_reward, r.hygiene.repeated) == (1.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("arms", ["[]", "[base, base]"])
