@@ -16,44 +16,21 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dsc_hub.chain import Message, ScoreText, Texts, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.progress import Meter, moving_line, say
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
 from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, in_flight, read_chains, run_with_line
 
-ADAPTER = "distilled"  # the name under which the adapter is served
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
 NEUTRAL = Path(__file__).parent / "metrics" / "neutral.txt"  # a text a line, about nothing that a recipe is about
-
-
-@dataclass(frozen=True)
-class Arm:
-    """`model`: None is the base. `way`: one plain answer, a whole chain, or the best of several answers."""
-
-    model: str | None
-    way: Literal["answer", "chain", "best"]
-
-    @property
-    def prefix(self) -> str:
-        """Of the files that hold what this arm's model wrote."""
-        return f"evaluation/{self.model}." if self.model else "evaluation/"
-
-
-ARMS = {
-    "base": Arm(None, "answer"),
-    "self_critique": Arm(None, "chain"),
-    "best_of_n": Arm(None, "best"),
-    "distilled": Arm(ADAPTER, "answer"),
-    "distilled_self_critique": Arm(ADAPTER, "chain"),
-}
 
 
 async def ask_all(

@@ -24,11 +24,10 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, Generator, RequestFailed
 from dsc_hub.preflight import TURN_OVERHEAD
 from dsc_hub.progress import duration, moving_line, say
-from dsc_hub.recipe import Recipe, generation_at_evaluation
+from dsc_hub.recipe import ADAPTER, Recipe, generation_at_evaluation
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run
 
-ADAPTER = "distilled"  # the name under which the adapter is served
 ARMS: Mapping[str, str | None] = {
     "base": None,
     "distilled": ADAPTER,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from dsc_hub import arms, claim, side_effects, stats
 from dsc_hub.hygiene import REPEATED_3GRAMS, inspect
 from dsc_hub.machine import file_hash
-from dsc_hub.recipe import SCORERS, Recipe
+from dsc_hub.recipe import SCORERS, Recipe, judges_claim
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import Run, read_json, write_json
 
@@ -150,7 +150,7 @@ def summarise(
             e.samples,
             trained_here,
         )
-        if e.arms[0] == "base" and "distilled" in e.arms
+        if judges_claim(e.arms)
         else None,
     }
 

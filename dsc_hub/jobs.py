@@ -235,7 +235,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
     if job.recipe.serving.endpoints:
         serving.external(job.recipe.serving)
-        if recipe.NEEDS_ADAPTER & set(job.recipe.evaluation.arms) and last not in ("prompts", "sampling"):
+        if recipe.ADAPTER in recipe.models_of(job.recipe.evaluation.arms) and last not in ("prompts", "sampling"):
             problems.append(
                 "serving.endpoints: servers that already run don't have the adapter; "
                 "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"

@@ -23,7 +23,7 @@ from dsc_hub import adapters, machine, models, prompts, runs
 from dsc_hub.errors import ConfigError, RunError, ServingError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
-from dsc_hub.recipe import NEEDS_ADAPTER, SCORERS, STAGES, Generation, digest, generation_at_evaluation, repo_names
+from dsc_hub.recipe import ADAPTER, SCORERS, STAGES, Generation, digest, generation_at_evaluation, models_of, repo_names
 from dsc_hub.recipe import scorers as scorers_of
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
@@ -332,9 +332,7 @@ def _distill(job: Job) -> Result:
 def _servers(names: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
     """Which models are asked of one server: base and adapter, or the base of one that knows no adapter first. On a CPU
     serving an adapter makes requests to its base half as slow again, which costs more than another start."""
-    from dsc_hub import arms
-
-    models = tuple(dict.fromkeys(arms.ARMS[name].model for name in arms.ARMS if name in names))
+    models = models_of(names)
     if len(models) < 2 or endpoints or not machine.vllm_on_cpu():
         return [models]
     return [(model,) for model in models]
@@ -348,13 +346,13 @@ def _evaluation(job: Job) -> Result:
     held_out = job.prompts(e.split)
     sections = scorers_of(job.recipe)
     scorers = {name: metrics.load(section, identity[SCORERS[name]]) for name, section in sections.items()}
-    served = {arms.ADAPTER: job.run["adapter"]} if NEEDS_ADAPTER & set(e.arms) else None
+    served = {ADAPTER: job.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"
     if served:
         folder, weights = models.evaluated(folder, job.model.identity, job.recipe.distill.model_dump())
     neutral: dict[str, dict[str, float]] = {}
     for asked in _servers(e.arms, job.recipe.serving.endpoints):
-        with _served(job, served if arms.ADAPTER in asked else None, folder=folder) as endpoints:
+        with _served(job, served if ADAPTER in asked else None, folder=folder) as endpoints:
             neutral |= asyncio.run(
                 _ask(
                     job,

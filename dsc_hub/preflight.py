@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import machine
-from dsc_hub.recipe import NEEDS_ADAPTER, Recipe
+from dsc_hub.recipe import ARMS, Recipe
 from dsc_hub.records import SPLITS, Prompt
 
 TURN_OVERHEAD = 12  # tokens that a chat template puts around a message, generously
@@ -60,12 +60,11 @@ def estimate(
     sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
     turns = 1 + 2 * recipe.chain.steps
     evaluated = splits[recipe.evaluation.split] * recipe.evaluation.samples
-    arms = set(recipe.evaluation.arms)
-    asked = 0  # requests for one prompt and sample; a chain begins with its model's plain answer
-    if arms & {"base", "self_critique", "best_of_n"}:
-        asked += (turns if "self_critique" in arms else 1) + (turns - 1 if "best_of_n" in arms else 0)
-    if arms & NEEDS_ADAPTER:
-        asked += turns if "distilled_self_critique" in arms else 1
+    ways: dict[str | None, set[str]] = {}  # in which each model answers one prompt and sample
+    for arm in (ARMS[name] for name in recipe.evaluation.arms):
+        ways.setdefault(arm.model, set()).add(arm.way)
+    # A chain and the best of n begin with their model's plain answer, which is asked for once.
+    asked = sum((turns if "chain" in of else 1) + (turns - 1 if "best" in of else 0) for of in ways.values())
     requests = {"sampling": sampled * turns, "evaluation": evaluated * asked}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}

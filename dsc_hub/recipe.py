@@ -10,7 +10,8 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -240,14 +241,47 @@ class Distill(Section):
         return self
 
 
-ArmName = Literal["base", "self_critique", "best_of_n", "distilled", "distilled_self_critique"]
-NEEDS_ADAPTER = frozenset({"distilled", "distilled_self_critique"})
+ADAPTER = "distilled"  # the name under which the adapter is served
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`model`: None is the base. `way`: one plain answer, a whole chain, or the best of several answers."""
+
+    model: str | None
+    way: Literal["answer", "chain", "best"]
+
+    @property
+    def prefix(self) -> str:
+        """Of the files that hold what this arm's model wrote."""
+        return f"evaluation/{self.model}." if self.model else "evaluation/"
+
+
+# All that is known of the arms (arms.py says what they are for); in this order they are asked.
+ARMS = {
+    "base": Arm(None, "answer"),
+    "self_critique": Arm(None, "chain"),
+    "best_of_n": Arm(None, "best"),
+    "distilled": Arm(ADAPTER, "answer"),
+    "distilled_self_critique": Arm(ADAPTER, "chain"),
+}
+
+
+def models_of(arms: Iterable[str]) -> tuple[str | None, ...]:
+    """Which models the arms ask, the base (None) first."""
+    wanted = set(arms)
+    return tuple(dict.fromkeys(arm.model for name, arm in ARMS.items() if name in wanted))
+
+
+def judges_claim(arms: Sequence[str]) -> bool:
+    """Is "distilled is better than its base" judged where these arms are compared? The first is the baseline."""
+    return arms[0] == "base" and "distilled" in arms
 
 
 class Evaluation(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
-    arms: Annotated[tuple[ArmName, ...], Field(min_length=1), AfterValidator(_unique)] = (
+    arms: Annotated[tuple[Literal[tuple(ARMS)], ...], Field(min_length=1), AfterValidator(_unique)] = (
         "base",
         "self_critique",
         "best_of_n",

@@ -18,7 +18,7 @@ from dsc_hub.claim import holds
 from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
 from dsc_hub.progress import duration
-from dsc_hub.recipe import STAGES, Recipe
+from dsc_hub.recipe import STAGES, Recipe, judges_claim
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.runs import Run, evaluated
@@ -85,8 +85,7 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         donors.setdefault(folder, []).append(stage)
     for folder, stages in donors.items():
         table.add_row("taken over", f"{', '.join(stages)}  from {folder}")
-    arms = r.evaluation.arms
-    if arms[0] != "base" or "distilled" not in arms:
+    if not judges_claim(r.evaluation.arms):
         table.add_row("claim", "none will be judged: it needs base as the first arm, and distilled")
     out.print(table)
 
