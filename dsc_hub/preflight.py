@@ -77,7 +77,7 @@ def estimate(
         "requests": requests,
         "new_tokens_at_most": tokens,
         "tokens_per_s_measured_here": speed,
-        "seconds_at_most": {k: v / speed if speed else None for k, v in tokens.items()},
+        "seconds_at_most": {k: v / speed if speed else None if v else 0.0 for k, v in tokens.items()},
         "disk_bytes": int(
             sum(tokens.values()) * BYTES_PER_TOKEN + weights * WEIGHTS_SHARE + (weights if recipe.publish.base else 0)
         ),

@@ -270,7 +270,7 @@ class Run:
         must not come to stand beside another adapter that was trained by the same recipe. Copies, not links: rows of a
         taken-over file may be appended to here without changing the donor.
         """
-        donor = self.donor(stage, fingerprint, {b: self.marker(b) for b in before}, siblings)
+        donor = self.donor(stage, fingerprint, dict.fromkeys(before, self), siblings)
         if donor is None:
             return None
         for name in STAGE_FILES[stage]:
@@ -289,20 +289,18 @@ class Run:
         shutil.copy2(donor[f"{stage}.done.json"], self[f"{stage}.done.json"])
         return donor.folder
 
-    def donor(
-        self, stage: str, fingerprint: str, before: Mapping[str, dict[str, Any] | None], siblings: Iterable[Run]
-    ) -> Run | None:
-        """The sibling that a stage can be taken over from (`take_over`); `before`: markers of the stages before it, as they are
-        or will be here. None if there is none. Changes nothing."""
+    def donor(self, stage: str, fingerprint: str, before: Mapping[str, Run], siblings: Iterable[Run]) -> Run | None:
+        """The sibling that a stage can be taken over from (`take_over`); `before`: the stages before it, and whose work each is or
+        will be. None if there is none. Changes nothing."""
         if stage == "evaluation" and self["evaluation/blind.jsonl"].is_file():
             return None  # what people judged lies in that folder, and can't be made again
         for donor in siblings:
             if donor.folder == self.folder or not donor.is_done(stage, fingerprint):
                 continue
-            if any(donor.marker(b) != marker for b, marker in before.items()):
+            if any(donor.marker(b) != of.marker(b) for b, of in before.items()):
                 continue
             # Report and cards tell what people judged, which belongs to no stage.
-            if "evaluation" in before and donor.metrics.get("blind") != self.metrics.get("blind"):
+            if "evaluation" in before and donor.metrics.get("blind") != before["evaluation"].metrics.get("blind"):
                 continue
             if any(donor[name].exists() for name in STAGE_FILES.get(stage, ())):
                 return donor
@@ -313,14 +311,14 @@ class Run:
     ) -> dict[str, Run]:
         """What a run would not have to do: the stages from the first on that are done here (their value is this run) or that would be
         taken over (the donor), up to the first one that is neither."""
-        before: dict[str, dict[str, Any] | None] = {}
         out: dict[str, Run] = {}
         for stage in stages:
-            found = self if self.is_done(stage, fingerprints[stage]) else None
-            found = found or self.donor(stage, fingerprints[stage], before, siblings)
+            ours = all(of is self for of in out.values())  # what is taken over ends what was made here after it
+            found = self if ours and self.is_done(stage, fingerprints[stage]) else None
+            found = found or self.donor(stage, fingerprints[stage], out, siblings)
             if found is None:
                 break
-            out[stage], before[stage] = found, found.marker(stage)
+            out[stage] = found
         return out
 
     def adopt_rows(self, stage: str, fingerprint: str, siblings: Iterable[Run]) -> Path | None:

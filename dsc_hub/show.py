@@ -67,7 +67,9 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         table.add_row(
             stage, f"{e['requests'][stage]} requests, at most {e['new_tokens_at_most'][stage]:,} new tokens; {when}"
         )
-    table.add_row("distill", f"{r.distill.method}; its time shows after the first steps")
+    trained = "distill" in (*e["done"], *e["taken_over"])
+    how = "nothing left to train" if trained else f"{r.distill.method}; its time shows after the first steps"
+    table.add_row("distill", how)
     table.add_row("disk", f"about {e['disk_bytes'] / 1e9:.2f} GB under {job.runs}")
     table.add_row(
         "publishes",

@@ -103,6 +103,21 @@ def test_a_changed_distill_section_does_not_sample_again(dsc, recipe_file: Path,
     assert done.returncode == 0 and "sampling: taken over from" in done.stderr, done.stderr
 
 
+def test_the_plan_counts_what_is_left_and_says_where_the_rest_is(dsc, recipe_file: Path, server: str):
+    sample(dsc, recipe_file, server)
+    arms = "evaluation.arms=[self_critique, base]"
+    asked = ("plan", str(recipe_file), f"serving.endpoints=[{server}]", arms)
+    shown = " ".join(dsc(*asked, code=0).stdout.split())
+    assert "sampling nothing left to ask for evaluation 30 requests" in shown
+    assert f"done already nothing taken over prompts, sampling from runs/little/{the_run(dsc).name} " in shown
+    assert "claim none will be judged: it needs base as the first arm, and distilled" in shown
+    sample(dsc, recipe_file, server, arms)
+    plan = json.loads(dsc(*asked, "--json", code=0).stdout)
+    assert (plan["done"], plan["taken_over"]) == (["prompts", "sampling"], {})
+    assert [plan[k]["sampling"] for k in ("requests", "new_tokens_at_most", "seconds_at_most")] == [0, 0, 0]
+    assert plan["requests"]["evaluation"] and plan["seconds_at_most"]["evaluation"] is None  # never measured
+
+
 def test_plan_checks_and_writes_nothing(dsc, recipe_file: Path):
     done = dsc("plan", str(recipe_file), code=0)
     assert (

@@ -127,6 +127,25 @@ def test_what_would_be_taken_over_is_known_before_anything_is_copied(tmp_path: P
     new["prompts.jsonl"].write_text("")
     new.finish("prompts", "prompts", 2.0, {})  # read anew here: another marker
     assert outlook(new) == {"prompts": new.folder}
+    new["chains.jsonl"].write_text("")
+    new.finish("sampling", "sampling", 2.0, {})
+    assert outlook(new) == {"prompts": new.folder, "sampling": new.folder}
+    new.unfinish("prompts")  # with another's prompts come another's chains: those made here are forgotten
+    assert outlook(new) == {"prompts": old.folder, "sampling": old.folder}
+
+
+def test_what_people_judged_goes_with_the_evaluation_that_would_be_taken_over(tmp_path: Path):
+    old, new = a_run(tmp_path, "old"), a_run(tmp_path, "new")
+    stages = {"evaluation": "evaluation", "report": "report.html"}
+    for stage, file in stages.items():
+        old[file].write_text("")
+        old.finish(stage, stage, 1.0, {})
+    old.add_metrics("blind", {"judged": 3})
+    found = new.outlook(list(stages), {s: s for s in stages}, siblings(tmp_path / "runs", "r"))
+    assert {s: of.folder for s, of in found.items()} == dict.fromkeys(stages, old.folder)
+    for stage in stages:  # and so it is when it is done
+        taken = new.take_over(stage, stage, list(found)[: list(stages).index(stage)], [old])
+        assert taken == old.folder
 
 
 def test_the_evaluation_of_another_adapter_is_not_taken_over(tmp_path: Path):
