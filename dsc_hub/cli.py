@@ -487,18 +487,22 @@ def recipes_copy(name: str, folder: Path | None) -> None:
             else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
         )
     target = folder or Path(name)
-    if target.exists():
-        raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
+    hint = "Name a FOLDER that can be made and written to."
     try:
+        if target.exists():
+            raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
         shutil.copytree(source.parent, target)
-    except (OSError, shutil.Error) as e:
-        raise ConfigError(f"{target} can't be written: {e}", "Name a FOLDER that can be.") from None
-    own = re.sub(r"[^a-z0-9_-]+", "-", target.resolve().name.lower()).strip("-_")[:64]
-    if own and own != name:  # runs of the copy lie in a folder of their own, under this name
-        text = (target / "recipe.yaml").read_text(encoding="utf-8")
-        named = re.sub(r"(?m)^name:.*$", f"name: {own}", text, count=1)
-        (target / "recipe.yaml").write_text(named, encoding="utf-8")
-    click.echo(f"{target}/recipe.yaml, named {own or name}, is yours to edit:  dsc run {target}/recipe.yaml")
+    except shutil.Error as e:  # (from, to, why) of every file that could not be copied
+        shutil.rmtree(target, ignore_errors=True)  # half a recipe is none
+        raise ConfigError(f"{target} can't be written: {e.args[0][0][2]}", hint) from None
+    except OSError as e:
+        raise ConfigError(f"{target} can't be written: {e.strerror or e}", hint) from None
+    # Under a name of its own, the copy has its own folder of runs, and its own repos for dataset and adapter.
+    own = re.sub(r"[^a-z0-9_-]+", "-", target.resolve().name.lower()).strip("-_")[:64] or name
+    text = (target / "recipe.yaml").read_text(encoding="utf-8")
+    named = re.sub(r"(?m)^name: *[^\s#]+", f'name: "{own}"', text, count=1)  # in quotes: YAML takes 1_000 for a number
+    (target / "recipe.yaml").write_text(named, encoding="utf-8")
+    click.echo(f"{target}/recipe.yaml, named {own}, is yours to edit:  dsc run {target}/recipe.yaml")
 
 
 @cli.group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -149,11 +150,34 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
     mine = dsc.work / "My Films" / "recipe.yaml"
     assert recipe.load(mine).name == "my-films" and "# Reviews that stay positive" in mine.read_text()
     (dsc.work / "file").write_text("")
-    told = error(dsc("recipes", "copy", "quickstart", "file/x"))
-    assert "can't be written" in told and "Name a FOLDER" in told and "--runs" not in told
+    for folder in ("file/x", "x" * 300):
+        told = error(dsc("recipes", "copy", "quickstart", folder))
+        assert "can't be written" in told and "Name a FOLDER" in told and "--runs" not in told
     assert "Did you mean" in error(dsc("recipes", "copy", "quickstrat")) or "There are: quickstart" in error(
         dsc("recipes", "copy", "quickstrat")
     )
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"), [("1_000", "1_000"), ("2026-99-99", "2026-99-99"), ("null", "null"), ("日本", "quickstart")]
+)
+def test_a_copy_is_named_after_any_folder(dsc, folder: str, name: str):
+    assert f"named {name}, is yours" in dsc("recipes", "copy", "quickstart", folder, code=0).stdout
+    assert recipe.load(dsc.work / folder / "recipe.yaml").name == name
+    packaged = recipe.packaged_recipes()["quickstart"].read_text().splitlines()
+    copied = (dsc.work / folder / "recipe.yaml").read_text().splitlines()
+    assert [line for line in copied if line not in packaged] == [f'name: "{name}"']
+
+
+def test_a_copy_that_breaks_off_leaves_no_half_recipe(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-m", "dsc_hub", "recipes", "copy", "quickstart", str(tmp_path / "mine")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),  # its README.md is larger
+    )
+    assert "mine can't be written: [Errno 27]" in error(done) and not (tmp_path / "mine").exists()
 
 
 def test_the_schema_is_json_schema(dsc):
