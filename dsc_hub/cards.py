@@ -207,7 +207,13 @@ def _check_repo_id(repo_id: str | None, kind: str) -> None:
 
 
 def _license(facts: Recorded) -> str:
+    """Asked for, or the base model's; "unknown" where neither says."""
     return facts.recipe.publish.license or facts.model.license or "unknown"
+
+
+def _source(facts: Recorded) -> str | None:
+    """The dataset that the prompts were read from, if they were."""
+    return facts.recipe.prompts.get("dataset")
 
 
 def _base_id(facts: Recorded) -> str | None:
@@ -231,7 +237,9 @@ def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardD
     return DatasetCardData(
         pretty_name=f"{facts.recipe.name}: distilled self-critique",
         language=[facts.recipe.publish.language],
-        license=_license(facts),
+        # Of rows whose prompts are somebody's, the base's licence alone says too little.
+        license=_license(facts) if facts.recipe.publish.license or not _source(facts) else "unknown",
+        source_datasets=[_source(facts)] if _source(facts) else None,
         task_categories=["text-generation"],
         size_categories=[next((name for top, name in SIZES if rows < top), "n>10M")],
         tags=["synthetic", *TAGS, *_warned(facts)],

@@ -62,10 +62,11 @@ def pull(reference: str, folder: Path | None = None) -> Pulled:
             f"hub:{reference} at {there.commit[:12]} is not what its manifest says: {'; '.join(problems[:5])}"
         )
     left_out = tuple(n for n in there.files if n not in wanted)
-    return Pulled(there.repo, there.repo_type, there.commit, target, left_out, _kind(there.repo_type, wanted))
+    return Pulled(there.repo, there.repo_type, there.commit, target, left_out, kind_of(there.repo_type, wanted))
 
 
-def _kind(repo_type: str, names: Collection[str]) -> str:
+def kind_of(repo_type: str, names: Collection[str]) -> str:
+    """What a repo with these files is to us: dataset, adapter, model or recipe."""
     if repo_type == "dataset" and any(name.endswith(".parquet") for name in names):
         return "dataset"
     if "adapter_config.json" in names:

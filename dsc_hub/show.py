@@ -78,7 +78,7 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         else "nothing (publish.to is none)",
     )
     if "repos" in e:
-        licence = r.publish.license or job.model.license
+        licence = r.publish.license or (None if r.prompts.dataset else job.model.license)
         table.add_row("licence", licence or "unknown: the cards will say so; set publish.license")
     table.add_row("run folder", str(job.run.folder))
     table.add_row("done already", ", ".join(e["done"]) or "nothing")

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, numbers, prompts, recipe, sampling
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.machine import file_hash
-from dsc_hub.pull import Pulled, differences, pull
+from dsc_hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.recipe import Recipe, publishes_rejected
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.runs import Run, read_object, write_json
@@ -53,14 +53,15 @@ def verify(reference: str, rescore: bool = False) -> tuple[Pulled, list[Check]]:
 
     With `rescore`, the packaged scorers score the answers of the dataset again. HubError if it is not there or none of ours.
     """
+    there = hub.listing(reference.removeprefix("hub:"))  # looked at before anything large is fetched
+    if hub.MANIFEST not in there.files or kind_of(there.repo_type, there.files) not in ("dataset", "adapter"):
+        raise HubError(
+            f"hub:{there.repo} is no dataset or adapter that dsc published ({hub.MANIFEST} or its files are not there)",
+            "Name the repo of a dataset or an adapter; `dsc pull` takes any.",
+        )
     with tempfile.TemporaryDirectory(prefix="dsc-verify-") as work:
         here = Path(work)
         pulled = pull(reference, here / "repo")
-        if not (pulled.folder / hub.MANIFEST).is_file() or pulled.kind not in ("dataset", "adapter"):
-            raise HubError(
-                f"hub:{pulled.repo} is no dataset or adapter that dsc published ({hub.MANIFEST} or its files are not there)",
-                "Name the repo of a dataset or an adapter; `dsc pull` takes any.",
-            )
         manifest = _manifest(pulled)
         if pulled.kind == "dataset":
             return pulled, [manifest, *_checked(_of_dataset(Rows(pulled.folder, here), pulled.folder, rescore))]

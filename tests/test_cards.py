@@ -524,3 +524,15 @@ def test_a_very_long_text_and_one_that_looks_like_our_table_stay_what_they_are(t
     cells = zip(tokens(text), tokens(text)[1:], strict=False)
     assert "9.99" in text and not [b.content for a, b in cells if a.type == "td_open" and "9.99" in b.content]
     assert table(text, "arm")[0]["arm"] == "base"
+
+
+def test_prompts_of_somebodys_dataset_are_named_and_its_licence_is_not_taken_for_the_base_s(tmp_path):
+    facts = fixture_run.facts()
+    facts["recipe"]["prompts"] |= {"dataset": "ann/wishes", "templates": [], "values": None}
+    facts["identity"]["prompts"] = "ann/wishes@0123456789abcdef"
+    text = card(written_run(tmp_path / "a", run_facts=facts), "dataset")
+    data = DatasetCard(text).data
+    assert data.license == "unknown" and data.source_datasets == ["ann/wishes"]
+    assert "Prompts of the dataset ann/wishes at 0123456789abcdef" in body(text)
+    facts["recipe"]["publish"]["license"] = "cc-by-4.0"
+    assert DatasetCard(card(written_run(tmp_path / "b", run_facts=facts), "dataset")).data.license == "cc-by-4.0"
