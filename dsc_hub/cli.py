@@ -61,8 +61,10 @@ def _safe_streams() -> None:
 
 def _results_follow() -> None:
     """All work is done and only printing is left: whoever reads it may close it early (`| head`), which ends us as quietly as
-    any program of the shell. Until then a broken pipe must not kill us: servers and the Hub are spoken to through sockets."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    any program of the shell. Until then a broken pipe must not kill us: servers and the Hub are spoken to through sockets. Nor
+    may it kill a program that calls our verbs and reads what they print itself."""
+    if sys.stdout is sys.__stdout__:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def main() -> NoReturn:

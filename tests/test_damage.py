@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from typing import Any
 
 import fixture_run
 import pytest
+from click.testing import CliRunner
 
 from dsc_hub import blind, cards, claim, compare, jobs, numbers, report, runs, show, tables
+from dsc_hub.cli import cli
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.recorded import Recorded
 from dsc_hub.runs import Run, write_json
@@ -186,6 +189,13 @@ def test_where_a_sign_is_missing_another_stands_for_it(finished: Run, encoding: 
     done = dsc(f"show {finished.folder}", PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     assert "-0.05 (" in done.stdout and "distilled - base" in done.stdout
+
+
+def test_whoever_calls_a_verb_from_python_is_not_killed_by_a_broken_pipe_later(finished: Run):
+    before = signal.getsignal(signal.SIGPIPE)
+    for words in (["show"], ["check"], ["check", "--json"]):
+        assert CliRunner().invoke(cli, [*words, str(finished.folder)]).exit_code in (0, 1)
+    assert signal.getsignal(signal.SIGPIPE) == before == signal.SIG_IGN
 
 
 def test_a_closed_output_and_a_reader_that_leaves_are_no_bugs(finished: Run):
