@@ -122,6 +122,15 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
 
     repo = reference.removeprefix("hub:")
     path = hub.pull_recipe(repo)
+    pulled = read_pulled(reference, path)
+    for name in filter(None, (pulled.prompts.path, pulled.prompts.values)):
+        hub.pull_beside(path, repo, name)
+    return path, recipe.load(path, overrides)
+
+
+def read_pulled(reference: str, path: Path) -> Recipe:
+    """The recipe in a file that somebody else wrote: data. ConfigError if it names servers, keys, local folders or files outside its
+    own, or says where things go and who may see them."""
     _check_text(reference, path)
     pulled = recipe.load(path)
     files = [(f"prompts.{k}", v) for k in ("path", "values") if (v := getattr(pulled.prompts, k))]
@@ -140,9 +149,7 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
         raise ConfigError(
             f"{reference} is refused: a pulled recipe may not set these; give them as overrides", problems=problems
         )
-    for _, name in files:
-        hub.pull_beside(path, repo, name)
-    return path, recipe.load(path, overrides)
+    return pulled
 
 
 def _check_text(reference: str, path: Path) -> None:

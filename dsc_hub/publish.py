@@ -180,11 +180,16 @@ def publish(
             size = sum(p.stat().st_size for p in files.values())
             seen = "private" if settings.private else "PUBLIC"
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            s = settings
-            target = push.Target(repo_type, repos[kind], s.private, s.branch, s.overwrite, s.pull_request)
+            target = push.Target(
+                repo_type,
+                repos[kind],
+                settings.private,
+                settings.branch,
+                settings.overwrite,
+                settings.pull_request,
+                settings.gated if kind != "base" else None,
+            )
             commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
-            if settings.gated and kind != "base":
-                push.gate(account, target, settings.gated)
             if settings.tag:
                 push.tag(account, target, commit, settings.tag)
             out[kind] = {

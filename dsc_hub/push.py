@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 import yaml
@@ -48,6 +48,7 @@ class Target:
     branch: str = "main"
     overwrite: bool = False  # files that somebody changed on the Hub since we published them
     pull_request: bool = False  # propose it, on top of `branch`
+    gated: Literal["auto", "manual"] | None = None  # None: as the repo is
 
     def __str__(self) -> str:
         return f"{self.repo_type} '{self.repo}'"
@@ -141,12 +142,6 @@ def tag(account: Account, target: Target, commit: str, name: str) -> None:
             )
 
 
-def gate(account: Account, target: Target, gated: str) -> None:
-    """Let only those have the files who ask for it: "auto" or "manual"."""
-    with as_hub_error(f"gating of {target}", account.endpoint):
-        account.api.update_repo_settings(target.repo, gated=gated, repo_type=target.repo_type)
-
-
 def collect(account: Account, title: str, items: Sequence[tuple[str, str]], private: bool) -> str:
     """Put (type, id) repos into the account's collection of that title, made if it isn't there; its address on the Hub.
 
@@ -175,6 +170,8 @@ def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str
         raise HubError(
             f"{target} is public, but the recipe publishes privately", "Make it private, or set publish.private=false."
         )
+    if target.gated and info.gated != target.gated:  # before a file goes up, not after it
+        api.update_repo_settings(target.repo, gated=target.gated, repo_type=target.repo_type)
     head = str(info.sha)
     there = _tree(api, target.repo_type, target.repo, head)
     if not _ours(api, target.repo_type, target.repo, head, there):

@@ -248,7 +248,8 @@ def pulled(found: Pulled) -> None:
             "not taken", Text(f"{', '.join(map(_visible, found.left_out[:8]))}{' ...' * (len(found.left_out) > 8)}")
         )
     if (found.folder / "recipe.yaml").is_file():
-        table.add_row("run it", Text(f"dsc run {found.folder / 'recipe.yaml'}"))
+        # Not the file that lies here now: by its address it is taken as somebody else's, and checked as such.
+        table.add_row("run it", Text(f"dsc run hub:{found.repo}@{found.commit}"))
     if found.kind == "adapter":
         table.add_row("score it", Text(f"dsc evaluate --adapter hub:{found.repo}@{found.commit} --on RECIPE"))
     if found.kind in ("dataset", "adapter"):

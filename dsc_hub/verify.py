@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, numbers, prompts, recipe, sampling
+from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, jobs, numbers, prompts, recipe, sampling
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.machine import file_hash
 from dsc_hub.pull import Pulled, differences, kind_of, pull
@@ -84,10 +84,11 @@ def _checked(works: Sequence[Work]) -> list[Check]:
             out.append(Check(name, None, str(e)))
         except Differs as e:
             out.append(Check(name, False, str(e)))
-        except (ValidationError, KeyError, OSError, ValueError) as e:  # a file of theirs that isn't what it should be
+        except (ValidationError, LookupError, OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
+            # A file of theirs that isn't what it should be.
             out.append(Check(name, False, f"can't be read: {type(e).__name__}: {' '.join(str(e).split())[:200]}"))
         except DscError as e:
-            out.append(Check(name, False, e.message[:300]))
+            out.append(Check(name, False, " ".join([e.message, *getattr(e, "problems", ())])[:300]))
     return out
 
 
@@ -125,7 +126,7 @@ class Rows:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return recipe.load(self.folder / "recipe.yaml")
+        return jobs.read_pulled("its recipe", self.folder / "recipe.yaml")
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], dict[str, int]]:

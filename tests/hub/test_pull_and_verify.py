@@ -428,3 +428,32 @@ def test_every_config_loads_with_its_types(published, address, tmp_path: Path):
     assert "'role': Value('string')" in found["sft"]["train"]["completion"]
     assert "'reward': Value('float64')" in found["chains"]["train"]["steps"]
     assert found["preference"]["train"]["margin"] == "Value('float64')"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "check", "told"),
+    [
+        (
+            "recipe.yaml",
+            RECIPE.replace("films.txt", "/etc/passwd"),
+            "prompts",
+            "prompts.values: '/etc/passwd' is not a file",
+        ),
+        ("recipe.yaml", RECIPE.replace("films.txt", "../../secret.txt"), "prompts", "is not a file beside the recipe"),
+        ("recipe.yaml", "a: &x [1]\nb: *x\n", "prompts", "YAML aliases"),
+        ("run.json", "{}", "card", "can't be read: KeyError"),
+        ("run.json", '{"identity": 5, "versions": null}', "card", "can't be read: TypeError"),
+        ("metrics.json", '{"schema": 3, "evaluation": 5}', "numbers of the evaluation", "can't be read: TypeError"),
+        ("chains/train-00000-of-00001.parquet", "no parquet", "numbers of the chains", "can't be read"),
+    ],
+)
+def test_whatever_a_stranger_s_repo_holds_is_told_and_reaches_nothing(
+    published, address, tmp_path: Path, name: str, content: str, check: str, told: str
+):
+    (tmp_path / "secret.txt").write_text("my secret prompt")
+    good = pull(f"{DATASET}@{published['dataset']}", tmp_path / "good").folder
+    change(address, "dataset", DATASET, **{name.replace("/", "__"): content.encode()})
+    found = {c.name: c for c in verify(DATASET)[1]}
+    assert found[check].agrees is False and told in found[check].told, found[check]
+    assert not any("root:" in c.told or "my secret" in c.told for c in found.values())
+    change(address, "dataset", DATASET, **{name.replace("/", "__"): (good / name).read_bytes()})

@@ -208,6 +208,13 @@ def test_the_token_is_in_no_message_and_no_log(account, files, faulty, tmp_path:
     assert served[0].token not in "".join([*said, out.out, out.err, caplog.text, repr(account)])
 
 
+def test_a_repo_is_gated_before_a_file_is_in_it(account, files, faulty, tmp_path: Path):
+    pushed(account, files, "gated", tmp_path, gated="auto")
+    settings = next(i for i, (_, path) in enumerate(faulty.log) if path.endswith("/settings"))
+    first_file = next(i for i, (_, path) in enumerate(faulty.log) if "/preupload/" in path)
+    assert settings < first_file and account.api.dataset_info("local/gated").gated == "auto"
+
+
 def test_a_collection_ties_them_together_once(account, files, faulty, tmp_path: Path):
     for name in ("one", "two"):
         pushed(account, files, name, tmp_path)
