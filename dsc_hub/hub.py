@@ -6,7 +6,9 @@ by default), the embedded Hub's to the embedded Hub.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +43,7 @@ from dsc_hub.progress import console
 
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
 RECIPE = "recipe.yaml"
+WRITING = frozenset({"repo.write", "repo.content.write"})  # rights of a fine-grained token, either of which will do
 UNREACHED = "Is the network up, and HF_ENDPOINT right?"
 
 
@@ -51,7 +54,15 @@ class Account:
     endpoint: str
     owner: str
     token: str = field(repr=False)
-    names: tuple[str, ...] = ()  # namespaces this token may write to
+    names: tuple[str, ...] = ()  # the user and the organisations they may write to
+    # What a fine-grained token may write to, namespaces and `TYPE:NAMESPACE/NAME`; None: whatever its user may.
+    scopes: frozenset[str] | None = None
+
+    def may_write(self, repo_type: str, repo: str) -> bool:
+        """As far as can be known without asking: for a repo that exists the Hub has the last word."""
+        namespace = repo.partition("/")[0]
+        known = self.names if self.scopes is None else self.scopes
+        return namespace in known or f"{repo_type}:{repo}" in known
 
     @property
     def api(self) -> HfApi:
@@ -105,7 +116,7 @@ def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
             403: "The token has no right to do that: it needs write access to this namespace.",
             412: go_on or "Somebody else changed the repo in the meantime; publish again.",
         }.get(status, go_on if status == 429 or status >= 500 else "")
-        return HubError(f"{what}: {endpoint} answered {status}: {e.server_message or str(e).splitlines()[0]}", hint)
+        return HubError(f"{what}: {endpoint} answered {status}: {one_line(e.server_message or str(e))}", hint)
     if isinstance(e, OfflineModeIsEnabled) or (isinstance(e, LocalEntryNotFoundError) and constants.is_offline_mode()):
         return HubError(
             f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
@@ -113,11 +124,23 @@ def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
     if isinstance(e, LocalEntryNotFoundError) and isinstance(e.__cause__, _FAILURES):
         # The client could not ask, looked into the cache instead, and tells of that.
         return _told(e.__cause__, what, endpoint, go_on)
+    if isinstance(e, json.JSONDecodeError):
+        return HubError(
+            f"{what}: {endpoint} answered something that is no JSON",
+            go_on or "Is there a proxy before it, or is it down?",
+        )
     if isinstance(e, ValueError):
-        return HubError(f"{what}: refused before it was sent: {' '.join(str(e).split())[:400]}")
+        return HubError(f"{what}: refused before it was sent: {one_line(str(e))}")
     if isinstance(e, OSError) and (disk := disk_error(e)):
         return disk
-    return HubError(f"{what}: {endpoint} can't be reached: {e}", go_on or UNREACHED)
+    return HubError(f"{what}: {endpoint} can't be reached: {one_line(str(e)) or type(e).__name__}", go_on or UNREACHED)
+
+
+def one_line(text: str) -> str:
+    """What a client or a Hub says, fit for one line. Addresses lose their query, which may be signed, and nothing that
+    looks like a token stays."""
+    text = re.sub(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", r"\1", " ".join(text.split()))
+    return re.sub(r"\bhf_\w{8,}", "hf_...", text)[:400]
 
 
 def _other_kind(e: RepositoryNotFoundError, endpoint: str) -> str | None:
@@ -314,15 +337,20 @@ def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
 # -- who we are
 
 
-def _may_write(access: Mapping[str, Any], owner: str) -> bool:
-    """Does a fine-grained token's whoami say that it may write to repos of `owner`? True where it says nothing of scopes."""
-    scopes = (access.get("fineGrained") or {}).get("scoped")
-    if scopes is None:
-        return True
-    return any(
-        (scope.get("entity") or {}).get("name") == owner and "repo.write" in (scope.get("permissions") or ())
-        for scope in scopes
-    )
+def _scopes(access: Mapping[str, Any]) -> frozenset[str] | None:
+    """What a fine-grained token may write to, as `whoami` tells it; None if it is of another kind, or can't be told."""
+    if access.get("role") != "fineGrained" or (scoped := (access.get("fineGrained") or {}).get("scoped")) is None:
+        return None
+    scopes = set()
+    for scope in scoped:
+        entity = scope.get("entity") or {}
+        if not WRITING & set(scope.get("permissions") or ()):
+            continue
+        if entity.get("type") not in ("user", "org", *constants.REPO_TYPES_MAPPING.values()):
+            return None  # some kind that we don't know: the Hub will tell
+        whole = entity["type"] in ("user", "org")
+        scopes.add(str(entity.get("name")) if whole else f"{entity['type']}:{entity.get('name')}")
+    return frozenset(scopes)
 
 
 def login(owner: str | None, endpoint: str | None = None, token: str | None = None) -> Account:
@@ -334,23 +362,29 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
             f"no token for {endpoint}: publishing needs one with write access",
             "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.",
         )
+    if not re.fullmatch(r"[\x21-\x7e]+", token):  # the client would show it in what it says of a bad header
+        raise HubError(
+            "the token holds spaces or other characters that no token has", "Set HF_TOKEN to the token alone."
+        )
     with as_hub_error("token", endpoint):
         me: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
     access = (me.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")
-    if access.get("role") == "fineGrained" and not _may_write(access, owner or me["name"]):
-        raise HubError(
-            f"the fine-grained token for {endpoint} may not write to repos of '{owner or me['name']}'",
-            "Give it write access to repos of that namespace, on its page in your settings.",
-        )
     names = (me["name"], *(o["name"] for o in me.get("orgs", ()) if o.get("roleInOrg") != "read"))
     if owner and owner not in names:
         raise HubError(
             f"'{owner}' is somebody else's at {endpoint}: the token belongs to {', '.join(names)}",
             "Set publish.owner to one of these.",
         )
-    return Account(endpoint, owner or me["name"], token, names)
+    owner, scopes = owner or me["name"], _scopes(access)
+    if scopes is not None and owner not in {s.rpartition(":")[2].partition("/")[0] for s in scopes}:
+        raise HubError(
+            f"the fine-grained token for {endpoint} may not write to repos of '{owner}', but to: "
+            f"{', '.join(sorted(scopes)) or 'nothing'}",
+            "Give it write access to repos of that namespace, on its page in your settings.",
+        )
+    return Account(endpoint, owner, token, names, scopes)
 
 
 def web_address(account: Account, repo_type: str, repo: str) -> str:

@@ -253,7 +253,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     if "distill" not in outlook:
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
-        from dsc_hub import push
+        from dsc_hub import targets
 
         wanted = _repos(job.recipe, account.owner)
         kinds = [
@@ -261,12 +261,20 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
             ("model", wanted["adapter"]),
             *([("model", wanted["base"])] if wanted["base"] else []),
         ]
-        problems += push.preflight(account, kinds, job.recipe.publish.private)
+        how = job.recipe.publish
+        problems += targets.preflight(account, [targets.of(how, *kind) for kind in kinds])
+        if how.collection and how.private:
+            problems += targets.collection_is_public(account, how.collection)
+        base = {p.name: p for pattern in models.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
+        problems += targets.oversized(f"base '{wanted['base']}'", base)
         metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
         metadata["language"] = [job.recipe.publish.language]
         for repo_type in ("dataset", "model"):
-            problems += [p for p in push.check_card(account, repo_type, metadata) if p not in problems]
-        estimate["repos"] = [f"{kind} {name}" for kind, name in kinds]
+            problems += [p for p in targets.check_card(account, repo_type, metadata) if p not in problems]
+        total = f"at most about {estimate['disk_bytes'] / 1e9:.2f} GB together"
+        if any(name.endswith(".safetensors") for name in base):  # a model of a Hub isn't fetched for a plan
+            total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
+        estimate["repos"] = [*(f"{kind} {name}" for kind, name in kinds), total]
     if problems:
         n = len(problems)
         raise ConfigError(f"{job.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dsc_hub import hub, push
-from dsc_hub.errors import RunError
+from dsc_hub import hub, push, targets
+from dsc_hub.errors import HubError, RunError
 from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
 from dsc_hub.recipe import PUBLISHERS_OWN, SCORERS, Publish, publishes_rejected
@@ -165,9 +166,9 @@ def publish(
     render_cards()  # they may have been made without an account, or taken over
     local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
     with tempfile.TemporaryDirectory() as work:
-        for kind in ("base", "dataset", "adapter"):
-            if kind == "base" and not repos["base"]:
-                continue
+        planned = trees(run, model_folder, recipe_folder, Path(work))
+        _check(planned, local, account)
+        for kind in planned:
             if kind == "adapter":
                 facts = run.facts
                 known = {"published_commit": out["base"]["commit"]} if "base" in out else {}
@@ -180,18 +181,14 @@ def publish(
             size = sum(p.stat().st_size for p in files.values())
             seen = "private" if settings.private else "PUBLIC"
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = push.Target(
-                repo_type,
-                repos[kind],
-                settings.private,
-                settings.branch,
-                settings.overwrite,
-                settings.pull_request,
-                settings.gated if kind != "base" else None,
-            )
-            commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
-            if settings.tag:
-                push.tag(account, target, commit, settings.tag)
+            target = targets.of(settings, repo_type, repos[kind])
+            if kind == "base":
+                target = replace(target, gated=None)
+            try:
+                commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
+            except HubError as e:
+                there = (f"Published: {k} at {of['address']}." for k, of in out.items())
+                raise HubError(e.message, " ".join([e.hint, *there])) from None
             out[kind] = {
                 "repo": repos[kind],
                 "type": repo_type,
@@ -204,3 +201,16 @@ def publish(
         items = [(of["type"], of["repo"]) for of in out.values()]
         push.collect(account, settings.collection, items, settings.private)
     return out
+
+
+def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: hub.Account) -> None:
+    """Look at all that is to go up before any of it does. RunError for a path of this machine, HubError with every card that
+    the Hub refuses and every file that it won't take."""
+    problems = []
+    for kind, (repo_type, files) in planned.items():
+        _check_no_paths(files, local)
+        problems += targets.oversized(kind, files)
+        card = files["README.md"].read_text(encoding="utf-8")
+        problems += [f"{kind}: {p}" for p in targets.check_readme(account, repo_type, card)]
+    if problems:
+        raise HubError("\n  ".join(["this can't be published:", *problems]), "Nothing was sent.")

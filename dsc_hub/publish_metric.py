@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dsc_hub import __version__, hub, push
+from dsc_hub import __version__, hub, push, targets
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics import HEAD, PACKAGED
 from dsc_hub.recipe import packaged_folder
@@ -67,10 +67,11 @@ def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict
             "It becomes a Python file: small letters, digits and '_'.",
         )
     repo = f"{account.owner}/{name}"
-    if problems := push.preflight(account, [("space", repo)], private):
+    target = targets.Target("space", repo, private)
+    if problems := targets.preflight(account, [target]):
         raise ConfigError(f"{metric} can't be published", problems=problems)
     with tempfile.TemporaryDirectory() as work:
         made = files(metric, name, Path(work))
-        commit = push.push(account, push.Target("space", repo, private), made, f"{metric} by dsc", Path(work))
+        commit = push.push(account, target, made, f"{metric} by dsc", Path(work))
     load = f'evaluate.load("{repo}", config_name="vader")'
     return {"repo": repo, "commit": commit, "address": hub.web_address(account, "space", repo), "load": load}

@@ -28,6 +28,8 @@ GROUND = {
     "launcher",
     "hub",
     "push",
+    "targets",
+    "waiting",
     "preflight",
 }
 WANTED = {"metrics"}
@@ -52,6 +54,8 @@ AT_HOME = {
     "distill_checks": {"transformers", "trl", "peft"},
     "hub": {"huggingface_hub"},
     "push": {"huggingface_hub"},
+    "targets": {"huggingface_hub"},
+    "waiting": {"huggingface_hub"},
     "cards": {"huggingface_hub"},
     "plots": {"matplotlib"},
 }

@@ -18,7 +18,8 @@ class Fault:
     """What happens to the next `times` requests of this method and path.
 
     status: this is answered, and nothing done; 0: the connection is closed in the middle of the reply, `after` the work was
-    done or before it. `then` is called before the request goes on (somebody else does something at that moment).
+    done or before it. `then` is called before the request goes on (somebody else does something at that moment), `later`
+    once it was served and before its reply is out. `hang`: there is no reply, for as long as the client waits.
     """
 
     method: str
@@ -28,6 +29,10 @@ class Fault:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     then: Callable[[], Any] | None = None
+    later: Callable[[], Any] | None = None
+    hang: bool = False
+    leads_to: tuple[str, str] | None = None  # old and new name of a repo that was renamed
+    body: bytes = b'{"error": "on purpose"}'
 
 
 class Faulty:
@@ -49,6 +54,15 @@ class Faulty:
             import anyio
 
             await anyio.to_thread.run_sync(fault.then)
+        if fault.hang:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            return None
+        if fault.leads_to:
+            query = scope["query_string"].decode()
+            fault.headers = {"Location": path.replace(*fault.leads_to) + (f"?{query}" if query else "")}
+        if fault.later:
+            return await self._then_later(fault.later, scope, receive, send)
         if fault.status == 200 and not fault.after:
             return await self.app(scope, receive, send)
         if fault.after:
@@ -63,8 +77,21 @@ class Faulty:
             await send({"type": "http.response.body", "body": b'{"', "more_body": False})
             return None
         await send({"type": "http.response.start", "status": fault.status, "headers": headers})
-        await send({"type": "http.response.body", "body": b'{"error": "on purpose"}'})
+        await send({"type": "http.response.body", "body": fault.body})
         return None
+
+    async def _then_later(self, later: Callable[[], Any], scope: dict, receive: Any, send: Any) -> None:
+        import anyio
+
+        reply: list[dict] = []
+
+        async def keep(message: dict) -> None:
+            reply.append(message)
+
+        await self.app(scope, receive, keep)
+        await anyio.to_thread.run_sync(later)
+        for message in reply:
+            await send(message)
 
     def count(self, method: str, path: str) -> int:
         return sum(m == method and bool(re.search(path, p)) for m, p in self.log)

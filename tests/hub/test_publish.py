@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from dsc_hub import hub
+from dsc_hub import hub, targets
 from dsc_hub import push as push_
 from dsc_hub.errors import HubError
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.targets import Target
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def push(account: hub.Account, files: dict[str, Path], tmp_path: Path, name: str, private: bool = True) -> str:
-    return push_.push(account, push_.Target("dataset", f"local/{name}", private), files, "by a test", tmp_path)
+    return push_.push(account, Target("dataset", f"local/{name}", private), files, "by a test", tmp_path)
 
 
 def listing(account: hub.Account, name: str) -> set[str]:
@@ -72,8 +73,8 @@ def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account
     with pytest.raises(HubError, match="is public"):
         push(account, files, tmp_path, "open")
     assert listing(account, "open") == set()
-    assert "exists and is public" in push_.preflight(account, [("dataset", "local/open")], private=True)[0]
-    assert push_.preflight(account, [("dataset", "local/open")], private=False) == []
+    assert "exists and is public" in targets.preflight(account, [Target("dataset", "local/open", True)])[0]
+    assert targets.preflight(account, [Target("dataset", "local/open", False)]) == []
 
 
 def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files, tmp_path: Path):
@@ -86,11 +87,16 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
     account.api.upload_file(
         path_or_fileobj=b'{"files": {}}', path_in_repo=hub.MANIFEST, repo_id="local/fake", repo_type="dataset"
     )
-    assert "was not published by dsc" in push_.preflight(account, [("dataset", "local/fake")], private=True)[0]
-    assert "was not published by dsc" in push_.preflight(account, [("dataset", "local/theirs")], private=True)[0]
+    assert "was not published by dsc" in targets.preflight(account, [Target("dataset", "local/fake", True)])[0]
+    assert "was not published by dsc" in targets.preflight(account, [Target("dataset", "local/theirs", True)])[0]
     assert (
-        push_.preflight(
-            account, [("dataset", "local/ours"), ("dataset", "local/free"), ("model", "local/ours")], private=True
+        targets.preflight(
+            account,
+            [
+                Target("dataset", "local/ours", True),
+                Target("dataset", "local/free", True),
+                Target("model", "local/ours", True),
+            ],
         )
         == []
     )
@@ -130,7 +136,7 @@ def test_the_token_is_in_no_representation_and_no_message(account, address: Addr
     with pytest.raises(HubError) as e:
         push_.push(
             hub.Account(address.endpoint, "local", address.token),
-            push_.Target("dataset", "other/x", True),
+            Target("dataset", "other/x", True),
             {},
             "m",
             Path("/tmp"),
@@ -142,8 +148,8 @@ def test_an_invalid_card_is_refused_by_the_endpoint(account, files, tmp_path: Pa
     files["README.md"].write_text("---\nlicense: no-such-licence\n---\n")
     with pytest.raises(HubError, match="badcard"):
         push(account, files, tmp_path, "badcard")
-    assert "license" in push_.check_card(account, "dataset", {"license": "no-such-licence"})[0]
-    assert push_.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []
+    assert "license" in targets.check_card(account, "dataset", {"license": "no-such-licence"})[0]
+    assert targets.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []
 
 
 @pytest.mark.parametrize(

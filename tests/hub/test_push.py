@@ -11,9 +11,10 @@ import pytest
 from faults import Fault, Faulty, running
 from huggingface_hub import HfApi
 
-from dsc_hub import hub, push
+from dsc_hub import hub, push, waiting
 from dsc_hub.errors import HubError
 from dsc_hub.local_hub.server import Address
+from dsc_hub.targets import Target
 
 COMMIT = r"/api/datasets/local/\w+/commit/"
 UPLOAD = r"/lfs|objects|upload"
@@ -27,7 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Address, 
 
 @pytest.fixture
 def faulty(served, monkeypatch) -> Faulty:
-    monkeypatch.setattr(push, "PAUSE_S", 0.01)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.01)
     served[1].faults.clear()
     served[1].log.clear()
     return served[1]
@@ -47,7 +48,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def pushed(account: hub.Account, files: dict[str, Path], name: str, work: Path, **target: object) -> str:
-    return push.push(account, push.Target("dataset", f"local/{name}", True, **target), files, "by a test", work)
+    return push.push(account, Target("dataset", f"local/{name}", True, **target), files, "by a test", work)
 
 
 def ours(api: HfApi, name: str) -> list[str]:
@@ -79,7 +80,7 @@ def test_somebody_elses_commit_in_between_stays_and_ours_goes_on_top(account, fi
         ("cut", Fault("POST", COMMIT, 0)),
         ("stale", Fault("POST", COMMIT, 412, times=2)),
         ("look", Fault("GET", r"/tree/", 500)),
-        ("info", Fault("GET", r"/api/datasets/local/info/revision", 502)),
+        ("info", Fault("GET", "/api/datasets/local/info$", 502)),
         ("create", Fault("POST", r"/api/repos/create", 500)),
         ("again", Fault("HEAD", r"/resolve/.*/manifest.json", 500, times=2)),
     ],
@@ -117,7 +118,7 @@ def test_what_does_not_pass_ends_with_what_to_do(account, files, faulty, tmp_pat
     name = f"never{status}"
     with pytest.raises(HubError, match=f"(?s){told}.*Tried 6 times.*the same command goes on"):
         pushed(account, files, name, tmp_path)
-    assert faulty.count("POST", COMMIT) == push.TRIES and ours(account.api, name) == []
+    assert faulty.count("POST", COMMIT) == waiting.TRIES and ours(account.api, name) == []
     faulty.faults.clear()
     commit = pushed(account, files, name, tmp_path)
     assert ours(account.api, name) == [commit]
@@ -134,7 +135,7 @@ def test_a_repo_made_public_in_between_gets_nothing(account, files, faulty, tmp_
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "answered 401.*hf auth login"), (403, "answered 403.*write access"), (404, "not found")]
+    ("status", "told"), [(401, "answered 401.*hf auth login"), (403, "answered 403.*write access"), (404, "is gone")]
 )
 def test_a_token_that_ends_and_a_repo_that_goes_are_told_at_once(account, files, faulty, tmp_path, status, told):
     headers = {"X-Error-Code": "RepoNotFound"} if status == 404 else {}
@@ -176,16 +177,19 @@ def test_a_pull_request_proposes_and_changes_nothing_until_it_is_merged(account,
 
 
 def test_a_branch_of_its_own_and_a_tag_that_does_not_move(account, files, faulty, tmp_path: Path):
-    target = push.Target("dataset", "local/branched", True, branch="v2")
-    commit = push.push(account, target, files, "by a test", tmp_path)
+    def push_to(branch: str, tag: str | None = None) -> str:
+        return pushed(account, files, "branched", tmp_path, branch=branch, tag=tag)
+
+    commit = push_to("v2")
     assert account.api.dataset_info("local/branched", revision="v2").sha == commit
     assert "row.json" not in account.api.list_repo_files("local/branched", repo_type="dataset")
-    push.tag(account, target, commit, "first")
-    push.tag(account, target, commit, "first")
+    assert push_to("v2", "first") == push_to("v2", "first") == commit
     files["row.json"].write_text('{"new": 1}')
-    other = push.push(account, target, files, "by a test", tmp_path)
     with pytest.raises(HubError, match=f"has the tag 'first' at {commit[:12]}"):
-        push.tag(account, target, other, "first")
+        push_to("v2", "first")
+    other = push_to("v2", "second")
+    tags = {t.name: t.target_commit for t in account.api.list_repo_refs("local/branched", repo_type="dataset").tags}
+    assert tags == {"first": commit, "second": other}
 
 
 def test_the_same_again_asks_little_and_commits_nothing(account, files, faulty, tmp_path: Path):
