@@ -1,13 +1,15 @@
 """Who is asking, and which repos they may see and change.
 
 A namespace belongs to the user of that name. Public repos can be read by anyone who reaches the port, private ones only
-by their namespace; a repo that may not be seen is answered exactly like one that does not exist.
+by their namespace; a repo that may not be seen is answered exactly like one that does not exist. A token may have fewer
+rights than its user: the role `read`, or the role `fineGrained` with the namespaces and repos that it may write to.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+from typing import Any
 
 from starlette.requests import Request
 
@@ -20,18 +22,30 @@ def store_of(request: Request) -> Store:
 
 def caller(request: Request) -> str | None:
     """The name of the user whose token came with the request; None without one, 401 with a wrong one."""
-    scheme, _, value = request.headers.get("authorization", "").partition(" ")
-    if not scheme:
+    token = _token(request)
+    if token is None:
         return None
-    token = value.strip()
-    # A browser's login box sends Basic. It is taken for reading only: a browser repeats it on its own, so a foreign
-    # page could otherwise make it change something.
-    if scheme.lower() == "basic" and request.method in ("GET", "HEAD"):
-        token = _password(token)
     user = request.app.state.users.get(token)
     if user is None:
         raise Refusal(401, "Invalid credentials in Authorization header")
     return user
+
+
+def rights(request: Request) -> dict[str, Any]:
+    """What the token of the request may do, as the Hub tells it: its role and, of a fine-grained one, its scopes."""
+    return request.app.state.rights.get(_token(request), {"role": "write"})
+
+
+def may_write(request: Request, repo_type: str, repo_id: str) -> bool:
+    """May the request change a repo of this id, whether it exists or not? 401 without a token."""
+    granted = rights(request)
+    if not owns(signed_in(request), repo_id) or granted["role"] == "read":
+        return False
+    if granted["role"] != "fineGrained":
+        return True
+    writing = [s["entity"] for s in granted["fineGrained"]["scoped"] if "repo.write" in s["permissions"]]
+    namespace = repo_id.split("/", maxsplit=1)[0]
+    return any(e["name"] == (repo_id if e["type"] == repo_type else namespace) for e in writing)
 
 
 def signed_in(request: Request) -> str:
@@ -96,9 +110,21 @@ def find(request: Request, repo_type: str, repo_id: str) -> Repo:
 
 def for_writing(request: Request, repo: Repo) -> Repo:
     """The same repo, if the caller may change it."""
-    if not owns(signed_in(request), repo.meta()["id"]):
+    if not may_write(request, repo.type, repo.meta()["id"]):
         raise Refusal(403, "You don't have the rights to write to this repo: Authorization error.")
     return repo
+
+
+def _token(request: Request) -> str | None:
+    """The token that came with the request; None if nothing that could be one did."""
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if not scheme:
+        return None
+    # A browser's login box sends Basic. It is taken for reading only: a browser repeats it on its own, so a foreign
+    # page could otherwise make it change something.
+    if scheme.lower() == "basic" and request.method in ("GET", "HEAD"):
+        return _password(value.strip())
+    return value.strip()
 
 
 def _password(basic: str) -> str:

@@ -21,21 +21,22 @@ ANY = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 PULLS = "Discussions, and merging pull requests"
 
 
-def make_app(store: Store, users: dict[str, str]) -> Starlette:
-    """The application over a store. `users` maps a token to the name of its user."""
+def make_app(store: Store, users: dict[str, str], rights: dict[str, dict] | None = None) -> Starlette:
+    """The application over a store. `users` maps a token to the name of its user, `rights` one that may not write
+    everything to what whoami tells of it (`role`, `fineGrained`)."""
     tables = (repos.ROUTES, commits.ROUTES, files.ROUTES, collections.ROUTES, ROUTES, pages.ROUTES)
     app = Starlette(
         routes=[route for table in tables for route in table],
         middleware=[Middleware(RawPath)],
         exception_handlers={Refusal: answers.refusal_response, HTTPException: _no_such_route},
     )
-    app.state.store, app.state.users = store, users
+    app.state.store, app.state.users, app.state.rights = store, users, {} if rights is None else rights
     return app
 
 
 def whoami(request: Request) -> Response:
     name = access.signed_in(request)
-    token = {"displayName": "local", "role": "write", "createdAt": "2020-01-01T00:00:00.000Z"}
+    token = {"displayName": "local", "createdAt": "2020-01-01T00:00:00.000Z"} | access.rights(request)
     return JSONResponse(
         {
             "type": "user",

@@ -24,7 +24,7 @@ SORT_KEYS = ("lastModified", "createdAt", "downloads", "likes")
 def create(request: Request, body: dict) -> Response:
     user = access.signed_in(request)
     repo_type, repo_id = body.get("type") or "model", _named(body, user)
-    if not access.owns(user, repo_id):
+    if not access.may_write(request, repo_type, repo_id):
         namespace = repo_id.split("/")[0]
         raise Refusal(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
     url = answers.repo_url(request, repo_type, repo_id)

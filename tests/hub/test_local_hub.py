@@ -345,6 +345,31 @@ def test_another_user_sees_no_private_repo_and_writes_nowhere(tmp_path):
         assert mine.list_repo_files("local/public") == [".gitattributes"]
 
 
+def test_a_token_may_do_less_than_its_user(tmp_path):
+    reads, narrow = "hf_" + "r" * 34, "hf_" + "n" * 34
+    scoped = [
+        {"entity": {"type": "model", "name": "local/a"}, "permissions": ["repo.content.read", "repo.write"]},
+        {"entity": {"type": "user", "name": "local"}, "permissions": ["repo.content.read"]},
+    ]
+    rights = {reads: {"role": "read"}, narrow: {"role": "fineGrained", "fineGrained": {"scoped": scoped}}}
+    app = make_app(Store(tmp_path / "hub"), {t: "local" for t in (reads, narrow, "hf_" + "o" * 34)}, rights)
+    with hosted(app) as endpoint:
+        full, reading, writing = (HfApi(endpoint=endpoint, token=t) for t in ("hf_" + "o" * 34, reads, narrow))
+        assert writing.whoami()["auth"]["accessToken"]["fineGrained"]["scoped"] == scoped
+        for name in ("a", "b"):
+            full.create_repo(name, private=True)
+        writing.upload_file(path_or_fileobj=b"1", path_in_repo="f", repo_id="local/a")
+        assert reading.model_info("local/a").private
+        for refused in (
+            lambda: writing.upload_file(path_or_fileobj=b"1", path_in_repo="f", repo_id="local/b"),
+            lambda: writing.create_repo("c"),
+            lambda: reading.upload_file(path_or_fileobj=b"1", path_in_repo="f", repo_id="local/a"),
+            lambda: reading.auth_check("local/a", write=True),
+        ):
+            with pytest.raises(HfHubHTTPError, match="403"):
+                refused()
+
+
 def test_a_foreign_namespace_is_refused_with_403(api):
     with pytest.raises(HfHubHTTPError) as refused:
         api.create_repo("somebody/thing")
