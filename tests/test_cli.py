@@ -276,6 +276,11 @@ def test_a_missing_token_is_told_before_anything_runs(dsc, recipe_file: Path):
     assert "no token" in message and "HF_TOKEN" in message and "publish.to=local" in message
 
 
+def test_a_plan_tells_how_much_goes_up(dsc, recipe_file: Path):
+    told = " ".join(dsc("plan", str(recipe_file), "publish.to=local", "publish.base=b", code=0).stdout.split())
+    assert "model local/b" in told and "GB together" in told and "of it the base model" in told
+
+
 def test_somebody_elses_name_and_somebody_elses_repo(dsc, recipe_file: Path, home: Path):
     from huggingface_hub import HfApi
 
