@@ -137,6 +137,22 @@ def test_a_file_that_somebody_added_is_not_written_over_when_we_begin_to_publish
         pushed(account, files | {"notes.txt": files["row.json"]}, "added", tmp_path)
 
 
+def test_a_file_that_somebody_changes_between_our_look_and_our_commit_is_not_written_over(
+    account, files, faulty, tmp_path
+):
+    def quicker() -> None:
+        account.api.upload_file(
+            path_or_fileobj=b"by hand", path_in_repo="row.json", repo_id="local/quick", repo_type="dataset"
+        )
+
+    pushed(account, files, "quick", tmp_path)
+    files["row.json"].write_text('{"new": 1}')
+    faulty.faults = [Fault("POST", COMMIT, then=quicker)]
+    with pytest.raises(HubError, match="row.json was changed there since"):
+        pushed(account, files, "quick", tmp_path)
+    assert len(commits(account.api, "quick")) == 3  # the repo's own, ours, theirs
+
+
 def test_nothing_is_made_in_a_repo_that_is_not_ours(account, files, faulty, tmp_path):
     account.api.create_repo("local/theirs", repo_type="dataset", private=True)
     account.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.csv", repo_id="local/theirs", repo_type="dataset")
