@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain import Message, ScoreText, Texts, seed_of
+from dsc_hub.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
@@ -34,10 +34,16 @@ NEUTRAL = Path(__file__).parent / "metrics" / "neutral.txt"  # a text a line, ab
 
 
 async def ask_all(
-    run: Run, recipe: Recipe, prompts: Sequence[Prompt], generator: Any, score: ScoreText, models: Sequence[str | None]
+    run: Run,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    generator: Any,
+    score: ScoreText,
+    veto: VetoText,
+    models: Sequence[str | None],
 ) -> dict[str, dict[str, float]]:
     """`ask` with a `Generator`; gives the nats a token of the neutral texts, by arm and text, where the server tells them."""
-    await ask(run, recipe, prompts, generator.complete, score, models)
+    await ask(run, recipe, prompts, generator.complete, score, models, veto)
     texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     out: dict[str, dict[str, float]] = {}
     for name in recipe.evaluation.arms:
@@ -63,6 +69,7 @@ async def ask(
     complete: CompleteAs,
     score: ScoreText,
     models: Sequence[str | None] = (None, ADAPTER),
+    veto: VetoText = no_veto,
 ) -> None:
     """Write the turns of the arms of `models` under evaluation/. What is there already is not asked for again.
 
@@ -79,7 +86,7 @@ async def ask(
             if arm.way == "chain":
                 few = {"chains_per_prompt": recipe.evaluation.samples}
                 chains = recipe.model_copy(update={"chain": recipe.chain.model_copy(update=few)})
-                work = run_with_line(run, chains, prompts, _as(complete, model), score, prefix=arm.prefix)
+                work = run_with_line(run, chains, prompts, _as(complete, model), score, veto, prefix=arm.prefix)
                 await _timed(run, arm, arm.way, work)
             elif arm.way == "best":
                 await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete))
@@ -197,7 +204,7 @@ def answers_of(
     recipe: Recipe,
     name: str,
     prompts: Mapping[str, Prompt],
-    score: Callable[[Sequence[str]], list[Any]],
+    score: Callable[[Sequence[str], Sequence[Prompt]], list[Any]],
 ) -> list[Answer]:
     """The answers of one arm, in the order of prompt ids and samples; `score` is the reward, by which best-of-n chooses."""
     arm = ARMS[name]
@@ -234,12 +241,15 @@ def _spent(turns: Iterable[Turn]) -> dict[tuple[str, int], tuple[int, int]]:
 
 
 def _best(
-    recipe: Recipe, turns: Sequence[Turn], prompts: Mapping[str, Prompt], score: Callable[[Sequence[str]], list[Any]]
+    recipe: Recipe,
+    turns: Sequence[Turn],
+    prompts: Mapping[str, Prompt],
+    score: Callable[[Sequence[str], Sequence[Prompt]], list[Any]],
 ) -> list[Answer]:
     """Of each prompt and sample the answer of highest reward among the clean and scored ones, as the chain would choose;
     the first answer where none is."""
     kept = [inspect(t.text, t.finish_reason, prompts[t.prompt_id], "", recipe.hygiene) for t in turns]
-    scores = score([k.text for k in kept])
+    scores = score([k.text for k in kept], [prompts[t.prompt_id] for t in turns])
     best: dict[tuple[str, int], tuple[float, int, str, str]] = {}  # reward, minus the number, text, how it ended
     for t, found, s in zip(turns, kept, scores, strict=True):
         fit = not found.defect and s.value is not None

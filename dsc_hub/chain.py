@@ -18,12 +18,16 @@ from dsc_hub.records import Chain, Prompt, Role, Score, Step, Turn
 
 Message = dict[str, str]
 Generate = Callable[[list[Message], Prompt, int, int, Role], Awaitable[Turn]]  # messages, prompt, chain, step, role
-ScoreText = Callable[[str], Awaitable[Score]]
+ScoreText = Callable[[str, Prompt], Awaitable[Score]]
+VetoText = Callable[[str, str], Awaitable[str]]  # a revision, the first answer -> why it must not be kept ("": it may)
 Inspect = Callable[[Turn, Prompt, str], Finding]  # what was written, for which prompt, after which critique ("": none)
 Dice = Callable[[str, int, int], float]  # prompt id, chain, step -> u in [0, 1)
 
 NOT_BETTER = "not accepted by the rule"
 UNSCORED = "unscored"
+LOST_MEANING = "says something else than the first answer"
+TOO_SHORT = "too short beside the first answer"
+BY_VETO = (LOST_MEANING, TOO_SHORT)
 
 
 def seed_of(run_seed: int, prompt_id: str, chain: int, step: int, what: str) -> int:
@@ -32,27 +36,38 @@ def seed_of(run_seed: int, prompt_id: str, chain: int, step: int, what: str) -> 
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1
 
 
-def dice_of(run_seed: int) -> Dice:
-    """The acceptance dice of a run: u in [0, 1) by (prompt, chain, step)."""
-    return lambda prompt_id, chain, step: seed_of(run_seed, prompt_id, chain, step, "accept") / 2**31
+def dice_of(run_seed: int, what: str = "accept") -> Dice:
+    """Dice of a run, for acceptance or for something else: u in [0, 1) by (prompt, chain, step)."""
+    return lambda prompt_id, chain, step: seed_of(run_seed, prompt_id, chain, step, what) / 2**31
+
+
+async def no_veto(revision: str, first: str) -> str:
+    """Every revision may be kept."""
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What the model is asked: the system message if any, and the two requests with {prompt}, {answer} and {group}."""
+    """What the model is asked: the system message if any, and the two requests with {prompt}, {answer}, {group} and
+    {principle}, one of `principles`."""
 
     critique: str
     revision: str
     system: str | None = None
+    principles: tuple[str, ...] = ()
 
     def opening(self, prompt: str) -> list[Message]:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": prompt}]
 
+    def principle(self, u: float) -> str:
+        """The principle that the dice, 0 <= u < 1, choose; "" where there are none."""
+        return self.principles[int(u * len(self.principles))] if self.principles else ""
+
     @staticmethod
-    def fill(template: str, prompt: Prompt, answer: str) -> str:
+    def fill(template: str, prompt: Prompt, answer: str, principle: str = "") -> str:
         """All placeholders at once, so that braces in a prompt or in model text are never taken for placeholders."""
-        parts = {"{prompt}": prompt.text, "{answer}": answer, "{group}": prompt.group}
+        parts = {"{prompt}": prompt.text, "{answer}": answer, "{group}": prompt.group, "{principle}": principle}
         out, rest = "", template
         while rest:
             at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(-1, ""))
@@ -73,38 +88,41 @@ async def run_chain(
     rule: Rule,
     dice: Dice,
     inspect: Inspect,
+    veto: VetoText = no_veto,
+    principle_dice: Dice = lambda prompt_id, chain, step: 0.0,
 ) -> Chain:
     """Run one chain of `steps` critiques and revisions and return it whole.
 
     A first answer that is dirty or unscored has reward -inf: any clean, scored revision is then better. A revision that is
-    dirty or unscored never becomes the state, whatever the rule.
+    dirty or unscored, or that has lost too much of the first answer (`veto`), never becomes the state, whatever the rule.
     """
     opening = texts.opening(prompt.text)
     first = await generate(opening, prompt, number, 0, "answer")
     found = inspect(first, prompt, "")
-    first_score = await score(found.text)
+    first_score = await score(found.text, prompt)
     state = found.text
     current = -math.inf if found.defect or first_score.value is None else first_score.value
     done: list[Step] = []
     for i in range(1, steps + 1):
+        principle = texts.principle(principle_dice(prompt.id, number, i))
         asked = [
             *opening,
             {"role": "assistant", "content": state},
-            {"role": "user", "content": texts.fill(texts.critique, prompt, state)},
+            {"role": "user", "content": texts.fill(texts.critique, prompt, state, principle)},
         ]
         critique = await generate(asked, prompt, number, i, "critique")
         asked = [
             *asked,
             {"role": "assistant", "content": critique.text},
-            {"role": "user", "content": texts.fill(texts.revision, prompt, state)},
+            {"role": "user", "content": texts.fill(texts.revision, prompt, state, principle)},
         ]
         revision = await generate(asked, prompt, number, i, "revision")
         proposal = inspect(revision, prompt, critique.text)
-        proposed = await score(proposal.text)
+        proposed = await score(proposal.text, prompt)
         rejected = proposal.defect
-        if not rejected and proposed.value is None:
-            rejected = UNSCORED
-        elif not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
+        if not rejected:
+            rejected = UNSCORED if proposed.value is None else await veto(proposal.text, found.text)
+        if not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
             rejected = NOT_BETTER
         if not rejected:
             state, current = proposal.text, proposed.value

@@ -113,9 +113,32 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+def _allow(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
+    for value in values:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{7,40}", value):
+            raise click.BadParameter(f"{value}: expected USER/NAME@COMMIT", context, parameter)
+    context.meta["allowed_code"] = values
+
+
+allow_option = click.option(
+    "--allow-code",
+    multiple=True,
+    metavar="USER/NAME@COMMIT",
+    expose_value=False,
+    callback=_allow,
+    help="Let the metric code in this Space, at this commit, run here.",
+)
+
+
+def _described(recipe: str, overrides: tuple[str, ...], runs: Path) -> Job:
+    from dsc_hub import jobs
+
+    return jobs.describe(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
+
+
 def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
-    """A verb that takes RECIPE, overrides and --runs."""
-    f = runs_option(f)
+    """A verb that takes RECIPE, overrides, --runs and --allow-code."""
+    f = allow_option(runs_option(f))
     f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(f)
     return cli.command()(click.argument("recipe")(f))
 
@@ -127,9 +150,9 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
         @functools.wraps(f)
         @json_option
         def verb(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
-            from dsc_hub import jobs, pipeline
+            from dsc_hub import pipeline
 
-            job = jobs.describe(recipe, overrides, runs)
+            job = _described(recipe, overrides, runs)
             pipeline.run_one(job, stage)
             if last_too:
                 pipeline.run_one(job, last_too)
@@ -146,9 +169,9 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
 @json_option
 def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, as_json: bool) -> None:
     """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
-    from dsc_hub import jobs, pipeline
+    from dsc_hub import pipeline
 
-    job = jobs.describe(recipe, overrides, runs)
+    job = _described(recipe, overrides, runs)
     pipeline.run_all(job, retry_failed=retry_failed)
     if as_json:
         _print_json({"run": str(job.run.folder), "metrics": job.run.metrics})
@@ -161,9 +184,9 @@ def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool,
 @json_option
 def sample(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, as_json: bool) -> None:
     """Run the chains of the training and validation prompts."""
-    from dsc_hub import jobs, pipeline
+    from dsc_hub import pipeline
 
-    job = jobs.describe(recipe, overrides, runs)
+    job = _described(recipe, overrides, runs)
     pipeline.run_all(job, "sampling", retry_failed)
     if as_json:
         _print_json(job.run.marker("sampling"))
@@ -186,6 +209,7 @@ def distill() -> None:
 @click.option(
     "--on", "on", metavar="RECIPE", help="The recipe whose test prompts and scorers are meant (same as RECIPE)."
 )
+@allow_option
 @runs_option
 @json_option
 def evaluate(
@@ -206,11 +230,11 @@ def evaluate(
             "name a recipe: dsc evaluate RECIPE, or dsc evaluate --adapter hub:USER/REPO --on RECIPE"
         )
     if adapter is None:
-        job = jobs.describe(recipe, overrides, runs)
+        job = _described(recipe, overrides, runs)
         pipeline.run_one(job, "evaluation")
     else:
         job = pipeline.evaluate_adapter(
-            jobs.describe(recipe, (*jobs.ARMS_OF_ANOTHER, *overrides, *jobs.OF_ANOTHER), runs), adapter
+            _described(recipe, (*jobs.ARMS_OF_ANOTHER, *overrides, *jobs.OF_ANOTHER), runs), adapter
         )
     if as_json:
         _print_json(job.run.metrics["evaluation"])
@@ -234,7 +258,7 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
     """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
     from dsc_hub import jobs, show
 
-    job = jobs.describe(recipe, overrides, runs)
+    job = _described(recipe, overrides, runs)
     with jobs.hub_account(job.recipe) as account:
         estimate = jobs.check(job, account)
     if as_json:
@@ -249,9 +273,9 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
 @json_option
 def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_json: bool) -> None:
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
-    from dsc_hub import jobs, pipeline, show
+    from dsc_hub import pipeline, show
 
-    job = jobs.describe(recipe, overrides, runs)
+    job = _described(recipe, overrides, runs)
     tried, seconds, failed = pipeline.try_out(job, count)
     if as_json:
         chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
@@ -398,6 +422,33 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("metric")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("options", nargs=-1, metavar="[OPTION=VALUE]...")
+@click.option("--scorer", help="A packaged scorer or a model of the Hub (default: the metric's first).")
+@click.option("--column", default="text", show_default=True, help="Of .jsonl, .csv and .parquet.")
+@allow_option
+@json_option
+def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None, column: str, as_json: bool) -> None:
+    """Score the texts in FILE with METRIC: a shipped one, your own NAME.py, or a Space USER/NAME.
+
+    FILE has a text a line, or is .jsonl, .csv or .parquet; columns `prompt` and `kind` go along. OPTIONs are the metric's.
+    """
+    from dsc_hub import show as screen
+    from dsc_hub.metrics.identity import Code
+    from dsc_hub.recipe import parse_options
+    from dsc_hub.score import score as scored
+
+    code = Code(Path(), click.get_current_context().meta["allowed_code"])
+    found = scored(metric, file, scorer, column, parse_options(options), code)
+    if as_json:
+        _print_json(found)
+    else:
+        _results_follow()
+        screen.scored(found)
+
+
+@cli.command()
 @click.argument("of", type=click.Choice(["recipe", "metrics"]), default="recipe")
 def schema(of: str) -> None:
     """Print the JSON schema of recipes (for editors), or of metrics.json."""
@@ -414,16 +465,16 @@ def schema(of: str) -> None:
     "--to", type=click.Choice(["hub", "local"]), default="hub", show_default=True, help="local: the embedded Hub."
 )
 @click.option("--owner", help="User or organisation (default: whoever the token belongs to).")
-@click.option("--name", help="Name of the Space (default: METRIC).")
+@click.option("--name", help="Name of the Space (default: METRIC's).")
 @click.option("--public", is_flag=True, help="Anybody may load it.")
 @json_option
 def publish_metric(metric: str, to: str, owner: str | None, name: str | None, public: bool, as_json: bool) -> None:
-    """Publish a shipped METRIC as a Space that evaluate.load("USER/METRIC") loads without dsc_hub."""
+    """Publish METRIC, a shipped one's name or your own FILE.py, as a Space that evaluate.load("USER/METRIC") loads without dsc_hub."""
     from dsc_hub import jobs
     from dsc_hub.publish_metric import publish as put
 
     with jobs.account_at(to, owner) as account:
-        found = put(metric, account, name or metric, not public)
+        found = put(metric, account, name or Path(metric).stem, not public)
     if as_json:
         _print_json(found)
     else:

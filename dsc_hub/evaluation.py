@@ -20,7 +20,7 @@ from dsc_hub.recipe import SCORERS, Recipe, judges_claim
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import Run, read_json, write_json
 
-Scorers = Mapping[str, Callable[[Sequence[str]], list[Score]]]
+Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
 Row = dict[str, Any]
 ANSWERS = pa.schema(
     [
@@ -64,15 +64,16 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorer
         for arm in recipe.evaluation.arms
         for a in arms.answers_of(run, recipe, arm, by_id, scorers["reward"])
     ]
-    score_answers(rows, scorers)
+    score_answers(rows, by_id, scorers)
     return rows
 
 
-def score_answers(answers: list[Row], scorers: Scorers) -> None:
+def score_answers(answers: list[Row], prompts: Mapping[str, Prompt], scorers: Scorers) -> None:
     """Add `reward`, `second` and `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
+    asked = [prompts[a["prompt_id"]] for a in answers]
     for name in SCORERS:
         scores = (
-            scorers[name]([a["text"] for a in answers])
+            scorers[name]([a["text"] for a in answers], asked)
             if name in scorers
             else [Score(None, "no scorer")] * len(answers)
         )

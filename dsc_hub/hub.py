@@ -305,6 +305,24 @@ def dataset_commit(repo: str, revision: str) -> str:
         return str(HfApi().dataset_info(repo, revision=revision).sha)
 
 
+def space_commit(repo: str, revision: str) -> str:
+    """The commit of a Space at a revision. HubError if it isn't there."""
+    if constants.is_offline_mode():
+        return revision
+    with as_hub_error(f"Space '{repo}' at '{revision}'", constants.ENDPOINT):
+        return str(HfApi().space_info(repo, revision=revision).sha)
+
+
+def space_module(repo: str, commit: str) -> Path:
+    """A metric's Space at a commit, in the Hub's cache: the Python file named like the Space. Code: the caller asked for leave."""
+    name = f"{repo.partition('/')[2]}.py"
+    with as_hub_error(f"Space '{repo}' at '{commit}'", constants.ENDPOINT):
+        folder = snapshot_download(repo, repo_type="space", revision=commit, allow_patterns=["*.py", "*.json"])
+    if not (Path(folder) / name).is_file():
+        raise HubError(f"Space '{repo}' holds no {name}", "A metric's Space has a Python file of the Space's own name.")
+    return Path(folder) / name
+
+
 def dataset_rows(repo: str, config: str | None, split: str, revision: str) -> Iterator[dict[str, Any]]:
     """Rows of one split of a dataset; data files alone, no code of it is run. HubError if there is no such config or split."""
     import datasets

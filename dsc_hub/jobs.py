@@ -18,6 +18,7 @@ import yaml
 
 from dsc_hub import machine, models, progress, prompts, recipe, runs
 from dsc_hub.errors import ConfigError, DscError, RunError
+from dsc_hub.metrics import identity as metrics_identity
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
@@ -46,18 +47,22 @@ class Job:
         return [p for p in self.run.rows("prompts.jsonl").as_type(Prompt) if p.split in splits]
 
 
-def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job:
+def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowed_code: Sequence[str] = ()) -> Job:
     """Find and check a recipe and resolve what it names (model, prompts, scorers) into fingerprints and a run folder.
 
-    Writes nothing. Raises one error for a recipe that is wrong in itself, then one with all that its names lead to.
+    `allowed_code` names the Spaces, USER/NAME@COMMIT each, whose metric code may run here. Writes nothing. Raises one error for a recipe that is wrong in itself, then one with all that its names lead to.
     """
     from dsc_hub import metrics
 
     path, checked = load_recipe(reference, overrides)
+    code = metrics.Code(path.parent, allowed_code)
     ways = {
         "model": lambda: models.identify(checked.model),
         "prompts": lambda: prompts.identify(checked.prompts, path.parent),
-    } | {key: lambda key=key: metrics.identify(getattr(checked, key)) for key in recipe.SCORERS.values()}
+    } | {
+        place: lambda section=section: metrics.identify(section, code)
+        for place, section in recipe.all_scorers(checked).items()
+    }
     found: dict[str, Any] = {}
     errors: dict[str, DscError] = {}
     for name, way in ways.items():
@@ -72,7 +77,7 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path) -> Job
             f"{path} names {len(errors)} things that can't be had", problems=[f"{n}: {e}" for n, e in errors.items()]
         )
     model = found["model"]
-    identity = found | {"model": model.identity}
+    identity = dict.fromkeys(recipe.SCORERS.values(), "") | found | {"model": model.identity}
     fingerprints = recipe.stage_fingerprints(checked, identity)
     run = Run(runs_folder / checked.name / fingerprints["publish"])
     command = shlex.join(["dsc", "run", _plain(reference), *overrides])
@@ -135,9 +140,17 @@ def read_pulled(reference: str, path: Path) -> Recipe:
     pulled = recipe.load(path)
     files = [(f"prompts.{k}", v) for k in ("path", "values") if (v := getattr(pulled.prompts, k))]
     problems = [f"{key}: '{v}' is not a file beside the recipe" for key, v in files if not _FILE_NAME.fullmatch(v)]
-    named = {recipe.SCORERS[name]: section.scorer for name, section in recipe.scorers(pulled).items()}
-    local = {"model.source": pulled.model.source} | {f"{key}.scorer": scorer for key, scorer in named.items()}
+    named = recipe.all_scorers(pulled)
+    local = {"model.source": pulled.model.source} | {f"{place}.scorer": s.scorer for place, s in named.items()}
     problems += [f"{key}: '{v}' is a local folder" for key, v in local.items() if models.is_folder(v)]
+    for place, section in named.items():
+        if section.metric.endswith(".py"):
+            problems.append(f"{place}.metric: '{section.metric}' is code; ask for it as a Space of the Hub")
+        problems += [
+            f"{place}.options.{key}: servers and keys are this machine's business"
+            for key in metrics_identity.SERVERS
+            if key in section.options
+        ]
     default = recipe.Serving()
     for key in ("endpoints", "served_model", "api_key_env"):
         if getattr(pulled.serving, key) != getattr(default, key):

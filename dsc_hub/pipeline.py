@@ -23,8 +23,7 @@ from dsc_hub import adapters, machine, models, prompts, runs
 from dsc_hub.errors import ConfigError, RunError, ServingError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
-from dsc_hub.recipe import ADAPTER, SCORERS, STAGES, Generation, digest, generation_at_evaluation, models_of, repo_names
-from dsc_hub.recipe import scorers as scorers_of
+from dsc_hub.recipe import ADAPTER, STAGES, Generation, digest, generation_at_evaluation, models_of, repo_names
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
 
@@ -218,10 +217,11 @@ def _sampling(job: Job) -> Result:
     from dsc_hub import metrics, sampling
 
     wanted = job.prompts("train", "validation")
-    scorer = metrics.load(job.recipe.reward, job.run.facts["identity"]["reward"])
+    reward = metrics.load_all(job.recipe, job.run.facts["identity"], job.path.parent, "reward")["reward"]
+    veto = metrics.load_veto(job.recipe, job.run.facts["identity"])
     job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
     with _served(job) as endpoints:
-        tally, seconds = _chains(job, endpoints, wanted, scorer)
+        tally, seconds = _chains(job, endpoints, wanted, reward.score, veto)
     job.run.note_session("sampling", seconds, tally.new_tokens)
     total = len(wanted) * job.recipe.chain.chains_per_prompt
     chains, groups, c = sampling.read_chains(job.run), {p.id: p.group for p in wanted}, job.recipe.chain
@@ -255,7 +255,7 @@ def _diagnosed(job: Job, chains: Sequence[Chain], groups: Mapping[str, str]) -> 
     }
 
 
-def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], scorer: Any) -> tuple[Any, float]:
+def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, veto: Any) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder; the tally and the seconds. Remembers the machine's speed."""
     from dsc_hub import sampling
     from dsc_hub.scoring import Scoring
@@ -265,7 +265,9 @@ def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], scorer: Any)
         _ask(
             job,
             endpoints,
-            lambda generator: sampling.run_with_line(job.run, job.recipe, some, generator.complete, Scoring(scorer)),
+            lambda generator: sampling.run_with_line(
+                job.run, job.recipe, some, generator.complete, Scoring(score), Scoring(veto)
+            ),
         )
     )
     seconds = time.monotonic() - started
@@ -293,9 +295,10 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
         tried = replace(job, recipe=one_each, run=Run(Path(folder)))
         tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
-        scorer = metrics.load(job.recipe.reward, job.identity["reward"])
+        reward = metrics.load_all(job.recipe, job.identity, job.path.parent, "reward")["reward"]
+        veto = metrics.load_veto(job.recipe, job.identity)
         with _served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
-            tally, seconds = _chains(tried, endpoints, some, scorer)
+            tally, seconds = _chains(tried, endpoints, some, reward.score, veto)
         by_id = {p.id: p for p in some}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
@@ -344,8 +347,9 @@ def _evaluation(job: Job) -> Result:
 
     e, identity = job.recipe.evaluation, job.run.facts["identity"]
     held_out = job.prompts(e.split)
-    sections = scorers_of(job.recipe)
-    scorers = {name: metrics.load(section, identity[SCORERS[name]]) for name, section in sections.items()}
+    scorers = metrics.load_all(job.recipe, identity, job.path.parent)
+    score = {name: scorer.score for name, scorer in scorers.items()}
+    veto = metrics.load_veto(job.recipe, identity)
     served = {ADAPTER: job.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"
     if served:
@@ -358,24 +362,17 @@ def _evaluation(job: Job) -> Result:
                     job,
                     endpoints,
                     lambda g, models=asked: arms.ask_all(
-                        job.run, job.recipe, held_out, g, Scoring(scorers["reward"]), models
+                        job.run, job.recipe, held_out, g, Scoring(score["reward"]), Scoring(veto), models
                     ),
                     generation_at_evaluation(job.recipe),
                 )
             )
-    answers = evaluation.collect(job.run, job.recipe, held_out, scorers)
+    answers = evaluation.collect(job.run, job.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
-    about = {
-        name: {
-            "name": f"{section.metric} ({Path(section.scorer).name})",
-            "unit": "polarity -1..1",
-            "higher_is_better": True,
-        }
-        for name, section in sections.items()
-    }
+    about = {name: {"name": s.name, "unit": s.unit, "higher_is_better": True} for name, s in scorers.items()}
     hardware = job.run.facts["hardware"]
     numbers = evaluation.summarise(
         job.recipe,

@@ -13,13 +13,14 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 
+Row = tuple[str, str, str]  # text, group, kind
 OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words with training is dropped
 WORDING_GROUPS = 2  # unless more training groups than these share it too
 
@@ -55,19 +56,19 @@ def load(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[l
             f"{source} holds no prompts",
             "Write one prompt a line, or name the right column with prompts.column.",
         )
-    for text, _ in rows:
+    for text, *_ in rows:
         try:
             text.encode()
         except UnicodeEncodeError:
             raise DataError(
                 f"a prompt holds half a character (a lone surrogate): {text[:50]!r}", "Mend or remove it."
             ) from None
-    seen: dict[str, tuple[str, str]] = {}
-    for text, group in rows:
-        seen.setdefault(_normal(text), (text, group))
+    seen: dict[str, Row] = {}
+    for row in rows:
+        seen.setdefault(_normal(row[0]), row)
     unique = list(seen.values())[: section.limit]
-    splits = split_groups({g for _, g in unique}, section.split, seed)
-    prompts = [Prompt(prompt_id(t), t, g, splits[g]) for t, g in unique]
+    splits = split_groups({g for _, g, _ in unique}, section.split, seed)
+    prompts = [Prompt(prompt_id(t), t, g, splits[g], kind) for t, g, kind in unique]
     kept = drop_overlaps(prompts, templated=bool(section.templates))
     for split in SPLITS:
         if getattr(section.split, split) > 0 and not any(p.split == split for p in kept):
@@ -149,34 +150,48 @@ def _lines(path: Path) -> Iterator[str]:
     yield from (stripped for line in _text(path).split("\n") if (stripped := line.strip()))
 
 
-def _from_templates(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
+def _from_templates(section: Prompts, base: Path) -> Iterator[Row]:
     for value in _lines(_file(base, str(section.values))):
         for template in section.templates:
-            yield template.replace("{value}", value), value
+            yield template.replace("{value}", value), value, ""
 
 
-def _from_file(section: Prompts, base: Path) -> Iterator[tuple[str, str]]:
+def _from_file(section: Prompts, base: Path) -> Iterator[Row]:
     path = _file(base, str(section.path))
     if path.suffix not in (".jsonl", ".csv", ".parquet"):
-        yield from ((line, line) for line in _lines(path))
+        yield from ((line, line, "") for line in _lines(path))
         return
     yield from _from_rows(section, _table(path), str(path))
 
 
-def _from_dataset(section: Prompts, revision: str) -> Iterator[tuple[str, str]]:
+def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]]:
+    """Rows of a .jsonl, .csv or .parquet file, each with these columns; of any other file a row a line, the line being the first
+    column. DataError if it can't be read."""
+    if not path.is_file():
+        raise DataError(f"file {path} not found")
+    if path.suffix not in (".jsonl", ".csv", ".parquet"):
+        yield from ({columns[0]: line} for line in _lines(path))
+        return
+    for number, row in enumerate(_table(path), 1):
+        if missing := [c for c in columns if c not in row]:
+            raise DataError(f"{path} row {number} has no column '{missing[0]}'; it has {sorted(map(str, row))}")
+        yield row
+
+
+def _from_dataset(section: Prompts, revision: str) -> Iterator[Row]:
     from dsc_hub import hub
 
     rows = hub.dataset_rows(str(section.dataset), section.dataset_config, section.dataset_split, revision)
     yield from _from_rows(section, rows, f"dataset {section.dataset}, {section.dataset_split}")
 
 
-def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[tuple[str, str]]:
+def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         if None in row:  # what csv calls the cells that no header names
             raise DataError(
                 f"{where} row {number} has more cells than the header", "Put texts with commas into double quotes."
             )
-        for key in ("column", "group_column"):
+        for key in ("column", "group_column", "kind_column"):
             column = getattr(section, key)
             if column and column not in row:
                 raise DataError(
@@ -187,7 +202,8 @@ def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: st
         if not isinstance(text, str):
             raise DataError(f"{where} row {number}: '{section.column}' should be text, got {type(text).__name__}")
         if text.strip():
-            yield text.strip(), str(row[section.group_column]) if section.group_column else text.strip()
+            group = str(row[section.group_column]) if section.group_column else text.strip()
+            yield text.strip(), group, str(row[section.kind_column]) if section.kind_column else ""
 
 
 def _table(path: Path) -> Iterator[dict[str, object]]:

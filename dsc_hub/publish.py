@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import yaml
 
 from dsc_hub import hub, push, targets
 from dsc_hub.errors import HubError, RunError
+from dsc_hub.metrics.identity import SERVERS, commit_of
 from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
 from dsc_hub.recipe import PUBLISHERS_OWN, SCORERS, Publish, publishes_rejected
@@ -117,11 +119,10 @@ def _check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
 def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe as others can run it: what it names on the Hub at the commits that were used. Endpoints and key names are this
     machine's business: left out."""
-    data = {k: dict(v) if isinstance(v, Mapping) else v for k, v in facts["recipe"].items()}
-    commits = {key: str(facts["identity"].get(key) or "").partition("@")[2] for key in ("prompts", *SCORERS.values())}
-    for key, commit in commits.items():
-        if data[key] and commit:
-            data[key]["revision"] = commit
+    data = deepcopy(dict(facts["recipe"]))
+    for place, section in _named_by(data).items():
+        if commit := commit_of(facts["identity"].get(place)):
+            section["revision"] = commit
     if facts["model"]["published_as"] == facts["model"]["source"]:
         data["model"]["revision"] = facts["model"]["commit"]
     for key in ("path", "values"):
@@ -133,10 +134,21 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
         data["publish"].pop(key, None)
     if is_folder(data["model"]["source"]):
         data["model"] |= {"source": facts["model"]["published_as"], "revision": "main"}
-    for key in SCORERS.values():
-        if data[key] and is_folder(data[key]["scorer"]):
-            data[key]["scorer"] = Path(data[key]["scorer"]).name
+    for section in _named_by(data).values():
+        if "scorer" in section and is_folder(section["scorer"]):
+            section["scorer"] = Path(section["scorer"]).name
+        if section.get("metric", "").endswith(".py"):
+            section["metric"] = Path(section["metric"]).name  # the code itself does not travel
+        for key in SERVERS:
+            section.get("options", {}).pop(key, None)
     return data
+
+
+def _named_by(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of a recipe that name something with a revision, by their place."""
+    found = {key: data[key] for key in ("prompts", *SCORERS.values()) if data[key]}
+    found |= {f"reward.plus.{i}": section for i, section in enumerate(data["reward"].get("plus") or ())}
+    return found | ({"chain.veto": data["chain"]["veto"]} if data["chain"].get("veto") else {})
 
 
 def _recipe_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, Path]:

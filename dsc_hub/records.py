@@ -28,12 +28,14 @@ def prompt_id(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction. `group` is the unit of splitting and of the statistics (a film, a topic)."""
+    """One instruction. `group` is the unit of splitting and of the statistics (a film, a topic), `kind` what sort of prompt it
+    is, where a metric asks (harmful, harmless)."""
 
     id: str
     text: str
     group: str
     split: Split
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,14 +121,14 @@ async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
     async def generate(messages: list[Message], about: Prompt, chain: int, step: int, role: Role) -> Turn:
         return Turn(about.id, chain, step, role, texts[role], "stop", 0, 0, 0)
 
-    async def score(text: str) -> Score:
+    async def score(text: str, about: Prompt) -> Score:
         reward = next(rewards)  # asked for first the answer, then the revision
         return Score(reward, "" if reward is not None else UNKNOWN)
 
     return await run_chain(
         prompt,
         number,
-        texts=Texts(made.chain.critique, made.chain.revision, made.chain.system),
+        texts=Texts("", "", made.chain.system),
         steps=1,
         generate=generate,
         score=score,

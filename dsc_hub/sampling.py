@@ -15,7 +15,19 @@ from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.acceptance import make_rule
-from dsc_hub.chain import NOT_BETTER, UNSCORED, Message, ScoreText, Texts, dice_of, run_chain, seed_of
+from dsc_hub.chain import (
+    BY_VETO,
+    NOT_BETTER,
+    UNSCORED,
+    Message,
+    ScoreText,
+    Texts,
+    VetoText,
+    dice_of,
+    no_veto,
+    run_chain,
+    seed_of,
+)
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
@@ -76,6 +88,7 @@ async def sample(
     complete: Complete,
     score: ScoreText,
     *,
+    veto: VetoText = no_veto,
     prefix: str = "",
     show: Callable[[str], None] = lambda text: None,
 ) -> Tally:
@@ -90,7 +103,9 @@ async def sample(
     # Only turns of unfinished chains are held: those of finished ones are never asked for again.
     had = {t.key: t for t in turns.as_type(Turn) if (t.prompt_id, t.chain) not in finished}
     tally = Tally(len(todo), 1 + 2 * recipe.chain.steps, reused_turns=len(had))
-    texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
+    c = recipe.chain
+    texts = Texts(c.critique, c.revision, c.system, c.principles)
+    principle_dice = dice_of(recipe.seed, "principle")
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
 
     async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
@@ -116,6 +131,8 @@ async def sample(
                 score=score,
                 rule=rule,
                 dice=dice,
+                veto=veto,
+                principle_dice=principle_dice,
                 inspect=lambda turn, about, critique: inspect(
                     turn.text, turn.finish_reason, about, critique, recipe.hygiene
                 ),
@@ -165,11 +182,17 @@ async def in_flight(jobs: Iterable[Callable[[], Awaitable[Any]]], most: int) -> 
 
 
 async def run_with_line(
-    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: Complete, score: ScoreText, prefix: str = ""
+    run: Run,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    complete: Complete,
+    score: ScoreText,
+    veto: VetoText,
+    prefix: str = "",
 ) -> Tally:
     """`sample` with the moving line on the terminal."""
     with moving_line() as line:
-        return await sample(run, recipe, prompts, complete, score, prefix=prefix, show=line.show)
+        return await sample(run, recipe, prompts, complete, score, veto=veto, prefix=prefix, show=line.show)
 
 
 def read_chains(run: Run, name: str = "chains.jsonl") -> list[Chain]:
@@ -223,16 +246,17 @@ def waterfall(numbers: Mapping[str, Any]) -> list[tuple[str, int]]:
     losses: Counter[str] = Counter()
     for step in numbers["steps"]:
         losses.update(step["rejected"])
-    dirty = sum(losses[r] for r in losses if r not in (NOT_BETTER, UNSCORED))
+    later = (UNSCORED, *BY_VETO, NOT_BETTER)  # what happens to clean revisions
+    dirty = sum(losses[r] for r in losses if r not in later)
     proposals = sum(s["proposals"] for s in numbers["steps"])
     return [
         ("first answers", numbers["finished"]),
         *((reason, -n) for reason, n in numbers["dirty_answers_by_reason"].items()),
         ("clean first answers", numbers["finished"] - numbers["dirty_answers"]),
         ("revisions proposed", proposals),
-        *((reason, -n) for reason, n in losses.most_common() if reason not in (NOT_BETTER, UNSCORED)),
+        *((reason, -n) for reason, n in losses.most_common() if reason not in later),
         ("clean revisions", proposals - dirty),
-        *((reason, -losses[reason]) for reason in (UNSCORED, NOT_BETTER) if losses[reason]),
+        *((reason, -losses[reason]) for reason in later if losses[reason]),
         ("accepted revisions", sum(s["accepted"] for s in numbers["steps"])),
         ("chains", numbers["finished"]),
         ("without a clean final state", numbers["usable"] - numbers["finished"]),

@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
 
-from dsc_hub.records import Score
+Result = TypeVar("Result")
 
 MOST_AT_ONCE = 256
 
 
-class Scoring:
-    """`await scoring(text)` gives the text's score. Whatever came while a batch was being scored is the next batch."""
+class Scoring(Generic[Result]):
+    """`await scoring(text, beside)` gives the text's score, by a scorer that takes many texts and as many of what each is
+    scored beside (the prompt; for a veto the first answer). Whatever came while a batch was being scored is the next batch."""
 
-    def __init__(self, scorer: Callable[[Sequence[str]], list[Score]]) -> None:
+    def __init__(self, scorer: Callable[[Sequence[str], Sequence[Any]], list[Result]]) -> None:
         self._scorer = scorer
-        self._waiting: list[tuple[str, asyncio.Future[Score]]] = []
+        self._waiting: list[tuple[str, Any, asyncio.Future[Result]]] = []
         self._worker: asyncio.Task[None] | None = None
         # One thread: scorers (tokenizers, evaluate's buffers) aren't promised to be thread-safe.
         self._thread = ThreadPoolExecutor(1, "scoring")
 
-    async def __call__(self, text: str) -> Score:
-        future: asyncio.Future[Score] = asyncio.get_running_loop().create_future()
-        self._waiting.append((text, future))
+    async def __call__(self, text: str, beside: Any) -> Result:
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((text, beside, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         return await future
@@ -33,16 +35,17 @@ class Scoring:
         while self._waiting:
             batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
             try:
-                scores = await loop.run_in_executor(self._thread, self._scorer, [text for text, _ in batch])
+                texts, besides, _ = (list(part) for part in zip(*batch, strict=True))
+                scores = await loop.run_in_executor(self._thread, self._scorer, texts, besides)
                 if len(scores) != len(batch):
                     raise RuntimeError(f"the scorer gave {len(scores)} scores for {len(batch)} texts")
             except BaseException as e:
-                for _, future in batch:  # whoever waits gets the error: nothing hangs, nothing is swallowed
+                for *_, future in batch:  # whoever waits gets the error: nothing hangs, nothing is swallowed
                     if not future.done():
                         future.set_exception(e)
                 if not isinstance(e, Exception):
                     raise
                 continue
-            for (_, future), score in zip(batch, scores, strict=True):
+            for (*_, future), score in zip(batch, scores, strict=True):
                 if not future.done():
                     future.set_result(score)

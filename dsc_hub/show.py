@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dsc_hub.verify import Check
 
 _WIDTH = 200  # where there is no terminal to ask
+FEW_TEXTS = 20
 TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
 _ASKED = sys.stdout.isatty() or "COLUMNS" in os.environ
 out = Console(highlight=False, width=None if _ASKED else _WIDTH)
@@ -345,3 +346,26 @@ def _times(stages: Mapping[str, float], budget: Mapping[str, float]) -> Table:
 def _short(path: Path) -> str:
     home = str(Path.home())
     return str(path).replace(home, "~", 1) if str(path).startswith(home + "/") else str(path)
+
+
+def scored(found: Mapping[str, Any]) -> None:
+    """What `dsc score` found: the first texts and the mean."""
+    from dsc_hub import wording
+
+    rows = found["rows"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("score", justify="right")
+    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    for row in rows[:FEW_TEXTS]:
+        value = wording.number(row["score"]) if row["score"] is not None else f"unscored: {row['reason']}"
+        table.add_row(value, Text(" ".join(row["text"].split())))
+    out.print(table)
+    if len(rows) > FEW_TEXTS:
+        out.print(f"... and {len(rows) - FEW_TEXTS:,} more texts (--json prints all)")
+    way = "higher" if found["higher_is_better"] else "lower"
+    out.print(
+        Text(
+            f"{found['metric']}: mean {wording.interval(found['estimate'])} over {found['estimate']['n']:,} texts, {found['unscored']:,} "
+            f"unscored; {found['unit']}, {way} is better; {found['identity']}"
+        )
+    )

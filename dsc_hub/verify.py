@@ -254,12 +254,14 @@ def _scores(rows: Rows) -> str:
 
     told = []
     texts = [row["text"] for row in rows.answers]
+    by_id = {p.id: p for p in rows.prompts[0]}
+    asked = [by_id[row["prompt_id"]] for row in rows.answers]
     for name, section in recipe.scorers(rows.recipe).items():
-        if section.scorer not in metrics.PACKAGED:
-            told.append(f"{name} not scored again: {section.scorer} is no packaged scorer")
+        if other := [s for s in (section, *getattr(section, "plus", ())) if not metrics.is_packaged(s)]:
+            told.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
             continue
         mine, theirs = metrics.identify(section), rows.facts["identity"][recipe.SCORERS[name]]
-        scored: list[Score] = metrics.load(section, mine)(texts)
+        scored: list[Score] = metrics.load(section, mine).score(texts, asked)
         off = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
         if off:
             other = "" if mine == theirs else f" (here {mine}, there {theirs})"

@@ -74,6 +74,6 @@ class ScriptedModel:
         return Completion(f"{words}.", "stop", sum(len(m["content"]) for m in messages), 11)
 
 
-async def length_score(text: str) -> Score:
+async def length_score(text: str, prompt: object = None) -> Score:
     """A reward without meaning that differs from text to text, in [0, 1)."""
     return Score(int(hashlib.sha256(text.encode()).hexdigest()[:6], 16) / 16**6)

@@ -51,7 +51,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
     identity = {"model": "package:x@abc", "prompts": "0123"} | {
         recipe.SCORERS[n]: metrics.identify(s) for n, s in sections.items()
     }
-    scorers = {name: metrics.load(s, identity[recipe.SCORERS[name]]) for name, s in sections.items()}
+    scorers = {name: metrics.load(s, identity[recipe.SCORERS[name]]).score for name, s in sections.items()}
     facts = fixture_run.facts()
     names = {"owner": "local", "dataset": "local/little-dsc", "adapter": "local/little-dsc-lora", "base": None}
     facts |= {"recipe": r.model_dump(mode="json"), "identity": identity, "repos": names}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsc_hub import arms, evaluation, preflight, recipe
-from dsc_hub.chain import seed_of
+from dsc_hub.chain import no_veto, seed_of
 from dsc_hub.generation import RequestFailed
 from dsc_hub.recipe import ADAPTER, ARMS, Recipe
 from dsc_hub.records import Prompt, Score
@@ -37,7 +37,7 @@ def recipe_with(recipe_file: Path, *overrides: str) -> Recipe:
     return recipe.load(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", *overrides])
 
 
-def score_all(texts: Any) -> list[Score]:
+def score_all(texts: Any, prompts: Any = None) -> list[Score]:
     return [asyncio.run(length_score(t)) for t in texts]
 
 
@@ -193,7 +193,7 @@ def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells
     def nats(tells: bool, folder: str) -> dict[str, dict[str, float]]:
         run, r = Run(tmp_path / folder), recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
         run.folder.mkdir()
-        return asyncio.run(arms.ask_all(run, r, PROMPTS, Telling(tells), length_score, (None, ADAPTER)))
+        return asyncio.run(arms.ask_all(run, r, PROMPTS, Telling(tells), length_score, no_veto, (None, ADAPTER)))
 
     found = nats(True, "one")
     assert found["base"] == {} and len(found["distilled"]) == 20  # one request failed: unmeasured, not a mean of some

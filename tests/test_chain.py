@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections import Counter, deque
+from typing import Any
 
 import pytest
 from scipy import stats as sps
@@ -41,10 +42,12 @@ def go(
     u: float = 0.5,
     temperature: float = 1.0,
     meta_talk: str = "reject",
+    texts: Texts = TEXTS,
+    **more: Any,
 ) -> Chain:
     rules = HygieneSection(meta_talk=meta_talk)
 
-    async def score(text: str) -> Score:
+    async def score(text: str, prompt: Prompt) -> Score:
         value = rewards[text]
         return Score(value, "" if value is not None else "can't tell")
 
@@ -52,13 +55,14 @@ def go(
         run_chain(
             PROMPT,
             0,
-            texts=TEXTS,
+            texts=texts,
             steps=steps,
             generate=script,
             score=score,
             rule=make_rule(rule, temperature),
             dice=lambda *_: u,
             inspect=lambda turn, prompt, critique: inspect(turn.text, turn.finish_reason, prompt, critique, rules),
+            **more,
         )
     )
 
@@ -150,7 +154,7 @@ def test_the_chain_samples_p_times_exp_reward_over_t_where_proposals_come_from_p
             text = "critique" if role == "critique" else dice.choices(list(p), list(p.values()))[0]
             return Turn(prompt.id, chain, step, role, text, "stop", 1, 1, 0)
 
-    async def score(text: str) -> Score:
+    async def score(text: str, prompt: Prompt) -> Score:
         return Score(reward[text])
 
     async def chains() -> Counter[str]:
@@ -214,3 +218,30 @@ def test_a_stripped_revision_is_scored_and_kept_without_its_opening_and_the_whol
 def test_the_group_is_put_into_the_requests():
     texts = Texts("What is good about {group}?", "Praise {group}, not {answer}.")
     assert texts.fill(texts.revision, PROMPT, "{group}") == "Praise film, not {group}."
+
+
+def test_a_veto_blocks_what_the_rule_would_take_and_is_asked_about_clean_scored_texts_only():
+    asked = []
+
+    async def veto(revision: str, first: str) -> str:
+        asked.append((revision, first))
+        return "lost" if revision == "no" else ""
+
+    script = Script("first", "c1", "no", "c2", ("cut", "length"), "c3", "unknown", "c4", "yes")
+    rewards = {"first": 0, "no": 9, "cut": 9, "unknown": None, "yes": 1}
+    chain = go(script, rewards, steps=4, veto=veto)
+    assert [s.rejected for s in chain.steps][0] == "lost" and chain.steps[2].rejected == UNSCORED
+    assert chain.final == "yes" and asked == [("no", "first"), ("yes", "first")]
+
+
+def test_principles_are_drawn_for_each_step_and_stand_in_both_texts():
+    texts = Texts("Against {principle}?", "Mind {principle}, {answer}", principles=("truth", "kindness", "{answer}"))
+    dice = dice_of(7, "principle")
+    drawn = [texts.principle(dice("p", n, i)) for n in range(300) for i in (1, 2)]
+    assert all(150 < drawn.count(p) < 250 for p in texts.principles)
+    assert drawn == [texts.principle(dice("p", n, i)) for n in range(300) for i in (1, 2)]
+    script = Script("first", "c1", "second")
+    chain = go(script, {"first": 0, "second": 1}, texts=texts, principle_dice=lambda *_: 0.99)
+    assert script.asked[1][2][-1]["content"] == "Against {answer}?"
+    assert script.asked[2][2][-1]["content"] == "Mind {answer}, first" and chain.final == "second"
+    assert Texts("a", "b").principle(0.5) == ""

@@ -25,7 +25,7 @@ KINDER = {"brutal": "tender", "harsh": "gentle", "bad": "good", "violence": "war
 
 @pytest.fixture(scope="module")
 def scorers() -> dict[str, Any]:
-    return {name: metrics.load(Reward(scorer=s), "") for name, s in (("reward", "vader"), ("second", "textblob"))}
+    return {name: metrics.load(Reward(scorer=s), "").score for name, s in (("reward", "vader"), ("second", "textblob"))}
 
 
 def judged(scorers: dict[str, Any], write: Any) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def judged(scorers: dict[str, Any], write: Any) -> dict[str, Any]:
     assert len(BASE) == 60
     for a in answers:
         a["defect"] = ""
-    evaluation.score_answers(answers, scorers)
+    evaluation.score_answers(answers, {p.id: p for p in PROMPTS}, scorers)
     recipe = Recipe.model_validate(fixture_run.RECIPE | {"evaluation": {"arms": ["base", "distilled"]}})
     return evaluation.summarise(recipe, PROMPTS, answers, dict.fromkeys(scorers, True))["claim"]
 

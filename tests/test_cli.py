@@ -153,7 +153,7 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
     for folder in ("file/x", "x" * 300):
         told = error(dsc("recipes", "copy", "quickstart", folder))
         assert "can't be written" in told and "Name a FOLDER" in told and "--runs" not in told
-    assert "Did you mean" in error(dsc("recipes", "copy", "quickstrat")) or "There are: quickstart" in error(
+    assert "Did you mean" in error(dsc("recipes", "copy", "quickstrat")) or "There are: privacy, quickstart" in error(
         dsc("recipes", "copy", "quickstrat")
     )
 

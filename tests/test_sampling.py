@@ -161,7 +161,7 @@ def test_a_dead_server_stops_the_run_at_once_and_what_is_finished_stays(recipe_f
 def test_a_scorer_that_fails_ends_the_run_with_its_own_error(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run")
 
-    def broken(texts):
+    def broken(texts, prompts):
         raise ZeroDivisionError("in the scorer")
 
     async def go():
@@ -174,14 +174,14 @@ def test_a_scorer_that_fails_ends_the_run_with_its_own_error(recipe_file: Path, 
 def test_scores_are_batched_and_come_back_to_their_own_text():
     sizes = []
 
-    def scorer(texts):
+    def scorer(texts, besides):
         sizes.append(len(texts))
         time.sleep(0.01)
         return [Score(float(t)) for t in texts]
 
     async def go():
         scoring = Scoring(scorer)
-        return await asyncio.gather(*(scoring(str(i)) for i in range(100)))
+        return await asyncio.gather(*(scoring(str(i), None) for i in range(100)))
 
     assert [s.value for s in asyncio.run(go())] == list(range(100))
     assert sum(sizes) == 100 and len(sizes) < 10

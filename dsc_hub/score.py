@@ -1,0 +1,45 @@
+"""`dsc score`: a metric on the texts of a file, in the metric's own unit and direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsc_hub import metrics, prompts, stats
+from dsc_hub.errors import DataError
+from dsc_hub.metrics.identity import SHIPPED, Code
+from dsc_hub.recipe import Scorer
+from dsc_hub.records import Prompt
+
+
+def score(
+    metric: str, file: Path, scorer: str | None, column: str, options: Mapping[str, Any], code: Code
+) -> dict[str, Any]:
+    """Score every text of a file (a text a line, or `column` of .jsonl, .csv or .parquet; `prompt` and `kind` of its rows go along).
+
+    {"metric", "identity", "unit", "higher_is_better", "estimate": of the mean over texts, "unscored", "rows": [{text, score,
+    reason}]}. DataError for a file that can't be read, MetricError for a scorer that can't be had.
+    """
+    rows = list(prompts.read_rows(file, (column,)))
+    if not rows:
+        raise DataError(f"{file} holds no texts")
+    shipped = SHIPPED.get(metric)
+    section = Scorer(
+        metric=metric, scorer=scorer or (next(iter(shipped.scorers)) if shipped else "default"), options=dict(options)
+    )
+    identity = metrics.identify(section, code)
+    loaded = metrics.load(section, identity, code.folder, as_measured=True)
+    given = [Prompt("", str(row.get("prompt") or ""), "", "test", str(row.get("kind") or "")) for row in rows]
+    texts = [str(row[column] if row[column] is not None else "") for row in rows]
+    scores = loaded.score(texts, given)
+    values = [s.value for s in scores if s.value is not None]
+    return {
+        "metric": loaded.name,
+        "identity": identity,
+        "unit": loaded.unit,
+        "higher_is_better": loaded.higher_is_better,
+        "estimate": stats.estimate(values, [str(i) for i in range(len(values))]),
+        "unscored": len(scores) - len(values),
+        "rows": [{"text": t, "score": s.value, "reason": s.reason} for t, s in zip(texts, scores, strict=True)],
+    }

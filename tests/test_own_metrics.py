@@ -1,0 +1,192 @@
+"""What is wanted, put together: sums, signs, vetoes, metrics of one's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dsc_hub import metrics, recipe
+from dsc_hub.chain import LOST_MEANING, TOO_SHORT
+from dsc_hub.errors import ConfigError, MetricError
+from dsc_hub.metrics.identity import identify_all
+from dsc_hub.recipe import Recipe, Reward
+from dsc_hub.records import Prompt, Score
+from tests.conftest import ROOT
+from tests.fixture_run import RECIPE
+
+PROMPT = Prompt("p", "Write.", "g", "test", "harmless")
+OWN = """
+import datasets
+import evaluate
+
+class Shouting(evaluate.Measurement):
+    unit = "capital letters"
+    higher_is_better = False
+
+    def __init__(self, *args, least=1, **kwargs):
+        self.least = least
+        super().__init__(*args, **kwargs)
+
+    def _info(self):
+        return evaluate.MeasurementInfo(description="", citation="", inputs_description="", features=datasets.Features(
+            {"data": datasets.Value("string"), "kinds": datasets.Value("string")}))
+
+    def _compute(self, data, kinds):
+        assert set(kinds) <= {"harmless", ""}
+        scores = [sum(c.isupper() for c in text) if len(text) >= self.least else None for text in data]
+        return {"scores": scores, "reasons": ["" if s is not None else "too short to shout" for s in scores]}
+"""
+
+
+def own(tmp_path: Path, text: str = OWN, **keys: object) -> metrics.Scorer:
+    (tmp_path / "shouting.py").write_text(text)
+    section = Reward(metric="shouting.py", scorer="default", **keys)
+    return metrics.load(section, metrics.identify(section, metrics.Code(tmp_path)), tmp_path)
+
+
+def test_a_metric_in_a_file_is_negated_where_lower_is_better_and_weighted(tmp_path: Path):
+    scorer = own(tmp_path, weight=2, options={"least": 3})
+    found = scorer.score(["ABC", "Abc", "A"], [PROMPT] * 3)
+    assert found == [Score(-6.0), Score(-2.0), Score(None, "too short to shout")]
+    assert scorer.unit == "minus 2 x capital letters" and scorer.name == "shouting (default)"
+    assert scorer.score([], []) == []
+
+
+def test_its_identity_is_the_files_content(tmp_path: Path):
+    section = Reward(metric="shouting.py", scorer="default")
+    with pytest.raises(MetricError, match=r"shouting\.py can't be read: No such file"):
+        metrics.identify(section, metrics.Code(tmp_path))
+    (tmp_path / "shouting.py").write_text(OWN)
+    before = metrics.identify(section, metrics.Code(tmp_path))
+    (tmp_path / "shouting.py").write_text(OWN + "\n")
+    assert metrics.identify(section, metrics.Code(tmp_path)) != before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (OWN.replace("    unit =", "    what ="), "has no attribute 'unit'"),
+        (OWN.replace("import datasets", "import nosuchpackage"), "can't be loaded"),
+        (OWN.replace("def _info", "def _info(self) oops"), "can't be loaded: SyntaxError"),
+        (
+            OWN.replace("assert set", "1 / 0; assert set"),
+            r"failed on 2 texts: ZeroDivisionError(.*)shouting\.py line \d+",
+        ),
+        (OWN.replace("in data]", "in data[1:]]"), r"one score a text \(2\), got 1 of them"),
+        (OWN.replace('return {"scores": scores,', 'return {"score": scores,'), "should return {'scores'"),
+        (OWN.replace("sum(c.isupper() for c in text)", "float('nan')"), "gave nan as a score"),
+        (OWN.replace("sum(c.isupper() for c in text)", "'many'"), "gave 'many' as a score"),
+        (OWN.replace('"kinds": datasets', '"people": datasets').replace("kinds", "people"), "asks for people"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told_in_a_line(tmp_path: Path, text: str, told: str):
+    assert text != OWN
+    with pytest.raises(MetricError, match=told) as e:
+        own(tmp_path, text).score(["ABC", "abc"], [PROMPT] * 2)
+    assert len(str(e.value).splitlines()) <= 2
+
+
+def test_an_option_that_it_lacks_is_told(tmp_path: Path):
+    with pytest.raises(MetricError, match=r"has no option 'loudest'(?s:.*)__init__: least"):
+        own(tmp_path, options={"loudest": 3})
+    with pytest.raises(MetricError, match=r"sentiment has no option 'loudest'"):
+        metrics.identify(Reward(options={"loudest": 3}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"metric": "sentimant"}, "no metric 'sentimant'; did you mean 'sentiment'"),
+        ({"scorer": "vadar"}, "sentiment has no scorer 'vadar'; did you mean 'vader'"),
+    ],
+)
+def test_names_that_are_nothing_are_told(keys: dict[str, str], told: str):
+    with pytest.raises(MetricError, match=told):
+        metrics.identify(Reward(**keys))
+
+
+def made(**reward: object) -> Recipe:
+    return Recipe.model_validate(RECIPE | {"reward": reward})
+
+
+def test_a_reward_is_the_weighted_sum_of_its_terms_and_unscored_if_one_is(tmp_path: Path):
+    (tmp_path / "shouting.py").write_text(OWN)
+    plus = {"metric": "shouting.py", "scorer": "default", "weight": 0.5, "options": {"least": 4}}
+    r = made(scorer="vader", plus=[plus])
+    identity = identify_all(r, metrics.Code(tmp_path))
+    assert list(identity) == ["second_scorer", "third_scorer", "reward", "reward.plus.0"] and all(
+        identity[k] for k in ("reward", "reward.plus.0")
+    )
+    scorer = metrics.load_all(r, identity, tmp_path, "reward")["reward"]
+    vader = metrics.load(Reward(), identity["reward"]).score(["I LOVE it."], [PROMPT])[0].value
+    found = scorer.score(["I LOVE it.", "ABC", "..."], [PROMPT] * 3)
+    assert found[0].value == pytest.approx(vader - 2.5)
+    assert found[1:] == [Score(None, "too short to shout"), Score(None, "no words")]
+    assert scorer.name == "sentiment (vader) + shouting (default)" and "0.5 x capital letters" in scorer.unit
+
+
+def test_scores_that_chose_nothing_have_no_further_terms():
+    with pytest.raises(ValueError, match="plus"):
+        Recipe.model_validate(RECIPE | {"second_scorer": {"scorer": "textblob", "plus": []}})
+
+
+# -- vetoes
+
+STORY = "A fire broke out at a bakery in Leeds. John Smith, the owner, said that nobody was hurt by the flames."
+SAME = "There was a fire at a bakery in Leeds. The owner said nobody was hurt by the flames that night."
+OTHER = "The council meets on Monday to talk about the new bus line and the price of parking in the town."
+
+
+def veto_of(**keys: object):
+    r = Recipe.model_validate(RECIPE | {"chain": RECIPE["chain"] | {"veto": keys}})
+    return metrics.load_veto(r, identify_all(r, metrics.Code()))
+
+
+@pytest.mark.parametrize("scorer", ["minilm", "rouge_l"])
+def test_a_revision_must_keep_the_meaning_and_the_length(scorer: str):
+    veto = veto_of(scorer=scorer, similarity=0.4, length=0.5)
+    found = veto([SAME, OTHER, "Nobody was hurt.", "", STORY], [STORY] * 5)
+    assert found == ["", LOST_MEANING, TOO_SHORT, TOO_SHORT, ""]
+    assert veto(["..."], ["..."]) == [LOST_MEANING]  # no likeness can be told: not kept
+
+
+def test_a_veto_that_looks_at_nothing_loads_nothing():
+    r = Recipe.model_validate(RECIPE | {"chain": RECIPE["chain"] | {"veto": {"similarity": 0, "length": 0}}})
+    assert recipe.veto(r) is None and "chain.veto" not in identify_all(r, metrics.Code())
+    assert metrics.load_veto(r, {})(["a"], ["b c d"]) == [""]
+    assert veto_of(similarity=0, length=0.5)([OTHER, "b"], [STORY] * 2) == ["", TOO_SHORT]
+
+
+def test_it_is_on_by_default_for_privacy_alone():
+    assert recipe.veto(made()) is None
+    assert recipe.veto(made(metric="privacy", scorer="spacy")) == recipe.Veto()
+    assert recipe.veto(made(plus=[{"metric": "privacy", "scorer": "spacy"}])) == recipe.Veto()
+
+
+# -- code of others
+
+
+@pytest.mark.parametrize("allowed", [(), ("ann/other@" + "a" * 40,), ("ann/kindness@" + "b" * 40,)])
+def test_a_spaces_code_runs_only_where_it_is_allowed(allowed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dsc_hub.hub.space_commit", lambda repo, revision: "a" * 40)
+    section = Reward(metric="ann/kindness", scorer="vader")
+    with pytest.raises(ConfigError, match=r"--allow-code ann/kindness@a{40}"):
+        metrics.identify(section, metrics.Code(allowed=allowed))
+    for one in ("a" * 40, "a" * 7):
+        assert (
+            metrics.identify(section, metrics.Code(allowed=[f"ann/kindness@{one}"]))
+            == f"vader of ann/kindness@{'a' * 40}"
+        )
+
+
+def test_the_example_in_the_readme_works(tmp_path: Path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(# brevity\.py\n.*?)```", readme, re.S)
+    assert block, "README has no example of a metric of one's own"
+    (tmp_path / "brevity.py").write_text(block.group(1))
+    section = Reward(metric="brevity.py", scorer="default")
+    scorer = metrics.load(section, metrics.identify(section, metrics.Code(tmp_path)), tmp_path)
+    short, long, empty = scorer.score(["Two words.", "These are four words.", ""], [PROMPT] * 3)
+    assert short.value > long.value and empty.value is None
