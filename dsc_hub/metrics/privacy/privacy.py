@@ -21,6 +21,9 @@ rampart: people and other personal data by a small BERT (Rampart, quantised, run
 any other name: a token-classification model with labels such as PER, PERSON or GIVEN_NAME (and EMAIL, PHONE ... if it has them).
 Every mention counts, so a name that comes twice counts twice; first and last name together are one mention, titles and 's are
 not part of it. Long texts are read in overlapping windows. A text without words is unscored (None), which is not zero.
+Validated on 600 generated sentences with 379 people (presidio-evaluator, seed 1), by overlap: spacy and presidio find people with
+precision 0.75 and recall 0.63, rampart with 0.91 and 0.88; presidio finds e-mails, accounts and cards with precision 1 and recall
+1, 1 and 0.77; rampart takes cards for other numbers.
 """
 _KWARGS = """
 Args:
