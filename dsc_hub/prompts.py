@@ -173,6 +173,7 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]]
         yield from ({columns[0]: line} for line in _lines(path))
         return
     for number, row in enumerate(_table(path), 1):
+        _check_cells(row, f"{path} row {number}")
         if missing := [c for c in columns if c not in row]:
             raise DataError(f"{path} row {number} has no column '{missing[0]}'; it has {sorted(map(str, row))}")
         yield row
@@ -187,10 +188,7 @@ def _from_dataset(section: Prompts, revision: str) -> Iterator[Row]:
 
 def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
-        if None in row:  # what csv calls the cells that no header names
-            raise DataError(
-                f"{where} row {number} has more cells than the header", "Put texts with commas into double quotes."
-            )
+        _check_cells(row, f"{where} row {number}")
         for key in ("column", "group_column", "kind_column"):
             column = getattr(section, key)
             if column and column not in row:
@@ -204,6 +202,11 @@ def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: st
         if text.strip():
             group = str(row[section.group_column]) if section.group_column else text.strip()
             yield text.strip(), group, str(row[section.kind_column]) if section.kind_column else ""
+
+
+def _check_cells(row: Mapping[str, object], where: str) -> None:
+    if None in row:  # what csv calls the cells that no header names
+        raise DataError(f"{where} has more cells than the header", "Put texts with commas into double quotes.")
 
 
 def _table(path: Path) -> Iterator[dict[str, object]]:

@@ -9,10 +9,11 @@ import pytest
 
 from dsc_hub import metrics, recipe
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
-from dsc_hub.errors import ConfigError, MetricError
+from dsc_hub.errors import ConfigError, DataError, MetricError
 from dsc_hub.metrics.identity import identify_all
 from dsc_hub.recipe import Recipe, Reward
 from dsc_hub.records import Prompt, Score
+from dsc_hub.score import score
 from tests.conftest import ROOT
 from tests.fixture_run import RECIPE
 
@@ -190,3 +191,34 @@ def test_the_example_in_the_readme_works(tmp_path: Path):
     scorer = metrics.load(section, metrics.identify(section, metrics.Code(tmp_path)), tmp_path)
     short, long, empty = scorer.score(["Two words.", "These are four words.", ""], [PROMPT] * 3)
     assert short.value > long.value and empty.value is None
+
+
+# -- dsc score
+
+
+def test_a_file_is_scored_in_the_metrics_own_direction(tmp_path: Path):
+    (tmp_path / "shouting.py").write_text(OWN)
+    (tmp_path / "texts.jsonl").write_text('{"answer": "ABC", "kind": "harmless"}\n{"answer": "a"}\n{"answer": null}\n')
+    found = score("shouting.py", tmp_path / "texts.jsonl", None, "answer", {"least": 1}, metrics.Code(tmp_path))
+    assert [(r["score"], r["reason"]) for r in found["rows"]] == [(3.0, ""), (0.0, ""), (None, "too short to shout")]
+    assert found["unscored"] == 1 and found["estimate"]["mean"] == 1.5 and not found["higher_is_better"]
+    (tmp_path / "texts.txt").write_text("I love it.\n\nI hate it.\n")
+    lines = score("sentiment", tmp_path / "texts.txt", None, "text", {}, metrics.Code())
+    assert [r["score"] > 0 for r in lines["rows"]] == [True, False] and lines["metric"] == "sentiment (vader)"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("no.txt", None, "not found"),
+        ("empty.txt", "\n", "holds no texts"),
+        ("a.jsonl", '{"other": "x"}\n', r"row 1 has no column 'text'; it has \['other'\]"),
+        ("a.jsonl", "{", "line 1 is not JSON"),
+        ("a.csv", "text\na,b\n", "more cells than the header"),
+    ],
+)
+def test_a_file_that_cannot_be_scored_is_told(tmp_path: Path, name: str, text: str | None, told: str):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=told):
+        score("sentiment", tmp_path / name, None, "text", {}, metrics.Code())

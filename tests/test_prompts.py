@@ -131,3 +131,13 @@ def test_a_missing_file_and_bytes_that_are_no_text_are_refused(tmp_path: Path):
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00bad")
     with pytest.raises(DataError, match="not UTF-8"):
         prompts.load(section(path="p.txt"), tmp_path, 0)
+
+
+def test_a_column_says_of_what_kind_a_prompt_is(tmp_path: Path):
+    rows = [{"prompt": f"Ask {i} about a thing.", "sort": "harmful" if i % 2 else "harmless"} for i in range(12)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found, _ = prompts.load(section(path="p.jsonl", kind_column="sort"), tmp_path, 0)
+    assert {p.text: p.kind for p in found} == {r["prompt"]: r["sort"] for r in rows}
+    assert {p.kind for p in prompts.load(section(path="p.jsonl"), tmp_path, 0)[0]} == {""}
+    with pytest.raises(DataError, match=r"no column 'kind'(?s:.*)prompts\.kind_column"):
+        prompts.load(section(path="p.jsonl", kind_column="kind"), tmp_path, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import prompts, recipe, sampling
+from dsc_hub.chain import LOST_MEANING
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
 from dsc_hub.recipe import Recipe
@@ -233,3 +235,32 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes_as_one_never_kill
     for name in ("chains.jsonl", "turns.jsonl"):
         assert sorted_rows(tmp_path / "killed" / name) == sorted_rows(whole[name])
     assert len({json.dumps(json.loads(row)) for row in sorted_rows(tmp_path / "killed" / "turns.jsonl")}) == total
+
+
+def test_a_veto_and_the_drawn_principle_reach_every_chain_and_the_losses_add_up(recipe_file: Path, tmp_path: Path):
+    overrides = ("chain.principles=[one thing, another]", "chain.critique=Mind {principle}.", "chain.steps=2")
+    run, r, some = setup(recipe_file, tmp_path / "run", *overrides)
+    asked: list[str] = []
+    model = ScriptedModel()
+
+    async def listening(messages, seed):
+        asked.append(messages[-1]["content"])
+        return await model(messages, seed)
+
+    async def veto(revision: str, first: str) -> str:
+        return LOST_MEANING if length_of(revision) % 2 else ""
+
+    def length_of(text: str) -> int:
+        return int(hashlib.sha256(text.encode()).hexdigest()[0], 16)
+
+    asyncio.run(sampling.sample(run, r, some, listening, length_score, veto=veto))
+    drawn = Counter(text for text in asked if text.startswith("Mind"))
+    assert set(drawn) == {"Mind one thing.", "Mind another."} and sum(drawn.values()) == 2 * len(some)
+    chains = sampling.read_chains(run)
+    steps = [s for c in chains for s in c.steps]
+    blocked = [s for s in steps if s.rejected == LOST_MEANING]
+    assert blocked and all(length_of(s.revision) % 2 for s in blocked)
+    assert not any(s.accepted for s in steps if length_of(s.revision) % 2)
+    fall = sampling.waterfall(sampling.summary(chains, {p.id: p.group for p in some}, len(chains), 2))
+    assert (LOST_MEANING, -len(blocked)) in fall
+    assert_it_adds_up(fall)
