@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from dsc_hub import hub, targets
+from dsc_hub import hub, publish, targets
 from dsc_hub import push as push_
 from dsc_hub.errors import HubError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.targets import Target
+from tests import fixture_run
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +173,17 @@ def test_a_fine_grained_token_must_be_able_to_write_there(monkeypatch: pytest.Mo
     else:
         with pytest.raises(HubError, match="may not write to repos of 'ann'"):
             hub.login(None, "http://127.0.0.1:1", "hf_x")
+
+
+def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine():
+    facts = fixture_run.facts()
+    reward = {"metric": "own/brevity.py", "scorer": "default", "options": {"endpoint": "http://10.0.0.1", "votes": 3}}
+    reward["plus"] = [{"metric": "privacy", "scorer": "ann/ner", "options": {"api_key_env": "KEY"}, "revision": "main"}]
+    facts["recipe"] |= {"reward": reward}
+    facts["recipe"]["chain"] |= {"veto": {"similarity": 0.5, "scorer": "ann/encoder", "revision": "main"}}
+    facts["identity"] |= {"reward.plus.0": f"privacy/ann/ner@{'a' * 40}", "chain.veto": f"similarity/x@{'b' * 40}"}
+    told = publish._public_recipe(facts)
+    assert told["reward"]["metric"] == "brevity.py" and told["reward"]["options"] == {"votes": 3}
+    assert told["reward"]["plus"][0]["revision"] == "a" * 40 and told["reward"]["plus"][0]["options"] == {}
+    assert told["chain"]["veto"]["revision"] == "b" * 40
+    assert facts["recipe"]["reward"]["options"]["endpoint"], "the run's own facts stay as they are"
