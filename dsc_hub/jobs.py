@@ -97,7 +97,7 @@ def record(job: Job) -> None:
             "Put it back, or move the whole run folder away and run the recipe again.",
         )
     job.run.add_facts(
-        recipe=job.recipe.model_dump(mode="json"),
+        recipe=_resolved(job.recipe),
         fingerprints=job.fingerprints,
         identity=job.identity,
         model=old.get("model") or job.model.as_dict(),
@@ -108,6 +108,14 @@ def record(job: Job) -> None:
         started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     progress.log_to(job.run["log.txt"])
+
+
+def _resolved(checked: Recipe) -> dict[str, Any]:
+    """The recipe as it is carried out: a veto that holds by default is written out."""
+    data = checked.model_dump(mode="json")
+    if found := recipe.veto(checked):
+        data["chain"]["veto"] = found.model_dump(mode="json")
+    return data
 
 
 def _plain(reference: str) -> str:

@@ -536,3 +536,26 @@ def test_prompts_of_somebodys_dataset_are_named_and_its_licence_is_not_taken_for
     assert "Prompts of the dataset ann/wishes at 0123456789abcdef" in body(text)
     facts["recipe"]["publish"]["license"] = "cc-by-4.0"
     assert DatasetCard(card(written_run(tmp_path / "b", run_facts=facts), "dataset")).data.license == "cc-by-4.0"
+
+
+def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_and_the_principles(tmp_path):
+    facts = fixture_run.facts()
+    term = {"metric": "privacy", "scorer": "spacy", "weight": 0.25}
+    facts["recipe"]["reward"] |= {"plus": [term]}
+    facts["recipe"]["chain"] |= {
+        "veto": {"similarity": 0.37, "length": 0.61, "scorer": "minilm"},
+        "principles": ["Be <b>kind</b>.", "Be brief."],
+    }
+    facts["identity"] |= {"reward.plus.0": "privacy/spacy (1.2)", "chain.veto": "similarity/minilm (0.1.0)"}
+    run = written_run(tmp_path, run_facts=facts)
+    report.build(run)
+    for told in (card(run, "dataset"), card(run, "adapter")):
+        assert "; plus 0.25 times privacy/spacy (1.2)" in told and "- Be brief." in told and "<b>" not in told
+        assert (
+            "less than 0.61 of the first answer's words, or a likeness to it below 0.37 (similarity/minilm (0.1.0))"
+            in told
+        )
+    page = run["report.html"].read_text(encoding="utf-8")
+    assert (
+        "plus 0.25 times privacy, scorer spacy" in page and "0.61 of the first answer" in page and "<b>kind" not in page
+    )

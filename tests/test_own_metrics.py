@@ -10,6 +10,7 @@ import pytest
 from dsc_hub import metrics, recipe
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.errors import ConfigError, DataError, MetricError
+from dsc_hub.jobs import _resolved
 from dsc_hub.metrics.identity import identify_all
 from dsc_hub.recipe import Recipe, Reward
 from dsc_hub.records import Prompt, Score
@@ -222,3 +223,8 @@ def test_a_file_that_cannot_be_scored_is_told(tmp_path: Path, name: str, text: s
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=told):
         score("sentiment", tmp_path / name, None, "text", {}, metrics.Code())
+
+
+def test_a_veto_that_holds_by_default_is_recorded():
+    assert _resolved(made(metric="privacy", scorer="spacy"))["chain"]["veto"] == recipe.Veto().model_dump()
+    assert _resolved(made())["chain"]["veto"] is None
