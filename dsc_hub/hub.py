@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2  # what huggingface_hub itself speaks through: its lost connections come up as they are
 from huggingface_hub import (
@@ -317,6 +318,8 @@ def space_module(repo: str, commit: str) -> Path:
     """A metric's Space at a commit, in the Hub's cache: the Python file named like the Space. Code: the caller asked for leave."""
     name = f"{repo.partition('/')[2]}.py"
     with as_hub_error(f"Space '{repo}' at '{commit}'", constants.ENDPOINT):
+        if not console.is_terminal:
+            disable_progress_bars()
         folder = snapshot_download(repo, repo_type="space", revision=commit, allow_patterns=["*.py", "*.json"])
     if not (Path(folder) / name).is_file():
         raise HubError(f"Space '{repo}' holds no {name}", "A metric's Space has a Python file of the Space's own name.")
@@ -375,6 +378,8 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
     """Who are we at the endpoint, and may we write to `owner`? HubError: no token, a wrong one, read-only, not ours."""
     endpoint = endpoint or constants.ENDPOINT
     token = token or get_token()
+    if urlsplit(endpoint).hostname in ("127.0.0.1", "localhost", "::1"):
+        _without_xet()  # HF_ENDPOINT names `dsc hub serve`
     if not token:
         raise HubError(
             f"no token for {endpoint}: publishing needs one with write access",
@@ -409,9 +414,13 @@ def web_address(account: Account, repo_type: str, repo: str) -> str:
     return f"{account.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo}"
 
 
-def prepare_for_embedded() -> None:
-    """Make the client fit for the embedded Hub: large files go over plain HTTP there, and it is there when offline too."""
+def _without_xet() -> None:
     os.environ["HF_HUB_DISABLE_XET"] = "1"
     constants.HF_HUB_DISABLE_XET = True
+
+
+def prepare_for_embedded() -> None:
+    """Make the client fit for the embedded Hub: large files go over plain HTTP there, and it is there when offline too."""
+    _without_xet()
     constants.HF_HUB_OFFLINE = False
     disable_progress_bars()  # seconds, on this disk

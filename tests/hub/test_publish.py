@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from dsc_hub import hub, publish, targets
 from dsc_hub import push as push_
@@ -14,6 +14,7 @@ from dsc_hub.errors import HubError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.targets import Target
 from tests import fixture_run
+from tests.hub.at_hub import point
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +188,16 @@ def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine
     assert told["reward"]["plus"][0]["revision"] == "a" * 40 and told["reward"]["plus"][0]["options"] == {}
     assert told["chain"]["veto"]["revision"] == "b" * 40
     assert facts["recipe"]["reward"]["options"]["endpoint"], "the run's own facts stay as they are"
+
+
+def test_an_embedded_hub_that_hf_endpoint_names_gets_large_files_over_plain_http(
+    address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    point(monkeypatch, address, tmp_path)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    account = hub.login(None)
+    (tmp_path / "weights.safetensors").write_bytes(b"0" * 11_000_000)
+    made = {"weights.safetensors": tmp_path / "weights.safetensors"}
+    commit = push_.push(account, Target("model", "local/large", True), made, "large", tmp_path)
+    assert account.api.model_info("local/large").sha == commit
