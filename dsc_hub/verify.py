@@ -100,6 +100,7 @@ def _manifest(pulled: Pulled) -> Check:
     )
     extra = [name for name in extra if name not in listed]
     untaken = [n for n in pulled.left_out if n in listed]
+    extra += [f"{n} (not taken)" for n in pulled.left_out if n not in listed and n != ".gitattributes"]
     told = f"{len(listed) - len(untaken)} of {len(listed)} files have the hash that is listed"
     told += f"; not taken, so not checked: {', '.join(untaken[:SHOWN])}" if untaken else ""
     told += f"; there besides: {', '.join(extra[:SHOWN])}" if extra else ""

@@ -169,6 +169,19 @@ def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str)
     assert False not in verdicts(DATASET).values()
 
 
+def test_files_that_nobody_listed_are_told_taken_or_not(published, address):
+    api = hub.login(None, address.endpoint, address.token).api
+    names = {"note.txt": b"read me", "loader.py": b"import os"}
+    for name, data in names.items():
+        api.upload_file(path_or_fileobj=data, path_in_repo=name, repo_id=DATASET, repo_type="dataset")
+    try:
+        assert told(DATASET, "files").endswith("; there besides: note.txt, loader.py (not taken)")
+    finally:
+        for name in names:
+            api.delete_file(name, DATASET, repo_type="dataset")
+    assert "besides" not in told(DATASET, "files")
+
+
 def test_an_adapter_that_is_not_the_one_that_was_evaluated_shows(published, address, tmp_path: Path):
     change(address, "model", ADAPTER, **{"adapter_model.safetensors": b"other weights"})
     assert verdicts(ADAPTER)["weights"] is False
