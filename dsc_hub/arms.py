@@ -43,7 +43,7 @@ async def ask_all(
     models: Sequence[str | None],
 ) -> dict[str, dict[str, float]]:
     """`ask` with a `Generator`; gives the nats a token of the neutral texts, by arm and text, where the server tells them."""
-    await ask(run, recipe, prompts, generator.complete, score, models, veto)
+    await ask(run, recipe, prompts, generator.complete, score, veto, models)
     texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     out: dict[str, dict[str, float]] = {}
     for name in recipe.evaluation.arms:
@@ -68,8 +68,8 @@ async def ask(
     prompts: Sequence[Prompt],
     complete: CompleteAs,
     score: ScoreText,
-    models: Sequence[str | None] = (None, ADAPTER),
     veto: VetoText = no_veto,
+    models: Sequence[str | None] = (None, ADAPTER),
 ) -> None:
     """Write the turns of the arms of `models` under evaluation/. What is there already is not asked for again.
 

@@ -82,7 +82,7 @@ def _read(run: Run) -> dict[str, Any]:
     for row in answers(run):
         rows[row["arm"]][row["prompt_id"], row["sample"]] = row
     facts, shown = run.facts, {column: about["name"] for column, about in section["scores"].items()}
-    identity = {column: str(facts["identity"].get(SCORERS[column]) or name) for column, name in shown.items()}
+    identity = {column: _meant(facts, column, name) for column, name in shown.items()}
     own = facts["recipe"]["evaluation"].get("temperature")
     return {
         "rows": rows,
@@ -94,3 +94,12 @@ def _read(run: Run) -> dict[str, Any]:
         "scores": shown,
         "arms": {arm: {s: numbers[s] for s in shown} for arm, numbers in section["arms"].items()},
     }
+
+
+def _meant(facts: Mapping[str, Any], column: str, name: str) -> str:
+    """What a column measures, exactly, every term with its weight: runs are compared where it is the same."""
+    place = SCORERS[column]
+    section = facts["recipe"].get(place) or {}
+    terms = [(place, section), *((f"{place}.plus.{i}", term) for i, term in enumerate(section.get("plus") or ()))]
+    told = [(term.get("weight", 1), str(facts["identity"].get(at) or name)) for at, term in terms]
+    return " + ".join(identity if weight == 1 else f"{weight:g} x {identity}" for weight, identity in told)

@@ -270,8 +270,7 @@ def fetch(there: Listing, names: Sequence[str]) -> Path:
             / "snapshots"
             / there.commit
         )
-    if not console.is_terminal:
-        disable_progress_bars()
+    _quiet_in_pipes()
     exact = [name.replace("[", "[[]") for name in names]
     with as_hub_error(f"'hub:{there.repo}'", constants.ENDPOINT):
         folder = Path(
@@ -280,6 +279,11 @@ def fetch(there: Listing, names: Sequence[str]) -> Path:
     if folder.name != there.commit:
         raise HubError(f"'hub:{there.repo}' changed while it was fetched", "Fetch it again.")
     return folder
+
+
+def _quiet_in_pipes() -> None:
+    if not console.is_terminal:
+        disable_progress_bars()
 
 
 def pull_adapter(reference: str) -> tuple[Path, str]:
@@ -317,9 +321,8 @@ def space_commit(repo: str, revision: str) -> str:
 def space_module(repo: str, commit: str) -> Path:
     """A metric's Space at a commit, in the Hub's cache: the Python file named like the Space. Code: the caller asked for leave."""
     name = f"{repo.partition('/')[2]}.py"
+    _quiet_in_pipes()
     with as_hub_error(f"Space '{repo}' at '{commit}'", constants.ENDPOINT):
-        if not console.is_terminal:
-            disable_progress_bars()
         folder = snapshot_download(repo, repo_type="space", revision=commit, allow_patterns=["*.py", "*.json"])
     if not (Path(folder) / name).is_file():
         raise HubError(f"Space '{repo}' holds no {name}", "A metric's Space has a Python file of the Space's own name.")
@@ -379,7 +382,9 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
     endpoint = endpoint or constants.ENDPOINT
     token = token or get_token()
     if urlsplit(endpoint).hostname in ("127.0.0.1", "localhost", "::1"):
-        _without_xet()  # HF_ENDPOINT names `dsc hub serve`
+        # A Hub on this machine is the embedded one, whoever named it: large files go over plain HTTP there.
+        os.environ["HF_HUB_DISABLE_XET"] = "1"
+        constants.HF_HUB_DISABLE_XET = True
     if not token:
         raise HubError(
             f"no token for {endpoint}: publishing needs one with write access",
@@ -414,13 +419,7 @@ def web_address(account: Account, repo_type: str, repo: str) -> str:
     return f"{account.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo}"
 
 
-def _without_xet() -> None:
-    os.environ["HF_HUB_DISABLE_XET"] = "1"
-    constants.HF_HUB_DISABLE_XET = True
-
-
 def prepare_for_embedded() -> None:
-    """Make the client fit for the embedded Hub: large files go over plain HTTP there, and it is there when offline too."""
-    _without_xet()
+    """Make the client fit for the embedded Hub: it is there when offline too."""
     constants.HF_HUB_OFFLINE = False
     disable_progress_bars()  # seconds, on this disk

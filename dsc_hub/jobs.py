@@ -16,9 +16,9 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import machine, models, progress, prompts, recipe, runs
+from dsc_hub import machine, metrics, models, progress, prompts, recipe, runs
 from dsc_hub.errors import ConfigError, DscError, RunError
-from dsc_hub.metrics import identity as metrics_identity
+from dsc_hub.metrics.identity import SERVERS
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
@@ -50,10 +50,9 @@ class Job:
 def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowed_code: Sequence[str] = ()) -> Job:
     """Find and check a recipe and resolve what it names (model, prompts, scorers) into fingerprints and a run folder.
 
-    `allowed_code` names the Spaces, USER/NAME@COMMIT each, whose metric code may run here. Writes nothing. Raises one error for a recipe that is wrong in itself, then one with all that its names lead to.
+    `allowed_code` names the Spaces, USER/NAME@COMMIT each, whose metric code may run here. Writes nothing. Raises one error for a
+    recipe that is wrong in itself, then one with all that its names lead to.
     """
-    from dsc_hub import metrics
-
     path, checked = load_recipe(reference, overrides)
     code = metrics.Code(path.parent, allowed_code)
     ways = {
@@ -156,7 +155,7 @@ def read_pulled(reference: str, path: Path) -> Recipe:
             problems.append(f"{place}.metric: '{section.metric}' is code; ask for it as a Space of the Hub")
         problems += [
             f"{place}.options.{key}: servers and keys are this machine's business"
-            for key in metrics_identity.SERVERS
+            for key in SERVERS
             if key in section.options
         ]
     default = recipe.Serving()

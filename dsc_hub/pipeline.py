@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import adapters, machine, models, prompts, runs
+from dsc_hub.chain import VetoText, no_veto
 from dsc_hub.errors import ConfigError, RunError, ServingError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
 from dsc_hub.recipe import ADAPTER, STAGES, Generation, digest, generation_at_evaluation, models_of, repo_names
+from dsc_hub.recipe import veto as veto_of
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run
 
@@ -217,8 +219,8 @@ def _sampling(job: Job) -> Result:
     from dsc_hub import metrics, sampling
 
     wanted = job.prompts("train", "validation")
-    reward = metrics.load_all(job.recipe, job.run.facts["identity"], job.path.parent, "reward")["reward"]
-    veto = metrics.load_veto(job.recipe, job.run.facts["identity"])
+    reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
+    veto = _veto(job, job.run.facts["identity"])
     job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
     with _served(job) as endpoints:
         tally, seconds = _chains(job, endpoints, wanted, reward.score, veto)
@@ -255,7 +257,15 @@ def _diagnosed(job: Job, chains: Sequence[Chain], groups: Mapping[str, str]) -> 
     }
 
 
-def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, veto: Any) -> tuple[Any, float]:
+def _veto(job: Job, identity: Mapping[str, str]) -> VetoText:
+    """What blocks acceptance; without a veto no revision makes the way through the scorers' thread."""
+    from dsc_hub import metrics
+    from dsc_hub.scoring import Scoring
+
+    return Scoring(metrics.load_veto(job.recipe, identity)) if veto_of(job.recipe) else no_veto
+
+
+def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, veto: VetoText) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder; the tally and the seconds. Remembers the machine's speed."""
     from dsc_hub import sampling
     from dsc_hub.scoring import Scoring
@@ -266,7 +276,7 @@ def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, 
             job,
             endpoints,
             lambda generator: sampling.run_with_line(
-                job.run, job.recipe, some, generator.complete, Scoring(score), Scoring(veto)
+                job.run, job.recipe, some, generator.complete, Scoring(score), veto
             ),
         )
     )
@@ -295,8 +305,8 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
         tried = replace(job, recipe=one_each, run=Run(Path(folder)))
         tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
-        reward = metrics.load_all(job.recipe, job.identity, job.path.parent, "reward")["reward"]
-        veto = metrics.load_veto(job.recipe, job.identity)
+        reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
+        veto = _veto(job, job.identity)
         with _served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
             tally, seconds = _chains(tried, endpoints, some, reward.score, veto)
         by_id = {p.id: p for p in some}
@@ -349,7 +359,7 @@ def _evaluation(job: Job) -> Result:
     held_out = job.prompts(e.split)
     scorers = metrics.load_all(job.recipe, identity, job.path.parent)
     score = {name: scorer.score for name, scorer in scorers.items()}
-    veto = metrics.load_veto(job.recipe, identity)
+    veto = _veto(job, identity)
     served = {ADAPTER: job.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"
     if served:
@@ -362,7 +372,7 @@ def _evaluation(job: Job) -> Result:
                     job,
                     endpoints,
                     lambda g, models=asked: arms.ask_all(
-                        job.run, job.recipe, held_out, g, Scoring(score["reward"]), Scoring(veto), models
+                        job.run, job.recipe, held_out, g, Scoring(score["reward"]), veto, models
                     ),
                     generation_at_evaluation(job.recipe),
                 )

@@ -13,7 +13,7 @@ import json
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dsc_hub.errors import DataError
@@ -21,6 +21,7 @@ from dsc_hub.recipe import Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 
 Row = tuple[str, str, str]  # text, group, kind
+TABLES = (".jsonl", ".csv", ".parquet")
 OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words with training is dropped
 WORDING_GROUPS = 2  # unless more training groups than these share it too
 
@@ -158,24 +159,22 @@ def _from_templates(section: Prompts, base: Path) -> Iterator[Row]:
 
 def _from_file(section: Prompts, base: Path) -> Iterator[Row]:
     path = _file(base, str(section.path))
-    if path.suffix not in (".jsonl", ".csv", ".parquet"):
+    if path.suffix not in TABLES:
         yield from ((line, line, "") for line in _lines(path))
         return
     yield from _from_rows(section, _table(path), str(path))
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, object]]:
-    """Rows of a .jsonl, .csv or .parquet file, each with these columns; of any other file a row a line, the line being the first
-    column. DataError if it can't be read."""
+def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
+    """Rows of a .jsonl, .csv or .parquet file, each with this column; of any other file a row a line, the line being the column.
+    DataError if it can't be read."""
     if not path.is_file():
         raise DataError(f"file {path} not found")
-    if path.suffix not in (".jsonl", ".csv", ".parquet"):
-        yield from ({columns[0]: line} for line in _lines(path))
+    if path.suffix not in TABLES:
+        yield from ({column: line} for line in _lines(path))
         return
     for number, row in enumerate(_table(path), 1):
-        _check_cells(row, f"{path} row {number}")
-        if missing := [c for c in columns if c not in row]:
-            raise DataError(f"{path} row {number} has no column '{missing[0]}'; it has {sorted(map(str, row))}")
+        _check_row(row, f"{path} row {number}", {"--column": column})
         yield row
 
 
@@ -188,14 +187,8 @@ def _from_dataset(section: Prompts, revision: str) -> Iterator[Row]:
 
 def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
-        _check_cells(row, f"{where} row {number}")
-        for key in ("column", "group_column", "kind_column"):
-            column = getattr(section, key)
-            if column and column not in row:
-                raise DataError(
-                    f"{where} row {number} has no column '{column}'; it has {sorted(row)}",
-                    f"Set prompts.{key} to one of these.",
-                )
+        keys = ("column", "group_column", "kind_column")
+        _check_row(row, f"{where} row {number}", {f"prompts.{key}": getattr(section, key) for key in keys})
         text = row[section.column]
         if not isinstance(text, str):
             raise DataError(f"{where} row {number}: '{section.column}' should be text, got {type(text).__name__}")
@@ -204,9 +197,15 @@ def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: st
             yield text.strip(), group, str(row[section.kind_column]) if section.kind_column else ""
 
 
-def _check_cells(row: Mapping[str, object], where: str) -> None:
+def _check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | None]) -> None:
+    """Has the row the columns that settings name (setting -> column, None: not wanted)?"""
     if None in row:  # what csv calls the cells that no header names
         raise DataError(f"{where} has more cells than the header", "Put texts with commas into double quotes.")
+    for setting, column in wanted.items():
+        if column and column not in row:
+            raise DataError(
+                f"{where} has no column '{column}'; it has {sorted(row)}", f"Set {setting} to one of these."
+            )
 
 
 def _table(path: Path) -> Iterator[dict[str, object]]:

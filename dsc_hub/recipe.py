@@ -468,10 +468,15 @@ def veto(recipe: Recipe) -> Veto | None:
     return found if found and (found.similarity or found.length) else None
 
 
+def terms(recipe: Recipe, name: str) -> dict[str, Scorer]:
+    """What one of `scorers` adds up, by its place in the recipe: itself, and of the reward what `plus` names."""
+    place, section = SCORERS[name], scorers(recipe)[name]
+    return {place: section} | {f"{place}.plus.{i}": s for i, s in enumerate(getattr(section, "plus", ()))}
+
+
 def all_scorers(recipe: Recipe) -> dict[str, Scorer]:
     """Everything that scores, by its place in the recipe: those of `scorers`, further terms of the reward, the veto's likeness."""
-    found = {SCORERS[name]: section for name, section in scorers(recipe).items()}
-    found |= {f"reward.plus.{i}": section for i, section in enumerate(recipe.reward.plus)}
+    found = {place: section for name in scorers(recipe) for place, section in terms(recipe, name).items()}
     if (kept := veto(recipe)) and kept.similarity:
         found["chain.veto"] = Scorer(metric="similarity", scorer=kept.scorer, revision=kept.revision)
     return found

@@ -21,7 +21,7 @@ def score(
     {"metric", "identity", "unit", "higher_is_better", "estimate": of the mean over texts, "unscored", "rows": [{text, score,
     reason}]}. DataError for a file that can't be read, MetricError for a scorer that can't be had.
     """
-    rows = list(prompts.read_rows(file, (column,)))
+    rows = list(prompts.read_rows(file, column))
     if not rows:
         raise DataError(f"{file} holds no texts")
     shipped = SHIPPED.get(metric)

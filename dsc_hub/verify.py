@@ -257,15 +257,19 @@ def _scores(rows: Rows) -> str:
     texts = [row["text"] for row in rows.answers]
     by_id = {p.id: p for p in rows.prompts[0]}
     asked = [by_id[row["prompt_id"]] for row in rows.answers]
-    for name, section in recipe.scorers(rows.recipe).items():
-        if other := [s for s in (section, *getattr(section, "plus", ())) if not metrics.is_packaged(s)]:
+    for name in recipe.scorers(rows.recipe):
+        terms = recipe.terms(rows.recipe, name)
+        if other := [s for s in terms.values() if not metrics.is_packaged(s)]:
             told.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
             continue
-        mine, theirs = metrics.identify(section), rows.facts["identity"][recipe.SCORERS[name]]
-        scored: list[Score] = metrics.load(section, mine).score(texts, asked)
+        mine = {place: metrics.identify(section) for place, section in terms.items()}
+        theirs = {place: rows.facts["identity"][place] for place in terms}
+        scored: list[Score] = metrics.load_named(name, rows.recipe, mine, rows.folder).score(texts, asked)
         off = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
         if off:
-            other = "" if mine == theirs else f" (here {mine}, there {theirs})"
+            other = (
+                "" if mine == theirs else f" (here {' + '.join(mine.values())}, there {' + '.join(theirs.values())})"
+            )
             raise Differs(f"{len(off)} of {len(texts)} answers have another {name} here{other}")
         told.append(f"{name} of {len(texts)} answers agrees")
     return "; ".join(told)

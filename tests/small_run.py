@@ -47,11 +47,10 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
     for prompt in found:
         rows.append(asdict(prompt))
     rows.close()
-    sections = recipe.scorers(r)
     identity = {"model": "package:x@abc", "prompts": "0123"} | {
-        recipe.SCORERS[n]: metrics.identify(s) for n, s in sections.items()
+        place: metrics.identify(section) for place, section in recipe.all_scorers(r).items()
     }
-    scorers = {name: metrics.load(s, identity[recipe.SCORERS[name]]).score for name, s in sections.items()}
+    scorers = {name: s.score for name, s in metrics.load_all(r, identity, recipe_file.parent).items()}
     facts = fixture_run.facts()
     names = {"owner": "local", "dataset": "local/little-dsc", "adapter": "local/little-dsc-lora", "base": None}
     facts |= {"recipe": r.model_dump(mode="json"), "identity": identity, "repos": names}

@@ -66,6 +66,18 @@ def test_two_scorers_of_one_name_are_not_taken_for_one(tmp_path: Path):
     assert set(compare([one, two])["differences"][0]["by_score"]) == {"sentiment (textblob)"}
 
 
+@pytest.mark.parametrize(
+    "reward", [{"weight": 2.0}, {"plus": [{"metric": "sentiment", "scorer": "textblob", "weight": 0.5}]}]
+)
+def test_sums_and_weights_make_another_score(tmp_path: Path, reward: dict):
+    one, two, three = (run_with(tmp_path / n) for n in ("one", "two", "three"))
+    for run in (two, three):
+        recipe = run.facts["recipe"]
+        run.add_facts(recipe=recipe | {"reward": recipe["reward"] | reward})
+    assert set(compare([one, two])["differences"][0]["by_score"]) == {"sentiment (textblob)"}
+    assert len(compare([two, three])["differences"][0]["by_score"]) == 2
+
+
 def test_arms_on_other_weights_or_at_another_temperature_are_told(tmp_path: Path):
     one, two, three = (run_with(tmp_path / n / "r" / "f") for n in ("one", "two", "three"))
     assert compare([one, two])["notes"] == []

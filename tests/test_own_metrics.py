@@ -11,7 +11,7 @@ from dsc_hub import metrics, recipe
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.errors import ConfigError, DataError, MetricError
 from dsc_hub.jobs import _resolved
-from dsc_hub.metrics.identity import identify_all
+from dsc_hub.metrics.identity import _options
 from dsc_hub.recipe import Recipe, Reward
 from dsc_hub.records import Prompt, Score
 from dsc_hub.score import score
@@ -97,6 +97,15 @@ def test_an_option_that_it_lacks_is_told(tmp_path: Path):
         metrics.identify(Reward(options={"loudest": 3}))
 
 
+def test_options_are_part_of_what_a_scorer_is_and_servers_are_not():
+    plain, people, words = (
+        metrics.identify(Reward(metric="privacy", scorer="spacy", options=options))
+        for options in ({}, {"per": "text", "entities": ["person"]}, {"per": "text"})
+    )
+    assert len({plain, people, words}) == 3 and "[entities=['person'], per=text] (en-core" in people
+    assert _options(Reward(options={"endpoint": "http://10.0.0.1", "api_key_env": "KEY"})) == ""
+
+
 @pytest.mark.parametrize(
     ("keys", "told"),
     [
@@ -107,6 +116,11 @@ def test_an_option_that_it_lacks_is_told(tmp_path: Path):
 def test_names_that_are_nothing_are_told(keys: dict[str, str], told: str):
     with pytest.raises(MetricError, match=told):
         metrics.identify(Reward(**keys))
+
+
+def identify_all(r: Recipe, code: metrics.Code) -> dict[str, str]:
+    found = {place: metrics.identify(section, code) for place, section in recipe.all_scorers(r).items()}
+    return dict.fromkeys(("second_scorer", "third_scorer"), "") | found
 
 
 def made(**reward: object) -> Recipe:
@@ -121,7 +135,7 @@ def test_a_reward_is_the_weighted_sum_of_its_terms_and_unscored_if_one_is(tmp_pa
     assert list(identity) == ["second_scorer", "third_scorer", "reward", "reward.plus.0"] and all(
         identity[k] for k in ("reward", "reward.plus.0")
     )
-    scorer = metrics.load_all(r, identity, tmp_path, "reward")["reward"]
+    scorer = metrics.load_all(r, identity, tmp_path)["reward"]
     vader = metrics.load(Reward(), identity["reward"]).score(["I LOVE it."], [PROMPT])[0].value
     found = scorer.score(["I LOVE it.", "ABC", "..."], [PROMPT] * 3)
     assert found[0].value == pytest.approx(vader - 2.5)

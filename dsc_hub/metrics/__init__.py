@@ -19,11 +19,11 @@ from dsc_hub import recipe as recipes
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.errors import DscError, MetricError
 from dsc_hub.hygiene import words
-from dsc_hub.metrics.identity import HEAD, SHIPPED, Code, commit_of, identify, identify_all, is_packaged, is_shipped
+from dsc_hub.metrics.identity import HEAD, SHIPPED, Code, commit_of, file_of, identify, is_packaged, is_shipped
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
 
-__all__ = ["HEAD", "SHIPPED", "Code", "Scorer", "identify", "identify_all", "is_packaged", "is_shipped", "load"]
+__all__ = ["HEAD", "SHIPPED", "Code", "Scorer", "identify", "is_packaged", "is_shipped", "load"]
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Scorer:
     higher_is_better: bool = True
 
 
-def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path, *wanted: str) -> dict[str, Scorer]:
-    """The scorers of a recipe, by the name that their numbers have: those `wanted`, or all. `folder` is the recipe's.
+def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[str, Scorer]:
+    """The scorers of a recipe, by the name that their numbers have. `folder` is the recipe's.
 
     Slow (seconds): imports `evaluate`, and torch for a model. MetricError if one can't be loaded.
     """
-    out = {}
-    for name, section in recipes.scorers(recipe).items():
-        if not wanted or name in wanted:
-            place = recipes.SCORERS[name]
-            more = [load(s, identity[f"{place}.plus.{i}"], folder) for i, s in enumerate(getattr(section, "plus", ()))]
-            out[name] = _sum([load(section, identity[place], folder), *more])
-    return out
+    return {name: load_named(name, recipe, identity, folder) for name in recipes.scorers(recipe)}
+
+
+def load_named(name: str, recipe: Recipe, identity: Mapping[str, str], folder: Path) -> Scorer:
+    """One of a recipe's scorers whole, as `load_all` does: a reward with all its terms."""
+    terms = recipes.terms(recipe, name)
+    return _sum([load(section, identity[place], folder) for place, section in terms.items()])
 
 
 def load(section: recipes.Scorer, identity: str, folder: Path | None = None, as_measured: bool = False) -> Scorer:
@@ -123,7 +123,7 @@ def _measurement(section: recipes.Scorer, identity: str, folder: Path) -> Any:
     commit = commit_of(identity)
     options: dict[str, Any] = dict(section.options)
     if is_shipped(section):
-        path = Path(__file__).parent / section.metric / f"{section.metric}.py"
+        path = file_of(section.metric)
         options |= {"model_revision": commit}
         if section.positive_label is not None:
             options["positive_label"] = section.positive_label

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.machine import file_hash
-from dsc_hub.recipe import Recipe, Scorer, all_scorers
+from dsc_hub.recipe import Scorer
 
 HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
 
@@ -19,12 +19,11 @@ HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm a
 @dataclass(frozen=True)
 class Shipped:
     """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says what
-    any other name is taken for ("": there are no others); `served`: scorers that ask a server."""
+    any other name is taken for."""
 
     scorers: Mapping[str, tuple[str, ...]]
     models: str
     options: tuple[str, ...] = ()
-    served: tuple[str, ...] = ()
 
 
 SHIPPED = {
@@ -63,10 +62,9 @@ def is_packaged(section: Scorer) -> bool:
     return is_shipped(section) and section.scorer in SHIPPED[section.metric].scorers
 
 
-def identify_all(recipe: Recipe, code: Code) -> dict[str, str]:
-    """The identity of everything that scores, by its place in the recipe ("" for a second or third scorer that isn't there)."""
-    found = dict.fromkeys(("second_scorer", "third_scorer"), "")
-    return found | {place: identify(section, code) for place, section in all_scorers(recipe).items()}
+def file_of(metric: str) -> Path:
+    """The module of a shipped metric."""
+    return Path(__file__).parent / metric / f"{metric}.py"
 
 
 def commit_of(identity: str | None) -> str | None:
@@ -81,9 +79,9 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
         return ""
     code = code or Code()
     if section.metric.endswith(".py"):
-        return f"{Path(section.metric).name}/{section.scorer} (file {_hash(code.folder / section.metric)})"
+        return f"{Path(section.metric).name}/{section.scorer}{_options(section)} (file {_hash(code.folder / section.metric)})"
     if "/" in section.metric:
-        return f"{section.scorer} of {section.metric}@{_allowed(section, code.allowed)}"
+        return f"{section.scorer}{_options(section)} of {section.metric}@{_allowed(section, code.allowed)}"
     shipped = SHIPPED.get(section.metric)
     if shipped is None:
         raise MetricError(
@@ -95,22 +93,27 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
         parts = _packages(section.scorer, shipped.scorers[section.scorer])
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
             parts.append(f"head {_hash(HEAD)}")
-        return f"{section.metric}/{section.scorer}" + (f" ({', '.join(parts)})" if parts else "")
-    if section.scorer in shipped.served:
-        return f"{section.metric}/{section.scorer}"
+        return f"{section.metric}/{section.scorer}{_options(section)} ({', '.join(parts)})"
     if Path(section.scorer).is_dir():
         from dsc_hub.models import folder_hash
 
-        return f"{section.metric}/{Path(section.scorer).name} (local folder {folder_hash(Path(section.scorer))[:12]})"
+        name = f"{section.metric}/{Path(section.scorer).name}{_options(section)}"
+        return f"{name} (local folder {folder_hash(Path(section.scorer))[:12]})"
     if "/" not in section.scorer:
-        names = [*shipped.scorers, *shipped.served]
         raise MetricError(
-            f"{section.metric} has no scorer '{section.scorer}'{_meant(section.scorer, names)}",
-            f"Packaged: {', '.join(names)}; {shipped.models} of the Hub is ORG/NAME.",
+            f"{section.metric} has no scorer '{section.scorer}'{_meant(section.scorer, list(shipped.scorers))}",
+            f"Packaged: {', '.join(shipped.scorers)}; {shipped.models} of the Hub is ORG/NAME.",
         )
     from dsc_hub import hub
 
-    return f"{section.metric}/{section.scorer}@{hub.model_info(section.scorer, section.revision).commit}"
+    commit = hub.model_info(section.scorer, section.revision).commit
+    return f"{section.metric}/{section.scorer}{_options(section)}@{commit}"
+
+
+def _options(section: Scorer) -> str:
+    """What else decides the scores; servers and keys are of this machine."""
+    told = [f"{name}={value}" for name, value in sorted(section.options.items()) if name not in SERVERS]
+    return f" [{', '.join(told)}]" if told else ""
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from dsc_hub import claim, evaluation, hygiene, metrics, models, stats
 from dsc_hub.chain import seed_of
 from dsc_hub.generation import Completion, Generator
-from dsc_hub.recipe import SCORERS, Recipe, scorers
+from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import find
 from dsc_hub.serving import serve
@@ -36,7 +36,7 @@ def main() -> None:
     recipe = Recipe.model_validate(first.facts["recipe"])
     prompts = [p for p in first.rows("prompts.jsonl").as_type(Prompt) if p.split == "validation"]
     identity = first.facts["identity"]
-    scored = {n: metrics.load(s, identity[SCORERS[n]]).score for n, s in scorers(recipe).items()}
+    scored = {name: s.score for name, s in metrics.load_all(recipe, identity, Path()).items()}
     log = Path(tempfile.mkdtemp(prefix="trials-")) / "vllm.log"
     adapters = {name: run["adapter"] for name, run in runs.items()}
     base = Path(first.facts["model"]["folder"])

@@ -97,6 +97,19 @@ def test_a_published_run_agrees_with_itself(published):
     assert found.kind == "adapter" and all(c.agrees for c in checks) and len(checks) == 6, checks
 
 
+def test_a_reward_of_several_terms_is_scored_again_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "films.txt").write_text(FILMS)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    plus = "reward.plus=[{scorer: textblob, weight: 0.5}]"
+    run, r = small_run.make(tmp_path / "run", tmp_path / "recipe.yaml", plus)
+    with running(tmp_path / "hub") as other:
+        at_hub.point(monkeypatch, other, tmp_path / "cache")
+        account = hub.login(None, other.endpoint, other.token)
+        publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        scores = next(c for c in verify(DATASET, rescore=True)[1] if c.name == "scores")
+    assert scores.agrees and scores.told.startswith("reward of "), scores
+
+
 def _metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
