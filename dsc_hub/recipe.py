@@ -118,7 +118,7 @@ class Prompts(Section):
     column: str = "prompt"
     group_column: str | None = Field(None, description="column that names the split group; None: each prompt its own")
     kind_column: str | None = Field(
-        None, description="column that says of what kind a prompt is (harmful or harmless, for the metric safety)"
+        None, description="column that says of what kind a prompt is (say, harmful or harmless), for metrics that ask"
     )
     templates: tuple[Annotated[str, _placeholders("value")], ...] = ()
     values: str | None = Field(None, description="text file, a value a line, put into {value} of each template")
