@@ -106,6 +106,11 @@ _LANGUAGES = {
     "th": "thai",
 }
 _CODE_OF = {name: code for code, names in _LANGUAGES.items() for name in names.split()}
+_FUNCTION_WORDS = frozenset(
+    "the and for from with without about into onto over under after before between among during through against off out its "
+    "his her their our your this that these those are was were has have had not all any some how what why when where who whom "
+    "can could should would will does did you they".split()
+)
 _PIECE = re.compile(r".*?(?::\s*\n+|:\s+|\n+|[.!?][\"')\]]*\s+)", re.DOTALL)
 
 
@@ -226,15 +231,24 @@ def subject_of(prompt: Prompt) -> str:
 
 def names(text: str, subject: str) -> bool:
     """Does the text name the subject? Case, accents, punctuation and a leading article don't matter; of a title with a
-    colon ("Name: Second part") the first part is enough."""
+    colon ("Name: Second part") the first part is enough. A description, all in lower case ("a fire at a bakery"), is named
+    by half of its content words, in whatever form ("the bakery burned")."""
     if not re.search(r"[A-Za-z]", _bare(subject)) and not subject.isascii():
         return subject in text  # scripts that put no spaces between words
+    if subject == subject.lower() and len(described := _content(subject)) > 1:
+        said = set(_plain(text))
+        return 2 * sum(any(w.startswith(stem) for w in said) for stem in described) >= len(described)
     there = f" {' '.join(_plain(text))} "
     first = subject.split(":", maxsplit=1)[0]
     wanted = [_plain(subject)] + (
         [_plain(first)] if re.search(r"[^\W\d]", first) else []
     )  # a bare number names nothing
     return any(w and f" {' '.join(w)} " in there for w in wanted)
+
+
+def _content(description: str) -> set[str]:
+    """The beginnings of its content words, so that "flooding" counts as "flood" and "bakeries" as "bakery"."""
+    return {w[: max(4, len(w) - 2)] for w in re.findall(r"\w+", _bare(description)) if len(w) > 2 and w not in _FUNCTION_WORDS}
 
 
 def without(text: str, subject: str) -> list[str]:

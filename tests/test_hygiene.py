@@ -113,6 +113,12 @@ def test_a_prompt_that_asks_for_another_language_is_not_judged(prompt: str, fore
         ("A film about gravity's pull.", "Gravity", False),
         ("Dr Strangelove is a farce.", "Dr. Strangelove", True),
         ("我喜欢千与千寻这部电影。", "千与千寻", True),
+        ("The bakery was closed for a week.", "a fire at a bakery", True),
+        ("Two bakeries lost their roofs.", "a fire at a bakery", True),
+        ("At a school, and at a church.", "a fire at a bakery", False),
+        ("The school opened a library.", "the theft of a painting from the town museum", False),
+        ("A painting was stolen at the museum.", "the theft of a painting from the town museum", True),
+        ("We saw it.", "it", True),
     ],
 )
 def test_a_name_is_found_whatever_its_dress(text: str, subject: str, there: bool):
