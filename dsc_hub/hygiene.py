@@ -248,7 +248,11 @@ def names(text: str, subject: str) -> bool:
 
 def _content(description: str) -> set[str]:
     """The beginnings of its content words, so that "flooding" counts as "flood" and "bakeries" as "bakery"."""
-    return {w[: max(4, len(w) - 2)] for w in re.findall(r"\w+", _bare(description)) if len(w) > 2 and w not in _FUNCTION_WORDS}
+    return {
+        w[: max(4, len(w) - 2)]
+        for w in re.findall(r"\w+", _bare(description))
+        if len(w) > 2 and w not in _FUNCTION_WORDS
+    }
 
 
 def without(text: str, subject: str) -> list[str]:

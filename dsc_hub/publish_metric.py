@@ -49,8 +49,10 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
         columns=", ".join(f"{c}=[...]" for c in re.findall(r'"(\w+)": datasets\.Value', module)),
         version=__version__,
     )
+    beside = [p for p in file_of(metric).parent.glob("*.py") if p.stem != metric] if metric in SHIPPED else []
     texts = {
         f"{name}.py": module,
+        **{p.name: _text(p) for p in beside},
         "requirements.txt": "".join(f"{p}=={metadata.version(p)}\n" for p in packages),
         "README.md": card,
     }

@@ -9,7 +9,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -36,6 +36,7 @@ def make_server(
     models: Sequence[str] = ("scripted",),
     bodies: list[dict] | None = None,
     logprobs: bool = False,
+    answer: Callable[[dict], str] = answer_to,
 ) -> ThreadingHTTPServer:
     """`bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
     (here its letters: -1 nat for each, but -3 for the last); without, it has no such route."""
@@ -85,7 +86,7 @@ def make_server(
                     200, {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
                 )
                 return
-            text = answer_to(body)
+            text = answer(body)
             self._send(
                 200,
                 {

@@ -46,47 +46,6 @@ def test_nothing_to_score_has_no_mean():
     assert evaluate.load(FOLDER, keep_in_memory=True).compute(data=["", "?"])["mean"] is None
 
 
-@pytest.fixture(scope="session")
-def classifier(tmp_path_factory: pytest.TempPathFactory):
-    """A real text-classification model, tiny and random, with labels of one's choice."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        DistilBertConfig,
-        DistilBertForSequenceClassification,
-        PreTrainedTokenizerFast,
-    )
-
-    def make(labels: list[str]) -> str:
-        torch.manual_seed(0)
-        folder = tmp_path_factory.mktemp("classifier")
-        words = {
-            w: i for i, w in enumerate(["[PAD]", "[UNK]", *"a good bad film very long and short it was the".split()])
-        }
-        t = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-        t.pre_tokenizer = pre_tokenizers.Whitespace()
-        PreTrainedTokenizerFast(
-            tokenizer_object=t, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
-        ).save_pretrained(folder)
-        config = DistilBertConfig(
-            vocab_size=len(words),
-            dim=16,
-            hidden_dim=32,
-            n_layers=2,
-            n_heads=2,
-            num_labels=len(labels),
-            id2label=dict(enumerate(labels)),
-            label2id={label: i for i, label in enumerate(labels)},
-        )
-        model = DistilBertForSequenceClassification(config)
-        with torch.no_grad():
-            model.classifier.weight.mul_(30)
-        model.save_pretrained(folder)
-        return str(folder)
-
-    return make
-
-
 TEXTS = [
     "a good film",
     "bad",

