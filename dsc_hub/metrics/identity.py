@@ -105,7 +105,7 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
     _check_options(section, shipped)
     if section.scorer in shipped.scorers:
         parts = _packages(section.scorer, shipped.scorers[section.scorer])
-        if section.metric == "safety" or not parts:
+        if () in shipped.scorers.values():  # what it goes by stands in its own file
             parts += [f"file {_hash(p)}" for p in sorted(file_of(section.metric).parent.glob("*.py"))]
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
             parts.append(f"head {_hash(HEAD)}")
