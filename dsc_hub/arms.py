@@ -43,7 +43,7 @@ async def ask_all(
     models: Sequence[str | None],
 ) -> dict[str, dict[str, float]]:
     """`ask` with a `Generator`; gives the nats a token of the neutral texts, by arm and text, where the server tells them."""
-    await ask(run, recipe, prompts, generator.complete, score, veto, models)
+    await ask(run, recipe, prompts, generator.complete, score, veto, models, generator.criticise)
     texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     out: dict[str, dict[str, float]] = {}
     for name in recipe.evaluation.arms:
@@ -70,6 +70,7 @@ async def ask(
     score: ScoreText,
     veto: VetoText = no_veto,
     models: Sequence[str | None] = (None, ADAPTER),
+    criticise: CompleteAs | None = None,
 ) -> None:
     """Write the turns of the arms of `models` under evaluation/. What is there already is not asked for again.
 
@@ -86,7 +87,16 @@ async def ask(
             if arm.way == "chain":
                 few = {"chains_per_prompt": recipe.evaluation.samples}
                 chains = recipe.model_copy(update={"chain": recipe.chain.model_copy(update=few)})
-                work = run_with_line(run, chains, prompts, _as(complete, model), score, veto, prefix=arm.prefix)
+                work = run_with_line(
+                    run,
+                    chains,
+                    prompts,
+                    _as(complete, model),
+                    score,
+                    veto=veto,
+                    criticise=_as(criticise or complete, model),
+                    prefix=arm.prefix,
+                )
                 await _timed(run, arm, arm.way, work)
             elif arm.way == "best":
                 await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete))

@@ -28,7 +28,8 @@ from markupsafe import Markup
 
 from dsc_hub import plots, tables, wording
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import SCORERS, packaged_folder, publishes_rejected, quantization
+from dsc_hub.recipe import SCORERS, publishes_rejected, quantization
+from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run, answers, evaluated, write_whole

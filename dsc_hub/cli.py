@@ -346,6 +346,26 @@ def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
         screen.comparison(found)
 
 
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@allow_option
+@runs_option
+@json_option
+def grid(file: Path, runs: Path, as_json: bool) -> None:
+    """Run a recipe under every combination of some settings (FILE names both), sharing what they share; one table."""
+    from dsc_hub import grid as grids
+    from dsc_hub import show as screen
+
+    rows = grids.run(file, runs, click.get_current_context().meta["allowed_code"])
+    if as_json:
+        _print_json(rows)
+    else:
+        _results_follow()
+        screen.grid(rows)
+    if any(row["error"] for row in rows):
+        raise SystemExit(1)
+
+
 @run_verb
 @click.option("-n", "count", type=click.IntRange(1), default=30, show_default=True, help="How many prompts at most.")
 @click.option("--judge", default="anonymous", show_default=True, help="Who judges; stays in the run folder.")
@@ -436,7 +456,7 @@ def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None,
     """
     from dsc_hub import show as screen
     from dsc_hub.metrics.identity import Code
-    from dsc_hub.recipe import parse_options
+    from dsc_hub.recipe_files import parse_options
     from dsc_hub.score import score as scored
 
     code = Code(Path(), click.get_current_context().meta["allowed_code"])
@@ -513,7 +533,7 @@ def recipes() -> None:
 @json_option
 def recipes_list(as_json: bool) -> None:
     """Names of the packaged recipes and what they are for."""
-    from dsc_hub.recipe import load, packaged_recipes
+    from dsc_hub.recipe_files import load, packaged_recipes
 
     if as_json:
         _print_json({name: load(path).description for name, path in packaged_recipes().items()})
@@ -526,11 +546,11 @@ def recipes_list(as_json: bool) -> None:
 @click.argument("name")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def recipes_copy(name: str, folder: Path | None) -> None:
-    """Copy a packaged recipe and its files into FOLDER (default: NAME here)."""
+    """Copy a packaged recipe and its files into FOLDER (default: its name, here)."""
     import shutil
 
     from dsc_hub.errors import ConfigError
-    from dsc_hub.recipe import find, packaged_recipes
+    from dsc_hub.recipe_files import find, packaged_recipes
 
     source = packaged_recipes().get(name)
     if source is None:
@@ -539,12 +559,13 @@ def recipes_copy(name: str, folder: Path | None) -> None:
             if not Path(name).exists()
             else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
         )
-    target = folder or Path(name)
+    target = folder or Path(name.replace("/", "-"))
     hint = "Name a FOLDER that can be made and written to."
     try:
         if target.exists():
             raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
-        shutil.copytree(source.parent, target)
+        shutil.copytree(source.parent, target, ignore=lambda at, names: _other_variants(source.name, names))
+        (target / source.name).replace(target / "recipe.yaml")
     except shutil.Error as e:  # (from, to, why) of every file that could not be copied
         shutil.rmtree(target, ignore_errors=True)  # half a recipe is none
         raise ConfigError(f"{target} can't be written: {e.args[0][0][2]}", hint) from None
@@ -556,6 +577,11 @@ def recipes_copy(name: str, folder: Path | None) -> None:
     named = re.sub(r"(?m)^name: *[^\s#]+", f'name: "{own}"', text, count=1)  # in quotes: YAML takes 1_000 for a number
     (target / "recipe.yaml").write_text(named, encoding="utf-8")
     click.echo(f"{target}/recipe.yaml, named {own}, is yours to edit:  dsc run {target}/recipe.yaml")
+
+
+def _other_variants(wanted: str, names: list[str]) -> set[str]:
+    """Of the files in a packaged recipe's folder, those that are other recipes."""
+    return {n for n in names if n.endswith(".yaml") and n != wanted}
 
 
 @cli.group()

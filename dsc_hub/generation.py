@@ -43,18 +43,21 @@ class Generator:
     Sampling settings are stated in every request: servers have defaults of their own.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], settings: Generation, timeout_s: float) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], settings: Generation, timeout_s: float, critic: Endpoint | None = None
+    ) -> None:
         self._settings, self._timeout_s = settings, timeout_s
         self._endpoints = list(endpoints)
         self._busy = [0] * len(self._endpoints)
         self._clients: list[openai.AsyncOpenAI] = []
+        self._critic = critic
         self._turn = itertools.count()
 
     async def __aenter__(self) -> Generator:
         # How many requests are in flight is bounded by the stage that asks, not here.
         self._clients = [
             openai.AsyncOpenAI(base_url=e.url, api_key=e.api_key, max_retries=RETRIES, timeout=self._timeout_s)
-            for e in self._endpoints
+            for e in (*self._endpoints, *([self._critic] if self._critic else ()))
         ]
         return self
 
@@ -73,6 +76,12 @@ class Generator:
             return await self._ask(self._clients[i], self._endpoints[i], messages, seed, model)
         finally:
             self._busy[i] -= 1
+
+    async def criticise(self, messages: list[dict[str, str]], seed: int, model: str | None = None) -> Completion:
+        """A critique: by the critic if there is one, else as any completion."""
+        if self._critic is None:
+            return await self.complete(messages, seed, model)
+        return await self._ask(self._clients[-1], self._critic, messages, seed, None)
 
     async def surprise(self, text: str, model: str | None = None) -> float | None:
         """Mean surprise of the model at a text, in nats a token (the logarithm of its perplexity): asked of vLLM as the

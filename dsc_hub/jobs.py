@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import machine, metrics, models, progress, prompts, recipe, runs
+from dsc_hub import machine, metrics, models, progress, prompts, recipe, recipe_files, runs
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.metrics.identity import SERVERS
 from dsc_hub.recipe import Recipe
@@ -128,8 +128,8 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     A pulled recipe is data: it may not name servers, keys, local folders or files outside its own. ConfigError if it does.
     """
     if not reference.startswith("hub:"):
-        path = recipe.find(reference)
-        return path, recipe.load(path, overrides)
+        path = recipe_files.find(reference)
+        return path, recipe_files.load(path, overrides)
     from dsc_hub import hub
 
     repo = reference.removeprefix("hub:")
@@ -137,14 +137,14 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     pulled = read_pulled(reference, path)
     for name in filter(None, (pulled.prompts.path, pulled.prompts.values)):
         hub.pull_beside(path, repo, name)
-    return path, recipe.load(path, overrides)
+    return path, recipe_files.load(path, overrides)
 
 
 def read_pulled(reference: str, path: Path) -> Recipe:
     """The recipe in a file that somebody else wrote: data. ConfigError if it names servers, keys, local folders or files outside its
     own, or says where things go and who may see them."""
     _check_text(reference, path)
-    pulled = recipe.load(path)
+    pulled = recipe_files.load(path)
     files = [(f"prompts.{k}", v) for k in ("path", "values") if (v := getattr(pulled.prompts, k))]
     problems = [f"{key}: '{v}' is not a file beside the recipe" for key, v in files if not _FILE_NAME.fullmatch(v)]
     named = recipe.all_scorers(pulled)
@@ -158,6 +158,11 @@ def read_pulled(reference: str, path: Path) -> Recipe:
             for key in SERVERS
             if key in section.options
         ]
+    if critic := pulled.chain.critic:
+        plain = recipe.Critic(model=critic.model)
+        for key in ("endpoint", "api_key_env"):
+            if getattr(critic, key) != getattr(plain, key):
+                problems.append(f"chain.critic.{key}: servers and keys are this machine's business")
     default = recipe.Serving()
     for key in ("endpoints", "served_model", "api_key_env"):
         if getattr(pulled.serving, key) != getattr(default, key):
@@ -260,9 +265,11 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     estimate["done"] = [stage for stage, where in outlook.items() if where is job.run]
     estimate["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
+    serving.external_critic(job.recipe.chain.critic)
     if job.recipe.serving.endpoints:
         serving.external(job.recipe.serving)
-        if recipe.ADAPTER in recipe.models_of(job.recipe.evaluation.arms) and last not in ("prompts", "sampling"):
+        evaluates = recipe.STAGES.index(last) >= recipe.STAGES.index("evaluation")
+        if evaluates and recipe.ADAPTER in recipe.models_of(job.recipe.evaluation.arms):
             problems.append(
                 "serving.endpoints: servers that already run don't have the adapter; "
                 "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"

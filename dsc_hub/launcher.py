@@ -20,7 +20,7 @@ from rich.text import Text
 
 from dsc_hub import errors, machine, progress
 from dsc_hub.errors import ConfigError, DscError, RunError
-from dsc_hub.recipe import packaged_folder
+from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.runs import Run, read_json
 
 # Names the file into which a training process puts the DscError that ended it: exit codes and messages don't survive

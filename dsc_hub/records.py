@@ -59,6 +59,7 @@ class Turn:
     prompt_tokens: int
     new_tokens: int
     seed: int
+    request: str = ""  # digest of the role and the messages that were sent
 
     @property
     def key(self) -> tuple[str, int, int, str]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dsc_hub import plots, tables, wording
-from dsc_hub.recipe import packaged_folder
+from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.recorded import Recorded
 from dsc_hub.runs import Run, answers, evaluated, write_whole
 

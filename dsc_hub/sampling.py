@@ -10,7 +10,8 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from dsc_hub import stats
@@ -32,7 +33,7 @@ from dsc_hub.errors import ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.progress import Meter, moving_line
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import Recipe, digest
 from dsc_hub.records import Chain, Prompt, Role, Turn
 from dsc_hub.runs import Run
 
@@ -89,10 +90,15 @@ async def sample(
     score: ScoreText,
     *,
     veto: VetoText = no_veto,
+    criticise: Complete | None = None,
+    known: Mapping[tuple[str, int], Turn] = MappingProxyType({}),
     prefix: str = "",
     show: Callable[[str], None] = lambda text: None,
 ) -> Tally:
     """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
+
+    `criticise` is asked for the critiques (None: as for the rest). `known` holds turns of other runs by request and seed: what was
+    asked there is not asked again.
 
     Chains that fail for their own sake go to failed.jsonl with the reason and are tried again by the next run. Raises
     ServingError when the server is gone or refuses one request after the other.
@@ -111,11 +117,18 @@ async def sample(
     async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
         if (old := had.get((prompt.id, number, step, role))) is not None:
             return old
-        seed = seed_of(recipe.seed, prompt.id, number, step, role)
-        c = await complete(messages, seed)
-        turn = Turn(prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
+        seed, request = seed_of(recipe.seed, prompt.id, number, step, role), digest(role, messages)
+        if (other := known.get((request, seed))) is not None:
+            turn = replace(other, prompt_id=prompt.id, chain=number, step=step, role=role)
+            tally.reused_turns += 1
+        else:
+            ask = criticise if criticise and role == "critique" else complete
+            c = await ask(messages, seed)
+            turn = Turn(
+                prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed, request
+            )
+            tally.new_tokens += c.new_tokens
         turns.append(asdict(turn))
-        tally.new_tokens += c.new_tokens
         tally.meter.done += 1
         show(tally.line())
         return turn
@@ -187,12 +200,28 @@ async def run_with_line(
     prompts: Sequence[Prompt],
     complete: Complete,
     score: ScoreText,
-    veto: VetoText,
-    prefix: str = "",
+    **more: Any,
 ) -> Tally:
     """`sample` with the moving line on the terminal."""
     with moving_line() as line:
-        return await sample(run, recipe, prompts, complete, score, veto=veto, prefix=prefix, show=line.show)
+        return await sample(run, recipe, prompts, complete, score, show=line.show, **more)
+
+
+def turns_of_others(run: Run, others: Iterable[Run]) -> dict[tuple[str, int], Turn]:
+    """Turns that other runs got from the same model with the same settings, by request and seed: a chain of more
+    steps, or under another rule, begins with the same requests."""
+
+    def way(facts: Mapping[str, Any]) -> Any:
+        recipe, of = facts["recipe"], ("endpoints", "served_model", "context")
+        critic = (recipe["chain"].get("critic") or {}).get("model")
+        return [facts["identity"]["model"], recipe["generation"], [recipe["serving"][key] for key in of], critic]
+
+    found: dict[tuple[str, int], Turn] = {}
+    mine = way(run.facts)
+    for other in others:
+        if other.folder != run.folder and other["turns.jsonl"].exists() and way(other.facts) == mine:
+            found |= {(t.request, t.seed): t for t in other.rows("turns.jsonl").as_type(Turn) if t.request}
+    return found
 
 
 def read_chains(run: Run, name: str = "chains.jsonl") -> list[Chain]:

@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsc_hub.errors import ServingError
+from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.machine import cores, openmp_library, vllm_on_cpu, without_launcher
 from dsc_hub.progress import duration, moving_line
-from dsc_hub.recipe import Serving
+from dsc_hub.recipe import Critic, Serving
 from dsc_hub.runs import read_json
 
 BASE = "base"  # the name under which the base model is served; adapters have names of their own
@@ -161,6 +161,19 @@ def external(section: Serving) -> list[Endpoint]:
     """
     key = os.environ.get(section.api_key_env, "none")
     return [Endpoint(u, _model_at(u, key, section), key) for u in (url.rstrip("/") for url in section.endpoints)]
+
+
+def external_critic(critic: Critic | None) -> Endpoint | None:
+    """Where the critic of a recipe is asked, looked at as `external` does; None without one."""
+    if critic is None:
+        return None
+    if not critic.endpoint:
+        raise ConfigError(
+            f"chain.critic: no endpoint is known at which {critic.model} can be asked",
+            "Give one: chain.critic.endpoint=http://host:8000/v1",
+        )
+    at = Serving(endpoints=(critic.endpoint,), served_model=critic.model, api_key_env=critic.api_key_env)
+    return external(at)[0]
 
 
 def _model_at(url: str, key: str, section: Serving) -> str:

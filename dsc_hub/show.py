@@ -348,6 +348,17 @@ def _short(path: Path) -> str:
     return str(path).replace(home, "~", 1) if str(path).startswith(home + "/") else str(path)
 
 
+def grid(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What `dsc grid` found: the table, and where the runs lie."""
+    from dsc_hub.tables import grid_table
+
+    out.print(grid_table(rows))
+    reused = sum(r["sampling"]["reused_turns"] for r in rows if r["sampling"])
+    out.print(f"{len(rows)} combinations; {reused:,} turns were taken from one another. Each is a run: dsc show RUN")
+    for r in rows:
+        out.print(Text(r["run"]))
+
+
 def scored(found: Mapping[str, Any]) -> None:
     """What `dsc score` found: the first texts and the mean."""
     from dsc_hub import wording

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -215,6 +216,33 @@ def claim_table(metrics: Mapping[str, Any]) -> Table:
     for row in claim_rows(metrics):
         style = {"holds": "green", "fails": "bold red"}.get(row["verdict"], "yellow")
         table.add_row(Text(row["name"]), Text(row["verdict"], style), Text(row["told"]))
+    return table
+
+
+def grid_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What `grid.run` found: a row per combination, with what it sets and what came of it."""
+    table = Table(caption_justify="left", caption_style="")
+    keys = list(rows[0]["set"])
+    arms = next((list(r["arms"]) for r in rows if r["arms"]), [])
+    titles = [*keys, "accepted", "reward of the state", "rows", *map(arm_name, arms)]
+    titles += ["distilled − base", "second scorer", "claim"] if "distilled" in arms else []
+    for title in titles:
+        table.add_column(Text(title), overflow="fold")
+    for r in rows:
+        s, d = r["sampling"], r["difference"] or {}
+        cells = [r["set"][key] if isinstance(r["set"][key], str) else json.dumps(r["set"][key]) for key in keys]
+        cells += [
+            f"{s['accepted']}/{s['proposals']}" if s else ABSENT,
+            interval(s["reward"]) if s else ABSENT,
+            count(r["rows"]),
+        ]
+        cells += [number(r["arms"][arm]["reward"]["mean"]) if r["arms"] else ABSENT for arm in arms]
+        if "distilled" in arms:
+            cells += [interval(d[name]) if name in d else ABSENT for name in ("reward", "second")]
+            cells.append({True: "holds", False: "fails", None: ABSENT}[r["claim"]])
+        table.add_row(*map(Text, cells))
+        if r["error"]:
+            table.add_row(Text(f"can't be finished: {r['error']}", "bold red"))
     return table
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +28,7 @@ import pytest
 
 from dsc_hub.generation import Completion
 from dsc_hub.records import Score
+from tests.scripted_server import make_server
 
 ROOT = Path(__file__).parent.parent
 # A shell that starts the tests in the background lets them ignore Ctrl-C, and some send it to themselves.
@@ -118,3 +122,42 @@ def classifier(tmp_path_factory: pytest.TempPathFactory):
         return str(folder)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for this module: the packaged model is converted once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    it = make_server()
+    threading.Thread(target=it.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{it.server_port}/v1"
+    it.shutdown()
+
+
+@pytest.fixture
+def dsc(tmp_path: Path, home: Path):
+    """Run `dsc` in an empty folder, with a home of its own and no token."""
+    work = tmp_path / "work"
+    work.mkdir()
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    env |= {"DSC_HUB_HOME": str(home), "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+
+    def run(*words: str, code: int | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dsc_hub", *words],
+            cwd=work,
+            env=env | extra,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if code is not None:
+            assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    run.work = work
+    return run

@@ -8,7 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import __version__, arms, cards, dataset, diagnostics, evaluation, metrics, prompts, recipe, sampling
+from dsc_hub import (
+    __version__,
+    arms,
+    cards,
+    dataset,
+    diagnostics,
+    evaluation,
+    metrics,
+    prompts,
+    recipe,
+    recipe_files,
+    sampling,
+)
 from dsc_hub.generation import Completion
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import SPLITS, Prompt
@@ -40,7 +52,7 @@ async def complete(messages: list[dict[str, str]], seed: int, model: str | None 
 
 def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]:
     """Prompts, chains, dataset, adapter (bytes that stand for one) and evaluation in a run folder, with cards."""
-    run, r = Run(folder), recipe.load(recipe_file, [*OVERRIDES, *overrides])
+    run, r = Run(folder), recipe_files.load(recipe_file, [*OVERRIDES, *overrides])
     folder.mkdir(parents=True)
     found, dropped = prompts.load(r.prompts, recipe_file.parent, r.seed)
     rows = run.rows("prompts.jsonl")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms, evaluation, preflight, recipe
+from dsc_hub import arms, evaluation, preflight, recipe_files
 from dsc_hub.chain import no_veto, seed_of
 from dsc_hub.generation import RequestFailed
 from dsc_hub.recipe import ADAPTER, ARMS, Recipe
@@ -34,7 +34,7 @@ class Model(ScriptedModel):
 
 
 def recipe_with(recipe_file: Path, *overrides: str) -> Recipe:
-    return recipe.load(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", *overrides])
+    return recipe_files.load(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", *overrides])
 
 
 def score_all(texts: Any, prompts: Any = None) -> list[Score]:
@@ -113,7 +113,7 @@ def test_what_failed_is_counted_and_is_no_answer(tmp_path: Path, recipe_file: Pa
                 raise RequestFailed("too long")
             return await super().as_model(messages, seed, model)
 
-    r = recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
     run, _ = run_arms(tmp_path, r, Refusing())
     rows = evaluation.collect(run, r, PROMPTS, {"reward": score_all})
     numbers = evaluation.summarise(r, PROMPTS, rows, {"reward": True})
@@ -129,7 +129,7 @@ def test_a_broken_off_session_leaves_the_time_unknown(tmp_path: Path, recipe_fil
                 raise KeyboardInterrupt
             return await super().as_model(messages, seed, model)
 
-    r = recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
     with pytest.raises(KeyboardInterrupt):
         run_arms(tmp_path, r, Dying())
     run, seconds = run_arms(tmp_path, r, Model())
@@ -152,7 +152,7 @@ def test_pairs_are_each_arm_with_the_first_and_what_distilling_spares():
 
 
 def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
-    r = recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
     rows = [
         {
             "arm": arm,
@@ -191,7 +191,7 @@ def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells
             return (3.0 if model else 2.0) if self.tells else None
 
     def nats(tells: bool, folder: str) -> dict[str, dict[str, float]]:
-        run, r = Run(tmp_path / folder), recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+        run, r = Run(tmp_path / folder), recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
         run.folder.mkdir()
         return asyncio.run(arms.ask_all(run, r, PROMPTS, Telling(tells), length_score, no_veto, (None, ADAPTER)))
 

@@ -8,54 +8,12 @@ import os
 import resource
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dsc_hub import jobs, recipe
+from dsc_hub import jobs, recipe_files
 from tests.conftest import ROOT
-from tests.scripted_server import make_server
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for this module: the packaged model is converted once."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    it = make_server()
-    threading.Thread(target=it.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{it.server_port}/v1"
-    it.shutdown()
-
-
-@pytest.fixture
-def dsc(tmp_path: Path, home: Path):
-    """Run `dsc` in an empty folder, with a home of its own and no token."""
-    work = tmp_path / "work"
-    work.mkdir()
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    env |= {"DSC_HUB_HOME": str(home), "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
-
-    def run(*words: str, code: int | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "dsc_hub", *words],
-            cwd=work,
-            env=env | extra,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if code is not None:
-            assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    run.work = work
-    return run
 
 
 def error(done: subprocess.CompletedProcess[str]) -> str:
@@ -141,14 +99,14 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
     assert "quickstart" in dsc("recipes", "list", code=0).stdout
     dsc("recipes", "copy", "quickstart", code=0)
     assert (
-        recipe.load(dsc.work / "quickstart" / "recipe.yaml").name == "quickstart"
+        recipe_files.load(dsc.work / "quickstart" / "recipe.yaml").name == "quickstart"
         and (dsc.work / "quickstart" / "films.txt").is_file()
     )
     assert "exists" in error(dsc("recipes", "copy", "quickstart"))
     # Under another name its runs are its own.
     assert "named my-films" in dsc("recipes", "copy", "quickstart", "My Films", code=0).stdout
     mine = dsc.work / "My Films" / "recipe.yaml"
-    assert recipe.load(mine).name == "my-films" and "# Reviews that stay positive" in mine.read_text()
+    assert recipe_files.load(mine).name == "my-films" and "# Reviews that stay positive" in mine.read_text()
     (dsc.work / "file").write_text("")
     for folder in ("file/x", "x" * 300):
         told = error(dsc("recipes", "copy", "quickstart", folder))
@@ -163,8 +121,8 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
 )
 def test_a_copy_is_named_after_any_folder(dsc, folder: str, name: str):
     assert f"named {name}, is yours" in dsc("recipes", "copy", "quickstart", folder, code=0).stdout
-    assert recipe.load(dsc.work / folder / "recipe.yaml").name == name
-    packaged = recipe.packaged_recipes()["quickstart"].read_text().splitlines()
+    assert recipe_files.load(dsc.work / folder / "recipe.yaml").name == name
+    packaged = recipe_files.packaged_recipes()["quickstart"].read_text().splitlines()
     copied = (dsc.work / folder / "recipe.yaml").read_text().splitlines()
     assert [line for line in copied if line not in packaged] == [f'name: "{name}"']
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from dsc_hub import dataset, recipe
+from dsc_hub import dataset, recipe_files
 from dsc_hub.errors import DataError
 from dsc_hub.records import Chain, Prompt, Score, Step
 from dsc_hub.runs import Run
@@ -32,7 +32,7 @@ def chain(
 
 
 def build(tmp_path: Path, recipe_file: Path, chains: list[Chain], *overrides: str) -> dict:
-    return dataset.build(Run(tmp_path), recipe.load(recipe_file, overrides), PROMPTS, chains)
+    return dataset.build(Run(tmp_path), recipe_files.load(recipe_file, overrides), PROMPTS, chains)
 
 
 def test_only_improved_clean_and_good_enough_chains_become_rows(tmp_path: Path, recipe_file: Path):
@@ -114,10 +114,10 @@ def test_no_phrase_stands_in_more_rows_than_the_limit(tmp_path: Path, recipe_fil
         says("cx", "cx has a fine score", 1),
         says("dx", "dx is a masterpiece"),
     ]
-    counts = dataset.build(Run(tmp_path), recipe.load(recipe_file, ["dataset.phrase_limit=2"]), films, chains)
+    counts = dataset.build(Run(tmp_path), recipe_files.load(recipe_file, ["dataset.phrase_limit=2"]), films, chains)
     assert counts["sft"] == {"train": 3, "validation": 1} and counts["chains"] == {"train": 4, "validation": 1}
     assert counts["dropped"] == {"a phrase that 2 rows have already": 1}
     kept = [r["completion"][0]["content"] for r in dataset.rows_of(tmp_path / "dataset", "sft", "train")]
     assert kept == ["ax is a masterpiece of light", "They say bx is a masterpiece too", "cx has a fine score"]
-    everything = dataset.build(Run(tmp_path), recipe.load(recipe_file), films, chains)
+    everything = dataset.build(Run(tmp_path), recipe_files.load(recipe_file), films, chains)
     assert everything["sft"] == {"train": 4, "validation": 1}

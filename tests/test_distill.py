@@ -33,7 +33,7 @@ from transformers import (
 
 from dsc_hub import distill, distill_checks, launcher
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
-from dsc_hub.recipe import packaged_folder
+from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.runs import Run
 
 EOS = 2

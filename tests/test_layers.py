@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
-VOCABULARY = {"errors", "explain", "records", "recorded", "recipe", "numbers"}
+VOCABULARY = {"errors", "explain", "records", "recorded", "recipe", "recipe_files", "numbers"}
 SCIENCE = {"chain", "acceptance", "hygiene", "claim", "stats", "side_effects", "diagnostics"}
 GROUND = {
     "runs",
@@ -50,7 +50,7 @@ STAGES = {
     "publish",
     "publish_metric",
 }
-TOP = {"jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify", "reference", "score"}
+TOP = {"grid", "jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify", "reference", "score"}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},

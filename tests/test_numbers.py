@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from dsc_hub import diagnostics, evaluation, recipe, sampling, side_effects, stats
+from dsc_hub import diagnostics, evaluation, recipe_files, sampling, side_effects, stats
 from dsc_hub.cli import cli
 from dsc_hub.numbers import Evaluation, Metrics, Sampling
 from dsc_hub.records import Chain, Prompt, Score, Step
@@ -29,7 +29,7 @@ def test_what_the_schema_does_not_know_is_refused():
 
 
 def test_what_evaluation_makes_fits(recipe_file):
-    r = recipe.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
     rows = [
         {"arm": arm, "prompt_id": p.id, "sample": 0, "group": p.group, "prompt": p.text, "text": f"{arm} says {p.id}."}
         | {

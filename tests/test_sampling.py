@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import prompts, recipe, sampling
+from dsc_hub import prompts, recipe_files, sampling
 from dsc_hub.chain import LOST_MEANING
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
@@ -28,7 +28,7 @@ from tests.conftest import ROOT, ScriptedModel, length_score
 
 
 def setup(recipe_file: Path, folder: Path, *overrides: str) -> tuple[Run, Recipe, list[Prompt]]:
-    r = recipe.load(recipe_file, overrides)
+    r = recipe_files.load(recipe_file, overrides)
     found, _ = prompts.load(r.prompts, recipe_file.parent, r.seed)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(folder), r, [p for p in found if p.split != "test"]

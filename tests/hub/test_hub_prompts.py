@@ -14,15 +14,15 @@ import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.recipe import load
+from dsc_hub.recipe_files import load
 from tests.conftest import RECIPE, ROOT
 
 REPO = "local/wishes"
 READ = """
 import json, sys
 from pathlib import Path
-from dsc_hub import prompts, recipe
-r = recipe.load(Path(sys.argv[1]), sys.argv[3:])
+from dsc_hub import prompts, recipe, recipe_files
+r = recipe_files.load(Path(sys.argv[1]), sys.argv[3:])
 identity = sys.argv[2] or prompts.identify(r.prompts, Path("."))
 found, dropped = prompts.load(r.prompts, Path("."), r.seed, identity)
 print(json.dumps({"identity": identity, "prompts": [[p.text, p.group] for p in found], "read": dropped["read"]}))

@@ -1,0 +1,149 @@
+"""`dsc grid`: one recipe under every combination of some settings, each a run like any other, and one table of them all.
+
+What two combinations have in common is done once: a stage whose inputs are equal is taken over from the run that did it, and a turn
+that another run asked for with the same request and seed is not asked for again (chains of three steps begin as those of two do).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from dsc_hub import explain, jobs, pipeline
+from dsc_hub.errors import ConfigError, DscError
+from dsc_hub.jobs import Job
+from dsc_hub.progress import say
+from dsc_hub.recipe import STAGES, Section
+
+MOST = 256  # combinations; more is a slip
+
+
+def _keys(varied: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """A key with no values would leave no combination; of the same value twice one would be nothing new."""
+    for key, values in varied.items():
+        if len({yaml.safe_dump(v) for v in values}) != len(values) or not values:
+            raise ValueError(f"{key}: expected one or more different values, got {values}")
+    return varied
+
+
+class Grid(Section):
+    """A grid file. `vary` maps keys of the recipe to the values that each takes; every combination is run."""
+
+    recipe: str = Field(
+        min_length=1, description="packaged name, hub:USER/REPO, or a path (beside the grid file, or from here)"
+    )
+    vary: Annotated[dict[str, list[Any]], Field(min_length=1), AfterValidator(_keys)]
+    fixed: dict[str, Any] = Field({}, description="keys that are set alike in all of them")
+    last: Literal["sampling", "dataset", "distill", "evaluation"] = Field(
+        "evaluation", description="stage to stop after; nothing is published"
+    )
+
+
+def read(path: Path) -> Grid:
+    """The grid file, checked. ConfigError with every problem."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"grid file {path} can't be read: {e.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(e).split())[:200]}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(
+            f"{path}: expected a mapping, got {type(data).__name__}",
+            "A grid has `recipe: NAME` and `vary: {chain.steps: [1, 2], ...}`.",
+        )
+    try:
+        grid = Grid.model_validate(data)
+    except ValidationError as e:
+        problems = explain.problems(e, Grid)
+        raise ConfigError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems) from None
+    n = len(combinations(grid))
+    if n > MOST:
+        raise ConfigError(f"{path}: {n:,} combinations, at most {MOST} are run", "Vary fewer settings at once.")
+    return grid
+
+
+def combinations(grid: Grid) -> list[dict[str, Any]]:
+    """What each combination sets, in the order of the file: the last key varies fastest."""
+    return [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]
+
+
+def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run every combination up to `last`; one row each, as `_row` has it. All recipes are checked before the first one starts.
+
+    A combination that can't be finished (no row to train on, say) has its reason in `error`, and the others go on; the same
+    command takes up what is missing.
+    """
+    grid = read(path)
+    cells = combinations(grid)
+    reference = str(path.parent / grid.recipe) if (path.parent / grid.recipe).exists() else grid.recipe
+    described = [_described(reference, grid, cell, runs, allowed_code) for cell in cells]
+    rows = []
+    for i, (cell, job) in enumerate(zip(cells, described, strict=True), 1):
+        say(f"grid  {i}/{len(cells)}  {told(cell)}")
+        error = ""
+        try:
+            pipeline.run_all(job, last=grid.last)
+        except DscError as e:
+            error = " ".join(str(e).split())
+            say(f"grid  {i}/{len(cells)}  can't be finished: {error}")
+        rows.append(_row(cell, job, grid.last, error))
+    return rows
+
+
+def told(cell: Mapping[str, Any]) -> str:
+    """A combination in a line."""
+    return "  ".join(f"{key}={shown(value)}" for key, value in cell.items())
+
+
+def shown(value: Any) -> str:
+    """A value as a recipe has it, in a line."""
+    return (
+        value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
+    )
+
+
+def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]) -> Job:
+    settings = {**grid.fixed, **cell, "publish.to": "none"}
+    overrides = [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**9).split(chr(10))[0]}"
+        for key, value in settings.items()
+    ]
+    try:
+        return jobs.describe(reference, overrides, runs, allowed)
+    except ConfigError as e:
+        raise ConfigError(f"{told(cell)}: {e.message}", e.hint, e.problems) from None
+
+
+def _row(cell: Mapping[str, Any], job: Job, last: str, error: str) -> dict[str, Any]:
+    """{set, run, error, sampling: {proposals, accepted, reward, usable, reused_turns, new_tokens}, rows: training rows, arms:
+    {arm: {reward, second}}, difference: distilled - base by score, claim}; None for what was not done."""
+    done = STAGES[: STAGES.index(last) + 1]
+    stages = [s for s in done if job.run.is_done(s, job.fingerprints[s])]
+    numbers = {s: job.run.metrics[s] for s in stages if s in job.run.metrics}
+    sampled, made, evaluated = (numbers.get(s) for s in ("sampling", "dataset", "evaluation"))
+    difference = (evaluated or {}).get("differences", {}).get("distilled - base")
+    return {
+        "set": dict(cell),
+        "run": str(job.run.folder),
+        "error": error,
+        "sampling": sampled
+        and {
+            "proposals": sum(s["proposals"] for s in sampled["steps"]),
+            "accepted": sum(s["accepted"] for s in sampled["steps"]),
+            "reward": sampled["steps"][-1]["reward_state"],
+            "usable": sampled["usable"],
+            "reused_turns": sampled["reused_turns"],
+            "new_tokens": sampled["new_tokens"],
+        },
+        "rows": made and made["sft"]["train"],
+        "arms": evaluated
+        and {arm: {s: of[s] for s in ("reward", "second") if of.get(s)} for arm, of in evaluated["arms"].items()},
+        "difference": difference,
+        "claim": evaluated and evaluated["claim"] and evaluated["claim"]["holds"],
+    }

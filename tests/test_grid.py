@@ -1,0 +1,152 @@
+"""`dsc grid`, and what runs take from one another: every combination is a run, and nothing is asked for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsc_hub import grid, prompts, recipe_files, sampling
+from dsc_hub.errors import ConfigError
+from dsc_hub.records import Turn
+from dsc_hub.runs import Run, write_json
+from tests.conftest import ScriptedModel, length_score
+from tests.test_cli import error
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "grid.yaml").write_text(text)
+    return folder / "grid.yaml"
+
+
+def sampled(recipe_file: Path, folder: Path, *overrides: str, others: tuple[Run, ...] = (), **more: Any):
+    r = recipe_files.load(recipe_file, overrides)
+    some = [p for p in prompts.load(r.prompts, recipe_file.parent, r.seed)[0] if p.split == "train"]
+    folder.mkdir()
+    run, model = Run(folder), ScriptedModel()
+    write_json(run["run.json"], {"recipe": r.model_dump(mode="json"), "identity": {"model": "m"}})
+    known = sampling.turns_of_others(run, others)
+    tally = asyncio.run(sampling.sample(run, r, some, model, length_score, known=known, **more))
+    return run, model, tally
+
+
+def test_combinations_are_all_of_them_in_order(tmp_path: Path):
+    g = grid.read(
+        written(tmp_path, "{recipe: privacy, vary: {chain.steps: [1, 2], chain.acceptance: [improve, always]}}")
+    )
+    assert grid.combinations(g) == [
+        {"chain.steps": 1, "chain.acceptance": "improve"},
+        {"chain.steps": 1, "chain.acceptance": "always"},
+        {"chain.steps": 2, "chain.acceptance": "improve"},
+        {"chain.steps": 2, "chain.acceptance": "always"},
+    ]
+
+
+def test_chains_of_more_steps_begin_with_the_turns_of_those_with_fewer(recipe_file: Path, tmp_path: Path):
+    one, first, _ = sampled(recipe_file, tmp_path / "one", "chain.steps=1")
+    two, second, tally = sampled(recipe_file, tmp_path / "two", "chain.steps=2", others=(one,))
+    alone, all_of_it, _ = sampled(recipe_file, tmp_path / "alone", "chain.steps=2")
+    assert len(second.seeds) == len(all_of_it.seeds) - len(first.seeds) and tally.reused_turns == len(first.seeds)
+    assert sampling.read_chains(two) == sampling.read_chains(alone)
+    assert len(list(two.rows("turns.jsonl"))) == len(all_of_it.seeds)
+
+
+@pytest.mark.parametrize(
+    ("override", "reused"),
+    [
+        ("chain.acceptance=always", "something"),
+        ("chain.critique=Who is hurt?", "first answers"),
+        ("generation.temperature=0.5", "nothing"),
+        ("seed=7", "nothing"),
+        ("serving.context=1024", "nothing"),
+        ("chain.critic={model: other}", "nothing"),
+    ],
+)
+def test_what_is_asked_otherwise_is_asked_anew(recipe_file: Path, tmp_path: Path, override: str, reused: str):
+    one, first, _ = sampled(recipe_file, tmp_path / "one")
+    other, second, tally = sampled(recipe_file, tmp_path / "two", override, others=(one,))
+    chains = len(sampling.read_chains(other))
+    assert len(second.seeds) + tally.reused_turns == len(first.seeds)
+    assert {"nothing": tally.reused_turns == 0, "first answers": tally.reused_turns == chains}.get(
+        reused, tally.reused_turns > chains
+    )
+
+
+def test_only_the_critiques_are_asked_of_the_critic(recipe_file: Path, tmp_path: Path):
+    critic = ScriptedModel()
+    run, model, _ = sampled(recipe_file, tmp_path / "one", "chain.steps=2", criticise=critic)
+    turns = list(run.rows("turns.jsonl").as_type(Turn))
+    assert sorted(critic.seeds) == sorted(t.seed for t in turns if t.role == "critique") and critic.seeds
+    assert sorted(model.seeds) == sorted(t.seed for t in turns if t.role != "critique")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[1]", "expected a mapping"),
+        ("{recipe: privacy}", "vary"),
+        ("{recipe: privacy, vary: {}}", "vary"),
+        ("{recipe: privacy, vary: {chain.steps: []}}", "one or more different values"),
+        ("{recipe: privacy, vary: {chain.steps: [1, 1]}}", "one or more different values"),
+        ("{recipe: privacy, vary: {chain.steps: 3}}", "vary"),
+        ("{recipe: privacy, vary: {chain.steps: [1]}, last: publish}", "last"),
+        ("{recipe: privacy, vary: {chain.steps: [1]}, more: 1}", "more"),
+        ("{recipe: privacy, vary: {a.b: [" + ", ".join(map(str, range(300))) + "]}}", "300 combinations"),
+        ("{recipe: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_told(tmp_path: Path, text: str, told: str):
+    with pytest.raises(ConfigError, match=told):
+        grid.read(written(tmp_path, text))
+    with pytest.raises(ConfigError, match=r"no\.yaml can't be read"):
+        grid.read(tmp_path / "no.yaml")
+
+
+def test_a_grid_runs_every_combination_and_shows_one_table(dsc, recipe_file: Path, server: str):
+    text = f"""
+recipe: recipe.yaml
+fixed: {{serving.endpoints: [{server}], chain.chains_per_prompt: 2}}
+vary:
+  chain.steps: [1, 2]
+  chain.acceptance: [improve, always]
+last: dataset
+"""
+    file = written(recipe_file.parent, text)
+    done = dsc("grid", str(file), "--json", code=0)
+    rows = json.loads(done.stdout)
+    assert [tuple(r["set"].values()) for r in rows] == [(1, "improve"), (1, "always"), (2, "improve"), (2, "always")]
+    assert len({r["run"] for r in rows}) == 4 and all(r["error"] == "" and r["arms"] is None for r in rows)
+    accepted = [r["sampling"]["accepted"] for r in rows]
+    assert 0 < accepted[0] <= accepted[1] and accepted[2] <= accepted[3]
+    # Only the first combination asks for first answers; a second step under `improve` goes on from what one step gave.
+    chains = 2 * 14
+    assert rows[0]["sampling"]["reused_turns"] == 0 and rows[1]["sampling"]["reused_turns"] == 3 * chains
+    assert all(r["sampling"]["reused_turns"] >= 3 * chains for r in rows[2:])
+    shown = dsc("grid", str(file), code=0, COLUMNS="200")
+    assert "chain.acceptance" in shown.stdout and "4 combinations" in shown.stdout
+    assert shown.stderr.count("sampling: done before") == 4
+
+
+def test_a_wrong_combination_is_told_before_anything_runs(dsc, recipe_file: Path, server: str):
+    file = written(
+        recipe_file.parent,
+        f"{{recipe: recipe.yaml, fixed: {{serving.endpoints: [{server}]}}, vary: {{chain.steps: [1, 0]}}}}",
+    )
+    told = error(dsc("grid", str(file)))
+    assert "chain.steps=0" in told and not (dsc.work / "runs").exists()
+
+
+def test_a_combination_that_can_not_be_finished_does_not_stop_the_others(dsc, recipe_file: Path, server: str):
+    text = f"""
+recipe: recipe.yaml
+fixed: {{serving.endpoints: [{server}]}}
+vary: {{dataset.min_reward: [5, null]}}
+last: dataset
+"""
+    done = dsc("grid", str(written(recipe_file.parent, text)), "--json", code=1)
+    bad, good = json.loads(done.stdout)
+    assert bad["error"] and bad["rows"] is None and bad["sampling"] and not good["error"] and good["rows"] > 0
+    assert "taken over" in done.stderr  # the same chains for both
