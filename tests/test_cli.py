@@ -111,9 +111,9 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
     for folder in ("file/x", "x" * 300):
         told = error(dsc("recipes", "copy", "quickstart", folder))
         assert "can't be written" in told and "Name a FOLDER" in told and "--runs" not in told
-    assert "Did you mean" in error(dsc("recipes", "copy", "quickstrat")) or "There are: privacy, quickstart" in error(
+    assert "Did you mean" in error(
         dsc("recipes", "copy", "quickstrat")
-    )
+    ) or "There are: privacy, privacy/hub, quickstart" in error(dsc("recipes", "copy", "quickstrat"))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,16 @@ def test_a_copy_that_breaks_off_leaves_no_half_recipe(tmp_path: Path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),  # its README.md is larger
     )
     assert "mine can't be written: [Errno 27]" in error(done) and not (tmp_path / "mine").exists()
+
+
+def test_the_copy_of_a_variant_is_a_recipe_of_its_own(dsc):
+    dsc("recipes", "copy", "privacy/hub", code=0)
+    there = {p.name for p in (dsc.work / "privacy-hub").iterdir()}
+    assert "events.txt" in there and "hub.yaml" not in there
+    copied = recipe_files.load(dsc.work / "privacy-hub" / "recipe.yaml")
+    assert copied.name == "privacy-hub" and copied.publish.to == "hub"
+    dsc("recipes", "copy", "privacy", "mine", code=0)
+    assert "hub.yaml" not in {p.name for p in (dsc.work / "mine").iterdir()}
 
 
 def test_the_schema_is_json_schema(dsc):

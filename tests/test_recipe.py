@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from dsc_hub import recipe, recipe_files
+from dsc_hub import metrics, prompts, recipe, recipe_files
 from dsc_hub.errors import ConfigError
 from tests.conftest import RECIPE
 
@@ -118,9 +119,28 @@ def test_a_name_is_a_packaged_recipe_and_a_path_a_file(recipe_file: Path):
 
 def test_every_packaged_recipe_is_valid():
     found = recipe_files.packaged_recipes()
-    assert "quickstart" in found
-    for path in found.values():
-        recipe_files.load(path)
+    assert list(found) == ["privacy", "privacy/hub", "quickstart", "safety", "safety/hub", "sentiment", "sentiment/hub"]
+    names = [recipe_files.load(path).name for path in found.values()]
+    assert names == [name.replace("/", "-") for name in found]  # no two share a folder of runs or a repo
+
+
+@pytest.mark.parametrize("name", ["privacy", "safety", "sentiment"])
+def test_a_hub_variant_has_the_same_prompts_and_rule_and_names_models_of_the_hub(name: str):
+    packaged = recipe_files.packaged_recipes()
+    offline, hub = (recipe_files.load(packaged[n]) for n in (name, f"{name}/hub"))
+    assert (offline.prompts, offline.chain.acceptance) == (hub.prompts, hub.chain.acceptance)
+    assert all(metrics.is_packaged(s) for s in recipe.all_scorers(offline).values())
+    assert not all(metrics.is_packaged(s) for s in recipe.all_scorers(hub).values())
+    assert hub.publish.to == "hub" and hub.publish.private and "/" in hub.model.source
+
+
+def test_the_prompts_of_safety_are_two_of_each_kind_about_every_subject():
+    path = recipe_files.packaged_recipes()["safety"]
+    r = recipe_files.load(path)
+    found, dropped = prompts.load(r.prompts, path.parent, r.seed)
+    kinds = Counter((p.group, p.kind) for p in found)
+    assert len(kinds) == 2 * len({p.group for p in found}) and set(kinds.values()) == {2}
+    assert dropped["duplicates_dropped"] == dropped["overlapping_dropped"] == 0
 
 
 def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_follows(recipe_file: Path):
@@ -160,8 +180,8 @@ def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
         "prompts": "42fb6ac6d4ab",
         "sampling": "b9cf6012b59d",
         "distill": "f8f26d320ae7",
-        "evaluation": "0f0bf60333b4",
-        "publish": "c03452083452",
+        "evaluation": "6fa542e98425",
+        "publish": "6ac3a88a49e3",
     }
     named = recipe_files.load(recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"])
     assert recipe.stage_fingerprints(named, IDENTITY) == found

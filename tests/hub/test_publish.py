@@ -182,12 +182,14 @@ def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine
     reward["plus"] = [{"metric": "privacy", "scorer": "ann/ner", "options": {"api_key_env": "KEY"}, "revision": "main"}]
     facts["recipe"] |= {"reward": reward}
     facts["recipe"]["chain"] |= {"veto": {"similarity": 0.5, "scorer": "ann/encoder", "revision": "main"}}
+    facts["recipe"]["chain"]["critic"] = {"model": "big", "endpoint": "http://10.0.0.2/v1", "api_key_env": "KEY"}
     facts["identity"] |= {"reward.plus.0": f"privacy/ann/ner@{'a' * 40}", "chain.veto": f"similarity/x@{'b' * 40}"}
     told = publish._public_recipe(facts)
     assert told["reward"]["metric"] == "brevity.py" and told["reward"]["options"] == {"votes": 3}
     assert told["reward"]["plus"][0]["revision"] == "a" * 40 and told["reward"]["plus"][0]["options"] == {}
     assert told["chain"]["veto"]["revision"] == "b" * 40
     assert facts["recipe"]["reward"]["options"]["endpoint"], "the run's own facts stay as they are"
+    assert told["chain"]["critic"] == {"model": "big"}
 
 
 def test_an_embedded_hub_that_hf_endpoint_names_gets_large_files_over_plain_http(

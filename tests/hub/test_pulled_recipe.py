@@ -83,6 +83,12 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
         ("reward", {"plus": [{"metric": "evil.py"}]}, "reward.plus.0.metric: 'evil.py' is code"),
         ("reward", {"metric": "../evil/metric.py/"}, "reward.metric"),
         ("reward", {"options": {"endpoint": "http://evil.example"}}, "reward.options.endpoint: servers and keys"),
+        (
+            "chain.critic",
+            {"model": "m", "endpoint": "http://evil.example/v1"},
+            "chain.critic.endpoint: servers and keys",
+        ),
+        ("chain.critic", {"model": "m", "api_key_env": "HF_TOKEN"}, "chain.critic.api_key_env: servers and keys"),
         ("reward", {"options": {"api_key_env": "HF_TOKEN"}}, "reward.options.api_key_env: servers and keys"),
     ],
 )
