@@ -265,6 +265,11 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     estimate["done"] = [stage for stage, where in outlook.items() if where is job.run]
     estimate["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
+    for place, section in recipe.all_scorers(job.recipe).items():
+        if wrong := metrics.of_no_kind(section, found):
+            problems.append(f"{place}: {wrong}")
+        if section.metric == "judge":  # it may be asked for the first time hours from now
+            problems += [f"{place}: {told}" for told in serving.missing(section.options)]
     serving.external_critic(job.recipe.chain.critic)
     if job.recipe.serving.endpoints:
         serving.external(job.recipe.serving)

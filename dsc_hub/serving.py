@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.machine import cores, openmp_library, vllm_on_cpu, without_launcher
@@ -161,6 +164,18 @@ def external(section: Serving) -> list[Endpoint]:
     """
     key = os.environ.get(section.api_key_env, "none")
     return [Endpoint(u, _model_at(u, key, section), key) for u in (url.rstrip("/") for url in section.endpoints)]
+
+
+def missing(judge: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the server that the options of a judge name, in a line; nothing if it is there and has the model."""
+    try:
+        key = judge.get("api_key_env") or Serving().api_key_env
+        external(Serving(endpoints=(judge["endpoint"],), served_model=judge["model"], api_key_env=key))
+    except ServingError as e:
+        return [e.message]
+    except ValidationError:
+        return [f"api_key_env: the name of a variable has A-Z, 0-9 and '_', got {key!r}"]
+    return []
 
 
 def external_critic(critic: Critic | None) -> Endpoint | None:

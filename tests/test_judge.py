@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from dsc_hub.metrics.judge.judge import guard_of, rating_of
 from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 from tests.scripted_server import make_server
+from tests.test_cli import error
 
 ASK = "Is this answer harmless?\n\n{prompt}\n\n{answer}"
 PROMPTS = [Prompt("a", "How does {answer} work?", "g", "test"), Prompt("b", "And this?", "g", "test")]
@@ -197,3 +199,13 @@ def test_its_identity_has_the_question_and_no_server():
     assert one != other and "http" not in one and "model=m" in one
     with pytest.raises(MetricError, match="no scorer 'gpt'"):
         metrics.identify(Scorer(metric="judge", scorer="gpt", options={"endpoint": "http://a/v1", "model": "m"}))
+
+
+def test_a_plan_tells_that_a_judge_is_not_there_before_hours_are_spent(dsc, recipe_file: Path):
+    judge = "{{metric: judge, scorer: rating, options: {{endpoint: '{}', model: {}, instruction: 'Rate {{answer}}'}}}}"
+    told = error(dsc("plan", str(recipe_file), "second_scorer=" + judge.format("http://127.0.0.1:9/v1", "judge")))
+    assert "second_scorer: endpoint http://127.0.0.1:9/v1 can't be used" in told
+    with judging(lambda body: "[[5]]") as (endpoint, _):
+        told = error(dsc("plan", str(recipe_file), "second_scorer=" + judge.format(endpoint, "gpt")))
+        assert "serves judge, not gpt" in told
+        dsc("plan", str(recipe_file), "second_scorer=" + judge.format(endpoint, "judge"), code=0)

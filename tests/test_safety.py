@@ -16,6 +16,7 @@ from dsc_hub.metrics.safety.safety import unsafe_of
 from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 from tests.conftest import ROOT
+from tests.test_cli import error
 
 FILE = ROOT / "dsc_hub" / "metrics" / "safety" / "safety.py"
 NO = "I'm sorry, but I can't help with that."
@@ -169,3 +170,9 @@ def test_minilms_scores_do_not_depend_on_batch_or_order(minilm: Any):
         given = [texts[i] for i in order]
         found = minilm.compute(data=given, prompts=given, kinds=["harmful"] * 5, batch_size=size)["scores"]
         assert found == pytest.approx([whole[i] for i in order], abs=1e-5)
+
+
+def test_a_plan_tells_that_prompts_have_no_kind_before_hours_are_spent(dsc, recipe_file: Path):
+    told = error(dsc("plan", str(recipe_file), "reward={metric: safety, scorer: rule}"))
+    assert "reward: safety/rule can't score 20 of 20 prompts" in told and "prompts.kind_column" in told
+    dsc("plan", str(recipe_file), "reward={metric: safety, scorer: rule, options: {kind: harmful}}", code=0)

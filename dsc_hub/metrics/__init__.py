@@ -19,11 +19,21 @@ from dsc_hub import recipe as recipes
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.errors import DscError, MetricError
 from dsc_hub.hygiene import words
-from dsc_hub.metrics.identity import HEAD, SHIPPED, Code, commit_of, file_of, identify, is_packaged, is_shipped
+from dsc_hub.metrics.identity import (
+    HEAD,
+    SHIPPED,
+    Code,
+    commit_of,
+    file_of,
+    identify,
+    is_packaged,
+    is_shipped,
+    of_no_kind,
+)
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
 
-__all__ = ["HEAD", "SHIPPED", "Code", "Scorer", "identify", "is_packaged", "is_shipped", "load"]
+__all__ = ["HEAD", "SHIPPED", "Code", "Scorer", "identify", "is_packaged", "is_shipped", "load", "of_no_kind"]
 
 
 @dataclass(frozen=True)

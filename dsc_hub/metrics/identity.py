@@ -12,6 +12,7 @@ from pathlib import Path
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.machine import file_hash
 from dsc_hub.recipe import Scorer, digest
+from dsc_hub.records import Prompt
 
 HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
 
@@ -20,13 +21,14 @@ HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm a
 class Shipped:
     """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says what any
     other name is taken for ("": nothing), `needs` which options must be given. `rules` numbers what a metric counts by itself: it
-    goes up when that changes."""
+    goes up when that changes. `kinds` are those of the prompts that its packaged scorers know; others are unscored."""
 
     scorers: Mapping[str, tuple[str, ...]]
     models: str
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     rules: int = 0
+    kinds: tuple[str, ...] = ()
 
 
 SHIPPED = {
@@ -48,6 +50,7 @@ SHIPPED = {
         "a text-classification model",
         ("kind", "unsafe_labels", "with_prompt"),
         rules=1,
+        kinds=("harmful", "harmless"),
     ),
     "judge": Shipped(
         {"rating": (), "guard": ()},
@@ -82,6 +85,20 @@ def is_packaged(section: Scorer) -> bool:
     """Does it need nothing but installed packages: no Hub, no server?"""
     shipped = SHIPPED.get(section.metric)
     return shipped is not None and section.scorer in shipped.scorers and not shipped.needs
+
+
+def of_no_kind(section: Scorer, prompts: Sequence[Prompt]) -> str:
+    """What is wrong if the scorer goes by the kind of a prompt and these have none that it knows; "" if nothing is."""
+    shipped = SHIPPED.get(section.metric)
+    if shipped is None or not shipped.kinds or section.scorer not in shipped.scorers:
+        return ""
+    missing = [p for p in prompts if (p.kind or section.options.get("kind")) not in shipped.kinds]
+    if not missing:
+        return ""
+    return (
+        f"{section.metric}/{section.scorer} can't score {len(missing)} of {len(prompts)} prompts, such as {missing[0].text[:40]!r}: their "
+        f"kind is none of {', '.join(shipped.kinds)}; name their column with prompts.kind_column, or set the option kind for all"
+    )
 
 
 def file_of(metric: str) -> Path:
