@@ -19,7 +19,7 @@ def test_the_example_cards_are_what_the_templates_make_of_the_kept_run(tmp_path:
         assert text == shown[kind], f"{kind} card of {name}: `python -m tests.golden RUN` writes the examples anew"
 
 
-def test_there_is_one_for_the_quickstart_and_it_is_small():
-    assert "quickstart" in NAMES
-    size = sum(p.stat().st_size for p in golden.KEPT.rglob("*") if p.is_file())
-    assert size < 400_000
+def test_there_is_one_for_each_recipe_that_was_run_and_it_is_small():
+    assert {"quickstart", "privacy", "safety"} <= set(NAMES)
+    for folder in golden.KEPT.iterdir():
+        assert sum(p.stat().st_size for p in folder.iterdir()) < 200_000, folder
