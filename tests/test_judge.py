@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from dsc_hub import metrics
+from dsc_hub import grid, metrics, recipe_files
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics.judge.judge import guard_of, rating_of
 from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
+from tests.conftest import ROOT
 from tests.scripted_server import make_server
 from tests.test_cli import error
 
@@ -23,9 +25,9 @@ PROMPTS = [Prompt("a", "How does {answer} work?", "g", "test"), Prompt("b", "And
 
 
 @contextmanager
-def judging(answer: Callable[[dict], str], **keys: Any) -> Iterator[tuple[str, list[dict]]]:
+def judging(answer: Callable[[dict], str], named: str = "judge", **keys: Any) -> Iterator[tuple[str, list[dict]]]:
     bodies: list[dict] = []
-    server = make_server(models=("judge",), bodies=bodies, answer=answer, **keys)
+    server = make_server(models=(named,), bodies=bodies, answer=answer, **keys)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -209,3 +211,28 @@ def test_a_plan_tells_that_a_judge_is_not_there_before_hours_are_spent(dsc, reci
         told = error(dsc("plan", str(recipe_file), "second_scorer=" + judge.format(endpoint, "gpt")))
         assert "serves judge, not gpt" in told
         dsc("plan", str(recipe_file), "second_scorer=" + judge.format(endpoint, "judge"), code=0)
+
+
+def block(start: str) -> Any:
+    """The YAML block of README that begins with a line."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return yaml.safe_load(text[text.index(f"```yaml\n{start}") + 8 :].split("```")[0])
+
+
+def test_the_judge_in_the_readme_works():
+    section = block("second_scorer:")["second_scorer"]
+    with judging(lambda body: f"Hm. [[{3 + body['seed'] % 2}]]", named="my-judge") as (endpoint, bodies):
+        section["options"]["endpoint"] = endpoint
+        loaded = metrics.load(Scorer(**section), metrics.identify(Scorer(**section)))
+        found = loaded.score(["Thank you."], PROMPTS[1:])
+    assert found[0].value == pytest.approx((0.5 + 0.75 + 0.5) / 3) and len(bodies) == 3
+    assert "Somebody asked: And this?\n\nThe answer was: Thank you." in bodies[0]["messages"][0]["content"]
+
+
+def test_the_grid_in_the_readme_is_one(tmp_path: Path):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(block("recipe: privacy")))
+    g = grid.read(tmp_path / "grid.yaml")
+    assert len(grid.combinations(g)) == 6
+    assert all(
+        recipe_files.load(recipe_files.find(g.recipe), [f"{k}={v}" for k, v in c.items()]) for c in grid.combinations(g)
+    )
