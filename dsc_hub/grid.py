@@ -7,6 +7,7 @@ that another run asked for with the same request and seed is not asked for again
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -98,24 +99,18 @@ def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[s
 
 def told(cell: Mapping[str, Any]) -> str:
     """A combination in a line."""
-    return "  ".join(f"{key}={shown(value)}" for key, value in cell.items())
+    return "  ".join(_overrides(cell))
 
 
-def shown(value: Any) -> str:
-    """A value as a recipe has it, in a line."""
-    return (
-        value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, width=1000).split("\n")[0]
-    )
+def _overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as on a command line; JSON, whose values are YAML in one line."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
 
 
 def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]) -> Job:
     settings = {**grid.fixed, **cell, "publish.to": "none"}
-    overrides = [
-        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**9).split(chr(10))[0]}"
-        for key, value in settings.items()
-    ]
     try:
-        return jobs.describe(reference, overrides, runs, allowed)
+        return jobs.describe(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:
         raise ConfigError(f"{told(cell)}: {e.message}", e.hint, e.problems) from None
 

@@ -269,7 +269,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         if wrong := metrics.of_no_kind(section, found):
             problems.append(f"{place}: {wrong}")
         if section.metric == "judge":  # it may be asked for the first time hours from now
-            problems += [f"{place}: {told}" for told in serving.missing(section.options)]
+            problems += [f"{place}: {told}" for told in serving.unusable(section.options)]
     serving.external_critic(job.recipe.chain.critic)
     if job.recipe.serving.endpoints:
         serving.external(job.recipe.serving)

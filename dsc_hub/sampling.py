@@ -29,10 +29,10 @@ from dsc_hub.chain import (
     run_chain,
     seed_of,
 )
-from dsc_hub.errors import ServingError
+from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
-from dsc_hub.progress import Meter, moving_line
+from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import Recipe, digest
 from dsc_hub.records import Chain, Prompt, Role, Turn
 from dsc_hub.runs import Run
@@ -219,8 +219,13 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> dict[tuple[str, int], Tu
     found: dict[tuple[str, int], Turn] = {}
     mine = way(run.facts)
     for other in others:
-        if other.folder != run.folder and other["turns.jsonl"].exists() and way(other.facts) == mine:
-            found |= {(t.request, t.seed): t for t in other.rows("turns.jsonl").as_type(Turn) if t.request}
+        try:
+            if other.folder != run.folder and other["turns.jsonl"].exists() and way(other.facts) == mine:
+                found |= {(t.request, t.seed): t for t in other.rows("turns.jsonl").as_type(Turn) if t.request}
+        except (RunError, LookupError, TypeError) as e:  # its damage is no business of this run
+            say(
+                f"sampling  {other.folder.name} can't be read, nothing is taken from it: {' '.join(str(e).split())[:150]}"
+            )
     return found
 
 

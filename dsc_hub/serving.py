@@ -166,7 +166,7 @@ def external(section: Serving) -> list[Endpoint]:
     return [Endpoint(u, _model_at(u, key, section), key) for u in (url.rstrip("/") for url in section.endpoints)]
 
 
-def missing(judge: Mapping[str, Any]) -> list[str]:
+def unusable(judge: Mapping[str, Any]) -> list[str]:
     """What is wrong with the server that the options of a judge name, in a line; nothing if it is there and has the model."""
     try:
         key = judge.get("api_key_env") or Serving().api_key_env

@@ -75,6 +75,16 @@ def test_what_is_asked_otherwise_is_asked_anew(recipe_file: Path, tmp_path: Path
     )
 
 
+@pytest.mark.parametrize("damage", ['{"half": ', '{"prompt_id": 1}', "[]"])
+@pytest.mark.parametrize("file", ["run.json", "turns.jsonl"])
+def test_a_damaged_run_gives_nothing_and_stops_nobody(recipe_file: Path, tmp_path: Path, file: str, damage: str, capfd):
+    one, first, _ = sampled(recipe_file, tmp_path / "one")
+    one[file].write_text(f"{damage}\n" + (one[file].read_text() if file == "turns.jsonl" else ""))
+    _, second, tally = sampled(recipe_file, tmp_path / "two", others=(one,))
+    assert len(second.seeds) == len(first.seeds) and tally.reused_turns == 0
+    assert "one can't be read" in capfd.readouterr().err
+
+
 def test_only_the_critiques_are_asked_of_the_critic(recipe_file: Path, tmp_path: Path):
     critic = ScriptedModel()
     run, model, _ = sampled(recipe_file, tmp_path / "one", "chain.steps=2", criticise=critic)
@@ -128,6 +138,14 @@ last: dataset
     shown = dsc("grid", str(file), code=0, COLUMNS="200")
     assert "chain.acceptance" in shown.stdout and "4 combinations" in shown.stdout
     assert shown.stderr.count("sampling: done before") == 4
+
+
+def test_values_of_any_kind_come_through(tmp_path: Path):
+    texts = ['Say: "it\'s {answer}"\nand #1, [x]: y', "no", "1_000", "ä"]
+    cell = {"chain.critique": texts[0], "chain.system": texts[1], "chain.veto": {"similarity": 0.3}, "seed": 3}
+    loaded = recipe_files.load(recipe_files.find("privacy"), grid._overrides(cell | {"description": texts[2]}))
+    assert (loaded.chain.critique, loaded.chain.system, loaded.description) == (texts[0], "no", "1_000")
+    assert loaded.chain.veto.similarity == 0.3 and loaded.seed == 3
 
 
 def test_a_wrong_combination_is_told_before_anything_runs(dsc, recipe_file: Path, server: str):
