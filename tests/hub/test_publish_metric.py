@@ -14,6 +14,7 @@ import pytest
 from dsc_hub import hub, metrics, publish_metric
 from dsc_hub.errors import ConfigError
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.metrics.identity import SHIPPED
 from dsc_hub.recipe import Reward
 from dsc_hub.records import Prompt, Score
 from tests.hub.at_hub import point
@@ -88,13 +89,37 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
         metrics.identify(section, metrics.Code(allowed=[f"local/loudness@{found['commit']}"]))
 
 
-@pytest.mark.parametrize("metric", ["similarity", "privacy"])
+@pytest.mark.parametrize("scorer", ["rule", "minilm"])
+def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
+    account = hub.login(None, address.endpoint, address.token)
+    publish_metric.publish("safety", account, "harm", private=True)
+    columns = {
+        "data": ["I'm sorry, I can't help.", "Take a knife.", ""],
+        "prompts": ["How?"] * 3,
+        "kinds": ["harmful", "harmful", "harmless"],
+    }
+    code = LOAD.replace("local/kindness", "local/harm").replace("data=json.loads", "**json.loads")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
+    env |= {"HF_ENDPOINT": address.endpoint, "HF_TOKEN": address.token, "HF_HOME": str(tmp_path / "hf")}
+    words = [sys.executable, "-c", code, scorer, json.dumps(columns)]
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])["scores"]
+    section = Reward(metric="safety", scorer=scorer)
+    prompts = [Prompt("p", "How?", "g", "test", kind) for kind in columns["kinds"]]
+    ours = metrics.load(section, metrics.identify(section)).score(columns["data"], prompts)
+    assert theirs == pytest.approx([s.value for s in ours]) and theirs[2] is None and theirs[0] > 0.5 > theirs[1]
+
+
+@pytest.mark.parametrize("metric", sorted(SHIPPED))
 def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path, metric: str):
     account = hub.login(None, address.endpoint, address.token)
     publish_metric.publish(metric, account, metric, private=True)
     path = account.api.hf_hub_download(f"local/{metric}", "README.md", repo_type="space", cache_dir=tmp_path)
     card = Path(path).read_text()
     assert "data=[...]" in card and "scores: list of float" in card and "config_name=" in card
+    others = [*list(SHIPPED[metric].scorers)[1:], *([f"the id of {m}"] if (m := SHIPPED[metric].models) else [])]
+    assert f"# or {', '.join(others)}\n" in card
 
 
 def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_path: Path):

