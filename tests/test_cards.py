@@ -538,19 +538,21 @@ def test_prompts_of_somebodys_dataset_are_named_and_its_licence_is_not_taken_for
     assert DatasetCard(card(written_run(tmp_path / "b", run_facts=facts), "dataset")).data.license == "cc-by-4.0"
 
 
-def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_and_the_principles(tmp_path):
+def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_the_critic_and_the_principles(tmp_path):
     facts = fixture_run.facts()
     term = {"metric": "privacy", "scorer": "spacy", "weight": 0.25}
     facts["recipe"]["reward"] |= {"plus": [term]}
     facts["recipe"]["chain"] |= {
         "veto": {"similarity": 0.37, "length": 0.61, "scorer": "minilm"},
         "principles": ["Be <b>kind</b>.", "Be brief."],
+        "critic": {"model": "big-<b>-model"},
     }
     facts["identity"] |= {"reward.plus.0": "privacy/spacy (1.2)", "chain.veto": "similarity/minilm (0.1.0)"}
     run = written_run(tmp_path, run_facts=facts)
     report.build(run)
     for told in (card(run, "dataset"), card(run, "adapter")):
         assert "; plus 0.25 times privacy/spacy (1.2)" in told and "- Be brief." in told and "<b>" not in told
+        assert "critiques were written by another model: big-" in told
         assert (
             "less than 0.61 of the first answer's words, or a likeness to it below 0.37 (similarity/minilm (0.1.0))"
             in told
@@ -559,3 +561,4 @@ def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_and_t
     assert (
         "plus 0.25 times privacy, scorer spacy" in page and "0.61 of the first answer" in page and "<b>kind" not in page
     )
+    assert "critiques were written by another model: big-&lt;b&gt;-model" in page
