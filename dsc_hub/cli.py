@@ -547,41 +547,10 @@ def recipes_list(as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def recipes_copy(name: str, folder: Path | None) -> None:
     """Copy a packaged recipe and its files into FOLDER (default: its name, here)."""
-    import shutil
+    from dsc_hub.recipe_files import copy
 
-    from dsc_hub.errors import ConfigError
-    from dsc_hub.recipe_files import find, packaged_recipes
-
-    source = packaged_recipes().get(name)
-    if source is None:
-        raise (
-            ConfigError(f"there is no packaged recipe '{name}'", f"There are: {', '.join(packaged_recipes())}")
-            if not Path(name).exists()
-            else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
-        )
-    target = folder or Path(name.replace("/", "-"))
-    hint = "Name a FOLDER that can be made and written to."
-    try:
-        if target.exists():
-            raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
-        shutil.copytree(source.parent, target, ignore=lambda at, names: _other_variants(source.name, names))
-        (target / source.name).replace(target / "recipe.yaml")
-    except shutil.Error as e:  # (from, to, why) of every file that could not be copied
-        shutil.rmtree(target, ignore_errors=True)  # half a recipe is none
-        raise ConfigError(f"{target} can't be written: {e.args[0][0][2]}", hint) from None
-    except OSError as e:
-        raise ConfigError(f"{target} can't be written: {e.strerror or e}", hint) from None
-    # Under a name of its own, the copy has its own folder of runs, and its own repos for dataset and adapter.
-    own = re.sub(r"[^a-z0-9_-]+", "-", target.resolve().name.lower()).strip("-_")[:64] or name
-    text = (target / "recipe.yaml").read_text(encoding="utf-8")
-    named = re.sub(r"(?m)^name: *[^\s#]+", f'name: "{own}"', text, count=1)  # in quotes: YAML takes 1_000 for a number
-    (target / "recipe.yaml").write_text(named, encoding="utf-8")
+    target, own = copy(name, folder)
     click.echo(f"{target}/recipe.yaml, named {own}, is yours to edit:  dsc run {target}/recipe.yaml")
-
-
-def _other_variants(wanted: str, names: list[str]) -> set[str]:
-    """Of the files in a packaged recipe's folder, those that are other recipes."""
-    return {n for n in names if n.endswith(".yaml") and n != wanted}
 
 
 @cli.group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -48,6 +49,40 @@ def find(reference: str) -> Path:
         else f"Packaged recipes: {', '.join(named) or 'none'}. A path names a file, hub:USER/REPO a repo."
     )
     raise ConfigError(f"recipe '{reference}' not found: no such file and no packaged recipe of that name", hint)
+
+
+def copy(name: str, folder: Path | None = None) -> tuple[Path, str]:
+    """Copy a packaged recipe and the files beside it (other variants apart) into a new folder, by default one of its name here.
+    The folder and the name that the copy has; ConfigError, and no half of a copy, if it can't be."""
+    source = packaged_recipes().get(name)
+    if source is None:
+        raise (
+            ConfigError(f"there is no packaged recipe '{name}'", f"There are: {', '.join(packaged_recipes())}")
+            if not Path(name).exists()
+            else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
+        )
+    target = folder or Path(name.replace("/", "-"))
+    hint = "Name a FOLDER that can be made and written to."
+    try:
+        if target.exists():
+            raise ConfigError(f"{target} exists", "Name another folder: nothing is overwritten.")
+        shutil.copytree(
+            source.parent,
+            target,
+            ignore=lambda _, there: {n for n in there if n.endswith(".yaml") and n != source.name},
+        )
+        (target / source.name).replace(target / "recipe.yaml")
+    except shutil.Error as e:  # (from, to, why) of every file that could not be copied
+        shutil.rmtree(target, ignore_errors=True)  # half a recipe is none
+        raise ConfigError(f"{target} can't be written: {e.args[0][0][2]}", hint) from None
+    except OSError as e:
+        raise ConfigError(f"{target} can't be written: {e.strerror or e}", hint) from None
+    # Under a name of its own, the copy has its own folder of runs, and its own repos for dataset and adapter.
+    own = re.sub(r"[^a-z0-9_-]+", "-", target.resolve().name.lower()).strip("-_")[:64] or source.parent.name
+    text = (target / "recipe.yaml").read_text(encoding="utf-8")
+    named = re.sub(r"(?m)^name: *[^\s#]+", f'name: "{own}"', text, count=1)  # in quotes: YAML takes 1_000 for a number
+    (target / "recipe.yaml").write_text(named, encoding="utf-8")
+    return target, own
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
