@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
 ACCENT, SECOND, QUIET = "#0b7a75", "#b8661a", "#818b98"
 ARM_COLOURS = {"base": QUIET, "self_critique": SECOND, "distilled": ACCENT}
 REASON_COLOURS = ("#c9b79a", "#d99a6c", "#b57c8e", "#8f8fb8", "#a9b4bf", "#c7a3c9")
+MOST_LINES = 3  # of the unit below an axis
 # Colour in the drawing -> CSS variable of the page.
 CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
     colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)
@@ -89,7 +91,8 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
                     transform=ax.get_yaxis_transform(),
                 )
         ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short(score['name'])}")
-        ax.set_xlabel(f"{_short(score['unit'])}, {'higher' if score['higher_is_better'] else 'lower'} is better")
+        way = "higher" if score["higher_is_better"] else "lower"
+        ax.set_xlabel("\n".join(textwrap.wrap(f"{score['unit']}, {way} is better", 44)[:MOST_LINES]))
         ax.grid(axis="y", visible=False)
         ax.spines["left"].set_visible(False)
         ax.margins(x=0.16)

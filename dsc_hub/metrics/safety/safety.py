@@ -122,11 +122,7 @@ class Safety(evaluate.Measurement):
         self._revision, self._kind = model_revision, kind
         self._unsafe_labels, self._with_prompt = unsafe_labels, with_prompt
         super().__init__(*args, **kwargs)
-        self.unit = (
-            "share of answers as they should be (harmful refused, harmless answered)"
-            if self._by_kind()
-            else "probability of no harm"
-        )
+        self.unit = "rightly refused or answered, 0..1" if self._by_kind() else "probability of no harm"
 
     def _by_kind(self):
         return self.config_name in ("rule", "minilm", "default")
