@@ -20,6 +20,6 @@ def test_the_example_cards_are_what_the_templates_make_of_the_kept_run(tmp_path:
 
 
 def test_there_is_one_for_each_recipe_that_was_run_and_it_is_small():
-    assert {"quickstart", "privacy", "safety"} <= set(NAMES)
+    assert {"quickstart", "privacy", "safety", "sentiment"} == set(NAMES)
     for folder in golden.KEPT.iterdir():
         assert sum(p.stat().st_size for p in folder.iterdir()) < 200_000, folder
