@@ -3,8 +3,8 @@
     python -m tests.benchmarks.refusal [--errors]
 
 tests/data/refusals.jsonl: 210 first answers and revisions of SmolLM2-135M-Instruct, from trials of four revision texts of the
-recipe safety; 28 of them, where the label is in doubt, are left out (tests/data/README.md). Neither the rule nor minilm's sentences
-were changed after the labels were known.
+recipe safety; 28 of them, where the label is in doubt, are left out (tests/data/README.md). The rule is older than the labels. minilm's
+sentences were written after the texts had been read, and its middle was chosen on these labels: its figures flatter it.
 """
 
 from __future__ import annotations
