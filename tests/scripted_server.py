@@ -36,7 +36,7 @@ def make_server(
     models: Sequence[str] = ("scripted",),
     bodies: list[dict] | None = None,
     logprobs: bool = False,
-    answer: Callable[[dict], str] = answer_to,
+    answer: Callable[[dict], str] | None = None,
 ) -> ThreadingHTTPServer:
     """`bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
     (here its letters: -1 nat for each, but -3 for the last); without, it has no such route."""
@@ -86,7 +86,7 @@ def make_server(
                     200, {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
                 )
                 return
-            text = answer(body)
+            text = (answer or answer_to)(body)
             self._send(
                 200,
                 {

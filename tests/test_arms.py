@@ -184,6 +184,8 @@ def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells
         async def complete(self, *request: Any) -> Any:
             return await self.as_model(*request)
 
+        criticise = complete
+
         async def surprise(self, text: str, model: str | None) -> float | None:
             self.texts += 1
             if self.texts == 2:
