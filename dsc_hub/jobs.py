@@ -158,15 +158,17 @@ def read_pulled(reference: str, path: Path) -> Recipe:
             for key in SERVERS
             if key in section.options
         ]
+    servers: list[tuple[str, Any, Any, tuple[str, ...]]] = [
+        ("serving", pulled.serving, recipe.Serving(), ("endpoints", "served_model", "api_key_env"))
+    ]
     if critic := pulled.chain.critic:
-        plain = recipe.Critic(model=critic.model)
-        for key in ("endpoint", "api_key_env"):
-            if getattr(critic, key) != getattr(plain, key):
-                problems.append(f"chain.critic.{key}: servers and keys are this machine's business")
-    default = recipe.Serving()
-    for key in ("endpoints", "served_model", "api_key_env"):
-        if getattr(pulled.serving, key) != getattr(default, key):
-            problems.append(f"serving.{key}: servers and keys are this machine's business")
+        servers.append(("chain.critic", critic, recipe.Critic(model=critic.model), SERVERS))
+    problems += [
+        f"{place}.{key}: servers and keys are this machine's business"
+        for place, section, plain, keys in servers
+        for key in keys
+        if getattr(section, key) != getattr(plain, key)
+    ]
     for key in recipe.PUBLISHERS_OWN:
         if getattr(pulled.publish, key) != getattr(recipe.Publish(), key):
             problems.append(f"publish.{key}: where it goes and who may see it is for you to say")

@@ -213,8 +213,8 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> dict[tuple[str, int], Tu
 
     def way(facts: Mapping[str, Any]) -> Any:
         recipe, of = facts["recipe"], ("endpoints", "served_model", "context")
-        critic = (recipe["chain"].get("critic") or {}).get("model")
-        return [facts["identity"]["model"], recipe["generation"], [recipe["serving"][key] for key in of], critic]
+        served = [recipe["serving"][key] for key in of]
+        return [facts["identity"]["model"], recipe["generation"], served, recipe["chain"].get("critic")]
 
     found: dict[tuple[str, int], Turn] = {}
     mine = way(run.facts)

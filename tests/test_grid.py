@@ -85,6 +85,13 @@ def test_a_damaged_run_gives_nothing_and_stops_nobody(recipe_file: Path, tmp_pat
     assert "one can't be read" in capfd.readouterr().err
 
 
+def test_a_critic_of_the_same_name_elsewhere_may_be_another_model(recipe_file: Path, tmp_path: Path):
+    critic = "chain.critic={{model: m, endpoint: 'http://{}/v1'}}"
+    one, first, _ = sampled(recipe_file, tmp_path / "one", critic.format("a"))
+    _, second, tally = sampled(recipe_file, tmp_path / "two", critic.format("b"), others=(one,))
+    assert len(second.seeds) == len(first.seeds) and tally.reused_turns == 0
+
+
 def test_only_the_critiques_are_asked_of_the_critic(recipe_file: Path, tmp_path: Path):
     critic = ScriptedModel()
     run, model, _ = sampled(recipe_file, tmp_path / "one", "chain.steps=2", criticise=critic)
