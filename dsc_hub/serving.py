@@ -168,9 +168,9 @@ def external(section: Serving) -> list[Endpoint]:
 
 def unusable(judge: Mapping[str, Any]) -> list[str]:
     """What is wrong with the server that the options of a judge name, in a line; nothing if it is there and has the model."""
+    key = judge.get("api_key_env") or Serving().api_key_env
     try:
-        key = judge.get("api_key_env") or Serving().api_key_env
-        external(Serving(endpoints=(judge["endpoint"],), served_model=judge["model"], api_key_env=key))
+        _one(judge["endpoint"], judge["model"], key)
     except ServingError as e:
         return [e.message]
     except ValidationError:
@@ -187,8 +187,12 @@ def external_critic(critic: Critic | None) -> Endpoint | None:
             f"chain.critic: no endpoint is known at which {critic.model} can be asked",
             "Give one: chain.critic.endpoint=http://host:8000/v1",
         )
-    at = Serving(endpoints=(critic.endpoint,), served_model=critic.model, api_key_env=critic.api_key_env)
-    return external(at)[0]
+    return _one(critic.endpoint, critic.model, critic.api_key_env)
+
+
+def _one(url: str, model: str, api_key_env: str) -> Endpoint:
+    """A single server that is named apart from the base's, looked at as `external` does."""
+    return external(Serving(endpoints=(url,), served_model=model, api_key_env=api_key_env))[0]
 
 
 def _model_at(url: str, key: str, section: Serving) -> str:

@@ -174,13 +174,12 @@ def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 
 def _cannot_load(section: recipes.Scorer, e: Exception) -> MetricError:
     shipped = SHIPPED.get(section.metric)
-    hint = (
-        "README, Metrics, says what its options are."
-        if shipped and not shipped.models
-        else f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
-        if shipped
-        else "README, Metrics, has an example of a metric of one's own."
-    )
+    if shipped is None:
+        hint = "README, Metrics, has an example of a metric of one's own."
+    elif shipped.models:
+        hint = f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
+    else:
+        hint = "README, Metrics, says what its options are."
     return MetricError(
         f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_told(section, e)}", hint
     )
