@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsc_hub.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.errors import ServingError
+from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
-from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, in_flight, read_chains, run_with_line
+from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, fixed_level, read_chains, run_with_line
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
@@ -43,7 +44,7 @@ async def ask_all(
     models: Sequence[str | None],
 ) -> dict[str, dict[str, float]]:
     """`ask` with a `Generator`; gives the nats a token of the neutral texts, by arm and text, where the server tells them."""
-    await ask(run, recipe, prompts, generator.complete, score, veto, models, generator.criticise)
+    await ask(run, recipe, prompts, generator.complete, score, veto, models, generator.criticise, generator.level)
     texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     out: dict[str, dict[str, float]] = {}
     for name in recipe.evaluation.arms:
@@ -71,6 +72,7 @@ async def ask(
     veto: VetoText = no_veto,
     models: Sequence[str | None] = (None, ADAPTER),
     criticise: CompleteAs | None = None,
+    level: Callable[[], int] | None = None,
 ) -> None:
     """Write the turns of the arms of `models` under evaluation/. What is there already is not asked for again.
 
@@ -82,7 +84,7 @@ async def ask(
     for model in models:
         mine = [ARMS[name] for name in wanted if ARMS[name].model == model]
         if mine:
-            await _timed(run, mine[0], "answer", _answers(run, recipe, prompts, complete, mine[0]))
+            await _timed(run, mine[0], "answer", _answers(run, recipe, prompts, complete, mine[0], level))
         for arm in mine:
             if arm.way == "chain":
                 few = {"chains_per_prompt": recipe.evaluation.samples}
@@ -96,10 +98,11 @@ async def ask(
                     veto=veto,
                     criticise=_as(criticise or complete, model),
                     prefix=arm.prefix,
+                    level=level,
                 )
                 await _timed(run, arm, arm.way, work)
             elif arm.way == "best":
-                await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete))
+                await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete, level))
 
 
 def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
@@ -131,17 +134,21 @@ def seconds(run: Run, name: str) -> float | None:
 # -- asking
 
 
-async def _answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, arm: Arm) -> None:
+async def _answers(
+    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, arm: Arm, level: Callable[[], int] | None
+) -> None:
     """The first answer to every prompt and sample."""
     todo = [(p, k, 0) for p in prompts for k in range(recipe.evaluation.samples)]
-    await _draw(run, recipe, f"{arm.prefix}turns.jsonl", todo, complete, arm.model)
+    await _draw(run, recipe, f"{arm.prefix}turns.jsonl", todo, complete, arm.model, level)
 
 
-async def _more_answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs) -> None:
+async def _more_answers(
+    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, level: Callable[[], int] | None
+) -> None:
     """Answers 1..n-1 beside the first, as many as make the chain's tokens. In their turns `step` numbers them."""
     n = answers_for_the_same_tokens(run, recipe)
     todo = [(p, k, j) for p in prompts for k in range(recipe.evaluation.samples) for j in range(1, n)]
-    await _draw(run, recipe, BEST_OF_N, todo, complete, None)
+    await _draw(run, recipe, BEST_OF_N, todo, complete, None, level)
 
 
 def answers_for_the_same_tokens(run: Run, recipe: Recipe) -> int:
@@ -161,6 +168,7 @@ async def _draw(
     todo: Iterable[tuple[Prompt, int, int]],
     complete: CompleteAs,
     model: str | None,
+    level: Callable[[], int] | None,
 ) -> None:
     """Ask for plain answers: prompt, sample, number of the answer (0: the first)."""
     rows = run.rows(file)
@@ -178,12 +186,13 @@ async def _draw(
             say(f"evaluation: {name} gave no answer to {prompt.id}: {e}")
             return False
         turn = Turn(prompt.id, sample, number, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
-        rows.append(asdict(turn))
+        rows.append(turn)
         return True
 
     try:
         with moving_line() as line:
-            async for ok in in_flight((lambda x=x: one(*x) for x in left), recipe.serving.concurrency):
+            flow = Flow(level or (lambda: fixed_level(recipe)))
+            async for ok in flow.over((lambda x=x: one(*x)) for x in left):
                 meter.done += 1
                 failed += not ok
                 in_a_row = 0 if ok else in_a_row + 1

@@ -213,7 +213,7 @@ def compare(run: Run, n: int, judge: str) -> None:
             verdict = _judged(pair, f"{number} of {len(chosen)}", seed, judge)
             if verdict is None:
                 break
-            rows.append(asdict(verdict))
+            rows.append(verdict)
     except KeyboardInterrupt:
         show.line("")
     finally:

@@ -7,6 +7,8 @@ are handed in, and so are the dice. arXiv:2312.01957.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import math
 from collections.abc import Awaitable, Callable
@@ -22,6 +24,7 @@ ScoreText = Callable[[str, Prompt], Awaitable[Score]]
 VetoText = Callable[[str, str], Awaitable[str]]  # a revision, the first answer -> why it must not be kept ("": it may)
 Inspect = Callable[[Turn, Prompt, str], Finding]  # what was written, for which prompt, after which critique ("": none)
 Dice = Callable[[str, int, int], float]  # prompt id, chain, step -> u in [0, 1)
+Aside = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 
 NOT_BETTER = "not accepted by the rule"
 UNSCORED = "unscored"
@@ -90,8 +93,12 @@ async def run_chain(
     inspect: Inspect,
     veto: VetoText = no_veto,
     principle_dice: Dice = lambda prompt_id, chain, step: 0.0,
+    aside: Aside = contextlib.nullcontext,
 ) -> Chain:
     """Run one chain of `steps` critiques and revisions and return it whole.
+
+    The first answer is scored while its critique and revision are written, which don't depend on the score. `aside` is entered
+    while the chain waits for nothing but a score.
 
     A first answer that is dirty or unscored has reward -inf: any clean, scored revision is then better. A revision that is
     dirty or unscored, or that has lost too much of the first answer (`veto`), never becomes the state, whatever the rule.
@@ -99,32 +106,42 @@ async def run_chain(
     opening = texts.opening(prompt.text)
     first = await generate(opening, prompt, number, 0, "answer")
     found = inspect(first, prompt, "")
-    first_score = await score(found.text, prompt)
-    state = found.text
-    current = -math.inf if found.defect or first_score.value is None else first_score.value
-    done: list[Step] = []
-    for i in range(1, steps + 1):
-        principle = texts.principle(principle_dice(prompt.id, number, i))
-        asked = [
-            *opening,
-            {"role": "assistant", "content": state},
-            {"role": "user", "content": texts.fill(texts.critique, prompt, state, principle)},
-        ]
-        critique = await generate(asked, prompt, number, i, "critique")
-        asked = [
-            *asked,
-            {"role": "assistant", "content": critique.text},
-            {"role": "user", "content": texts.fill(texts.revision, prompt, state, principle)},
-        ]
-        revision = await generate(asked, prompt, number, i, "revision")
-        proposal = inspect(revision, prompt, critique.text)
-        proposed = await score(proposal.text, prompt)
-        rejected = proposal.defect
-        if not rejected:
-            rejected = UNSCORED if proposed.value is None else await veto(proposal.text, found.text)
-        if not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
-            rejected = NOT_BETTER
-        if not rejected:
-            state, current = proposal.text, proposed.value
-        done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw))
-    return Chain(prompt.id, number, found.text, first_score, found.defect, tuple(done), found.raw)
+    first_score = asyncio.ensure_future(score(found.text, prompt))
+    try:
+        state, current = found.text, -math.inf
+        done: list[Step] = []
+        for i in range(1, steps + 1):
+            principle = texts.principle(principle_dice(prompt.id, number, i))
+            asked = [
+                *opening,
+                {"role": "assistant", "content": state},
+                {"role": "user", "content": texts.fill(texts.critique, prompt, state, principle)},
+            ]
+            critique = await generate(asked, prompt, number, i, "critique")
+            asked = [
+                *asked,
+                {"role": "assistant", "content": critique.text},
+                {"role": "user", "content": texts.fill(texts.revision, prompt, state, principle)},
+            ]
+            revision = await generate(asked, prompt, number, i, "revision")
+            proposal = inspect(revision, prompt, critique.text)
+            async with aside():
+                proposed = await score(proposal.text, prompt)
+                if i == 1:
+                    current = _reward(found, await first_score)
+                rejected = proposal.defect
+                if not rejected:
+                    rejected = UNSCORED if proposed.value is None else await veto(proposal.text, found.text)
+            if not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
+                rejected = NOT_BETTER
+            if not rejected:
+                state, current = proposal.text, proposed.value
+            done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw))
+        return Chain(prompt.id, number, found.text, await first_score, found.defect, tuple(done), found.raw)
+    finally:
+        first_score.cancel()
+
+
+def _reward(answer: Finding, score: Score) -> float:
+    """Of a first answer: -inf if it is dirty or unscored."""
+    return -math.inf if answer.defect or score.value is None else score.value

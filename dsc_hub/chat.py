@@ -155,9 +155,9 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[serving.
     weights, _ = models.evaluated(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
     started = time.monotonic()
     log = machine.cache_home() / "chat.vllm.log"
-    with serving.serve(weights, section, log, {ADAPTER: run["adapter"]}) as endpoint:
+    with serving.serve(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:
         say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")
-        yield [endpoint]
+        yield endpoints
 
 
 def _read() -> str | None:

@@ -8,22 +8,23 @@ chains settle on is the heuristic sampler's own distribution.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from dsc_hub import stats
-from dsc_hub.records import Chain
+from dsc_hub.records import Chain, word
 
 LEAST_STEPS, LEAST_CHAINS = 20, 2
 R_HAT_LIMIT = 1.01  # the usual word for "the chains agree"
 
 
 def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prompt: int) -> dict[str, Any]:
-    """R-hat and effective sample size of the reward over the prompts' chains.
+    """R-hat and effective sample size of the reward over the prompts' chains, which come prompt by prompt.
 
     {estimable, reason} where they mean nothing; else also prompts, left_out (prompts with a state that has no reward, too
     few finished chains, or chains that never moved), stuck (prompts whose chains stand still at different rewards: without
@@ -41,11 +42,9 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
         return {"estimable": False, "reason": "; ".join(why)}
     from arviz_stats.base import array_stats
 
-    by_prompt: dict[str, list[list[float]]] = defaultdict(list)
-    for chain in chains:
-        by_prompt[chain.prompt_id].append([state_reward(chain, i) for i in range(1, steps + 1)])
     r_hats, sizes, left_out, stuck = [], [], 0, 0
-    for rows in by_prompt.values():
+    for _, own in itertools.groupby(chains, lambda c: c.prompt_id):
+        rows = [[state_reward(chain, i) for i in range(1, steps + 1)] for chain in own]
         draws = np.array(rows)  # [chains, steps]
         if len(rows) < LEAST_CHAINS or not np.isfinite(draws).all() or (draws == draws[0, 0]).all():
             left_out += 1
@@ -82,17 +81,22 @@ def state_reward(chain: Chain, step: int) -> float:
     return -math.inf if chain.answer_defect or chain.answer_score.value is None else chain.answer_score.value
 
 
-def last_step(chains: Sequence[Chain], groups: Mapping[str, str], steps: int) -> dict[str, Any]:
+def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: int) -> dict[str, Any]:
     """What the last step gave: `gain` in reward of chains whose state was clean before it (an estimate over groups), `first_clean` the
     chains that it gave their first clean state, and `sentence`, whether a further one can be expected to help."""
-    before = {c.key: state_reward(c, steps - 1) for c in chains}
-    after = {c.key: state_reward(c, steps) for c in chains}
-    usable = [c for c in chains if math.isfinite(before[c.key])]
-    gain = stats.paired_difference(
-        [after[c.key] for c in usable], [before[c.key] for c in usable], [groups[c.prompt_id] for c in usable]
-    )
-    fresh = sum(not math.isfinite(before[c.key]) and math.isfinite(after[c.key]) for c in chains)
-    return {"gain": gain, "first_clean": fresh, "sentence": _sentence(gain, fresh, len(chains), steps)}
+    before, after, groups = array("d"), array("d"), array("Q")
+    fresh = total = 0
+    for chain in chains:
+        total += 1
+        was, is_now = state_reward(chain, steps - 1), state_reward(chain, steps)
+        if math.isfinite(was):
+            before.append(was)
+            after.append(is_now)
+            groups.append(word(group_of(chain.prompt_id)))
+        elif math.isfinite(is_now):
+            fresh += 1
+    gain = stats.paired_difference(after, before, groups)
+    return {"gain": gain, "first_clean": fresh, "sentence": _sentence(gain, fresh, total, steps)}
 
 
 def _sentence(gain: Mapping[str, Any], fresh: int, chains: int, steps: int) -> str:

@@ -111,6 +111,10 @@ _FUNCTION_WORDS = frozenset(
     "his her their our your this that these those are was were has have had not all any some how what why when where who whom "
     "can could should would will does did you they".split()
 )
+_ENGLISH = frozenset(  # none of these is a word of another language that is common in print
+    "the and that this with from have were been which what when where who whose how why their there they you your she would "
+    "could should about into than then these those through because it's don't i'm".split()
+)
 _PIECE = re.compile(r".*?(?::\s*\n+|:\s+|\n+|[.!?][\"')\]]*\s+)", re.DOTALL)
 
 
@@ -133,7 +137,7 @@ def inspect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules:
 
 
 def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneSection) -> str:
-    if not words(text):
+    if not re.search(r"[\w']", text):
         return EMPTY
     if finish_reason == "length":
         return CUT
@@ -194,6 +198,8 @@ def _most_frequent_pair(found: Sequence[str]) -> int:
 
 def copies(text: str, critique: str) -> bool:
     """Is the text in good part the critique's own words?"""
+    if not critique:
+        return False
     mine, theirs = ngrams(words(text), 3), set(ngrams(words(critique), 3))
     return bool(mine) and sum(g in theirs for g in mine) / len(mine) >= COPIED_3GRAMS
 
@@ -207,9 +213,18 @@ def in_another_language(text: str, prompt: str) -> bool:
     return all(_CODE_OF.get(word, ours) == ours for word in words(prompt))
 
 
+def _is_plainly_english(text: str) -> bool:
+    """Are a sixth of the words, and three different ones, such as only English has? Ten times as fast as identifying the language."""
+    found = words(text)
+    theirs = [w for w in found if w in _ENGLISH]
+    return 6 * len(theirs) >= len(found) and len(set(theirs)) >= 3
+
+
 @functools.lru_cache(maxsize=4096)
 def language_of(text: str) -> str:
     """ISO 639-1 code of the text's language; "" where it is not sure."""
+    if _is_plainly_english(text):
+        return "en"
     code, probability = _identifier().classify(text)
     return str(code) if probability >= SURE else ""
 
@@ -270,6 +285,8 @@ def _plain(text: str) -> list[str]:
 
 
 def _bare(text: str) -> str:
+    if text.isascii():
+        return text.lower().replace("'", "")
     plain = unicodedata.normalize("NFKD", text.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
     return "".join(c for c in plain if not unicodedata.combining(c)).replace("'", "")
 

@@ -65,6 +65,14 @@ def gpus() -> tuple[str, ...]:
     return tuple(line.strip() for line in out.stdout.splitlines() if line.strip()) if out.returncode == 0 else ()
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """Numbers (or names) of the GPUs that a child process may use: CUDA_VISIBLE_DEVICES where it is set, or all."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return tuple(filter(None, (part.strip() for part in chosen.split(","))))
+    return tuple(map(str, range(len(gpus()))))
+
+
 def memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
 

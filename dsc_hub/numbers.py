@@ -289,6 +289,15 @@ class Sampling(Part):
     new_tokens: Count | None = Field(description="tokens generated; null: imported chains")
     seconds: Seconds | None = Field(description="of all sessions; null if one was killed")
     tokens_per_s: float | None = Field(description="new tokens a second of the sessions that ended")
+    cache_rate: float | None = Field(
+        None, description="share of prompt tokens that were found in the prefix cache; null: the server doesn't tell"
+    )
+    processor_hours: float | None = Field(
+        None, description="hours of cores or GPUs; null where a session was killed, or the servers are somebody else's"
+    )
+    processors: Literal["core", "GPU"] | None = Field(None, description="what processor_hours counts")
+    scoring_s: float | None = Field(None, description="seconds that scorers worked, beside the generation")
+    retries: dict[str, Count] = Field({}, description="reason -> requests that were sent again")
     reused_turns: Count = Field(description="turns that an earlier, broken-off session or another run had made")
 
 

@@ -14,14 +14,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import adapters, machine, models, prompts, runs
+from dsc_hub import adapters, machine, models, prompts, runs, wording
 from dsc_hub.chain import VetoText, no_veto
 from dsc_hub.errors import ConfigError, RunError, ServingError
+from dsc_hub.index import Index, Stored
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.progress import duration, say
 from dsc_hub.recipe import ADAPTER, STAGES, Generation, digest, generation_at_evaluation, models_of, repo_names
@@ -183,7 +184,7 @@ def _prompts(job: Job) -> Result:
     job.run["prompts.jsonl"].unlink(missing_ok=True)
     rows = job.run.rows("prompts.jsonl")
     for prompt in found:
-        rows.append(asdict(prompt))
+        rows.append(prompt)
     rows.close()
     counts = {s: sum(p.split == s for p in found) for s in SPLITS}
     groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
@@ -197,45 +198,57 @@ def _prompts(job: Job) -> Result:
 
 @contextlib.contextmanager
 def _served(
-    job: Job, adapters: Mapping[str, Path] | None = None, log: Path | None = None, folder: Path | None = None
+    job: Job,
+    adapters: Mapping[str, Path] | None = None,
+    log: Path | None = None,
+    folder: Path | None = None,
+    new_tokens: int = 0,
 ) -> Iterator[list[Any]]:
-    """Endpoints to ask: those the recipe names, or one vLLM of our own on `folder` (default: the base model's) that writes
-    to `log` (default: vllm.log)."""
+    """Endpoints to ask: those the recipe names, or vLLMs of our own on `folder` (default: the base model's) that write to
+    `log` (default: vllm.log). `new_tokens`: how many are expected of them, which says whether compiling pays."""
     from dsc_hub import serving
 
-    if job.recipe.serving.endpoints:
-        yield serving.external(job.recipe.serving)
+    section = job.recipe.serving
+    if section.endpoints:
+        yield serving.external(section)
         return
     folder = folder or Path(job.run.facts["model"]["folder"])
+    places = serving.replica_places(section)
+    compiled = serving.worth_compiling(new_tokens, machine.known_speed(job.model.identity))
     started = time.monotonic()
-    with serving.serve(folder, job.recipe.serving, log or job.run["vllm.log"], adapters) as endpoint:
+    with serving.serve(
+        folder, section, log or job.run["vllm.log"], adapters, places=places, compiled=compiled
+    ) as endpoints:
+        many = f" in {len(places)} replicas" if len(places) > 1 else ""
         say(
-            f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}, ready after {duration(time.monotonic() - started)}"
+            f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}{many}, ready after {duration(time.monotonic() - started)}"
         )
-        yield [endpoint]
+        yield endpoints
 
 
 def _sampling(job: Job) -> Result:
     from dsc_hub import metrics, sampling
 
-    wanted = job.prompts("train", "validation")
+    wanted = Stored(job.run.rows("prompts.jsonl"), "train", "validation")
+    c = job.recipe.chain
+    total = len(wanted) * c.chains_per_prompt
     reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = _veto(job, job.run.facts["identity"])
     job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
     if known := sampling.turns_of_others(job.run, runs.siblings(job.runs, job.recipe.name)):
         say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
-    with _served(job) as endpoints:
-        tally, seconds = _chains(job, endpoints, wanted, reward.score, veto, known)
-    job.run.note_session("sampling", seconds, tally.new_tokens)
-    total = len(wanted) * job.recipe.chain.chains_per_prompt
-    chains, groups, c = sampling.read_chains(job.run), {p.id: p.group for p in wanted}, job.recipe.chain
-    numbers = sampling.summary(chains, groups, total, c.steps) | _diagnosed(job, chains, groups)
+    new_tokens = total * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
+    with _served(job, new_tokens=new_tokens) as endpoints:
+        tally, seconds = _chains(job, endpoints, wanted.values(), reward.score, veto, known)
+    chains = sampling.read_chains(job.run)
+    numbers = sampling.summary(chains, lambda i: wanted[i].group, total, c.steps) | _diagnosed(job, chains, wanted)
     numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": tally.reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
         f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  "
         f"{tally.new_tokens / seconds:.0f} tokens/s  {duration(seconds)} -> {job.run['chains.jsonl']}"
     )
+    say(f"  {wording.sampling_cost(numbers)}")
     for what, n in sampling.waterfall(numbers):
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
     if numbers["stripped"]:
@@ -248,14 +261,14 @@ def _sampling(job: Job) -> Result:
     return numbers
 
 
-def _diagnosed(job: Job, chains: Sequence[Chain], groups: Mapping[str, str]) -> Result:
+def _diagnosed(job: Job, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> Result:
     """Did the chains settle, and what did the last step give?"""
     from dsc_hub import diagnostics
 
     c = job.recipe.chain
     return {
         "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": diagnostics.last_step(chains, groups, c.steps),
+        "last_step": diagnostics.last_step(chains, lambda i: prompts[i].group, c.steps),
     }
 
 
@@ -268,43 +281,84 @@ def _veto(job: Job, identity: Mapping[str, str]) -> VetoText:
 
 
 def _chains(
-    job: Job, endpoints: list[Any], some: Sequence[Prompt], score: Any, veto: VetoText, known: Mapping[Any, Any]
+    job: Job, endpoints: list[Any], some: Iterable[Prompt], score: Any, veto: VetoText, known: Index | None = None
 ) -> tuple[Any, float]:
-    """Sample the prompts' chains into the run folder; the tally and the seconds. Remembers the machine's speed."""
-    from dsc_hub import sampling
+    """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost, and remembers the
+    machine's speed. KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
+    from dsc_hub import sampling, serving
     from dsc_hub.scoring import Scoring
 
+    generator, scoring, before = _generator(job, endpoints), Scoring(score), serving.prefix_cache(endpoints)
     started = time.monotonic()
-    tally = asyncio.run(
-        _ask(
-            job,
-            endpoints,
-            lambda generator: sampling.run_with_line(
-                job.run,
-                job.recipe,
-                some,
-                generator.complete,
-                Scoring(score),
-                veto=veto,
-                criticise=generator.criticise,
-                known=known,
-            ),
+    try:
+        tally = asyncio.run(
+            _ask(
+                generator,
+                lambda: sampling.run_with_line(
+                    job.run,
+                    job.recipe,
+                    some,
+                    generator.complete,
+                    scoring,
+                    veto=veto,
+                    criticise=generator.criticise,
+                    known=known,
+                    level=generator.level,
+                ),
+            )
         )
-    )
-    seconds = time.monotonic() - started
+    finally:  # a session that fails has cost something too
+        cached, looked_up = (now - then for now, then in zip(serving.prefix_cache(endpoints), before, strict=True))
+        seconds = round(time.monotonic() - started, 2)
+        session = {
+            "seconds": seconds,
+            "new_tokens": generator.new_tokens,
+            "cached_tokens": max(0, cached),
+            "looked_up_tokens": max(0, looked_up),
+            "retries": generator.retries,
+            "scoring_s": round(scoring.seconds, 2),
+            "processors": _processors(job),
+            "kind": _kind(job),
+        }
+        job.run.note_session("sampling", session)
+    if tally.interrupted:
+        raise KeyboardInterrupt
     if tally.new_tokens > WORTH_REMEMBERING and not job.recipe.serving.endpoints:
         machine.remember_speed(job.model.identity, tally.new_tokens / seconds)
     return tally, seconds
 
 
-async def _ask(job: Job, endpoints: list[Any], work: Callable[[Any], Any], settings: Generation | None = None) -> Any:
-    """Run `work(generator)` with a generator over the endpoints (`settings`: other than the recipe's generation)."""
+def _processors(job: Job) -> int | None:
+    """Cores or GPUs that the servers have; None where they are somebody else's."""
+    from dsc_hub import serving
+
+    section = job.recipe.serving
+    if section.endpoints:
+        return None
+    if machine.vllm_on_cpu():
+        return machine.cores()
+    return len(serving.replica_places(section)) * section.tensor_parallel
+
+
+def _kind(job: Job) -> str | None:
+    if job.recipe.serving.endpoints:
+        return None
+    return "core" if machine.vllm_on_cpu() else "GPU"
+
+
+def _generator(job: Job, endpoints: list[Any], settings: Generation | None = None) -> Any:
+    """A generator over the endpoints (`settings`: other than the recipe's generation)."""
     from dsc_hub import serving
     from dsc_hub.generation import Generator
 
-    settings, critic = settings or job.recipe.generation, serving.external_critic(job.recipe.chain.critic)
-    async with Generator(endpoints, settings, job.recipe.serving.request_timeout_s, critic) as generator:
-        return await work(generator)
+    section, critic = job.recipe.serving, serving.external_critic(job.recipe.chain.critic)
+    settings = settings or job.recipe.generation
+    return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
+
+
+async def _ask(generator: Any, work: Callable[[], Any]) -> Any:
+    async with generator:
+        return await work()
 
 
 def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
@@ -320,7 +374,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
         veto = _veto(job, job.identity)
         with _served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
-            tally, seconds = _chains(tried, endpoints, some, reward.score, veto, {})
+            tally, seconds = _chains(tried, endpoints, some, reward.score, veto)
         by_id = {p.id: p for p in some}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
@@ -330,7 +384,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
 def _dataset(job: Job) -> Result:
     from dsc_hub import dataset, sampling
 
-    found = {p.id: p for p in job.prompts(*SPLITS)}
+    found = Stored(job.run.rows("prompts.jsonl"), *SPLITS)
     chains = sampling.read_chains(job.run)
     if len(chains) != (finished := job.run.marker("sampling")["result"]["finished"]):
         raise RunError(
@@ -338,7 +392,7 @@ def _dataset(job: Job) -> Result:
             f"Remove {job.run['sampling.done.json']} and run again: only what is missing is sampled.",
         )
     if "mixing" not in (sampled := job.run.metrics.get("sampling", {})):  # chains of an earlier version, taken over
-        job.run.add_metrics("sampling", sampled | _diagnosed(job, chains, {p.id: p.group for p in found.values()}))
+        job.run.add_metrics("sampling", sampled | _diagnosed(job, chains, found))
     counts = dataset.build(job.run, job.recipe, found, chains)
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
     say(
@@ -379,14 +433,13 @@ def _evaluation(job: Job) -> Result:
     neutral: dict[str, dict[str, float]] = {}
     for asked in _servers(e.arms, job.recipe.serving.endpoints):
         with _served(job, served if ADAPTER in asked else None, folder=folder) as endpoints:
+            generator = _generator(job, endpoints, generation_at_evaluation(job.recipe))
             neutral |= asyncio.run(
                 _ask(
-                    job,
-                    endpoints,
-                    lambda g, models=asked: arms.ask_all(
+                    generator,
+                    lambda g=generator, models=asked: arms.ask_all(
                         job.run, job.recipe, held_out, g, Scoring(score["reward"]), veto, models
                     ),
-                    generation_at_evaluation(job.recipe),
                 )
             )
     answers = evaluation.collect(job.run, job.recipe, held_out, score)
@@ -395,7 +448,6 @@ def _evaluation(job: Job) -> Result:
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
     about = {name: {"name": s.name, "unit": s.unit, "higher_is_better": True} for name, s in scorers.items()}
-    hardware = job.run.facts["hardware"]
     numbers = evaluation.summarise(
         job.recipe,
         held_out,
@@ -403,10 +455,10 @@ def _evaluation(job: Job) -> Result:
         {name: bool(a["higher_is_better"]) for name, a in about.items()},
         {arm: arms.seconds(job.run, arm) for arm in e.arms},
         neutral,
-        None if job.recipe.serving.endpoints else 1 if hardware["gpus"] else hardware["cores"],  # vLLM takes one GPU
+        _processors(job),
         trained_here="adapter" not in job.run.facts,
     )
-    numbers["processors"] = "GPU" if hardware["gpus"] else "core"
+    numbers["processors"] = _kind(job) or ("GPU" if job.run.facts["hardware"]["gpus"] else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
     numbers["served_on"] = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,15 +63,15 @@ class Line:
     def __init__(self, live: Live | None) -> None:
         self._live, self._last = live, time.monotonic()
 
-    def show(self, text: str) -> None:
+    def show(self, text: str | Callable[[], str]) -> None:
         now = time.monotonic()
+        if now - self._last < (PLAIN_EVERY_S if self._live is None else 0.1):
+            return
+        self._last, told = now, text if isinstance(text, str) else text()
         if self._live is not None:
-            if now - self._last > 0.1:
-                self._live.update(Text(text, no_wrap=True, overflow="ellipsis"))
-                self._last = now
-        elif now - self._last > PLAIN_EVERY_S:
-            print(text, file=sys.stderr, flush=True)
-            self._last = now
+            self._live.update(Text(told, no_wrap=True, overflow="ellipsis"))
+        else:
+            print(told, file=sys.stderr, flush=True)
 
 
 @contextmanager

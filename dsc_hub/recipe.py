@@ -68,6 +68,15 @@ def _seconds(value: Any) -> Any:
     return explain.no_switch(value, float)
 
 
+def _auto_or(most: int) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+            raise ValueError(f"should be a whole number from 1 to {most}, or auto, got {value!r:.60}")
+        return value
+
+    return BeforeValidator(check)
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -231,13 +240,32 @@ class Generation(Section):
     temperature: float = Field(0.8, ge=0, le=5)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(128, ge=1)
+    extra: dict[str, Any] = Field(
+        {},
+        description="further parameters of the server, sent with every request as they are (vLLM: top_k, min_p, "
+        "repetition_penalty, chat_template_kwargs ...)",
+    )
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> Generation:
+        owned = "model messages prompt seed temperature top_p max_tokens max_completion_tokens n stream"
+        if taken := sorted(set(owned.split()) & self.extra.keys()):
+            raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
+        return self
 
 
 class Serving(Section):
     """How the base model is served. `endpoints` (local recipes and overrides only): servers that already run."""
 
     context: int = Field(2048, ge=128, description="tokens of prompt and answer together")
-    concurrency: int = Field(96, ge=1, le=4096, description="chains in flight")
+    concurrency: Annotated[int | Literal["auto"], _auto_or(4096)] = Field(
+        "auto",
+        description="requests in flight at each server; auto: it begins with 128 and doubles as long as that brings more tokens a second",
+    )
+    replicas: Annotated[int | Literal["auto"], _auto_or(1024)] = Field(
+        "auto", description="vLLM servers on this machine; auto: one for each GPU, or group of GPUs, one on a CPU"
+    )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that hold one replica together")
     start_timeout_s: float = Field(600, gt=0)
     request_timeout_s: float = Field(600, gt=0)
     kv_cache_gib: float = Field(2, gt=0, description="CPU only: memory for the KV cache")
@@ -510,8 +538,10 @@ def repo_names(recipe: Recipe) -> dict[str, str | None]:
 
 def digest(*parts: Any) -> str:
     """First 12 hex digits of the SHA-256 of the parts' canonical JSON."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:12]
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 
 
 def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str, str]:

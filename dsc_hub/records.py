@@ -7,6 +7,7 @@ Prompt -> Turn ... -> Chain(Step ...) -> dataset rows
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -24,6 +25,13 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 def prompt_id(text: str) -> str:
     """Identity of a prompt: the first 16 hex digits of the SHA-256 of its text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def word(text: str) -> int:
+    """An id as 64 bits: hex digits as their number, so that the order stays; anything else by its hash."""
+    if re.fullmatch(r"[0-9a-f]{1,16}", text):
+        return int(text, 16)
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 @dataclass(frozen=True, slots=True)

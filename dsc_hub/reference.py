@@ -119,6 +119,7 @@ async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
     rewards = iter(row.rewards)
 
     async def generate(messages: list[Message], about: Prompt, chain: int, step: int, role: Role) -> Turn:
+        await asyncio.sleep(0)  # scores that were asked for before go first
         return Turn(about.id, chain, step, role, texts[role], "stop", 0, 0, 0)
 
     async def score(text: str, about: Prompt) -> Score:
@@ -181,12 +182,12 @@ def _write(job: Job, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[s
             raise DataError("no row's prompt is left to train on", "Give more prompts, or another prompts.split.")
         file = job.run.rows("chains.jsonl")
         for chain in chains:
-            file.append(chain.as_row())
+            file.append(chain)
         file.close()
-        c, groups = job.recipe.chain, {p.id: p.group for p in found}
-        numbers = sampling.summary(chains, groups, len(chains), 1) | {
+        c, group_of = job.recipe.chain, {p.id: p.group for p in found}.__getitem__
+        numbers = sampling.summary(chains, group_of, len(chains), 1) | {
             "mixing": diagnostics.mixing(chains, c.acceptance, 1, c.chains_per_prompt),
-            "last_step": diagnostics.last_step(chains, groups, 1),
+            "last_step": diagnostics.last_step(chains, group_of, 1),
         }
         unknown = dict.fromkeys(("prompt_tokens", "new_tokens", "seconds", "tokens_per_s"))
         numbers |= unknown | {"reused_turns": 0}

@@ -4,8 +4,7 @@
       run.json  prompts.jsonl  turns.jsonl  chains.jsonl  failed.jsonl  metrics.json  log.txt
       dataset/  adapter/  evaluation/  report.html  cards/  <stage>.done.json
 
-A row is one line written by one system call; a line without its newline is the mark of a kill and is cut off before the
-next row goes in. A marker is written last and whole: a stage without one is not done.
+Rows (rows.py) are lines that are written as they come. A marker is written last and whole: a stage without one is not done.
 """
 
 from __future__ import annotations
@@ -20,16 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from dsc_hub import numbers
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.recorded import facts_problems
-from dsc_hub.records import Answer, from_row
-
-T = TypeVar("T")
+from dsc_hub.records import Answer
+from dsc_hub.rows import ANEW, Rows
 
 # What each stage leaves behind, the file without which it isn't done first: taken over by another run whose stage has the same fingerprint.
 STAGE_FILES: dict[str, tuple[str, ...]] = {
@@ -77,86 +73,6 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is damaged: {e}", "Move the whole run folder away and run the recipe again.") from None
 
 
-class Rows:
-    """An append-only JSON-lines file. Appending is one write; reading skips a torn last line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd: int | None = None
-
-    def as_type(self, kind: type[T]) -> Iterator[T]:
-        """The rows as what they stand for (`records.from_row`); RunError for one that isn't."""
-        for number, row in enumerate(self, 1):
-            try:
-                yield from_row(kind, row)
-            except ValidationError as e:
-                first = e.errors()[0]
-                raise self._damaged(number, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        if self._fd is None:
-            self._cut_torn_line()
-            self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        try:
-            written = os.write(self._fd, line)
-            if written < len(line):  # the disk filled up within the line: the rest of it raises
-                os.write(self._fd, line[written:])
-        except OSError as e:
-            e.filename = str(self.path)
-            raise
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        if not self.path.is_file():
-            return
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    return
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    raise self._damaged(number, "not JSON") from None
-                if not isinstance(row, dict):
-                    raise self._damaged(number, f"expected an object, got {type(row).__name__}")
-                yield row
-
-    def _damaged(self, number: int, why: str) -> RunError:
-        """The error, with the way out: which marker stands for the work that this file holds."""
-        at = self.path.parent
-        for stage, names in STAGE_FILES.items():
-            if self.path.name == "blind.jsonl":
-                return RunError(
-                    f"{self.path} line {number} is damaged: {why}", "Remove that line: a verdict less counts."
-                )
-            if self.path.name in names or at.name in names:
-                marker = (at if self.path.name in names else at.parent) / f"{stage}.done.json"
-                hint = f"Remove that line and {marker}, and run the recipe again: only what is missing is made anew."
-                return RunError(f"{self.path} line {number} is damaged: {why}", hint)
-        return RunError(f"{self.path} line {number} is damaged: {why}", "Run the stage that writes it again.")
-
-    def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def _cut_torn_line(self) -> None:
-        if not self.path.is_file() or not (size := self.path.stat().st_size):
-            return
-        with self.path.open("rb+") as file:
-            end = size
-            while end > 0:  # look back block by block for the last newline
-                start = max(0, end - 65536)
-                file.seek(start)
-                at = file.read(end - start).rfind(b"\n")
-                if at >= 0:
-                    end = start + at + 1
-                    break
-                end = start
-            if end < size:
-                file.truncate(end)
-
-
 class Run:
     """One run folder. `run[name]` is the path of a file in it."""
 
@@ -167,7 +83,17 @@ class Run:
         return self.folder / name
 
     def rows(self, name: str) -> Rows:
-        return Rows(self.folder / name)
+        return Rows(self[name], self._way_out(name))
+
+    def _way_out(self, name: str) -> str:
+        """What to do about a damaged line of a file: which marker stands for the work that it holds."""
+        if name.endswith("blind.jsonl"):
+            return "Remove that line: a verdict less counts."
+        for stage, names in STAGE_FILES.items():
+            if name in names or name.split("/", maxsplit=1)[0] in names:
+                marker = self[f"{stage}.done.json"]
+                return f"Remove that line and {marker}, and run the recipe again: only what is missing is made anew."
+        return ANEW
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -223,26 +149,44 @@ class Run:
 
     # -- what it cost, over all the sessions that a run took
 
-    def note_session(self, stage: str, seconds: float, new_tokens: int) -> None:
+    def note_session(self, stage: str, cost: Mapping[str, Any]) -> None:
+        """Add what a session cost: {seconds, new_tokens}, and what else is known of {cached_tokens, looked_up_tokens, retries,
+        scoring_s, processors, kind}."""
         rows = self.rows("sessions.jsonl")
-        rows.append({"stage": stage, "seconds": round(seconds, 2), "new_tokens": new_tokens})
+        rows.append({"stage": stage, **cost})
         rows.close()
 
     def cost(self, stage: str, turns: str) -> dict[str, Any]:
-        """Tokens of all turns, seconds of all sessions, and the speed: {prompt_tokens, new_tokens, seconds, tokens_per_s}.
+        """Tokens of all turns, and of all sessions together: seconds, new tokens a second, the share of prompt tokens that was
+        found in the servers' prefix caches, processor hours, requests sent again by reason.
 
-        A session that was killed left its turns but not its seconds: then `seconds` is None, and the speed is that of
-        the sessions that ended.
+        A session that was killed left its turns but not its seconds: then `seconds` and `processor_hours` are None, and the
+        rest is that of the sessions that ended. None, too, what no session knows.
         """
-        tokens = [(row["prompt_tokens"], row["new_tokens"]) for row in self.rows(turns)]
+        asked, new = 0, 0
+        for row in self.rows(turns):
+            asked, new = asked + row["prompt_tokens"], new + row["new_tokens"]
         sessions = [row for row in self.rows("sessions.jsonl") if row["stage"] == stage]
-        seconds, known = sum(r["seconds"] for r in sessions), sum(r["new_tokens"] for r in sessions)
-        new = sum(t[1] for t in tokens)
+
+        def total(key: str) -> float:
+            return sum(row.get(key) or 0 for row in sessions)
+
+        seconds, known, looked_up = total("seconds"), total("new_tokens"), total("looked_up_tokens")
+        ended = bool(sessions) and known == new
+        hours = [row["seconds"] * row["processors"] / 3600 for row in sessions if row.get("processors")]
+        retries: Counter[str] = Counter()
+        for row in sessions:
+            retries.update(row.get("retries") or {})
         return {
-            "prompt_tokens": sum(t[0] for t in tokens),
+            "prompt_tokens": asked,
             "new_tokens": new,
-            "seconds": round(seconds, 1) if known == new else None,
+            "seconds": round(seconds, 1) if ended else None,
             "tokens_per_s": round(known / seconds, 1) if seconds and known else None,
+            "cache_rate": round(total("cached_tokens") / looked_up, 4) if looked_up else None,
+            "processor_hours": round(sum(hours), 4) if ended and len(hours) == len(sessions) else None,
+            "processors": next((row["kind"] for row in sessions if row.get("kind")), None),
+            "scoring_s": round(total("scoring_s"), 1) if sessions else None,
+            "retries": dict(retries.most_common()),
         }
 
     # -- one process at a time

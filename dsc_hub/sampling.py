@@ -1,17 +1,17 @@
 """Run all chains of the training and validation prompts: prompts in, rows of turns.jsonl and chains.jsonl out.
 
 Every chain is a coroutine that asks for its next turn as soon as it has the last one; a bound on those in flight keeps the
-server's batch full. A finished turn is on disk at once, so a killed run asks again only for what was in flight.
+server's batch full. A finished turn is on disk at once, so a killed run asks again only for what was in flight. Neither prompts
+nor texts of finished chains are held in memory.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
+from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dsc_hub import stats
@@ -30,11 +30,15 @@ from dsc_hub.chain import (
     seed_of,
 )
 from dsc_hub.errors import RunError, ServingError
+from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
+from dsc_hub.index import Index, InOrder, chain_key, request_key
+from dsc_hub.level import FIRST
 from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import Recipe, digest
-from dsc_hub.records import Chain, Prompt, Role, Turn
+from dsc_hub.records import Chain, Prompt, Role, Turn, from_row, word
+from dsc_hub.rows import Rows
 from dsc_hub.runs import Run
 
 Complete = Callable[[list[Message], int], Awaitable[Completion]]  # messages, seed
@@ -55,6 +59,7 @@ class Tally:
     new_tokens: int = 0
     reused_turns: int = 0
     failures_in_a_row: int = 0
+    interrupted: bool = False
     meter: Meter = field(init=False)
     started: float = field(default_factory=time.monotonic)
 
@@ -69,6 +74,7 @@ class Tally:
         self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
 
     def line(self) -> str:
+        """What the moving line says now."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
         return (
@@ -77,60 +83,64 @@ class Tally:
         )
 
 
-def wanted(prompts: Iterable[Prompt], chains_per_prompt: int) -> list[tuple[Prompt, int]]:
-    """All chains that a list of prompts asks for."""
-    return [(p, n) for p in prompts for n in range(chains_per_prompt)]
+def wanted(prompts: Iterable[Prompt], chains_per_prompt: int) -> Iterator[tuple[Prompt, int]]:
+    """All chains that prompts ask for."""
+    return ((p, n) for p in prompts for n in range(chains_per_prompt))
 
 
 async def sample(
     run: Run,
     recipe: Recipe,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     complete: Complete,
     score: ScoreText,
     *,
     veto: VetoText = no_veto,
     criticise: Complete | None = None,
-    known: Mapping[tuple[str, int], Turn] = MappingProxyType({}),
+    known: Index | None = None,
     prefix: str = "",
-    show: Callable[[str], None] = lambda text: None,
+    level: Callable[[], int] | None = None,
+    show: Callable[[Callable[[], str]], None] = lambda text: None,
 ) -> Tally:
     """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
 
-    `criticise` is asked for the critiques (None: as for the rest). `known` holds turns of other runs by request and seed: what was
-    asked there is not asked again.
+    `prompts` are gone through twice and not held. `criticise` is asked for the critiques (None: as for the rest). `known` holds
+    turns of other runs by request and seed: what was asked there is not asked again. `level` says how many requests should be
+    in flight (None: the recipe's number).
 
     Chains that fail for their own sake go to failed.jsonl with the reason and are tried again by the next run. Raises
-    ServingError when the server is gone or refuses one request after the other.
+    ServingError when the server is gone or refuses one request after the other. After Ctrl-C (flow.py) the tally says `interrupted`.
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
-    finished = {c.key for c in chains.as_type(Chain)}
-    todo = [(p, n) for p, n in wanted(prompts, recipe.chain.chains_per_prompt) if (p.id, n) not in finished]
+    finished, each = Index([chains], chain_key), recipe.chain.chains_per_prompt
+    left = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     # Only turns of unfinished chains are held: those of finished ones are never asked for again.
-    had = {t.key: t for t in turns.as_type(Turn) if (t.prompt_id, t.chain) not in finished}
-    tally = Tally(len(todo), 1 + 2 * recipe.chain.steps, reused_turns=len(had))
+    had = {t.key: t for t in _turns_outside(turns, finished)}
+    tally = Tally(left, 1 + 2 * recipe.chain.steps, reused_turns=len(had))
     c = recipe.chain
     texts = Texts(c.critique, c.revision, c.system, c.principles)
     principle_dice = dice_of(recipe.seed, "principle")
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
+    flow = Flow(level or (lambda: fixed_level(recipe)))
 
     async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
-        if (old := had.get((prompt.id, number, step, role))) is not None:
+        if (old := had.pop((prompt.id, number, step, role), None)) is not None:
             return old
         seed, request = seed_of(recipe.seed, prompt.id, number, step, role), digest(role, messages)
-        if (other := known.get((request, seed))) is not None:
-            turn = replace(other, prompt_id=prompt.id, chain=number, step=step, role=role)
+        if known is not None and (other := known.get((request, seed))) is not None:
+            turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
             tally.reused_turns += 1
         else:
+            flow.go_on()
             ask = criticise if criticise and role == "critique" else complete
             c = await ask(messages, seed)
             turn = Turn(
                 prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed, request
             )
             tally.new_tokens += c.new_tokens
-        turns.append(asdict(turn))
+        turns.append(turn)
         tally.meter.done += 1
-        show(tally.line())
+        show(tally.line)
         return turn
 
     async def one(prompt: Prompt, number: int) -> None:
@@ -149,6 +159,7 @@ async def sample(
                 inspect=lambda turn, about, critique: inspect(
                     turn.text, turn.finish_reason, about, critique, recipe.hygiene
                 ),
+                aside=flow.aside,
             )
         except RequestFailed as e:
             failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
@@ -160,44 +171,39 @@ async def sample(
                     f"See {failed.path}; run the same command again when the cause is gone.",
                 ) from None
             return
-        chains.append(chain.as_row())
+        chains.append(chain)
         tally.chain_done(chain)
-        show(tally.line())
+        show(tally.line)
 
+    todo = ((p, n) for p, n in wanted(prompts, each) if (p.id, n) not in finished)
     try:
-        async for _ in in_flight((lambda p=p, n=n: one(p, n) for p, n in todo), recipe.serving.concurrency):
+        async for _ in flow.over((lambda p=p, n=n: one(p, n)) for p, n in todo):
             pass
+    except KeyboardInterrupt:
+        tally.interrupted = True
     finally:
         for rows in (turns, chains, failed):
             rows.close()
     return tally
 
 
-async def in_flight(jobs: Iterable[Callable[[], Awaitable[Any]]], most: int) -> AsyncIterator[Any]:
-    """Run jobs with at most `most` at once and yield their results as they come; the first error ends all of them."""
-    running: set[asyncio.Task[Any]] = set()
-    done: set[asyncio.Task[Any]] = set()
-    left = iter(jobs)
-    try:
-        while True:
-            while len(running) < most and (job := next(left, None)) is not None:
-                running.add(asyncio.ensure_future(job()))
-            if not running:
-                return
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                yield task.result()
-    finally:
-        for task in running:
-            task.cancel()
-        # `done` too: several may have failed at the same moment, and each error wants to be looked at.
-        await asyncio.gather(*running, *done, return_exceptions=True)
+def fixed_level(recipe: Recipe) -> int:
+    """Requests in flight where nobody measures how many are best."""
+    wanted = recipe.serving.concurrency
+    return FIRST if wanted == "auto" else wanted
+
+
+def _turns_outside(turns: Rows, finished: Index) -> Iterator[Turn]:
+    """The turns of chains that are not finished."""
+    for at, row in turns.placed():
+        if (str(row.get("prompt_id")), row.get("chain", 0)) not in finished:
+            yield turns.typed(Turn, at, row)
 
 
 async def run_with_line(
     run: Run,
     recipe: Recipe,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     complete: Complete,
     score: ScoreText,
     **more: Any,
@@ -207,71 +213,97 @@ async def run_with_line(
         return await sample(run, recipe, prompts, complete, score, show=line.show, **more)
 
 
-def turns_of_others(run: Run, others: Iterable[Run]) -> dict[tuple[str, int], Turn]:
+def turns_of_others(run: Run, others: Iterable[Run]) -> Index:
     """Turns that other runs got from the same model with the same settings, by request and seed: a chain of more
     steps, or under another rule, begins with the same requests."""
 
     def way(facts: Mapping[str, Any]) -> Any:
         recipe, of = facts["recipe"], ("endpoints", "served_model", "context")
         served = [recipe["serving"][key] for key in of]
-        return [facts["identity"]["model"], recipe["generation"], served, recipe["chain"].get("critic")]
+        settings = {k: v for k, v in recipe["generation"].items() if v != {}}  # `extra`, which older runs don't know
+        return [facts["identity"]["model"], settings, served, recipe["chain"].get("critic")]
 
-    found: dict[tuple[str, int], Turn] = {}
+    found: list[Rows] = []
     mine = way(run.facts)
     for other in others:
+        rows = other.rows("turns.jsonl")
         try:
-            if other.folder != run.folder and other["turns.jsonl"].exists() and way(other.facts) == mine:
-                found |= {(t.request, t.seed): t for t in other.rows("turns.jsonl").as_type(Turn) if t.request}
+            if other.folder != run.folder and rows.path.exists() and way(other.facts) == mine:
+                for _ in rows.as_type(Turn):
+                    pass
+                found.append(rows)
         except (RunError, LookupError, TypeError) as e:  # its damage is no business of this run
             say(
                 f"sampling  {other.folder.name} can't be read, nothing is taken from it: {' '.join(str(e).split())[:150]}"
             )
-    return found
+    return Index(found, request_key)
 
 
-def read_chains(run: Run, name: str = "chains.jsonl") -> list[Chain]:
+def read_chains(run: Run, name: str = "chains.jsonl") -> InOrder[Chain]:
     """All finished chains, in the order of their keys: the order of finishing is an accident of timing."""
-    return sorted(run.rows(name).as_type(Chain), key=lambda c: c.key)
+    return InOrder(run.rows(name), Chain, chain_key)
 
 
-def summary(chains: Sequence[Chain], groups: dict[str, str], total: int, steps: int) -> dict[str, Any]:
-    """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went.
+class _Rewards:
+    """Values and their groups, 16 bytes a value, for an estimate over groups."""
+
+    def __init__(self) -> None:
+        self.values, self.groups = array("d"), array("Q")
+
+    def add(self, value: float | None, group: int) -> None:
+        if value is not None:
+            self.values.append(value)
+            self.groups.append(group)
+
+    def estimate(self) -> dict[str, Any]:
+        return stats.estimate(self.values, self.groups)
+
+
+def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int, steps: int) -> dict[str, Any]:
+    """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went. `group_of` gives a
+    prompt's group by its id.
 
     In every step proposals = accepted + sum of rejected; finished + failed = chains.
     """
-
-    def clean(pairs: Iterable[tuple[str, float | None]]) -> dict[str, Any]:
-        scored = [(v, groups[p]) for p, v in pairs if v is not None]
-        return stats.estimate([v for v, _ in scored], [g for _, g in scored])
-
-    def state(chain: Chain, step: int) -> float | None:
-        kept = [s.score.value for s in chain.steps[:step] if s.accepted]
-        return kept[-1] if kept else chain.answer_score.value
-
-    by_step = []
-    for i in range(1, steps + 1):
-        at = [c.steps[i - 1] for c in chains]
-        by_step.append(
-            {
-                "step": i,
-                "proposals": len(at),
-                "accepted": sum(s.accepted for s in at),
-                "rejected": dict(Counter(s.rejected for s in at if s.rejected).most_common()),
-                "reward_proposed": clean((c.prompt_id, c.steps[i - 1].score.value) for c in chains),
-                "reward_state": clean((c.prompt_id, state(c, i)) for c in chains),
-            }
-        )
+    first, counts = _Rewards(), Counter[str]()
+    dirty, rejected = Counter[str](), [Counter[str]() for _ in range(steps)]
+    proposed, states = [_Rewards() for _ in range(steps)], [_Rewards() for _ in range(steps)]
+    for chain in chains:
+        group, state = word(group_of(chain.prompt_id)), chain.answer_score.value
+        first.add(state, group)
+        dirty.update([chain.answer_defect] if chain.answer_defect else [])
+        counts["finished"] += 1
+        counts["unscored"] += state is None
+        counts["usable"] += not chain.final_defect
+        counts["stripped"] += bool(chain.answer_raw)
+        for i, s in enumerate(chain.steps):
+            counts["unscored"] += s.score.value is None
+            counts["stripped"] += bool(s.raw)
+            rejected[i].update([s.rejected])
+            state = s.score.value if s.accepted else state
+            proposed[i].add(s.score.value, group)
+            states[i].add(state, group)
     return {
         "chains": total,
-        "finished": len(chains),
-        "failed": total - len(chains),
-        "dirty_answers": sum(bool(c.answer_defect) for c in chains),
-        "dirty_answers_by_reason": dict(Counter(c.answer_defect for c in chains if c.answer_defect).most_common()),
-        "unscored": sum((c.answer_score.value is None) + sum(s.score.value is None for s in c.steps) for c in chains),
-        "usable": sum(not c.final_defect for c in chains),
-        "first_reward": clean((c.prompt_id, c.answer_score.value) for c in chains),
-        "stripped": sum(bool(c.answer_raw) + sum(bool(s.raw) for s in c.steps) for c in chains),
-        "steps": by_step,
+        "finished": counts["finished"],
+        "failed": total - counts["finished"],
+        "dirty_answers": dirty.total(),
+        "dirty_answers_by_reason": dict(dirty.most_common()),
+        "unscored": counts["unscored"],
+        "usable": counts["usable"],
+        "first_reward": first.estimate(),
+        "stripped": counts["stripped"],
+        "steps": [
+            {
+                "step": i + 1,
+                "proposals": rejected[i].total(),
+                "accepted": rejected[i].pop("", 0),
+                "rejected": dict(rejected[i].most_common()),
+                "reward_proposed": proposed[i].estimate(),
+                "reward_state": states[i].estimate(),
+            }
+            for i in range(steps)
+        ],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
@@ -22,6 +23,7 @@ class Scoring(Generic[Result]):
         self._worker: asyncio.Task[None] | None = None
         # One thread: scorers (tokenizers, evaluate's buffers) aren't promised to be thread-safe.
         self._thread = ThreadPoolExecutor(1, "scoring")
+        self.seconds = 0.0  # that the scorer worked
 
     async def __call__(self, text: str, beside: Any) -> Result:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -34,6 +36,7 @@ class Scoring(Generic[Result]):
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
+            started = time.monotonic()
             try:
                 texts, besides, _ = (list(part) for part in zip(*batch, strict=True))
                 scores = await loop.run_in_executor(self._thread, self._scorer, texts, besides)
@@ -46,6 +49,7 @@ class Scoring(Generic[Result]):
                 if not isinstance(e, Exception):
                     raise
                 continue
+            self.seconds += time.monotonic() - started
             for (*_, future), score in zip(batch, scores, strict=True):
                 if not future.done():
                     future.set_result(score)

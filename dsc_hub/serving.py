@@ -1,37 +1,33 @@
-"""vLLM as a child process: the right flags for this machine, health, its log, and no process left behind.
+"""Servers of the base model: vLLM replicas of our own on this machine (engine.py), or addresses that already run.
 
-vLLM is never imported here. `serve(...)` yields the endpoint of a server that answers; when the block ends, is
-interrupted, or this process is killed, the server and all its children end (see keeper.py).
+`serve(...)` yields the endpoints of servers that answer; when the block ends they end.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
-import signal
-import socket
-import subprocess
-import sys
-import time
+import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from pydantic import ValidationError
 
+from dsc_hub import machine
+from dsc_hub.engine import BASE, Engine
 from dsc_hub.errors import ConfigError, ServingError
-from dsc_hub.machine import cores, openmp_library, vllm_on_cpu, without_launcher
 from dsc_hub.progress import duration, moving_line
 from dsc_hub.recipe import Critic, Serving
-from dsc_hub.runs import read_json
 
-BASE = "base"  # the name under which the base model is served; adapters have names of their own
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+# Compiling on a CPU, SmolLM2-135M on two cores: so much longer until it is ready, so much less time for each token, and the
+# most tokens a second that were seen, for a model whose speed isn't known here yet.
+COMPILING_S, COMPILED_SAVES, FASTEST = 60.0, 0.12, 700.0
 
 
 @dataclass(frozen=True)
@@ -41,120 +37,89 @@ class Endpoint:
     url: str
     model: str
     api_key: str = field(repr=False)
-    check: Callable[[], None] = lambda: None  # raises ServingError if the server is known to be gone
-
-
-def max_lora_rank(adapter: Path) -> int:
-    """The smallest --max-lora-rank that serves an adapter folder, by its adapter_config.json."""
-    config = read_json(adapter / "adapter_config.json")
-    rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
-    return next((r for r in LORA_RANKS if r >= rank), rank)
-
-
-def vllm_command(folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], on_cpu: bool) -> list[str]:
-    """The command line of one server. A pure function, so that vLLM's own parser can be asked whether it is right."""
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(folder),
-        "--served-model-name",
-        BASE,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--max-model-len",
-        str(section.context),
-        "--max-num-seqs",
-        str(min(section.concurrency, 256)),
-        "--generation-config",
-        "vllm",
-        "--uvicorn-log-level",
-        "warning",
-        "--disable-uvicorn-access-log",
-    ]
-    if on_cpu:
-        # Chunked prefill and a per-request seed together kill the CPU engine; compiling costs a minute at start.
-        command += [
-            "--dtype",
-            "bfloat16",
-            "--enforce-eager",
-            "--no-enable-chunked-prefill",
-            "--max-num-batched-tokens",
-            str(max(section.context, 4096)),
-        ]
-    else:
-        command += ["--gpu-memory-utilization", str(section.gpu_memory_utilization)]
-    if adapters:
-        command += [
-            "--enable-lora",
-            "--max-lora-rank",
-            str(max(map(max_lora_rank, adapters.values()))),
-            "--lora-modules",
-            *(f"{name}={path}" for name, path in adapters.items()),
-        ]
-    return command
-
-
-def vllm_environment(section: Serving, on_cpu: bool, api_key: str) -> dict[str, str]:
-    """The child's environment: no launcher's variables, no look at any Hub, all cores on a CPU."""
-    env = without_launcher(os.environ)
-    # The key goes by the environment: a command line can be read by every user of the machine.
-    env |= {
-        "VLLM_API_KEY": api_key,
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": env.get("VLLM_LOGGING_LEVEL", "INFO"),
-    }
-    env.pop("HF_TOKEN", None)  # the server loads a local folder: it has no business with the Hub
-    if on_cpu:
-        env |= {
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(section.kv_cache_gib))),
-            "OMP_NUM_THREADS": str(cores()),
-            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
-        }
-        if library := openmp_library():
-            env["LD_PRELOAD"] = ":".join(filter(None, [str(library), env.get("LD_PRELOAD")]))
-    return env
+    check: Callable[[], None] = lambda: None  # raises ServingError if the server is gone; may take seconds
+    restart: Callable[[], None] | None = None  # of a server of our own; it is there again when `is_ready`
+    is_ready: Callable[[], bool] = lambda: True
 
 
 @contextmanager
-def serve(folder: Path, section: Serving, log: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[Endpoint]:
-    """Start one vLLM on a model folder and yield its endpoint (model name `BASE`, adapters by their names).
+def serve(
+    folder: Path,
+    section: Serving,
+    log: Path,
+    adapters: Mapping[str, Path] | None = None,
+    *,
+    places: Sequence[Sequence[str]] = ((),),
+    compiled: bool = False,
+) -> Iterator[list[Endpoint]]:
+    """Start a vLLM for each of `places` (`replica_places`) and yield their endpoints: model name `BASE`, adapters by their
+    names. The second one logs to `<log>-2`, and so on.
 
-    Raises ServingError with the last lines of `log` if it dies or isn't ready within `start_timeout_s`.
+    Raises ServingError with the last lines of its log if one dies or isn't ready within `start_timeout_s`.
     """
-    on_cpu = vllm_on_cpu()
-    port, key = _free_port(), secrets.token_urlsafe(24)
-    command = vllm_command(folder, section, port, adapters or {}, on_cpu)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as out:
-        start = out.tell()  # what stands before is of an earlier server
-        keeper = subprocess.Popen(
-            [sys.executable, "-m", "dsc_hub.keeper", *command],
-            stdin=subprocess.PIPE,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            env=vllm_environment(section, on_cpu, key),
-        )
+    with ExitStack() as stack:
+        engines = []
+        for n, own in enumerate(places, 1):
+            own_log = log if n == 1 else log.with_stem(f"{log.stem}-{n}")
+            engine = Engine(folder, section, own_log, adapters or {}, own=own, compiled=compiled)
+            stack.callback(engine.end)
+            engines.append(engine)
+        with moving_line() as line:
+            started = monotonic()
+            while not all([engine.is_ready() for engine in engines]):
+                line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
+                sleep(0.25)
+        yield [Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check, e.start, e.is_ready) for e in engines]
 
-    def check() -> None:
-        if keeper.poll() is not None:
-            raise ServingError(
-                f"vLLM ended by itself (exit code {keeper.returncode}). Its last lines:\n{_tail(log, start)}",
-                f"The whole log: {log}",
+
+def replica_places(section: Serving) -> list[tuple[str, ...]]:
+    """The GPUs, or on a CPU the cores, of each replica, by their numbers; one empty place where nothing needs to be shared out.
+
+    ConfigError if the machine has too few.
+    """
+    wanted, each = section.replicas, section.tensor_parallel
+    if machine.vllm_on_cpu():
+        cores = sorted(os.sched_getaffinity(0))
+        n = 1 if wanted == "auto" else wanted
+        if each > 1 or n > len(cores):
+            raise ConfigError(
+                f"serving: {n} replicas of {each} can't run on {len(cores)} cores",
+                "On a CPU a replica has a core or more, and serving.tensor_parallel is 1.",
             )
+        share = len(cores) // n
+        return [()] if n == 1 else [tuple(map(str, cores[i * share : (i + 1) * share])) for i in range(n)]
+    visible = machine.visible_gpus()
+    n = max(1, len(visible) // each) if wanted == "auto" else wanted
+    if n * each > len(visible):
+        raise ConfigError(
+            f"serving: {n} replicas of {each} need {n * each} GPUs, here are {len(visible)}",
+            "Lower serving.replicas or serving.tensor_parallel.",
+        )
+    return [tuple(visible[i * each : (i + 1) * each]) for i in range(n)]
 
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_ready(url, check, section.start_timeout_s, log, start)
-        yield Endpoint(f"{url}/v1", BASE, key, check)
-    finally:
-        _end(keeper)
+
+def worth_compiling(new_tokens: int, tokens_per_s: float | None) -> bool:
+    """Does a run of so many tokens gain by it more than the start loses? `tokens_per_s`: as measured here; None: never."""
+    return new_tokens / (tokens_per_s or FASTEST) * COMPILED_SAVES > COMPILING_S
+
+
+def prefix_cache(endpoints: Iterable[Endpoint]) -> tuple[int, int]:
+    """Prompt tokens that the servers found in their prefix caches, and all that they looked for there, since they started; (0, 0)
+    where they don't tell (vLLM does)."""
+    found = {"hits": 0.0, "queries": 0.0}
+    for e in endpoints:
+        request = urllib.request.Request(
+            f"{e.url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {e.api_key}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                text = answer.read().decode("utf-8", "replace")
+        except (OSError, ValueError):
+            continue
+        for what in found:
+            pattern = rf"^vllm:prefix_cache_{what}(?:_total)?(?:{{.*}})? (\S+)$"
+            found[what] += sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
+    return int(found["hits"]), int(found["queries"])
 
 
 def external(section: Serving) -> list[Endpoint]:
@@ -163,7 +128,10 @@ def external(section: Serving) -> list[Endpoint]:
     ServingError: no address, refused, wrong key, the model isn't there, or several models and none named.
     """
     key = os.environ.get(section.api_key_env, "none")
-    return [Endpoint(u, _model_at(u, key, section), key) for u in (url.rstrip("/") for url in section.endpoints)]
+    return [
+        Endpoint(url, _model_at(url, key, section), key, check=lambda url=url: _check(url, key, section))
+        for url in (url.rstrip("/") for url in section.endpoints)
+    ]
 
 
 def unusable(judge: Mapping[str, Any]) -> list[str]:
@@ -196,10 +164,28 @@ def _one(url: str, model: str, api_key_env: str) -> Endpoint:
 
 
 def _model_at(url: str, key: str, section: Serving) -> str:
+    names = _served_at(url, key, section)
+    if section.served_model in names:
+        return str(section.served_model)
+    if section.served_model or len(names) != 1:
+        raise ServingError(
+            f"endpoint {url} serves {', '.join(names) or 'nothing'}"
+            + (f", not {section.served_model}" if section.served_model else ""),
+            "Name one of these with serving.served_model.",
+        )
+    return names[0]
+
+
+def _check(url: str, key: str, section: Serving) -> None:
+    _served_at(url, key, section)
+
+
+def _served_at(url: str, key: str, section: Serving) -> list[str]:
+    """Names of the models there. ServingError if it can't be asked."""
     try:
         request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
         with urllib.request.urlopen(request, timeout=20) as answer:
-            names = [m["id"] for m in json.load(answer)["data"]]
+            return [str(m["id"]) for m in json.load(answer)["data"]]
     except urllib.error.HTTPError as e:
         hint = (
             f"Put its key into {section.api_key_env}."
@@ -212,61 +198,3 @@ def _model_at(url: str, key: str, section: Serving) -> str:
             f"endpoint {url} can't be used: {getattr(e, 'reason', e)}",
             "Is the server up, and is the address like http://host:8000/v1?",
         ) from None
-    if section.served_model in names:
-        return str(section.served_model)
-    if section.served_model or len(names) != 1:
-        raise ServingError(
-            f"endpoint {url} serves {', '.join(names) or 'nothing'}"
-            + (f", not {section.served_model}" if section.served_model else ""),
-            "Name one of these with serving.served_model.",
-        )
-    return str(names[0])
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _wait_until_ready(url: str, check: Callable[[], None], timeout_s: float, log: Path, start: int) -> None:
-    started = time.monotonic()
-    with moving_line() as line:
-        while True:
-            check()
-            waited = time.monotonic() - started
-            if waited > timeout_s:
-                raise ServingError(
-                    f"vLLM was not ready after {duration(timeout_s)}. Its last lines:\n{_tail(log, start)}",
-                    f"Allow it longer with serving.start_timeout_s; the whole log: {log}",
-                )
-            line.show(f"vLLM is starting  {duration(waited)}  -> {log}")
-            try:
-                with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.25)
-
-
-def _end(keeper: subprocess.Popen[bytes]) -> None:
-    """Close the pipe: the keeper ends the server and its children. Kill what is left if even that hangs."""
-    if keeper.stdin:
-        keeper.stdin.close()
-    try:
-        keeper.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(keeper.pid, signal.SIGKILL)
-        keeper.wait()
-
-
-def _tail(log: Path, start: int, lines: int = 12) -> str:
-    """The last lines of a log, the cause first if vLLM names one: its traceback ends with a summary that says nothing."""
-    with log.open("rb") as file:
-        file.seek(start)
-        text = file.read().decode("utf-8", "replace").splitlines()
-    cause = [t for t in text[-200:] if "Error" in t and "RuntimeError: Engine core initialization failed" not in t]
-    shown = text[-lines:]
-    if cause and cause[-1] not in shown:
-        shown = [cause[-1], "...", *shown]
-    return "\n".join(f"    {t[:300]}" for t in shown)

@@ -277,7 +277,7 @@ def checks(found: Pulled, told: Sequence[Check]) -> None:
 def closing(job: Job, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
     from dsc_hub.tables import closing_table
-    from dsc_hub.wording import claim_sentence, count, headline
+    from dsc_hub.wording import claim_sentence, headline, sampling_cost
 
     metrics, facts = job.run.metrics, job.run.facts
     out.print()
@@ -295,11 +295,7 @@ def closing(job: Job, hub_port: int) -> None:
     table = _grid()
     sampling = metrics.get("sampling", {})
     if sampling:
-        table.add_row(
-            "speed",
-            f"{count(sampling['tokens_per_s'])} new tokens/s while sampling ({count(sampling['new_tokens'])} new, "
-            f"{count(sampling['prompt_tokens'])} prompt tokens)",
-        )
+        table.add_row("sampling", sampling_cost(sampling))
     marker = job.run.marker("publish")
     embedded = job.recipe.publish.to == "local"
     if marker:

@@ -32,7 +32,9 @@ CLOSE = 1e-6  # relative: libraries of another version round otherwise
 SHOWN = 3  # differences told of one check
 # What no row tells, by its last name or section.
 UNTOLD = frozenset({"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores"})
-UNTOLD_OF_SAMPLING = frozenset({"prompt_tokens", "new_tokens", "seconds", "tokens_per_s", "reused_turns"})
+UNTOLD_OF_SAMPLING = frozenset(
+    "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries reused_turns".split()
+)
 
 
 @dataclass(frozen=True)
@@ -228,11 +230,11 @@ def _training_rows(rows: Rows) -> str:
 
 
 def _sampling(rows: Rows) -> str:
-    c, groups = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}
+    c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
-    found = sampling.summary(rows.chains, groups, recorded["chains"], c.steps) | {
+    found = sampling.summary(rows.chains, group_of, recorded["chains"], c.steps) | {
         "mixing": diagnostics.mixing(rows.chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": diagnostics.last_step(rows.chains, groups, c.steps),
+        "last_step": diagnostics.last_step(rows.chains, group_of, c.steps),
     }
     n = _same({k: v for k, v in recorded.items() if k not in UNTOLD_OF_SAMPLING}, found, "sampling")
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"

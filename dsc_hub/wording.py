@@ -52,6 +52,23 @@ def percent(value: float | None, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f} %" if measured(value) else ABSENT
 
 
+def sampling_cost(sampling: Mapping[str, Any]) -> str:
+    """What the chains cost, in a line: tokens, speed, prefix cache, time, processor hours, scoring, retries."""
+    told = [f"{count(sampling['new_tokens'])} tokens written, {count(sampling['prompt_tokens'])} read"]
+    if measured(rate := sampling.get("cache_rate")):
+        told[0] += f" ({percent(rate)} from the prefix cache)"
+    told.append(f"{count(sampling['tokens_per_s'])} tokens/s")
+    if measured(sampling["seconds"]):
+        told.append(duration(sampling["seconds"]))
+    if measured(hours := sampling.get("processor_hours")):
+        told.append(f"{number(hours)} {sampling['processors']} hours")
+    if sampling.get("scoring_s"):
+        told.append(f"scorers worked {duration(sampling['scoring_s'])} beside it")
+    again = ", ".join(f"{n} {why}" for why, n in (sampling.get("retries") or {}).items())
+    told.append(f"sent again or waited for: {again or 'nothing'}")
+    return "; ".join(told)
+
+
 def p_value(p: float | None) -> str:
     """`p 0.012`, `p < 0.001`, `p –`."""
     if not measured(p):

@@ -86,12 +86,13 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
 
 def _sample(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -> None:
     asyncio.run(sampling.sample(run, r, asked, complete, Scoring(scorers["reward"])))
-    chains, groups, c = sampling.read_chains(run), {p.id: p.group for p in asked}, r.chain
-    numbers = sampling.summary(chains, groups, len(asked) * c.chains_per_prompt, c.steps) | {
+    chains, group_of, c = sampling.read_chains(run), {p.id: p.group for p in asked}.__getitem__, r.chain
+    numbers = sampling.summary(chains, group_of, len(asked) * c.chains_per_prompt, c.steps) | {
         "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": diagnostics.last_step(chains, groups, c.steps),
+        "last_step": diagnostics.last_step(chains, group_of, c.steps),
     }
-    run.note_session("sampling", 2.0, sum(row["new_tokens"] for row in run.rows("turns.jsonl")))
+    new_tokens = sum(row["new_tokens"] for row in run.rows("turns.jsonl"))
+    run.note_session("sampling", {"seconds": 2.0, "new_tokens": new_tokens})
     run.add_metrics("sampling", numbers | run.cost("sampling", "turns.jsonl") | {"reused_turns": 0})
     run.finish("sampling", "s", 1.0, {"result": {"finished": len(chains)}})
 

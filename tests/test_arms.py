@@ -186,6 +186,9 @@ def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells
 
         criticise = complete
 
+        def level(self) -> int:
+            return 8
+
         async def surprise(self, text: str, model: str | None) -> float | None:
             self.texts += 1
             if self.texts == 2:

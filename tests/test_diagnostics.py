@@ -75,11 +75,11 @@ def test_the_state_s_reward_is_that_of_the_last_accepted_revision():
 def test_the_last_step_by_hand():
     groups = {f"p{i}": f"film {i}" for i in range(4)}
     up = [chain(f"p{i}", 0, 0.0, [0.1, 0.3 + 0.01 * i]) for i in range(4)]
-    found = last_step(up, groups, 2)
+    found = last_step(up, groups.__getitem__, 2)
     assert found["gain"]["mean"] == pytest.approx(0.215) and found["gain"]["groups"] == 4 and found["first_clean"] == 0
     assert found["sentence"].startswith("Step 2 still changed the reward by 0.21") and "may pay" in found["sentence"]
-    flat = last_step([chain(f"p{i}", 0, 0.0, [0.1, None]) for i in range(4)], groups, 2)
+    flat = last_step([chain(f"p{i}", 0, 0.0, [0.1, None]) for i in range(4)], groups.__getitem__, 2)
     assert flat["gain"]["mean"] == 0 and "not shown to help" in flat["sentence"]
-    saved = last_step([chain(f"p{i}", 0, 0.0, [None, 0.4], defect="empty") for i in range(4)], groups, 2)
+    saved = last_step([chain(f"p{i}", 0, 0.0, [None, 0.4], defect="empty") for i in range(4)], groups.__getitem__, 2)
     assert saved["first_clean"] == 4 and saved["gain"]["mean"] is None and "4 of 4 chains" in saved["sentence"]
-    assert "too few clean chains" in last_step([], {}, 1)["sentence"]
+    assert "too few clean chains" in last_step([], str, 1)["sentence"]

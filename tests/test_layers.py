@@ -17,6 +17,11 @@ VOCABULARY = {"errors", "explain", "records", "recorded", "recipe", "recipe_file
 SCIENCE = {"chain", "acceptance", "hygiene", "claim", "stats", "side_effects", "diagnostics"}
 GROUND = {
     "runs",
+    "rows",
+    "index",
+    "flow",
+    "level",
+    "engine",
     "progress",
     "machine",
     "models",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import fixture_run
 import pytest
@@ -13,6 +14,7 @@ from dsc_hub import diagnostics, evaluation, recipe_files, sampling, side_effect
 from dsc_hub.cli import cli
 from dsc_hub.numbers import Evaluation, Metrics, Sampling
 from dsc_hub.records import Chain, Prompt, Score, Step
+from dsc_hub.runs import Run
 
 PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(8)]
 
@@ -53,18 +55,20 @@ def test_what_evaluation_makes_fits(recipe_file):
     Evaluation.model_validate(json.loads(json.dumps(made | rest)))
 
 
-def test_what_sampling_makes_fits():
+def test_what_sampling_makes_fits(tmp_path: Path):
     chains = [
         Chain(p.id, k, "first", Score(0.0), "", (Step(1, "c", "r", Score(0.5), "", ""),))
         for p in PROMPTS
         for k in (0, 1)
     ]
     groups = {p.id: p.group for p in PROMPTS}
-    made = sampling.summary(chains, groups, 17, 1) | {
+    made = sampling.summary(chains, groups.__getitem__, 17, 1) | {
         "mixing": diagnostics.mixing(chains, "improve", 1, 2),
-        "last_step": diagnostics.last_step(chains, groups, 1),
+        "last_step": diagnostics.last_step(chains, groups.__getitem__, 1),
     }
-    cost = {"prompt_tokens": 1, "new_tokens": 2, "seconds": None, "tokens_per_s": None, "reused_turns": 0}
+    run = Run(tmp_path)
+    run.rows("turns.jsonl").append({"prompt_tokens": 1, "new_tokens": 2})
+    cost = run.cost("sampling", "turns.jsonl") | {"reused_turns": 0}
     assert set(made) | set(cost) == set(Sampling.model_fields)
     Sampling.model_validate(json.loads(json.dumps(made | cost)))
 

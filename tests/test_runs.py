@@ -28,7 +28,7 @@ def test_a_torn_last_line_is_not_read_and_is_cut_off_before_the_next_row(tmp_pat
     rows = run.rows("turns.jsonl")
     rows.append({"n": 4})
     rows.close()
-    assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n": 4}\n'
+    assert path.read_bytes() == b'{"n": 1}\n{"n": 2}\n{"n":4}\n'
 
 
 def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path: Path):
@@ -37,7 +37,7 @@ def test_a_file_that_is_one_torn_line_becomes_empty(tmp_path: Path):
     rows = run.rows("turns.jsonl")
     rows.append({"n": 1})
     rows.close()
-    assert run["turns.jsonl"].read_bytes() == b'{"n": 1}\n'
+    assert run["turns.jsonl"].read_bytes() == b'{"n":1}\n'
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path):
@@ -178,20 +178,24 @@ def test_a_stage_that_another_run_began_is_gone_on_with(tmp_path: Path):
 def test_what_it_cost_is_summed_over_sessions_and_unknown_after_a_kill(tmp_path: Path):
     run = a_run(tmp_path)
     run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n' * 4)
-    run.note_session("sampling", 2.0, 30)
-    assert run.cost("sampling", "turns.jsonl") == {
-        "prompt_tokens": 20,
-        "new_tokens": 40,
-        "seconds": None,
-        "tokens_per_s": 15.0,
-    }
-    run.note_session("sampling", 1.0, 10)
-    assert run.cost("sampling", "turns.jsonl") == {
-        "prompt_tokens": 20,
-        "new_tokens": 40,
-        "seconds": 3.0,
-        "tokens_per_s": 13.3,
-    }
+    session = {"seconds": 2.0, "new_tokens": 30, "cached_tokens": 60, "looked_up_tokens": 80, "retries": {"503": 2}}
+    run.note_session("sampling", session | {"processors": 2, "kind": "core", "scoring_s": 0.5})
+    cost = run.cost("sampling", "turns.jsonl")
+    assert (cost["prompt_tokens"], cost["new_tokens"], cost["tokens_per_s"]) == (20, 40, 15.0)
+    assert cost["seconds"] is cost["processor_hours"] is None
+    assert (cost["cache_rate"], cost["retries"], cost["scoring_s"]) == (0.75, {"503": 2}, 0.5)
+    run.note_session("sampling", {"seconds": 1.0, "new_tokens": 10, "retries": {"503": 1}, "processors": 2})
+    cost = run.cost("sampling", "turns.jsonl")
+    assert (cost["seconds"], cost["tokens_per_s"], cost["retries"]) == (3.0, 13.3, {"503": 3})
+    assert (cost["processor_hours"], cost["processors"]) == (round(3 * 2 / 3600, 4), "core")
+
+
+def test_what_no_session_knows_is_absent(tmp_path: Path):
+    run = a_run(tmp_path)
+    run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n')
+    run["sessions.jsonl"].write_text('{"stage": "sampling", "seconds": 2.0, "new_tokens": 10}\n')  # of an older dsc
+    cost = run.cost("sampling", "turns.jsonl")
+    assert cost["seconds"] == 2.0 and cost["cache_rate"] is cost["processor_hours"] is cost["processors"] is None
 
 
 def test_a_full_disk_is_the_users_error_and_a_bug_is_not(tmp_path: Path):

@@ -46,7 +46,7 @@ def test_every_chain_and_turn_is_written_once_and_counts_add_up(recipe_file: Pat
     assert len(list(run.rows("turns.jsonl"))) == len(some) * 3 * 5
     keys = Counter((row["prompt_id"], row["chain"], row["step"], row["role"]) for row in run.rows("turns.jsonl"))
     assert set(keys.values()) == {1} and len(set(model.seeds)) == len(model.seeds)
-    numbers = sampling.summary(sampling.read_chains(run), {p.id: p.group for p in some}, tally.total, 2)
+    numbers = sampling.summary(sampling.read_chains(run), {p.id: p.group for p in some}.__getitem__, tally.total, 2)
     for step in numbers["steps"]:
         assert step["proposals"] == step["accepted"] + sum(step["rejected"].values()) == tally.total
     assert_it_adds_up(sampling.waterfall(numbers))
@@ -261,6 +261,6 @@ def test_a_veto_and_the_drawn_principle_reach_every_chain_and_the_losses_add_up(
     blocked = [s for s in steps if s.rejected == LOST_MEANING]
     assert blocked and all(length_of(s.revision) % 2 for s in blocked)
     assert not any(s.accepted for s in steps if length_of(s.revision) % 2)
-    fall = sampling.waterfall(sampling.summary(chains, {p.id: p.group for p in some}, len(chains), 2))
+    fall = sampling.waterfall(sampling.summary(chains, {p.id: p.group for p in some}.__getitem__, len(chains), 2))
     assert (LOST_MEANING, -len(blocked)) in fall
     assert_it_adds_up(fall)

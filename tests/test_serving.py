@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import machine, serving
+from dsc_hub import engine, machine, serving
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Generator, RequestFailed
 from dsc_hub.recipe import Generation, Serving
@@ -54,16 +54,14 @@ def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch)
     for name in LAUNCHER:
         monkeypatch.setenv(name, "7")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    env = serving.vllm_environment(Serving(), on_cpu=False, api_key="k")
+    env = engine.vllm_environment(Serving(), on_cpu=False, api_key="k")
     assert not set(env) & set(LAUNCHER) and "HF_TOKEN" not in env and env["PATH"] == os.environ["PATH"]
-    assert serving.vllm_environment(Serving(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
+    assert engine.vllm_environment(Serving(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
 
 
 def test_the_key_is_on_no_command_line():
-    command = serving.vllm_command(Path("/m"), Serving(), 1, {}, True)
-    assert (
-        "--api-key" not in command and serving.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
-    )
+    command = engine.vllm_command(Path("/m"), Serving(), 1, {}, True)
+    assert "--api-key" not in command and engine.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
     assert "secret" not in repr(Endpoint("u", "m", "secret"))
 
 
@@ -83,7 +81,7 @@ def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
         (True, {"distilled": tmp_path}, "2048 True 32 True False ['distilled']"),
         (False, {}, "2048 None 16 False"),
     ]:
-        command = serving.vllm_command(tmp_path, Serving(), 8000, adapters, on_cpu)
+        command = engine.vllm_command(tmp_path, Serving(), 8000, adapters, on_cpu)
         child = subprocess.run([sys.executable, "-c", PARSE, *command[3:]], capture_output=True, text=True, env=env)
         assert child.returncode == 0, child.stderr[-2000:]
         assert child.stdout.strip().splitlines()[-1].startswith(expected)
@@ -155,19 +153,25 @@ def test_surprise_at_a_text_is_what_vllm_tells_of_a_prompt_or_absent(scripted, l
     assert asyncio.run(go()) == (None if nats is None else pytest.approx(nats))
 
 
-def test_requests_go_to_the_least_busy_endpoint(scripted):
+def test_a_beginning_stays_at_its_server_until_that_has_enough_to_do(scripted):
     urls = [scripted(pause=0.05), scripted(pause=0.05)]
-    seen = []
 
-    async def go():
-        async with Generator([Endpoint(u, "scripted", "k") for u in urls], Generation(), 20) as g:
-            tasks = [asyncio.create_task(g.complete([{"role": "user", "content": "q"}], seed=i)) for i in range(8)]
-            await asyncio.sleep(0.02)
-            seen.extend(g._busy)
-            await asyncio.gather(*tasks)
+    def busy(concurrency: int, questions: list[str]) -> list[int]:
+        async def go():
+            ends = [Endpoint(u, "scripted", "k") for u in urls]
+            async with Generator(ends, Generation(), 20, concurrency=concurrency) as g:
+                jobs = [g.complete([{"role": "user", "content": q}], seed=i) for i, q in enumerate(questions)]
+                tasks = [asyncio.create_task(job) for job in jobs]
+                await asyncio.sleep(0.02)
+                now = [lane.busy for lane in g._lanes]
+                await asyncio.gather(*tasks)
+                return now
 
-    asyncio.run(go())
-    assert seen == [4, 4]
+        return asyncio.run(go())
+
+    assert sorted(busy(8, ["q"] * 8)) == [0, 8]  # the chains of a prompt share what is in the cache
+    assert busy(4, ["q"] * 8) == [4, 4]
+    assert sorted(busy(64, [f"q{i}" for i in range(32)])) > [6, 6]  # different beginnings spread
 
 
 def test_a_refused_request_costs_itself_and_a_wrong_key_stops_the_run(scripted):

