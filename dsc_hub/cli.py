@@ -181,13 +181,44 @@ def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool,
 
 @recipe_verb
 @click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
+@click.option("--shard", metavar="I/N", help="Only the I-th of N shares of the chains; `dsc merge` puts them together.")
 @json_option
-def sample(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, as_json: bool) -> None:
-    """Run the chains of the training and validation prompts."""
+def sample(
+    recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, shard: str | None, as_json: bool
+) -> None:
+    """Run the chains of the training and validation prompts.
+
+    On N machines, or as a job array: dsc sample RECIPE --shard I/N on each, in any order, then dsc merge RECIPE.
+    """
+    from dsc_hub import jobs, pipeline, shards
+
+    share = shards.parse(shard) if shard else None
+    job = _described(recipe, overrides, runs)
+    if share:
+        job = jobs.of_shard(job, share)
+    pipeline.run_all(job, "sampling", retry_failed)
+    if as_json:
+        _print_json(job.run.marker("sampling"))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.argument("overrides_and_folders", nargs=-1, metavar="[KEY.SUB=VALUE | FOLDER]...")
+@allow_option
+@runs_option
+@json_option
+def merge(recipe: str, overrides_and_folders: tuple[str, ...], runs: Path, as_json: bool) -> None:
+    """Put the shards of a sampling together.
+
+    FOLDERs are run folders that `dsc sample RECIPE --shard I/N` wrote (default: those below the run folder, where a shared
+    disk has them). The overrides must be the same as there.
+    """
     from dsc_hub import pipeline
 
+    folders = [Path(word) for word in overrides_and_folders if "=" not in word or Path(word).is_dir()]
+    overrides = tuple(word for word in overrides_and_folders if Path(word) not in folders)
     job = _described(recipe, overrides, runs)
-    pipeline.run_all(job, "sampling", retry_failed)
+    pipeline.merge(job, folders)
     if as_json:
         _print_json(job.run.marker("sampling"))
 

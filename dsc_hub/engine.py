@@ -27,6 +27,7 @@ from dsc_hub.runs import read_json
 
 BASE = "base"  # the name under which the base model is served; adapters have names of their own
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of what turns have in common is in no whole block
 ON_CPU_AT_ONCE = 256  # sequences in a batch, at most
 
 
@@ -68,6 +69,8 @@ def vllm_command(
             "--dtype",
             "bfloat16",
             "--no-enable-chunked-prefill",
+            "--block-size",
+            str(BLOCK_ON_CPU),
             "--max-num-batched-tokens",
             str(max(section.context, 4096)),
             *([] if compiled else ["--enforce-eager"]),

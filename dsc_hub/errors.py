@@ -62,7 +62,7 @@ class RunError(DscError):
 def disk_error(error: OSError) -> RunError | None:
     """The one-line error for a disk that is full or a path that can't be used as it is; None for any other `OSError`."""
     where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(
             f"no space left on the disk{where}", "Free some space and run the same command: what is done is kept."
         )

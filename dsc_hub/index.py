@@ -123,15 +123,16 @@ class InOrder(Generic[T]):
 
 
 class Stored(Mapping[str, Prompt]):
-    """The prompts of a file by their ids, in the file's order; none of them is held."""
+    """The prompts of a file by their ids, in the file's order, and of them those of some splits that are to be kept (by their
+    ids); none of them is held."""
 
-    def __init__(self, rows: Rows, *splits: str) -> None:
-        self._rows, self._splits = rows, splits
-        self._index = Index([rows], self._key)
+    def __init__(self, rows: Rows, *splits: str, keep: Callable[[str], bool] = bool) -> None:
+        self._rows, self._splits, self._keep = rows, splits, keep
+        self._index = Index([rows], lambda row: (row["id"], 0) if self._is_in(row["id"], row["split"]) else None)
         self._last: Prompt | None = None
 
-    def _key(self, row: Mapping[str, Any]) -> Key | None:
-        return (row["id"], 0) if row["split"] in self._splits else None
+    def _is_in(self, id_: str, split: str) -> bool:
+        return split in self._splits and self._keep(id_)
 
     def __getitem__(self, id_: str) -> Prompt:
         if self._last is None or self._last.id != id_:  # chains in order ask for the same prompt again and again
@@ -146,15 +147,15 @@ class Stored(Mapping[str, Prompt]):
     def __iter__(self) -> Iterator[str]:
         return (prompt.id for prompt in self.values())
 
-    def values(self) -> _Prompts:  # type: ignore[override]
-        return _Prompts(self._rows, self._splits)
+    def values(self) -> Anew[Prompt]:  # type: ignore[override]
+        return Anew(lambda: (p for p in self._rows.as_type(Prompt) if self._is_in(p.id, p.split)))
 
 
-class _Prompts:
-    """Prompts of some splits, in the file's order, read anew each time one goes through them."""
+class Anew(Generic[T]):
+    """What can be gone through again and again, because it is made each time."""
 
-    def __init__(self, rows: Rows, splits: tuple[str, ...]) -> None:
-        self._rows, self._splits = rows, splits
+    def __init__(self, make: Callable[[], Iterator[T]]) -> None:
+        self._make = make
 
-    def __iter__(self) -> Iterator[Prompt]:
-        return (p for p in self._rows.as_type(Prompt) if p.split in self._splits)
+    def __iter__(self) -> Iterator[T]:
+        return self._make()

@@ -10,7 +10,7 @@ import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dsc_hub.metrics.identity import SERVERS
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
+from dsc_hub.shards import Shard
 
 # What is fixed where somebody else's adapter is scored: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
@@ -42,6 +43,7 @@ class Job:
     identity: Mapping[str, str]
     fingerprints: Mapping[str, str]
     command: str  # that does the whole of it, fit to be shown to others
+    shard: Shard | None = None  # the share of the chains that this run folder is for (`of_shard`)
 
     def prompts(self, *splits: str) -> list[Prompt]:
         return [p for p in self.run.rows("prompts.jsonl").as_type(Prompt) if p.split in splits]
@@ -83,6 +85,12 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
     return Job(checked, path, run, runs_folder, model, identity, fingerprints, command)
 
 
+def of_shard(job: Job, shard: Shard) -> Job:
+    """The job of sampling one shard, in a run folder of its own."""
+    mine = dict(job.fingerprints) | {"sampling": shard.fingerprint(job.fingerprints["sampling"])}
+    return replace(job, run=Run(shard.folder(job.run)), fingerprints=mine, shard=shard)
+
+
 def record(job: Job) -> None:
     """Make the run folder with its run.json; to be called with the folder's lock held.
 
@@ -105,6 +113,7 @@ def record(job: Job) -> None:
         command=old.get("command") or job.command,
         repos=old.get("repos") or _repos(job.recipe, job.recipe.publish.owner),
         started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **({"shard": asdict(job.shard)} if job.shard else {}),
     )
     progress.log_to(job.run["log.txt"])
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import adapters, machine, models, prompts, runs, wording
+from dsc_hub import adapters, machine, models, prompts, runs, shards, wording
 from dsc_hub.chain import VetoText, no_veto
 from dsc_hub.errors import ConfigError, RunError, ServingError
 from dsc_hub.index import Index, Stored
@@ -32,6 +32,7 @@ from dsc_hub.runs import Run
 
 Result = dict[str, Any]
 WEIGHTS = "adapter_model.safetensors"
+COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries".split()
 WORTH_REMEMBERING = 1000  # new tokens; a speed measured on fewer says little
 
 
@@ -229,24 +230,42 @@ def _served(
 def _sampling(job: Job) -> Result:
     from dsc_hub import metrics, sampling
 
-    wanted = Stored(job.run.rows("prompts.jsonl"), "train", "validation")
-    c = job.recipe.chain
-    total = len(wanted) * c.chains_per_prompt
+    if job.shard is None and shards.are_waiting(job.run):
+        raise RunError(
+            f"shards of this sampling are in {job.run[shards.FOLDER]}, and nothing was made of them yet",
+            "`dsc merge RECIPE`, with the overrides they were sampled with, takes them. To sample without them, move that folder away.",
+        )
+    wanted = _wanted(job)
     reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = _veto(job, job.run.facts["identity"])
     job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
     if known := sampling.turns_of_others(job.run, runs.siblings(job.runs, job.recipe.name)):
         say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
-    new_tokens = total * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
+    c = job.recipe.chain
+    new_tokens = len(wanted) * c.chains_per_prompt * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
     with _served(job, new_tokens=new_tokens) as endpoints:
-        tally, seconds = _chains(job, endpoints, wanted.values(), reward.score, veto, known)
+        tally, _ = _chains(job, endpoints, wanted.values(), reward.score, veto, known)
+    return _sampled(job, wanted, tally.reused_turns)
+
+
+def _wanted(job: Job) -> Stored:
+    """The prompts to be sampled."""
+    mine = job.shard.has if job.shard else bool
+    return Stored(job.run.rows("prompts.jsonl"), "train", "validation", keep=mine)
+
+
+def _sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
+    """The numbers of the chains in the run folder, said and returned. ServingError if there is no chain."""
+    from dsc_hub import sampling
+
+    c, total = job.recipe.chain, len(wanted) * job.recipe.chain.chains_per_prompt
     chains = sampling.read_chains(job.run)
     numbers = sampling.summary(chains, lambda i: wanted[i].group, total, c.steps) | _diagnosed(job, chains, wanted)
-    numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": tally.reused_turns}
+    numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
-        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']}  "
-        f"{tally.new_tokens / seconds:.0f} tokens/s  {duration(seconds)} -> {job.run['chains.jsonl']}"
+        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']} "
+        f"-> {job.run['chains.jsonl']}"
     )
     say(f"  {wording.sampling_cost(numbers)}")
     for what, n in sampling.waterfall(numbers):
@@ -254,11 +273,37 @@ def _sampling(job: Job) -> Result:
     if numbers["stripped"]:
         say(f"  {numbers['stripped']:>8,}  of these texts lost an opening that talked about the task")
     say(numbers["last_step"]["sentence"])
-    if not numbers["finished"]:
+    if not numbers["finished"] and total:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
         )
+    job.run.add_facts(cost=job.run.facts.get("cost", {}) | {"sampling": {k: numbers[k] for k in COST}})
     return numbers
+
+
+def merge(job: Job, folders: Sequence[Path]) -> None:
+    """Make the finished shards of a sampling (`dsc sample --shard`) the run's own; `folders`: none means those in the run folder."""
+    with job.run.lock():
+        again = job.command.replace("dsc run", "dsc sample", 1)
+        found = shards.find(job.run, folders, job.fingerprints["sampling"], again)
+        record(job)
+        set_owner(job, None)
+        run_stage(job, "prompts")
+        started = time.monotonic()
+        shards.join(job.run, found)
+        _forget_after(job, "sampling")
+        reused = sum(of.marker("sampling")["result"]["reused_turns"] for of in found)
+        result = _sampled(job, _wanted(job), reused)
+        if (there := result["finished"] + sum(1 for _ in job.run.rows("failed.jsonl"))) != result["chains"]:
+            raise RunError(
+                f"of {result['chains']} chains {there} are in the shards",
+                "Remove the shards' sampling.done.json and sample them again.",
+            )
+        job.run.add_metrics("sampling", result)
+        seconds = result["seconds"] or time.monotonic() - started
+        _note_time(job, "sampling", seconds)
+        job.run.finish("sampling", job.fingerprints["sampling"], seconds, {"result": result})
+        say(f"merged {len(found)} shards -> {job.run.folder}")
 
 
 def _diagnosed(job: Job, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> Result:

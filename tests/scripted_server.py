@@ -1,6 +1,8 @@
 """An OpenAI-compatible server with scripted answers, for tests of everything but the model.
 
-python -m tests.scripted_server [--pause S] [--key KEY] [--fail-after N]      prints its address, serves until ended
+python -m tests.scripted_server [--port N] [--pause S] [--key KEY] [--fail-after N] [--model NAME]
+
+prints its address and serves until ended.
 """
 
 from __future__ import annotations
@@ -8,9 +10,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
+import socket
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+FAULTS = ("429", "500", "503", "closes", "hangs", "garbage", "no text", "half")
+HANG_S = 3.0
 
 
 def answer_to(body: dict) -> str:
@@ -28,6 +37,11 @@ def answer_to(body: dict) -> str:
     return " ".join(form.format(nouns[b % 8], moods[b // 8 % 6], b) for form, b in zip(forms, digest[:4], strict=True))
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512
+
+
 def make_server(
     port: int = 0,
     pause: float = 0.0,
@@ -37,10 +51,14 @@ def make_server(
     bodies: list[dict] | None = None,
     logprobs: bool = False,
     answer: Callable[[dict], str] | None = None,
+    fault: Callable[[dict, int], str] | None = None,
 ) -> ThreadingHTTPServer:
-    """`bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
+    """`fault` says of a request, and how often it came before, what goes wrong with it ("": nothing): a status, or one of FAULTS.
+    `bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
     (here its letters: -1 nat for each, but -3 for the last); without, it has no such route."""
     asked = 0
+    came: Counter[str] = Counter()
+    lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -53,6 +71,33 @@ def make_server(
             self.end_headers()
             self.wfile.write(data)
 
+        def _go_wrong(self, how: str) -> None:
+            if how.isdecimal():
+                self._send(int(how), {"error": {"message": f"scripted {how}"}})
+                return
+            if how == "no text":
+                self._send(200, {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []})
+                return
+            if how == "garbage":
+                data = b"<html>no JSON</html>"
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+                return
+            self.close_connection = True
+            if how == "hangs":
+                time.sleep(HANG_S)
+            if how == "half":
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", "4000")
+                self.end_headers()
+                self.wfile.write(b'{"id": "x", "choices": [{"index": 0, "mess')
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+
         def _allowed(self) -> bool:
             if key and self.headers.get("Authorization") != f"Bearer {key}":
                 self._send(401, {"error": {"message": "wrong key"}})
@@ -60,7 +105,9 @@ def make_server(
             return True
 
         def do_GET(self) -> None:
-            if self._allowed():
+            if self.path == "/health":
+                self._send(200, {})
+            elif self._allowed():
                 self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in models]})
 
         def do_POST(self) -> None:
@@ -68,7 +115,13 @@ def make_server(
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not self._allowed():
                 return
-            asked += 1
+            with lock:
+                asked += 1
+                before = came[key_of := json.dumps(body, sort_keys=True)]
+                came[key_of] += 1
+            if fault is not None and (how := fault(body, before)):
+                self._go_wrong(how)
+                return
             if bodies is not None:
                 bodies.append(body)
             if fail_after is not None and asked > fail_after:
@@ -108,17 +161,17 @@ def make_server(
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    server.daemon_threads = True
-    return server
+    return _Server(("127.0.0.1", port), Handler)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--model", default="scripted")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--key", default="")
     parser.add_argument("--fail-after", type=int)
     a = parser.parse_args()
-    it = make_server(0, a.pause, a.key, a.fail_after)
+    it = make_server(a.port, a.pause, a.key or os.environ.get("VLLM_API_KEY", ""), a.fail_after, [a.model])
     print(f"http://127.0.0.1:{it.server_port}/v1", flush=True)
     it.serve_forever()

@@ -19,6 +19,7 @@ GROUND = {
     "runs",
     "rows",
     "index",
+    "shards",
     "flow",
     "level",
     "engine",

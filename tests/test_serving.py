@@ -177,7 +177,7 @@ def test_a_beginning_stays_at_its_server_until_that_has_enough_to_do(scripted):
 def test_a_refused_request_costs_itself_and_a_wrong_key_stops_the_run(scripted):
     with pytest.raises(RequestFailed, match="answered 400: .*too long"):
         ask([Endpoint(scripted(fail_after=0), "scripted", "k")])
-    with pytest.raises(ServingError, match="refuses") as e:
+    with pytest.raises(ServingError, match="answered 401: wrong key") as e:
         ask([Endpoint(scripted(key="right"), "scripted", "wrong")])
     assert not isinstance(e.value, RequestFailed)
 

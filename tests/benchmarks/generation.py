@@ -41,7 +41,7 @@ from dsc_hub.runs import Run
 CRITIQUE = "Read your review again. Say in two sentences what could be warmer and more encouraging in it."
 REVISION = "Now write the review once more with these points in mind. Write nothing but the review."
 ALONE = 2  # chains a round in (c)
-BLOCK = 16  # tokens; the smallest block of vLLM's prefix cache, and so what could be found at best
+BLOCK = engine.BLOCK_ON_CPU if machine.vllm_on_cpu() else 16  # tokens
 
 
 def main() -> None:
@@ -78,7 +78,11 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                 a = _ask(raw, {"prompts": [p.text for p in b.pop("prompts")]})
                 c = asyncio.run(_alone(endpoint, given, n))
                 rounds.append({"a": a, "b": b, "c": c})
-                print(f"round {n + 1}  " + "  ".join(f"({k}) {v['tokens_per_s']:.0f} tokens/s" for k, v in rounds[-1].items()), flush=True)
+                print(
+                    f"round {n + 1}  "
+                    + "  ".join(f"({k}) {v['tokens_per_s']:.0f} tokens/s" for k, v in rounds[-1].items()),
+                    flush=True,
+                )
     out: dict[str, Any] = {"lengths": "natural" if given.natural else "fixed", "rounds": rounds}
     for k in "abc":
         out[k] = {key: statistics.median(r[k][key] for r in rounds) for key in ("tokens_per_s", "chains_per_s")}
@@ -87,7 +91,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     out["cache_found"] = statistics.median(r["b"]["cache_found"] for r in rounds)
     print(
         f"{out['lengths']} lengths, {given.chains} chains: "
-        + "  ".join(f"({k}) {out[k]['tokens_per_s']:.0f} tokens/s, {out[k]['chains_per_s']:.2f} chains/s" for k in "abc")
+        + "  ".join(
+            f"({k}) {out[k]['tokens_per_s']:.0f} tokens/s, {out[k]['chains_per_s']:.2f} chains/s" for k in "abc"
+        )
         + f"\n(b)/(a) {out['b/a']:.3f}   (b)/(c) {out['b/c']:.1f}   prefix cache: {out['cache_found']:.0%} of what it could give"
     )
     return out
@@ -132,7 +138,16 @@ def _raw(told: dict[str, Any]) -> None:
     """The child: one line of prompts in, one line of numbers out."""
     from vllm import LLM, SamplingParams
 
-    more = {"enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "dtype": "bfloat16"} if told["on_cpu"] else {}
+    more: dict[str, Any] = (
+        {
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": 4096,
+            "dtype": "bfloat16",
+            "block_size": engine.BLOCK_ON_CPU,
+        }
+        if told["on_cpu"]
+        else {}
+    )
     llm = LLM(told["folder"], max_model_len=told["context"], max_num_seqs=256, enforce_eager=told["eager"], **more)
     params = SamplingParams(temperature=0.8, max_tokens=told["tokens"], ignore_eos=not told["natural"])
     texts = Texts(CRITIQUE, REVISION)
@@ -184,14 +199,26 @@ def _sampled(place: Path, given: argparse.Namespace, endpoint: serving.Endpoint,
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    command = [sys.executable, "-m", "dsc_hub", "sample", "recipe.yaml", f"seed={seed}", f"serving.endpoints=[{endpoint.url}]"]
+    command = [
+        sys.executable,
+        "-m",
+        "dsc_hub",
+        "sample",
+        "recipe.yaml",
+        f"seed={seed}",
+        f"serving.endpoints=[{endpoint.url}]",
+    ]
     env = os.environ | {"BENCHMARK_KEY": endpoint.api_key, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True)
     over.set()
     watcher.join()
     if done.returncode:
         raise SystemExit(done.stderr)
-    (folder,) = (p.parent for p in place.glob("runs/generation/*/run.json") if json.loads(p.read_text())["recipe"]["seed"] == seed)
+    (folder,) = (
+        p.parent
+        for p in place.glob("runs/generation/*/run.json")
+        if json.loads(p.read_text())["recipe"]["seed"] == seed
+    )
     run = Run(folder)
     (session,) = run.rows("sessions.jsonl")
     chains = sum(1 for _ in run.rows("chains.jsonl"))

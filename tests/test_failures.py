@@ -1,0 +1,314 @@
+"""What can go wrong with servers, for real over HTTP: every request ends as a turn or in failed.jsonl with its reason."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsc_hub import engine, generation, sampling, serving
+from dsc_hub.errors import ServingError
+from dsc_hub.generation import Generator
+from dsc_hub.recipe import Generation, Serving
+from dsc_hub.serving import Endpoint
+from tests.conftest import ROOT, length_score
+from tests.scripted_server import FAULTS, make_server
+from tests.test_sampling import setup, sorted_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "WAIT_S", 0.01)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    servers = []
+
+    def make(**keys: Any) -> Any:
+        server = make_server(**keys)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def end_of(server: Any) -> Endpoint:
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    return serving.external(Serving(endpoints=(url,)))[0]
+
+
+def sampled(
+    recipe_file: Path,
+    folder: Path,
+    ends: list[Endpoint],
+    *overrides: str,
+    timeout_s: float = 20,
+    level: Callable[[], int] | None = None,
+) -> Any:
+    """Sample with real clients; the run, the prompts, the tally, the generator."""
+    run, r, some = setup(recipe_file, folder, *overrides)
+    generator = Generator(ends, Generation(), timeout_s)
+
+    async def go() -> Any:
+        async with generator:
+            return await sampling.sample(run, r, some, generator.complete, length_score, level=level or generator.level)
+
+    return run, some, asyncio.run(go()), generator
+
+
+def whole(recipe_file: Path, folder: Path, start: Callable[..., Any]) -> Any:
+    return sampled(recipe_file, folder, [end_of(start())])[0]
+
+
+REASONS = {"closes": "connection lost", "hangs": "no answer in time", "no text": "garbage", "half": "connection lost"}
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_fault_that_passes_costs_a_retry_and_changes_nothing(
+    recipe_file: Path, tmp_path: Path, start: Callable[..., Any], how: str
+):
+    # Of each request the first try goes wrong, for a hang (which takes its time) that of the answers alone.
+    server = start(
+        fault=lambda body, before: how if not before and (how != "hangs" or len(body["messages"]) == 1) else ""
+    )
+    run, some, tally, generator = sampled(recipe_file, tmp_path / "run", [end_of(server)], timeout_s=0.7)
+    assert (tally.finished, tally.failed) == (len(some), 0)
+    requests = len(some) if how == "hangs" else len(some) * 5
+    assert generator.retries == {REASONS.get(how, how): requests}
+    for name in ("turns.jsonl", "chains.jsonl"):
+        assert sorted_rows(run[name]) == sorted_rows(whole(recipe_file, tmp_path / "whole", start)[name])
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_fault_that_stays_costs_its_chain_and_is_told(
+    recipe_file: Path, tmp_path: Path, start: Callable[..., Any], how: str
+):
+    hurt = "Film number 3"
+    server = start(fault=lambda body, before: how if hurt in body["messages"][0]["content"] else "")
+    run, some, tally, _ = sampled(
+        recipe_file,
+        tmp_path / "run",
+        [end_of(server)],
+        "prompts.split={train: 0.9, validation: 0.05, test: 0.05}",
+        timeout_s=0.3,
+    )
+    affected = {p.id for p in some if hurt in p.text}
+    assert affected and tally.failed == len(affected) and tally.finished + tally.failed == len(some)
+    failed = list(run.rows("failed.jsonl"))
+    assert {row["prompt_id"] for row in failed} == affected
+    tries = {"hangs": 3}.get(how, 6)
+    assert all(row["reason"].endswith(f"{tries} times") and "127.0.0.1" in row["reason"] for row in failed)
+
+
+def test_retry_failed_takes_up_just_what_failed(recipe_file: Path, dsc, start: Callable[..., Any]):
+    broken, asked = True, []
+    server = start(
+        fault=lambda body, before: "400" if broken and "Describe" in body["messages"][0]["content"] else "",
+        bodies=asked,
+    )
+    command = ["sample", str(recipe_file), f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]"]
+    dsc(*command, code=0)
+    (run,) = (dsc.work / "runs" / "little").iterdir()
+    failed = [json.loads(line) for line in (run / "failed.jsonl").read_text().splitlines()]
+    result = json.loads((run / "sampling.done.json").read_text())["result"]
+    assert len(failed) == result["failed"] == 7 and result["finished"] == 7
+    assert all("answered 400" in row["reason"] for row in failed)
+    dsc(*command, code=0)  # done before: nothing is asked
+    before, broken = len(asked), False
+    dsc(*command, "--retry-failed", code=0)
+    assert all("Describe" in body["messages"][0]["content"] for body in asked[before:]) and len(asked) == before + 7 * 5
+    result = json.loads((run / "sampling.done.json").read_text())["result"]
+    assert (result["finished"], result["failed"]) == (14, 0) and not (run / "failed.jsonl").exists()
+
+
+def test_the_level_falls_where_a_server_says_that_it_is_too_much(start: Callable[..., Any]):
+    server = start(fault=lambda body, before: "429" if not before else "")
+
+    async def go() -> tuple[int, int]:
+        async with Generator([end_of(server)], Generation(), 20, concurrency=100) as g:
+            before = g.level()
+            await asyncio.gather(*(g.complete([{"role": "user", "content": str(i)}], i) for i in range(3)))
+            return before, g.level()
+
+    assert asyncio.run(go()) == (100, 34)
+
+
+# -- servers that go away
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., Any]]:
+    """Start a server as a process, which dies with its connections; (process, endpoint)."""
+    children = []
+
+    def make(port: int = 0) -> Any:
+        command = [sys.executable, "-m", "tests.scripted_server", "--pause", "0.02", "--port", str(port)]
+        children.append(child := subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
+        url = child.stdout.readline().strip()
+        return child, serving.external(Serving(endpoints=(url,)))[0]
+
+    yield make
+    for child in children:
+        child.kill()
+        child.wait()
+
+
+def test_the_requests_of_a_server_that_is_gone_go_to_the_others(
+    recipe_file: Path, tmp_path: Path, process: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+):
+    (one, first), (_, second) = process(), process()
+    threading.Timer(0.15, one.kill).start()
+    run, some, tally, generator = sampled(recipe_file, tmp_path / "run", [first, second], "chain.chains_per_prompt=3")
+    assert (tally.finished, tally.failed) == (len(some) * 3, 0) and generator.retries["server gone"] > 0
+    assert "its requests go to the others" in capfd.readouterr().err
+    keys = Counter((row["prompt_id"], row["chain"], row["step"], row["role"]) for row in run.rows("turns.jsonl"))
+    assert set(keys.values()) == {1} and len(keys) == len(some) * 15
+
+
+def test_a_server_that_comes_back_is_used_again(
+    recipe_file: Path,
+    tmp_path: Path,
+    process: Callable[..., Any],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(generation, "WAIT_S", 0.1)
+    child, end = process()
+
+    def away() -> None:
+        child.kill()
+        child.wait()
+        process(int(end.url.split(":")[2].split("/")[0]))
+
+    threading.Timer(0.15, away).start()
+    _, some, tally, generator = sampled(recipe_file, tmp_path / "run", [end])
+    assert (tally.finished, tally.failed) == (len(some), 0) and generator.retries["server back"] == 1
+    assert f"{end.url} is back" in capfd.readouterr().err
+
+
+def test_when_none_comes_back_the_run_stops_with_what_is_done(
+    recipe_file: Path, tmp_path: Path, process: Callable[..., Any], start: Callable[..., Any]
+):
+    child, end = process()
+    threading.Timer(0.3, child.kill).start()
+    with pytest.raises(ServingError, match="did not come back in 4 tries.*\n.*run the same command again"):
+        sampled(recipe_file, tmp_path / "run", [end], "serving.concurrency=2", level=lambda: 2)
+    done = sorted_rows(tmp_path / "run" / "turns.jsonl")
+    assert done and not (tmp_path / "run" / "failed.jsonl").exists()
+    assert set(done) < set(sorted_rows(whole(recipe_file, tmp_path / "whole", start)["turns.jsonl"]))
+
+
+# -- replicas of our own, with a scripted server in vLLM's place
+
+
+@pytest.fixture
+def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(folder: Path, section: Serving, port: int, adapters: Any, on_cpu: bool, compiled: bool) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "tests.scripted_server",
+            "--port",
+            str(port),
+            "--model",
+            "base",
+            "--pause",
+            "0.02",
+        ]
+
+    monkeypatch.setattr(engine, "vllm_command", command)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def pids_of(url: str) -> list[int]:
+    """Processes that serve at this address."""
+    port = url.split(":")[2].split("/", maxsplit=1)[0]
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"tests.scripted_server" in command and port.encode() in command and b"dsc_hub.keeper" not in command:
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
+    recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
+):
+    log = tmp_path / "vllm.log"
+    with serving.serve(tmp_path, Serving(), log, places=[("0",), ("1",)]) as ends:
+        assert len({e.url for e in ends}) == 2 and (tmp_path / "vllm-2.log").is_file()
+
+        def kill() -> None:
+            for pid in pids_of(ends[0].url):
+                os.kill(pid, signal.SIGKILL)
+
+        threading.Timer(0.2, kill).start()
+        run, some, tally, generator = sampled(recipe_file, tmp_path / "run", ends, "chain.chains_per_prompt=12")
+        assert (tally.finished, tally.failed) == (len(some) * 12, 0) and generator.retries["server gone"] > 0
+        told = capfd.readouterr().err
+        assert "vLLM ended by itself" in told and "its requests go to the others" in told
+    assert not pids_of(ends[0].url) and not pids_of(ends[1].url)
+    keys = Counter((row["prompt_id"], row["chain"], row["step"], row["role"]) for row in run.rows("turns.jsonl"))
+    assert set(keys.values()) == {1} and len(keys) == len(some) * 60
+
+
+def test_the_only_replica_is_started_again_with_its_last_lines_shown(
+    recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
+):
+    with serving.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
+        (end,) = ends
+        first = pids_of(end.url)
+        threading.Timer(0.2, lambda: [os.kill(pid, signal.SIGKILL) for pid in first]).start()
+        _, some, tally, generator = sampled(recipe_file, tmp_path / "run", ends)
+        assert (tally.finished, tally.failed, generator.retries["server back"]) == (len(some), 0, 1)
+        assert pids_of(end.url) and pids_of(end.url) != first
+    told = capfd.readouterr().err
+    assert "Its last lines" in told and f"{end.url} is back" in told
+
+
+def test_a_replica_that_cannot_be_started_again_stops_the_run(
+    recipe_file: Path, tmp_path: Path, scripted_vllm: None, monkeypatch: pytest.MonkeyPatch
+):
+    with serving.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
+        (end,) = ends
+
+        def kill() -> None:
+            broken["now"] = True  # what is started from now on ends at once
+            for pid in pids_of(end.url):
+                os.kill(pid, signal.SIGKILL)
+
+        broken = {"now": False}
+        real = engine.subprocess.Popen
+
+        def popen(command: list[str], **keys: Any) -> Any:
+            if broken["now"]:
+                command = [command[0], "-c", "import sys; print('out of memory, say'); sys.exit(7)"]
+            return real(command, **keys)
+
+        monkeypatch.setattr(engine.subprocess, "Popen", popen)
+        threading.Timer(0.2, kill).start()
+        with pytest.raises(
+            ServingError, match="did not come back in 4 tries: vLLM ended by itself(.|\n)*out of memory, say"
+        ):
+            sampled(recipe_file, tmp_path / "run", ends)
+    assert sorted_rows(tmp_path / "run" / "turns.jsonl")
