@@ -304,10 +304,10 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
 @json_option
 def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_json: bool) -> None:
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
-    from dsc_hub import pipeline, show
+    from dsc_hub import asking, show
 
     job = _described(recipe, overrides, runs)
-    tried, seconds, failed = pipeline.try_out(job, count)
+    tried, seconds, failed = asking.try_out(job, count)
     if as_json:
         chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
         _print_json({"chains": chains, "seconds": seconds, "failed": failed})

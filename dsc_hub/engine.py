@@ -28,6 +28,7 @@ from dsc_hub.runs import read_json
 BASE = "base"  # the name under which the base model is served; adapters have names of their own
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
 BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of what turns have in common is in no whole block
+GOING_S = 15.0  # from the death of a part of vLLM to the end of all its processes, at most
 ON_CPU_AT_ONCE = 256  # sequences in a batch, at most
 
 
@@ -134,15 +135,15 @@ class Engine:
         compiled: bool = False,
     ) -> None:
         on_cpu = vllm_on_cpu()
-        port, self.api_key = _free_port(), secrets.token_urlsafe(24)
-        self.url, self.log, self._timeout_s = f"http://127.0.0.1:{port}", log, section.start_timeout_s
-        self._command = vllm_command(folder, section, port, adapters, on_cpu, compiled)
+        self._port, self.api_key = _free_port(), secrets.token_urlsafe(24)
+        self.url, self.log, self._timeout_s = f"http://127.0.0.1:{self._port}", log, section.start_timeout_s
+        self._command = vllm_command(folder, section, self._port, adapters, on_cpu, compiled)
         self._environment = vllm_environment(section, on_cpu, self.api_key, own)
         log.parent.mkdir(parents=True, exist_ok=True)
         self.start()
 
     def start(self) -> None:
-        """Start it, or start it again after it ended."""
+        """Start it; it is ready when `is_ready`."""
         with self.log.open("ab") as out:
             self._log_from = out.tell()  # what stands before is of an earlier server
             self._keeper = subprocess.Popen(
@@ -162,6 +163,27 @@ class Engine:
                 f"vLLM ended by itself (exit code {self._keeper.returncode}). Its last lines:\n{self._tail()}",
                 f"The whole log: {self.log}",
             )
+
+    def check_after_loss(self) -> None:
+        """Called when a request broke off: ServingError, with the last lines of its log, if the server is gone or about to go."""
+        deadline = time.monotonic() + GOING_S
+        while True:
+            self.check()
+            try:
+                with socket.create_connection(("127.0.0.1", self._port), timeout=5):
+                    return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise ServingError(
+                        f"vLLM takes no connections any more. Its last lines:\n{self._tail()}",
+                        f"The whole log: {self.log}",
+                    ) from None
+                time.sleep(0.2)
+
+    def restart(self) -> None:
+        """End what is left of it and start it again."""
+        self.end()
+        self.start()
 
     def is_ready(self) -> bool:
         """Does it answer? ServingError if it ended, or if it has had `serving.start_timeout_s` since it was started."""

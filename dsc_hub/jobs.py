@@ -282,7 +282,12 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         if section.metric == "judge":  # it may be asked for the first time hours from now
             problems += [f"{place}: {told}" for told in serving.unusable(section.options)]
     serving.external_critic(job.recipe.chain.critic)
-    if job.recipe.serving.endpoints:
+    if not job.recipe.serving.endpoints:
+        try:
+            serving.replica_places(job.recipe.serving)
+        except ConfigError as e:
+            problems.append(str(e).replace("\n ", ";"))
+    else:
         serving.external(job.recipe.serving)
         evaluates = recipe.STAGES.index(last) >= recipe.STAGES.index("evaluation")
         if evaluates and recipe.ADAPTER in recipe.models_of(job.recipe.evaluation.arms):

@@ -105,6 +105,13 @@ def vllm_on_cpu() -> bool:
         return not gpus()
 
 
+@functools.cache
+def has_amx() -> bool:
+    """Has the processor matrix units that multiply in bfloat16?"""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and "amx_bf16" in info.read_text()
+
+
 def openmp_library() -> Path | None:
     """Intel's OpenMP runtime, if its package is installed: vLLM on the CPU is about 1.6 times as fast with it."""
     try:

@@ -25,9 +25,12 @@ from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.progress import duration, moving_line
 from dsc_hub.recipe import Critic, Serving
 
-# Compiling on a CPU, SmolLM2-135M on two cores: so much longer until it is ready, so much less time for each token, and the
-# most tokens a second that were seen, for a model whose speed isn't known here yet.
-COMPILING_S, COMPILED_SAVES, FASTEST = 60.0, 0.12, 700.0
+# Compiling on a CPU, SmolLM2-135M on two cores: so much longer until it is ready, and so much less time for each token: with
+# matrix units (AMX) the rest of a step weighs more. And the most tokens a second that were seen, for a model whose speed isn't
+# known here yet.
+COMPILING_S = 60.0
+COMPILED_SAVES = {True: 0.13, False: 0.02}  # has the processor AMX?
+FASTEST = 700.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Endpoint:
     url: str
     model: str
     api_key: str = field(repr=False)
-    check: Callable[[], None] = lambda: None  # raises ServingError if the server is gone; may take seconds
+    # All three may take seconds. `check`, after a request broke off: raises ServingError if the server is gone.
+    check: Callable[[], None] = lambda: None
     restart: Callable[[], None] | None = None  # of a server of our own; it is there again when `is_ready`
     is_ready: Callable[[], bool] = lambda: True
 
@@ -69,7 +73,7 @@ def serve(
             while not all([engine.is_ready() for engine in engines]):
                 line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
                 sleep(0.25)
-        yield [Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check, e.start, e.is_ready) for e in engines]
+        yield [Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check_after_loss, e.restart, e.is_ready) for e in engines]
 
 
 def replica_places(section: Serving) -> list[tuple[str, ...]]:
@@ -99,8 +103,8 @@ def replica_places(section: Serving) -> list[tuple[str, ...]]:
 
 
 def worth_compiling(new_tokens: int, tokens_per_s: float | None) -> bool:
-    """Does a run of so many tokens gain by it more than the start loses? `tokens_per_s`: as measured here; None: never."""
-    return new_tokens / (tokens_per_s or FASTEST) * COMPILED_SAVES > COMPILING_S
+    """On a CPU: does a run of so many tokens gain by it more than the start loses? `tokens_per_s`: as measured here; None: never."""
+    return new_tokens / (tokens_per_s or FASTEST) * COMPILED_SAVES[machine.has_amx()] > COMPILING_S
 
 
 def prefix_cache(endpoints: Iterable[Endpoint]) -> tuple[int, int]:

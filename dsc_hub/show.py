@@ -42,7 +42,7 @@ def _grid() -> Table:
 
 
 def plan(job: Job, e: Mapping[str, Any]) -> None:
-    """The plan of a run, from `pipeline.check`'s estimate."""
+    """The plan of a run, from `jobs.check`'s estimate."""
     r = job.recipe
     table = _grid()
     split = "  ".join(f"{n} {s} ({e['groups'][s]} groups)" for s, n in e["prompts"].items())
@@ -53,7 +53,8 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         f"{split}   dropped: {e['dropped']['duplicates_dropped']} duplicate, {e['dropped']['overlapping_dropped']} overlapping",
     )
     table.add_row(
-        "chains", f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, {r.serving.concurrency} in flight"
+        "chains",
+        f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, requests in flight: {r.serving.concurrency}",
     )
     for stage in ("sampling", "evaluation"):
         if not e["requests"][stage]:

@@ -64,8 +64,8 @@ def sampling_cost(sampling: Mapping[str, Any]) -> str:
         told.append(f"{number(hours)} {sampling['processors']} hours")
     if sampling.get("scoring_s"):
         told.append(f"scorers worked {duration(sampling['scoring_s'])} beside it")
-    again = ", ".join(f"{n} {why}" for why, n in (sampling.get("retries") or {}).items())
-    told.append(f"sent again or waited for: {again or 'nothing'}")
+    if "retries" in sampling:
+        told.append(f"sent again: {', '.join(f'{n} {why}' for why, n in sampling['retries'].items()) or 'nothing'}")
     return "; ".join(told)
 
 
@@ -109,6 +109,7 @@ FILTERS = {
     "count": count,
     "percent": percent,
     "interval": interval,
+    "sampling_cost": sampling_cost,
     "duration": lambda seconds: duration(seconds) if measured(seconds) else ABSENT,
 }
 

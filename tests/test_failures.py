@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import engine, generation, sampling, serving
+from dsc_hub import engine, generation, jobs, pipeline, sampling, serving
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Generator
 from dsc_hub.recipe import Generation, Serving
@@ -117,25 +117,32 @@ def test_a_fault_that_stays_costs_its_chain_and_is_told(
     assert all(row["reason"].endswith(f"{tries} times") and "127.0.0.1" in row["reason"] for row in failed)
 
 
-def test_retry_failed_takes_up_just_what_failed(recipe_file: Path, dsc, start: Callable[..., Any]):
-    broken, asked = True, []
+def test_retry_failed_takes_up_just_what_failed(
+    recipe_file: Path, tmp_path: Path, home: Path, start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("DSC_HUB_HOME", str(home))
+    broken, asked = [True], []
     server = start(
         fault=lambda body, before: "400" if broken and "Describe" in body["messages"][0]["content"] else "",
         bodies=asked,
     )
-    command = ["sample", str(recipe_file), f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]"]
-    dsc(*command, code=0)
-    (run,) = (dsc.work / "runs" / "little").iterdir()
+    address = f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]"
+
+    def sample(retry_failed: bool = False) -> tuple[int, int]:
+        job = jobs.describe(str(recipe_file), [address], tmp_path / "runs")
+        pipeline.run_all(job, "sampling", retry_failed)
+        result = job.run.marker("sampling")["result"]
+        return result["finished"], result["failed"]
+
+    assert sample() == (7, 7)
+    (run,) = (tmp_path / "runs" / "little").iterdir()
     failed = [json.loads(line) for line in (run / "failed.jsonl").read_text().splitlines()]
-    result = json.loads((run / "sampling.done.json").read_text())["result"]
-    assert len(failed) == result["failed"] == 7 and result["finished"] == 7
-    assert all("answered 400" in row["reason"] for row in failed)
-    dsc(*command, code=0)  # done before: nothing is asked
-    before, broken = len(asked), False
-    dsc(*command, "--retry-failed", code=0)
+    assert len(failed) == 7 and all("answered 400" in row["reason"] for row in failed)
+    before = len(asked)
+    assert sample() == (7, 7) and len(asked) == before  # done before: nothing is asked
+    broken.clear()
+    assert sample(retry_failed=True) == (14, 0) and not (run / "failed.jsonl").exists()
     assert all("Describe" in body["messages"][0]["content"] for body in asked[before:]) and len(asked) == before + 7 * 5
-    result = json.loads((run / "sampling.done.json").read_text())["result"]
-    assert (result["finished"], result["failed"]) == (14, 0) and not (run / "failed.jsonl").exists()
 
 
 def test_the_level_falls_where_a_server_says_that_it_is_too_much(start: Callable[..., Any]):

@@ -56,7 +56,22 @@ STAGES = {
     "publish",
     "publish_metric",
 }
-TOP = {"grid", "jobs", "pipeline", "show", "cli", "blind", "chat", "compare", "pull", "verify", "reference", "score"}
+TOP = {
+    "grid",
+    "jobs",
+    "asking",
+    "stages",
+    "pipeline",
+    "show",
+    "cli",
+    "blind",
+    "chat",
+    "compare",
+    "pull",
+    "verify",
+    "reference",
+    "score",
+}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 AT_HOME = {
     "distill": {"torch", "transformers", "trl", "peft", "datasets"},

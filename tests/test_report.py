@@ -331,3 +331,23 @@ def test_what_got_worse_besides_the_scores_is_told():
     metrics["evaluation"]["arms"]["distilled"] |= {"stops_by_itself": 0.31, "defects": 0.5}
     told = " ".join(wording.caveats(facts, metrics))
     assert "less often" not in told and "not clean than" not in told
+
+
+def test_what_sampling_cost_is_told_as_far_as_it_is_known():
+    from dsc_hub.wording import sampling_cost
+
+    sampled = {"new_tokens": 49152, "prompt_tokens": 79745, "seconds": 118.2, "tokens_per_s": 415.8}
+    assert sampling_cost(sampled) == "49,152 tokens written, 79,745 read; 416 tokens/s; 1 min 58 s"
+    more = {
+        "cache_rate": 0.8125,
+        "processor_hours": 0.0657,
+        "processors": "core",
+        "scoring_s": 3.2,
+        "retries": {"503": 2},
+    }
+    assert sampling_cost(sampled | more) == (
+        "49,152 tokens written, 79,745 read (81 % from the prefix cache); 416 tokens/s; 1 min 58 s; 0.07 core hours; "
+        "scorers worked 3 s beside it; sent again: 2 503"
+    )
+    killed = sampled | {"seconds": None, "processor_hours": None, "retries": {}}
+    assert sampling_cost(killed) == "49,152 tokens written, 79,745 read; 416 tokens/s; sent again: nothing"

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -171,6 +172,26 @@ def test_a_scorer_that_fails_ends_the_run_with_its_own_error(recipe_file: Path, 
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(asyncio.wait_for(go(), 20))
+
+
+def test_generation_does_not_wait_for_the_scorer(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "serving.concurrency=4")
+    model, enough, waited = ScriptedModel(), threading.Event(), []
+
+    async def asked(messages, seed):
+        done = await model(messages, seed)
+        if len(model.seeds) >= 3 * len(some):  # the whole first step of all chains, four at a time
+            enough.set()
+        return done
+
+    def scorer(texts, besides):
+        waited.append(enough.wait(20))
+        return [Score(0.5) for _ in texts]
+
+    async def go():
+        return await sampling.sample(run, r, some, asked, Scoring(scorer))
+
+    assert asyncio.run(go()).finished == len(some) and all(waited)
 
 
 def test_scores_are_batched_and_come_back_to_their_own_text():

@@ -1,0 +1,163 @@
+"""A job's model, asked: servers started or found, chains sampled, and what that cost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsc_hub import machine, models, prompts
+from dsc_hub.chain import VetoText, no_veto
+from dsc_hub.index import Index
+from dsc_hub.jobs import Job
+from dsc_hub.progress import duration, say
+from dsc_hub.recipe import Generation
+from dsc_hub.recipe import veto as veto_of
+from dsc_hub.records import Chain, Prompt
+from dsc_hub.runs import Run
+
+WORTH_REMEMBERING = 1000  # new tokens; a speed measured on fewer says little
+
+
+@contextlib.contextmanager
+def served(
+    job: Job,
+    adapters: Mapping[str, Path] | None = None,
+    log: Path | None = None,
+    folder: Path | None = None,
+    new_tokens: int = 0,
+) -> Iterator[list[Any]]:
+    """Endpoints to ask: those the recipe names, or vLLMs of our own on `folder` (default: the base model's) that write to
+    `log` (default: vllm.log). `new_tokens`: how many are expected of them, which says whether compiling pays."""
+    from dsc_hub import serving
+
+    section = job.recipe.serving
+    if section.endpoints:
+        yield serving.external(section)
+        return
+    folder = folder or Path(job.run.facts["model"]["folder"])
+    places = serving.replica_places(section)
+    compiled = serving.worth_compiling(new_tokens, machine.known_speed(job.model.identity))
+    started = time.monotonic()
+    with serving.serve(
+        folder, section, log or job.run["vllm.log"], adapters, places=places, compiled=compiled
+    ) as endpoints:
+        many = f" in {len(places)} replicas" if len(places) > 1 else ""
+        say(
+            f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}{many}, ready after {duration(time.monotonic() - started)}"
+        )
+        yield endpoints
+
+
+def load_veto(job: Job, identity: Mapping[str, str]) -> VetoText:
+    """What blocks acceptance; without a veto no revision makes the way through the scorers' thread."""
+    from dsc_hub import metrics
+    from dsc_hub.scoring import Scoring
+
+    return Scoring(metrics.load_veto(job.recipe, identity)) if veto_of(job.recipe) else no_veto
+
+
+def chains_of(
+    job: Job, endpoints: list[Any], some: Iterable[Prompt], score: Any, veto: VetoText, known: Index | None = None
+) -> tuple[Any, float]:
+    """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost, and remembers the
+    machine's speed. KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
+    from dsc_hub import sampling, serving
+    from dsc_hub.scoring import Scoring
+
+    generator, scoring, before = generator_of(job, endpoints), Scoring(score), serving.prefix_cache(endpoints)
+    started = time.monotonic()
+    try:
+        tally = asyncio.run(
+            ask(
+                generator,
+                lambda: sampling.run_with_line(
+                    job.run,
+                    job.recipe,
+                    some,
+                    generator.complete,
+                    scoring,
+                    veto=veto,
+                    criticise=generator.criticise,
+                    known=known,
+                    level=generator.level,
+                ),
+            )
+        )
+    finally:  # a session that fails has cost something too
+        cached, looked_up = (now - then for now, then in zip(serving.prefix_cache(endpoints), before, strict=True))
+        seconds = round(time.monotonic() - started, 2)
+        session = {
+            "seconds": seconds,
+            "new_tokens": generator.new_tokens,
+            "cached_tokens": max(0, cached),
+            "looked_up_tokens": max(0, looked_up),
+            "retries": generator.retries,
+            "scoring_s": round(scoring.seconds, 2),
+            "processors": processors(job),
+            "kind": kind_of_processor(job),
+        }
+        job.run.note_session("sampling", session)
+    if tally.interrupted:
+        raise KeyboardInterrupt
+    if tally.new_tokens > WORTH_REMEMBERING and not job.recipe.serving.endpoints:
+        machine.remember_speed(job.model.identity, tally.new_tokens / seconds)
+    return tally, seconds
+
+
+def generator_of(job: Job, endpoints: list[Any], settings: Generation | None = None) -> Any:
+    """A generator over the endpoints (`settings`: other than the recipe's generation)."""
+    from dsc_hub import serving
+    from dsc_hub.generation import Generator
+
+    section, critic = job.recipe.serving, serving.external_critic(job.recipe.chain.critic)
+    settings = settings or job.recipe.generation
+    return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
+
+
+async def ask(generator: Any, work: Callable[[], Any]) -> Any:
+    async with generator:
+        return await work()
+
+
+def processors(job: Job) -> int | None:
+    """Cores or GPUs that the servers have; None where they are somebody else's."""
+    from dsc_hub import serving
+
+    section = job.recipe.serving
+    if section.endpoints:
+        return None
+    if machine.vllm_on_cpu():
+        return machine.cores()
+    return len(serving.replica_places(section)) * section.tensor_parallel
+
+
+def kind_of_processor(job: Job) -> str | None:
+    if job.recipe.serving.endpoints:
+        return None
+    return "core" if machine.vllm_on_cpu() else "GPU"
+
+
+def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
+    """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
+    from dsc_hub import metrics, sampling
+
+    found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
+    some = [p for p in found if p.split == "train"][:count]
+    one_each = job.recipe.model_copy(update={"chain": job.recipe.chain.model_copy(update={"chains_per_prompt": 1})})
+    with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
+        tried = replace(job, recipe=one_each, run=Run(Path(folder)))
+        tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
+        reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
+        veto = load_veto(job, job.identity)
+        with served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
+            tally, seconds = chains_of(tried, endpoints, some, reward.score, veto)
+        by_id = {p.id: p for p in some}
+        if failed := list(tried.run.rows("failed.jsonl")):
+            say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
+        return [(by_id[c.prompt_id], c) for c in sampling.read_chains(tried.run)], seconds, tally.failed

@@ -1,0 +1,245 @@
+"""What each stage does with a job: a function for each, from the job's run folder to the numbers of its marker.
+
+The modules that do the work are imported when it is done, so that a stage that ends gives its memory back and `dsc --help` is instant.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dsc_hub import asking, machine, models, prompts, runs, shards, wording
+from dsc_hub.errors import RunError, ServingError
+from dsc_hub.index import Stored
+from dsc_hub.jobs import Job
+from dsc_hub.progress import say
+from dsc_hub.recipe import ADAPTER, generation_at_evaluation, models_of
+from dsc_hub.records import SPLITS, Chain, Prompt
+
+Result = dict[str, Any]
+WEIGHTS = "adapter_model.safetensors"
+COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries".split()
+
+
+def _prompts(job: Job) -> Result:
+    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
+    job.run["prompts.jsonl"].unlink(missing_ok=True)
+    rows = job.run.rows("prompts.jsonl")
+    for prompt in found:
+        rows.append(prompt)
+    rows.close()
+    counts = {s: sum(p.split == s for p in found) for s in SPLITS}
+    groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
+    shown = ", ".join(f"{counts[s]} {s}" for s in counts)
+    say(
+        f"prompts  {len(found)} of {dropped['read']} ({shown})  in {sum(groups.values())} groups  dropped: {dropped['duplicates_dropped']} "
+        f"duplicate, {dropped['overlapping_dropped']} overlapping"
+    )
+    return counts | {"groups": groups} | dropped
+
+
+def _sampling(job: Job) -> Result:
+    from dsc_hub import metrics, sampling
+
+    if job.shard is None and shards.are_waiting(job.run):
+        raise RunError(
+            f"shards of this sampling are in {job.run[shards.FOLDER]}, and nothing was made of them yet",
+            "`dsc merge RECIPE`, with the overrides they were sampled with, takes them. To sample without them, move that folder away.",
+        )
+    wanted = wanted_prompts(job)
+    reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
+    veto = asking.load_veto(job, job.run.facts["identity"])
+    job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
+    if known := sampling.turns_of_others(job.run, runs.siblings(job.runs, job.recipe.name)):
+        say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
+    c = job.recipe.chain
+    new_tokens = len(wanted) * c.chains_per_prompt * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
+    with asking.served(job, new_tokens=new_tokens) as endpoints:
+        tally, _ = asking.chains_of(job, endpoints, wanted.values(), reward.score, veto, known)
+    return sampled(job, wanted, tally.reused_turns)
+
+
+def wanted_prompts(job: Job) -> Stored:
+    """The prompts to be sampled."""
+    mine = job.shard.has if job.shard else bool
+    return Stored(job.run.rows("prompts.jsonl"), "train", "validation", keep=mine)
+
+
+def sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
+    """The numbers of the chains in the run folder, said and returned. ServingError if there is no chain."""
+    from dsc_hub import sampling
+
+    c, total = job.recipe.chain, len(wanted) * job.recipe.chain.chains_per_prompt
+    chains = sampling.read_chains(job.run)
+    numbers = sampling.summary(chains, lambda i: wanted[i].group, total, c.steps) | _diagnosed(job, chains, wanted)
+    numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": reused_turns}
+    steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
+    say(
+        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']} "
+        f"-> {job.run['chains.jsonl']}"
+    )
+    say(f"  {wording.sampling_cost(numbers)}")
+    for what, n in sampling.waterfall(numbers):
+        say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
+    if numbers["stripped"]:
+        say(f"  {numbers['stripped']:>8,}  of these texts lost an opening that talked about the task")
+    say(numbers["last_step"]["sentence"])
+    if not numbers["finished"] and total:
+        raise ServingError(
+            f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
+        )
+    job.run.add_facts(cost=job.run.facts.get("cost", {}) | {"sampling": {k: numbers[k] for k in COST}})
+    return numbers
+
+
+def _diagnosed(job: Job, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> Result:
+    """Did the chains settle, and what did the last step give?"""
+    from dsc_hub import diagnostics
+
+    c = job.recipe.chain
+    return {
+        "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
+        "last_step": diagnostics.last_step(chains, lambda i: prompts[i].group, c.steps),
+    }
+
+
+def _dataset(job: Job) -> Result:
+    from dsc_hub import dataset, sampling
+
+    found = Stored(job.run.rows("prompts.jsonl"), *SPLITS)
+    chains = sampling.read_chains(job.run)
+    if len(chains) != (finished := job.run.marker("sampling")["result"]["finished"]):
+        raise RunError(
+            f"{job.run['chains.jsonl']} holds {len(chains)} chains, and {finished} were finished",
+            f"Remove {job.run['sampling.done.json']} and run again: only what is missing is sampled.",
+        )
+    if "mixing" not in (sampled := job.run.metrics.get("sampling", {})):  # chains of an earlier version, taken over
+        job.run.add_metrics("sampling", sampled | _diagnosed(job, chains, found))
+    counts = dataset.build(job.run, job.recipe, found, chains)
+    dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
+    say(
+        f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  dropped: {dropped} -> {job.run['dataset']}"
+    )
+    return counts
+
+
+def _distill(job: Job) -> Result:
+    from dsc_hub import launcher
+
+    result = launcher.launch(job.run)
+    return result | {"adapter_sha256": machine.file_hash(job.run["adapter"] / WEIGHTS)}
+
+
+def _servers(names: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
+    """Which models are asked of one server: base and adapter, or the base of one that knows no adapter first. On a CPU
+    serving an adapter makes requests to its base half as slow again, which costs more than another start."""
+    models = models_of(names)
+    if len(models) < 2 or endpoints or not machine.vllm_on_cpu():
+        return [models]
+    return [(model,) for model in models]
+
+
+def _evaluation(job: Job) -> Result:
+    from dsc_hub import arms, blind, evaluation, metrics
+    from dsc_hub.scoring import Scoring
+
+    e, identity = job.recipe.evaluation, job.run.facts["identity"]
+    held_out = job.prompts(e.split)
+    scorers = metrics.load_all(job.recipe, identity, job.path.parent)
+    score = {name: scorer.score for name, scorer in scorers.items()}
+    veto = asking.load_veto(job, identity)
+    served = {ADAPTER: job.run["adapter"]} if ADAPTER in models_of(e.arms) else None
+    folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"
+    if served:
+        folder, weights = models.evaluated(folder, job.model.identity, job.recipe.distill.model_dump())
+    neutral: dict[str, dict[str, float]] = {}
+    for asked in _servers(e.arms, job.recipe.serving.endpoints):
+        with asking.served(job, served if ADAPTER in asked else None, folder=folder) as endpoints:
+            generator = asking.generator_of(job, endpoints, generation_at_evaluation(job.recipe))
+            neutral |= asyncio.run(
+                asking.ask(
+                    generator,
+                    lambda g=generator, models=asked: arms.ask_all(
+                        job.run, job.recipe, held_out, g, Scoring(score["reward"]), veto, models
+                    ),
+                )
+            )
+    answers = evaluation.collect(job.run, job.recipe, held_out, score)
+    if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
+        raise ServingError(
+            f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
+        )
+    about = {name: {"name": s.name, "unit": s.unit, "higher_is_better": True} for name, s in scorers.items()}
+    numbers = evaluation.summarise(
+        job.recipe,
+        held_out,
+        answers,
+        {name: bool(a["higher_is_better"]) for name, a in about.items()},
+        {arm: arms.seconds(job.run, arm) for arm in e.arms},
+        neutral,
+        asking.processors(job),
+        trained_here="adapter" not in job.run.facts,
+    )
+    numbers["processors"] = asking.kind_of_processor(job) or ("GPU" if job.run.facts["hardware"]["gpus"] else "core")
+    numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
+    numbers["scores"] = about
+    numbers["served_on"] = (
+        f"{job.model.id} as {', '.join(job.recipe.serving.endpoints)} serves it"
+        if job.recipe.serving.endpoints
+        else f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
+    )
+    evaluation.write_answers(job.run, answers, e.split)
+    blind.retell(job.run)  # what people judged may have been other answers
+    trained = job.run["adapter"] / WEIGHTS if served else None
+    job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, trained))
+    say(
+        f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}"
+    )
+    return numbers
+
+
+def _report(job: Job) -> Result:
+    from dsc_hub import report
+
+    result = report.build(job.run)
+    say(f"report  {result['plots']} plots -> {job.run['report.html']}")
+    return result
+
+
+def _cards(job: Job) -> Result:
+    from dsc_hub import cards
+
+    return {"files": cards.build(job.run)}
+
+
+def publish(job: Job, account: Any) -> Result:
+    from dsc_hub import cards, publish
+
+    trained = job.run.marker("distill")["result"]["adapter_sha256"]
+    if machine.file_hash(job.run["adapter"] / WEIGHTS) != trained:
+        raise RunError(
+            f"{job.run['adapter'] / WEIGHTS} is not what was trained and evaluated: its hash has changed",
+            f"Remove {job.run['distill.done.json']} and run again.",
+        )
+    job.run.add_facts(repos=job.run.facts["repos"] | {"endpoint": account.endpoint})
+    return publish.publish(
+        job.run,
+        account,
+        Path(job.run.facts["model"]["folder"]),
+        job.path.parent,
+        job.recipe.publish,
+        lambda: cards.build(job.run),
+    )
+
+
+STAGE: dict[str, Callable[[Job], Result]] = {
+    "prompts": _prompts,
+    "sampling": _sampling,
+    "dataset": _dataset,
+    "distill": _distill,
+    "evaluation": _evaluation,
+    "report": _report,
+    "cards": _cards,
+}

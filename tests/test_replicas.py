@@ -1,0 +1,174 @@
+"""Replicas, their places and environments, and when compiling pays: what can't run here is checked as far as it can be."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from dsc_hub import engine, machine, recipe_files, serving
+from dsc_hub.errors import ConfigError
+from dsc_hub.recipe import Serving
+from dsc_hub.serving import Endpoint
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch):
+    def have(n: int, visible: str | None = None) -> None:
+        monkeypatch.setattr(machine, "vllm_on_cpu", lambda: False)
+        monkeypatch.setattr(machine, "gpus", lambda: ("H100",) * n)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    return have
+
+
+def test_each_replica_has_gpus_of_its_own(gpus):
+    gpus(8)
+    assert serving.replica_places(Serving()) == [(str(i),) for i in range(8)]
+    assert serving.replica_places(Serving(tensor_parallel=4)) == [("0", "1", "2", "3"), ("4", "5", "6", "7")]
+    assert serving.replica_places(Serving(replicas=2)) == [("0",), ("1",)]
+    gpus(8, "5,GPU-1f,7")
+    assert serving.replica_places(Serving()) == [("5",), ("GPU-1f",), ("7",)]
+    with pytest.raises(ConfigError, match="4 replicas of 1 need 4 GPUs, here are 3"):
+        serving.replica_places(Serving(replicas=4))
+    gpus(1)
+    with pytest.raises(ConfigError, match="1 replicas of 2 need 2 GPUs"):
+        serving.replica_places(Serving(tensor_parallel=2))
+
+
+def test_on_a_cpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "vllm_on_cpu", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 6, 7, 8})
+    assert serving.replica_places(Serving()) == [()]
+    assert serving.replica_places(Serving(replicas=2)) == [("2", "3"), ("6", "7")]
+    for wrong in ({"replicas": 6}, {"tensor_parallel": 2}):
+        with pytest.raises(ConfigError, match="can't run on 5 cores"):
+            serving.replica_places(Serving(**wrong))
+
+
+def test_what_is_a_replicas_own_is_in_its_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert engine.vllm_environment(Serving(), False, "k", ("2", "3"))["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert engine.vllm_environment(Serving(), False, "k")["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    on_cpu = engine.vllm_environment(Serving(), True, "k", ("6", "7"))
+    assert (on_cpu["VLLM_CPU_OMP_THREADS_BIND"], on_cpu["OMP_NUM_THREADS"]) == ("6,7", "2")
+
+
+PARSE = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+for words in json.loads(sys.stdin.read()):
+    a = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+    print(a.tensor_parallel_size, a.pipeline_parallel_size, a.data_parallel_size, a.max_num_seqs, a.block_size, a.enforce_eager)
+"""
+
+
+def test_vllms_own_parser_takes_our_command_lines_and_those_of_the_readme(tmp_path: Path):
+    import json
+
+    ours = [
+        engine.vllm_command(tmp_path, Serving(tensor_parallel=4, concurrency=300), 8000, {}, False)[3:],
+        engine.vllm_command(tmp_path, Serving(), 8000, {}, True)[3:],
+        engine.vllm_command(tmp_path, Serving(concurrency=5), 8000, {}, True, compiled=True)[3:],
+    ]
+    shown = re.findall(r"^vllm serve (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    theirs = [shlex.split(line.replace("FIRST", "10.0.0.1")) for line in shown]
+    assert len(theirs) == 3
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE], input=json.dumps(ours + theirs), capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    parsed = [line.split() for line in done.stdout.strip().splitlines()[-6:]]
+    assert [p[0] for p in parsed] == ["4", "1", "1", "8", "1", "1"] and [p[2] for p in parsed[4:]] == ["16", "16"]
+    assert parsed[3][1] == "2" and [p[3] for p in parsed[:3]] == ["300", "256", "5"]
+    assert parsed[1][4:] == ["32", "True"] and parsed[2][5] == "False"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "speed", "amx", "pays"),
+    [
+        (100_000, 660.0, True, False),
+        (400_000, 660.0, True, True),
+        (400_000, 6600.0, True, False),
+        (400_000, 500.0, False, False),
+        (3_000_000, 500.0, False, True),
+        (200_000, None, True, False),
+        (400_000, None, True, True),
+        (0, None, True, False),
+    ],
+)
+def test_compiling_is_weighed_against_the_length_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, tokens: int, speed: float | None, amx: bool, pays: bool
+):
+    monkeypatch.setattr(machine, "has_amx", lambda: amx)
+    assert serving.worth_compiling(tokens, speed) is pays
+
+
+METRICS = """# HELP vllm:prefix_cache_queries_total Prefix cache queries, in terms of number of queried tokens.
+# TYPE vllm:prefix_cache_queries_total counter
+vllm:prefix_cache_queries_total{engine="0",model_name="base"} 79802.0
+vllm:prefix_cache_queries_total{engine="1",model_name="base"} 198.0
+vllm:prefix_cache_queries_created{engine="0",model_name="base"} 1.79e+09
+vllm:prefix_cache_hits_total{engine="0",model_name="base"} 4.3776e+04
+vllm:external_prefix_cache_hits_total{engine="0",model_name="base"} 5.0
+"""
+
+
+def test_the_prefix_caches_rate_is_read_where_a_server_tells_it():
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told = self.path == "/metrics" and self.headers["Authorization"] == "Bearer k"
+            self.send_response(200 if told else 404)
+            self.end_headers()
+            self.wfile.write(METRICS.encode() if told else b"")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    assert serving.prefix_cache([Endpoint(url, "m", "k")]) == (43_776, 80_000)
+    assert serving.prefix_cache([Endpoint(url, "m", "wrong"), Endpoint("http://127.0.0.1:1/v1", "m", "k")]) == (0, 0)
+    server.shutdown()
+
+
+@pytest.mark.parametrize("value", ["0", "5000", "true", "many", "1.5", "[1]"])
+@pytest.mark.parametrize("key", ["concurrency", "replicas"])
+def test_a_wrong_number_of_requests_or_replicas_is_told_once(recipe_file: Path, key: str, value: str):
+    with pytest.raises(ConfigError) as e:
+        recipe_files.load(recipe_file, [f"serving.{key}={value}"])
+    assert len(e.value.problems) == 1 and f"serving.{key}: should be a whole number from 1 to" in e.value.problems[0]
+
+
+def test_further_parameters_are_sent_as_they_are_and_ours_are_not_to_be_set(recipe_file: Path, dsc):
+    from tests.scripted_server import make_server
+
+    bodies: list[dict] = []
+    server = make_server(bodies=bodies)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    extra = "generation.extra={top_k: 20, chat_template_kwargs: {enable_thinking: false}}"
+    address = f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]"
+    dsc("sample", str(recipe_file), extra, address, code=0)
+    assert bodies and all(b["top_k"] == 20 and b["chat_template_kwargs"] == {"enable_thinking": False} for b in bodies)
+    with pytest.raises(ConfigError) as e:
+        recipe_files.load(recipe_file, ["generation.extra={seed: 1, top_k: 20}"])
+    assert "extra.seed is set by dsc itself" in str(e.value)
+    server.shutdown()
+
+
+def test_a_plan_tells_that_there_are_too_few_processors(recipe_file: Path, dsc):
+    told = dsc("plan", str(recipe_file), "serving.replicas=1000", "distill.processes=1000", code=2).stderr
+    assert "1000 replicas of 1 can't run on" in told and "distill.processes: 1000" in told
