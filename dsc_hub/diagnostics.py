@@ -95,7 +95,7 @@ def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: in
             groups.append(word(group_of(chain.prompt_id)))
         elif math.isfinite(is_now):
             fresh += 1
-    gain = stats.paired_difference(after, before, groups)
+    gain = stats.paired_difference(np.asarray(after), np.asarray(before), np.asarray(groups))
     return {"gain": gain, "first_clean": fresh, "sentence": _sentence(gain, fresh, total, steps)}
 
 

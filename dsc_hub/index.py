@@ -59,13 +59,19 @@ class Index:
                     ids.append(word(found[0]))
                     numbers.append(found[1])
                     places.append(which << _FILE | at)
-        id_, number = np.frombuffer(ids, np.uint64), np.frombuffer(numbers, np.uint32)
-        order = np.lexsort((number, id_))  # stable: of equal keys the later row stays behind the earlier one
-        if len(order):
-            last = (np.diff(id_[order]) != 0) | (np.diff(number[order]) != 0)
-            order = order[np.append(last, True)]
-        self._ids, self._numbers = id_[order], number[order]
-        self._places = np.frombuffer(places, np.uint64)[order]
+        self._ids, self._numbers = np.frombuffer(ids, np.uint64), np.frombuffer(numbers, np.uint32)
+        self._places = np.frombuffer(places, np.uint64)
+        del ids, numbers, places  # each array goes when its sorted copy is there: all at once would be twice the memory
+        # Stable: of equal keys the later row stays behind the earlier one.
+        self._take(np.lexsort((self._numbers, self._ids)))
+        same = (self._ids[1:] == self._ids[:-1]) & (self._numbers[1:] == self._numbers[:-1])
+        if same.any():
+            self._take(np.flatnonzero(~np.append(same, False)))
+
+    def _take(self, order: np.ndarray) -> None:
+        self._ids = self._ids[order]
+        self._numbers = self._numbers[order]
+        self._places = self._places[order]
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from dsc_hub import errors, machine, progress
 from dsc_hub.errors import ConfigError, DscError, RunError
+from dsc_hub.recipe import digest
 from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.runs import Run, read_json
 
@@ -28,6 +29,7 @@ from dsc_hub.runs import Run, read_json
 ERROR_FILE = "DSC_DISTILL_ERROR_FILE"
 PROGRESS = "distill  step "  # how the line that moves begins
 LOG = "distill.log"
+KNOWN_GOOD = "distill_checked.json"  # in dsc's cache
 _KEPT_LINES = 15
 
 
@@ -59,7 +61,11 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
 
 
 def check(section: dict[str, Any]) -> list[str]:
-    """What is wrong with a recipe's `distill` section, as the libraries it goes to see it; seconds, in a process of its own."""
+    """What is wrong with a recipe's `distill` section, as the libraries it goes to see it; seconds, in a process of its own, and
+    nothing where these versions found nothing wrong with it before."""
+    about = digest(section, machine.versions())
+    if machine.is_known(KNOWN_GOOD, about):
+        return []
     environment = _environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
     child = subprocess.run(
         [sys.executable, "-m", "dsc_hub.distill_checks"],
@@ -70,7 +76,10 @@ def check(section: dict[str, Any]) -> list[str]:
     )
     if child.returncode:
         raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")
-    return list(_error(json.loads(child.stdout)).problems) if child.stdout.strip() else []
+    if child.stdout.strip():
+        return list(_error(json.loads(child.stdout)).problems)
+    machine.remember(KNOWN_GOOD, about)
+    return []
 
 
 def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
@@ -85,7 +94,7 @@ def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
                 "Write one with `accelerate config --config_file FILE`.",
             )
         return [*accelerate, "--config_file", str(config_file), *worker]
-    gpus = _visible_gpus()
+    gpus = len(machine.visible_gpus())
     # Said plainly: accelerate's own default is one thread a process.
     threads = str(max(1, machine.cores() // processes))
     if processes == 1:
@@ -121,15 +130,6 @@ def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
 
 def _packaged(name: str) -> Path:
     return packaged_folder("recipes") / "accelerate" / f"{name}.yaml"
-
-
-def _visible_gpus() -> int:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    present = len(machine.gpus())
-    if visible is None:
-        return present
-    listed = [d for d in visible.split(",") if d.strip()]
-    return 0 if not listed or listed[0].strip() == "-1" else min(present, len(listed))
 
 
 def _environment(processes: int) -> dict[str, str]:

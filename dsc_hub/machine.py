@@ -66,11 +66,12 @@ def gpus() -> tuple[str, ...]:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Numbers (or names) of the GPUs that a child process may use: CUDA_VISIBLE_DEVICES where it is set, or all."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return tuple(filter(None, (part.strip() for part in chosen.split(","))))
-    return tuple(map(str, range(len(gpus()))))
+    """Numbers (or names) of the GPUs that a child process may use: those of CUDA_VISIBLE_DEVICES where it is set, or all."""
+    present, chosen = len(gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return tuple(map(str, range(present)))
+    listed = tuple(filter(None, (part.strip() for part in chosen.split(","))))
+    return () if listed[:1] == ("-1",) else listed[:present]
 
 
 def memory_gib() -> float:
@@ -143,6 +144,15 @@ def remember_speed(model_identity: str, tokens_per_s: float) -> None:
 def known_speed(model_identity: str) -> float | None:
     """New tokens a second that sampling reached with this model on this machine the last time; None if never."""
     return _recall("speed.json").get(model_identity)
+
+
+def remember(name: str, fact: str) -> None:
+    """Keep a fact in a file of the cache; `is_known` knows it then."""
+    _remember(name, fact, True)
+
+
+def is_known(name: str, fact: str) -> bool:
+    return _recall(name).get(fact) is True
 
 
 def _recall(name: str) -> dict[str, Any]:

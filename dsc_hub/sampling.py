@@ -8,13 +8,11 @@ nor texts of finished chains are held in memory.
 from __future__ import annotations
 
 import time
-from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dsc_hub import stats
 from dsc_hub.acceptance import make_rule
 from dsc_hub.chain import (
     BY_VETO,
@@ -244,33 +242,28 @@ def read_chains(run: Run, name: str = "chains.jsonl") -> InOrder[Chain]:
     return InOrder(run.rows(name), Chain, chain_key)
 
 
-class _Rewards:
-    """Values and their groups, 16 bytes a value, for an estimate over groups."""
-
-    def __init__(self) -> None:
-        self.values, self.groups = array("d"), array("Q")
-
-    def add(self, value: float | None, group: int) -> None:
-        if value is not None:
-            self.values.append(value)
-            self.groups.append(group)
-
-    def estimate(self) -> dict[str, Any]:
-        return stats.estimate(self.values, self.groups)
-
-
 def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int, steps: int) -> dict[str, Any]:
     """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went. `group_of` gives a
     prompt's group by its id.
 
     In every step proposals = accepted + sum of rejected; finished + failed = chains.
     """
-    first, counts = _Rewards(), Counter[str]()
-    dirty, rejected = Counter[str](), [Counter[str]() for _ in range(steps)]
-    proposed, states = [_Rewards() for _ in range(steps)], [_Rewards() for _ in range(steps)]
+    counts, dirty, rejected = Counter[str](), Counter[str](), [Counter[str]() for _ in range(steps)]
+    # Eight bytes for each number of each chain, NaN where there is none.
+    groups, first = array("Q"), array("d")
+    proposed, states = [array("d") for _ in range(steps)], [array("d") for _ in range(steps)]
+
+    def add(values: array[float], value: float | None) -> None:
+        values.append(math.nan if value is None else value)
+
+    def estimate(values: array[float]) -> dict[str, Any]:
+        known = ~np.isnan(values)
+        return stats.estimate(np.asarray(values)[known], np.asarray(groups)[known])
+
     for chain in chains:
-        group, state = word(group_of(chain.prompt_id)), chain.answer_score.value
-        first.add(state, group)
+        state = chain.answer_score.value
+        groups.append(word(group_of(chain.prompt_id)))
+        add(first, state)
         dirty.update([chain.answer_defect] if chain.answer_defect else [])
         counts["finished"] += 1
         counts["unscored"] += state is None
@@ -281,8 +274,8 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
             counts["stripped"] += bool(s.raw)
             rejected[i].update([s.rejected])
             state = s.score.value if s.accepted else state
-            proposed[i].add(s.score.value, group)
-            states[i].add(state, group)
+            add(proposed[i], s.score.value)
+            add(states[i], state)
     return {
         "chains": total,
         "finished": counts["finished"],
@@ -291,7 +284,7 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
         "dirty_answers_by_reason": dict(dirty.most_common()),
         "unscored": counts["unscored"],
         "usable": counts["usable"],
-        "first_reward": first.estimate(),
+        "first_reward": estimate(first),
         "stripped": counts["stripped"],
         "steps": [
             {
@@ -299,8 +292,8 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
                 "proposals": rejected[i].total(),
                 "accepted": rejected[i].pop("", 0),
                 "rejected": dict(rejected[i].most_common()),
-                "reward_proposed": proposed[i].estimate(),
-                "reward_state": states[i].estimate(),
+                "reward_proposed": estimate(proposed[i]),
+                "reward_state": estimate(states[i]),
             }
             for i in range(steps)
         ],

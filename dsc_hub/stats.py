@@ -11,7 +11,6 @@ Absent is not zero: what too few groups can't tell is None. Everything is determ
 from __future__ import annotations
 
 import math
-from array import array
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -20,6 +19,8 @@ import numpy as np
 from scipy import optimize
 from scipy import stats as sps
 
+Floats = Sequence[float] | np.ndarray
+Groups = Sequence[Hashable] | np.ndarray  # names, or numbers of 64 bits
 BATCH = 256  # resamples held in memory at once
 RESAMPLES = 2**14  # of the sign-flip test, which is exact up to 14 groups, and of the bootstrap
 BOOTSTRAP_FROM = 40  # groups; with 14 of them BCa gives about 9 % false alarms
@@ -28,10 +29,10 @@ RESAMPLE_TO = 5000  # groups; with more the mean is normal to all digits shown, 
 POWER = 0.8  # of the minimum detectable difference
 
 
-def _group_means(values: Sequence[float], groups: Sequence[Hashable]) -> np.ndarray:
+def _group_means(values: Floats, groups: Groups) -> np.ndarray:
     """Means of the groups, in the order in which these come first."""
-    if isinstance(groups, array):  # numbers, of many rows: without an object for each
-        _, first, which = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
+    if isinstance(groups, np.ndarray):  # numbers, of many rows: without an object for each
+        _, first, which = np.unique(groups, return_index=True, return_inverse=True)
         which = np.argsort(np.argsort(first))[which]
     else:
         number: dict[Hashable, int] = {}
@@ -40,7 +41,7 @@ def _group_means(values: Sequence[float], groups: Sequence[Hashable]) -> np.ndar
     return sums / np.bincount(which)
 
 
-def estimate(values: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95) -> dict[str, Any]:
+def estimate(values: Floats, groups: Groups, confidence: float = 0.95) -> dict[str, Any]:
     """Mean of group means with a t interval: {mean, low, high, n, groups}, from BOOTSTRAP_FROM groups on with `bootstrap`
     beside it: {low, high, method}. Absent numbers are None: mean without values, low and high with fewer than two groups.
     """
@@ -75,9 +76,7 @@ def bootstrap(means: np.ndarray, confidence: float = 0.95) -> dict[str, Any]:
     return {"low": float(means.mean()), "high": float(means.mean()), "method": "percentile"}
 
 
-def paired_difference(
-    a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], confidence: float = 0.95
-) -> dict[str, Any]:
+def paired_difference(a: Floats, b: Floats, groups: Groups, confidence: float = 0.95) -> dict[str, Any]:
     """`estimate` of a - b, pair by pair, and what it means. Values in the metric's unit.
 
     p: two-sided sign-flip permutation test on group means; p_t: paired t test on the same. None with fewer than two groups.

@@ -267,6 +267,18 @@ def test_values_that_would_fail_in_training_or_mean_another_thing_are_told_by_th
     assert len(problems) == 1 and re.search(told, problems[0])
 
 
+def test_a_section_that_was_found_right_is_not_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
+    ran, real = [], launcher.subprocess.run
+    monkeypatch.setattr(launcher.subprocess, "run", lambda *a, **k: ran.append(1) or real(*a, **k))
+    good: dict[str, Any] = {"method": "qlora", "sft": {}, "lora": {}, "quantization": {}}
+    wrong = good | {"sft": {"max_steps": True}}
+    assert launcher.check(good) == launcher.check(good) == [] and len(ran) == 1
+    assert launcher.check(wrong) == launcher.check(wrong) != [] and len(ran) == 3
+    monkeypatch.setattr(launcher.machine, "versions", lambda: {"trl": "9"})
+    assert launcher.check(good) == [] and len(ran) == 4
+
+
 def test_a_number_that_yaml_reads_as_text_is_a_number():
     plan = distill_checks.plan_of({"method": "qlora", "sft": {"learning_rate": "2e-4"}, "lora": {}, "quantization": {}})
     assert plan.sft["learning_rate"] == 0.0002

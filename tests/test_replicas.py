@@ -145,7 +145,7 @@ def test_the_prefix_caches_rate_is_read_where_a_server_tells_it():
     server.shutdown()
 
 
-@pytest.mark.parametrize("value", ["0", "5000", "true", "many", "1.5", "[1]"])
+@pytest.mark.parametrize("value", ["0", "5000", "many", "1.5", "[1]"])
 @pytest.mark.parametrize("key", ["concurrency", "replicas"])
 def test_a_wrong_number_of_requests_or_replicas_is_told_once(recipe_file: Path, key: str, value: str):
     with pytest.raises(ConfigError) as e:

