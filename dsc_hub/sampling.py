@@ -7,12 +7,17 @@ nor texts of finished chains are held in memory.
 
 from __future__ import annotations
 
+import math
 import time
+from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from dsc_hub import stats
 from dsc_hub.acceptance import make_rule
 from dsc_hub.chain import (
     BY_VETO,

@@ -155,7 +155,7 @@ async def _scored(text: str, prompt: object) -> Score:
 # -- a scorer that waits
 
 
-def _overlap(chains: int = 768, rounds: int = 5, waits_s: float = 0.05) -> dict[str, Any]:
+def _overlap(chains: int = 384, rounds: int = 3, waits_s: float = 0.05) -> dict[str, Any]:
     """The same chains, over a generator that takes as long as a real engine for natural lengths, with a scorer that answers at
     once and one that waits for each text; interleaved, medians."""
     recipe = Recipe.model_validate(RECIPE)
