@@ -48,9 +48,9 @@ class RequestFailed(ServingError):
 class _Again(Exception):
     """A request that may be done on another try. `wait_s`: what the server asks to wait for."""
 
-    def __init__(self, reason: str, told: str, wait_s: float | None = None, most: int = RETRIES) -> None:
+    def __init__(self, reason: str, told: str, wait_s: float | None = None, most: int | None = None) -> None:
         super().__init__(told)
-        self.reason, self.wait_s, self.most = reason, wait_s, most
+        self.reason, self.wait_s, self.most = reason, wait_s, RETRIES if most is None else most
 
 
 class _Gone(Exception):
@@ -300,7 +300,8 @@ class Generator:
             raise _Again("no answer in time", f"{url} gave no answer in {self.timeout_s:g} s", most=TIMEOUTS) from None
         except (aiohttp.ClientError, OSError) as e:
             await self._is_there(endpoint)
-            raise _Again("connection lost", f"{url} broke off: {e or type(e).__name__}") from None
+            how = "can't be reached" if isinstance(e, aiohttp.ClientConnectorError) else "broke off"
+            raise _Again("connection lost", f"{url} {how}: {e or type(e).__name__}") from None
         if status in not_offered:
             return {}
         if status >= 300:

@@ -220,7 +220,7 @@ def test_an_answer_that_fails_leaves_no_trace(tmp_path, screen, monkeypatch):
     with served(fail_after=3, bodies=bodies) as url:
         typed(monkeypatch, "one", "two", "three")
         chat.chat(run_of(tmp_path, url))
-    assert "too long for me" in said(screen) and said(screen).count("not part of the conversation") == 2
+    assert "answered 400" in said(screen) and said(screen).count("not part of the conversation") == 2
     assert [len(b["messages"]) for b in bodies] == [1, 1, 3, 3, 3, 3]
 
 
@@ -264,7 +264,7 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
     def serve(*settings):
         given.append(settings)
         try:
-            yield serving.Endpoint("http://127.0.0.1:1/v1", "base", "key")  # nobody is there
+            yield [serving.Endpoint("http://127.0.0.1:1/v1", "base", "key")]  # nobody is there
         finally:
             ended.append(True)
 
@@ -272,8 +272,8 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
     monkeypatch.setattr("dsc_hub.generation.RETRIES", 0)
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
     typed(monkeypatch, "Hello?")
-    with pytest.raises(ServingError, match="can't be reached"):
-        chat.chat(run)
+    chat.chat(run)
+    assert "can't be reached" in said(screen)
     typed(monkeypatch, "/quit")
     chat.chat(run)
     assert len(ended) == 2 and given[0][0] == rounded and given[0][3] == {"distilled": run["adapter"]}
