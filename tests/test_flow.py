@@ -160,31 +160,33 @@ print(tally.interrupted, asked, tally.meter.done)
 
 
 def interrupted(recipe_file: Path, folder: Path, times: int, pause: float) -> tuple[list[str], str, float]:
-    """What is printed at the end, what is said, and the seconds from the first Ctrl-C to the end."""
+    """What is printed at the end and the turns on disk at the first Ctrl-C, what is said, and the seconds from then to the end."""
     command = [sys.executable, "-c", INTERRUPTED.format(root=str(ROOT)), str(recipe_file), str(folder), str(pause)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     path, deadline = folder / "turns.jsonl", time.monotonic() + 60
     while (not path.is_file() or path.read_bytes().count(b"\n") < 20) and time.monotonic() < deadline:
         time.sleep(0.005)
+    before = path.read_bytes().count(b"\n")
     started = time.monotonic()
     for _ in range(times):
         child.send_signal(signal.SIGINT)
         time.sleep(0.2)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
-    return out.split(), err, time.monotonic() - started
+    return [*out.split(), str(before)], err, time.monotonic() - started
 
 
 def test_ctrl_c_once_finishes_what_is_in_flight_and_asks_for_nothing_new(recipe_file: Path, tmp_path: Path):
-    (was, asked, done), said, _ = interrupted(recipe_file, tmp_path / "run", 1, 0.3)
+    (was, asked, done, before), said, _ = interrupted(recipe_file, tmp_path / "run", 1, 0.3)
     assert was == "True" and asked == done  # every request that was made has its row
     assert "finishing the 8 requests in flight" in said
+    assert int(asked) <= int(before) + 2 * 8  # in flight then, and what was begun until the signal came
     assert len((tmp_path / "run" / "turns.jsonl").read_text().splitlines()) == int(done) < 14 * 6 * 5
 
 
 def test_ctrl_c_twice_stops_now_and_keeps_what_is_on_disk(recipe_file: Path, tmp_path: Path):
-    (was, asked, done), _, seconds = interrupted(recipe_file, tmp_path / "run", 2, 2.0)
+    (was, asked, done, _), _, seconds = interrupted(recipe_file, tmp_path / "run", 2, 2.0)
     assert was == "True" and int(asked) > int(done) >= 20 and seconds < 1.5
     rows = [json.loads(line) for line in (tmp_path / "run" / "turns.jsonl").read_text().splitlines()]
     assert len(rows) == int(done)
