@@ -286,7 +286,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         try:
             serving.replica_places(job.recipe.serving)
         except ConfigError as e:
-            problems.append(str(e).replace("\n ", ";"))
+            problems.append(f"{e.message}; {e.hint}")
     else:
         serving.external(job.recipe.serving)
         evaluates = recipe.STAGES.index(last) >= recipe.STAGES.index("evaluation")

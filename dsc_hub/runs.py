@@ -41,9 +41,15 @@ STAGE_FILES: dict[str, tuple[str, ...]] = {
 
 def write_whole(path: Path, text: str) -> None:
     """Write so that a reader sees the old file or the new one, never half of either."""
+    write_lines(path, [text.encode()])
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """`write_whole` for what may be larger than memory. The lines may be read from the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    with part.open("wb") as file:
+        file.writelines(lines)
     os.replace(part, path)
 
 

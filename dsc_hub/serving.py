@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -41,7 +42,7 @@ class Endpoint:
     model: str
     api_key: str = field(repr=False)
     # All three may take seconds. `check`, after a request broke off: raises ServingError if the server is gone.
-    check: Callable[[], None] = lambda: None
+    check: Callable[[], object] = lambda: None
     restart: Callable[[], None] | None = None  # of a server of our own; it is there again when `is_ready`
     is_ready: Callable[[], bool] = lambda: True
     stops_to_read: bool = False  # does it stop writing all other answers while it reads a prompt? (vLLM on a CPU)
@@ -137,7 +138,7 @@ def external(section: Serving) -> list[Endpoint]:
     """
     key = os.environ.get(section.api_key_env, "none")
     return [
-        Endpoint(url, _model_at(url, key, section), key, check=lambda url=url: _check(url, key, section))
+        Endpoint(url, _model_at(url, key, section), key, check=partial(_served_at, url, key, section))
         for url in (url.rstrip("/") for url in section.endpoints)
     ]
 
@@ -182,10 +183,6 @@ def _model_at(url: str, key: str, section: Serving) -> str:
             "Name one of these with serving.served_model.",
         )
     return names[0]
-
-
-def _check(url: str, key: str, section: Serving) -> None:
-    _served_at(url, key, section)
 
 
 def _served_at(url: str, key: str, section: Serving) -> list[str]:

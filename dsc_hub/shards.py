@@ -8,7 +8,6 @@ folder, not beside it: no other run may take a shard for the whole.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.index import Index, KeyOf, chain_key, turn_key
 from dsc_hub.recipe import digest
 from dsc_hub.records import word
-from dsc_hub.runs import Run
+from dsc_hub.runs import Run, write_lines
 
 FOLDER = "shards"
 MOST = 10_000
@@ -130,13 +129,6 @@ def join(run: Run, shards: Iterable[Run]) -> None:
         "chains.jsonl": chains,
     }
     for name, of in rows.items():
-        _write(run[name], of.lines())
+        write_lines(run[name], of.lines())
     sessions = [of["sessions.jsonl"].read_bytes() for of in shards if of["sessions.jsonl"].is_file()]
-    _write(run["sessions.jsonl"], sessions)
-
-
-def _write(path: Path, lines: Iterable[bytes]) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.writelines(lines)
-    os.replace(part, path)
+    write_lines(run["sessions.jsonl"], sessions)
