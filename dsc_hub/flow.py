@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import threading
 from collections import deque
@@ -48,6 +49,7 @@ class Flow:
             self._leave()
 
         ticking = asyncio.create_task(self._tick())
+        gc.freeze()  # the libraries' objects are no garbage; to look through them again and again costs a sixth of the time
         try:
             with self._ctrl_c():
                 while True:
@@ -71,6 +73,7 @@ class Flow:
                 task.cancel()
             # `done` too: several may have failed at the same moment, and each error wants to be looked at.
             await asyncio.gather(ticking, *running, *done, return_exceptions=True)
+            gc.unfreeze()
         if self.stopping:
             raise KeyboardInterrupt
 
