@@ -92,6 +92,7 @@ def chains_of(
     finally:  # a session that fails has cost something too
         cached, looked_up = (now - then for now, then in zip(serving.prefix_cache(endpoints), before, strict=True))
         seconds = round(time.monotonic() - started, 2)
+        count, kind = processors(job)
         session = {
             "seconds": seconds,
             "new_tokens": generator.new_tokens,
@@ -99,8 +100,8 @@ def chains_of(
             "looked_up_tokens": max(0, looked_up),
             "retries": generator.retries,
             "scoring_s": round(scoring.seconds, 2),
-            "processors": processors(job),
-            "kind": kind_of_processor(job),
+            "processors": count,
+            "kind": kind,
         }
         job.run.note_session("sampling", session)
     if tally.interrupted:
@@ -125,22 +126,16 @@ async def ask(generator: Any, work: Callable[[], Any]) -> Any:
         return await work()
 
 
-def processors(job: Job) -> int | None:
-    """Cores or GPUs that the servers have; None where they are somebody else's."""
+def processors(job: Job) -> tuple[int, str] | tuple[None, None]:
+    """How many the servers have, and of which kind ("core", "GPU"); twice None where they are somebody else's."""
     from dsc_hub import serving
 
     section = job.recipe.serving
     if section.endpoints:
-        return None
+        return None, None
     if machine.vllm_on_cpu():
-        return machine.cores()
-    return len(serving.replica_places(section)) * section.tensor_parallel
-
-
-def kind_of_processor(job: Job) -> str | None:
-    if job.recipe.serving.endpoints:
-        return None
-    return "core" if machine.vllm_on_cpu() else "GPU"
+        return machine.cores(), "core"
+    return len(serving.replica_places(section)) * section.tensor_parallel, "GPU"
 
 
 def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:

@@ -32,12 +32,10 @@ WAIT_S, LONGEST_S = 0.5, 30.0  # before the first retry, doubled each time up to
 REVIVALS = 4  # tries to bring back a server that is gone
 DEATHS = 3  # servers that may be gone while they have a request; then it is the request
 TOO_MUCH = {"429", "503"}
-GATHER = (
-    0.05  # of a request's duration: so long requests gather for a server that stops all others while it reads a prompt
-)
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # what servers say to a route or a parameter that they don't have
 
 Message = dict[str, str]
+Concurrency = int | Literal["auto"]
 T = TypeVar("T")
 
 
@@ -72,25 +70,8 @@ class _Lane:
     endpoint: Endpoint
     level: Level
     busy: int = 0
-    sent: int = 0  # of those, at the server now; the others gather
-    lasts: float = 0.0  # a request, in seconds: moving mean
-    gate: asyncio.Event | None = None
     revival: asyncio.Task[None] | None = None
     gone: ServingError | None = None  # for good
-
-    async def gather(self) -> None:
-        """Wait for other requests, so that the server stops for all of them once; not while half of what it could do is here."""
-        if not self.endpoint.stops_to_read:
-            return
-        if self.gate is None or self.gate.is_set():
-            self.gate = asyncio.Event()
-            asyncio.get_running_loop().call_later(GATHER * self.lasts, self.gate.set)
-        self.let_go()
-        await self.gate.wait()
-
-    def let_go(self) -> None:
-        if self.gate is not None and 2 * self.sent <= self.busy:
-            self.gate.set()
 
     @property
     def is_up(self) -> bool:
@@ -102,7 +83,8 @@ class Generator:
     """Asks one or more servers: the one that has a chain's beginning in its cache, unless it has enough to do. Use as an async
     context manager. Sampling settings are stated in every request: servers have defaults of their own.
 
-    How many requests are in flight is bounded by the stage that asks, which goes by `level`. `retries` counts the requests that
+    How many requests are in flight is bounded by the stage that asks, which goes by `level`: `concurrency` at each server, or what a
+    tuple says for each. `retries` counts the requests that
     were sent again, by reason, and servers that came back; `new_tokens` what was written.
     """
 
@@ -110,7 +92,7 @@ class Generator:
     settings: Generation
     timeout_s: float
     critic: Endpoint | None = None
-    concurrency: int | Literal["auto"] = "auto"
+    concurrency: Concurrency | tuple[Concurrency, ...] = "auto"
     retries: Counter[str] = field(default_factory=Counter)
     new_tokens: int = 0
     _lanes: list[_Lane] = field(default_factory=list, init=False)
@@ -124,8 +106,9 @@ class Generator:
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
             trust_env=True,
         )
-        self._lanes = [_Lane(e, Level(self.concurrency)) for e in self.endpoints]
-        self._critic = [_Lane(self.critic, Level(self.concurrency))] if self.critic else []
+        each = self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency,) * len(self.endpoints)
+        self._lanes = [_Lane(e, Level(wanted)) for e, wanted in zip(self.endpoints, each, strict=True)]
+        self._critic = [_Lane(self.critic, Level("auto"))] if self.critic else []
         return self
 
     async def __aexit__(
@@ -189,7 +172,6 @@ class Generator:
             lane = await self._free(lanes, beginning)
             lane.busy += 1
             try:
-                await lane.gather()
                 return await ask(lane)
             except _Again as e:
                 tries += 1
@@ -263,15 +245,7 @@ class Generator:
         s = self.settings
         asked = {"model": model or lane.endpoint.model, "messages": messages, "seed": seed, "n": 1}
         asked |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_new_tokens}
-        lane.sent += 1
-        started = time.monotonic()
-        try:
-            answer = await self._post(lane.endpoint, "chat/completions", asked | s.extra)
-        finally:
-            lane.sent -= 1
-            lane.let_go()
-        duration = time.monotonic() - started
-        lane.lasts = 0.95 * lane.lasts + 0.05 * duration if lane.lasts else duration
+        answer = await self._post(lane.endpoint, "chat/completions", asked | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
             text, why = choice["message"]["content"] or "", choice["finish_reason"] or ""

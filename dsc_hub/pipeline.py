@@ -106,8 +106,8 @@ def merge(job: Job, folders: Sequence[Path]) -> None:
         set_owner(job, None)
         run_stage(job, "prompts")
         started = time.monotonic()
+        _forget_after(job, "prompts")
         shards.join(job.run, found)
-        _forget_after(job, "sampling")
         reused = sum(of.marker("sampling")["result"]["reused_turns"] for of in found)
         result = stages.sampled(job, stages.wanted_prompts(job), reused)
         if (there := result["finished"] + sum(1 for _ in job.run.rows("failed.jsonl"))) != result["chains"]:

@@ -68,11 +68,16 @@ def _seconds(value: Any) -> Any:
     return explain.no_switch(value, float)
 
 
-def _auto_or(most: int) -> BeforeValidator:
-    def check(value: Any) -> Any:
+def _auto_or(most: int, several: bool = False) -> BeforeValidator:
+    """auto, or a whole number; with `several` also a list of such."""
+
+    def one(value: Any) -> Any:
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
             raise ValueError(f"should be a whole number from 1 to {most}, or auto, got {value!r:.60}")
         return value
+
+    def check(value: Any) -> Any:
+        return tuple(map(one, value)) if several and isinstance(value, (list, tuple)) else one(value)
 
     return BeforeValidator(check)
 
@@ -258,9 +263,12 @@ class Serving(Section):
     """How the base model is served. `endpoints` (local recipes and overrides only): servers that already run."""
 
     context: int = Field(2048, ge=128, description="tokens of prompt and answer together")
-    concurrency: Annotated[int | Literal["auto"], _auto_or(4096)] = Field(
-        "auto",
-        description="requests in flight at each server; auto: it begins with 128 and doubles as long as that brings more tokens a second",
+    concurrency: Annotated[int | Literal["auto"] | tuple[int | Literal["auto"], ...], _auto_or(4096, several=True)] = (
+        Field(
+            "auto",
+            description="requests in flight at each server; auto: it begins with 128 and doubles as long as that brings more tokens a second. "
+            "A list: one for each of `endpoints`",
+        )
     )
     replicas: Annotated[int | Literal["auto"], _auto_or(1024)] = Field(
         "auto", description="vLLM servers on this machine; auto: one for each GPU, or group of GPUs, one on a CPU"
@@ -275,6 +283,14 @@ class Serving(Section):
     api_key_env: str = Field(
         "OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable that holds the endpoints' key"
     )
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> Serving:
+        if isinstance(self.concurrency, tuple) and len(self.concurrency) != len(self.endpoints):
+            raise ValueError(
+                f"concurrency: {len(self.concurrency)} numbers for {len(self.endpoints)} endpoints; give one for each, or one for all"
+            )
+        return self
 
 
 class DatasetSection(Section):

@@ -11,7 +11,7 @@ import asyncio
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,12 +119,15 @@ async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
     rewards = iter(row.rewards)
 
     async def generate(messages: list[Message], about: Prompt, chain: int, step: int, role: Role) -> Turn:
-        await asyncio.sleep(0)  # scores that were asked for before go first
         return Turn(about.id, chain, step, role, texts[role], "stop", 0, 0, 0)
 
-    async def score(text: str, about: Prompt) -> Score:
-        reward = next(rewards)  # asked for first the answer, then the revision
-        return Score(reward, "" if reward is not None else UNKNOWN)
+    def score(text: str, about: Prompt) -> Awaitable[Score]:
+        reward = next(rewards)  # the answer's is asked for before the revision's, whichever is waited for first
+
+        async def told() -> Score:
+            return Score(reward, "" if reward is not None else UNKNOWN)
+
+        return told()
 
     return await run_chain(
         prompt,

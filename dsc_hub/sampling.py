@@ -193,7 +193,7 @@ async def sample(
 def fixed_level(recipe: Recipe) -> int:
     """Requests in flight where nobody measures how many are best."""
     wanted = recipe.serving.concurrency
-    return FIRST if wanted == "auto" else wanted
+    return sum(FIRST if one == "auto" else one for one in (wanted if isinstance(wanted, tuple) else (wanted,)))
 
 
 def _turns_outside(turns: Rows, finished: Index) -> Iterator[Turn]:

@@ -45,7 +45,6 @@ class Endpoint:
     check: Callable[[], object] = lambda: None
     restart: Callable[[], None] | None = None  # of a server of our own; it is there again when `is_ready`
     is_ready: Callable[[], bool] = lambda: True
-    stops_to_read: bool = False  # does it stop writing all other answers while it reads a prompt? (vLLM on a CPU)
 
 
 @contextmanager
@@ -75,10 +74,7 @@ def serve(
             while not all([engine.is_ready() for engine in engines]):
                 line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
                 sleep(0.25)
-        yield [
-            Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check_after_loss, e.restart, e.is_ready, machine.vllm_on_cpu())
-            for e in engines
-        ]
+        yield [Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check_after_loss, e.restart, e.is_ready) for e in engines]
 
 
 def replica_places(section: Serving) -> list[tuple[str, ...]]:

@@ -171,6 +171,7 @@ def _evaluation(job: Job) -> Result:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
+    count, kind = asking.processors(job)
     about = {name: {"name": s.name, "unit": s.unit, "higher_is_better": True} for name, s in scorers.items()}
     numbers = evaluation.summarise(
         job.recipe,
@@ -179,10 +180,10 @@ def _evaluation(job: Job) -> Result:
         {name: bool(a["higher_is_better"]) for name, a in about.items()},
         {arm: arms.seconds(job.run, arm) for arm in e.arms},
         neutral,
-        asking.processors(job),
+        count,
         trained_here="adapter" not in job.run.facts,
     )
-    numbers["processors"] = asking.kind_of_processor(job) or ("GPU" if job.run.facts["hardware"]["gpus"] else "core")
+    numbers["processors"] = kind or ("GPU" if job.run.facts["hardware"]["gpus"] else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
     numbers["served_on"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -15,6 +16,8 @@ import pytest
 
 from dsc_hub import engine, machine, recipe_files, serving
 from dsc_hub.errors import ConfigError
+from dsc_hub.generation import Generator
+from dsc_hub.level import FIRST
 from dsc_hub.recipe import Serving
 from dsc_hub.serving import Endpoint
 from tests.conftest import ROOT
@@ -151,6 +154,28 @@ def test_a_wrong_number_of_requests_or_replicas_is_told_once(recipe_file: Path, 
     with pytest.raises(ConfigError) as e:
         recipe_files.load(recipe_file, [f"serving.{key}={value}"])
     assert len(e.value.problems) == 1 and f"serving.{key}: should be a whole number from 1 to" in e.value.problems[0]
+
+
+def test_each_endpoint_may_have_a_number_of_its_own(recipe_file: Path):
+    def told(concurrency: str) -> str:
+        override = [f"serving.concurrency={concurrency}", "serving.endpoints=[http://a/v1, http://b/v1]"]
+        with pytest.raises(ConfigError) as e:
+            recipe_files.load(recipe_file, override)
+        return "\n".join(e.value.problems)
+
+    found = recipe_files.load(
+        recipe_file, ["serving.concurrency=[64, auto]", "serving.endpoints=[http://a/v1, http://b/v1]"]
+    )
+    assert found.serving.concurrency == (64, "auto")
+    ends = [Endpoint(f"http://{name}/v1", "m", "k") for name in "ab"]
+
+    async def go() -> tuple[int, list[int]]:
+        async with Generator(ends, found.generation, 20, concurrency=found.serving.concurrency) as g:
+            return g.level(), [lane.level.now for lane in g._lanes]
+
+    assert asyncio.run(go()) == (64 + FIRST, [64, FIRST])
+    assert "3 numbers for 2 endpoints; give one for each" in told("[1, 2, 3]")
+    assert "should be a whole number from 1 to 4096, or auto, got 0" in told("[1, 0]")
 
 
 def test_further_parameters_are_sent_as_they_are_and_ours_are_not_to_be_set(recipe_file: Path, dsc):

@@ -174,29 +174,6 @@ def test_a_beginning_stays_at_its_server_until_that_has_enough_to_do(scripted):
     assert sorted(busy(64, [f"q{i}" for i in range(32)])) > [6, 6]  # different beginnings spread
 
 
-@pytest.mark.parametrize("stops", [True, False])
-def test_requests_come_together_to_a_server_that_stops_to_read(scripted, stops: bool):
-    came: list[float] = []
-    url = scripted(pause=1.0, fault=lambda body, before: came.append(time.monotonic()) or "")
-
-    async def go() -> None:
-        end = Endpoint(url, "scripted", "k", stops_to_read=stops)
-        async with Generator([end], Generation(), 20) as g:
-            first = [asyncio.create_task(g.complete([{"role": "user", "content": f"a{i}"}], i)) for i in range(8)]
-            await asyncio.sleep(0.3)
-            g._lanes[0].lasts = 8.0  # so they gather for 0.4 s
-            later = []
-            for i in range(4):
-                later.append(asyncio.create_task(g.complete([{"role": "user", "content": f"b{i}"}], i)))
-                await asyncio.sleep(0.05)
-            await asyncio.gather(*first, *later)
-
-    asyncio.run(go())
-    assert max(came[:8]) - min(came[:8]) < 0.3  # an idle server is asked at once
-    spread = max(came[8:]) - min(came[8:])
-    assert spread < 0.1 if stops else spread > 0.12
-
-
 def test_a_refused_request_costs_itself_and_a_wrong_key_stops_the_run(scripted):
     with pytest.raises(RequestFailed, match="answered 400: .*too long"):
         ask([Endpoint(scripted(fail_after=0), "scripted", "k")])

@@ -84,6 +84,20 @@ def test_shards_from_other_machines_are_named_by_their_folders(place, tmp_path: 
     assert len(sorted_rows(here.run["chains.jsonl"])) == 28
 
 
+def test_a_merge_that_is_broken_off_leaves_nothing_that_passes_for_done(place, monkeypatch: pytest.MonkeyPatch):
+    here = place()
+    for i in (1, 2):
+        here.sample(f"{i}/2")
+    here.merge()
+    with monkeypatch.context() as broken:
+        broken.setattr("dsc_hub.stages.sampled", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            here.merge()
+    assert not here.run.is_done("sampling", here.job.fingerprints["sampling"])
+    here.merge()
+    assert here.run.is_done("sampling", here.job.fingerprints["sampling"])
+
+
 def test_what_was_sampled_before_it_was_divided_is_kept(place):
     here = place()
     whole = here.sample()
