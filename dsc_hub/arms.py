@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
-from dsc_hub.errors import ServingError
 from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
@@ -27,7 +26,7 @@ from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
-from dsc_hub.sampling import MOST_FAILURES_IN_A_ROW, fixed_level, read_chains, run_with_line
+from dsc_hub.sampling import Failures, Tally, fixed_level, read_chains, run_with_line
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
@@ -100,13 +99,19 @@ async def ask(
                     prefix=arm.prefix,
                     level=level,
                 )
-                await _timed(run, arm, arm.way, work)
+                await _timed(run, arm, arm.way, _whole(work))
             elif arm.way == "best":
                 await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete, level))
 
 
 def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
     return lambda messages, seed: complete(messages, seed, model)
+
+
+async def _whole(work: Awaitable[Tally]) -> None:
+    """KeyboardInterrupt if Ctrl-C broke it off: what is missing must not pass for failed."""
+    if (await work).interrupted:
+        raise KeyboardInterrupt
 
 
 async def _timed(run: Run, arm: Arm, what: str, work: Awaitable[Any]) -> None:
@@ -175,7 +180,7 @@ async def _draw(
     done = {(row["prompt_id"], row["chain"], row["step"]) for row in rows if row["role"] == "answer"}
     left = [(p, k, j) for p, k, j in todo if (p.id, k, j) not in done]
     texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
-    meter, failed, in_a_row = Meter(len(left)), 0, 0
+    meter, failed, failures = Meter(len(left)), 0, Failures(works=bool(done))
     name = model or "base"
 
     async def one(prompt: Prompt, sample: int, number: int) -> bool:
@@ -184,7 +189,9 @@ async def _draw(
             c = await complete(texts.opening(prompt.text), seed, model)
         except RequestFailed as e:
             say(f"evaluation: {name} gave no answer to {prompt.id}: {e}")
+            failures.failed(prompt.id, (sample, number), e)
             return False
+        failures.answered()
         turn = Turn(prompt.id, sample, number, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
         rows.append(turn)
         return True
@@ -195,9 +202,6 @@ async def _draw(
             async for ok in flow.over((lambda x=x: one(*x)) for x in left):
                 meter.done += 1
                 failed += not ok
-                in_a_row = 0 if ok else in_a_row + 1
-                if in_a_row >= MOST_FAILURES_IN_A_ROW:
-                    raise ServingError(f"{in_a_row} requests to '{name}' failed one after the other")
                 line.show(f"evaluation  {name}  answers {meter.done}/{meter.total}  failed {failed}{meter.left()}")
     finally:
         rows.close()

@@ -71,7 +71,7 @@ def chains_of(
     from dsc_hub.scoring import Scoring
 
     generator, scoring, before = generator_of(job, endpoints), Scoring(score), serving.prefix_cache(endpoints)
-    started = time.monotonic()
+    started, reused_tokens = time.monotonic(), 0
     try:
         tally = asyncio.run(
             ask(
@@ -89,15 +89,17 @@ def chains_of(
                 ),
             )
         )
+        reused_tokens = tally.reused_tokens
     finally:  # a session that fails has cost something too
-        cached, looked_up = (now - then for now, then in zip(serving.prefix_cache(endpoints), before, strict=True))
+        cached, looked_up = serving.cache_use(before, serving.prefix_cache(endpoints))
         seconds = round(time.monotonic() - started, 2)
         count, kind = processors(job)
         session = {
             "seconds": seconds,
             "new_tokens": generator.new_tokens,
-            "cached_tokens": max(0, cached),
-            "looked_up_tokens": max(0, looked_up),
+            "reused_tokens": reused_tokens,
+            "cached_tokens": cached,
+            "looked_up_tokens": looked_up,
             "retries": generator.retries,
             "scoring_s": round(scoring.seconds, 2),
             "processors": count,

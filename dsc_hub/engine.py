@@ -15,6 +15,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 from dsc_hub.errors import ServingError
@@ -191,7 +192,7 @@ class Engine:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
                 if answer.status == 200:
                     return True
-        except OSError:
+        except (OSError, HTTPException):
             pass
         if time.monotonic() - self.started > self._timeout_s:
             raise ServingError(

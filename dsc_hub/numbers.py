@@ -298,7 +298,9 @@ class Sampling(Part):
     processors: Literal["core", "GPU"] | None = Field(None, description="what processor_hours counts")
     scoring_s: float | None = Field(None, description="seconds that scorers worked, beside the generation")
     retries: dict[str, Count] = Field({}, description="reason -> requests that were sent again")
-    reused_turns: Count = Field(description="turns that an earlier, broken-off session or another run had made")
+    reused_turns: Count = Field(
+        description="turns that the last session found made, by one that was broken off or by another run"
+    )
 
 
 class Dataset(Part):

@@ -156,8 +156,8 @@ class Run:
     # -- what it cost, over all the sessions that a run took
 
     def note_session(self, stage: str, cost: Mapping[str, Any]) -> None:
-        """Add what a session cost: {seconds, new_tokens}, and what else is known of {cached_tokens, looked_up_tokens, retries,
-        scoring_s, processors, kind}."""
+        """Add what a session cost: {seconds, new_tokens}, and what else is known of {reused_tokens, cached_tokens,
+        looked_up_tokens, retries, scoring_s, processors, kind}."""
         rows = self.rows("sessions.jsonl")
         rows.append({"stage": stage, **cost})
         rows.close()
@@ -178,7 +178,7 @@ class Run:
             return sum(row.get(key) or 0 for row in sessions)
 
         seconds, known, looked_up = total("seconds"), total("new_tokens"), total("looked_up_tokens")
-        ended = bool(sessions) and known == new
+        ended = bool(sessions) and known + total("reused_tokens") == new
         hours = [row["seconds"] * row["processors"] / 3600 for row in sessions if row.get("processors")]
         retries: Counter[str] = Counter()
         for row in sessions:
@@ -229,8 +229,7 @@ class Run:
             if donor[name].is_dir():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(donor[name], target)
-            elif donor[name].is_file():
-                shutil.copy2(donor[name], target)
+        self._copy_files(donor, STAGE_FILES[stage])
         for name in (stage, *({"evaluation": ["test_set", "blind"]}.get(stage, []))):
             if (section := donor.metrics.get(name)) is not None:
                 self.add_metrics(name, section)
@@ -282,11 +281,18 @@ class Run:
         for donor in siblings:
             same = donor.facts.get("fingerprints", {}).get(stage) == fingerprint
             if donor.folder != self.folder and same and donor["turns.jsonl"].is_file():
-                for name in names:
-                    if donor[name].is_file():  # it may be written to this moment: a torn last line is cut off later
-                        shutil.copy2(donor[name], self[name])
+                self._copy_files(donor, names)  # they may be written to this moment: a torn last line is cut off later
                 return donor.folder
         return None
+
+    def _copy_files(self, donor: Run, names: Sequence[str]) -> None:
+        """What of these are files, whole or not at all; the first one is the last to be there. (A chain without its turns would
+        pass for one that needs none.)"""
+        there = [name for name in names if donor[name].is_file()]
+        for name in there:  # in this order: a donor that still writes has the turns of its chains on disk
+            shutil.copy2(donor[name], self[f"{name}.part"])
+        for name in reversed(there):
+            os.replace(self[f"{name}.part"], self[name])
 
 
 def evaluated(run: Run) -> dict[str, Any]:

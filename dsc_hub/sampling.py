@@ -48,6 +48,28 @@ Complete = Callable[[list[Message], int], Awaitable[Completion]]  # messages, se
 MOST_FAILURES_IN_A_ROW = 20  # then it isn't the requests but the server
 
 
+class Failures:
+    """Tells requests that fail for their own sake from a server that fails all of them: MOST_FAILURES_IN_A_ROW with no answer
+    between them. Of refusals those of one prompt count once, and none when there was an answer (`works`: in an earlier session)."""
+
+    def __init__(self, works: bool) -> None:
+        self._works, self._in_a_row = works, set[object]()
+
+    def answered(self) -> None:
+        self._works = True
+        self._in_a_row.clear()
+
+    def failed(self, prompt_id: str, number: object, error: RequestFailed, hint: str = "") -> None:
+        """Request `number` of a prompt failed. ServingError if that is one too many."""
+        if error.refused and self._works:
+            return
+        self._in_a_row.add(prompt_id if error.refused else (prompt_id, number))
+        if len(self._in_a_row) >= MOST_FAILURES_IN_A_ROW:
+            raise ServingError(
+                f"{len(self._in_a_row)} requests failed one after the other; the last: {error}", hint
+            ) from None
+
+
 @dataclass
 class Tally:
     """What the progress line counts. finished + failed + left = total. Time left goes by turns: chains finish late."""
@@ -61,7 +83,7 @@ class Tally:
     unscored: int = 0
     new_tokens: int = 0
     reused_turns: int = 0
-    failures_in_a_row: int = 0
+    reused_tokens: int = 0  # of them, those that other runs generated
     interrupted: bool = False
     meter: Meter = field(init=False)
     started: float = field(default_factory=time.monotonic)
@@ -71,7 +93,6 @@ class Tally:
 
     def chain_done(self, chain: Chain) -> None:
         self.finished += 1
-        self.failures_in_a_row = 0
         self.proposals += len(chain.steps)
         self.accepted += sum(s.accepted for s in chain.steps)
         self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
@@ -116,6 +137,9 @@ async def sample(
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
     finished, each = Index([chains], chain_key), recipe.chain.chains_per_prompt
+    # What failed before is tried again now. Should it fail again, that says nothing new about the server.
+    formerly = {chain_key(row) for row in failed}
+    failed.path.unlink(missing_ok=True)
     left = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     # Only turns of unfinished chains are held: those of finished ones are never asked for again.
     had = {t.key: t for t in _turns_outside(turns, finished)}
@@ -124,15 +148,17 @@ async def sample(
     texts = Texts(c.critique, c.revision, c.system, c.principles)
     principle_dice = dice_of(recipe.seed, "principle")
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
-    flow = Flow(level or (lambda: fixed_level(recipe)))
+    flow, failures = Flow(level or (lambda: fixed_level(recipe))), Failures(works=bool(finished or had))
 
     async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
-        if (old := had.pop((prompt.id, number, step, role), None)) is not None:
-            return old
         seed, request = seed_of(recipe.seed, prompt.id, number, step, role), digest(role, messages)
+        old = had.pop((prompt.id, number, step, role), None)
+        if old is not None and old.request in ("", request):  # not what answers a text that is no longer there
+            return old
         if known is not None and (other := known.get((request, seed))) is not None:
             turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
             tally.reused_turns += 1
+            tally.reused_tokens += turn.new_tokens
         else:
             flow.go_on()
             ask = criticise if criticise and role == "critique" else complete
@@ -141,6 +167,7 @@ async def sample(
                 prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed, request
             )
             tally.new_tokens += c.new_tokens
+            failures.answered()
         turns.append(turn)
         tally.meter.done += 1
         show(tally.line)
@@ -167,12 +194,9 @@ async def sample(
         except RequestFailed as e:
             failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
             tally.failed += 1
-            tally.failures_in_a_row += 1
-            if tally.failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
-                raise ServingError(
-                    f"{MOST_FAILURES_IN_A_ROW} chains failed one after the other; the last: {e}",
-                    f"See {failed.path}; run the same command again when the cause is gone.",
-                ) from None
+            if (prompt.id, number) not in formerly:
+                hint = f"See {failed.path}; run the same command again when the cause is gone."
+                failures.failed(prompt.id, number, e, hint)
             return
         chains.append(chain)
         tally.chain_done(chain)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -108,23 +109,37 @@ def worth_compiling(new_tokens: int, tokens_per_s: float | None) -> bool:
     return new_tokens / (tokens_per_s or FASTEST) * COMPILED_SAVES[machine.has_amx()] > COMPILING_S
 
 
-def prefix_cache(endpoints: Iterable[Endpoint]) -> tuple[int, int]:
-    """Prompt tokens that the servers found in their prefix caches, and all that they looked for there, since they started; (0, 0)
-    where they don't tell (vLLM does)."""
-    found = {"hits": 0.0, "queries": 0.0}
-    for e in endpoints:
-        request = urllib.request.Request(
-            f"{e.url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {e.api_key}"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
-                text = answer.read().decode("utf-8", "replace")
-        except (OSError, ValueError):
-            continue
-        for what in found:
-            pattern = rf"^vllm:prefix_cache_{what}(?:_total)?(?:{{.*}})? (\S+)$"
-            found[what] += sum(float(value) for value in re.findall(pattern, text, re.MULTILINE))
-    return int(found["hits"]), int(found["queries"])
+def prefix_cache(endpoints: Iterable[Endpoint]) -> list[tuple[int, int] | None]:
+    """Of each server: prompt tokens that it found in its prefix cache, and all that it looked for there, since it started; None
+    where it doesn't tell (vLLM does)."""
+    return [_prefix_cache_of(e) for e in endpoints]
+
+
+def _prefix_cache_of(endpoint: Endpoint) -> tuple[int, int] | None:
+    request = urllib.request.Request(
+        f"{endpoint.url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {endpoint.api_key}"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            text = answer.read().decode("utf-8", "replace")
+    except (OSError, HTTPException, ValueError):
+        return None
+    found = []
+    for what in ("hits", "queries"):
+        pattern = rf"^vllm:prefix_cache_{what}(?:_total)?(?:{{.*}})? (\S+)$"
+        found.append([float(value) for value in re.findall(pattern, text, re.MULTILINE)])
+    return (int(sum(found[0])), int(sum(found[1]))) if all(found) else None
+
+
+def cache_use(before: Iterable[tuple[int, int] | None], after: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
+    """Tokens found and looked for between two looks at `prefix_cache`. A server that was silent at one of them is left out; one that
+    was started anew in between counts from its start."""
+    found = looked_up = 0
+    for then, now in zip(before, after, strict=True):
+        if then and now:
+            then = (0, 0) if now[1] < then[1] else then
+            found, looked_up = found + now[0] - then[0], looked_up + now[1] - then[1]
+    return found, looked_up
 
 
 def external(section: Serving) -> list[Endpoint]:
@@ -194,7 +209,7 @@ def _served_at(url: str, key: str, section: Serving) -> list[str]:
             else "An endpoint's address ends with /v1."
         )
         raise ServingError(f"endpoint {url} answered {e.code} {e.reason} to /models", hint) from None
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
         raise ServingError(
             f"endpoint {url} can't be used: {getattr(e, 'reason', e)}",
             "Is the server up, and is the address like http://host:8000/v1?",

@@ -8,6 +8,7 @@ folder, not beside it: no other run may take a shard for the whole.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -130,5 +131,9 @@ def join(run: Run, shards: Iterable[Run]) -> None:
     }
     for name, of in rows.items():
         write_lines(run[name], of.lines())
-    sessions = [of["sessions.jsonl"].read_bytes() for of in shards if of["sessions.jsonl"].is_file()]
-    write_lines(run["sessions.jsonl"], sessions)
+    sessions = [
+        row for row in run.rows("sessions.jsonl") if "shard" not in row
+    ]  # its own, not those of an earlier merge
+    for of in shards:
+        sessions += [row | {"shard": str(_shard_of(of))} for row in of.rows("sessions.jsonl")]
+    write_lines(run["sessions.jsonl"], [json.dumps(row).encode() + b"\n" for row in sessions])

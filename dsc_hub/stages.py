@@ -51,7 +51,6 @@ def _sampling(job: Job) -> Result:
     wanted = wanted_prompts(job)
     reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = asking.load_veto(job, job.run.facts["identity"])
-    job.run["failed.jsonl"].unlink(missing_ok=True)  # what failed before is tried again now
     if known := sampling.turns_of_others(job.run, runs.siblings(job.runs, job.recipe.name)):
         say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
     c = job.recipe.chain

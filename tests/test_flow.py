@@ -131,11 +131,24 @@ def test_a_level_that_is_not_in_use_is_not_judged_and_a_fixed_one_stays():
     for n in range(10_000):
         fixed.done(100, 7, n * 0.01)
     assert fixed.now == 7
-    fixed.too_much()
-    assert fixed.now == 4
-    for _ in range(20):
-        fixed.too_much()
-    assert fixed.now == 1
+
+
+def test_a_level_falls_once_for_a_load_and_comes_back():
+    level = Level(100)
+    for _ in range(30):
+        level.too_much(sent=1.0, at=2.0)
+    assert level.now == 70
+    level.too_much(sent=2.5, at=3.0)
+    assert level.now == 49
+    for n in range(48):
+        level.done(100, 49, 4.0 + n)
+    assert level.now == 49
+    for n in range(3000):
+        level.done(100, level.now, 60.0 + n)
+    assert level.now == 100
+    for at in range(100, 200):
+        level.too_much(sent=at, at=at)
+    assert level.now == 1
 
 
 # -- Ctrl-C

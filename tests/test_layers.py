@@ -29,6 +29,7 @@ GROUND = {
     "adapters",
     "keeper",
     "serving",
+    "lanes",
     "generation",
     "scoring",
     "launcher",

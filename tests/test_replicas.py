@@ -143,12 +143,20 @@ def test_the_prefix_caches_rate_is_read_where_a_server_tells_it():
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    assert serving.prefix_cache([Endpoint(url, "m", "k")]) == (43_776, 80_000)
-    assert serving.prefix_cache([Endpoint(url, "m", "wrong"), Endpoint("http://127.0.0.1:1/v1", "m", "k")]) == (0, 0)
+    assert serving.prefix_cache([Endpoint(url, "m", "k")]) == [(43_776, 80_000)]
+    assert (
+        serving.prefix_cache([Endpoint(url, "m", "wrong"), Endpoint("http://127.0.0.1:1/v1", "m", "k")]) == [None] * 2
+    )
     server.shutdown()
 
 
-@pytest.mark.parametrize("value", ["0", "5000", "many", "1.5", "[1]"])
+def test_what_the_prefix_cache_gave_is_that_of_servers_that_told_it_twice():
+    assert serving.cache_use([(10, 100), (5, 50)], [(60, 200), (5, 50)]) == (50, 100)
+    assert serving.cache_use([(0, 100), None, (1, 2)], [None, (7, 7), (500, 600)]) == (499, 598)
+    assert serving.cache_use([(900, 1000)], [(30, 40)]) == (30, 40)  # started anew in between
+
+
+@pytest.mark.parametrize("value", ["0", "5000", "many", "1.5", "[0]"])
 @pytest.mark.parametrize("key", ["concurrency", "replicas"])
 def test_a_wrong_number_of_requests_or_replicas_is_told_once(recipe_file: Path, key: str, value: str):
     with pytest.raises(ConfigError) as e:
@@ -171,7 +179,7 @@ def test_each_endpoint_may_have_a_number_of_its_own(recipe_file: Path):
 
     async def go() -> tuple[int, list[int]]:
         async with Generator(ends, found.generation, 20, concurrency=found.serving.concurrency) as g:
-            return g.level(), [lane.level.now for lane in g._lanes]
+            return g.level(), [lane.level.now for lane in g._lanes.all]
 
     assert asyncio.run(go()) == (64 + FIRST, [64, FIRST])
     assert "3 numbers for 2 endpoints; give one for each" in told("[1, 2, 3]")

@@ -190,6 +190,37 @@ def test_what_it_cost_is_summed_over_sessions_and_unknown_after_a_kill(tmp_path:
     assert (cost["processor_hours"], cost["processors"]) == (round(3 * 2 / 3600, 4), "core")
 
 
+def test_tokens_that_another_run_generated_cost_nothing_here(tmp_path: Path):
+    run = a_run(tmp_path)
+    run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n' * 4)
+    run.note_session("sampling", {"seconds": 2.0, "new_tokens": 10, "reused_tokens": 30, "processors": 2})
+    cost = run.cost("sampling", "turns.jsonl")
+    assert (cost["seconds"], cost["new_tokens"], cost["tokens_per_s"]) == (2.0, 40, 5.0)
+    assert cost["processor_hours"] == round(2 * 2 / 3600, 4)
+
+
+def test_rows_that_are_adopted_in_part_are_not_chains_without_their_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    old, new = a_run(tmp_path, "old"), a_run(tmp_path, "new")
+    old.add_facts(fingerprints={"sampling": "f"})
+    for name in ("turns.jsonl", "chains.jsonl"):
+        old[name].write_text('{"n": 1}\n')
+    real, done = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if done:
+            raise KeyboardInterrupt
+        done.append(target.name)
+        real(source, target)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            new.adopt_rows("sampling", "f", [old])
+    assert new["turns.jsonl"].exists() and not new["chains.jsonl"].exists()
+
+
 def test_what_no_session_knows_is_absent(tmp_path: Path):
     run = a_run(tmp_path)
     run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n')

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -131,13 +132,77 @@ def test_a_request_that_fails_costs_one_chain_with_its_reason_and_is_tried_again
     assert (tally.total, tally.finished) == (1, 1) and len(list(run.rows("chains.jsonl"))) == len(some)
 
 
+def test_refused_prompts_never_keep_a_run_from_its_end(recipe_file: Path, tmp_path: Path):
+    """More of them than make a server that refuses everything; alone at last; and as many chains of one prompt."""
+    (recipe_file.parent / "films.txt").write_text("\n".join(f"Film number {n}" for n in range(60)))
+    run, r, some = setup(recipe_file, tmp_path / "run", "serving.concurrency=4")
+    good, bad = ScriptedModel(), {p.text for p in some[: sampling.MOST_FAILURES_IN_A_ROW + 5]}
+
+    def picky(refused: bool):
+        async def ask(messages, seed):
+            if messages[0]["content"] in bad:
+                raise RequestFailed("no, 6 times", refused=refused)
+            return await good(messages, seed)
+
+        return ask
+
+    for refused in (True, True, False):
+        mixed = some[::-1] if not run["chains.jsonl"].exists() else some
+        tally = asyncio.run(sampling.sample(run, r, mixed, picky(refused), length_score))
+        assert tally.failed == len(bad) == len(list(run.rows("failed.jsonl")))
+    assert len(list(run.rows("chains.jsonl"))) == len(some) - len(bad)
+    run, r, some = setup(recipe_file, tmp_path / "many", "chain.chains_per_prompt=64", "serving.concurrency=64")
+    bad = {some[0].text}
+    tally = asyncio.run(sampling.sample(run, r, some[:3], picky(True), length_score))
+    assert (tally.failed, tally.finished) == (64, 128)
+
+
+def test_a_server_that_begins_to_fail_stops_the_run(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=4", "serving.concurrency=2")
+    good, asked = ScriptedModel(), 0
+
+    async def breaks(messages, seed):
+        nonlocal asked
+        asked += 1
+        if asked > 20:
+            raise RequestFailed("answered 500, 6 times")
+        return await good(messages, seed)
+
+    with pytest.raises(ServingError, match="20 requests failed one after the other.*500"):
+        asyncio.run(sampling.sample(run, r, some, breaks, length_score))
+    assert asked <= 20 + sampling.MOST_FAILURES_IN_A_ROW + 2
+
+
+def test_a_turn_is_not_taken_for_an_answer_to_other_words(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run")
+    asyncio.run(sampling.sample(run, r, some, ScriptedModel(), length_score))
+    whole = {row["prompt_id"]: row for row in run.rows("chains.jsonl")}
+    lost = some[
+        0
+    ].id  # as if the line of its first answer had been damaged and taken out, before its chain was finished
+    for name in ("turns.jsonl", "chains.jsonl"):
+        rows = [row for row in run.rows(name) if row["prompt_id"] != lost or row.get("step", 0)]
+        rows = [row for row in rows if name == "turns.jsonl" or row["prompt_id"] != lost]
+        run[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    class Other(ScriptedModel):  # the engine says something else than before
+        async def __call__(self, messages, seed):
+            done = await super().__call__(messages, seed)
+            return done if len(messages) > 1 else replace(done, text=f"Another {done.text}")
+
+    asyncio.run(sampling.sample(run, r, some, Other(), length_score))
+    (chain,) = (row for row in run.rows("chains.jsonl") if row["prompt_id"] == lost)
+    assert chain["answer"] == f"Another {whole[lost]['answer']}"
+    assert chain["steps"][0]["critique"] != whole[lost]["steps"][0]["critique"]
+
+
 def test_a_server_that_refuses_everything_stops_the_run(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=4", "serving.concurrency=2")
 
     async def broken(messages, seed):
         raise RequestFailed("500")
 
-    with pytest.raises(ServingError, match="20 chains failed one after the other"):
+    with pytest.raises(ServingError, match="20 requests failed one after the other"):
         asyncio.run(sampling.sample(run, r, some, broken, length_score))
 
 

@@ -163,7 +163,7 @@ def test_a_beginning_stays_at_its_server_until_that_has_enough_to_do(scripted):
                 jobs = [g.complete([{"role": "user", "content": q}], seed=i) for i, q in enumerate(questions)]
                 tasks = [asyncio.create_task(job) for job in jobs]
                 await asyncio.sleep(0.02)
-                now = [lane.busy for lane in g._lanes]
+                now = [lane.busy for lane in g._lanes.all]
                 await asyncio.gather(*tasks)
                 return now
 

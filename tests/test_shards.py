@@ -101,14 +101,18 @@ def test_a_merge_that_is_broken_off_leaves_nothing_that_passes_for_done(place, m
 def test_what_was_sampled_before_it_was_divided_is_kept(place):
     here = place()
     whole = here.sample()
+    spent = list(here.run.rows("sessions.jsonl"))
     rows = {name: (whole / name).read_bytes().splitlines(True) for name in ("turns.jsonl", "chains.jsonl")}
     here.run.unfinish("sampling")
     (whole / "chains.jsonl").write_bytes(b"".join(rows["chains.jsonl"][:5]))
     for i in (1, 2):
         here.sample(f"{i}/2")
     here.merge()
+    here.merge()
     for name, before in rows.items():
         assert sorted_rows(whole / name) == sorted(line.rstrip(b"\n") for line in before)
+    sessions = list(here.run.rows("sessions.jsonl"))  # what it cost before counts too, and no merge counts twice
+    assert sessions[0] == spent[0] and [row.get("shard") for row in sessions] == [None, "1/2", "2/2"]
 
 
 def test_all_that_is_wrong_with_shards_is_told_at_once(place, tmp_path: Path):

@@ -62,9 +62,8 @@ def test_killed_three_times_a_real_run_loses_nothing_and_repeats_only_what_was_i
         one = start("whole")
         assert one.wait(900) == 0, one.stderr.read()
         (whole,) = tmp_path.glob("whole/quickstart/*")
-        _, before_kills = serving.prefix_cache(
-            [end]
-        )  # prompt tokens of all requests that were begun, broken off or not
+        # prompt tokens of all requests that were begun, broken off or not
+        ((_, before_kills),) = serving.prefix_cache([end])
         turns = len(rows(whole / "turns.jsonl"))
         for moment in sorted(dice.sample(range(10, turns - 40), 3)):
             child = start("killed")
@@ -84,7 +83,7 @@ def test_killed_three_times_a_real_run_loses_nothing_and_repeats_only_what_was_i
         assert last.wait(900) == 0, last.stderr.read()
         for name, data in kept.items():
             assert whole_lines(there / name).startswith(data)  # what was finished is byte for byte what it was
-        _, begun = serving.prefix_cache([end])
+        ((_, begun),) = serving.prefix_cache([end])
     asked = [r["prompt_tokens"] for r in rows(there / "turns.jsonl")]
     repeated = begun - before_kills - sum(asked)  # prompt tokens
     keys = [Counter((r["prompt_id"], r["number"]) for r in rows(f / "chains.jsonl")) for f in (there, whole)]

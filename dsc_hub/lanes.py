@@ -1,0 +1,184 @@
+"""Which server takes a request, and what becomes of one that is gone.
+
+The one that has a chain's beginning in its cache is preferred, unless it has enough to do. One that is gone is started again, or
+looked for, while its requests go to the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import urllib.parse
+import urllib.request
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+from dsc_hub.errors import ServingError
+from dsc_hub.level import Level
+from dsc_hub.progress import say
+from dsc_hub.serving import Endpoint
+
+Concurrency = int | Literal["auto"]
+T = TypeVar("T")
+REVIVALS = 4  # tries to bring back a server that is gone
+WAIT_S, LONGEST_S = 0.5, 30.0  # before something is tried again, longer each time; with jitter
+
+
+class Gone(Exception):
+    """The server is gone with the request."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """A server, one `of` several, and what it has to do."""
+
+    of: Lanes
+    endpoint: Endpoint
+    level: Level
+    proxy: str | None = None
+    busy: int = 0
+    looking: asyncio.Future[None] | None = None
+    revival: asyncio.Task[None] | None = None
+    gone: ServingError | None = None  # for good
+
+    @property
+    def is_up(self) -> bool:
+        return self.revival is None and self.gone is None
+
+
+@dataclass(eq=False)
+class Lanes:
+    """Servers of the same model. `retries` counts those that came back; `answered` the requests that were done."""
+
+    endpoints: Sequence[Endpoint]
+    concurrency: Concurrency | tuple[Concurrency, ...]
+    retries: Counter[str]
+    answered: int = 0
+    all: list[Lane] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        each = self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency,) * len(self.endpoints)
+        self.all = [Lane(self, e, Level(n), _proxy_of(e.url)) for e, n in zip(self.endpoints, each, strict=True)]
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        # Looking at a server that says nothing takes long: not in the threads that look up names for all the others.
+        self._threads = ThreadPoolExecutor(max(1, len(self.all)), "servers")
+
+    def level(self) -> int:
+        """How many requests they should have now, all together."""
+        return sum(lane.level.now for lane in self.all if lane.is_up)
+
+    async def take(self, beginning: str, avoid: Lane | None = None) -> Lane:
+        """A place at a server; `give` it back. Waits while all have enough to do or none is up; ServingError if none will be.
+
+        The same beginning prefers the same server (rendezvous hashing): nothing needs to be remembered of any chain. One to
+        `avoid` is taken only where no other is up.
+        """
+        while True:
+            if all(lane.gone for lane in self.all):
+                raise self.all[-1].gone or AssertionError
+            up = [lane for lane in self.all if lane.is_up]
+            if len(up) > 1 and avoid:
+                up = [lane for lane in up if lane is not avoid]
+            if free := [lane for lane in up if lane.busy < lane.level.now]:
+                break
+            self._waiting.append(place := asyncio.get_running_loop().create_future())
+            await place
+        crc = zlib.crc32(beginning.encode("utf-8", "surrogatepass"))
+        lane = max(up, key=lambda lane: zlib.crc32(lane.endpoint.url.encode(), crc))
+        if lane not in free:
+            lane = min(free, key=lambda lane: lane.busy / lane.level.now)
+        lane.busy += 1
+        return lane
+
+    def give(self, lane: Lane) -> None:
+        """Give a place back."""
+        lane.busy -= 1
+        self._wake(sum(max(0, lane.level.now - lane.busy) for lane in self.all if lane.is_up))
+
+    def _wake(self, most: int) -> None:
+        while self._waiting and most > 0:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(None)
+                most -= 1
+
+    async def look(self, lane: Lane) -> None:
+        """Called when a request broke off. Raises Gone if the server is gone, too; then it is brought back, if it can be."""
+        if lane.is_up:
+            if lane.looking is None:  # one look for all that broke off together
+                lane.looking = asyncio.ensure_future(self._in_thread(lane.endpoint.check))
+                lane.looking.add_done_callback(lambda look: _looked(lane, look))
+            try:
+                await asyncio.shield(lane.looking)
+                return
+            except ServingError as e:
+                if lane.is_up:
+                    lane.revival = asyncio.create_task(self._revive(lane, e.message))
+        raise Gone(f"{lane.endpoint.url} is gone")
+
+    def give_up(self, lane: Lane, error: ServingError) -> None:
+        """This server won't be asked again; `take` raises the error when there is no other."""
+        lane.gone = error
+        self._wake(len(self._waiting))
+
+    async def _revive(self, lane: Lane, why: str) -> None:
+        """Wait for a server that is gone, or start it again, until it is up or given up."""
+        try:
+            others = any(other.is_up for other in self.all)
+            say(f"{why}\n  {'its requests go to the others; ' if others else ''}trying to bring it back")
+            for n in range(REVIVALS):
+                await asyncio.sleep(min(LONGEST_S, 2 * WAIT_S * 4**n) * random.uniform(0.75, 1.25))
+                try:
+                    await self._bring_back(lane.endpoint)
+                except (ServingError, OSError) as e:
+                    why = e.message if isinstance(e, ServingError) else str(e)
+                else:
+                    say(f"{lane.endpoint.url} is back")
+                    self.retries["server back"] += 1
+                    return
+            lane.gone = ServingError(
+                f"{lane.endpoint.url} did not come back in {REVIVALS} tries: {why}",
+                "What is finished is kept; run the same command again when it can be reached.",
+            )
+        except Exception as e:  # a full disk under the log: nobody waits for this task, so the requests must be told
+            lane.gone = ServingError(f"{lane.endpoint.url} could not be brought back: {type(e).__name__}: {e}")
+        finally:
+            lane.revival = None
+            self._wake(len(self._waiting))
+
+    async def _bring_back(self, endpoint: Endpoint) -> None:
+        """Start a server of our own again, or look whether another's is there. ServingError if it is not."""
+        if endpoint.restart is None:
+            await self._in_thread(endpoint.check)
+            return
+        await self._in_thread(endpoint.restart)
+        while not await self._in_thread(endpoint.is_ready):
+            await asyncio.sleep(0.25)
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def close(self) -> None:
+        """End what is under way; a server that is being started is waited for, so that it can be ended."""
+        for lane in self.all:
+            if lane.revival:
+                lane.revival.cancel()
+        self._threads.shutdown(cancel_futures=True)
+
+
+def _looked(lane: Lane, look: asyncio.Future[None]) -> None:
+    lane.looking = None
+    if not look.cancelled():
+        look.exception()  # those who wait for it are told
+
+
+def _proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for an address."""
+    parts = urllib.parse.urlsplit(url)
+    if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)

@@ -1,0 +1,234 @@
+"""Which server takes a request, and what becomes of the requests when one refuses, errs or says nothing: over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsc_hub import arms, lanes, recipe_files, serving
+from dsc_hub.errors import ServingError
+from dsc_hub.generation import Generator, RequestFailed
+from dsc_hub.recipe import ARMS, Generation, Serving
+from dsc_hub.records import Prompt
+from dsc_hub.runs import Run
+from dsc_hub.serving import Endpoint
+from tests.conftest import ScriptedModel, length_score
+from tests.scripted_server import answer_to, make_server
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "WAIT_S", 0.01)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Endpoint]]:
+    servers = []
+
+    def make(**keys: Any) -> Endpoint:
+        server = make_server(**keys)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return serving.external(Serving(endpoints=(f"http://127.0.0.1:{server.server_port}/v1",)))[0]
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def ask(
+    ends: list[Endpoint], n: int, critic: Endpoint | None = None, **keys: Any
+) -> tuple[Generator, list[Any], float]:
+    """So many different requests at once; the generator, answers or errors, seconds."""
+
+    async def go() -> Any:
+        async with Generator(ends, Generation(), keys.pop("timeout_s", 20), critic, **keys) as g:
+            one = g.criticise if critic else g.complete
+            jobs = (one([{"role": "user", "content": f"question {i}"}], i) for i in range(n))
+            started = time.monotonic()
+            found = await asyncio.gather(*jobs, return_exceptions=True)
+            return g, found, time.monotonic() - started
+
+    return asyncio.run(asyncio.wait_for(go(), 60))
+
+
+def failures(found: list[Any]) -> list[str]:
+    return [str(e) for e in found if isinstance(e, BaseException)]
+
+
+class Narrow:
+    """A server that does `room` requests at once and refuses what is more."""
+
+    def __init__(self, room: int, status: str = "429") -> None:
+        self.room, self.status, self.now, self.refused = room, status, 0, 0
+        self._lock = threading.Lock()
+
+    def fault(self, body: dict, before: int) -> str:
+        with self._lock:
+            if self.now >= self.room:
+                self.refused += 1
+                return self.status
+            self.now += 1
+            return ""
+
+    def answer(self, body: dict) -> str:
+        with self._lock:
+            self.now -= 1
+        return answer_to(body)
+
+
+@pytest.mark.parametrize("status", ["429", "503"])
+def test_what_a_full_server_refuses_waits_its_turn(start: Callable[..., Endpoint], status: str):
+    narrow = Narrow(8, status)
+    end = start(pause=0.1, fault=narrow.fault, answer=narrow.answer)
+    g, found, _ = ask([end], 120, concurrency=64)
+    assert not failures(found) and narrow.refused
+    assert narrow.refused < 300  # not each of them again and again
+
+
+def test_a_short_burst_of_refusals_is_not_for_good(start: Callable[..., Endpoint]):
+    until = time.monotonic() + 0.3
+    end = start(fault=lambda body, before: "503" if time.monotonic() < until else "")
+    g, found, _ = ask([end], 3000, concurrency=64)
+    assert not failures(found) and g.level() > 32
+
+
+def test_a_critic_that_refuses_is_asked_for_less_and_its_requests_count(start: Callable[..., Endpoint]):
+    narrow = Narrow(8)
+    critic = start(pause=0.05, fault=narrow.fault, answer=narrow.answer)
+    g, found, _ = ask([start()], 120, critic)
+    assert not failures(found) and narrow.refused < 400
+    assert g.level() < 2 * 128 and ask([start()], 1, start())[0].level() == 2 * 128
+
+
+@pytest.mark.parametrize("how", ["500", "502", "404", "garbage", "closes"])
+def test_what_one_server_cannot_do_another_does(start: Callable[..., Endpoint], how: str):
+    bad, good = start(fault=lambda body, before: how), start()
+    _, found, _ = ask([bad, good], 40)
+    assert not failures(found)
+
+
+def test_a_server_whose_proxy_answers_for_it_is_gone(start: Callable[..., Endpoint]):
+    bad, good = start(fault=lambda body, before: "502"), start()
+    looks: list[int] = []
+
+    def check() -> None:
+        looks.append(1)
+        raise ServingError("endpoint answered 502 Bad Gateway to /models")
+
+    g, found, _ = ask([replace(bad, check=check), good], 40)
+    assert not failures(found) and g.retries["server gone"] and not g.retries["502"]
+
+
+def test_a_wrong_key_at_one_of_two_leaves_the_work_to_the_other(start: Callable[..., Endpoint]):
+    bad, good = start(fault=lambda body, before: "401"), start()
+    g, found, _ = ask([bad, good], 40)
+    assert not failures(found) and g.level() == 128
+    with pytest.raises(ServingError, match="answered 401") as e:
+        raise next(error for error in ask([bad], 3)[1] if isinstance(error, BaseException))
+    assert not isinstance(e.value, RequestFailed)
+
+
+def test_a_request_that_is_forbidden_costs_itself(start: Callable[..., Endpoint]):
+    end = start(fault=lambda body, before: "403" if "7" in body["messages"][0]["content"] else "")
+    _, found, _ = ask([end], 10)
+    (error,) = (e for e in found if isinstance(e, BaseException))
+    assert isinstance(error, RequestFailed) and error.refused and "answered 403" in str(error)
+
+
+def test_a_silent_server_is_looked_at_once_and_holds_up_nobody_else(start: Callable[..., Endpoint]):
+    looks: list[float] = []
+
+    def check() -> None:
+        looks.append(time.monotonic())
+        time.sleep(1.0)
+        raise ServingError("says nothing")
+
+    silent = replace(start(fault=lambda body, before: "hangs"), check=check)
+    g, found, seconds = ask([silent, start()], 200, timeout_s=0.4)
+    assert not failures(found) and g.retries["server gone"] > 20
+    assert len([at for at in looks if at < looks[0] + 0.9]) == 1 and seconds < 4
+
+
+def test_timeouts_are_counted_apart_from_other_failures(start: Callable[..., Endpoint]):
+    end = start(fault=lambda body, before: {0: "closes", 1: "closes", 2: "hangs", 3: "hangs"}.get(before, ""))
+    g, found, _ = ask([end], 1, timeout_s=0.3)
+    assert not failures(found) and g.retries == Counter({"connection lost": 2, "no answer in time": 2})
+
+
+def test_a_full_disk_while_a_server_is_brought_back_is_told(
+    start: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
+):
+    def full(text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lanes, "say", full)
+
+    def gone() -> None:
+        raise ServingError("gone")
+
+    end = replace(start(fault=lambda body, before: "closes"), check=gone)
+    _, found, _ = ask([end], 5)
+    assert len(failures(found)) == 5 and all("No space left" in told for told in failures(found))
+
+
+def test_a_server_that_dies_while_it_is_looked_at_is_gone_and_no_bug(monkeypatch: pytest.MonkeyPatch):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b'{"data": [')
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    with pytest.raises(ServingError, match="can't be used"):
+        serving.external(Serving(endpoints=(url,)))
+    assert serving.prefix_cache([Endpoint(url, "m", "k")]) == [None]
+    server.shutdown()
+
+
+def test_proxies_are_those_of_the_environment_and_no_password_file_is_read(
+    start: Callable[..., Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert lanes._proxy_of("http://outside.example/v1") == "http://proxy:3128"
+    assert lanes._proxy_of("http://inside.example/v1") is None and lanes._proxy_of("https://outside.example/v1") is None
+    monkeypatch.setenv("no_proxy", "*")
+    (tmp_path / "netrc").write_text("default login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not failures(ask([start()], 3)[1])
+
+
+def test_ctrl_c_in_a_chain_of_the_evaluation_ends_it(recipe_file: Path, tmp_path: Path):
+    r = recipe_files.load(recipe_file, [f"evaluation.arms=[{', '.join(ARMS)}]", "serving.concurrency=2"])
+    held_out = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(8)]
+    good, asked = ScriptedModel(), Counter[str | None]()
+
+    async def complete(messages: list[dict[str, str]], seed: int, model: str | None) -> Any:
+        asked[model] += 1
+        if len(messages) > 3 and asked[None] > 12:
+            signal.raise_signal(signal.SIGINT)
+        await asyncio.sleep(0.01)
+        return await good(messages, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(arms.ask(Run(tmp_path), r, held_out, complete, length_score))
+    assert asked[None] < 8 * 5 and not asked["distilled"]
+    assert arms.seconds(Run(tmp_path), "self_critique") is None
