@@ -184,16 +184,27 @@ def _one(url: str, model: str, api_key_env: str) -> Endpoint:
 
 
 def _model_at(url: str, key: str, section: Serving) -> str:
-    names = _served_at(url, key, section)
-    if section.served_model in names:
-        return str(section.served_model)
-    if section.served_model or len(names) != 1:
+    names, named = _served_at(url, key, section), section.served_model
+    if named and (named in names or _answers_as(url, key, named)):
+        return named
+    if named or len(names) != 1:
         raise ServingError(
-            f"endpoint {url} serves {', '.join(names) or 'nothing'}"
-            + (f", not {section.served_model}" if section.served_model else ""),
+            f"endpoint {url} serves {', '.join(names) or 'nothing'}" + (f", not {named}" if named else ""),
             "Name one of these with serving.served_model.",
         )
     return names[0]
+
+
+def _answers_as(url: str, key: str, model: str) -> bool:
+    """Is there a model that the server doesn't list? (`transformers serve` lists what is in the Hub's cache.) Asks for one token."""
+    asked = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "seed": 0}
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(asked).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:  # it may load the model first
+            return bool(json.load(answer)["choices"])
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return False
 
 
 def _served_at(url: str, key: str, section: Serving) -> list[str]:

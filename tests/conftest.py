@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports huggingface_hub: it reads these when it is imported.
 _HF_HOME = tempfile.mkdtemp(prefix="dsc-test-hf-")
@@ -26,8 +27,11 @@ import signal
 
 import pytest
 
+from dsc_hub import serving
 from dsc_hub.generation import Completion
+from dsc_hub.recipe import Serving
 from dsc_hub.records import Score
+from dsc_hub.serving import Endpoint
 from tests.scripted_server import make_server
 
 ROOT = Path(__file__).parent.parent
@@ -136,6 +140,29 @@ def server() -> Iterator[str]:
     threading.Thread(target=it.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{it.server_port}/v1"
     it.shutdown()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Any]]:
+    """Start servers with scripted answers (`scripted_server.make_server`); they end with the test."""
+    servers = []
+
+    def make(**keys: Any) -> Any:
+        server = make_server(**keys)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def end_of(server: Any) -> Endpoint:
+    """Where a server of `start` is asked."""
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    return serving.external(Serving(endpoints=(url,)))[0]
 
 
 @pytest.fixture

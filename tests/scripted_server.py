@@ -48,12 +48,14 @@ def make_server(
     key: str = "",
     fail_after: int | None = None,
     models: Sequence[str] = ("scripted",),
+    others: bool = True,
     bodies: list[dict] | None = None,
     logprobs: bool = False,
     answer: Callable[[dict], str] | None = None,
     fault: Callable[[dict, int], str] | None = None,
 ) -> ThreadingHTTPServer:
     """`fault` says of a request, and how often it came before, what goes wrong with it ("": nothing): a status, or one of FAULTS.
+    `models` are those it lists, `others`: does it answer under other names as well?
     `bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
     (here its letters: -1 nat for each, but -3 for the last); without, it has no such route."""
     asked = 0
@@ -124,6 +126,9 @@ def make_server(
                 return
             if bodies is not None:
                 bodies.append(body)
+            if not others and body["model"] not in models:
+                self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+                return
             if fail_after is not None and asked > fail_after:
                 self._send(400, {"error": {"message": "this request is too long for me"}})
                 return

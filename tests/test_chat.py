@@ -290,7 +290,10 @@ def test_what_is_missing_is_told(tmp_path, screen):
         chat.chat(half)
     with pytest.raises(RunError, match="the base model is no longer at"):
         chat.chat(run_of(tmp_path / "c"))
-    with served(models=("base",)) as url, pytest.raises(ServingError, match="serves base, not distilled") as e:
+    with (
+        served(models=("base",), others=False) as url,
+        pytest.raises(ServingError, match="serves base, not distilled") as e,
+    ):
         chat.chat(run_of(tmp_path / "d", url))
     assert "--lora-modules distilled=" in str(e.value)
     broken = run_of(tmp_path / "e")

@@ -21,8 +21,8 @@ from dsc_hub.errors import ServingError
 from dsc_hub.generation import Generator
 from dsc_hub.recipe import Generation, Serving
 from dsc_hub.serving import Endpoint
-from tests.conftest import ROOT, length_score
-from tests.scripted_server import FAULTS, make_server
+from tests.conftest import ROOT, end_of, length_score
+from tests.scripted_server import FAULTS
 from tests.test_sampling import setup, sorted_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -31,27 +31,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "WAIT_S", 0.01)
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Any]]:
-    servers = []
-
-    def make(**keys: Any) -> Any:
-        server = make_server(**keys)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def end_of(server: Any) -> Endpoint:
-    url = f"http://127.0.0.1:{server.server_port}/v1"
-    return serving.external(Serving(endpoints=(url,)))[0]
 
 
 def sampled(

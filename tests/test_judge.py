@@ -207,7 +207,7 @@ def test_a_plan_tells_that_a_judge_is_not_there_before_hours_are_spent(dsc, reci
     judge = "{{metric: judge, scorer: rating, options: {{endpoint: '{}', model: {}, instruction: 'Rate {{answer}}'}}}}"
     told = error(dsc("plan", str(recipe_file), "second_scorer=" + judge.format("http://127.0.0.1:9/v1", "judge")))
     assert "second_scorer: endpoint http://127.0.0.1:9/v1 can't be used" in told
-    with judging(lambda body: "[[5]]") as (endpoint, _):
+    with judging(lambda body: "[[5]]", others=False) as (endpoint, _):
         told = error(dsc("plan", str(recipe_file), "second_scorer=" + judge.format(endpoint, "gpt")))
         assert "serves judge, not gpt" in told
         dsc("plan", str(recipe_file), "second_scorer=" + judge.format(endpoint, "judge"), code=0)

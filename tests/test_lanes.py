@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,8 +22,8 @@ from dsc_hub.recipe import ARMS, Generation, Serving
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
 from dsc_hub.serving import Endpoint
-from tests.conftest import ScriptedModel, length_score
-from tests.scripted_server import answer_to, make_server
+from tests.conftest import ScriptedModel, end_of, length_score
+from tests.scripted_server import answer_to
 
 
 @pytest.fixture(autouse=True)
@@ -32,19 +32,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., Endpoint]]:
-    servers = []
-
-    def make(**keys: Any) -> Endpoint:
-        server = make_server(**keys)
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        servers.append(server)
-        return serving.external(Serving(endpoints=(f"http://127.0.0.1:{server.server_port}/v1",)))[0]
-
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+def at(start: Callable[..., Any]) -> Callable[..., Endpoint]:
+    """Start a server; where it is asked."""
+    return lambda **keys: end_of(start(**keys))
 
 
 def ask(
@@ -89,38 +79,38 @@ class Narrow:
 
 
 @pytest.mark.parametrize("status", ["429", "503"])
-def test_what_a_full_server_refuses_waits_its_turn(start: Callable[..., Endpoint], status: str):
+def test_what_a_full_server_refuses_waits_its_turn(at: Callable[..., Endpoint], status: str):
     narrow = Narrow(8, status)
-    end = start(pause=0.1, fault=narrow.fault, answer=narrow.answer)
+    end = at(pause=0.1, fault=narrow.fault, answer=narrow.answer)
     g, found, _ = ask([end], 120, concurrency=64)
     assert not failures(found) and narrow.refused
     assert narrow.refused < 300  # not each of them again and again
 
 
-def test_a_short_burst_of_refusals_is_not_for_good(start: Callable[..., Endpoint]):
+def test_a_short_burst_of_refusals_is_not_for_good(at: Callable[..., Endpoint]):
     until = time.monotonic() + 0.3
-    end = start(fault=lambda body, before: "503" if time.monotonic() < until else "")
+    end = at(fault=lambda body, before: "503" if time.monotonic() < until else "")
     g, found, _ = ask([end], 3000, concurrency=64)
     assert not failures(found) and g.level() > 32
 
 
-def test_a_critic_that_refuses_is_asked_for_less_and_its_requests_count(start: Callable[..., Endpoint]):
+def test_a_critic_that_refuses_is_asked_for_less_and_its_requests_count(at: Callable[..., Endpoint]):
     narrow = Narrow(8)
-    critic = start(pause=0.05, fault=narrow.fault, answer=narrow.answer)
-    g, found, _ = ask([start()], 120, critic)
+    critic = at(pause=0.05, fault=narrow.fault, answer=narrow.answer)
+    g, found, _ = ask([at()], 120, critic)
     assert not failures(found) and narrow.refused < 400
-    assert g.level() < 2 * 128 and ask([start()], 1, start())[0].level() == 2 * 128
+    assert g.level() < 2 * 128 and ask([at()], 1, at())[0].level() == 2 * 128
 
 
 @pytest.mark.parametrize("how", ["500", "502", "404", "garbage", "closes"])
-def test_what_one_server_cannot_do_another_does(start: Callable[..., Endpoint], how: str):
-    bad, good = start(fault=lambda body, before: how), start()
+def test_what_one_server_cannot_do_another_does(at: Callable[..., Endpoint], how: str):
+    bad, good = at(fault=lambda body, before: how), at()
     _, found, _ = ask([bad, good], 40)
     assert not failures(found)
 
 
-def test_a_server_whose_proxy_answers_for_it_is_gone(start: Callable[..., Endpoint]):
-    bad, good = start(fault=lambda body, before: "502"), start()
+def test_a_server_whose_proxy_answers_for_it_is_gone(at: Callable[..., Endpoint]):
+    bad, good = at(fault=lambda body, before: "502"), at()
     looks: list[int] = []
 
     def check() -> None:
@@ -131,8 +121,8 @@ def test_a_server_whose_proxy_answers_for_it_is_gone(start: Callable[..., Endpoi
     assert not failures(found) and g.retries["server gone"] and not g.retries["502"]
 
 
-def test_a_wrong_key_at_one_of_two_leaves_the_work_to_the_other(start: Callable[..., Endpoint]):
-    bad, good = start(fault=lambda body, before: "401"), start()
+def test_a_wrong_key_at_one_of_two_leaves_the_work_to_the_other(at: Callable[..., Endpoint]):
+    bad, good = at(fault=lambda body, before: "401"), at()
     g, found, _ = ask([bad, good], 40)
     assert not failures(found) and g.level() == 128
     with pytest.raises(ServingError, match="answered 401") as e:
@@ -140,14 +130,14 @@ def test_a_wrong_key_at_one_of_two_leaves_the_work_to_the_other(start: Callable[
     assert not isinstance(e.value, RequestFailed)
 
 
-def test_a_request_that_is_forbidden_costs_itself(start: Callable[..., Endpoint]):
-    end = start(fault=lambda body, before: "403" if "7" in body["messages"][0]["content"] else "")
+def test_a_request_that_is_forbidden_costs_itself(at: Callable[..., Endpoint]):
+    end = at(fault=lambda body, before: "403" if "7" in body["messages"][0]["content"] else "")
     _, found, _ = ask([end], 10)
     (error,) = (e for e in found if isinstance(e, BaseException))
     assert isinstance(error, RequestFailed) and error.refused and "answered 403" in str(error)
 
 
-def test_a_silent_server_is_looked_at_once_and_holds_up_nobody_else(start: Callable[..., Endpoint]):
+def test_a_silent_server_is_looked_at_once_and_holds_up_nobody_else(at: Callable[..., Endpoint]):
     looks: list[float] = []
 
     def check() -> None:
@@ -155,20 +145,20 @@ def test_a_silent_server_is_looked_at_once_and_holds_up_nobody_else(start: Calla
         time.sleep(1.0)
         raise ServingError("says nothing")
 
-    silent = replace(start(fault=lambda body, before: "hangs"), check=check)
-    g, found, seconds = ask([silent, start()], 200, timeout_s=0.4)
+    silent = replace(at(fault=lambda body, before: "hangs"), check=check)
+    g, found, seconds = ask([silent, at()], 200, timeout_s=0.4)
     assert not failures(found) and g.retries["server gone"] > 20
     assert len([at for at in looks if at < looks[0] + 0.9]) == 1 and seconds < 4
 
 
-def test_timeouts_are_counted_apart_from_other_failures(start: Callable[..., Endpoint]):
-    end = start(fault=lambda body, before: {0: "closes", 1: "closes", 2: "hangs", 3: "hangs"}.get(before, ""))
+def test_timeouts_are_counted_apart_from_other_failures(at: Callable[..., Endpoint]):
+    end = at(fault=lambda body, before: {0: "closes", 1: "closes", 2: "hangs", 3: "hangs"}.get(before, ""))
     g, found, _ = ask([end], 1, timeout_s=0.3)
     assert not failures(found) and g.retries == Counter({"connection lost": 2, "no answer in time": 2})
 
 
 def test_a_full_disk_while_a_server_is_brought_back_is_told(
-    start: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
+    at: Callable[..., Endpoint], monkeypatch: pytest.MonkeyPatch
 ):
     def full(text: str) -> None:
         raise OSError(28, "No space left on device")
@@ -178,7 +168,7 @@ def test_a_full_disk_while_a_server_is_brought_back_is_told(
     def gone() -> None:
         raise ServingError("gone")
 
-    end = replace(start(fault=lambda body, before: "closes"), check=gone)
+    end = replace(at(fault=lambda body, before: "closes"), check=gone)
     _, found, _ = ask([end], 5)
     assert len(failures(found)) == 5 and all("No space left" in told for told in failures(found))
 
@@ -204,7 +194,7 @@ def test_a_server_that_dies_while_it_is_looked_at_is_gone_and_no_bug(monkeypatch
 
 
 def test_proxies_are_those_of_the_environment_and_no_password_file_is_read(
-    start: Callable[..., Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: Callable[..., Endpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
@@ -213,7 +203,7 @@ def test_proxies_are_those_of_the_environment_and_no_password_file_is_read(
     monkeypatch.setenv("no_proxy", "*")
     (tmp_path / "netrc").write_text("default login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert not failures(ask([start()], 3)[1])
+    assert not failures(ask([at()], 3)[1])
 
 
 def test_ctrl_c_in_a_chain_of_the_evaluation_ends_it(recipe_file: Path, tmp_path: Path):

@@ -190,3 +190,12 @@ def test_an_endpoint_that_is_down_or_wrong_is_named_with_what_to_do(scripted, mo
     monkeypatch.setenv("OPENAI_API_KEY", "right")
     (end,) = serving.external(Serving(endpoints=(scripted(key="right") + "/",)))
     assert end.model == "scripted" and end.url.endswith("/v1")
+
+
+def test_a_model_that_a_server_has_but_does_not_list_is_found_by_its_name(scripted):
+    (end,) = serving.external(Serving(endpoints=(scripted(models=()),), served_model="/models/mine"))
+    assert end.model == "/models/mine"
+    with pytest.raises(ServingError, match="serves a, b, not c\n.*serving.served_model"):
+        serving.external(Serving(endpoints=(scripted(models=("a", "b"), others=False),), served_model="c"))
+    with pytest.raises(ServingError, match="serves nothing\n"):
+        serving.external(Serving(endpoints=(scripted(models=()),)))
