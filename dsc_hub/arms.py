@@ -180,8 +180,9 @@ async def _draw(
     done = {(row["prompt_id"], row["chain"], row["step"]) for row in rows if row["role"] == "answer"}
     left = [(p, k, j) for p, k, j in todo if (p.id, k, j) not in done]
     texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
-    meter, failed, failures = Meter(len(left)), 0, Failures(works=bool(done))
-    name = model or "base"
+    unanswered = run.rows(file.replace("turns", "unanswered"))
+    failures = Failures({(row["prompt_id"], row["number"]) for row in unanswered}, works=bool(done))
+    meter, failed, name = Meter(len(left)), 0, model or "base"
 
     async def one(prompt: Prompt, sample: int, number: int) -> bool:
         seed = seed_of(recipe.seed, prompt.id, sample, number, "answer")
@@ -189,7 +190,9 @@ async def _draw(
             c = await complete(texts.opening(prompt.text), seed, model)
         except RequestFailed as e:
             say(f"evaluation: {name} gave no answer to {prompt.id}: {e}")
-            failures.failed(prompt.id, (sample, number), e)
+            key = (prompt.id, sample << 16 | number)
+            unanswered.append({"prompt_id": key[0], "number": key[1]})
+            failures.failed(key, e)
             return False
         failures.answered()
         turn = Turn(prompt.id, sample, number, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
@@ -205,6 +208,7 @@ async def _draw(
                 line.show(f"evaluation  {name}  answers {meter.done}/{meter.total}  failed {failed}{meter.left()}")
     finally:
         rows.close()
+        unanswered.close()
 
 
 # -- what came of it

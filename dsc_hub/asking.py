@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def chains_of(
     from dsc_hub.scoring import Scoring
 
     generator, scoring, before = generator_of(job, endpoints), Scoring(score), serving.prefix_cache(endpoints)
-    started, reused_tokens = time.monotonic(), 0
+    started, reused = time.monotonic(), Counter[str]()
     try:
         tally = asyncio.run(
             ask(
@@ -85,11 +86,11 @@ def chains_of(
                     veto=veto,
                     criticise=generator.criticise,
                     known=known,
+                    reused=reused,
                     level=generator.level,
                 ),
             )
         )
-        reused_tokens = tally.reused_tokens
     finally:  # a session that fails has cost something too
         cached, looked_up = serving.cache_use(before, serving.prefix_cache(endpoints))
         seconds = round(time.monotonic() - started, 2)
@@ -97,7 +98,7 @@ def chains_of(
         session = {
             "seconds": seconds,
             "new_tokens": generator.new_tokens,
-            "reused_tokens": reused_tokens,
+            "reused_tokens": reused["tokens"],
             "cached_tokens": cached,
             "looked_up_tokens": looked_up,
             "retries": generator.retries,

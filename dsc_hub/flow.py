@@ -11,7 +11,8 @@ import gc
 import signal
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 from dsc_hub.progress import say
@@ -22,6 +23,15 @@ TICK_S = 0.5  # how soon a level that rose by itself is used
 
 class Stopped(Exception):
     """The user has asked to stop: no new request."""
+
+
+_of_this_job: ContextVar[Flow] = ContextVar("flow")
+
+
+def go_on() -> None:
+    """Called before each request. Raises Stopped if this is a job of a flow and the user has asked to stop."""
+    if (flow := _of_this_job.get(None)) is not None and flow.stopping:
+        raise Stopped
 
 
 class Flow:
@@ -35,7 +45,7 @@ class Flow:
         self._wake = asyncio.Event()
         self.stopping = False
 
-    async def over(self, jobs: Iterable[Callable[[], Awaitable[Any]]]) -> AsyncIterator[Any]:
+    async def over(self, jobs: Iterable[Callable[[], Coroutine[Any, Any, Any]]]) -> AsyncIterator[Any]:
         """Run the jobs and yield their results as they come; the first error ends all of them.
 
         KeyboardInterrupt after Ctrl-C, when what was in flight is finished (once) or stopped (twice).
@@ -48,14 +58,15 @@ class Flow:
             done.append(task)
             self._leave()
 
-        ticking = asyncio.create_task(self._tick())
+        ticking, inside = asyncio.create_task(self._tick()), copy_context()
+        inside.run(_of_this_job.set, self)
         gc.freeze()  # the libraries' objects are no garbage; to look through them again and again costs a sixth of the time
         try:
             with self._ctrl_c():
                 while True:
                     while self._has_room(len(running)) and (job := next(left, None)) is not None:
                         self._busy += 1
-                        task = asyncio.ensure_future(job())
+                        task = asyncio.get_running_loop().create_task(job(), context=inside)
                         running.add(task)
                         task.add_done_callback(finished)
                     if not running and not done:
@@ -91,11 +102,6 @@ class Flow:
                 await place
             else:
                 self._busy += 1
-
-    def go_on(self) -> None:
-        """Called before each request. Raises Stopped if the user has asked to stop."""
-        if self.stopping:
-            raise Stopped
 
     def _has_room(self, begun: int) -> bool:
         most = self._most()

@@ -9,6 +9,7 @@ none comes back, with all that is finished on disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -22,14 +23,21 @@ import aiohttp  # a client of the servers' makers takes ten times as long for a 
 
 from dsc_hub import lanes
 from dsc_hub.errors import ServingError
+from dsc_hub.flow import go_on
 from dsc_hub.lanes import Concurrency, Gone, Lane, Lanes
 from dsc_hub.recipe import Generation
 from dsc_hub.serving import Endpoint
 
-RETRIES = 5  # of a request, on 404, 408, 409, 429, 5xx, a lost connection or an answer that can't be used
+RETRIES = 5  # of a request, on 404, 408, 409, 5xx, a lost connection or an answer that can't be used
 TIMEOUTS = 2  # retries after no answer at all: each has waited for long
-DEATHS = 3  # servers that may be gone while they have a request; then it is the request
 TOO_MUCH = {"429", "503"}
+REFUSALS = (
+    10  # retries after 429 or 503 while no other request is answered either: some minutes, as quotas are by the minute
+)
+TURNS = 20  # refusals of a request while others are answered; then it is the request
+DEATHS = 3  # servers that may be gone while they have a request; then it is the request
+SUSPECT = 2  # of those: from then on it is asked alone, so that not all that were in flight with it fail for it
+OWN = {400, 403, 413, 422}  # statuses that say: not this request
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # what servers say to a route or a parameter that they don't have
 
 Message = dict[str, str]
@@ -37,7 +45,7 @@ T = TypeVar("T")
 
 
 class RequestFailed(ServingError):
-    """One request can't be done; others may. `refused`: the server was there and won't, rather than couldn't."""
+    """One request can't be done; others may. `refused`: the server was there and says that it is the request."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -81,6 +89,7 @@ class Generator:
     async def __aenter__(self) -> Generator:
         self._lanes = Lanes(self.endpoints, self.concurrency, self.retries)
         self._critic = Lanes([self.critic] if self.critic else [], "auto", self.retries)
+        self._alone = asyncio.Lock()
         # How many connections there are is bounded by the level. Servers of vLLM's kind close idle ones after five seconds.
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
@@ -144,33 +153,39 @@ class Generator:
         tries, waits, deaths, seen = Counter[str](), 0, 0, servers.answered
         avoid: Lane | None = None
         while True:
-            lane = await servers.take(beginning, avoid)
-            sent, wait_s = time.monotonic(), 0.0
-            try:
-                found = await ask(lane)
-                servers.answered += 1
-                return found
-            except _Again as e:
-                if e.reason in TOO_MUCH:
-                    lane.level.too_much(sent, time.monotonic())
-                    if servers.answered > seen:  # others are served: this one has to wait its turn
-                        tries[e.reason] = 0
-                    seen = servers.answered
-                tries[e.reason] += 1
-                if tries[e.reason] > e.most:
-                    raise RequestFailed(f"{e}, {tries[e.reason]} times") from None
-                self.retries[e.reason] += 1
-                wait_s = e.wait_s or min(lanes.LONGEST_S, lanes.WAIT_S * 2**waits) * random.uniform(0.75, 1.25)
-                avoid, waits = lane, waits + 1
-            except Gone as e:
-                self.retries["server gone"] += 1
-                deaths += 1
-                if deaths > DEATHS:
-                    raise RequestFailed(
-                        f"{deaths} servers were gone while they had this request; the last: {e}"
-                    ) from None
-            finally:
-                servers.give(lane)
+            wait_s, sent = 0.0, 0.0
+            async with self._alone if deaths >= SUSPECT else contextlib.nullcontext():
+                lane = await servers.take(beginning, avoid)
+                try:
+                    go_on()
+                    sent = time.monotonic()
+                    found = await ask(lane)
+                    servers.answered += 1
+                    return found
+                except _Again as e:
+                    avoid = lane
+                    if e.reason in TOO_MUCH:
+                        avoid = None  # it is up, and asked again when it has room
+                        if waits < RETRIES:
+                            lane.level.too_much(sent, time.monotonic())
+                        if servers.answered > seen and waits < TURNS:  # others are served: this one waits its turn
+                            tries[e.reason] = 0
+                        seen = servers.answered
+                    tries[e.reason] += 1
+                    if tries[e.reason] > e.most:
+                        raise RequestFailed(f"{e}, {tries[e.reason]} times") from None
+                    self.retries[e.reason] += 1
+                    wait_s = e.wait_s or min(lanes.LONGEST_S, lanes.WAIT_S * 2**waits) * random.uniform(0.75, 1.25)
+                    waits += 1
+                except Gone as e:
+                    self.retries["server gone"] += 1
+                    deaths += 1
+                    if deaths > DEATHS:
+                        raise RequestFailed(
+                            f"{deaths} servers were gone while they had this request; the last: {e}"
+                        ) from None
+                finally:
+                    servers.give(lane)
             await asyncio.sleep(wait_s)
 
     async def _completion(self, lane: Lane, messages: list[Message], seed: int, model: str | None) -> Completion:
@@ -214,14 +229,15 @@ class Generator:
             return {}
         if status >= 300:
             told = f"{url} answered {status}: {_message(data)}"
-            if status == 401:
-                lane.of.give_up(lane, ServingError(told, "Check the key."))
+            if status in (401, 402):
+                lane.of.give_up(lane, ServingError(told, "Check the key, and what it is allowed."))
                 raise Gone(told)
             if status == 403 or (status >= 500 and str(status) not in TOO_MUCH):
                 await lane.of.look(lane)  # a proxy may speak for a server that is gone
             if status in (404, 408, 409, 429) or status >= 500:
-                raise _Again(str(status), told, _seconds(asked_wait))
-            raise RequestFailed(told, refused=True)
+                most = REFUSALS if str(status) in TOO_MUCH else RETRIES
+                raise _Again(str(status), told, _seconds(asked_wait), most)
+            raise RequestFailed(told, refused=status in OWN)
         try:
             value = json.loads(data)
             if isinstance(value, dict):

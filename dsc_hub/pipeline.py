@@ -147,7 +147,7 @@ def _forget_after(job: Job, stage: str) -> None:
     for later in STAGES[STAGES.index(stage) + 1 :]:
         job.run.unfinish(later)
     if stage == "distill":
-        for name in ("turns", "chains", "failed", "seconds"):
+        for name in ("turns", "chains", "failed", "unanswered", "seconds"):
             job.run[f"evaluation/distilled.{name}.jsonl"].unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ import math
 import time
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,41 +33,48 @@ from dsc_hub.chain import (
     seed_of,
 )
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.flow import Flow
+from dsc_hub.flow import Flow, go_on
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
-from dsc_hub.index import Index, InOrder, chain_key, request_key
+from dsc_hub.index import Index, InOrder, Key, chain_key, request_key
 from dsc_hub.level import FIRST
 from dsc_hub.progress import Meter, moving_line, say
 from dsc_hub.recipe import Recipe, digest
 from dsc_hub.records import Chain, Prompt, Role, Turn, from_row, word
 from dsc_hub.rows import Rows
-from dsc_hub.runs import Run
+from dsc_hub.runs import Run, write_lines
 
 Complete = Callable[[list[Message], int], Awaitable[Completion]]  # messages, seed
 MOST_FAILURES_IN_A_ROW = 20  # then it isn't the requests but the server
+MOST_REFUSALS_IN_A_ROW = 200  # of different prompts, by a server that has answered before
 
 
 class Failures:
-    """Tells requests that fail for their own sake from a server that fails all of them: MOST_FAILURES_IN_A_ROW with no answer
-    between them. Of refusals those of one prompt count once, and none when there was an answer (`works`: in an earlier session)."""
+    """Tells requests that fail for their own sake from a server that fails all of them: so many with no answer between them. Of
+    refusals those of one prompt count once. `formerly`: what failed in an earlier session says nothing new. `works`: did the
+    server answer then?"""
 
-    def __init__(self, works: bool) -> None:
-        self._works, self._in_a_row = works, set[object]()
+    def __init__(self, formerly: Container[Key], works: bool) -> None:
+        self._formerly, self._works = formerly, works
+        self._failed, self._refused = set[Key](), set[str]()
 
     def answered(self) -> None:
         self._works = True
-        self._in_a_row.clear()
+        self._failed.clear()
+        self._refused.clear()
 
-    def failed(self, prompt_id: str, number: object, error: RequestFailed, hint: str = "") -> None:
-        """Request `number` of a prompt failed. ServingError if that is one too many."""
-        if error.refused and self._works:
+    def failed(self, key: Key, error: RequestFailed, hint: str = "") -> None:
+        """The request of this key (of a prompt's id, and a number) failed. ServingError if that is one too many."""
+        if key in self._formerly:
             return
-        self._in_a_row.add(prompt_id if error.refused else (prompt_id, number))
-        if len(self._in_a_row) >= MOST_FAILURES_IN_A_ROW:
-            raise ServingError(
-                f"{len(self._in_a_row)} requests failed one after the other; the last: {error}", hint
-            ) from None
+        if error.refused:
+            self._refused.add(key[0])
+        else:
+            self._failed.add(key)
+        most = MOST_REFUSALS_IN_A_ROW if self._works else MOST_FAILURES_IN_A_ROW
+        if len(self._failed) >= MOST_FAILURES_IN_A_ROW or len(self._refused) >= most:
+            n = len(self._failed) + len(self._refused)
+            raise ServingError(f"{n} requests failed one after the other; the last: {error}", hint) from None
 
 
 @dataclass
@@ -83,7 +90,6 @@ class Tally:
     unscored: int = 0
     new_tokens: int = 0
     reused_turns: int = 0
-    reused_tokens: int = 0  # of them, those that other runs generated
     interrupted: bool = False
     meter: Meter = field(init=False)
     started: float = field(default_factory=time.monotonic)
@@ -123,13 +129,14 @@ async def sample(
     criticise: Complete | None = None,
     known: Index | None = None,
     prefix: str = "",
+    reused: Counter[str] | None = None,
     level: Callable[[], int] | None = None,
     show: Callable[[Callable[[], str]], None] = lambda text: None,
 ) -> Tally:
     """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
 
     `prompts` are gone through twice and not held. `criticise` is asked for the critiques (None: as for the rest). `known` holds
-    turns of other runs by request and seed: what was asked there is not asked again. `level` says how many requests should be
+    turns of other runs by request and seed: what was asked there is not asked again; `reused` counts its {tokens}. `level` says how many requests should be
     in flight (None: the recipe's number).
 
     Chains that fail for their own sake go to failed.jsonl with the reason and are tried again by the next run. Raises
@@ -137,9 +144,7 @@ async def sample(
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
     finished, each = Index([chains], chain_key), recipe.chain.chains_per_prompt
-    # What failed before is tried again now. Should it fail again, that says nothing new about the server.
-    formerly = {chain_key(row) for row in failed}
-    failed.path.unlink(missing_ok=True)
+    formerly = Index([failed], chain_key)  # tried again now
     left = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     # Only turns of unfinished chains are held: those of finished ones are never asked for again.
     had = {t.key: t for t in _turns_outside(turns, finished)}
@@ -148,7 +153,8 @@ async def sample(
     texts = Texts(c.critique, c.revision, c.system, c.principles)
     principle_dice = dice_of(recipe.seed, "principle")
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
-    flow, failures = Flow(level or (lambda: fixed_level(recipe))), Failures(works=bool(finished or had))
+    flow, failures = Flow(level or (lambda: fixed_level(recipe))), Failures(formerly, works=bool(finished or had))
+    reused = Counter() if reused is None else reused
 
     async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
         seed, request = seed_of(recipe.seed, prompt.id, number, step, role), digest(role, messages)
@@ -158,9 +164,9 @@ async def sample(
         if known is not None and (other := known.get((request, seed))) is not None:
             turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
             tally.reused_turns += 1
-            tally.reused_tokens += turn.new_tokens
+            reused["tokens"] += turn.new_tokens
         else:
-            flow.go_on()
+            go_on()
             ask = criticise if criticise and role == "critique" else complete
             c = await ask(messages, seed)
             turn = Turn(
@@ -194,9 +200,8 @@ async def sample(
         except RequestFailed as e:
             failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
             tally.failed += 1
-            if (prompt.id, number) not in formerly:
-                hint = f"See {failed.path}; run the same command again when the cause is gone."
-                failures.failed(prompt.id, number, e, hint)
+            hint = f"See {failed.path}; run the same command again when the cause is gone."
+            failures.failed((prompt.id, number), e, hint)
             return
         chains.append(chain)
         tally.chain_done(chain)
@@ -211,7 +216,19 @@ async def sample(
     finally:
         for rows in (turns, chains, failed):
             rows.close()
+    _drop_finished(failed, Index([chains], chain_key))
     return tally
+
+
+def _drop_finished(failed: Rows, finished: Index) -> None:
+    """Of what failed, keep the last reason of each chain that is still not finished. Not before the end: a session that is broken
+    off must not lose what it knew."""
+    if failed.path.exists():
+        left = Index([failed], lambda row: None if chain_key(row) in finished else chain_key(row))
+        if left:
+            write_lines(failed.path, left.lines())
+        else:
+            failed.path.unlink()
 
 
 def fixed_level(recipe: Recipe) -> int:

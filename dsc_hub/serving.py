@@ -137,7 +137,7 @@ def cache_use(before: Iterable[tuple[int, int] | None], after: Iterable[tuple[in
     found = looked_up = 0
     for then, now in zip(before, after, strict=True):
         if then and now:
-            then = (0, 0) if now[1] < then[1] else then
+            then = (0, 0) if now[0] < then[0] or now[1] < then[1] else then
             found, looked_up = found + now[0] - then[0], looked_up + now[1] - then[1]
     return found, looked_up
 

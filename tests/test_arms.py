@@ -11,6 +11,7 @@ import pytest
 
 from dsc_hub import arms, evaluation, preflight, recipe_files
 from dsc_hub.chain import no_veto, seed_of
+from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
 from dsc_hub.recipe import ADAPTER, ARMS, Recipe
 from dsc_hub.records import Prompt, Score
@@ -204,3 +205,21 @@ def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells
     assert found["base"] == {} and len(found["distilled"]) == 20  # one request failed: unmeasured, not a mean of some
     assert set(found["distilled"].values()) == {3.0}
     assert nats(False, "two") == {"base": {}, "distilled": {}}
+
+
+def test_answers_that_cannot_be_had_never_keep_an_evaluation_from_its_end(tmp_path: Path, recipe_file: Path):
+    r = recipe_with(recipe_file, "evaluation.arms=[base]", "evaluation.samples=16", "serving.concurrency=4")
+    model = Model()
+
+    async def picky(messages: list[dict[str, str]], seed: int, name: str | None) -> Any:
+        if messages[0]["content"] in {PROMPTS[0].text, PROMPTS[2].text}:
+            raise RequestFailed("no answer in 600 s, 3 times")
+        return await model.as_model(messages, seed, name)
+
+    mixed = [PROMPTS[i] for i in (1, 0, 3, 2)]
+    for _ in range(3):  # from the second time on only these are left
+        asyncio.run(arms.ask(Run(tmp_path), r, mixed, picky, length_score))
+    assert len(list(Run(tmp_path).rows("evaluation/turns.jsonl"))) == 32
+    (tmp_path / "new").mkdir()
+    with pytest.raises(ServingError, match="20 requests failed one after the other"):
+        asyncio.run(arms.ask(Run(tmp_path / "new"), r, [PROMPTS[0], PROMPTS[2]], picky, length_score))

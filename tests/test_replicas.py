@@ -154,6 +154,7 @@ def test_what_the_prefix_cache_gave_is_that_of_servers_that_told_it_twice():
     assert serving.cache_use([(10, 100), (5, 50)], [(60, 200), (5, 50)]) == (50, 100)
     assert serving.cache_use([(0, 100), None, (1, 2)], [None, (7, 7), (500, 600)]) == (499, 598)
     assert serving.cache_use([(900, 1000)], [(30, 40)]) == (30, 40)  # started anew in between
+    assert serving.cache_use([(900, 1000)], [(300, 5000)]) == (300, 5000)
 
 
 @pytest.mark.parametrize("value", ["0", "5000", "many", "1.5", "[0]"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 
 from dsc_hub import prompts, recipe_files, sampling
 from dsc_hub.chain import LOST_MEANING
-from dsc_hub.errors import ServingError
+from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import RequestFailed
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
@@ -155,6 +156,31 @@ def test_refused_prompts_never_keep_a_run_from_its_end(recipe_file: Path, tmp_pa
     bad = {some[0].text}
     tally = asyncio.run(sampling.sample(run, r, some[:3], picky(True), length_score))
     assert (tally.failed, tally.finished) == (64, 128)
+
+
+def test_what_failed_is_remembered_until_it_is_done(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run")
+    good, bad = ScriptedModel(), some[0].text
+
+    async def picky(messages, seed):
+        if messages[0]["content"] == bad:
+            raise RequestFailed("too long", refused=True)
+        return await good(messages, seed)
+
+    async def dead(messages, seed):
+        raise ServingError("the server is gone")
+
+    for model in (picky, picky, dead):  # nothing is lost by a session that is broken off, and nothing doubled
+        with contextlib.suppress(ServingError):
+            asyncio.run(sampling.sample(run, r, some, model, length_score))
+        assert [row["reason"] for row in run.rows("failed.jsonl")] == ["too long"]
+    with run["failed.jsonl"].open("a") as file:
+        file.write('{"reason": "of nothing"}\n')
+    with pytest.raises(RunError, match="failed.jsonl line 2 is damaged"):
+        asyncio.run(sampling.sample(run, r, some, good, length_score))
+    run["failed.jsonl"].write_text(json.dumps({"prompt_id": some[0].id, "number": 0, "reason": "too long"}) + "\n")
+    asyncio.run(sampling.sample(run, r, some, good, length_score))
+    assert not run["failed.jsonl"].exists() and len(list(run.rows("chains.jsonl"))) == len(some)
 
 
 def test_a_server_that_begins_to_fail_stops_the_run(recipe_file: Path, tmp_path: Path):

@@ -113,6 +113,7 @@ def test_what_was_sampled_before_it_was_divided_is_kept(place):
         assert sorted_rows(whole / name) == sorted(line.rstrip(b"\n") for line in before)
     sessions = list(here.run.rows("sessions.jsonl"))  # what it cost before counts too, and no merge counts twice
     assert sessions[0] == spent[0] and [row.get("shard") for row in sessions] == [None, "1/2", "2/2"]
+    assert here.run.cost("sampling", "turns.jsonl")["seconds"] is not None
 
 
 def test_all_that_is_wrong_with_shards_is_told_at_once(place, tmp_path: Path):
