@@ -1,9 +1,8 @@
 """Text from OpenAI-compatible servers: seeds, retries, and errors told apart. Knows nothing of chains; which server is asked says
 lanes.py.
 
-A request that fails for its own sake (too long, answer garbled again and again) raises `RequestFailed` and costs one chain. A
-server that is gone is waited for, or started again, while its requests go to the others; `ServingError` stops the run when
-none comes back, with all that is finished on disk.
+A request that can't be done (refused, or failed in all its tries) raises `RequestFailed` and costs one chain. Any other `ServingError`
+stops the run, with all that is finished on disk: no server is left.
 """
 
 from __future__ import annotations
@@ -28,15 +27,17 @@ from dsc_hub.lanes import Concurrency, Gone, Lane, Lanes
 from dsc_hub.recipe import Generation
 from dsc_hub.serving import Endpoint
 
-RETRIES = 5  # of a request, on 404, 408, 409, 5xx, a lost connection or an answer that can't be used
+RETRIES = 5  # of a request for the same reason: 404, 408, 409, 5xx, a lost connection or an answer that can't be used
 TIMEOUTS = 2  # retries after no answer at all: each has waited for long
 TOO_MUCH = {"429", "503"}
 REFUSALS = (
     10  # retries after 429 or 503 while no other request is answered either: some minutes, as quotas are by the minute
 )
-TURNS = 20  # refusals of a request while others are answered; then it is the request
+TURNS = 20  # refusals of a request while others are answered; then REFUSALS counts all the same
 DEATHS = 3  # servers that may be gone while they have a request; then it is the request
-SUSPECT = 2  # of those: from then on it is asked alone, so that not all that were in flight with it fail for it
+SUSPECT = (
+    2  # of those: from then on one such request is asked at a time, so that not all that were in flight fail for one
+)
 OWN = {400, 403, 413, 422}  # statuses that say: not this request
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # what servers say to a route or a parameter that they don't have
 
@@ -70,8 +71,8 @@ class Completion:
 
 @dataclass
 class Generator:
-    """Asks one or more servers: the one that has a chain's beginning in its cache, unless it has enough to do. Use as an async
-    context manager. Sampling settings are stated in every request: servers have defaults of their own.
+    """Asks one or more servers. Use as an async context manager. Temperature, top_p and the length are stated in every request; what a
+    server adds by itself (top_k, penalties) it adds, unless `settings.extra` says otherwise.
 
     How many requests are in flight is bounded by the stage that asks, which goes by `level`, and at each server by `concurrency`
     (a tuple: one for each). `retries` counts the requests that were sent again, by reason, and servers that came back;

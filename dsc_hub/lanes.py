@@ -1,7 +1,8 @@
 """Which server takes a request, and what becomes of one that is gone.
 
-The one that has a chain's beginning in its cache is preferred, unless it has enough to do. One that is gone is started again, or
-looked for, while its requests go to the others.
+All requests that begin alike (system message and prompt) prefer the same server, by a hash, so that its prefix cache serves them;
+when it has enough to do they go to the least busy one. A server that is gone is started again, or looked for, while its requests
+go to the others.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from dsc_hub.serving import Endpoint
 
 Concurrency = int | Literal["auto"]
 T = TypeVar("T")
-REVIVALS = 4  # tries to bring back a server that is gone
+REVIVALS = 4  # tries to start a server of our own again
+LOOKS = 20  # tries to find a server of others again: some ten minutes, as it may have to load its model
 WAIT_S, LONGEST_S = 0.5, 30.0  # before something is tried again, longer each time; with jitter
 
 
@@ -34,7 +36,8 @@ class Gone(Exception):
 
 @dataclass(eq=False)
 class Lane:
-    """A server, one `of` several, and what it has to do."""
+    """A server, one `of` several. `busy`: requests that it has now; `looking`: whether it is still there; `revival`: it is not, and is
+    being brought back; `gone`: why it was given up."""
 
     of: Lanes
     endpoint: Endpoint
@@ -63,7 +66,8 @@ class _Waiter:
 
 @dataclass(eq=False)
 class Lanes:
-    """Servers of the same model. `retries` counts those that came back; `answered` the requests that were done."""
+    """Servers of the same model. `concurrency`: requests at each, or a tuple with one for each. `retries` is the generator's counter, which
+    gets "server back"; `answered` counts the requests that were done."""
 
     endpoints: Sequence[Endpoint]
     concurrency: Concurrency | tuple[Concurrency, ...]
@@ -134,7 +138,7 @@ class Lanes:
         return self.all[-1].gone if all(lane.gone for lane in self.all) else None
 
     async def look(self, lane: Lane) -> None:
-        """Called when a request broke off. Raises Gone if the server is gone, too; then it is brought back, if it can be."""
+        """Called when a request got no answer, or one that a proxy may have given. Raises Gone if the server is gone, too; then it is brought back, if it can be."""
         if lane.is_up:
             if lane.looking is None:  # one look for all that broke off together
                 lane.looking = asyncio.ensure_future(self._look(lane))
@@ -177,7 +181,8 @@ class Lanes:
         """None when it is back, else why not."""
         others = any(other.is_up for other in self.all)
         say(f"{why}\n  {'its requests go to the others; ' if others else ''}trying to bring it back")
-        for n in range(REVIVALS):
+        tries = REVIVALS if lane.endpoint.restart else LOOKS
+        for n in range(tries):
             await asyncio.sleep(min(LONGEST_S, 2 * WAIT_S * 4**n) * random.uniform(0.75, 1.25))
             try:
                 await self._bring_back(lane.endpoint)
@@ -188,7 +193,7 @@ class Lanes:
                 self.retries["server back"] += 1
                 return None
         return ServingError(
-            f"{lane.endpoint.url} did not come back in {REVIVALS} tries: {why}",
+            f"{lane.endpoint.url} did not come back in {tries} tries: {why}",
             "What is finished is kept; run the same command again when it can be reached.",
         )
 

@@ -1,8 +1,8 @@
 """How many requests a server should have at once: found by trying, or fixed.
 
 A level is doubled as long as that brings more tokens a second. It falls when the server says that it is too much (429, 503), once
-for all requests that it refuses together, and rises again little by little to where it was. Pure: what was done and when is
-told to it.
+for all requests that it refuses together, and rises again little by little to where it was. Without clock and I/O: what was done and
+when is told to it.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ GROWTH = 1.05  # throughput that a doubled level must bring, as a factor
 LEAST_S = 5.0  # that a measurement takes
 USED = 0.9  # share of the level that must be in flight, or the measurement says nothing about it
 BACK = 0.7  # factor by which it falls
-RISE = 0.05  # of the level: by so much it rises again for each time that all of it was done
+RISE = 0.05  # of the level: by so much it rises again after as many requests as it is
 
 
 class Level:
-    """`now` is the level. `wanted`: "auto", or the number that it stays at, or comes back to where the server refused."""
+    """`now` is the level. `wanted`: "auto", or a fixed number. A refusal lowers either and ends the growth; then it climbs back to
+    where it was."""
 
     def __init__(self, wanted: int | Literal["auto"]) -> None:
         self.now = FIRST if wanted == "auto" else wanted

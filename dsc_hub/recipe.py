@@ -286,7 +286,9 @@ class Serving(Section):
 
     @model_validator(mode="after")
     def _one_for_each(self) -> Serving:
-        if isinstance(self.concurrency, tuple) and len(self.concurrency) != len(self.endpoints):
+        if isinstance(self.concurrency, tuple) and (
+            not self.concurrency or len(self.concurrency) != len(self.endpoints)
+        ):
             raise ValueError(
                 f"concurrency: {len(self.concurrency)} numbers for {len(self.endpoints)} endpoints; give one for each, or one for all"
             )

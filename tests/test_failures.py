@@ -32,6 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "WAIT_S", 0.01)
     monkeypatch.setattr(lanes, "LONGEST_S", 1.0)
+    monkeypatch.setattr(lanes, "LOOKS", 4)
 
 
 def sampled(

@@ -184,6 +184,8 @@ def test_each_endpoint_may_have_a_number_of_its_own(recipe_file: Path):
 
     assert asyncio.run(go()) == (64 + FIRST, [64, FIRST])
     assert "3 numbers for 2 endpoints; give one for each" in told("[1, 2, 3]")
+    with pytest.raises(ConfigError, match="0 numbers for 0 endpoints"):
+        recipe_files.load(recipe_file, ["serving.concurrency=[]"])
     assert "should be a whole number from 1 to 4096, or auto, got 0" in told("[1, 0]")
 
 
