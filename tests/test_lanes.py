@@ -41,16 +41,28 @@ def at(start: Callable[..., Any]) -> Callable[..., Endpoint]:
 
 
 def ask(
-    ends: list[Endpoint], n: int, critic: Endpoint | None = None, **keys: Any
+    ends: list[Endpoint],
+    n: int,
+    critic: Endpoint | None = None,
+    *,
+    at_once: int = 10_000,
+    timeout_s: float = 20,
+    **keys: Any,
 ) -> tuple[Generator, list[Any], float]:
-    """So many different requests at once; the generator, answers or errors, seconds."""
+    """So many different requests, `at_once`; the generator, answers or errors, seconds."""
 
     async def go() -> Any:
-        async with Generator(ends, Generation(), keys.pop("timeout_s", 20), critic, **keys) as g:
-            one = g.criticise if critic else g.complete
-            jobs = (one([{"role": "user", "content": f"question {i}"}], i) for i in range(n))
+        places = asyncio.Semaphore(at_once)
+        async with Generator(ends, Generation(), timeout_s, critic, **keys) as g:
+
+            async def one(i: int) -> Any:
+                async with places:
+                    return await (g.criticise if critic else g.complete)(
+                        [{"role": "user", "content": f"question {i}"}], i
+                    )
+
             started = time.monotonic()
-            found = await asyncio.gather(*jobs, return_exceptions=True)
+            found = await asyncio.gather(*map(one, range(n)), return_exceptions=True)
             return g, found, time.monotonic() - started
 
     return asyncio.run(asyncio.wait_for(go(), 60))
@@ -116,13 +128,14 @@ def test_what_one_server_cannot_do_another_does(at: Callable[..., Endpoint], how
     assert not failures(found)
 
 
-def test_a_server_whose_proxy_answers_for_it_is_gone(at: Callable[..., Endpoint]):
+@pytest.mark.parametrize(
+    "why", [ServingError("endpoint answered 502 Bad Gateway to /models"), OSError(2, "No such file", "vllm.log")]
+)
+def test_a_server_whose_proxy_answers_for_it_is_gone(at: Callable[..., Endpoint], why: Exception):
     bad, good = at(fault=lambda body, before: "502"), at()
-    looks: list[int] = []
 
     def check() -> None:
-        looks.append(1)
-        raise ServingError("endpoint answered 502 Bad Gateway to /models")
+        raise why
 
     g, found, _ = ask([replace(bad, check=check), good], 40)
     assert not failures(found) and g.retries["server gone"] and not g.retries["502"]
@@ -158,10 +171,39 @@ def test_prompts_are_spread_over_three_servers_of_one_machine():
         assert min(asyncio.run(go())) > 900
 
 
-def test_one_request_that_is_always_refused_does_not_slow_down_the_rest(at: Callable[..., Any]):
-    end = at(fault=lambda body, before: "429" if body["messages"][0]["content"] == "question 7" else "", pause=0.002)
-    g, found, _ = ask([end], 4000, concurrency=100)
-    assert len(failures(found)) == 1 and "times" in failures(found)[0] and g.level() > 20
+def test_one_request_that_is_always_refused_fails_while_the_others_go_on_as_before(
+    at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lanes, "LONGEST_S", 0.1)
+    refused: list[float] = []
+
+    def fault(body: dict, before: int) -> str:
+        if body["messages"][0]["content"] != "question 7":
+            return ""
+        refused.append(time.monotonic())
+        return "429"
+
+    end = at(fault=fault, pause=0.05)
+    g, found, _ = ask([end], 2000, concurrency=20, at_once=20)
+    assert len(failures(found)) == 1 and "11 times" in failures(found)[0] and g.level() > 10
+    assert refused[-1] < time.monotonic() - 0.5  # not when all the others were done
+
+
+def test_a_request_that_is_refused_while_others_are_answered_waits_for_longer(
+    at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(lanes, "LONGEST_S", 0.1)
+
+    def fault(body: dict, before: int) -> str:
+        return "429" if body["messages"][0]["content"] == "question 7" and before < 18 else ""
+
+    assert not failures(ask([at(fault=fault, pause=0.05)], 1500, concurrency=20, at_once=20)[1])
+
+
+def test_a_burst_that_one_server_refuses_does_not_leave_it_idle(at: Callable[..., Any]):
+    busy, slow = at(fault=lambda body, before: "" if before else "429"), at(pause=0.3)
+    _, found, seconds = ask([busy, slow], 40, concurrency=(64, 1))
+    assert not failures(found) and seconds < 3
 
 
 def test_who_waits_for_a_place_gets_the_next_one_in_order_and_avoids_nobody_in_vain():
@@ -189,6 +231,13 @@ def test_who_waits_for_a_place_gets_the_next_one_in_order_and_avoids_nobody_in_v
         servers.give(a)
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["q0", "p1"] and (a.busy, b.busy) == (0, 1)
+        a.busy = 1
+        late = asyncio.create_task(servers.take("x", b))
+        await asyncio.sleep(0)
+        servers.give(a)
+        late.cancel()  # it has its place, and will not take it
+        await asyncio.gather(late, return_exceptions=True)
+        assert a.busy == 0
         servers.close()
 
     asyncio.run(go())
