@@ -66,8 +66,8 @@ class _Waiter:
 
 @dataclass(eq=False)
 class Lanes:
-    """Servers of the same model. `concurrency`: requests at each, or a tuple with one for each. `retries` is the generator's counter, which
-    gets "server back"; `answered` counts the requests that were done."""
+    """Servers of the same model. `concurrency`: requests at each, or a tuple with one for each. `retries` is the generator's counter,
+    which gets "server back"; `answered` counts the requests that were done."""
 
     endpoints: Sequence[Endpoint]
     concurrency: Concurrency | tuple[Concurrency, ...]
@@ -138,7 +138,8 @@ class Lanes:
         return self.all[-1].gone if all(lane.gone for lane in self.all) else None
 
     async def look(self, lane: Lane) -> None:
-        """Called when a request got no answer, or one that a proxy may have given. Raises Gone if the server is gone, too; then it is brought back, if it can be."""
+        """Called when a request got no answer, or one that a proxy may have given. Raises Gone if the server is gone, too; then it is
+        brought back, if it can be."""
         if lane.is_up:
             if lane.looking is None:  # one look for all that broke off together
                 lane.looking = asyncio.ensure_future(self._look(lane))
@@ -153,7 +154,7 @@ class Lanes:
         try:
             await self._in_thread(lane.endpoint.check)
         except (ServingError, OSError) as e:
-            return e.message if isinstance(e, ServingError) else str(e)
+            return _told(e)
         finally:
             lane.looking = None
         return None
@@ -175,7 +176,8 @@ class Lanes:
             lane.revival = None
         if error:
             self.give_up(lane, error)
-        self._let_in()
+        else:
+            self._let_in()
 
     async def _revived(self, lane: Lane, why: str) -> ServingError | None:
         """None when it is back, else why not."""
@@ -187,7 +189,7 @@ class Lanes:
             try:
                 await self._bring_back(lane.endpoint)
             except (ServingError, OSError) as e:
-                why = e.message if isinstance(e, ServingError) else str(e)
+                why = _told(e)
             else:
                 say(f"{lane.endpoint.url} is back")
                 self.retries["server back"] += 1
@@ -215,6 +217,10 @@ class Lanes:
             if lane.revival:
                 lane.revival.cancel()
         self._threads.shutdown(cancel_futures=True)
+
+
+def _told(error: ServingError | OSError) -> str:
+    return error.message if isinstance(error, ServingError) else str(error)
 
 
 def _hash(url: str, beginning: str) -> bytes:

@@ -136,8 +136,8 @@ async def sample(
     """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
 
     `prompts` are gone through twice and not held. `criticise` is asked for the critiques (None: as for the rest). `known` holds
-    turns of other runs by request and seed: what was asked there is not asked again; `reused` counts its {tokens}. `level` says how many requests should be
-    in flight (None: the recipe's number).
+    turns of other runs by request and seed: what was asked there is not asked again; `reused` counts its {tokens}. `level` says how
+    many requests should be in flight (None: the recipe's number).
 
     Chains that fail for their own sake go to failed.jsonl with the reason and are tried again by the next run. Raises
     ServingError when the server is gone or refuses one request after the other. After Ctrl-C (flow.py) the tally says `interrupted`.
@@ -216,14 +216,15 @@ async def sample(
     finally:
         for rows in (turns, chains, failed):
             rows.close()
-    _drop_finished(failed, Index([chains], chain_key))
+    _drop_finished(failed, chains)
     return tally
 
 
-def _drop_finished(failed: Rows, finished: Index) -> None:
+def _drop_finished(failed: Rows, chains: Rows) -> None:
     """Of what failed, keep the last reason of each chain that is still not finished. Not before the end: a session that is broken
     off must not lose what it knew."""
     if failed.path.exists():
+        finished = Index([chains], chain_key)
         left = Index([failed], lambda row: None if chain_key(row) in finished else chain_key(row))
         if left:
             write_lines(failed.path, left.lines())

@@ -131,9 +131,8 @@ def join(run: Run, shards: Iterable[Run]) -> None:
     }
     for name, of in rows.items():
         write_lines(run[name], of.lines())
-    sessions = [
-        row for row in run.rows("sessions.jsonl") if "shard" not in row
-    ]  # its own, not those of an earlier merge
+    # What the run itself spent, and not again what an earlier merge brought.
+    sessions = [row for row in run.rows("sessions.jsonl") if "shard" not in row]
     for of in shards:
         sessions += [row | {"shard": str(_shard_of(of))} for row in of.rows("sessions.jsonl")]
     write_lines(run["sessions.jsonl"], [json.dumps(row).encode() + b"\n" for row in sessions])

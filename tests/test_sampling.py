@@ -22,7 +22,7 @@ import pytest
 from dsc_hub import prompts, recipe_files, sampling
 from dsc_hub.chain import LOST_MEANING
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.generation import RequestFailed
+from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import Run
@@ -35,6 +35,20 @@ def setup(recipe_file: Path, folder: Path, *overrides: str) -> tuple[Run, Recipe
     found, _ = prompts.load(r.prompts, recipe_file.parent, r.seed)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(folder), r, [p for p in found if p.split != "test"]
+
+
+class Breaking(ScriptedModel):
+    """Answers so many requests, and fails all that come after with the same error."""
+
+    def __init__(self, answers: int, error: Exception) -> None:
+        super().__init__()
+        self.asked, self._answers, self._error = 0, answers, error
+
+    async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
+        self.asked += 1
+        if self.asked > self._answers:
+            raise self._error
+        return await super().__call__(messages, seed)
 
 
 def sorted_rows(path: Path) -> list[bytes]:
@@ -185,27 +199,18 @@ def test_what_failed_is_remembered_until_it_is_done(recipe_file: Path, tmp_path:
 
 def test_a_server_that_begins_to_fail_stops_the_run(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=4", "serving.concurrency=2")
-    good, asked = ScriptedModel(), 0
-
-    async def breaks(messages, seed):
-        nonlocal asked
-        asked += 1
-        if asked > 20:
-            raise RequestFailed("answered 500, 6 times")
-        return await good(messages, seed)
-
+    model = Breaking(20, RequestFailed("answered 500, 6 times"))
     with pytest.raises(ServingError, match="20 requests failed one after the other.*500"):
-        asyncio.run(sampling.sample(run, r, some, breaks, length_score))
-    assert asked <= 20 + sampling.MOST_FAILURES_IN_A_ROW + 2
+        asyncio.run(sampling.sample(run, r, some, model, length_score))
+    assert model.asked <= 20 + sampling.MOST_FAILURES_IN_A_ROW + 2
 
 
 def test_a_turn_is_not_taken_for_an_answer_to_other_words(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run")
     asyncio.run(sampling.sample(run, r, some, ScriptedModel(), length_score))
     whole = {row["prompt_id"]: row for row in run.rows("chains.jsonl")}
-    lost = some[
-        0
-    ].id  # as if the line of its first answer had been damaged and taken out, before its chain was finished
+    # As if the line of its first answer had been damaged and taken out, before its chain was finished.
+    lost = some[0].id
     for name in ("turns.jsonl", "chains.jsonl"):
         rows = [row for row in run.rows(name) if row["prompt_id"] != lost or row.get("step", 0)]
         rows = [row for row in rows if name == "turns.jsonl" or row["prompt_id"] != lost]
@@ -234,15 +239,7 @@ def test_a_server_that_refuses_everything_stops_the_run(recipe_file: Path, tmp_p
 
 def test_a_dead_server_stops_the_run_at_once_and_what_is_finished_stays(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run", "serving.concurrency=2")
-    good, n = ScriptedModel(), 0
-
-    async def dies(messages, seed):
-        nonlocal n
-        n += 1
-        if n > 23:
-            raise ServingError("vLLM ended by itself")
-        return await good(messages, seed)
-
+    good, dies = ScriptedModel(), Breaking(23, ServingError("vLLM ended by itself"))
     with pytest.raises(ServingError, match="ended by itself"):
         asyncio.run(sampling.sample(run, r, some, dies, length_score))
     assert len(list(run.rows("turns.jsonl"))) == 23
