@@ -7,6 +7,7 @@ keeper.py).
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -30,6 +31,9 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank 
 BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of what turns have in common is in no whole block
 GOING_S = 15.0  # from the death of a part of vLLM to the end of all its processes, at most
 ON_CPU_AT_ONCE = 256  # sequences in a batch, at most
+# The last line of a traceback, as it is or logged: "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] ValueError: ..."
+_ERROR = re.compile(r"(\([^)]*\) )?(ERROR [^\]]*\] )?[\w.]+(Error|Exception)(: |\s*$)")
+_SAYS_NOTHING = ("Engine core initialization failed", "EngineCore encountered an issue")
 
 
 def max_lora_rank(adapter: Path) -> int:
@@ -211,16 +215,19 @@ class Engine:
             os.killpg(self._keeper.pid, signal.SIGKILL)
             self._keeper.wait()
 
-    def _tail(self, lines: int = 12) -> str:
-        """The last lines of a log, the cause first if vLLM names one: its traceback ends with a summary that says nothing."""
+    def _tail(self) -> str:
         with self.log.open("rb") as file:
             file.seek(self._log_from)
-            text = file.read().decode("utf-8", "replace").splitlines()
-        cause = [t for t in text[-200:] if "Error" in t and "RuntimeError: Engine core initialization failed" not in t]
-        shown = text[-lines:]
-        if cause and cause[-1] not in shown:
-            shown = [cause[-1], "...", *shown]
-        return "\n".join(f"    {t[:300]}" for t in shown)
+            return last_words(file.read().decode("utf-8", "replace").splitlines())
+
+
+def last_words(log: Sequence[str], lines: int = 12) -> str:
+    """The last lines of a server's log, before them the error that ended it: vLLM's own last lines only say that there was one."""
+    shown = list(log[-lines:])
+    causes = [t for t in log if _ERROR.match(t) and not any(words in t for words in _SAYS_NOTHING)]
+    if causes and causes[-1] not in shown:
+        shown = [causes[-1], "...", *shown]
+    return "\n".join(f"    {t.rstrip()[:300]}" for t in shown)
 
 
 def _free_port() -> int:

@@ -199,3 +199,22 @@ def test_a_model_that_a_server_has_but_does_not_list_is_found_by_its_name(script
         serving.external(Serving(endpoints=(scripted(models=("a", "b"), others=False),), served_model="c"))
     with pytest.raises(ServingError, match="serves nothing\n"):
         serving.external(Serving(endpoints=(scripted(models=()),)))
+
+
+def test_the_error_that_ended_a_server_is_shown_before_its_last_lines():
+    log = [
+        "(EngineCore pid=7) INFO 11-26 10:00:00 [core.py:1] loading",
+        "(EngineCore pid=7) ERROR 11-26 10:00:01 [core.py:2] torch.OutOfMemoryError: CUDA out of memory.",
+        *[f"(EngineCore pid=7) ERROR 11-26 10:00:01 [core.py:2]   File {n}" for n in range(20)],
+        "(APIServer pid=6)     raise RuntimeError(",
+        "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.",
+    ]
+    shown = engine.last_words(log).splitlines()
+    assert (
+        "CUDA out of memory" in shown[0] and shown[1].strip() == "..." and shown[2:] == [f"    {t}" for t in log[-12:]]
+    )
+    assert engine.last_words(["ready", "ValueError: no such model"]).splitlines() == [
+        "    ready",
+        "    ValueError: no such model",
+    ]
+    assert engine.last_words([]) == ""

