@@ -30,14 +30,12 @@ from dsc_hub.serving import Endpoint
 RETRIES = 5  # of a request for the same reason: 404, 408, 409, 5xx, a lost connection or an answer that can't be used
 TIMEOUTS = 2  # retries after no answer at all: each has waited for long
 TOO_MUCH = {"429", "503"}
-REFUSALS = (
-    10  # retries after 429 or 503 while no other request is answered either: some minutes, as quotas are by the minute
-)
+# Retries after 429 or 503 while no other request is answered either: some minutes, as quotas are by the minute.
+REFUSALS = 10
 TURNS = 20  # refusals of a request while others are answered; then REFUSALS counts all the same
 DEATHS = 3  # servers that may be gone while they have a request; then it is the request
-SUSPECT = (
-    2  # of those: from then on one such request is asked at a time, so that not all that were in flight fail for one
-)
+# Of those: from then on one such request is asked at a time, so that not all that were in flight fail for one.
+SUSPECT = 2
 OWN = {400, 403, 413, 422}  # statuses that say: not this request
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # what servers say to a route or a parameter that they don't have
 
