@@ -224,7 +224,7 @@ class Engine:
 def last_words(log: Sequence[str], lines: int = 12) -> str:
     """The last lines of a server's log, before them the error that ended it: vLLM's own last lines only say that there was one."""
     shown = list(log[-lines:])
-    causes = [t for t in log if _ERROR.match(t) and not any(words in t for words in _SAYS_NOTHING)]
+    causes = [t for t in log[-200:] if _ERROR.match(t) and not any(words in t for words in _SAYS_NOTHING)]
     if causes and causes[-1] not in shown:
         shown = [causes[-1], "...", *shown]
     return "\n".join(f"    {t.rstrip()[:300]}" for t in shown)

@@ -217,4 +217,5 @@ def test_the_error_that_ended_a_server_is_shown_before_its_last_lines():
         "    ready",
         "    ValueError: no such model",
     ]
-    assert engine.last_words([]) == ""
+    long_ago = ["ValueError: of a request", *["busy"] * 300]
+    assert "ValueError" not in engine.last_words(long_ago) and engine.last_words([]) == ""

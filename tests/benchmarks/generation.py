@@ -7,8 +7,9 @@
     python -m tests.benchmarks.generation [--natural] [--rounds 5] [--chains 128] [--in-flight N | auto] [--json FILE] [--model SOURCE]
 
 At fixed lengths (`ignore_eos`) every turn has --tokens new tokens; with --natural at most so many. All chains are in flight at once
-unless --in-flight says otherwise. Seconds are those of the generation, not of starting. Prints tokens and chains a second, the medians of the rounds' ratios, and how much of what the prefix
-cache could hold was found in it: whole blocks that an earlier turn of the same chain had filled.
+unless --in-flight says otherwise. Seconds are those of the generation, not of starting. Prints tokens and chains a second, the
+medians of the rounds' ratios, and how much of what the prefix cache could hold was found in it: whole blocks that an earlier turn
+of the same chain had filled.
 """
 
 from __future__ import annotations
