@@ -43,6 +43,12 @@ def max_lora_rank(adapter: Path) -> int:
     return next((r for r in LORA_RANKS if r >= rank), rank)
 
 
+def at_once(section: Serving, on_cpu: bool) -> int:
+    """Sequences in a batch, at most: as many as there will be requests, if that is known."""
+    most = ON_CPU_AT_ONCE if on_cpu else MOST
+    return most if section.concurrency == "auto" else min(section.concurrency, most)
+
+
 def vllm_command(
     folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], on_cpu: bool, compiled: bool = False
 ) -> list[str]:
@@ -83,9 +89,7 @@ def vllm_command(
     else:
         command += ["--gpu-memory-utilization", str(section.gpu_memory_utilization)]
         command += ["--tensor-parallel-size", str(section.tensor_parallel)]
-    wanted = section.concurrency
-    most = ON_CPU_AT_ONCE if on_cpu else MOST
-    command += ["--max-num-seqs", str(most if wanted == "auto" else min(wanted, most))]
+    command += ["--max-num-seqs", str(at_once(section, on_cpu))]
     if adapters:
         command += [
             "--enable-lora",

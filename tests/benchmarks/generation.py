@@ -34,7 +34,6 @@ import yaml
 from dsc_hub import engine, machine, models, serving
 from dsc_hub.chain import Texts
 from dsc_hub.generation import Generator
-from dsc_hub.level import MOST
 from dsc_hub.recipe import Generation, Model, Serving
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
@@ -70,22 +69,23 @@ def main() -> None:
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     folder = models.materialize(models.identify(Model(source=given.model)))
     rounds, on_cpu = [], machine.vllm_on_cpu()
-    with tempfile.TemporaryDirectory(prefix="generation-") as work, ExitStack() as kept:
+    with tempfile.TemporaryDirectory(prefix="generation-") as work, ExitStack() as engines:
         place = Path(work)
         _write_recipe(place, given)
         for n in range(given.rounds):
             # On a CPU each has an engine of its own that is new: idle ones beside it take some 2 % of two cores, and more of the
             # speed. On a GPU, where starting takes longer than measuring, those of (a) and (c) stay; their idling costs nothing.
             b = _sampled(place, given, n)
-            with ExitStack() as own:
-                if n == 0 or on_cpu:
-                    raw = (own if on_cpu else kept).enter_context(_child(given, folder))
-                a = _ask(raw, {"prompts": [p.text for p in b.pop("prompts")]})
-            with ExitStack() as own:
-                if n == 0 or on_cpu:
-                    server = serving.serve(folder, _section(given, "c"), place / "vllm.log")
-                    (endpoint,) = (own if on_cpu else kept).enter_context(server)
-                c = asyncio.run(_alone(endpoint, given, n))
+            if on_cpu or n == 0:
+                raw = engines.enter_context(_child(given, folder))
+            a = _ask(raw, {"prompts": [p.text for p in b.pop("prompts")]})
+            if on_cpu:
+                engines.close()
+            if on_cpu or n == 0:
+                (endpoint,) = engines.enter_context(serving.serve(folder, _section(given, "c"), place / "vllm.log"))
+            c = asyncio.run(_alone(endpoint, given, n))
+            if on_cpu:
+                engines.close()
             rounds.append({"a": a, "b": b, "c": c})
             print(
                 f"round {n + 1}  "
@@ -123,7 +123,7 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
 def _child(given: argparse.Namespace, folder: Path) -> Iterator[subprocess.Popen[str]]:
     on_cpu, section = machine.vllm_on_cpu(), _section(given, "a")
     told = {"folder": str(folder), "on_cpu": on_cpu, "tokens": given.tokens, "natural": given.natural}
-    told |= {"context": section.context, "at_once": MOST if given.in_flight == "auto" else given.in_flight}
+    told |= {"context": section.context, "at_once": engine.at_once(section, on_cpu)}
     env = engine.vllm_environment(section, on_cpu, "none") | {"VLLM_LOGGING_LEVEL": "ERROR"}
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.generation", "--raw", json.dumps(told)],
