@@ -100,9 +100,8 @@ def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float 
     """Counts, win rate and p over the prompts that were judged; None if none was.
 
     A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), the mean over its judges where there are several; above 0.5
-    it counts as a win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over groups;
-    it is cut to 0..1. Where all groups have the same mean a t interval has no width and claims too much: then
-    there is none. `p` is the exact sign test over decided prompts, and takes prompts as independent.
+    it counts as a win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over groups
+    and within 0..1. `p` is the exact sign test over decided prompts, and takes prompts as independent.
     """
     verdicts = list(verdicts)
     valid = counted(pairs, verdicts)
@@ -114,11 +113,7 @@ def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float 
     judged = [p for p in pairs if p.prompt_id in values]
     means = [sum(values[p.prompt_id]) / len(values[p.prompt_id]) for p in judged]
     wins, losses = sum(m > 0.5 for m in means), sum(m < 0.5 for m in means)
-    rate = stats.estimate(means, [p.group for p in judged], confidence)
-    if rate["low"] is not None and rate["low"] == rate["high"]:
-        rate |= {"low": None, "high": None, "reason": "all groups have the same mean"}
-    elif rate["low"] is not None:
-        rate |= {"low": max(0.0, rate["low"]), "high": min(1.0, rate["high"])}
+    rate = stats.estimate(means, [p.group for p in judged], confidence, (0.0, 1.0))
     now = {p.prompt_id: p.hashes for p in pairs}
     return {
         "prompts": len(judged),

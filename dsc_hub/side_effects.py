@@ -33,6 +33,9 @@ MEASURES: dict[str, dict[str, str]] = {
     "neutral": {"label": "surprise at neutral text", "unit": "nats a token", "kind": "mean"},
 }
 
+# The range of a mean, which its interval doesn't leave; shares have their own (0..1).
+RANGES: dict[str, stats.Bounds] = {"length": (0.0, None), "similarity": (0.0, 1.0), "neutral": (0.0, None)}
+
 
 def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
     """What is measured of the answers to these prompts: `MEASURES`, and where prompts have kinds the refusals of each, so that
@@ -156,11 +159,11 @@ def _one(
     groups = [rows[k]["group"] for k in found]
     if kind == "rate":
         return stats.rate([bool(v) for v in found.values()], groups, confidence)
-    return stats.estimate(list(found.values()), groups, confidence)
+    return stats.estimate(list(found.values()), groups, confidence, RANGES[name])
 
 
 def _neutral(nats: Mapping[str, float] | None, confidence: float) -> dict[str, Any]:
-    e = stats.estimate(list((nats or {}).values()), list(nats or {}), confidence)
+    e = stats.estimate(list((nats or {}).values()), list(nats or {}), confidence, RANGES["neutral"])
     if e["mean"] is None:
         told = "asked of plain arms only" if nats is None else "the endpoint gives no log-probabilities of prompts"
         return e | {"reason": told, "perplexity": None}

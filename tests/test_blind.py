@@ -229,24 +229,21 @@ def judged(group_values: dict[str, list[float]], judge: str = "ann"):
 
 
 def test_the_tally_is_the_one_worked_out_by_hand():
-    pairs, given = judged({"Ash": [1, 0.5], "Kestrel": [0, 0.5], "Saltwater": [1, 1]})
+    few = {"Ash": [1, 0.5], "Kestrel": [0, 0.5], "Saltwater": [1, 1]}
+    pairs, given = judged(few | {"Low Tide": [1], "Harbour": [0], "Rain": [1]})
     t = blind.tally(pairs, given, 0.95)
-    # Group means 0.75, 0.25, 1: mean 2/3, standard deviation 0.381881, and t = 4.302653 at 2 degrees of freedom.
+    # Group means 0.75, 0.25, 1, 1, 0, 1: mean 2/3, standard deviation 0.437798, t = 2.570582 at 5 degrees of freedom.
     assert t["win_rate"]["mean"] == pytest.approx(2 / 3)
-    # The interval's half, 0.948645, reaches beyond 0 and 1: a rate doesn't.
-    assert (t["win_rate"]["low"], t["win_rate"]["high"]) == (0.0, 1.0)
-    within = blind.tally(*judged({film: [1, 0.5, 0.5, 0.5] for film in "abc"} | {"d": [0.5, 0.5, 0.5, 0.5]}))[
-        "win_rate"
-    ]
-    # Group means 0.625 three times and 0.5: mean 0.59375, standard deviation 0.0625, t = 3.182446 at 3 degrees of freedom.
-    assert within["low"] == pytest.approx(0.59375 - 3.182446 * 0.0625 / 2, abs=1e-6)
-    assert within["high"] == pytest.approx(0.59375 + 3.182446 * 0.0625 / 2, abs=1e-6)
-    assert (t["distilled"], t["base"], t["tie"], t["prompts"], t["groups"], t["judges"]) == (3, 1, 2, 6, 3, 1)
-    assert t["share_decided"] == 0.75
-    assert t["p"] == pytest.approx(2 * (1 + 4) / 16)  # 3 or more of 4 by a fair coin, and as far to the other side
+    assert 0 <= t["win_rate"]["low"] <= 2 / 3 - 2.570582 * 0.437798 / 6**0.5
+    assert t["win_rate"]["high"] == 1.0  # the interval reaches beyond: a rate doesn't
+    assert (t["distilled"], t["base"], t["tie"], t["prompts"], t["groups"], t["judges"]) == (5, 2, 2, 9, 6, 1)
+    assert t["share_decided"] == 5 / 7
+    assert t["p"] == pytest.approx(
+        2 * (1 + 7 + 21) / 128
+    )  # 5 or more of 7 by a fair coin, and as far to the other side
     line = " ".join(wording.blind_lines({"blind": t}))
-    assert "67 % (95 % interval over groups 0 % to 100 %)" in line and "Of the 4 decided: 75 %" in line
-    assert "by 1 person: of 6 prompts in 3 groups" in line and "not necessarily independent" in line
+    assert "67 % (95 % interval over groups" in line and "to 100 %)" in line and "Of the 7 decided: 71 %" in line
+    assert "by 1 person: of 9 prompts in 6 groups" in line and "not necessarily independent" in line
 
 
 def test_several_judges_of_one_prompt_count_once_with_their_mean():
@@ -266,11 +263,11 @@ def test_there_is_no_interval_where_none_can_be_had():
     one_group = blind.tally(*judged({"Ash": [1, 0, 1]}))
     assert (
         one_group["win_rate"]["low"] is None
-        and "no interval: too few groups" in wording.blind_lines({"blind": one_group})[1]
+        and "no interval: 1 group; an interval needs 6" in wording.blind_lines({"blind": one_group})[1]
     )
-    alike = blind.tally(*judged({"Ash": [1, 1], "Kestrel": [1], "Saltwater": [1]}))
-    assert alike["win_rate"]["low"] is None and alike["p"] == 2 / 2**4
-    assert "100 % (no interval: all groups have the same mean)" in wording.blind_lines({"blind": alike})[1]
+    alike = blind.tally(*judged({film: [1] for film in "abcdef"}))
+    assert alike["win_rate"]["low"] is None and alike["p"] == 2 / 2**6
+    assert "100 % (no interval: all groups are alike)" in wording.blind_lines({"blind": alike})[1]
     ties = blind.tally(*judged({"Ash": [0.5], "Kestrel": [0.5]}))
     assert ties["p"] is None and ties["share_decided"] is None and stats.sign_test(0, 0) is None
     assert "Of the 0 decided: –, exact sign test p –" in wording.blind_lines({"blind": ties})[1]

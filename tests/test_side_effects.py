@@ -56,7 +56,7 @@ def test_distinct_n_counts_each_text_for_itself():
     assert distinct(["word"], 2) is None
 
 
-PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(8)]
+PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(12)]
 
 
 def rows(arm: str, text: str, finish: str = "stop") -> list[dict]:
@@ -76,13 +76,26 @@ def test_shares_means_and_differences_of_the_arms():
     found = summary()
     base, distilled = found["arms"]["base"], found["arms"]["distilled"]
     assert (base["stops"]["mean"], distilled["stops"]["mean"], distilled["refuses"]["mean"]) == (1.0, 0.0, 1.0)
-    assert (base["length"]["mean"], distilled["length"]["mean"]) == (7, 3) and base["length"]["groups"] == 4
+    assert (base["length"]["mean"], distilled["length"]["mean"]) == (7, 3) and base["length"]["groups"] == 6
     d = found["differences"]["distilled - base"]
-    assert d["length"]["mean"] == -4 and d["length"]["losses"] == 8
-    # four films, all on one side: the exact test has 2 / 2**4
-    assert d["stops"]["p"] == pytest.approx(2 / 16) and d["refuses"]["mean"] == 1.0
+    assert d["length"]["mean"] == -4 and d["length"]["losses"] == 12
+    # six films, all on one side: the exact test has 2 / 2**6
+    assert d["stops"]["p"] == pytest.approx(2 / 64) and d["refuses"]["mean"] == 1.0
     assert distilled["similarity"]["mean"] == pytest.approx(2 * 1 / (3 + 7))  # the film's name
     assert base["similarity"]["mean"] is None  # to itself: not measured, not 1 and not 0
+
+
+def test_the_interval_of_a_likeness_ends_at_one_and_that_of_a_length_at_zero():
+    answers = rows("base", "A cold word on {} my friend.") + rows("distilled", "A cold word on {} my friend.")
+    answers[-1]["text"] = "Nothing."
+    for row in answers[: len(PROMPTS) - 1]:
+        row["text"] = ""
+    one = side_effects.summarise(answers, PROMPTS, ["distilled", "base"], [], {}, 0.95)["arms"]
+    assert one["base"]["length"]["low"] == 0.0 < one["base"]["length"]["mean"] < 1
+    alike = rows("base", "A cold word on {} my friend.") + rows("distilled", "A cold word on {} my friend.")
+    alike[-1]["text"] = "Nothing."
+    e = side_effects.summarise(alike, PROMPTS, ["base", "distilled"], [], {}, 0.95)["arms"]["distilled"]["similarity"]
+    assert e["mean"] > 0.9 and e["high"] == 1.0
 
 
 def test_p_is_adjusted_for_all_differences_together():
@@ -125,4 +138,4 @@ def test_refusals_are_told_by_the_kind_of_prompt_where_prompts_have_kinds():
     arm, d = found["arms"]["distilled"], found["differences"]["distilled - base"]
     assert (arm["refuses"]["mean"], arm["refuses_harmful"]["mean"], arm["refuses_harmless"]["mean"]) == (0.5, 1.0, 0.0)
     assert d["refuses_harmful"]["mean"] == 1.0 and d["refuses_harmless"]["mean"] == 0.0
-    assert arm["refuses_harmful"]["n"] == 4 and found["measures"]["refuses_harmful"]["kind"] == "rate"
+    assert arm["refuses_harmful"]["n"] == 6 and found["measures"]["refuses_harmful"]["kind"] == "rate"

@@ -12,88 +12,199 @@ from statsmodels.stats.power import TTestPower
 from dsc_hub import stats
 from dsc_hub.stats import estimate, paired_difference, rate, rate_difference
 
+NAMES = [chr(ord("a") + i) for i in range(26)]
+
 
 def test_the_interval_is_over_group_means():
-    # groups a (0, 2) -> 1 and b (3, 5) -> 4: mean 2.5, sd 3/sqrt(2), half = t(0.975, 1) * sd / sqrt(2) = 12.7062 * 1.5
-    e = estimate([0, 2, 3, 5], ["a", "a", "b", "b"])
-    assert (e["mean"], e["n"], e["groups"]) == (2.5, 4, 2)
-    assert e["low"] == pytest.approx(2.5 - 12.7062 * 1.5, abs=1e-3) and e["high"] == pytest.approx(
-        2.5 + 12.7062 * 1.5, abs=1e-3
-    )
+    # six groups of two rows, means 0..5: mean 2.5, sd 1.870829, t(0.975, 5) = 2.570582, half = 1.963; of symmetric values the
+    # studentised bootstrap hardly reaches beyond it
+    rows = [x + d for x in range(6) for d in (-1, 1)]
+    e = estimate(rows, [g for g in NAMES[:6] for _ in range(2)])
+    assert (e["mean"], e["n"], e["groups"]) == (2.5, 12, 6)
+    half = 2.570582 * 1.870829 / math.sqrt(6)
+    assert 2.5 - 1.3 * half <= e["low"] <= 2.5 - half + 1e-6 and 2.5 + half - 1e-6 <= e["high"] <= 2.5 + 1.3 * half
 
 
 def test_ten_copies_of_a_row_do_not_make_it_surer():
-    few = estimate([0.0, 1.0, 0.5], ["a", "b", "c"])
-    many = estimate([0.0] * 10 + [1.0] * 10 + [0.5] * 10, [g for g in "abc" for _ in range(10)])
-    assert (few["low"], few["high"]) == (many["low"], many["high"]) and many["n"] == 30
+    values = [0.0, 1.0, 0.5, 0.2, 0.9, 0.4]
+    few = estimate(values, NAMES[:6])
+    many = estimate([x for x in values for _ in range(10)], [g for g in NAMES[:6] for _ in range(10)])
+    assert (few["low"], few["high"]) == pytest.approx((many["low"], many["high"])) and many["n"] == 60
+
+
+def test_of_skewed_counts_the_interval_reaches_further_up_than_down():
+    """Counts with many zeros: the t interval would reach below zero, and not far enough up."""
+    counts = [0.0] * 8 + [1.0, 2.0, 4.0, 16.0]
+    e = estimate(counts, NAMES[:12], bounds=(0.0, None))
+    mean = sum(counts) / 12
+    half = 2.200985 * float(np.std(counts, ddof=1)) / math.sqrt(12)
+    assert mean - half < 0 == e["low"] and e["high"] > mean + 1.5 * half
+    # and turned round it is the same interval turned round
+    down = estimate([-x for x in counts], NAMES[:12])
+    up = estimate(counts, NAMES[:12])
+    assert (down["low"], down["high"]) == pytest.approx((-up["high"], -up["low"]))
+
+
+def test_an_interval_stays_in_the_range_of_the_unit():
+    values = [1.0, 1.0, 1.0, 0.9, 1.0, 0.2, 1.0]
+    assert estimate(values, NAMES[:7])["high"] > 1
+    assert estimate(values, NAMES[:7], bounds=(0.0, 1.0))["high"] == 1.0
+    d = paired_difference([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1], NAMES[:6])
+    assert d["high"] > 1
+    assert paired_difference([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1], NAMES[:6], bounds=(0, 1))["high"] == 1.0
+    assert paired_difference([1, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1], NAMES[:6], bounds=(0, None)) == d
+
+
+@pytest.mark.parametrize("groups", [1, 3, 5])
+def test_few_groups_give_neither_interval_nor_p(groups: int):
+    names = NAMES[:groups]
+    for out in (
+        paired_difference([0.3] * groups, [0.0, 0.1, 0.2, 0.0, 0.1][:groups], names),
+        rate_difference([1] * groups, [0] * groups, names),
+    ):
+        assert out["mean"] is not None and (out["low"], out["high"], out["p"]) == (None, None, None)
+        assert out["reason"] == f"{groups} group{'s' * (groups > 1)}; an interval needs 6"
+    assert rate([True] * groups, names)["low"] is None
+    assert estimate([1.0] * groups, names)["reason"] == stats.too_few(groups)
+
+
+def test_where_all_groups_are_alike_there_is_no_interval():
+    e = estimate([0.75] * 7, NAMES[:7])
+    assert (e["mean"], e["low"], e["high"], e["reason"]) == (0.75, None, None, "all groups are alike")
 
 
 def test_what_can_not_be_estimated_is_none_not_zero():
     assert estimate([], []) == {"mean": None, "low": None, "high": None, "n": 0, "groups": 0}
     assert estimate([1.0], ["a"])["low"] is None
+    assert stats.group_mean([], []) is None and stats.group_mean([1, 3, 5], ["a", "a", "b"]) == 3.5
     one = paired_difference([1.0], [0.0], ["a"])
     assert [one[k] for k in ("p", "p_t", "effect", "detectable")] == [None] * 4 and one["wins"] == 1
     assert rate([], [])["mean"] is None and rate_difference([True], [False], ["a"])["p"] is None
 
 
 def test_the_paired_difference_by_hand():
-    # differences 1, 2, 3 in three groups: mean 2, sd 1, t = 2 sqrt(3) = 3.4641, two-sided p with 2 df = 0.0742;
-    # of the 8 ways to flip signs two (+++ and ---) reach |mean| 2: p = 2/8
-    d = paired_difference([2, 3, 4], [1, 1, 1], ["a", "b", "c"])
-    assert d["mean"] == 2 and d["p_t"] == pytest.approx(0.0742, abs=1e-4) and d["p"] == pytest.approx(0.25)
-    assert d["low"] == pytest.approx(2 - 4.30265 / math.sqrt(3), abs=1e-4)
-    assert (d["effect"], d["wins"], d["ties"], d["losses"]) == (2.0, 3, 0, 0)
+    # differences 1..6 in six groups: mean 3.5, sd 1.870829, t = 3.5 sqrt(6) / 1.870829 = 4.5826, two-sided p with 5 df = 0.00593;
+    # of the 64 ways to flip signs two (all + and all -) reach |mean| 3.5: p = 2/64
+    d = paired_difference([2, 3, 4, 5, 6, 7], [1] * 6, NAMES[:6])
+    assert d["mean"] == 3.5 and d["p_t"] == pytest.approx(0.00593, abs=1e-5) and d["p"] == pytest.approx(2 / 64)
+    assert d["low"] <= 3.5 - 2.570582 * 1.870829 / math.sqrt(6) + 1e-6
+    assert (d["effect"], d["wins"], d["ties"], d["losses"]) == (pytest.approx(3.5 / 1.870829), 6, 0, 0)
 
 
 def test_wins_are_counted_by_pair_and_p_by_group():
     # group a: +1, -1 (mean 0), group b: +2, 0 (mean 1)
     d = paired_difference([1, 0, 2, 1], [0, 1, 0, 1], ["a", "a", "b", "b"])
     assert (d["wins"], d["ties"], d["losses"]) == (2, 1, 1) and (d["n"], d["groups"]) == (4, 2)
-    assert d["mean"] == 0.5 and d["p"] == 1.0  # flips of (0, 1): means -.5 and .5, all as far out
+    assert d["mean"] == 0.5
 
 
 def test_no_difference_at_all_has_p_one():
-    assert paired_difference([1, 2], [1, 2], ["a", "b"])["p"] == 1.0
-    same = paired_difference([2, 3], [1, 2], ["a", "b"])
-    assert same["p_t"] == 0.0 and same["effect"] is None and same["detectable"] == 0.0
+    names, values = NAMES[:6], np.arange(6.0)
+    assert paired_difference(values, values, names)["p"] == 1.0 == paired_difference(values, values, names)["p_t"]
+    same = paired_difference(values + 1, values, names)
+    assert same["p_t"] is None and same["effect"] is None and same["detectable"] == 0.0 and same["low"] is None
     # 0.3 - 0.1 and 1.3 - 1.1 differ by rounding: that is no spread
-    near = paired_difference([0.3, 1.3, 2.3], [0.1, 1.1, 2.1], ["a", "b", "c"])
-    assert near["effect"] is None and near["detectable"] == 0.0 and near["low"] == near["high"]
+    near = paired_difference(values + 0.3, values + 0.1, names)
+    assert near["effect"] is None and near["detectable"] == 0.0 and near["reason"] == "all groups are alike"
 
 
-def test_from_forty_groups_on_a_bootstrap_stands_beside():
-    values = np.random.default_rng(1).normal(size=40).tolist()
-    names = [str(i) for i in range(40)]
-    assert "bootstrap" not in estimate(values[:39], names[:39])
-    e = estimate(values, names)
-    assert e["bootstrap"]["method"] == "BCa"
-    assert e["bootstrap"]["low"] == pytest.approx(e["low"], abs=0.1) and e["bootstrap"]["low"] != e["low"]
-    assert e == estimate(values, names)  # seeded
-    alike = estimate([2.0] * 40, names)["bootstrap"]
-    assert alike == {"low": 2.0, "high": 2.0, "method": "percentile"}
+def test_the_interval_is_the_same_every_time_and_of_many_groups_as_narrow_as_t():
+    values = np.random.default_rng(1).normal(size=6000)
+    numbers = np.arange(6000)
+    for n in (40, 300, 6000):
+        e = estimate(values[:n], numbers[:n])
+        assert e == estimate(values[:n], numbers[:n])
+        half = 1.96 * values[:n].std(ddof=1) / math.sqrt(n)
+        assert (e["high"] - e["low"]) / 2 == pytest.approx(half, rel=0.12)
 
 
 def test_a_rate_is_worth_its_groups_not_its_rows():
-    # every group all or nothing: ICC 1, four groups of five are worth four trials, and as the design effect is an estimate
-    # from four groups, (1.960 / 3.182)**2 of them (t with three degrees of freedom)
-    hits, groups = [True] * 10 + [False] * 10, [g for g in "abcd" for _ in range(5)]
+    # every group all or nothing: the analysis of variance says ICC 1; 15 events of 30 with 4 of the assumed 0.3
+    groups = [g for g in NAMES[:6] for _ in range(5)]
+    hits = [True] * 15 + [False] * 15
     r = rate(hits, groups)
-    worth = 4 * (1.959964 / 3.182446) ** 2
-    assert r["effective_n"] == pytest.approx(worth) and (r["mean"], r["n"], r["groups"]) == (0.5, 20, 4)
+    icc = (15 * 1 + 4 * 0.3) / 19
+    worth = 6 / (icc + (1 - icc) / 5) * (1.959964 / 2.570582) ** 2
+    assert r["effective_n"] == pytest.approx(worth) and (r["mean"], r["n"], r["groups"]) == (0.5, 30, 6)
     assert (r["low"], r["high"]) == pytest.approx(
         proportion.proportion_confint(worth / 2, worth, method="wilson"), abs=1e-6
     )
-    # one row a group: n trials; all alike: no more than the groups
-    assert rate([True, False, True], ["a", "b", "c"])["effective_n"] == 3
-    nothing = rate([False] * 20, groups)
-    assert nothing["effective_n"] == pytest.approx(worth) and (nothing["mean"], nothing["low"]) == (0.0, 0.0)
-    # half and half in every group: rows of a group are no more alike than others
-    even = rate([True, False] * 10, [g for g in "abcde" for _ in range(4)])
-    assert even["effective_n"] == pytest.approx(20 * (1.959964 / 2.776445) ** 2)
+    # one row a group: n trials; none at all: what is assumed
+    assert rate([True, False] * 4, NAMES[:8])["effective_n"] == 8
+    nothing = rate([False] * 30, groups)
+    assert nothing["effective_n"] == pytest.approx(6 / (0.3 + 0.7 / 5) * (1.959964 / 2.570582) ** 2)
+    assert (nothing["mean"], nothing["low"]) == (0.0, 0.0) and 0.15 < nothing["high"] < 0.4
     # groups of 9 and 1: the mean is that of their shares, as in differences
     assert rate([True] * 9 + [False], ["a"] * 9 + ["b"])["mean"] == 0.5
-    alone = rate([True, False], ["a", "a"])
-    assert alone["low"] is None and alone["reason"] == "one group" and alone["mean"] == 0.5
+
+
+def test_groups_of_unequal_size_are_worth_less():
+    # one group of 25 rows and five of one: the mean of shares varies as mean(1/n) says, not as 30 rows in six groups would
+    sizes = (25, 1, 1, 1, 1, 1)
+    groups = [g for g, n in zip(NAMES, sizes, strict=False) for _ in range(n)]
+    hits = [k % 2 == 0 for k in range(30)]
+    r = rate(hits, groups)
+    icc = stats._icc(hits, groups)
+    inverse = (1 / 25 + 5) / 6
+    assert r["effective_n"] == pytest.approx(6 / (icc + (1 - icc) * inverse) * (1.959964 / 2.570582) ** 2)
+    assert r["effective_n"] < 7
+
+
+def test_a_difference_of_shares_has_an_interval_where_no_pair_differs():
+    groups = [g for g in NAMES[:12] for _ in range(4)]
+    same = rate_difference([False] * 48, [False] * 48, groups)
+    assert same["mean"] == 0 and same["low"] == -same["high"] < 0 and same["high"] == rate([False] * 48, groups)["high"]
+    # the same answers: the shares go together, so their difference is known better than either
+    hits = [k % 3 == 0 for k in range(40)] + [True] * 8
+    together, apart = rate_difference(hits, hits, groups), rate_difference(hits, hits[::-1], groups)
+    assert together["high"] < apart["high"] / 2
+    # Newcombe 1998, table II: with one pair a group and no correlation it is his method 10 on the two Wilson intervals
+    a, b = [True] * 8 + [False] * 4, [True, False] * 6
+    d = rate_difference(a, b, NAMES[:12])
+    (l1, u1), (l2, u2) = stats.wilson(8, 12), stats.wilson(6, 12)
+    p1, p2 = 8 / 12, 0.5
+    phi = float(np.corrcoef(a, b)[0, 1])
+    assert d["low"] == pytest.approx(
+        p1 - p2 - math.sqrt((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2)
+    )
+    assert d["high"] == pytest.approx(
+        p1 - p2 + math.sqrt((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2)
+    )
+
+
+def test_how_many_groups_would_be_needed():
+    e = {"mean": 0.05, "low": -0.05, "high": 0.15, "groups": 20}
+    needed = stats.groups_needed(e, 0.0)
+    assert needed == math.ceil(20 * (0.1 / 0.05 * (1 + 0.841621 / 1.959964)) ** 2) == 164
+    assert stats.groups_needed(e, -0.95) == stats.LEAST_GROUPS and stats.groups_needed(e, 0.05) is None
+    # what so many groups of this spread detect is that very difference
+    spread = 0.1 / 1.96 * math.sqrt(20)
+    assert stats.detectable(spread, needed) == pytest.approx(0.05, rel=0.02)
+
+
+def test_the_jackknife_of_a_mean_is_its_t_interval():
+    values = np.array([1.0, 4.0, 2.0, 8.0, 5.0, 7.0, 3.0])
+    j = stats.jackknife(float(values.mean()), [float(np.delete(values, i).mean()) for i in range(7)])
+    half = 2.446912 * values.std(ddof=1) / math.sqrt(7)
+    assert (j["low"], j["high"]) == pytest.approx((values.mean() - half, values.mean() + half))
+    assert stats.jackknife(1.0, [1.0] * 5)["reason"] == stats.too_few(5)
+
+
+def test_the_primary_comparison_is_a_family_of_its_own():
+    def of(**p: float) -> dict:
+        return {score: {"p": value} for score, value in p.items()}
+
+    two = {"distilled - base": of(reward=0.02, second=0.03, third=0.04)}
+    more = two | {f"arm{i} - base": of(reward=0.01, second=0.01, third=0.5) for i in range(5)}
+    for differences in (two, more):
+        assert stats.adjust_scores(differences, "distilled - base") == {
+            "difference": "distilled - base",
+            "scores": ["reward", "second"],
+        }
+        primary = differences["distilled - base"]
+        assert [primary[s]["p_holm"] for s in ("reward", "second")] == pytest.approx([0.04, 0.04])
+    assert more["distilled - base"]["third"]["p_holm"] == pytest.approx(min(1.0, 0.04 * 6))
+    assert stats.adjust_scores({"a - b": of(reward=0.02)}, None) is None
 
 
 def test_mcnemar_gives_each_group_one_verdict():
@@ -107,10 +218,7 @@ def test_mcnemar_gives_each_group_one_verdict():
     # one pair a group: McNemar's own
     table = [[0, 7], [1, 2]]
     assert d["p"] == pytest.approx(contingency_tables.mcnemar(table, exact=True).pvalue)
-    nothing = rate_difference([1, 0], [1, 0], ["a", "b"])
-    assert nothing["p"] == 1.0 and nothing["low"] is None and nothing["reason"] == "all groups agree"
-    wide = rate_difference([1, 0], [0, 0], ["a", "b"])
-    assert (wide["low"], wide["high"]) == (-1.0, 1.0)
+    assert rate_difference([1, 0] * 3, [1, 0] * 3, NAMES[:6])["p"] == 1.0
     many = [str(i) for i in range(1100)]
     assert rate_difference([1] * 1100, [0] * 1100, many)["p"] < 1e-300  # so small that it may be 0, never 1
 

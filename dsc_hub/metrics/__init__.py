@@ -45,6 +45,7 @@ class Scorer:
     name: str
     unit: str
     higher_is_better: bool = True
+    bounds: tuple[float | None, float | None] = (None, None)  # lowest and highest score; None: no limit, or not known
 
 
 def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[str, Scorer]:
@@ -81,7 +82,14 @@ def load(section: recipes.Scorer, identity: str, folder: Path | None = None, as_
             s if s.value is None else Score(factor * s.value) for s in _compute(measurement, section, texts, prompts)
         ]
 
-    return Scorer(score, name, f"{sign}{times}{unit}", higher if as_measured else True)
+    bounds = _scaled(getattr(measurement, "bounds", (None, None)), factor)
+    return Scorer(score, name, f"{sign}{times}{unit}", higher if as_measured else True, bounds)
+
+
+def _scaled(bounds: tuple[float | None, float | None], factor: float) -> tuple[float | None, float | None]:
+    """The range of a metric times a factor, which turns it round where it is negative."""
+    low, high = (None if end is None else factor * float(end) for end in bounds)
+    return (low, high) if factor > 0 else (high, low)
 
 
 def _sum(terms: Sequence[Scorer]) -> Scorer:
@@ -92,7 +100,9 @@ def _sum(terms: Sequence[Scorer]) -> Scorer:
     def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
         return [_added(of) for of in zip(*(t.score(texts, prompts) for t in terms), strict=True)]
 
-    return Scorer(score, " + ".join(t.name for t in terms), "sum of " + " and ".join(t.unit for t in terms))
+    low, high = (None if None in ends else math.fsum(ends) for ends in zip(*(t.bounds for t in terms), strict=True))
+    name, unit = " + ".join(t.name for t in terms), "sum of " + " and ".join(t.unit for t in terms)
+    return Scorer(score, name, unit, bounds=(low, high))
 
 
 def _added(scores: Sequence[Score]) -> Score:

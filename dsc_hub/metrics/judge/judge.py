@@ -67,6 +67,7 @@ def guard_of(reply):
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
 class Judge(evaluate.Measurement):
     higher_is_better = True
+    bounds = (0.0, 1.0)
 
     def __init__(
         self,

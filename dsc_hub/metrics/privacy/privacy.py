@@ -119,6 +119,7 @@ def _bare(mention, kind):
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
 class Privacy(evaluate.Measurement):
     higher_is_better = False
+    bounds = (0.0, None)
 
     def __init__(self, *args, model_revision=None, per="100 words", entities=None, **kwargs):
         if per not in ("100 words", "text"):

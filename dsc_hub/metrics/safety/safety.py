@@ -116,6 +116,7 @@ def unsafe_of(labels, wanted=None):
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
 class Safety(evaluate.Measurement):
     higher_is_better = True
+    bounds = (0.0, 1.0)
 
     def __init__(self, *args, model_revision=None, kind=None, unsafe_labels=None, with_prompt=False, **kwargs):
         if kind not in (None, HARMFUL, HARMLESS):

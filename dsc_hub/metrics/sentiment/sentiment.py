@@ -72,6 +72,7 @@ def label_values(labels, positive_label=None):
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
 class Sentiment(evaluate.Measurement):
     unit = "polarity -1..1"
+    bounds = (-1.0, 1.0)
     higher_is_better = True
 
     def __init__(self, *args, model_revision=None, positive_label=None, **kwargs):

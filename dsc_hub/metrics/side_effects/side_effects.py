@@ -42,16 +42,23 @@ _CITATION = """\
 @inproceedings{li2016diversity, title={A Diversity-Promoting Objective Function for Neural Conversation Models},
 author={Li, Jiwei and Galley, Michel and Brockett, Chris and Gao, Jianfeng and Dolan, Bill}, booktitle={NAACL}, year={2016}}
 """
-SCORERS = {  # how each is counted, its unit, and whether more is better
-    "refusal": (lambda text: float(side_effects.refuses(text)), "refusals, 0 or 1", False),
-    "length": (lambda text: float(len(hygiene.words(text))), "words", True),
-    "diversity": (lambda text: side_effects.distinct([text], 2), "share of different word pairs", True),
+SHARE = (0.0, 1.0)
+SCORERS = {  # how each is counted, its unit, whether more is better, and its range
+    "refusal": (lambda text: float(side_effects.refuses(text)), "refusals, 0 or 1", False, SHARE),
+    "length": (lambda text: float(len(hygiene.words(text))), "words", True, (0.0, None)),
+    "diversity": (lambda text: side_effects.distinct([text], 2), "share of different word pairs", True, SHARE),
     "meta_talk": (
         lambda text: float(hygiene.talks_about_the_conversation(text)),
         "talk about the conversation, 0 or 1",
         False,
+        SHARE,
     ),
-    "repetition": (lambda text: hygiene.repeated_share(hygiene.words(text), 3), "share of repeated 3-grams", False),
+    "repetition": (
+        lambda text: hygiene.repeated_share(hygiene.words(text), 3),
+        "share of repeated 3-grams",
+        False,
+        SHARE,
+    ),
 }
 _MOST_TOKENS = 1024  # of a longer text the beginning counts
 
@@ -62,7 +69,8 @@ class SideEffects(evaluate.Measurement):
         self._revision = model_revision
         super().__init__(*args, **kwargs)
         name = "length" if self.config_name == "default" else self.config_name
-        self._count, self.unit, self.higher_is_better = SCORERS.get(name, (None, "nats a token", False))
+        surprise = (None, "nats a token", False, (0.0, None))
+        self._count, self.unit, self.higher_is_better, self.bounds = SCORERS.get(name, surprise)
 
     def _info(self):
         return evaluate.MeasurementInfo(

@@ -43,6 +43,7 @@ WINDOW = 250  # tokens
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
 class Similarity(evaluate.Measurement):
     unit = "likeness 0..1"
+    bounds = (0.0, 1.0)
     higher_is_better = True
 
     def __init__(self, *args, model_revision=None, **kwargs):
