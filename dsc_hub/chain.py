@@ -27,6 +27,7 @@ Dice = Callable[[str, int, int], float]  # prompt id, chain, step -> u in [0, 1)
 Aside = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 
 NOT_BETTER = "not accepted by the rule"
+NOT_COMPARABLE = "not comparable: the answer is unscored"
 UNSCORED = "unscored"
 LOST_MEANING = "says something else than the first answer"
 TOO_SHORT = "too short beside the first answer"
@@ -100,15 +101,17 @@ async def run_chain(
     The first answer is scored while its critique and revision are written, which don't depend on the score. `aside` is entered
     while the chain waits for nothing but a score.
 
-    A first answer that is dirty or unscored has reward -inf: any clean, scored revision is then better. A revision that is
-    dirty or unscored, or that has lost too much of the first answer (`veto`), never becomes the state, whatever the rule.
+    A first answer that is dirty has reward -inf: any clean, scored revision is then better. Beside a clean one that is unscored
+    nothing can be better: a rule that compares rewards keeps no revision then. A revision that is dirty or unscored, or that
+    has lost too much of the first answer (`veto`), never becomes the state, whatever the rule.
     """
     opening = texts.opening(prompt.text)
     first = await generate(opening, prompt, number, 0, "answer")
     found = inspect(first, prompt, "")
     first_score = asyncio.ensure_future(score(found.text, prompt))
     try:
-        state, current = found.text, -math.inf
+        state: str = found.text
+        current: float | None = None
         done: list[Step] = []
         for i in range(1, steps + 1):
             principle = texts.principle(principle_dice(prompt.id, number, i))
@@ -128,20 +131,15 @@ async def run_chain(
             async with aside():
                 proposed = await score(proposal.text, prompt)
                 if i == 1:
-                    current = _reward(found, await first_score)
+                    current = -math.inf if found.defect else (await first_score).value
                 rejected = proposal.defect
                 if not rejected:
                     rejected = UNSCORED if proposed.value is None else await veto(proposal.text, found.text)
             if not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
-                rejected = NOT_BETTER
+                rejected = NOT_COMPARABLE if current is None else NOT_BETTER
             if not rejected:
                 state, current = proposal.text, proposed.value
             done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw))
         return Chain(prompt.id, number, found.text, await first_score, found.defect, tuple(done), found.raw)
     finally:
         first_score.cancel()
-
-
-def _reward(answer: Finding, score: Score) -> float:
-    """Of a first answer: -inf if it is dirty or unscored."""
-    return -math.inf if answer.defect or score.value is None else score.value

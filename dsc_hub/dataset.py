@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub.chain import Texts
+from dsc_hub.chain import NOT_BETTER, Texts
 from dsc_hub.errors import DataError
 from dsc_hub.hygiene import ngrams, subject_of, without
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import Recipe, least_gain
 from dsc_hub.records import SPLITS, Chain, Prompt, from_row
 from dsc_hub.runs import Run
 
@@ -73,21 +73,38 @@ BATCH = 2000
 PHRASE_WORDS = 4
 
 
-def gain(chain: Chain) -> float:
-    """Final reward minus the first answer's; +inf where the first answer was dirty or unscored (its reward is -inf)."""
-    if chain.answer_defect or chain.answer_score.value is None:
+NOT_COMPARED = "nothing to compare with: the first answer is unscored"
+
+
+def gain(chain: Chain) -> float | None:
+    """Final reward minus the first answer's; +inf where the first answer was dirty (its reward is -inf), None where one of both
+    is unscored: absent is not -inf."""
+    if chain.answer_defect:
         return math.inf if chain.state_step else 0.0
-    return (chain.final_score.value or 0.0) - chain.answer_score.value
+    if chain.final_score.value is None or chain.answer_score.value is None:
+        return None
+    return chain.final_score.value - chain.answer_score.value
+
+
+def is_compared(chain: Chain) -> bool:
+    """Was the reward of the final state ever compared with that of another clean text of its chain?
+
+    The first clean revision after a dirty first answer is kept without a comparison, and stays so if no later one is clean.
+    """
+    has_first = not chain.answer_defect and chain.answer_score.value is not None
+    return has_first + sum(s.accepted or s.rejected == NOT_BETTER for s in chain.steps) > 1
 
 
 def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) -> str:
     """Why a chain gives no training row; "" if it does."""
-    if chain.final_defect:
+    if chain.answer_defect and not chain.state_step:
         return "no clean final state"
     value = chain.final_score.value
     if value is None:
         return "unscored"
-    if min_gain is not None and not gain(chain) > min_gain:
+    if min_gain is not None and (gained := gain(chain)) is None:
+        return NOT_COMPARED
+    if min_gain is not None and not gained > min_gain:
         return "no gain over the first answer" if min_gain == 0 else f"gain not above {min_gain:g}"
     if min_reward is not None and value < min_reward:
         return f"reward below {min_reward:g}"
@@ -111,12 +128,14 @@ class Phrases:
 
 
 def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
-    """Write the Parquet files and return the counts by config and split, and of what was dropped and why.
+    """Write the Parquet files and return the counts by config and split, of what was dropped and why, and (`uncompared`) of the sft
+    rows by split whose text was never compared with another one of its chain (`is_compared`).
 
     Raises DataError if a chain belongs to a test prompt or to none, or if no training row is left.
     """
     writers = {name: _Writer(run["dataset"], name) for name in SCHEMAS}
-    dropped: Counter[str] = Counter()
+    dropped, uncompared = Counter[str](), Counter[str]()
+    limit = least_gain(recipe)
     phrases = {split: Phrases(recipe.dataset.phrase_limit) for split in SPLITS}
     try:
         for chain in chains:
@@ -128,13 +147,14 @@ def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Itera
                     "Remove chains.jsonl and sampling.done.json and sample again.",
                 )
             writers["chains"].add(prompt.split, _chain_row(prompt, chain))
-            if reason := why_dropped(chain, recipe.dataset.min_reward, recipe.dataset.min_gain):
+            if reason := why_dropped(chain, recipe.dataset.min_reward, limit):
                 dropped[reason] += 1
                 continue
             if not phrases[prompt.split].admit(chain.final, subject_of(prompt)):
                 dropped[f"a phrase that {recipe.dataset.phrase_limit} rows have already"] += 1
                 continue
             opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
+            uncompared[prompt.split] += not is_compared(chain)
             common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}
             writers["sft"].add(
                 prompt.split,
@@ -163,7 +183,7 @@ def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Itera
             f"no chain gives a training row: {why}",
             "Lower dataset.min_reward, add chain.steps or prompts, or look at some chains with `dsc try`.",
         )
-    return counts | {"dropped": dict(dropped.most_common())}
+    return counts | {"dropped": dict(dropped.most_common()), "uncompared": dict(+uncompared)}
 
 
 def _assistant(text: str) -> list[dict[str, str]]:

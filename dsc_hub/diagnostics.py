@@ -1,4 +1,4 @@
-"""Did the chains settle, and would more steps help? Finished chains in, numbers and a plain sentence out. Pure.
+"""Did the chains settle, and what did the last step give? Finished chains in, numbers out. Pure.
 
 R-hat and effective sample size (Vehtari et al., Bayesian Analysis 16, 2021; ArviZ) ask whether several chains of one prompt
 visit the same rewards. They mean something only for `metropolis`, whose chains may go down again: an `improve` chain is a
@@ -9,9 +9,8 @@ chains settle on is the heuristic sampler's own distribution.
 from __future__ import annotations
 
 import itertools
-import math
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -44,8 +43,8 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
 
     r_hats, sizes, left_out, stuck = [], [], 0, 0
     for _, own in itertools.groupby(chains, lambda c: c.prompt_id):
-        rows = [[state_reward(chain, i) for i in range(1, steps + 1)] for chain in own]
-        draws = np.array(rows)  # [chains, steps]
+        rows = [[chain.reward_after(i) for i in range(1, steps + 1)] for chain in own]
+        draws = np.array(rows, dtype=float)  # [chains, steps]; NaN where a state has no reward
         if len(rows) < LEAST_CHAINS or not np.isfinite(draws).all() or (draws == draws[0, 0]).all():
             left_out += 1
             continue
@@ -73,42 +72,23 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
     }
 
 
-def state_reward(chain: Chain, step: int) -> float:
-    """Reward of the chain's state after `step` steps; -inf while that is a first answer that is dirty or unscored."""
-    kept = [s.score.value for s in chain.steps[:step] if s.accepted and s.score.value is not None]
-    if kept:
-        return kept[-1]
-    return -math.inf if chain.answer_defect or chain.answer_score.value is None else chain.answer_score.value
-
-
 def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: int) -> dict[str, Any]:
-    """What the last step gave: `gain` in reward of chains whose state was clean before it (an estimate over groups), `first_clean` the
-    chains that it gave their first clean state, and `sentence`, whether a further one can be expected to help."""
+    """What the last step gave: {gain, first_clean, chains}.
+
+    `gain` is the change of reward of the chains whose state was clean and scored before it (a paired difference over groups),
+    `first_clean` how many chains it gave their first such state, of `chains`. Under `improve` the gain can't be negative, and what
+    one more step would give is not told by it.
+    """
     before, after, groups = array("d"), array("d"), array("Q")
     fresh = total = 0
     for chain in chains:
         total += 1
-        was, is_now = state_reward(chain, steps - 1), state_reward(chain, steps)
-        if math.isfinite(was):
-            before.append(was)
-            after.append(is_now)
+        previous, final = chain.reward_after(steps - 1), chain.reward_after(steps)
+        if previous is not None and final is not None:
+            before.append(previous)
+            after.append(final)
             groups.append(word(group_of(chain.prompt_id)))
-        elif math.isfinite(is_now):
+        elif final is not None:
             fresh += 1
     gain = stats.paired_difference(np.asarray(after), np.asarray(before), np.asarray(groups))
-    return {"gain": gain, "first_clean": fresh, "sentence": _sentence(gain, fresh, total, steps)}
-
-
-def _sentence(gain: Mapping[str, Any], fresh: int, chains: int, steps: int) -> str:
-    new = f"gave {fresh} of {chains} chains their first clean answer" if fresh else ""
-    if gain["mean"] is None or gain["low"] is None:
-        return f"Step {steps} {new or 'changed nothing that can be measured'}: too few clean chains to say whether more steps help."
-    told = f"{gain['mean']:.2f} ({gain['low']:.2f} to {gain['high']:.2f}".replace("-", "\N{MINUS SIGN}")
-    told += f"; {gain['n']} chains in {gain['groups']} groups)"
-    if gain["low"] > 0:
-        return f"Step {steps} still changed the reward by {told}{f' and {new}' if new else ''}: one more step may pay."
-    if fresh > 0.05 * chains:
-        return (
-            f"Step {steps} {new}, while the reward of the others changed by {told}: one more step may give more rows."
-        )
-    return f"Step {steps} changed the reward by {told}{f' and {new}' if new else ''}: more steps are not shown to help."
+    return {"gain": gain, "first_clean": fresh, "chains": total}

@@ -119,8 +119,9 @@ def record(job: Job) -> None:
 
 
 def _resolved(checked: Recipe) -> dict[str, Any]:
-    """The recipe as it is carried out: a veto that holds by default is written out."""
+    """The recipe as it is carried out: a veto and a least gain that hold by default are written out."""
     data = checked.model_dump(mode="json")
+    data["dataset"]["min_gain"] = recipe.least_gain(checked)
     if found := recipe.veto(checked):
         data["chain"]["veto"] = found.model_dump(mode="json")
     return data

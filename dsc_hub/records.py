@@ -134,6 +134,14 @@ class Chain:
             return ""
         return self.answer_defect or ("unscored" if self.answer_score.value is None else "")
 
+    def reward_after(self, step: int) -> float | None:
+        """Reward of the chain's clean, scored state after `step` steps (0: the first answer); None while the state is a first
+        answer that is dirty or unscored."""
+        kept = [s.score.value for s in self.steps[:step] if s.accepted]
+        if kept:
+            return kept[-1]
+        return None if self.answer_defect else self.answer_score.value
+
     def as_row(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -156,6 +164,7 @@ class Answer:
     new_tokens: int  # of all turns and candidates that the arm took
     prompt_tokens: int
     defect: str  # of hygiene; "" if clean
+    raw: str = ""  # the whole text where an opening was stripped off it
 
 
 def from_row(kind: type[T], row: Mapping[str, Any]) -> T:

@@ -22,6 +22,7 @@ from dsc_hub.acceptance import make_rule
 from dsc_hub.chain import (
     BY_VETO,
     NOT_BETTER,
+    NOT_COMPARABLE,
     UNSCORED,
     Message,
     ScoreText,
@@ -293,12 +294,13 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
     """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went. `group_of` gives a
     prompt's group by its id.
 
+    All rewards are of clean, scored texts: first answers, proposals, and the states after each step (`Chain.reward_after`).
     In every step proposals = accepted + sum of rejected; finished + failed = chains.
     """
     counts, dirty, rejected = Counter[str](), Counter[str](), [Counter[str]() for _ in range(steps)]
     # Eight bytes for each number of each chain, NaN where there is none.
-    groups, first = array("Q"), array("d")
-    proposed, states = [array("d") for _ in range(steps)], [array("d") for _ in range(steps)]
+    groups = array("Q")
+    proposed, states = [array("d") for _ in range(steps)], [array("d") for _ in range(1 + steps)]
 
     def add(values: array[float], value: float | None) -> None:
         values.append(math.nan if value is None else value)
@@ -308,21 +310,19 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
         return stats.estimate(np.asarray(values)[known], np.asarray(groups)[known])
 
     for chain in chains:
-        state = chain.answer_score.value
         groups.append(word(group_of(chain.prompt_id)))
-        add(first, state)
+        add(states[0], chain.reward_after(0))
         dirty.update([chain.answer_defect] if chain.answer_defect else [])
         counts["finished"] += 1
-        counts["unscored"] += state is None
+        counts["unscored"] += chain.answer_score.value is None
         counts["usable"] += not chain.final_defect
         counts["stripped"] += bool(chain.answer_raw)
         for i, s in enumerate(chain.steps):
             counts["unscored"] += s.score.value is None
             counts["stripped"] += bool(s.raw)
             rejected[i].update([s.rejected])
-            state = s.score.value if s.accepted else state
-            add(proposed[i], s.score.value)
-            add(states[i], state)
+            add(proposed[i], None if s.defect else s.score.value)
+            add(states[i + 1], chain.reward_after(i + 1))
     return {
         "chains": total,
         "finished": counts["finished"],
@@ -331,7 +331,7 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
         "dirty_answers_by_reason": dict(dirty.most_common()),
         "unscored": counts["unscored"],
         "usable": counts["usable"],
-        "first_reward": estimate(first),
+        "first_reward": estimate(states[0]),
         "stripped": counts["stripped"],
         "steps": [
             {
@@ -340,7 +340,7 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
                 "accepted": rejected[i].pop("", 0),
                 "rejected": dict(rejected[i].most_common()),
                 "reward_proposed": estimate(proposed[i]),
-                "reward_state": estimate(states[i]),
+                "reward_state": estimate(states[i + 1]),
             }
             for i in range(steps)
         ],
@@ -352,7 +352,7 @@ def waterfall(numbers: Mapping[str, Any]) -> list[tuple[str, int]]:
     losses: Counter[str] = Counter()
     for step in numbers["steps"]:
         losses.update(step["rejected"])
-    later = (UNSCORED, *BY_VETO, NOT_BETTER)  # what happens to clean revisions
+    later = (UNSCORED, *BY_VETO, NOT_BETTER, NOT_COMPARABLE)  # what happens to clean revisions
     dirty = sum(losses[r] for r in losses if r not in later)
     proposals = sum(s["proposals"] for s in numbers["steps"])
     return [

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats as sps
 
 from dsc_hub.acceptance import make_rule, metropolis
-from dsc_hub.chain import NOT_BETTER, UNSCORED, Texts, dice_of, run_chain, seed_of
+from dsc_hub.chain import NOT_BETTER, NOT_COMPARABLE, UNSCORED, Texts, dice_of, run_chain, seed_of
 from dsc_hub.hygiene import Finding, inspect
 from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Chain, Prompt, Score, Turn, from_row
@@ -123,6 +123,18 @@ def test_a_dirty_first_answer_counts_as_minus_infinity():
         temperature=1e-3,
     )
     assert chain.answer_defect and chain.final == "clean" and chain.final_defect == ""
+
+
+@pytest.mark.parametrize("rule", ["improve", "metropolis"])
+def test_beside_an_unscored_answer_no_revision_counts_as_better(rule: str):
+    chain = go(Script("x", "c", "y", "c", "z"), {"x": None, "y": 0.9, "z": 0.99}, steps=2, rule=rule, u=0.0)
+    assert chain.final == "x" and [s.rejected for s in chain.steps] == [NOT_COMPARABLE] * 2
+    assert chain.final_defect == UNSCORED and [chain.reward_after(i) for i in range(3)] == [None] * 3
+
+
+def test_an_answer_that_is_dirty_and_unscored_is_left_for_a_clean_one_and_always_compares_nothing():
+    assert go(Script(("x", "length"), "c", "y"), {"x": None, "y": -1}).final == "y"
+    assert go(Script("x", "c", "y"), {"x": None, "y": -1}, rule="always").final == "y"
 
 
 def test_a_chain_without_a_clean_state_says_so():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
 from pathlib import Path
 
 import pytest
 from datasets import load_dataset
 
 from dsc_hub import dataset, recipe_files
+from dsc_hub.acceptance import make_rule
+from dsc_hub.chain import NOT_BETTER, NOT_COMPARABLE
 from dsc_hub.errors import DataError
 from dsc_hub.records import Chain, Prompt, Score, Step
 from dsc_hub.runs import Run
@@ -57,6 +61,54 @@ def test_only_improved_clean_and_good_enough_chains_become_rows(tmp_path: Path, 
     ]["margin"] == pytest.approx(0.5)
 
 
+def test_what_was_never_compared_with_anything_is_counted_and_an_unscored_answer_gives_no_gain(
+    tmp_path: Path, recipe_file: Path
+):
+    def later(rejected: str, number: int) -> Chain:
+        once = chain("a", 0.9, 0.5, number=number, defect="empty")
+        return Chain(*(getattr(once, f) for f in ("prompt_id", "number", "answer", "answer_score", "answer_defect")),
+                     (*once.steps, Step(2, "c", "second", Score(0.1), "", rejected)))  # fmt: skip
+
+    chains = [
+        chain("a", 0.1, 0.6, number=0),
+        chain("a", 0.9, 0.5, number=1, defect="empty"),  # its only clean text
+        later(NOT_BETTER, 2),  # a later one was worse: compared
+        later("repeats itself", 3),
+        chain("a", None, 0.9, number=4),  # as the rule `always` keeps it
+        chain("a", None, 0.9, number=5, rejected=NOT_COMPARABLE),
+    ]
+    counts = build(tmp_path, recipe_file, chains)
+    assert counts["sft"] == {"train": 4} and counts["uncompared"] == {"train": 2}
+    assert counts["dropped"] == {dataset.NOT_COMPARED: 1, "unscored": 1}
+    assert build(tmp_path, recipe_file, chains, "dataset.min_gain=null")["sft"] == {"train": 5}
+
+
+@pytest.mark.parametrize(("min_gain", "within"), [("auto", True), ("0.0", False)])
+def test_under_metropolis_the_rows_are_draws_from_the_target_unless_a_gain_is_asked_for(
+    tmp_path: Path, recipe_file: Path, min_gain: str, within: bool
+):
+    """Five states, proposals from p, where the rule is exact: total variation distance of the rows' texts from p exp(r/T)."""
+    p = dict(zip("abcde", (0.35, 0.30, 0.20, 0.10, 0.05), strict=True))
+    reward = dict(zip("abcde", (-0.6, 0.0, 0.4, 0.1, 0.9), strict=True))
+    dice, rule = random.Random(7), make_rule("metropolis", 0.5)
+    chains = []
+    for n in range(6000):
+        first, *proposals = dice.choices(list(p), list(p.values()), k=13)
+        state, steps = first, []
+        for i, text in enumerate(proposals, 1):
+            kept = rule(reward[state], reward[text], dice.random())
+            steps.append(Step(i, "c", text, Score(reward[text]), "", "" if kept else NOT_BETTER))
+            state = text if kept else state
+        chains.append(Chain("a", n, first, Score(reward[first]), "", tuple(steps)))
+    counts = build(tmp_path, recipe_file, chains, "chain.acceptance=metropolis", f"dataset.min_gain={min_gain}")
+    texts = [row["completion"][0]["content"] for row in dataset.rows_of(tmp_path / "dataset", "sft", "train")]
+    target = {s: p[s] * math.exp(reward[s] / 0.5) for s in p}
+    total = sum(target.values())
+    distance = sum(abs(texts.count(s) / len(texts) - target[s] / total) for s in p) / 2
+    assert (distance < 0.03) if within else (distance > 0.08), distance
+    assert (counts["sft"]["train"] == len(chains)) == within
+
+
 def test_a_chain_of_a_test_prompt_is_refused(tmp_path: Path, recipe_file: Path):
     with pytest.raises(DataError, match="a chain of a test prompt"):
         build(tmp_path, recipe_file, [chain("a", 0, 1), chain("t", 0, 1)])
@@ -74,7 +126,8 @@ def test_a_broken_off_attempt_leaves_nothing_behind(tmp_path: Path, recipe_file:
 
 
 def test_the_files_load_with_typed_columns_as_the_hub_will_load_them(tmp_path: Path, recipe_file: Path):
-    build(tmp_path, recipe_file, [chain("a", None, 1.0), chain("b", 0, 1)])
+    unscored = chain("a", None, 1.0, rejected=NOT_COMPARABLE)
+    build(tmp_path, recipe_file, [unscored, chain("a", 0, 1, number=1), chain("b", 0, 1)])
     files = {
         "train": str(tmp_path / "dataset/chains/train-*.parquet"),
         "validation": str(tmp_path / "dataset/chains/validation-*.parquet"),
