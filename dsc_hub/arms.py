@@ -224,6 +224,7 @@ class Answer:
     finish_reason: str
     new_tokens: int
     prompt_tokens: int
+    raw: str = ""  # the whole text where an opening was stripped off it
 
 
 def answers_of(
@@ -247,7 +248,9 @@ def answers_of(
             if c.prompt_id in prompts:
                 at = c.state_step
                 state = by_key[c.prompt_id, c.number, at, "revision" if at else "answer"]
-                found.append(Answer(c.prompt_id, c.number, c.final, state.finish_reason, *spent[c.prompt_id, c.number]))
+                raw = c.steps[at - 1].raw if at else c.answer_raw
+                tokens = spent[c.prompt_id, c.number]
+                found.append(Answer(c.prompt_id, c.number, c.final, state.finish_reason, *tokens, raw))
     else:
         more = [t for t in run.rows(BEST_OF_N).as_type(Turn) if t.prompt_id in prompts]
         found = _best(recipe, [*first, *more], prompts, score)
@@ -277,11 +280,13 @@ def _best(
     the first answer where none is."""
     kept = [inspect(t.text, t.finish_reason, prompts[t.prompt_id], "", recipe.hygiene) for t in turns]
     scores = score([k.text for k in kept], [prompts[t.prompt_id] for t in turns])
-    best: dict[tuple[str, int], tuple[float, int, str, str]] = {}  # reward, minus the number, text, how it ended
+    best: dict[
+        tuple[str, int], tuple[float, int, str, str, str]
+    ] = {}  # reward, minus the number, text, how it ended, raw
     for t, found, s in zip(turns, kept, scores, strict=True):
         fit = not found.defect and s.value is not None
         if fit or t.step == 0:
-            candidate = (s.value if fit else float("-inf"), -t.step, found.text, t.finish_reason)
+            candidate = (s.value if fit else float("-inf"), -t.step, found.text, t.finish_reason, found.raw)
             best[t.prompt_id, t.chain] = max(best.get((t.prompt_id, t.chain), candidate), candidate)
     spent = _spent(turns)
-    return [Answer(*key, text, why, *spent[key]) for key, (_, _, text, why) in best.items()]
+    return [Answer(*key, text, why, *spent[key], raw) for key, (_, _, text, why, raw) in best.items()]

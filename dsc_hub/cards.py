@@ -26,7 +26,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import plots, tables, wording
+from dsc_hub import plots, sentences, tables, wording
 from dsc_hub.engine import max_lora_rank
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import SCORERS, publishes_rejected, quantization
@@ -86,8 +86,9 @@ def build(run: Run) -> dict[str, list[str]]:
         "side_effect_note": tables.SIDE_EFFECT_NOTE,
         "side_effects": tables.side_effect_rows(metrics),
         "costs": tables.cost_rows(metrics),
-        "mixing": wording.mixing_sentence(metrics),
-        "verdict": " ".join(filter(None, (wording.claim_sentence(metrics), wording.headline(metrics)))),
+        "last_step": sentences.last_step_sentence(metrics),
+        "mixing": sentences.mixing_sentence(metrics),
+        "verdict": " ".join(filter(None, (sentences.claim_sentence(metrics), wording.headline(metrics)))),
         "criteria": tables.claim_rows(metrics),
         "blind": wording.blind_lines(metrics),
         "caveats": wording.caveats(facts, metrics),

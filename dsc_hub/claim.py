@@ -1,222 +1,415 @@
-"""The gate: may one say that the distilled model is better than its base? Recorded answers in, a list of criteria out.
+"""The gate: may one say that the distilled model is better than its base? Answers in, a list of criteria out. Pure.
 
-A small model games every reward, so a gain on the reward alone says little. The claim holds if distilled beats base, with
-an interval that leaves out zero, on the reward and on a second scorer that chose nothing, *and* none of what usually goes
-with gaming has got worse: losing the subject, saying the same of everything, growing or shrinking, talking about the
+A small model games every reward, so a gain on the reward alone says little. The claim holds if distilled beats base on the
+reward and on a second scorer that chose nothing, *and* none of what usually goes with gaming has got worse by more than a
+margin that is stated in advance: losing the subject, saying the same of everything, growing or shrinking, talking about the
 conversation, repeating itself, not coming to an end, no answer. What it can't tell is fluent text from word salad: read the
-answers, or have them judged (`dsc blind`). Pure; shares are 0..1.
+answers, or have them judged (`dsc blind`).
 
-The counts of "no more ..." allow for nothing: the claim carries the burden of proof, and of two equal models one fails such a
-criterion about half of the time it is not at zero. A longer test set makes a real difference show.
+Each criterion is a test of non-inferiority over split groups: the interval of a paired difference (or ratio) lies within its
+limits (met), wholly outside of them (failed), or neither (undecided: not enough data). So of two equal models hardly one
+fails, and a worse one hardly passes, however few the groups are (`python -m pytest -m long tests/test_simulation.py`).
+Source of the design: G. Piaggio et al., JAMA 308, 2012 (CONSORT for non-inferiority).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-from dsc_hub import hygiene
+from dsc_hub import hygiene, stats
+from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Prompt
 from dsc_hub.side_effects import variety
 
-SUBJECT_LOSS = 0.02  # by so much the share of answers that name their subject may fall
-LEAST_VARIETY = 0.8  # distinct-2 against the base's
-SHORTEST, LONGEST = 0.7, 1.3  # median length against the base's
-COMMON_8GRAM = 0.05  # share of answers above which an 8-gram, or a whole sentence, is a mannerism
-BETTER = {"reward": "better on the reward", "second": "better on the second scorer"}  # score -> its criterion
-SHORTEST_SENTENCE = 3  # words that a sentence must have to be one
+# The margins, stated in advance.
+SHARE_MARGIN = 0.10  # of a share of answers (0..1): by so much it may be worse than the base's
+SCORE_MARGIN = 0.05  # of a score that has a range: by so much of the range it may be worse
+SPREAD_MARGIN = 0.25  # of a score without a range: by so many standard deviations of the base's group means
+LEAST_VARIETY = 0.8  # distinct-2 as a share of the base's
+SHORTEST, LONGEST = 0.7, 1.3  # length as a share of the base's
 LEAST_CONFIDENCE = 0.95
+PHRASE_WORDS = 8  # words of a phrase that may be a mannerism
+SENTENCE_WORDS = 3  # words that a sentence must have to be one
+BLOCKS = 50  # of groups, at most, that the jackknife leaves out one after the other
+BETTER = {"reward": "better on the reward", "second": "better on the second scorer"}  # score -> its criterion
 
-Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_reason ...
+Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_reason, reward ...
+Key = tuple[str, int]  # prompt id, sample
+Verdict = Literal["met", "failed", "undecided", "unmeasured", "not judged"]
 
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One condition. `holds` is None where it can't be measured (`told` says why), which is not a pass.
+    """One condition of the claim.
 
-    `base` and `distilled` are the two numbers that were compared (a count, a share, a ratio), where there are two; of a score
-    `distilled` is the mean difference.
+    `value` is what was measured, distilled - base or (`is_ratio`) distilled / base, with its interval `low` to `high`; it should
+    be `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves. `groups_needed`: with so many groups
+    what was seen here would be enough four times in five; None where it is enough, or would not be with any number. `note`
+    says what numbers don't. "not judged": the recipe calls it normal; "unmeasured": it could not be, which is not a pass.
     """
 
     name: str
-    holds: bool | None
-    told: str
+    verdict: Verdict
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
     base: float | None = None
     distilled: float | None = None
+    is_ratio: bool = False
+    groups_needed: int | None = None
+    note: str = ""
 
 
-def judge(
-    answers: Sequence[Row],
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the answers are of: the split and the prompts' number of answers, the confidence of all intervals, whether the adapter
+    was trained here (`trained_here`), which adapter it is on this test set (`look`, 1: the first; None: not known), and the
+    hygiene that the recipe declares."""
+
+    split: str
+    samples: int = 1
+    confidence: float = 0.95
+    trained_here: bool = True
+    look: int | None = None
+    hygiene: HygieneSection = HygieneSection()
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Answers of base and distilled to the same prompts and samples, side by side; groups are the prompts'."""
+
+    base: Sequence[Row]
+    distilled: Sequence[Row]
+    prompts: Sequence[Prompt]
+
+    @property
+    def groups(self) -> list[str]:
+        return [p.group for p in self.prompts]
+
+
+def assess(
+    answers: Iterable[Row],
     prompts: Sequence[Prompt],
-    split: str,
-    confidence: float,
-    differences: Mapping[str, Any],
-    higher_is_better: Mapping[str, bool],
-    samples: int = 1,
-    trained_here: bool = True,
+    setting: Setting,
+    differences: Mapping[str, Row],
+    scores: Mapping[str, Row],
 ) -> dict[str, Any]:
-    """The claim of an evaluation: {"holds": bool, "answers": n, "criteria": [{name, holds, told, base, distilled}]}; n counts every
-    sample.
+    """The claim of an evaluation: {verdict, answers, groups, groups_needed, criteria}; `answers` counts the pairs compared.
 
-    `answers` are rows of all arms on `prompts` of `split`, `differences` the paired differences distilled - base by score
-    name, with intervals at `confidence`. None of the criteria may fail, and those on the scores must have been measured; a
-    criterion on the text that can't be measured (no subject is known) is told and left out.
+    `answers` are rows of the arms on `prompts`, `differences` the paired differences distilled - base by score name with p and
+    interval, `scores` what each score is: {higher_is_better, low, high (its range, or None)}.
     """
     by_id = {p.id: p for p in prompts}
-    arms = {
-        arm: {(a["prompt_id"], a["sample"]): a for a in answers if a["arm"] == arm} for arm in ("base", "distilled")
-    }
-    both = [i for i in sorted(arms["base"]) if i in arms["distilled"] and i[0] in by_id]
-    base, distilled = ([arms[arm][i] for i in both] for arm in ("base", "distilled"))
-    asked = [by_id[i] for i, _ in both]
-    criteria = [_better(name, differences.get(name), confidence, higher_is_better.get(name, True)) for name in BETTER]
-    criteria += [_held_out(split, trained_here), _answered(arms, [(p.id, k) for p in prompts for k in range(samples)])]
+    arms: dict[str, dict[Key, Row]] = {"base": {}, "distilled": {}}
+    for row in answers:
+        if row["arm"] in arms and row["prompt_id"] in by_id:
+            arms[row["arm"]][row["prompt_id"], row["sample"]] = row
+    both = [key for key in sorted(arms["base"]) if key in arms["distilled"]]
+    pairs = Pairs([arms["base"][k] for k in both], [arms["distilled"][k] for k in both], [by_id[i] for i, _ in both])
+    criteria = [
+        *(_better(score, differences.get(score), scores.get(score, {}), setting) for score in BETTER),
+        _on_test_prompts(setting),
+        _first_look(setting),
+        _answered(arms, prompts, setting),
+    ]
     if "third" in differences:
-        criteria.append(_not_worse(differences["third"], higher_is_better.get("third", True)))
+        criteria.append(_not_worse("third", pairs, differences["third"], scores.get("third", {}), setting))
     if both:
         criteria += [
-            _names_subject(base, distilled, asked),
-            _variety(base, distilled),
-            _length(base, distilled),
-            _mannerisms(base, distilled, asked),
-            *_no_worse(base, distilled, asked),
+            _names_subject(pairs, setting),
+            _varied(pairs, setting),
+            _long(pairs, setting),
+            _mannerisms(pairs, setting),
+            *_text_defects(pairs, setting),
         ]
-    told = [asdict(c) for c in criteria]
-    return {"holds": holds(told, len(both)), "answers": len(both), "criteria": told}
+    needed = [c.groups_needed for c in criteria if c.groups_needed is not None]
+    return {
+        "verdict": verdict_of([(c.name, c.verdict) for c in criteria], len(both)),
+        "answers": len(both),
+        "groups": len(set(pairs.groups)),
+        "groups_needed": max(needed, default=None),
+        "criteria": [asdict(c) for c in criteria],
+    }
 
 
-def holds(criteria: Sequence[Mapping[str, Any]], answers: int) -> bool:
-    """Do the criteria of a claim add up to it? None may fail, those on the scores must be there and measured, and some
-    answers must have been compared."""
-    found = {c["name"]: c["holds"] for c in criteria}
-    return answers > 0 and all(found.get(name) for name in BETTER.values()) and False not in found.values()
+def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> Literal["holds", "fails", "not enough data"]:
+    """What (name, verdict) of all criteria add up to: it fails where one failed, holds where none is undecided, those on the scores
+    are met and answers were compared, and else there is not enough data."""
+    verdicts = dict(criteria)
+    if "failed" in verdicts.values():
+        return "fails"
+    is_better = answers > 0 and all(verdicts.get(name) == "met" for name in BETTER.values())
+    return "holds" if is_better and "undecided" not in verdicts.values() else "not enough data"
 
 
-def _held_out(split: str, trained_here: bool) -> Criterion:
-    if not trained_here:
-        told = f"the {split} split, but the adapter is somebody else's: what it was trained on is not known here"
-        return Criterion("on test prompts", False, told)
+def within_limits(
+    name: str,
+    estimate: Row,
+    confidence: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    note: str = "",
+    **more: Any,
+) -> Criterion:
+    """A criterion by its interval {mean, low, high, groups, reason}: met within the limits, failed wholly outside of one of them,
+    else undecided."""
+    value, low, high = (estimate[k] for k in ("mean", "low", "high"))
+    limits = {"at_least": at_least, "at_most": at_most}
+    if value is None or low is None or high is None:
+        reason = estimate.get("reason") or ("nothing was measured" if value is None else "there is no interval")
+        note = "; ".join(filter(None, (note, reason)))
+        return Criterion(name, "unmeasured" if value is None else "undecided", value, note=note, **limits, **more)
+    is_met = (at_least is None or low >= at_least) and (at_most is None or high <= at_most)
+    is_failed = (at_least is not None and high < at_least) or (at_most is not None and low > at_most)
+    verdict: Verdict = "met" if is_met else "failed" if is_failed else "undecided"
+    needed = None
+    is_within = (at_least is None or value > at_least) and (at_most is None or value < at_most)
+    if verdict == "undecided" and is_within:
+        each = [stats.groups_needed(estimate, limit, confidence) for limit in (at_least, at_most) if limit is not None]
+        needed = None if None in each else max(n for n in each if n is not None)
+    return Criterion(name, verdict, value, low, high, groups_needed=needed, note=note, **limits, **more)
+
+
+def as_ratio(estimate: Row) -> dict[str, Any]:
+    """An estimate of a logarithm of a ratio as that of the ratio."""
+    ends = {k: None if estimate[k] is None else math.exp(estimate[k]) for k in ("mean", "low", "high")}
+    return dict(estimate) | ends
+
+
+def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: float | None, **more: Any) -> Criterion:
+    """`within_limits` of a ratio whose interval was made of its logarithm."""
+    limits = {"at_least": math.log(least), "at_most": None if most is None else math.log(most)}
+    c = within_limits(name, logs, setting.confidence, **limits, **more)
+    ratio = as_ratio({"mean": c.value, "low": c.low, "high": c.high})
     return Criterion(
-        "on test prompts",
-        split == "test",
-        f"the {split} split" + ("" if split == "test" else ", which choices may have been made on"),
+        name,
+        c.verdict,
+        *(ratio[k] for k in ("mean", "low", "high")),
+        at_least=least,
+        at_most=most,
+        base=c.base,
+        distilled=c.distilled,
+        is_ratio=True,
+        groups_needed=c.groups_needed,
+        note=c.note,
     )
 
 
-def _better(name: str, difference: Row | None, confidence: float, higher: bool) -> Criterion:
+# -- scores
+
+
+def _upwards(difference: Row, score: Row) -> dict[str, Any]:
+    """The difference with its sign turned where less is better, so that more is better."""
+    if score.get("higher_is_better", True):
+        return dict(difference)
+    mean, low, high = (None if difference[k] is None else -difference[k] for k in ("mean", "high", "low"))
+    return dict(difference) | {
+        "mean": None if difference["mean"] is None else -difference["mean"],
+        "low": low,
+        "high": high,
+    }
+
+
+def _better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
     label = BETTER[name]
     if difference is None:
-        return Criterion(label, None, "there is no second scorer" if name == "second" else "not measured")
-    low, high, mean = (difference[k] for k in ("low", "high", "mean"))
-    if confidence < LEAST_CONFIDENCE:
-        return Criterion(label, None, f"the interval is at {confidence:.0%}, the claim needs {LEAST_CONFIDENCE:.0%}")
-    if mean is None or low is None or high is None or low == high != 0:
-        return Criterion(label, None, "no interval: too few groups, or all alike")
-    told = f"distilled - base {mean:+.3f}, {confidence:.0%} interval {low:+.3f} to {high:+.3f}; it must leave out zero"
-    return Criterion(label, low > 0 if higher else high < 0, told, None, mean)
+        return Criterion(label, "unmeasured", note="there is no second scorer" if name == "second" else "not measured")
+    if setting.confidence < LEAST_CONFIDENCE:
+        note = f"the interval is at {setting.confidence:.0%}, the claim needs {LEAST_CONFIDENCE:.0%}"
+        return Criterion(label, "unmeasured", note=note)
+    criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
+    if criterion.verdict == "met" and not (criterion.low or 0) > 0:
+        return Criterion(label, "undecided", criterion.value, criterion.low, criterion.high, at_least=0.0)
+    p = difference.get("p_holm")
+    if criterion.verdict == "met" and p is not None and p > 1 - setting.confidence:
+        note = f"p {p:.3f} after Holm for both scores"
+        return Criterion(label, "undecided", criterion.value, criterion.low, criterion.high, at_least=0.0, note=note)
+    return criterion
 
 
-def _not_worse(difference: Row, higher: bool) -> Criterion:
-    name, (low, high) = "not worse on the third scorer", (difference["low"], difference["high"])
-    if low is None or high is None:
-        return Criterion(name, None, "no interval")
-    told = f"distilled - base {difference['mean']:+.3f}, interval {low:+.3f} to {high:+.3f}"
-    return Criterion(name, high >= 0 if higher else low <= 0, told, None, difference["mean"])
+def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Setting) -> Criterion:
+    low, high = score.get("low"), score.get("high")
+    if low is not None and high is not None:
+        margin, note = SCORE_MARGIN * (high - low), f"margin: {SCORE_MARGIN:.0%} of the score's range"
+    else:
+        kept = [(r[name], p.group) for r, p in zip(pairs.base, pairs.prompts, strict=True) if r.get(name) is not None]
+        margin = SPREAD_MARGIN * stats.spread_of_groups([v for v, _ in kept], [g for _, g in kept])
+        note = f"margin: {SPREAD_MARGIN:g} standard deviations of the base's group means"
+    return within_limits(
+        f"not worse on the {name} scorer", _upwards(difference, score), setting.confidence, at_least=-margin, note=note
+    )
 
 
-def _answered(arms: Mapping[str, Mapping[Any, Row]], wanted: Sequence[tuple[str, int]]) -> Criterion:
+# -- what was asked, and how often
+
+
+def _on_test_prompts(setting: Setting) -> Criterion:
+    name = "on test prompts"
+    if not setting.trained_here:
+        return Criterion(
+            name, "failed", note="the adapter is somebody else's: what it was trained on is not known here"
+        )
+    if setting.split != "test":
+        return Criterion(name, "undecided", note=f"the {setting.split} split, which choices may have been made on")
+    return Criterion(name, "met", note="the test split")
+
+
+def _first_look(setting: Setting) -> Criterion:
+    name = "first look at this test set"
+    if setting.split != "test" or setting.look is None:
+        return Criterion(name, "unmeasured", note="how often this test set was scored before is not known")
+    if setting.look == 1:
+        return Criterion(name, "met", note="no other adapter was scored on it before")
+    note = f"{setting.look - 1} other adapter{'s were' if setting.look > 2 else ' was'} scored on it before: take other test prompts"
+    return Criterion(name, "undecided", note=note)
+
+
+def _answered(arms: Mapping[str, Mapping[Key, Row]], prompts: Sequence[Prompt], setting: Setting) -> Criterion:
     """Failed, empty and unscored answers drop out of all means: more of them would flatter."""
 
-    def good(row: Row | None) -> bool:
-        return row is not None and bool(hygiene.words(row["text"])) and row.get("reward", 0.0) is not None
+    def is_missing(row: Row | None) -> bool:
+        return row is None or not hygiene.words(row["text"]) or row.get("reward", 0.0) is None
 
-    before, after = (sum(not good(arms[arm].get(i)) for i in wanted) for arm in ("base", "distilled"))
-    told = f"{after} of {len(wanted)} answers missing (failed, empty or unscored) against the base's {before}; not more"
-    return Criterion("as many answers", after <= before, told, before, after)
+    keys = [(p.id, k) for p in prompts for k in range(setting.samples)]
+    groups = [p.group for p in prompts for _ in range(setting.samples)]
+    missing = {arm: [is_missing(rows.get(key)) for key in keys] for arm, rows in arms.items()}
+    return _share("as many answers", missing["base"], missing["distilled"], groups, setting)
 
 
-def _names_subject(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
-    known = [k for k, p in enumerate(asked) if hygiene.subject_of(p)]
+# -- the texts
+
+
+def _share(
+    name: str,
+    base: Sequence[bool],
+    distilled: Sequence[bool],
+    groups: Sequence[str],
+    setting: Setting,
+    less_is_better: bool = True,
+    note: str = "",
+) -> Criterion:
+    """Is the share of answers of which something is true worse by less than the margin?"""
+    found = stats.rate_difference(distilled, base, groups, setting.confidence)
+    limits = {"at_most": SHARE_MARGIN} if less_is_better else {"at_least": -SHARE_MARGIN}
+    before, after = (sum(side) / len(side) if side else None for side in (base, distilled))
+    return within_limits(name, found, setting.confidence, **limits, base=before, distilled=after, note=note)
+
+
+def _names_subject(pairs: Pairs, setting: Setting) -> Criterion:
     name = "names its subject"
+    known = [k for k, p in enumerate(pairs.prompts) if hygiene.subject_of(p)]
     if not known:
-        return Criterion(name, None, "no prompt names its group, so the subject is not known")
-
-    def share(rows: Sequence[Row]) -> float:
-        return sum(hygiene.names(rows[k]["text"], hygiene.subject_of(asked[k])) for k in known) / len(known)
-
-    before, after = share(base), share(distilled)
-    told = f"{after:.1%} of answers against the base's {before:.1%}; at most {100 * SUBJECT_LOSS:.0f} points less"
-    return Criterion(name, after >= before - SUBJECT_LOSS, told, before, after)
+        return Criterion(name, "unmeasured", note="no prompt names its group, so the subject is not known")
+    base, distilled = (
+        [hygiene.names(rows[k]["text"], hygiene.subject_of(pairs.prompts[k])) for k in known]
+        for rows in (pairs.base, pairs.distilled)
+    )
+    return _share(name, base, distilled, [pairs.groups[k] for k in known], setting, less_is_better=False)
 
 
-def _variety(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
-    found, compared = variety({"base": base, "distilled": distilled}, 2)
-    before, after = found["base"], found["distilled"]
-    if before is None or after is None:
-        return Criterion("as varied", None, "an arm has no two words")
-    told = f"distinct-2 {after:.3f} against {before:.3f} (first {compared} word pairs of each); at least {LEAST_VARIETY:g} of it"
-    return Criterion("as varied", after >= LEAST_VARIETY * before, told, before, after)
+def _varied(pairs: Pairs, setting: Setting) -> Criterion:
+    """Distinct-2 is one number of all texts, so its interval is the jackknife's, which leaves out one group (or block of groups)
+    after the other."""
+    name = "as varied"
+    groups = pairs.groups
+
+    def both(left_out: frozenset[str]) -> dict[str, float | None]:
+        kept = [k for k, g in enumerate(groups) if g not in left_out]
+        arms = {"base": [pairs.base[k] for k in kept], "distilled": [pairs.distilled[k] for k in kept]}
+        return variety(arms, 2)[0]
+
+    whole = both(frozenset())
+    before, after = whole["base"], whole["distilled"]
+    if not before or not after:
+        return Criterion(name, "unmeasured", note="an arm has no two words")
+    blocks: dict[int, set[str]] = defaultdict(set)
+    for k, group in enumerate(dict.fromkeys(groups)):
+        blocks[k % BLOCKS].add(group)
+    replicates = [both(frozenset(block)) for block in blocks.values()] if len(blocks) > 1 else []
+    logs = [math.log(r["distilled"] / r["base"]) for r in replicates if r["base"] and r["distilled"]]
+    estimate = stats.jackknife(math.log(after / before), logs, setting.confidence)
+    return _ratio_within(name, estimate, setting, LEAST_VARIETY, None, base=before, distilled=after)
 
 
-def _length(base: Sequence[Row], distilled: Sequence[Row]) -> Criterion:
-    before, after = (median(len(hygiene.words(a["text"])) for a in rows) for rows in (base, distilled))
-    if not before:
-        return Criterion("as long", None, "the base's median answer has no words")
-    told = f"median {after:g} words against {before:g}, {after / before:.2f} of it; {SHORTEST:g} to {LONGEST:g} of it"
-    return Criterion("as long", SHORTEST <= after / before <= LONGEST, told, before, after)
-
-
-def _mannerisms(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> Criterion:
-    """8-grams and whole sentences that come in too many answers, of more than one group; the subject's name is one mark, so
-    that "X is a wonderful film that everybody should see" is one of them."""
-
-    def common(rows: Sequence[Row]) -> dict[str, float]:
-        seen: Counter[str] = Counter()
-        groups: dict[str, set[str]] = defaultdict(set)
-        for row, prompt in zip(rows, asked, strict=True):
-            subject = hygiene.subject_of(prompt)
-            found = {" ".join(g) for g in hygiene.ngrams(hygiene.without(row["text"], subject), 8)}
-            sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)", row["text"]))
-            found |= {" ".join(s) for s in sentences if len(s) >= SHORTEST_SENTENCE}
-            seen.update(found)
-            for phrase in found:
-                groups[phrase].add(prompt.group)
-        return {p: n / len(rows) for p, n in seen.items() if len(groups[p]) > 1 and n / len(rows) > COMMON_8GRAM}
-
-    theirs = common(base)
-    new = {phrase: share for phrase, share in common(distilled).items() if phrase not in theirs}
-    if not new:
-        told = f"no 8-gram or sentence in more than {COMMON_8GRAM:.0%} of answers that the base has not as often"
-        return Criterion("no mannerisms", True, told)
-    worst = max(sorted(new), key=lambda phrase: new[phrase])
-    return Criterion("no mannerisms", False, f'"{worst}" stands in {new[worst]:.1%} of answers (* is the subject)')
-
-
-def _no_worse(base: Sequence[Row], distilled: Sequence[Row], asked: Sequence[Prompt]) -> list[Criterion]:
-    def meta(row: Row, prompt: Prompt) -> bool:
-        return hygiene.talks_about_the_conversation(row["text"])
-
-    def repeats(row: Row, prompt: Prompt) -> bool:
-        return hygiene.repeats_itself(row["text"], hygiene.subject_of(prompt))
-
-    def foreign(row: Row, prompt: Prompt) -> bool:
-        return hygiene.in_another_language(row["text"], prompt.text)
-
-    def unfinished(row: Row, prompt: Prompt) -> bool:
-        return row["finish_reason"] != "stop"
-
-    def criterion(name: str, is_so: Callable[[Row, Prompt], bool]) -> Criterion:
-        before, after = (sum(map(is_so, rows, asked)) for rows in (base, distilled))
-        told = f"{after} of {len(asked)} answers against the base's {before}; not more"
-        return Criterion(name, after <= before, told, before, after)
-
-    return [
-        criterion("no more talk about the conversation", meta),
-        criterion("no more repetition", repeats),
-        criterion("no more in another language", foreign),
-        criterion("no more unfinished answers", unfinished),
+def _long(pairs: Pairs, setting: Setting) -> Criterion:
+    """The geometric mean of the pairs' ratios of words, where both answers have words: one that runs on doesn't make up for ten
+    that are short."""
+    sizes = [
+        (len(hygiene.words(base["text"])), len(hygiene.words(distilled["text"])), group)
+        for base, distilled, group in zip(pairs.base, pairs.distilled, pairs.groups, strict=True)
     ]
+    kept = [(math.log(before), math.log(after), group) for before, after, group in sizes if before and after]
+    groups = [group for *_, group in kept]
+    estimate = stats.estimate([after - before for before, after, _ in kept], groups, setting.confidence)
+    if estimate["low"] is None and estimate["groups"] >= stats.LEAST_GROUPS:  # the same lengths everywhere
+        estimate |= {"low": estimate["mean"], "high": estimate["mean"]}
+    means = [stats.group_mean([pair[i] for pair in kept], groups) for i in (0, 1)]
+    before, after = (None if mean is None else math.exp(mean) for mean in means)
+    return _ratio_within("as long", estimate, setting, SHORTEST, LONGEST, base=before, distilled=after)
+
+
+def phrases(row: Row, prompt: Prompt) -> set[str]:
+    """An answer's phrases of PHRASE_WORDS words and whole sentences, the subject's name as one mark, so that "X is a wonderful
+    film that everybody should see" is the same whatever X."""
+    subject = hygiene.subject_of(prompt)
+    out = {" ".join(g) for g in hygiene.ngrams(hygiene.without(row["text"], subject), PHRASE_WORDS)}
+    sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)", row["text"]))
+    return out | {" ".join(s) for s in sentences if len(s) >= SENTENCE_WORDS}
+
+
+def _mannerisms(pairs: Pairs, setting: Setting) -> Criterion:
+    """The phrase, in answers of more than one group, whose share has grown most."""
+    name = "no mannerisms"
+    said = {
+        arm: [phrases(row, p) for row, p in zip(rows, pairs.prompts, strict=True)]
+        for arm, rows in (("base", pairs.base), ("distilled", pairs.distilled))
+    }
+    more: Counter[str] = Counter(phrase for s in said["distilled"] for phrase in s)
+    more.subtract(phrase for s in said["base"] for phrase in s if phrase in more)
+    groups: dict[str, set[str]] = defaultdict(set)
+    for s, group in zip(said["distilled"], pairs.groups, strict=True):
+        for phrase in s:
+            groups[phrase].add(group)
+    worst = max((p for p in sorted(more) if len(groups[p]) > 1), key=lambda p: more[p], default="")
+    base, distilled = ([worst in s for s in said[arm]] for arm in ("base", "distilled"))
+    note = f'"{worst}" (* is the subject)' if worst else "no phrase comes in answers of two groups"
+    return _share(name, base, distilled, pairs.groups, setting, note=note)
+
+
+def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
+    """What hygiene looks for. What the recipe declares normal (by switching its detector off) is shown and not judged."""
+    rules = setting.hygiene
+    detectors: dict[str, tuple[Callable[[Row, Prompt], bool], bool]] = {
+        "no more talk about the conversation": (
+            lambda row, prompt: hygiene.talks_about_the_conversation(row["text"]),
+            rules.meta_talk != "keep",
+        ),
+        "no more repetition": (
+            lambda row, prompt: hygiene.repeats_itself(row["text"], hygiene.subject_of(prompt)),
+            rules.repeated < 1,
+        ),
+        "no more in another language": (
+            lambda row, prompt: hygiene.in_another_language(row["text"], prompt.text),
+            rules.language != "any",
+        ),
+        "no more unfinished answers": (lambda row, prompt: row["finish_reason"] != "stop", True),
+    }
+    out = []
+    for name, (is_so, is_judged) in detectors.items():
+        base, distilled = (
+            [is_so(r, p) for r, p in zip(rows, pairs.prompts, strict=True)] for rows in (pairs.base, pairs.distilled)
+        )
+        criterion = _share(name, base, distilled, pairs.groups, setting)
+        if not is_judged:
+            shares = {"base": criterion.base, "distilled": criterion.distilled, "value": criterion.value}
+            criterion = Criterion(name, "not judged", note="the recipe's hygiene does not look for it", **shares)
+        out.append(criterion)
+    return out

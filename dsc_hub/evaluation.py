@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import arms, claim, side_effects, stats
-from dsc_hub.hygiene import REPEATED_3GRAMS, inspect
+from dsc_hub import arms, claim, hygiene, side_effects, stats
+from dsc_hub.hygiene import REPEATED_3GRAMS
 from dsc_hub.machine import file_hash
 from dsc_hub.recipe import SCORERS, Recipe, judges_claim
 from dsc_hub.records import Prompt, Score
@@ -30,6 +30,7 @@ ANSWERS = pa.schema(
         ("group", pa.string()),
         ("prompt", pa.string()),
         ("text", pa.string()),
+        ("raw", pa.string()),
         ("reward", pa.float64()),
         ("second", pa.float64()),
         ("third", pa.float64()),
@@ -43,27 +44,35 @@ ANSWERS = pa.schema(
 
 
 def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[Row]:
-    """One row an arm, prompt and sample: text, how it ended, the tokens it took, its scores (None with the reason)."""
+    """One row an arm, prompt and sample: text, how it ended, the tokens it took, its scores (None with the reason).
+
+    All arms are treated alike: where the recipe's hygiene strips openings about the task off a chain's texts, it strips them off
+    every arm's answers, and `raw` has the whole text ("" where nothing was cut).
+    """
     by_id = {p.id: p for p in prompts}
-    # What the arms wrote is looked at as it is, and with the measure whose figures are known: being stricter in what is
-    # learned from, and stripping, belong to the chain.
-    rules = recipe.hygiene.model_copy(update={"meta_talk": "reject", "repeated": REPEATED_3GRAMS})
-    rows = [
-        {
-            "arm": arm,
-            "prompt_id": a.prompt_id,
-            "sample": a.sample,
-            "group": by_id[a.prompt_id].group,
-            "prompt": by_id[a.prompt_id].text,
-            "text": a.text,
-            "finish_reason": a.finish_reason,
-            "new_tokens": a.new_tokens,
-            "prompt_tokens": a.prompt_tokens,
-            "defect": inspect(a.text, a.finish_reason, by_id[a.prompt_id], "", rules).defect,
-        }
-        for arm in recipe.evaluation.arms
-        for a in arms.answers_of(run, recipe, arm, by_id, scorers["reward"])
-    ]
+    # With the measure whose figures are known: being stricter in what is learned from belongs to the chain.
+    update = {"repeated": REPEATED_3GRAMS} | ({"meta_talk": "reject"} if recipe.hygiene.meta_talk == "keep" else {})
+    rules = recipe.hygiene.model_copy(update=update)
+    rows = []
+    for arm in recipe.evaluation.arms:
+        for a in arms.answers_of(run, recipe, arm, by_id, scorers["reward"]):
+            prompt = by_id[a.prompt_id]
+            kept = hygiene.inspect(a.text, a.finish_reason, prompt, "", rules)
+            rows.append(
+                {
+                    "arm": arm,
+                    "prompt_id": a.prompt_id,
+                    "sample": a.sample,
+                    "group": prompt.group,
+                    "prompt": prompt.text,
+                    "text": kept.text,
+                    "raw": a.raw or kept.raw,
+                    "finish_reason": a.finish_reason,
+                    "new_tokens": a.new_tokens,
+                    "prompt_tokens": a.prompt_tokens,
+                    "defect": kept.defect,
+                }
+            )
     score_answers(rows, by_id, scorers)
     return rows
 
@@ -98,37 +107,46 @@ def summarise(
     recipe: Recipe,
     prompts: Sequence[Prompt],
     answers: list[Row],
-    higher_is_better: Mapping[str, bool],
+    scores: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float | None] | None = None,
     neutral: Mapping[str, Mapping[str, float]] | None = None,
     processors: int | None = None,
     trained_here: bool = True,
+    look: int | None = None,
 ) -> dict[str, Any]:
     """The section `evaluation` of metrics.json, but for what only the pipeline knows (names of scores, what was served).
 
-    `higher_is_better` names the scores of the rows and says which way is good; `seconds` of each arm (None: not known);
-    `neutral`: nats a token of neutral texts by arm and text; `processors`: cores or GPUs that the arms had; `trained_here`: is the adapter one that can't have seen the test prompts?
+    `scores` are those of the rows: name -> {higher_is_better, low, high (its range; None or missing: no limit)}; `seconds` of each
+    arm (None: not known); `neutral`: nats a token of neutral texts by arm and text; `processors`: cores or GPUs that the arms
+    had; `trained_here`: is the adapter one that can't have seen the test prompts? `look`: which adapter it is on this test set.
     """
-    names, e = list(higher_is_better), recipe.evaluation
+    names, e = list(scores), recipe.evaluation
+    ranges = {name: (about.get("low"), about.get("high")) for name, about in scores.items()}
     by_arm = {arm: {(a["prompt_id"], a["sample"]): a for a in answers if a["arm"] == arm} for arm in e.arms}
     expected = len(prompts) * e.samples
     compared = pairs_of(e.arms)
+    keys = [(p.id, k, p.group) for p in prompts for k in range(e.samples)]
     differences = {
-        f"{a} - {b}": {name: stats.paired_rows(by_arm[a], by_arm[b], name, confidence=e.confidence) for name in names}
+        f"{a} - {b}": {
+            name: stats.paired_rows(by_arm[a], by_arm[b], name, confidence=e.confidence, bounds=ranges[name])
+            | _if_missing(by_arm[a], by_arm[b], name, keys, ranges[name])
+            for name in names
+        }
         for a, b in compared
     }
-    stats.adjust(differences)
+    primary = stats.adjust_scores(differences, "distilled - base" if judges_claim(e.arms) else None)
     numbers: dict[str, Any] = {}
     for arm, rows in by_arm.items():
         numbers[arm] = {
             "new_tokens_mean": _mean([a["new_tokens"] for a in rows.values()]),
             "stops_by_itself": _mean([a["finish_reason"] == "stop" for a in rows.values()]),
             "defects": _mean([bool(a["defect"]) for a in rows.values()]),
+            "stripped": sum(bool(a.get("raw")) for a in rows.values()),
         } | _cost(list(rows.values()), (seconds or {}).get(arm), processors)
         for name in names:
             scored = [a for a in rows.values() if a[name] is not None]
             numbers[arm][name] = stats.estimate(
-                [a[name] for a in scored], [a["group"] for a in scored], e.confidence
+                [a[name] for a in scored], [a["group"] for a in scored], e.confidence, ranges[name]
             ) | {"unscored": len(rows) - len(scored), "failed": expected - len(rows)}
         gained = differences.get(f"{arm} - {e.arms[0]}", {}).get("reward", {}).get("mean")
         numbers[arm]["gain_per_1000_tokens"] = _per_1000(gained, numbers[arm]["new_tokens_mean"])
@@ -140,20 +158,38 @@ def summarise(
         "groups": len({p.group for p in prompts}),
         "arms": numbers,
         "differences": differences,
+        "primary": primary,
         "side_effects": side_effects.summarise(answers, prompts, e.arms, compared, neutral or {}, e.confidence),
-        "claim": claim.judge(
+        "claim": claim.assess(
             answers,
             prompts,
-            e.split,
-            e.confidence,
+            claim.Setting(e.split, e.samples, e.confidence, trained_here, look, recipe.hygiene),
             differences["distilled - base"],
-            higher_is_better,
-            e.samples,
-            trained_here,
+            scores,
         )
         if judges_claim(e.arms)
         else None,
     }
+
+
+def _if_missing(
+    a: Mapping[Any, Row],
+    b: Mapping[Any, Row],
+    name: str,
+    keys: Sequence[tuple[str, int, str]],
+    bounds: tuple[float | None, float | None],
+) -> dict[str, float]:
+    """Where the share of answers without a score differs between two arms, a mean over scored pairs may be too good: the mean
+    difference if all missing scores were the lowest, or the highest, value of the range. {} where there is nothing to say."""
+    values = [[(arm.get((i, k)) or {}).get(name) for i, k, _ in keys] for arm in (a, b)]
+    if None in bounds or len({side.count(None) for side in values}) < 2:
+        return {}
+    groups = [group for *_, group in keys]
+    out = {}
+    for key, limit in zip(("if_missing_worst", "if_missing_best"), bounds, strict=True):
+        first, second = ([limit if v is None else v for v in side] for side in values)
+        out[key] = stats.group_mean([x - y for x, y in zip(first, second, strict=True)], groups)
+    return out
 
 
 def _cost(rows: Sequence[Row], seconds: float | None, processors: int | None) -> dict[str, Any]:

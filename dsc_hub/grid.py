@@ -140,5 +140,5 @@ def _row(cell: Mapping[str, Any], job: Job, last: str, error: str) -> dict[str, 
         "arms": evaluated
         and {arm: {s: of[s] for s in ("reward", "second") if of.get(s)} for arm, of in evaluated["arms"].items()},
         "difference": difference,
-        "claim": evaluated and evaluated["claim"] and evaluated["claim"]["holds"],
+        "claim": evaluated and evaluated["claim"] and evaluated["claim"]["verdict"],
     }

@@ -3,7 +3,11 @@
 `dsc schema metrics` prints this as JSON schema. Stages write plain dicts; that they write these and nothing else is tested
 (tests/test_numbers.py, tests/e2e), and whoever reads them checks them first (`runs.evaluated`). A number that was not
 measured is null, never 0, and `reason` says why where that is not plain. SCHEMA goes up when a key changes its name or
-meaning, not when one is added.
+meaning, not when one is added; files of an older one are read through upgrade.py.
+
+Of which texts a mean is: in `sampling`, of clean and scored ones alone (what hygiene rejects is no state of a chain); in
+`evaluation`, of all answers that the scorer gave a value, clean or not, for that is what an arm says to a user. `n` says how
+many these are everywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-SCHEMA = 3
+SCHEMA = 4
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -24,25 +28,16 @@ class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class Bootstrap(Part):
-    """A bootstrap interval over split groups, in the score's unit."""
-
-    low: float = Field(description="lower end")
-    high: float = Field(description="upper end")
-    method: Literal["BCa", "percentile"] = Field(description="percentile where BCa is degenerate")
-
-
 class Estimate(Part):
     """A mean with its interval over split groups. Values in the score's unit."""
 
     mean: float | None = Field(description="mean of group means; null: nothing was measured")
-    low: float | None = Field(description="lower end of the t interval; null with fewer than two groups")
-    high: float | None = Field(description="upper end of the t interval; null with fewer than two groups")
+    low: float | None = Field(description="lower end; null where there is no interval, and `reason` says why")
+    high: float | None = Field(description="upper end; null where there is no interval")
     n: Count = Field(description="values that went in")
     groups: Count | None = Field(
         description="split groups (films, topics) that they belong to; the unit of the interval"
     )
-    bootstrap: Bootstrap | None = Field(None, description="from 40 groups on, beside the t interval")
     reason: str = Field("", description="why there is no mean or no interval")
 
 
@@ -83,7 +78,8 @@ class Difference(Estimate):
         description="two-sided; sign-flip permutation on group means, or McNemar's exact test of shares"
     )
     p_holm: Share | None = Field(
-        description="p after Holm for the family: all differences of scores, or of side effects"
+        description="p after Holm within its family: the primary comparison's scores; all other differences of scores; "
+        "all differences of side effects"
     )
     p_t: Share | None = Field(None, description="paired t test on group means")
     effect: float | None = Field(None, description="mean over standard deviation of group means (Cohen's d_z)")
@@ -91,10 +87,16 @@ class Difference(Estimate):
     ties: Count = Field(description="pairs (of shares: groups) with both alike")
     losses: Count = Field(description="pairs (of shares: groups) with the first arm below the second")
     detectable: float | None = Field(None, description="true difference that would be found with probability 0.8")
+    if_missing_worst: float | None = Field(
+        None,
+        description="the difference if all answers without a score had the lowest of the score's range, in both arms; null where the "
+        "same share is missing in both, or the score has no range",
+    )
+    if_missing_best: float | None = Field(None, description="the same with the highest")
 
 
 class Scored(Estimate):
-    """A score of one arm's answers."""
+    """A score of one arm's answers: of all that have a value, clean or not."""
 
     unscored: Count = Field(description="answers that the scorer gave no value; in no mean")
     failed: Count = Field(description="answers that the server did not give")
@@ -109,6 +111,9 @@ class Arm(Part):
     new_tokens_mean: float | None = Field(description="generated tokens an answer, all turns and candidates included")
     stops_by_itself: Share | None = Field(description="share of answers, 0..1")
     defects: Share | None = Field(description="share of answers with a hygiene defect, 0..1")
+    stripped: Count = Field(
+        0, description="answers that lost an opening about the task, as the recipe's hygiene asks for all arms"
+    )
     new_tokens: Count = Field(description="generated tokens of all answers, all turns and candidates included")
     prompt_tokens: Count = Field(description="tokens read for them, cached ones included")
     seconds: Seconds | None = Field(
@@ -126,26 +131,52 @@ class Score(Part):
     name: str = Field(description="metric and scorer, for people")
     unit: str = Field(description="unit and range")
     higher_is_better: bool = Field(description="which way is good")
+    low: float | None = Field(None, description="lowest value that it can have; null: no limit")
+    high: float | None = Field(None, description="highest value that it can have; null: no limit")
 
 
 class Criterion(Part):
-    """One condition of the claim."""
+    """One condition of the claim: a value with its interval, and the limits that it should lie within."""
 
     name: str = Field(description="what is asked for")
-    holds: bool | None = Field(description="null: could not be measured, which is not a pass")
-    told: str = Field(description="what was measured, and the limit, for people")
-    base: float | None = Field(None, description="the base's number (count, share or ratio); null where there is none")
-    distilled: float | None = Field(
-        None, description="the distilled model's, or of a score the difference distilled - base"
+    verdict: Literal["met", "failed", "undecided", "unmeasured", "not judged"] = Field(
+        description="met: the interval lies within the limits; failed: wholly outside of one; undecided: neither; not judged: "
+        "the recipe's hygiene does not look for it"
     )
+    value: float | None = Field(None, description="distilled - base, or distilled / base (is_ratio)")
+    low: float | None = Field(None, description="lower end of its interval")
+    high: float | None = Field(None, description="upper end of its interval")
+    at_least: float | None = Field(None, description="limit below; null: none")
+    at_most: float | None = Field(None, description="limit above; null: none")
+    base: float | None = Field(None, description="the base's number (share, length ...); null where there is none")
+    distilled: float | None = Field(None, description="the distilled model's")
+    is_ratio: bool = Field(False, description="are value, interval and limits ratios?")
+    groups_needed: Count | None = Field(
+        None,
+        description="split groups with which what was seen would be enough four times in five; null: it is, or never would be",
+    )
+    note: str = Field("", description="what numbers don't say")
 
 
 class Claim(Part):
     """May one say that the distilled model is better than its base?"""
 
-    holds: bool = Field(description="no criterion fails, and those on the scores were measured")
+    verdict: Literal["holds", "fails", "not enough data"] = Field(
+        description="fails: a criterion failed; holds: none is undecided and those on the scores are met"
+    )
     answers: Count = Field(description="pairs of answers compared: prompts times samples")
+    groups: Count | None = Field(description="split groups of these; null: not recorded")
+    groups_needed: Count | None = Field(
+        description="the most that an undecided criterion needs; null: none, or not known"
+    )
     criteria: list[Criterion] = Field(description="all that was asked for")
+
+
+class Primary(Part):
+    """The comparison that was named before anything was measured; its p are a family of their own (Holm)."""
+
+    difference: str = Field(description="'one - other'")
+    scores: list[Literal["reward", "second"]] = Field(description="its scores")
 
 
 class Measure(Part):
@@ -177,6 +208,7 @@ class Evaluation(Part):
     arms: dict[str, Arm] = Field(min_length=1, description="the first is the baseline")
     differences: dict[str, dict[str, Difference]] = Field(description="'one - other' -> score -> difference")
     side_effects: SideEffects
+    primary: Primary | None = Field(description="null unless base comes first and distilled is among the arms")
     claim: Claim | None = Field(description="null unless base comes first and distilled is among the arms")
     processors: Literal["core", "GPU"] = Field(description="what processor_hours counts")
     neutral_texts: Count = Field(description="neutral texts that the models were asked about")
@@ -225,7 +257,9 @@ class Step(Part):
     accepted: Count = Field(description="revisions that became their chain's state")
     rejected: dict[str, Count] = Field(description="reason -> proposals; with accepted they add up to proposals")
     reward_proposed: Estimate = Field(description="reward of the clean, scored proposals")
-    reward_state: Estimate = Field(description="reward of the chains' clean states after the step")
+    reward_state: Estimate = Field(
+        description="reward of the chains' clean, scored states after the step; n chains have one"
+    )
 
 
 class Agreement(Part):
@@ -257,17 +291,17 @@ class Mixing(Part):
 
 
 class Gain(Difference):
-    """What the last step gave to chains that were clean before it."""
+    """What the last step gave to chains whose state was clean and scored before it; never negative under `improve`."""
 
     p_holm: None = Field(None, description="always null: it is in no family")
 
 
 class LastStep(Part):
-    """Would more steps help?"""
+    """What the last step gave. What one more would give is not told by it."""
 
     gain: Gain
-    first_clean: Count = Field(description="chains to which the last step gave their first clean state")
-    sentence: str = Field(description="the answer for people")
+    first_clean: Count = Field(description="chains to which the last step gave their first clean, scored state")
+    chains: Count | None = Field(None, description="of so many; null: not recorded")
 
 
 class Sampling(Part):
@@ -281,7 +315,7 @@ class Sampling(Part):
     unscored: Count = Field(description="texts that the reward gave no value")
     usable: Count = Field(description="chains with a clean, scored final state")
     stripped: Count = Field(0, description="texts that lost an opening which talked about the task")
-    first_reward: Estimate = Field(description="reward of clean first answers")
+    first_reward: Estimate = Field(description="reward of clean, scored first answers")
     steps: list[Step] = Field(description="in their order")
     mixing: Mixing
     last_step: LastStep
@@ -310,6 +344,9 @@ class Dataset(Part):
     preference: dict[str, Count] = Field(description="split -> rows")
     chains: dict[str, Count] = Field({}, description="split -> rows")
     dropped: dict[str, Count] = Field(description="reason -> chains that became no training row")
+    uncompared: dict[str, Count] = Field(
+        {}, description="split -> sft rows whose text was never compared with another clean one of its chain"
+    )
 
 
 class Blind(Part):
@@ -333,13 +370,19 @@ class TestSet(Part):
     """How often this test set was looked at."""
 
     id: str = Field(description="hash of its prompts")
-    adapters_scored: Count = Field(description="different adapters scored on it under this folder of runs")
+    adapters_scored: Count = Field(
+        description="different adapters scored on it under this folder of runs, when this was recorded"
+    )
+    position: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="this adapter's place in the order in which adapters were scored on it, 1: the first; null: not known",
+    )
 
 
 class Metrics(Part):
     """metrics.json as a whole; a section is there when its stage has run."""
 
-    schema_: Literal[3] = Field(alias="schema", description="version of this description")
+    schema_: Literal[4] = Field(alias="schema", description="version of this description")
     prompts: Prompts | None = None
     sampling: Sampling | None = None
     dataset: Dataset | None = None

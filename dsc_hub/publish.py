@@ -80,8 +80,9 @@ def _kept_alone(data: Mapping[str, Path], work: Path) -> dict[str, Path]:
     for name, path in data.items():
         if name.startswith("evaluation/"):
             table = pq.read_table(path)
-            place = table.schema.get_field_index("text")
-            table = table.set_column(place, "text", pa.nulls(len(table), pa.string()))
+            for column in ("text", "raw"):
+                place = table.schema.get_field_index(column)
+                table = table.set_column(place, column, pa.nulls(len(table), pa.string()))
             out[name] = work / f"without-texts-{path.name}"
             pq.write_table(table, out[name])
     return out

@@ -299,8 +299,10 @@ class DatasetSection(Section):
     """Which chains become training rows: a clean final state, at least so good, at least so much better."""
 
     min_reward: float | None = None
-    min_gain: float | None = Field(
-        0.0, description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf"
+    min_gain: Annotated[float | Literal["auto"] | None, Field(union_mode="left_to_right")] = Field(
+        "auto",
+        description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf, beside an unscored "
+        "one there is no gain. auto: 0, but no limit under metropolis, whose draws are from their target only if none is left out",
     )
     phrase_limit: int | None = Field(
         None,
@@ -521,6 +523,14 @@ def veto(recipe: Recipe) -> Veto | None:
     return found if found and (found.similarity or found.length) else None
 
 
+def least_gain(recipe: Recipe) -> float | None:
+    """The gain over the first answer that a training row must exceed (`dataset.min_gain`); None: it needs none."""
+    limit = recipe.dataset.min_gain
+    if limit == "auto":
+        return None if recipe.chain.acceptance == "metropolis" else 0.0
+    return limit
+
+
 def terms(recipe: Recipe, name: str) -> dict[str, Scorer]:
     """What one of `scorers` adds up, by its place in the recipe: itself, and of the reward what `plus` names."""
     place, section = SCORERS[name], scorers(recipe)[name]
@@ -584,7 +594,7 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
     own: dict[str, Any] = {
         "prompts": [2, of("prompts"), identity["prompts"], recipe.seed],
         "sampling": [
-            3,
+            4,
             identity["model"],
             of("chain"),
             of("hygiene"),
@@ -594,11 +604,11 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
             identity["reward"],
             *more,
         ],
-        "dataset": [2, of("dataset")],
+        "dataset": [3, of("dataset")],
         "distill": [1, of("distill")],
-        "evaluation": [6, of("evaluation"), second, identity["second_scorer"], third, identity["third_scorer"]],
-        "report": [2, recipe.name, recipe.description],
-        "cards": [2, of("publish"), of("model")],
+        "evaluation": [7, of("evaluation"), second, identity["second_scorer"], third, identity["third_scorer"]],
+        "report": [3, recipe.name, recipe.description],
+        "cards": [3, of("publish"), of("model")],
         "publish": [1],
     }
     out: dict[str, str] = {}

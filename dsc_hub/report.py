@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import plots, tables, wording
+from dsc_hub import plots, sentences, tables, wording
 from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.recorded import Recorded
 from dsc_hub.runs import Run, answers, evaluated, write_whole
@@ -49,9 +49,10 @@ def build(run: Run) -> dict[str, Any]:
             side_effect_note=tables.SIDE_EFFECT_NOTE,
             side_effects=tables.side_effect_rows(metrics) if "evaluation" in metrics else [],
             costs=tables.cost_rows(metrics) if "evaluation" in metrics else [],
-            mixing=wording.mixing_sentence(metrics) if "sampling" in metrics else "",
+            last_step=sentences.last_step_sentence(metrics) if "sampling" in metrics else "",
+            mixing=sentences.mixing_sentence(metrics) if "sampling" in metrics else "",
             blind=wording.blind_lines(metrics),
-            claim=wording.claim_sentence(metrics) if "evaluation" in metrics else "",
+            claim=sentences.claim_sentence(metrics) if "evaluation" in metrics else "",
             criteria=tables.claim_rows(metrics) if "evaluation" in metrics else [],
             steps=step_rows(metrics) if "sampling" in metrics else [],
             reasons=plots.rejection_reasons(metrics.sampling.steps) if "sampling" in metrics else [],
@@ -95,11 +96,16 @@ def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             "accepted": s["accepted"],
             "rejected": [s["rejected"].get(r, 0) for r in reasons],
             "unexplained": plots.unexplained(s),
-            "proposed": wording.interval(s["reward_proposed"]),
-            "state": wording.interval(s["reward_state"]),
+            "proposed": _of_n(s["reward_proposed"]),
+            "state": _of_n(s["reward_state"]),
         }
         for s in metrics["sampling"]["steps"]
     ]
+
+
+def _of_n(estimate: Mapping[str, Any]) -> str:
+    """A mean with its interval and the number of texts that it is of."""
+    return f"{wording.interval(estimate)}, n {wording.count(estimate['n'])}"
 
 
 def _shorten(text: str) -> str:

@@ -142,7 +142,18 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return read_object(self["metrics.json"]) if self["metrics.json"].is_file() else {"schema": numbers.SCHEMA}
+        """What metrics.json holds, of today's schema: numbers of the one before are upgraded. Unchecked (`evaluated` checks)."""
+        if not self["metrics.json"].is_file():
+            return {"schema": numbers.SCHEMA}
+        metrics = read_object(self["metrics.json"])
+        if metrics.get("schema") != numbers.SCHEMA - 1:
+            return metrics
+        from dsc_hub.upgrade import upgrade
+
+        try:
+            return upgrade(metrics)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            return metrics  # damaged: `evaluated` says so
 
     def add_metrics(self, section: str, found: Mapping[str, Any]) -> None:
         # Of the schema that is written now: what older sections lack of it is told when they are read (`evaluated`).

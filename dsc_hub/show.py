@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dsc_hub.claim import holds
+from dsc_hub.claim import verdict_of
 from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
 from dsc_hub.progress import duration
@@ -181,8 +181,8 @@ def ask(prompt: str) -> str | None:
 
 
 def claim_of(run: Run) -> Mapping[str, Any]:
-    """The claim of a run: {holds, answers, criteria}. RunError if nothing was evaluated or compared, or if the verdict is not
-    what the criteria add up to."""
+    """The claim of a run: {verdict, answers, groups, groups_needed, criteria}. RunError if nothing was evaluated or compared, or if the
+    verdict is not what the criteria add up to."""
     section = evaluated(run)["evaluation"]
     found = section["claim"]
     if not found:
@@ -191,7 +191,8 @@ def claim_of(run: Run) -> Mapping[str, Any]:
             f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
-    if found["holds"] != holds(found["criteria"], found["answers"]):
+    criteria = [(c["name"], c["verdict"]) for c in found["criteria"]]
+    if found["verdict"] != verdict_of(criteria, found["answers"]):
         raise RunError(
             f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
             f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
@@ -201,23 +202,27 @@ def claim_of(run: Run) -> Mapping[str, Any]:
 
 def claim(run: Run) -> None:
     """The criteria of a run's claim and the verdict."""
+    from dsc_hub.sentences import claim_sentence
     from dsc_hub.tables import claim_table
-    from dsc_hub.wording import claim_sentence
+    from dsc_hub.wording import test_set_sentences
 
     claim_of(run)
+    metrics = run.metrics
     out.print(Text(str(run.folder)))
-    out.print(claim_table(run.metrics))
-    out.print(Text(claim_sentence(run.metrics), "bold"))
+    out.print(claim_table(metrics))
+    out.print(Text(claim_sentence(metrics), "bold"))
+    for sentence in test_set_sentences(metrics):
+        out.print(Text(sentence))
 
 
 def numbers(run: Run) -> None:
     """All tables of an evaluated run: arms and differences, what else moved, what it cost, how the chains fared."""
-    from dsc_hub import tables, wording
+    from dsc_hub import sentences, tables, wording
 
     metrics = Recorded(evaluated(run), "metrics.json")
     out.print(Text(str(run.folder)))
     out.print(tables.closing_table(metrics))
-    if told := wording.claim_sentence(metrics):
+    if told := sentences.claim_sentence(metrics):
         out.print(Text(told, "bold"))
     out.print(Text(wording.headline(metrics)))
     out.print()
@@ -225,7 +230,7 @@ def numbers(run: Run) -> None:
     out.print(tables.side_effect_table(metrics))
     out.print(tables.cost_table(metrics))
     if "sampling" in metrics:
-        out.print(Text(f"{metrics.sampling.last_step.sentence} {wording.mixing_sentence(metrics)}"))
+        out.print(Text(f"{sentences.last_step_sentence(metrics)} {sentences.mixing_sentence(metrics)}"))
     out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
 
 
@@ -277,8 +282,9 @@ def checks(found: Pulled, told: Sequence[Check]) -> None:
 
 def closing(job: Job, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
+    from dsc_hub.sentences import claim_sentence
     from dsc_hub.tables import closing_table
-    from dsc_hub.wording import claim_sentence, headline, sampling_cost
+    from dsc_hub.wording import headline, sampling_cost
 
     metrics, facts = job.run.metrics, job.run.facts
     out.print()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, machine, models, prompts, runs, shards, wording
+from dsc_hub import asking, machine, models, prompts, runs, sentences, shards, wording
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.index import Stored
 from dsc_hub.jobs import Job
@@ -84,7 +84,7 @@ def sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
     if numbers["stripped"]:
         say(f"  {numbers['stripped']:>8,}  of these texts lost an opening that talked about the task")
-    say(numbers["last_step"]["sentence"])
+    say(sentences.last_step_sentence({"sampling": numbers}))
     if not numbers["finished"] and total:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {job.run['failed.jsonl']}."
@@ -171,16 +171,22 @@ def _evaluation(job: Job) -> Result:
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
     count, kind = asking.processors(job)
-    about = {name: {"name": s.name, "unit": s.unit, "higher_is_better": True} for name, s in scorers.items()}
+    about = {
+        name: {"name": s.name, "unit": s.unit, "higher_is_better": True, "low": s.bounds[0], "high": s.bounds[1]}
+        for name, s in scorers.items()
+    }
+    trained = job.run["adapter"] / WEIGHTS if served else None
+    looks = evaluation.count_adapters(job.runs, held_out, trained)
     numbers = evaluation.summarise(
         job.recipe,
         held_out,
         answers,
-        {name: bool(a["higher_is_better"]) for name, a in about.items()},
+        about,
         {arm: arms.seconds(job.run, arm) for arm in e.arms},
         neutral,
         count,
         trained_here="adapter" not in job.run.facts,
+        look=looks.get("position"),
     )
     numbers["processors"] = kind or ("GPU" if job.run.facts["hardware"]["gpus"] else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
@@ -192,8 +198,7 @@ def _evaluation(job: Job) -> Result:
     )
     evaluation.write_answers(job.run, answers, e.split)
     blind.retell(job.run)  # what people judged may have been other answers
-    trained = job.run["adapter"] / WEIGHTS if served else None
-    job.run.add_metrics("test_set", evaluation.count_adapters(job.runs, held_out, trained))
+    job.run.add_metrics("test_set", looks)
     say(
         f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}"
     )

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dsc_hub.progress import duration
+from dsc_hub.sentences import criterion_sentence
 from dsc_hub.wording import (
     ABSENT,
     SCORE_TITLES,
@@ -21,6 +21,7 @@ from dsc_hub.wording import (
     blind_lines,
     count,
     difference_name,
+    families,
     interval,
     measured,
     number,
@@ -105,13 +106,9 @@ def cost_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def claim_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per criterion of the claim: name, verdict ("holds", "fails", "not measured"), and what was measured."""
-    verdict = {True: "holds", False: "fails", None: "not measured"}
+    """A row per criterion of the claim: name, verdict (met, failed, undecided, unmeasured, not judged), and what was measured."""
     criteria = (metrics["evaluation"].get("claim") or {"criteria": ()})["criteria"]
-    return [
-        {"name": c["name"], "verdict": verdict[c["holds"]], "told": re.sub(r"(?<=\s)-(?=[\s\d])", "−", c["told"])}
-        for c in criteria
-    ]
+    return [{"name": c["name"], "verdict": c["verdict"], "measured": criterion_sentence(c)} for c in criteria]
 
 
 def detail_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -150,7 +147,8 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
     scores = score_names(evaluation)
     titles = [f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}" for s in scores]
     told = [
-        f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, after Holm.",
+        f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, after Holm"
+        f"{families(evaluation)}.",
         *blind_lines(metrics),
     ]
     counts = ("answers", "groups", "unscored", "failed")
@@ -214,8 +212,8 @@ def claim_table(metrics: Mapping[str, Any]) -> Table:
     for title in ("criterion", "verdict", "measured"):
         table.add_column(title, overflow="fold")
     for row in claim_rows(metrics):
-        style = {"holds": "green", "fails": "bold red"}.get(row["verdict"], "yellow")
-        table.add_row(Text(row["name"]), Text(row["verdict"], style), Text(row["told"]))
+        style = {"met": "green", "failed": "bold red"}.get(row["verdict"], "yellow")
+        table.add_row(Text(row["name"]), Text(row["verdict"], style), Text(row["measured"]))
     return table
 
 
@@ -239,7 +237,7 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         cells += [number(r["arms"][arm]["reward"]["mean"]) if r["arms"] else ABSENT for arm in arms]
         if "distilled" in arms:
             cells += [interval(d[name]) if name in d else ABSENT for name in ("reward", "second")]
-            cells.append({True: "holds", False: "fails", None: ABSENT}[r["claim"]])
+            cells.append(r["claim"] or ABSENT)
         table.add_row(*map(Text, cells))
         if r["error"]:
             table.add_row(Text(f"can't be finished: {r['error']}", "bold red"))

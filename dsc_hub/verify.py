@@ -121,7 +121,7 @@ class Rows:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        return read_object(self.folder / "metrics.json")
+        return _of_today(read_object(self.folder / "metrics.json"))
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -154,6 +154,17 @@ class Rows:
         return rows
 
 
+def _of_today(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The numbers; CannotTell if an older dsc made them, for whom some meant something else."""
+    schema = metrics.get("schema")
+    if isinstance(schema, int) and schema < numbers.SCHEMA:
+        raise CannotTell(
+            f"its numbers are of schema {schema}, which an older dsc made and this one reads but can't make anew "
+            f"(it makes schema {numbers.SCHEMA})"
+        )
+    return metrics
+
+
 def _rows(folder: Path, config: str) -> Iterator[dict[str, Any]]:
     for path in sorted((folder / config).glob("*.parquet")):
         yield from pq.read_table(path).to_pylist()
@@ -176,9 +187,7 @@ def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
 def _described(metrics: Mapping[str, Any]) -> str:
     """Does metrics.json hold what this dsc knows, and nothing else?"""
     if (schema := metrics.get("schema")) != numbers.SCHEMA:
-        raise Differs(
-            f"it is of schema {schema!r:.40}, this dsc reads {numbers.SCHEMA}: the checks below may fail for that"
-        )
+        raise Differs(f"it is of schema {schema!r:.40}, this dsc knows none after {numbers.SCHEMA}")
     if problems := numbers.problems(metrics):
         raise Differs("; ".join(p[:150] for p in problems[:SHOWN]))
     return f"every number is one that schema {numbers.SCHEMA} describes"
@@ -202,7 +211,7 @@ def _prompts(rows: Rows) -> str:
 
 
 def _row_counts(rows: Rows) -> str:
-    recorded = {k: v for k, v in rows.metrics["dataset"].items() if k != "dropped"}
+    recorded = {k: v for k, v in rows.metrics["dataset"].items() if k not in ("dropped", "uncompared")}
     if not publishes_rejected(rows.recipe.publish.model_dump()):
         recorded = {"sft": recorded["sft"]}
     found = {
@@ -220,7 +229,8 @@ def _training_rows(rows: Rows) -> str:
     again = Run(rows.run["again"])
     found = {p.id: p for p in rows.prompts[0]}
     counts = dataset.build(again, rows.recipe, found, rows.chains)
-    _same(rows.metrics["dataset"]["dropped"], counts["dropped"], "dataset.dropped")
+    for key in ("dropped", "uncompared"):
+        _same(rows.metrics["dataset"][key], counts[key], f"dataset.{key}")
     for config in ("sft", "preference"):
         for path in sorted(again["dataset"].glob(f"{config}/*.parquet")):
             theirs = rows.folder / config / path.name
@@ -243,11 +253,13 @@ def _sampling(rows: Rows) -> str:
 def _evaluation(rows: Rows) -> str:
     recorded, checked = rows.metrics["evaluation"], rows.recipe
     asked = [p for p in rows.prompts[0] if p.split == checked.evaluation.split]
-    better = {name: of["higher_is_better"] for name, of in recorded["scores"].items()}
-    found = evaluation.summarise(checked, asked, rows.answers, better, neutral=recorded["neutral"])
+    look = (rows.metrics.get("test_set") or {}).get("position")
+    found = evaluation.summarise(
+        checked, asked, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look
+    )
     n = _same(recorded, found | {"neutral": recorded["neutral"]}, "evaluation", UNTOLD)
     claim = recorded["claim"]
-    told = "" if claim is None else f"; the claim {'holds' if claim['holds'] else 'does not hold'}"
+    told = "" if claim is None else f"; claim: {claim['verdict']}"
     return f"{n} numbers made anew from {len(rows.answers)} answers agree{told}"
 
 
@@ -349,7 +361,7 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
 
     return [
         ("weights", weights),
-        ("metrics.json", lambda: _described(metrics)),
+        ("metrics.json", lambda: _described(_of_today(metrics))),
         ("numbers", same_numbers),
         ("numbers of the evaluation", lambda: _evaluation(data())),
         ("card", lambda: _card(data(), "adapter", pulled.folder)),

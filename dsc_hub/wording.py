@@ -102,18 +102,6 @@ def score_names(evaluation: Mapping[str, Any]) -> list[str]:
     return [s for s in SCORE_TITLES if s in evaluation["scores"]]
 
 
-# What templates call these by.
-FILTERS = {
-    "score_names": score_names,
-    "number": number,
-    "count": count,
-    "percent": percent,
-    "interval": interval,
-    "sampling_cost": sampling_cost,
-    "duration": lambda seconds: duration(seconds) if measured(seconds) else ABSENT,
-}
-
-
 def arm_name(arm: str) -> str:
     return ARM_NAMES.get(arm, arm)
 
@@ -151,7 +139,8 @@ class Verdict:
 
 
 def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float) -> Verdict:
-    """What the difference `one - other` says about a score. Only an interval that leaves out zero is a difference."""
+    """What the difference `one - other` says about a score. It is a difference only if the interval leaves out zero and p,
+    adjusted after Holm for its family, is at most 1 - confidence."""
     one, other = (arm_name(a) for a in key.split(" - "))
     subject, name = one[:1].upper() + one[1:], score["name"]
     mean, low, high = difference["mean"], difference["low"], difference["high"]
@@ -165,7 +154,8 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
             "unmeasured",
             f"{subject} minus {other} on {name} is {number(mean)}, without an interval: no difference can be claimed.",
         )
-    if low <= 0 <= high:
+    p = difference["p_holm"]
+    if low <= 0 <= high or not measured(p) or p > 1 - confidence:
         return Verdict(
             "unclear",
             f"No difference shown between {one} and {other} on {name}: "
@@ -183,9 +173,15 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
 
 
 def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any], confidence: float) -> str:
+    missing = (difference.get("if_missing_worst"), difference.get("if_missing_best"))
+    bounds = (
+        f"; with what is unscored counted as worst {number(missing[0])}, as best {number(missing[1])}"
+        if all(map(measured, missing))
+        else ""
+    )
     return (
         f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p_holm'])} after Holm; "
-        f"{count(difference['n'])} pairs of answers in {count(difference['groups'])} groups)"
+        f"{count(difference['n'])} pairs of answers in {count(difference['groups'])} groups{bounds})"
     )
 
 
@@ -209,26 +205,6 @@ def headline(metrics: Mapping[str, Any]) -> str:
     (_, first), *others = zip(SCORE_TITLES.values(), verdicts(metrics), strict=False)
     apart = [f" The {title} does not follow: {v.sentence}" for title, v in others if v.kind != first.kind]
     return first.sentence + "".join(apart)
-
-
-# -- the claim
-
-
-def claim_sentence(metrics: Mapping[str, Any]) -> str:
-    """Does the claim "distilled is better than its base" hold? One sentence; "" where no claim was judged."""
-    claim = metrics["evaluation"].get("claim")
-    if not claim:
-        return ""
-    if claim["holds"]:
-        left = [c["name"] for c in claim["criteria"] if c["holds"] is None]
-        return (
-            "The claim holds: distilled is better than its base, and what else was looked at stays within its limits"
-            + (f" (not measured: {', '.join(left)})." if left else ".")
-        )
-    failed = [c["name"] for c in claim["criteria"] if c["holds"] is False] or [
-        f"{c['name']} (not measured)" for c in claim["criteria"] if c["holds"] is None
-    ]
-    return f'The claim "distilled is better than its base" does not hold. It fails on: {", ".join(failed)}.'
 
 
 # -- what people said
@@ -265,19 +241,6 @@ def _many(n: int, what: str) -> str:
     return f"{count(n)} {what}{'' if n == 1 else 's'}"
 
 
-def mixing_sentence(metrics: Mapping[str, Any]) -> str:
-    """R-hat and effective sample size of the chains' rewards in a sentence, or why there is none."""
-    m = metrics["sampling"]["mixing"]
-    if not m["estimable"]:
-        return f"Mixing of the chains: not estimable ({m['reason']})."
-    return (
-        f"Mixing of the chains, over {_many(m['prompts'], 'prompt')} ({count(m['left_out'])} left out): R-hat of the reward "
-        f"{number(m['r_hat']['median'], 3)} in the median, {number(m['r_hat']['highest'], 3)} at most, above 1.01 for "
-        f"{percent(m['r_hat']['above_limit'])}; effective sample size {number(m['ess']['median'], 0)} in the median, "
-        f"{number(m['ess']['lowest'], 0)} at least, of {count(m['draws'])} draws."
-    )
-
-
 # -- what the numbers do not say
 
 
@@ -308,10 +271,17 @@ def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
             "The reward that is reported also chose the training data, and no second scorer was recorded: "
             "a gain cannot be told from gaming the reward."
         )
-    out += [*_side_effects(evaluation["arms"]), *_left_out(evaluation["arms"]), *_test_set(metrics)]
+    arms = evaluation["arms"]
+    out += [
+        *_side_effects(arms),
+        *_left_out(arms),
+        *_stripped(arms),
+        *_uncompared(metrics),
+        *test_set_sentences(metrics),
+    ]
     out.append(
         "Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent. "
-        "p is of a sign-flip permutation test on group means, adjusted after Holm for all the differences of scores shown."
+        f"p is of a sign-flip permutation test on group means, adjusted after Holm{families(evaluation)}."
     )
     out += _too_small(metrics)
     out.append(f"Arms were served on: {evaluation['served_on']}. Numbers on other weights may differ.")
@@ -320,6 +290,15 @@ def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
         "not whether it is true or useful."
     )
     return out
+
+
+def families(evaluation: Mapping[str, Any]) -> str:
+    """Which p are adjusted for which."""
+    primary = evaluation.get("primary")
+    if not primary:
+        return " for all the differences of scores shown"
+    named = " and ".join(SCORE_TITLES[s] for s in primary["scores"])
+    return f": {difference_name(primary['difference'])} on {named}, named beforehand, for itself, and all other differences of scores for each other"
 
 
 def _too_small(metrics: Mapping[str, Any]) -> list[str]:
@@ -363,7 +342,27 @@ def _left_out(arms: Mapping[str, Any]) -> list[str]:
     return [f"Left out of the means, and not counted as zero: {'; '.join(missing)}."] if missing else []
 
 
-def _test_set(metrics: Mapping[str, Any]) -> list[str]:
+def _stripped(arms: Mapping[str, Any]) -> list[str]:
+    if not any(a.get("stripped") for a in arms.values()):
+        return []
+    cut = ", ".join(f"{arm_name(arm)} {count(a['stripped'])}" for arm, a in arms.items())
+    return [
+        f"Before anything was scored, openings that talk about the task were cut off the answers of all arms alike: {cut}."
+    ]
+
+
+def _uncompared(metrics: Mapping[str, Any]) -> list[str]:
+    """Rows that were kept without a comparison."""
+    if not (n := sum(metrics.get("dataset", {}).get("uncompared", {}).values())):
+        return []
+    rows = sum(metrics["dataset"]["sft"].values())
+    return [
+        f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer was not clean, "
+        "and the first clean revision was kept."
+    ]
+
+
+def test_set_sentences(metrics: Mapping[str, Any]) -> list[str]:
     if metrics["evaluation"]["split"] != "test":
         split = metrics["evaluation"]["split"]
         return [f"These numbers are of the {split} split, which choices may have been made on; they flatter."]
@@ -375,3 +374,16 @@ def _test_set(metrics: Mapping[str, Any]) -> list[str]:
     told = "1 adapter has" if n == 1 else f"{n} adapters have"
     name = metrics["test_set"]["id"]
     return [f"{told} been scored on this test set ({name}); every further look makes a gain by chance likelier."]
+
+
+# What templates call these by.
+FILTERS = {
+    "score_names": score_names,
+    "number": number,
+    "count": count,
+    "percent": percent,
+    "interval": interval,
+    "sampling_cost": sampling_cost,
+    "families": families,
+    "duration": lambda seconds: duration(seconds) if measured(seconds) else ABSENT,
+}

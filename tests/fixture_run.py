@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import side_effects
+from dsc_hub import claim, side_effects
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run, write_json
@@ -119,7 +120,7 @@ def metrics() -> dict[str, Any]:
         }
 
     return {
-        "schema": 3,
+        "schema": 4,
         "prompts": {
             "train": 200,
             "validation": 40,
@@ -158,7 +159,7 @@ def metrics() -> dict[str, Any]:
             "last_step": {
                 "gain": _estimate(0.232, 0.021, 225, 61, p=0.0001, wins=131, ties=94, losses=0),
                 "first_clean": 9,
-                "sentence": "Step 2 still changed the reward by 0.23 (0.21 to 0.25): one more step may pay.",
+                "chains": 238,
             },
             "prompt_tokens": 123456,
             "new_tokens": 65432,
@@ -170,6 +171,7 @@ def metrics() -> dict[str, Any]:
             "sft": {"train": 6, "validation": 2},
             "preference": {"train": 5, "validation": 1},
             "dropped": {"no clean final state": 14, "no gain": 21, "reward below 0.2": 9},
+            "uncompared": {"train": 2},
         },
         "distill": {
             "rows": 6,
@@ -202,7 +204,8 @@ def metrics() -> dict[str, Any]:
             "side_effects": _side_effects(),
             "served_on": "bfloat16 weights, adapter unmerged (trained on NF4)",
             "scores": {
-                "reward": {"name": "sentiment (vader)", "unit": "polarity -1..1", "higher_is_better": True},
+                "reward": {"name": "sentiment (vader)", "unit": "polarity -1..1", "higher_is_better": True}
+                | {"low": -1.0, "high": 1.0},
                 "second": {"name": "sentiment (textblob)", "unit": "polarity -1..1", "higher_is_better": True},
             },
             "arms": {
@@ -220,19 +223,30 @@ def metrics() -> dict[str, Any]:
                     "second": difference(0.121, 0.057, 40, 0.0043),
                 },
             },
+            "primary": {"difference": "distilled - base", "scores": ["reward", "second"]},
             "claim": {
-                "holds": False,
+                "verdict": "fails",
                 "answers": 40,
+                "groups": 10,
+                "groups_needed": 33,
                 "criteria": [
-                    {"name": "better on the reward", "holds": True, "told": "distilled - base +0.314"},
-                    {"name": "names its subject", "holds": False, "told": "61.0% of answers against the base's 78.0%"},
-                    {"name": "as varied", "holds": None, "told": "an arm has no two words"},
+                    criterion("better on the reward", "met", value=0.314, low=0.206, high=0.422, at_least=0.0),
+                    criterion("names its subject", "failed", value=-0.17, low=-0.23, high=-0.11, at_least=-0.1)
+                    | {"base": 0.78, "distilled": 0.61},
+                    criterion("as varied", "unmeasured", note="an arm has no two words"),
+                    criterion("as long", "undecided", value=1.21, low=1.05, high=1.39, at_least=0.7, at_most=1.3)
+                    | {"base": 31.5, "distilled": 38.1, "is_ratio": True, "groups_needed": 33},
                 ],
             },
         },
-        "test_set": {"id": "ab12cd34", "adapters_scored": 1},
+        "test_set": {"id": "ab12cd34", "adapters_scored": 1, "position": 1},
         "stages": {"prompts": 1.2, "sampling": 203.9, "dataset": 2.4, "distill": 431.0, "evaluation": 240.6},
     }
+
+
+def criterion(name: str, verdict: str, **more: Any) -> dict[str, Any]:
+    """A criterion of the claim; what isn't given is absent."""
+    return asdict(claim.Criterion(name, verdict, **more))
 
 
 def _side_effects() -> dict[str, Any]:

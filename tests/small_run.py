@@ -112,12 +112,10 @@ def _evaluate(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any])
     answers = evaluation.collect(run, r, asked, scorers)
     about = fixture_run.metrics()["evaluation"]["scores"]
     neutral = {"base": {"one": 3.0, "two": 3.5}, "distilled": {"one": 3.1, "two": 3.4}}
-    numbers = evaluation.summarise(
-        r, asked, answers, dict.fromkeys(about, True), dict.fromkeys(r.evaluation.arms), neutral
-    )
+    numbers = evaluation.summarise(r, asked, answers, about, dict.fromkeys(r.evaluation.arms), neutral, look=1)
     rest = {"processors": "core", "neutral_texts": 2, "neutral": neutral, "scores": about, "served_on": "a script"}
     run.add_metrics("evaluation", numbers | rest)
-    run.add_metrics("test_set", {"id": "abc", "adapters_scored": 1})
+    run.add_metrics("test_set", {"id": "abc", "adapters_scored": 1, "position": 1})
     run.add_metrics("stages", {"sampling": 2.0})
     evaluation.write_answers(run, answers, r.evaluation.split)
     run.finish("evaluation", "e", 1.0, {"result": numbers})

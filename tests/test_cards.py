@@ -185,8 +185,9 @@ def test_the_numbers_in_the_table_of_steps_are_the_recorded_ones(tmp_path):
         rejected = {k.removeprefix("rejected: "): int(v) for k, v in row.items() if k.startswith("rejected: ")}
         assert {k: v for k, v in rejected.items() if v} == s["rejected"]
         assert int(row["accepted"]) + sum(rejected.values()) == int(row["proposals"])
-        assert numbers_of(row["reward of the state"]) == [
-            round(s["reward_state"][k], 2) for k in ("mean", "low", "high")
+        assert numbers_of(row["reward of clean states (n)"]) == [
+            *(round(s["reward_state"][k], 2) for k in ("mean", "low", "high")),
+            s["reward_state"]["n"],
         ]
 
 
@@ -430,7 +431,7 @@ def test_the_list_of_how_it_was_made_keeps_its_lines_and_a_third_scorer_has_its_
         (head,) = (line for line in lines if line.startswith("| arm | reward"))
         rows = lines[lines.index(head) : lines.index(head) + 5]
         assert "third scorer: sentiment (minilm)" in head and {r.count("|") for r in rows} == {head.count("|")}
-        assert any(line.startswith("| names its subject | fails |") for line in lines)
+        assert any(line.startswith("| names its subject | failed |") for line in lines)
 
 
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
@@ -454,7 +455,7 @@ def recorded_numbers(value) -> set[str]:
 def unaccounted(text: str, run) -> list[str]:
     """Numbers on a card that neither the run recorded nor a template holds."""
     templates = [p.read_text() for p in (ROOT / "model_cards").glob("*.jinja")]
-    templates += [(ROOT / "dsc_hub" / f"{name}.py").read_text() for name in ("wording", "tables", "cards")]
+    templates += [(ROOT / "dsc_hub" / f"{name}.py").read_text() for name in ("wording", "sentences", "tables", "cards")]
     known = recorded_numbers(run.facts) | recorded_numbers(run.metrics) | set(NUMBER.findall("\n".join(templates)))
     for rows in ("chains.jsonl", "evaluation/answers.jsonl"):
         known |= recorded_numbers(list(run.rows(rows)))

@@ -28,7 +28,10 @@ def scorers() -> dict[str, Any]:
     return {name: metrics.load(Reward(scorer=s), "").score for name, s in (("reward", "vader"), ("second", "textblob"))}
 
 
-def judged(scorers: dict[str, Any], write: Any) -> dict[str, Any]:
+SCORES = {name: {"higher_is_better": True, "low": -1.0, "high": 1.0} for name in ("reward", "second")}
+
+
+def judged(scorers: dict[str, Any], write: Any, **hygiene: Any) -> dict[str, Any]:
     """The claim on a model that answers `write(base answer)`, scored by the real scorers against real base answers."""
     distilled = [a | {"text": write(a), "finish_reason": "stop", "arm": "distilled"} for a in BASE]
     answers = [a | {"arm": "base"} for a in BASE] + distilled
@@ -36,12 +39,21 @@ def judged(scorers: dict[str, Any], write: Any) -> dict[str, Any]:
     for a in answers:
         a["defect"] = ""
     evaluation.score_answers(answers, {p.id: p for p in PROMPTS}, scorers)
-    recipe = Recipe.model_validate(fixture_run.RECIPE | {"evaluation": {"arms": ["base", "distilled"]}})
-    return evaluation.summarise(recipe, PROMPTS, answers, dict.fromkeys(scorers, True))["claim"]
+    changed = {"evaluation": {"arms": ["base", "distilled"]}, "hygiene": hygiene}
+    recipe = Recipe.model_validate(fixture_run.RECIPE | changed)
+    return evaluation.summarise(recipe, PROMPTS, answers, SCORES, look=1)["claim"]
+
+
+def of_verdict(found: dict[str, Any], verdict: str) -> set[str]:
+    return {c["name"] for c in found["criteria"] if c["verdict"] == verdict}
 
 
 def failed(found: dict[str, Any]) -> set[str]:
-    return {c["name"] for c in found["criteria"] if c["holds"] is False}
+    return of_verdict(found, "failed")
+
+
+def not_met(found: dict[str, Any]) -> set[str]:
+    return {c["name"] for c in found["criteria"] if c["verdict"] != "met"}
 
 
 def test_a_model_that_always_gives_the_same_happy_sentence_fails(scorers: dict[str, Any]):
@@ -51,9 +63,8 @@ def test_a_model_that_always_gives_the_same_happy_sentence_fails(scorers: dict[s
     found = judged(
         scorers, lambda a: happy + "It is a great joy, the best of all, and everyone was brilliant and kind."
     )
-    by_name = {c["name"]: c["holds"] for c in found["criteria"]}
-    assert by_name["better on the reward"] and by_name["better on the second scorer"]  # the scores are fooled
-    assert not found["holds"] and failed(found) >= {"as varied", "no mannerisms", "names its subject"}
+    assert of_verdict(found, "met") >= {"better on the reward", "better on the second scorer"}  # the scores are fooled
+    assert found["verdict"] == "fails" and failed(found) >= {"as varied", "no mannerisms", "names its subject"}
 
 
 def test_naming_the_film_in_the_same_happy_sentence_fails_too(scorers: dict[str, Any]):
@@ -63,12 +74,12 @@ def test_naming_the_film_in_the_same_happy_sentence_fails_too(scorers: dict[str,
             f"{a['group']} is a wonderful and lovely film that I loved from its first beautiful minute to its last."
         ),
     )
-    assert not found["holds"] and failed(found) >= {"as varied", "no mannerisms"}
+    assert found["verdict"] == "fails" and failed(found) >= {"as varied", "no mannerisms"}
 
 
 def test_going_on_and_on_fails(scorers: dict[str, Any]):
     found = judged(scorers, lambda a: f"{a['text']} {a['group']} is good. {a['group']} is good. " * 3)
-    assert not found["holds"] and failed(found) >= {"as long", "no more repetition"}
+    assert found["verdict"] == "fails" and failed(found) >= {"as long", "no more repetition"}
 
 
 def test_talk_about_the_task_fails(scorers: dict[str, Any]):
@@ -76,12 +87,15 @@ def test_talk_about_the_task_fails(scorers: dict[str, Any]):
     assert "no more talk about the conversation" in failed(found)
 
 
-def test_no_change_is_no_improvement(scorers: dict[str, Any]):
+def test_no_change_is_no_improvement_and_nothing_fails(scorers: dict[str, Any]):
     found = judged(scorers, lambda a: a["text"])
-    assert failed(found) == {"better on the reward", "better on the second scorer"} and not found["holds"]
+    assert failed(found) == set() and found["verdict"] == "not enough data"
+    assert of_verdict(found, "undecided") >= {"better on the reward", "better on the second scorer"}
 
 
-def test_the_same_answers_with_kinder_words_pass(scorers: dict[str, Any]):
+def test_the_same_answers_with_kinder_words_lack_only_groups(scorers: dict[str, Any]):
+    """15 films are too few to exclude that one answer in ten is missing or in another language; the claim says how many would do."""
+
     def kinder(a: dict[str, Any]) -> str:
         text = a["text"]
         for harsh, kind in KINDER.items():
@@ -89,7 +103,11 @@ def test_the_same_answers_with_kinder_words_pass(scorers: dict[str, Any]):
         return text
 
     found = judged(scorers, kinder)
-    assert found["holds"] and all(c["holds"] for c in found["criteria"]) and len(found["criteria"]) == 12
+    assert found["verdict"] == "not enough data" and found["groups"] == 15 and 15 < found["groups_needed"] < 200
+    assert not_met(found) == {"as many answers", "no mannerisms", "no more in another language"}
+    assert len(found["criteria"]) == 13 and all(
+        c["groups_needed"] for c in found["criteria"] if c["verdict"] == "undecided"
+    )
 
 
 def test_the_same_short_sentence_behind_every_answer_fails(scorers: dict[str, Any]):
@@ -98,8 +116,21 @@ def test_the_same_short_sentence_behind_every_answer_fails(scorers: dict[str, An
 
 
 def test_answers_that_are_empty_are_missed(scorers: dict[str, Any]):
-    found = judged(scorers, lambda a: "" if int(a["prompt_id"], 16) % 5 == 0 else a["text"].replace("bad", "good"))
+    found = judged(scorers, lambda a: "" if int(a["prompt_id"], 16) % 3 == 0 else a["text"].replace("bad", "good"))
     assert "as many answers" in failed(found)
+
+
+def test_what_the_recipe_declares_normal_is_shown_and_not_judged(scorers: dict[str, Any]):
+    def write(a: dict[str, Any]) -> str:
+        return f"Here's a warm and happy version of the review: {a['text']} It was so and it was so and it was so and it was so."
+
+    strict = judged(scorers, write)
+    assert failed(strict) >= {"no more talk about the conversation", "no more repetition"}
+    lenient = judged(scorers, write, meta_talk="keep", repeated=1, language="any")
+    left = {"no more talk about the conversation", "no more repetition", "no more in another language"}
+    assert of_verdict(lenient, "not judged") == left
+    shown = next(c for c in lenient["criteria"] if c["name"] == "no more repetition")
+    assert shown["distilled"] > shown["base"] and shown["value"] > 0.5
 
 
 def test_what_is_said_of_one_film_alone_is_no_mannerism(scorers: dict[str, Any]):
@@ -109,116 +140,157 @@ def test_what_is_said_of_one_film_alone_is_no_mannerism(scorers: dict[str, Any])
     assert "no mannerisms" not in failed(found)
 
 
-def row(i: int, arm: str, text: str, finish: str = "stop") -> dict[str, Any]:
-    return {"arm": arm, "prompt_id": f"p{i}", "sample": 0, "text": text, "finish_reason": finish}
+def row(i: int, arm: str, text: str, finish: str = "stop", **more: Any) -> dict[str, Any]:
+    return {"arm": arm, "prompt_id": f"p{i}", "sample": 0, "text": text, "finish_reason": finish} | more
 
 
-def judge(answers, prompts, differences, split="test", confidence=0.95, higher=None) -> dict[str, Any]:
-    return claim.judge(answers, prompts, split, confidence, differences, higher or {})
+def better(low: float, high: float, p: float = 0.01) -> dict[str, Any]:
+    return {"mean": (low + high) / 2, "low": low, "high": high, "p_holm": p, "groups": 100}
 
 
-def better(low: float, high: float) -> dict[str, Any]:
-    return {"mean": (low + high) / 2, "low": low, "high": high}
+GOOD = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
+WORDS = [f"w{i}" for i in range(4000)]
+MANY = [Prompt(f"p{i}", f"Review film {i}.", f"film {i}", "test") for i in range(100)]
+BASE_ROWS = [row(i, "base", f"film {i} " + " ".join(WORDS[10 * i : 10 * i + 10])) for i in range(100)]
 
 
-def test_the_limits_are_the_ones_that_are_told():
-    prompts = [Prompt(f"p{i}", f"Review film {i}.", f"review {i}", "test") for i in range(100)]
-    words = [f"w{i}" for i in range(2000)]
-    base = [row(i, "base", " ".join(words[10 * i : 10 * i + 10])) for i in range(100)]
+def assess(
+    distilled: list[dict[str, Any]], differences: Any = GOOD, scores: Any = None, **setting: Any
+) -> dict[str, Any]:
+    given = claim.Setting(**{"split": "test", "look": 1} | setting)
+    return claim.assess([*BASE_ROWS, *distilled], MANY, given, differences, scores or {})
 
-    def hold(distilled: list[dict[str, Any]], name: str) -> bool | None:
-        found = judge(base + distilled, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.3)})
-        return next(c["holds"] for c in found["criteria"] if c["name"] == name)
 
+def alike(finish: str = "stop") -> list[dict[str, Any]]:
+    """A model of the same habits in other words."""
+    return [
+        row(i, "distilled", f"film {i} " + " ".join(WORDS[2000 + 10 * i : 2010 + 10 * i]), finish) for i in range(100)
+    ]
+
+
+def verdict(found: dict[str, Any], name: str) -> str:
+    return next(c["verdict"] for c in found["criteria"] if c["name"] == name)
+
+
+def test_an_honest_improvement_on_a_hundred_groups_holds():
+    found = assess(alike())
+    assert found["verdict"] == "holds" and not_met(found) == set() and found["groups_needed"] is None
+
+
+def test_the_limits_are_the_ones_that_are_stated():
     def of_length(n: int) -> list[dict[str, Any]]:
-        return [row(i, "distilled", " ".join(words[20 * i : 20 * i + n])) for i in range(100)]
+        return [row(i, "distilled", f"film {i} " + " ".join(WORDS[20 * i : 20 * i + n])) for i in range(100)]
 
-    assert [hold(of_length(n), "as long") for n in (6, 7, 13, 14)] == [False, True, True, False]
-    assert hold(of_length(10), "as varied") and not hold(
-        [row(i, "distilled", base[i % 70]["text"]) for i in range(100)], "as varied"
-    )
-    same = " ".join(words[1900:1908])
-    mixed = [row(i, "distilled", same if i < 5 else base[i]["text"]) for i in range(100)]
-    assert hold(mixed, "no mannerisms") and not hold(
-        [*mixed[:5], row(5, "distilled", same), *mixed[6:]], "no mannerisms"
-    )
-    cut = [row(i, "distilled", base[i]["text"], "length" if i == 7 else "stop") for i in range(100)]
-    assert not hold(cut, "no more unfinished answers") and hold(of_length(10), "no more unfinished answers")
+    lengths = {
+        n: verdict(assess(of_length(n)), "as long") for n in (5, 6, 7, 13, 14)
+    }  # 12 words are the base's, the name included
+    assert lengths == {5: "failed", 6: "failed", 7: "met", 13: "met", 14: "failed"}
+    copies = [row(i, "distilled", BASE_ROWS[i % 60]["text"]) for i in range(100)]
+    assert verdict(assess(copies), "as varied") == "failed" and verdict(assess(alike()), "as varied") == "met"
+    same = " ".join(WORDS[1900:1908])
+
+    def with_phrase(n: int) -> str:
+        rows = [row(i, "distilled", f"{a['text']} {same}" if i < n else a["text"]) for i, a in enumerate(alike())]
+        return verdict(assess(rows), "no mannerisms")
+
+    # a share is met or failed where its interval is wholly below or above a tenth
+    assert [with_phrase(n) for n in (2, 10, 25)] == ["met", "undecided", "failed"]
+
+    def cut(n: int) -> str:
+        rows = [a | {"finish_reason": "length" if i < n else "stop"} for i, a in enumerate(alike())]
+        return verdict(assess(rows), "no more unfinished answers")
+
+    assert [cut(n) for n in (2, 10, 25)] == ["met", "undecided", "failed"]
 
 
 def test_a_score_that_was_not_measured_is_no_pass():
-    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
-    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
-    found = judge(answers, prompts, {"reward": better(0.1, 0.3)})
-    assert not found["holds"] and failed(found) == set()
-    assert {c["name"]: c["holds"] for c in found["criteria"]}["names its subject"] is None
-    assert judge(answers, prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)})["holds"]
-    assert not judge([], prompts, {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)})["holds"]
+    found = assess(alike(), {"reward": better(0.1, 0.3)})
+    assert found["verdict"] == "not enough data" and of_verdict(found, "unmeasured") == {"better on the second scorer"}
+    assert claim.assess([], MANY, claim.Setting("test", look=1), GOOD, {})["verdict"] != "holds"
 
 
 def test_neither_the_wrong_split_nor_a_loose_interval_nor_a_worse_third_scorer_carries_the_claim():
-    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
-    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
-    good = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
-    assert judge(answers, prompts, good)["holds"]
-    assert failed(judge(answers, prompts, good, split="validation")) == {"on test prompts"}
-    assert not judge(answers, prompts, good, confidence=0.6)["holds"]
-    assert not judge(answers, prompts, good | {"second": better(0.2, 0.2)})["holds"]
-    assert failed(judge(answers, prompts, good | {"third": better(-0.3, -0.1)})) == {"not worse on the third scorer"}
-    assert judge(answers, prompts, good | {"third": better(-0.3, 0.1)})["holds"]
+    assert not_met(assess(alike(), split="validation")) == {"on test prompts", "first look at this test set"}
+    assert assess(alike(), split="validation")["verdict"] == "not enough data"
+    assert assess(alike(), confidence=0.6)["verdict"] == "not enough data"
+    scores = {"third": {"higher_is_better": True, "low": -1.0, "high": 1.0}}  # a margin of 0.1
+    thirds = {"failed": better(-0.3, -0.11), "undecided": better(-0.3, 0.1), "met": better(-0.09, 0.1)}
+    for expected, third in thirds.items():
+        assert verdict(assess(alike(), GOOD | {"third": third}, scores), "not worse on the third scorer") == expected
+
+
+def test_without_a_range_the_margin_is_a_quarter_of_the_spread_of_the_base_s_groups():
+    base = [a | {"third": float(i % 2)} for i, a in enumerate(BASE_ROWS)]  # spread 0.5025
+    setting = claim.Setting("test", look=1)
+    found = claim.assess([*base, *alike()], MANY, setting, GOOD | {"third": better(-0.12, 0.1)}, {"third": {}})
+    c = next(c for c in found["criteria"] if c["name"] == "not worse on the third scorer")
+    assert c["verdict"] == "met" and c["at_least"] == pytest.approx(-0.25 * 0.50252, abs=1e-4)
+
+
+def test_a_score_is_better_only_if_interval_and_adjusted_p_say_so():
+    near = GOOD | {"second": better(0.001, 0.2, p=0.06)}
+    assert verdict(assess(alike(), near), "better on the second scorer") == "undecided"
+    assert verdict(assess(alike(), GOOD | {"second": better(-0.3, -0.01)}), "better on the second scorer") == "failed"
+    touching = GOOD | {"second": better(0.0, 0.2)}
+    assert verdict(assess(alike(), touching), "better on the second scorer") == "undecided"
+
+
+def test_a_second_look_at_the_test_set_leaves_the_claim_undecided():
+    for look, expected in ((1, "met"), (2, "undecided"), (None, "unmeasured")):
+        assert verdict(assess(alike(), look=look), "first look at this test set") == expected
+    assert assess(alike(), look=2)["verdict"] == "not enough data"
 
 
 def test_an_adapter_of_somebody_else_may_have_seen_the_test_prompts():
-    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
-    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
-    good = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
-    found = claim.judge(answers, prompts, "test", 0.95, good, {}, trained_here=False)
-    assert failed(found) == {"on test prompts"} and not found["holds"]
+    found = assess(alike(), trained_here=False)
+    assert failed(found) == {"on test prompts"} and found["verdict"] == "fails"
 
 
 def test_every_sample_counts_and_variety_is_that_of_one_answer_a_prompt():
-    prompts = [Prompt(f"p{i}", f"Review film {i}.", f"review {i}", "test") for i in range(50)]
-    base, distilled = (
-        [row(i, arm, " ".join(f"{arm}{i}word{j}" for j in range(10))) for i in range(50)]
-        for arm in ("base", "distilled")
-    )
     # the second answer to a prompt is the first again: no less varied, for it is one of another set
-    twice = [*base, *distilled, *({**a, "sample": 1} for a in (*base, *distilled))]
-    good = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
-    found = claim.judge(twice, prompts, "test", 0.95, good, {}, samples=2)
-    assert found["answers"] == 100 and found["holds"]
-    gone = [a for a in twice if (a["arm"], a["prompt_id"], a["sample"]) != ("distilled", "p7", 1)]
-    assert failed(claim.judge(gone, prompts, "test", 0.95, good, {}, samples=2)) == {"as many answers"}
+    twice = [*BASE_ROWS, *alike(), *({**a, "sample": 1} for a in (*BASE_ROWS, *alike()))]
+    setting = claim.Setting("test", samples=2, look=1)
+    found = claim.assess(twice, MANY, setting, GOOD, {})
+    assert found["answers"] == 200 and found["verdict"] == "holds"
+    gone = [a for a in twice if (a["arm"], a["sample"]) != ("distilled", 1)]
+    assert failed(claim.assess(gone, MANY, setting, GOOD, {})) == {"as many answers"}
 
 
 def test_a_reward_whose_lower_is_better_is_read_so():
-    prompts = [Prompt("p0", "Review it.", "Review it.", "test")]
-    answers = [row(0, "base", "one two three"), row(0, "distilled", "four five six")]
     down = {"reward": better(-0.3, -0.1), "second": better(-0.3, -0.1)}
-    assert judge(answers, prompts, down, higher={"reward": False, "second": False})["holds"]
-    assert not judge(answers, prompts, down)["holds"]
+    scores = {name: {"higher_is_better": False} for name in down}
+    assert assess(alike(), down, scores)["verdict"] == "holds"
+    assert failed(assess(alike(), down)) == {"better on the reward", "better on the second scorer"}
 
 
-def test_dsc_check_tells_each_criterion_and_its_exit_code_says_whether_the_claim_holds(tmp_path):
+def test_dsc_check_shows_each_criterion_and_its_exit_code_says_whether_the_claim_holds(tmp_path):
     run: Run = fixture_run.write(tmp_path)
     run.unfinish("evaluation")
     no = CliRunner().invoke(cli, ["check", str(run.folder)])
     assert "is not evaluated" in str(no.exception)
     run.finish("evaluation", "f", 1.0, {})
-    told = CliRunner().invoke(cli, ["check", str(run.folder)])
-    assert told.exit_code == 1 and "does not hold" in told.output and "names its subject" in told.output
+    shown = CliRunner().invoke(cli, ["check", str(run.folder)])
+    assert (
+        shown.exit_code == 1 and "fails on: names its subject" in shown.output and "Undecided: as long" in shown.output
+    )
+    assert (
+        "about 33 groups would be needed" in shown.output
+        and "1 adapter has been scored on this test set" in shown.output
+    )
     numbers = run.metrics["evaluation"]
     good = [
-        {"name": name, "holds": True, "told": "so"} for name in ("better on the reward", "better on the second scorer")
+        fixture_run.criterion(name, "met", value=0.2)
+        for name in ("better on the reward", "better on the second scorer")
     ]
-    run.add_metrics("evaluation", numbers | {"claim": {"holds": True, "answers": 40, "criteria": good}})
+    held = {"verdict": "holds", "answers": 40, "groups": 10, "groups_needed": None, "criteria": good}
+    run.add_metrics("evaluation", numbers | {"claim": held})
     assert CliRunner().invoke(cli, ["check", str(run.folder)]).exit_code == 0
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"holds": True}, {"holds": True, "criteria": []}, {"holds": True, "answers": 0}],
-    ids=["a criterion fails", "none is there", "nothing was compared"],
+    [{"verdict": "holds"}, {"verdict": "holds", "criteria": []}, {"verdict": "not enough data"}],
+    ids=["a criterion fails", "none is recorded", "a failure called undecided"],
 )
 def test_a_verdict_that_its_criteria_do_not_add_up_to_is_none(tmp_path, change: dict[str, Any]):
     run: Run = fixture_run.write(tmp_path)

@@ -112,7 +112,7 @@ def test_the_verbs_print_tables_and_json(tmp_path: Path):
     assert isinstance(refused.exception, RunError) and refused.output == ""
     one.finish("evaluation", "f", 1.0, {})
     claim = CliRunner().invoke(cli, ["check", "--json", str(one.folder)])
-    assert claim.exit_code == 1 and json.loads(claim.output)["holds"] is False
+    assert claim.exit_code == 1 and json.loads(claim.output)["verdict"] == "fails"
 
 
 def test_show_tells_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -132,6 +132,6 @@ def test_show_tells_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         "what it cost",
         "core hours",
         "not estimable (the rule is 'improve'",
-        "one more step may pay",
+        "changed the reward of the 225 chains that were clean before it by 0.23",
     ):
         assert words in said, words

@@ -11,10 +11,13 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from dsc_hub import diagnostics, evaluation, recipe_files, sampling, side_effects, stats
+from dsc_hub.chain import NOT_COMPARABLE
 from dsc_hub.cli import cli
-from dsc_hub.numbers import Evaluation, Metrics, Sampling
+from dsc_hub.errors import RunError
+from dsc_hub.numbers import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.records import Chain, Prompt, Score, Step
-from dsc_hub.runs import Run
+from dsc_hub.report import build
+from dsc_hub.runs import Run, evaluated
 
 PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(8)]
 
@@ -46,7 +49,7 @@ def test_what_evaluation_makes_fits(recipe_file):
         for i, p in enumerate(PROMPTS)
     ]
     neutral = {"base": {"text": 2.0, "other": 2.5}}
-    made = evaluation.summarise(r, PROMPTS, rows, {"reward": True, "second": True}, {"base": 1.0}, neutral, 2)
+    made = evaluation.summarise(r, PROMPTS, rows, {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2)
     rest = {
         key: fixture_run.metrics()["evaluation"][key]
         for key in ("processors", "neutral_texts", "neutral", "scores", "served_on")
@@ -71,6 +74,83 @@ def test_what_sampling_makes_fits(tmp_path: Path):
     cost = run.cost("sampling", "turns.jsonl") | {"reused_turns": 0}
     assert set(made) | set(cost) == set(Sampling.model_fields)
     Sampling.model_validate(json.loads(json.dumps(made | cost)))
+
+
+def old_numbers() -> dict:
+    """What schema 3 wrote: a claim of booleans, sentences, a bootstrap beside the interval."""
+    numbers = fixture_run.metrics()
+    numbers["schema"] = 3
+    evaluation = numbers["evaluation"]
+    del evaluation["primary"]
+    boot = {"low": 0.1, "high": 0.2, "method": "BCa"}
+    for owner in (evaluation["arms"]["base"]["reward"], evaluation["differences"]["distilled - base"]["second"]):
+        owner["bootstrap"] = boot
+    evaluation["claim"] = {"holds": False, "answers": 40, "criteria": [
+        {"name": "better on the reward", "holds": True, "told": "so", "base": None, "distilled": 0.3},
+        {"name": "as long", "holds": False, "told": "twice as long", "base": 30.0, "distilled": 60.0},
+        {"name": "names its subject", "holds": None, "told": "not known", "base": None, "distilled": None},
+    ]}  # fmt: skip
+    last = numbers["sampling"]["last_step"]
+    del last["chains"]
+    last["sentence"] = "one more step may pay"
+    last["gain"]["bootstrap"] = boot
+    del numbers["dataset"]["uncompared"], numbers["test_set"]["position"]
+    return numbers
+
+
+def test_numbers_of_the_schema_before_are_still_read(tmp_path: Path):
+    run = fixture_run.write(tmp_path, run_metrics=old_numbers())
+    metrics = evaluated(run)  # checked against today's schema
+    assert metrics["schema"] == SCHEMA
+    # what meant something else is absent, not taken for what it means today
+    assert all(
+        s["reward_state"]["mean"] is None and "older dsc" in s["reward_state"]["reason"]
+        for s in metrics["sampling"]["steps"]
+    )
+    claim = metrics["evaluation"]["claim"]
+    assert claim["verdict"] == "fails" and [c["verdict"] for c in claim["criteria"]] == ["met", "failed", "unmeasured"]
+    primary = metrics["evaluation"]["primary"]
+    assert primary == {"difference": "distilled - base", "scores": ["reward", "second"]}
+    p = {s: metrics["evaluation"]["differences"]["distilled - base"][s] for s in ("reward", "second")}
+    assert p["reward"]["p_holm"] == 2 * p["reward"]["p"]  # of the two scores of the primary comparison alone
+    for verb in (["check"], ["show"]):
+        done = CliRunner().invoke(cli, [*verb, str(run.folder)])
+        assert done.exit_code in (0, 1) and (done.exception is None or isinstance(done.exception, SystemExit)), (
+            done.output
+        )
+    build(run)  # report and plots
+
+
+def test_numbers_of_an_unknown_schema_are_refused(tmp_path: Path):
+    for schema in (2, SCHEMA + 1):
+        run = fixture_run.write(tmp_path / str(schema), run_metrics=fixture_run.metrics() | {"schema": schema})
+        with pytest.raises(RunError, match=f"of schema {schema}"):
+            evaluated(run)
+
+
+def test_rewards_by_step_are_of_clean_scored_texts(tmp_path: Path):
+    """Of four chains one first answer is dirty and one unscored; a dirty revision with the highest reward counts nowhere."""
+
+    def chain(
+        i: int, first: float | None, revised: float | None, defect: str = "", of_revision: str = "", rejected: str = ""
+    ) -> Chain:
+        step = Step(1, "c", "r", Score(revised), of_revision, rejected or of_revision)
+        return Chain(f"p{i}", 0, "first", Score(first), defect, (step,))
+
+    chains = [
+        chain(0, 0.2, 0.6),
+        chain(1, 0.9, 0.4, defect="empty"),  # dirty, then its first clean state
+        chain(2, None, 0.8, rejected=NOT_COMPARABLE),
+        chain(3, 0.1, 0.99, of_revision="repeats itself"),
+    ]
+    made = sampling.summary(chains, lambda i: i, 4, 1)
+    last = diagnostics.last_step(chains, lambda i: i, 1)
+    assert (made["first_reward"]["mean"], made["first_reward"]["n"]) == (pytest.approx(0.15), 2)
+    step = made["steps"][0]
+    assert (step["reward_proposed"]["mean"], step["reward_proposed"]["n"]) == (pytest.approx(0.6), 3)
+    assert (step["reward_state"]["mean"], step["reward_state"]["n"]) == (pytest.approx((0.6 + 0.4 + 0.1) / 3), 3)
+    assert made["usable"] == step["reward_state"]["n"] == last["gain"]["n"] + last["first_clean"]
+    assert step["rejected"] == {NOT_COMPARABLE: 1, "repeats itself": 1}
 
 
 def test_every_measure_is_described():

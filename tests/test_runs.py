@@ -243,7 +243,7 @@ def test_metrics_sections_stand_side_by_side(tmp_path: Path):
     run = a_run(tmp_path)
     run.add_metrics("a", {"n": 1})
     run.add_metrics("b", {"n": 2})
-    assert json.loads(run["metrics.json"].read_text()) == {"schema": 3, "a": {"n": 1}, "b": {"n": 2}}
+    assert json.loads(run["metrics.json"].read_text()) == {"schema": 4, "a": {"n": 1}, "b": {"n": 2}}
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "", "{broken"])

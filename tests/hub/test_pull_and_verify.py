@@ -137,7 +137,8 @@ def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str)
     if lie == "a mean":
         numbers["evaluation"]["arms"]["distilled"]["reward"]["mean"] += 0.01
     elif lie == "the claim":
-        numbers["evaluation"]["claim"]["holds"] = not numbers["evaluation"]["claim"]["holds"]
+        claim = numbers["evaluation"]["claim"]
+        claim["verdict"] = "holds" if claim["verdict"] != "holds" else "fails"
     elif lie == "a count":
         numbers["sampling"]["steps"][0]["accepted"] += 1
     elif lie == "the card":
@@ -469,7 +470,7 @@ def test_every_config_loads_with_its_types(published, address, tmp_path: Path):
         ("recipe.yaml", "a: &x [1]\nb: *x\n", "prompts", "YAML aliases"),
         ("run.json", "{}", "card", "can't be read: KeyError"),
         ("run.json", '{"identity": 5, "versions": null}', "card", "can't be read: TypeError"),
-        ("metrics.json", '{"schema": 3, "evaluation": 5}', "numbers of the evaluation", "can't be read: TypeError"),
+        ("metrics.json", '{"schema": 4, "evaluation": 5}', "numbers of the evaluation", "can't be read: TypeError"),
         ("chains/train-00000-of-00001.parquet", "no parquet", "numbers of the chains", "can't be read"),
     ],
 )

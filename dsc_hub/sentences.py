@@ -1,0 +1,129 @@
+"""What the numbers of the claim and of the chains say, as sentences: made of recorded numbers when they are shown, never stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dsc_hub.wording import count, measured, number, percent
+
+# What a criterion's value, limits and two numbers are: a share of answers, a score's difference, words, or a ratio.
+SHARES = {
+    "as many answers": "answers missing (failed, empty or unscored)",
+    "names its subject": "answers that name their subject",
+    "no mannerisms": "answers with the phrase that has grown most",
+    "no more talk about the conversation": "answers that talk about the conversation",
+    "no more repetition": "answers that repeat themselves",
+    "no more in another language": "answers in another language",
+    "no more unfinished answers": "answers cut off",
+}
+RATIOS = {"as varied": ("distinct word pairs", 3), "as long": ("words (geometric mean)", 1)}
+
+
+# -- the claim
+
+
+def claim_sentence(metrics: Mapping[str, Any]) -> str:
+    """Does the claim "distilled is better than its base" hold, fail, or is there not enough data? "" where none was judged."""
+    claim = metrics["evaluation"].get("claim")
+    if not claim:
+        return ""
+    by_verdict: dict[str, list[str]] = {}
+    for c in claim["criteria"]:
+        by_verdict.setdefault(c["verdict"], []).append(c["name"])
+    if claim["verdict"] == "holds":
+        left = [
+            f"not {word}: {', '.join(by_verdict[key])}"
+            for key, word in (("unmeasured", "measured"), ("not judged", "judged"))
+            if key in by_verdict
+        ]
+        return (
+            "The claim holds: distilled is better than its base, and what else was looked at stays within its limits"
+            + (f" ({'; '.join(left)})." if left else ".")
+        )
+    open_too = f" Undecided: {', '.join(by_verdict['undecided'])}." if "undecided" in by_verdict else ""
+    if claim["verdict"] == "fails":
+        failed = ", ".join(by_verdict["failed"])
+        return f'The claim "distilled is better than its base" fails on: {failed}.{open_too}'
+    missing = [c["name"] for c in claim["criteria"] if c["verdict"] == "unmeasured" and c["name"].startswith("better")]
+    unmeasured = f" Not measured: {', '.join(missing)}." if missing else ""
+    return f'Not enough data to say "distilled is better than its base".{unmeasured}{open_too}{_needed(claim)}'
+
+
+def _needed(claim: Mapping[str, Any]) -> str:
+    """How many groups would be needed, where that is known."""
+    if not measured(claim["groups_needed"]):
+        return ""
+    now = f"; there are {count(claim['groups'])}" if measured(claim["groups"]) else ""
+    return f" If what was seen here is how it is, {count(claim['groups_needed'])} test groups would be enough four times in five{now}."
+
+
+def criterion_sentence(c: Mapping[str, Any]) -> str:
+    """What was measured, its limits, and how many groups would be needed."""
+    out = [*_quantity(c), *_limits(c)]
+    if c["note"]:
+        out.append(c["note"])
+    if measured(c["groups_needed"]):
+        out.append(f"about {count(c['groups_needed'])} groups would be needed")
+    return "; ".join(out)
+
+
+def _quantity(c: Mapping[str, Any]) -> list[str]:
+    name, sides = c["name"], (c["distilled"], c["base"])
+    if not measured(c["value"]):
+        return []
+    if name in SHARES:
+        shown = [f"{percent(sides[0], 1)} of {SHARES[name]}, base {percent(sides[1], 1)}"] if measured(sides[1]) else []
+        return [*shown, f"difference {_points(c['value'])}{_interval(c, lambda x: number(100 * x, 1))}"]
+    if name in RATIOS:
+        what, digits = RATIOS[name]
+        shown = f"{what} {number(sides[0], digits)}, base {number(sides[1], digits)}"
+        return [f"{shown}: {number(c['value'])} of it{_interval(c, number)}"]
+    return [f"distilled − base {number(c['value'], 3)}{_interval(c, lambda x: number(x, 3))}"]
+
+
+def _interval(c: Mapping[str, Any], shown: Any) -> str:
+    return f" ({shown(c['low'])} to {shown(c['high'])})" if measured(c["low"]) and measured(c["high"]) else ""
+
+
+def _points(share: float) -> str:
+    return f"{number(100 * share, 1)} points"
+
+
+def _limits(c: Mapping[str, Any]) -> list[str]:
+    shown = _points if c["name"] in SHARES else number
+    low, high = c["at_least"], c["at_most"]
+    if measured(low) and measured(high):
+        return [f"must lie within {shown(low)} and {shown(high)}"]
+    if measured(low):
+        return [f"must {'be above' if low == 0 and not c['is_ratio'] else 'stay above'} {shown(low)}"]
+    return [f"must stay below {shown(high)}"] if measured(high) else []
+
+
+# -- the chains
+
+
+def last_step_sentence(metrics: Mapping[str, Any]) -> str:
+    """What the last step gave. It says nothing of a further one: under `improve` a gain can't be negative."""
+    sampling = metrics["sampling"]
+    last, steps = sampling["last_step"], len(sampling["steps"])
+    gain, fresh = last["gain"], last["first_clean"]
+    new = f"gave {count(fresh)} chains their first clean state" if fresh else ""
+    if not measured(gain["mean"]):
+        return f"Step {steps} {new or 'changed nothing that can be measured'}."
+    within = f" ({number(gain['low'])} to {number(gain['high'])})" if measured(gain["low"]) else ""
+    changed = f"changed the reward of the {count(gain['n'])} chains that were clean before it by {number(gain['mean'])}{within}"
+    return f"Step {steps} {changed}{f' and {new}' if new else ''}."
+
+
+def mixing_sentence(metrics: Mapping[str, Any]) -> str:
+    """R-hat and effective sample size of the chains' rewards in a sentence, or why there is none."""
+    m = metrics["sampling"]["mixing"]
+    if not m["estimable"]:
+        return f"Mixing of the chains: not estimable ({m['reason']})."
+    return (
+        f"Mixing of the chains, over {count(m['prompts'])} prompt{'' if m['prompts'] == 1 else 's'} ({count(m['left_out'])} left out): R-hat of the reward "
+        f"{number(m['r_hat']['median'], 3)} in the median, {number(m['r_hat']['highest'], 3)} at most, above 1.01 for "
+        f"{percent(m['r_hat']['above_limit'])}; effective sample size {number(m['ess']['median'], 0)} in the median, "
+        f"{number(m['ess']['lowest'], 0)} at least, of {count(m['draws'])} draws."
+    )

@@ -1,0 +1,64 @@
+"""A metrics.json that an older dsc wrote, as this one would have written it: numbers whose meaning has changed are null."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from dsc_hub import stats
+from dsc_hub.numbers import SCHEMA
+
+OLDER = "recorded by an older dsc, which counted texts that hygiene rejected too"
+
+
+def upgrade(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A metrics.json of schema 3 as one of this schema; of this one, or of one that isn't known, it comes back as it is.
+
+    Numbers whose meaning has changed are null with a reason; p after Holm is made anew for the families of today. ValueError,
+    LookupError, TypeError or AttributeError if it isn't what schema 3 was.
+    """
+    out: dict[str, Any] = copy.deepcopy(dict(metrics))
+    if out.get("schema") != SCHEMA - 1:
+        return out
+    out["schema"] = SCHEMA
+    if sampling := out.get("sampling"):
+        for owner, key in [
+            (sampling, "first_reward"),
+            *((s, k) for s in sampling["steps"] for k in ("reward_proposed", "reward_state")),
+        ]:
+            owner[key] = {"mean": None, "low": None, "high": None, "n": 0, "groups": None, "reason": OLDER}
+        sampling["last_step"].pop("sentence", None)
+        sampling["last_step"]["gain"].pop("bootstrap", None)
+    if evaluation := out.get("evaluation"):
+        _upgrade_evaluation(evaluation)
+    if "blind" in out:
+        out["blind"]["win_rate"].pop("bootstrap", None)
+    return out
+
+
+def _upgrade_evaluation(evaluation: dict[str, Any]) -> None:
+    differences, side = evaluation["differences"], evaluation["side_effects"]
+    estimates = [e for arm in evaluation["arms"].values() for e in arm.values() if isinstance(e, dict)]
+    for by_name in (*differences.values(), *side["arms"].values(), *side["differences"].values()):
+        estimates += by_name.values()
+    for e in estimates:
+        e.pop("bootstrap", None)
+    claim = evaluation["claim"]
+    evaluation["primary"] = None
+    if claim:
+        evaluation["primary"] = stats.adjust_scores(differences, "distilled - base")
+        verdicts = {True: "met", False: "failed", None: "unmeasured"}
+        criteria = [
+            dict.fromkeys(("value", "low", "high", "at_least", "at_most", "groups_needed"))
+            | {"name": c["name"], "verdict": verdicts[c["holds"]], "note": c["told"], "is_ratio": False}
+            | {key: c.get(key) for key in ("base", "distilled")}
+            for c in claim["criteria"]
+        ]
+        evaluation["claim"] = {
+            "verdict": "holds" if claim["holds"] else "fails",
+            "answers": claim["answers"],
+            "groups": evaluation["groups"],
+            "groups_needed": None,
+            "criteria": criteria,
+        }
