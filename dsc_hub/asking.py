@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import machine, models, prompts
+from dsc_hub import machine, models, pace, prompts
 from dsc_hub.chain import VetoText, no_veto
 from dsc_hub.index import Index
 from dsc_hub.jobs import Job
@@ -21,8 +21,6 @@ from dsc_hub.recipe import Generation
 from dsc_hub.recipe import veto as veto_of
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs import Run
-
-WORTH_REMEMBERING = 1000  # new tokens; a speed measured on fewer says little
 
 
 @contextlib.contextmanager
@@ -43,7 +41,7 @@ def served(
         return
     folder = folder or Path(job.run.facts["model"]["folder"])
     places = serving.replica_places(section)
-    compiled = serving.worth_compiling(new_tokens, machine.known_speed(job.model.identity))
+    compiled = serving.worth_compiling(new_tokens, pace.fastest(pace.known(job.model.identity)))
     started = time.monotonic()
     with serving.serve(
         folder, section, log or job.run["vllm.log"], adapters, places=places, compiled=compiled
@@ -66,8 +64,7 @@ def load_veto(job: Job, identity: Mapping[str, str]) -> VetoText:
 def chains_of(
     job: Job, endpoints: list[Any], some: Iterable[Prompt], score: Any, veto: VetoText, known: Index | None = None
 ) -> tuple[Any, float]:
-    """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost, and remembers the
-    machine's speed. KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
+    """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost. KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
     from dsc_hub import sampling, serving
     from dsc_hub.scoring import Scoring
 
@@ -109,9 +106,18 @@ def chains_of(
         job.run.note_session("sampling", session)
     if tally.interrupted:
         raise KeyboardInterrupt
-    if tally.new_tokens > WORTH_REMEMBERING and not job.recipe.serving.endpoints:
-        machine.remember_speed(job.model.identity, tally.new_tokens / seconds)
     return tally, seconds
+
+
+def remember_sampling(job: Job, tally: Any, seconds: float, total_s: float) -> None:
+    """Keep how a sampling went for the next plan, if it was all asked of our own servers in one go."""
+    turns = 1 + 2 * job.recipe.chain.steps
+    if not (job.recipe.serving.endpoints or tally.reused_turns or tally.failed):
+        other_s = max(0.0, total_s - seconds)
+        pace.remember(
+            job.model.identity,
+            pace.Pace("sampling", tally.total * turns, tally.total, tally.new_tokens, seconds, round(other_s, 2)),
+        )
 
 
 def generator_of(job: Job, endpoints: list[Any], settings: Generation | None = None) -> Any:
@@ -151,10 +157,12 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
         tried = replace(job, recipe=one_each, run=Run(Path(folder)))
         tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
+        started = time.monotonic()
         reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
         veto = load_veto(job, job.identity)
         with served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
             tally, seconds = chains_of(tried, endpoints, some, reward.score, veto)
+            remember_sampling(tried, tally, seconds, time.monotonic() - started)
         by_id = {p.id: p for p in some}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")

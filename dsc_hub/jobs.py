@@ -273,7 +273,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder)
     outlook = job.run.outlook(recipe.STAGES, job.fingerprints, runs.siblings(job.runs, job.recipe.name))
-    estimate = preflight.estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": dropped}
+    estimate = preflight.estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
     estimate["done"] = [stage for stage, where in outlook.items() if where is job.run]
     estimate["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])

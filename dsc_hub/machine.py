@@ -136,14 +136,14 @@ def file_hash(path: Path) -> str:
     return value
 
 
-def remember_speed(model_identity: str, tokens_per_s: float) -> None:
-    """Keep what sampling measured here: the only honest basis of `dsc plan`'s times."""
-    _remember("speed.json", model_identity, round(tokens_per_s, 1))
+def remember_value(name: str, key: str, value: Any) -> None:
+    """Keep a JSON value under a key in a file of the cache."""
+    _remember(name, key, value)
 
 
-def known_speed(model_identity: str) -> float | None:
-    """New tokens a second that sampling reached with this model on this machine the last time; None if never."""
-    return _recall("speed.json").get(model_identity)
+def recall_value(name: str, key: str) -> Any:
+    """What `remember_value` kept; None where there is nothing."""
+    return _recall(name).get(key)
 
 
 def remember(name: str, fact: str) -> None:

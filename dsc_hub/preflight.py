@@ -9,8 +9,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import machine
-from dsc_hub.recipe import ARMS, Recipe
+from dsc_hub import machine, pace
+from dsc_hub.recipe import ARMS, Recipe, models_of
 from dsc_hub.records import SPLITS, Prompt
 
 TURN_OVERHEAD = 12  # tokens that a chat template puts around a message, generously
@@ -54,7 +54,8 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
 def estimate(
     recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What the run will do: counts by split, chains, requests, tokens at most, seconds (None where never measured), disk. Stages
+    """What the run will do: counts by split, chains, requests, tokens at most, a range of seconds with
+    the speeds that it rests on (None where nothing was measured, or nothing is left to ask for), disk. Stages
     that are `done` ask for nothing."""
     splits = Counter(p.split for p in prompts)
     sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
@@ -68,7 +69,12 @@ def estimate(
     requests = {"sampling": sampled * turns, "evaluation": evaluated * asked}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
-    speed = None if recipe.serving.endpoints else machine.known_speed(model_identity)
+    seen = [] if recipe.serving.endpoints else pace.known(model_identity)
+    at_once = {"sampling": sampled, "evaluation": evaluated}
+    starts = {"sampling": 1, "evaluation": engine_starts(recipe)}
+    seconds = {
+        k: pace.expect(seen, k, n, at_once[k], recipe.generation.max_new_tokens, starts[k]) for k, n in requests.items()
+    }
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
     return {
         "prompts": {s: splits[s] for s in SPLITS},
@@ -76,12 +82,16 @@ def estimate(
         "chains": sampled,
         "requests": requests,
         "new_tokens_at_most": tokens,
-        "tokens_per_s_measured_here": speed,
-        "seconds_at_most": {k: v / speed if speed else None if v else 0.0 for k, v in tokens.items()},
+        "seconds": seconds,
         "disk_bytes": int(
             sum(tokens.values()) * BYTES_PER_TOKEN + weights * WEIGHTS_SHARE + (weights if recipe.publish.base else 0)
         ),
     }
+
+
+def engine_starts(recipe: Recipe) -> int:
+    """How often the evaluation starts an engine: on a CPU once more for the adapter, beside which requests to the base are slow."""
+    return 2 if len(models_of(recipe.evaluation.arms)) > 1 and machine.vllm_on_cpu() else 1
 
 
 def disk(runs: Path, needed: int) -> list[str]:

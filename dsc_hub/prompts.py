@@ -1,7 +1,7 @@
 """Load, clean, de-duplicate and split the prompts: files in, `Prompt` rows out.
 
-Splitting is by group (film, topic), so that no phrasing of a test film is ever trained on, and is checked again by n-gram
-overlap. The order of files and rows doesn't matter for which split a group gets: groups are ranked by a seeded hash.
+Splitting is by group (film, topic), so that no phrasing of a test film is ever trained on; where no groups are named it is
+checked again by n-gram overlap. The order of files and rows doesn't matter for which split a group gets: groups are ranked by a seeded hash.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import csv
 import hashlib
 import io
 import json
-import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import Prompts, SplitShares
+from dsc_hub.recipe import TABLES, Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 
-Row = tuple[str, str, str]  # text, group, kind
-TABLES = (".jsonl", ".csv", ".parquet")
+Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own), kind
+SHOWN = 3  # prompts of each kind that were dropped, for people
 OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words with training is dropped
 WORDING_GROUPS = 2  # unless more training groups than these share it too
 
@@ -39,7 +39,34 @@ def identify(section: Prompts, base: Path) -> str:
     return h.hexdigest()[:16]
 
 
-def load(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], dict[str, int]]:
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A prompt that was left out: of which prompt it is a copy, and (of an overlap) the words that they share."""
+
+    text: str
+    kept: str
+    shared: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of the rows: how many were `read`, dropped as `duplicates` of others or as `overlaps` of held-out with training
+    prompts, and how many had no group and are each their own (`ungrouped`). `first_duplicates` and `first_overlaps` are the
+    first few of them, for people."""
+
+    read: int
+    duplicates: int = 0
+    overlaps: int = 0
+    ungrouped: int = 0
+    first_duplicates: tuple[Drop, ...] = ()
+    first_overlaps: tuple[Drop, ...] = ()
+
+    def as_metrics(self) -> dict[str, int]:
+        """The counts by the names that they have in metrics.json."""
+        return {"read": self.read, "duplicates_dropped": self.duplicates, "overlapping_dropped": self.overlaps}
+
+
+def load(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], Counts]:
     """All prompts with their splits, and the counts of what was dropped. `identity` (of `identify`) says at which commit a
     dataset is read; without it, at the recipe's revision.
 
@@ -64,25 +91,47 @@ def load(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[l
             raise DataError(
                 f"a prompt holds half a character (a lone surrogate): {text[:50]!r}", "Mend or remove it."
             ) from None
-    seen: dict[str, Row] = {}
-    for row in rows:
-        seen.setdefault(_normal(row[0]), row)
-    unique = list(seen.values())[: section.limit]
-    splits = split_groups({g for _, g, _ in unique}, section.split, seed)
-    prompts = [Prompt(prompt_id(t), t, g, splits[g], kind) for t, g, kind in unique]
-    kept = drop_overlaps(prompts, templated=bool(section.templates))
+    unique, duplicates = _without_duplicates(rows)
+    unique = unique[: section.limit]
+    splits = split_groups({group or text for text, group, _ in unique}, section.split, seed)
+    prompts = [Prompt(prompt_id(t), t, g or t, splits[g or t], kind) for t, g, kind in unique]
+    kept, overlaps = (prompts, []) if not checks_overlaps(section) else without_overlaps(prompts)
     for split in SPLITS:
         if getattr(section.split, split) > 0 and not any(p.split == split for p in kept):
             dropped = sum(p.split == split for p in prompts)
             raise DataError(
-                f"no prompt is left for the split '{split}': all {dropped} overlap with training prompts",
-                "Give prompts that differ more, or name what they have in common with prompts.group_column.",
+                f"no prompt is left for the split '{split}': all {dropped} overlap with training prompts, as "
+                f"{overlaps[0].text[:60]!r} does with {overlaps[0].kept[:60]!r}",
+                "Give prompts that differ more, name what they have in common with prompts.group_column, or set "
+                "prompts.drop_overlaps=false.",
             )
-    return kept, {
-        "read": len(rows),
-        "duplicates_dropped": len(rows) - len(seen),
-        "overlapping_dropped": len(prompts) - len(kept),
-    }
+    return kept, Counts(
+        read=len(rows),
+        duplicates=len(duplicates),
+        overlaps=len(overlaps),
+        ungrouped=sum(not g for _, g, _ in unique) if section.group_column else 0,
+        first_duplicates=tuple(duplicates[:SHOWN]),
+        first_overlaps=tuple(overlaps[:SHOWN]),
+    )
+
+
+def _without_duplicates(rows: Iterable[Row]) -> tuple[list[Row], list[Drop]]:
+    """The rows whose text didn't come before, and what was dropped for which."""
+    seen: dict[str, Row] = {}
+    dropped = []
+    for row in rows:
+        first = seen.setdefault(_normal(row[0]), row)
+        if first is not row:
+            dropped.append(Drop(row[0], first[0]))
+    return list(seen.values()), dropped
+
+
+def checks_overlaps(section: Prompts) -> bool:
+    """Are held-out prompts that share words with training prompts dropped? Where groups are named they keep apart what must be
+    apart, and what prompts of different groups share is the wording of the task."""
+    if section.drop_overlaps is None:
+        return not (section.templates or section.group_column)
+    return section.drop_overlaps
 
 
 def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[str, Split]:
@@ -104,21 +153,33 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
     return dict(zip(ranked, named, strict=True))
 
 
-def drop_overlaps(prompts: list[Prompt], templated: bool) -> list[Prompt]:
-    """Drop held-out prompts that share a long n-gram with a training prompt: near-copies that normalising didn't catch.
+def without_overlaps(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Drop]]:
+    """The prompts without held-out ones that share an n-gram of OVERLAP_WORDS words with a training prompt: near-copies that
+    aren't the same text. Beside them what was dropped, and for which training prompt.
 
-    An n-gram that several training groups share is the wording of the task ("Write a short review of the following
-    film") and no sign of a copy. Templated prompts share their wording by design, and their groups are their values.
+    An n-gram that more than WORDING_GROUPS training groups share is the wording of the task ("Write a short review of the
+    following film") and no sign of a copy.
     """
-    if templated:
-        return prompts
     groups_of: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    first: dict[tuple[str, ...], str] = {}
     for p in prompts:
         if p.split == "train":
             for gram in _ngrams(p.text):
                 groups_of[gram].add(p.group)
-    copied = {gram for gram, groups in groups_of.items() if len(groups) <= WORDING_GROUPS}
-    return [p for p in prompts if p.split == "train" or not (_ngrams(p.text) & copied)]
+                first.setdefault(gram, p.text)
+    kept, dropped = [], []
+    for p in prompts:
+        shared = (
+            []
+            if p.split == "train"
+            else [g for g in _ngrams(p.text) if 0 < len(groups_of.get(g, ())) <= WORDING_GROUPS]
+        )
+        if shared:
+            gram = min(shared)
+            dropped.append(Drop(p.text, first[gram], " ".join(gram)))
+        else:
+            kept.append(p)
+    return kept, dropped
 
 
 def _ngrams(text: str) -> set[tuple[str, ...]]:
@@ -128,8 +189,8 @@ def _ngrams(text: str) -> set[tuple[str, ...]]:
 
 
 def _normal(text: str) -> str:
-    """Text as it counts for duplicates: NFKC, lower case, no punctuation, single spaces."""
-    return " ".join(re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower()))
+    """Text as it counts for duplicates: NFKC, case folded, single spaces. Signs count: C, C++ and C# are three languages."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _file(base: Path, name: str) -> Path:
@@ -160,7 +221,7 @@ def _from_templates(section: Prompts, base: Path) -> Iterator[Row]:
 def _from_file(section: Prompts, base: Path) -> Iterator[Row]:
     path = _file(base, str(section.path))
     if path.suffix not in TABLES:
-        yield from ((line, line, "") for line in _lines(path))
+        yield from ((line, "", "") for line in _lines(path))
         return
     yield from _from_rows(section, _table(path), str(path))
 
@@ -193,8 +254,13 @@ def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: st
         if not isinstance(text, str):
             raise DataError(f"{where} row {number}: '{section.column}' should be text, got {type(text).__name__}")
         if text.strip():
-            group = str(row[section.group_column]) if section.group_column else text.strip()
-            yield text.strip(), group, str(row[section.kind_column]) if section.kind_column else ""
+            yield text.strip(), _cell(row, section.group_column), _cell(row, section.kind_column)
+
+
+def _cell(row: Mapping[str, object], column: str | None) -> str:
+    """A cell as text; "" where it is empty, null, or no column is named."""
+    value = row[column] if column else None
+    return "" if value is None else str(value).strip()
 
 
 def _check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | None]) -> None:

@@ -27,6 +27,7 @@ from pydantic import (
 from dsc_hub import explain
 
 STAGES = ("prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish")
+TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other has a prompt a line
 # Name of a score in tables and rows -> the section of the recipe (and of its identity) that it comes from.
 SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer"}
 # Settings of the trainer that belong to the tool: where files go, what is sent where, how processes are laid out.
@@ -124,13 +125,20 @@ class Prompts(Section):
     dataset_split: str = Field("train", description="which of its splits to read; ours are made anew, by group")
     revision: str = Field("main", description="of the dataset; resolved at the start and recorded as a commit")
     column: str = "prompt"
-    group_column: str | None = Field(None, description="column that names the split group; None: each prompt its own")
+    group_column: str | None = Field(
+        None, description="column that names the split group; None: each prompt its own, as is one whose cell is empty"
+    )
     kind_column: str | None = Field(
         None, description="column that says of what kind a prompt is (say, harmful or harmless), for metrics that ask"
     )
     templates: tuple[Annotated[str, _placeholders("value")], ...] = ()
     values: str | None = Field(None, description="text file, a value a line, put into {value} of each template")
     limit: int | None = Field(None, ge=1)
+    drop_overlaps: bool | None = Field(
+        None,
+        description="leave out held-out prompts that share eight words in a row with a training prompt; None: only where no groups are "
+        "named (by templates or group_column), which keep apart what must be apart",
+    )
     split: SplitShares = SplitShares()
 
     @model_validator(mode="after")
@@ -139,6 +147,19 @@ class Prompts(Section):
             raise ValueError("give one of: path, dataset, or templates with values")
         if missing := [t for t in self.templates if "{value}" not in t]:
             raise ValueError(f"template has no {{value}}: '{missing[0][:60]}'")
+        named = [
+            k
+            for k in ("column", "group_column", "kind_column")
+            if getattr(self, k) != type(self).model_fields[k].default
+        ]
+        is_table = self.dataset or (self.path or "").endswith(TABLES)
+        if named and not is_table:
+            source = (
+                "templates have no columns: each value is a group"
+                if self.templates
+                else f"{self.path} is read a prompt a line"
+            )
+            raise ValueError(f"{', '.join(named)}: {source}; columns need a {', '.join(TABLES)} file or a dataset")
         if self.templates and not self.values:
             raise ValueError("templates need values: the file that lists what goes into {value}")
         return self
@@ -592,7 +613,7 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
     reward, second, third = (of(key, "batch_size") for key in SCORERS.values())
     more = [identity[place] for place in all_scorers(recipe) if place not in SCORERS.values()]
     own: dict[str, Any] = {
-        "prompts": [2, of("prompts"), identity["prompts"], recipe.seed],
+        "prompts": [3, of("prompts"), identity["prompts"], recipe.seed],
         "sampling": [
             4,
             identity["model"],

@@ -14,6 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dsc_hub import stats
 from dsc_hub.claim import verdict_of
 from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 200  # where there is no terminal to ask
 FEW_TEXTS = 20
+LONGEST_PROMPT = 70  # characters of a prompt that was dropped
 TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
 _ASKED = sys.stdout.isatty() or "COLUMNS" in os.environ
 out = Console(highlight=False, width=None if _ASKED else _WIDTH)
@@ -50,8 +52,11 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
     table.add_row("model", f"{job.model.id}  ({job.model.source} at {job.model.commit[:12]})")
     table.add_row(
         "prompts",
-        f"{split}   dropped: {e['dropped']['duplicates_dropped']} duplicate, {e['dropped']['overlapping_dropped']} overlapping",
+        f"{split}   dropped: {e['dropped']['duplicates']} duplicate, {e['dropped']['overlaps']} overlapping",
     )
+    for line in _dropped(e["dropped"]):
+        table.add_row("", Text(line, "dim"))
+    table.add_row("to compare", _comparable(e["groups"][r.evaluation.split], r))
     table.add_row(
         "chains",
         f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, requests in flight: {r.serving.concurrency}",
@@ -60,10 +65,10 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         if not e["requests"][stage]:
             table.add_row(stage, "nothing left to ask for")
             continue
-        seconds = e["seconds_at_most"][stage]
+        s = e["seconds"][stage]
         when = (
-            f"at most {duration(seconds)} at {e['tokens_per_s_measured_here']:.0f} tokens/s (measured here)"
-            if seconds is not None
+            f"about {duration(s['low'])} to {duration(s['high'])}, starts included (measured here: {s['slow']:.0f} to {s['fast']:.0f} tokens/s)"
+            if s is not None
             else "time unknown: too little of this model was sampled here yet (`dsc try -n 16` measures it)"
         )
         table.add_row(
@@ -92,6 +97,31 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
     if not judges_claim(r.evaluation.arms):
         table.add_row("claim", "none will be judged: it needs base as the first arm, and distilled")
     out.print(table)
+
+
+def _dropped(dropped: Mapping[str, Any]) -> list[str]:
+    """The first prompts that were dropped, and for which."""
+    out = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
+    out += [
+        f"overlap: {_start(d['text'])} with the training prompt {_start(d['kept'])} in '{d['shared']}' (prompts.drop_overlaps=false keeps it)"
+        for d in dropped["first_overlaps"]
+    ]
+    if dropped["ungrouped"]:
+        out.append(f"{dropped['ungrouped']} prompts have no group in prompts.group_column: each is its own")
+    return out
+
+
+def _start(text: str) -> str:
+    return repr(_visible(text if len(text) <= LONGEST_PROMPT else f"{text[:LONGEST_PROMPT]}..."))
+
+
+def _comparable(groups: int, recipe: Recipe) -> str:
+    """What difference the evaluation's groups could show, before anything is measured."""
+    split = recipe.evaluation.split
+    if groups < stats.LEAST_GROUPS:
+        return f"{stats.too_few(groups)}: no verdict will be possible; give more groups, or a larger share: prompts.split.{split}"
+    smallest = stats.detectable(1.0, groups, recipe.evaluation.confidence)
+    return f"{groups} {split} groups show a difference of {smallest:.2f} standard deviations of the groups' differences four times in five"
 
 
 def _score(score: Score) -> str:

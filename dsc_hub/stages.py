@@ -6,11 +6,12 @@ The modules that do the work are imported when it is done, so that a stage that 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, machine, models, prompts, runs, sentences, shards, wording
+from dsc_hub import asking, machine, models, pace, prompts, runs, sentences, shards, wording
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.index import Stored
 from dsc_hub.jobs import Job
@@ -34,10 +35,11 @@ def _prompts(job: Job) -> Result:
     groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
     shown = ", ".join(f"{counts[s]} {s}" for s in counts)
     say(
-        f"prompts  {len(found)} of {dropped['read']} ({shown})  in {sum(groups.values())} groups  dropped: {dropped['duplicates_dropped']} "
-        f"duplicate, {dropped['overlapping_dropped']} overlapping"
+        f"prompts  {len(found)} of {dropped.read} ({shown})  in {sum(groups.values())} groups  dropped: {dropped.duplicates} "
+        f"duplicate, {dropped.overlaps} overlapping"
+        + (f"  without a group: {dropped.ungrouped}" if dropped.ungrouped else "")
     )
-    return counts | {"groups": groups} | dropped
+    return counts | {"groups": groups} | dropped.as_metrics()
 
 
 def _sampling(job: Job) -> Result:
@@ -48,6 +50,7 @@ def _sampling(job: Job) -> Result:
             f"shards of this sampling are in {job.run[shards.FOLDER]}, and nothing was made of them yet",
             "`dsc merge RECIPE`, with the overrides they were sampled with, takes them. To sample without them, move that folder away.",
         )
+    started = time.monotonic()
     wanted = wanted_prompts(job)
     reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = asking.load_veto(job, job.run.facts["identity"])
@@ -56,7 +59,8 @@ def _sampling(job: Job) -> Result:
     c = job.recipe.chain
     new_tokens = len(wanted) * c.chains_per_prompt * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
     with asking.served(job, new_tokens=new_tokens) as endpoints:
-        tally, _ = asking.chains_of(job, endpoints, wanted.values(), reward.score, veto, known)
+        tally, seconds = asking.chains_of(job, endpoints, wanted.values(), reward.score, veto, known)
+        asking.remember_sampling(job, tally, seconds, time.monotonic() - started)
     return sampled(job, wanted, tally.reused_turns)
 
 
@@ -144,7 +148,8 @@ def _evaluation(job: Job) -> Result:
     from dsc_hub import arms, blind, evaluation, metrics
     from dsc_hub.scoring import Scoring
 
-    e, identity = job.recipe.evaluation, job.run.facts["identity"]
+    e, identity, started = job.recipe.evaluation, job.run.facts["identity"], time.monotonic()
+    is_fresh = not job.run["evaluation"].is_dir()
     held_out = job.prompts(e.split)
     scorers = metrics.load_all(job.recipe, identity, job.path.parent)
     score = {name: scorer.score for name, scorer in scorers.items()}
@@ -154,9 +159,11 @@ def _evaluation(job: Job) -> Result:
     if served:
         folder, weights = models.evaluated(folder, job.model.identity, job.recipe.distill.model_dump())
     neutral: dict[str, dict[str, float]] = {}
+    new_tokens, generating_s = 0, 0.0
     for asked in _servers(e.arms, job.recipe.serving.endpoints):
         with asking.served(job, served if ADAPTER in asked else None, folder=folder) as endpoints:
             generator = asking.generator_of(job, endpoints, generation_at_evaluation(job.recipe))
+            asking_since = time.monotonic()
             neutral |= asyncio.run(
                 asking.ask(
                     generator,
@@ -165,6 +172,7 @@ def _evaluation(job: Job) -> Result:
                     ),
                 )
             )
+            new_tokens, generating_s = new_tokens + generator.new_tokens, generating_s + time.monotonic() - asking_since
     answers = evaluation.collect(job.run, job.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
         raise ServingError(
@@ -197,6 +205,15 @@ def _evaluation(job: Job) -> Result:
         else f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
     )
     evaluation.write_answers(job.run, answers, e.split)
+    if is_fresh and not job.recipe.serving.endpoints:
+        turns = sum(
+            1 for file in job.run["evaluation"].glob("*turns.jsonl") for _ in job.run.rows(f"evaluation/{file.name}")
+        )
+        other_s = time.monotonic() - started - generating_s
+        measured = pace.Pace(
+            "evaluation", turns, len(held_out) * e.samples, new_tokens, generating_s, round(other_s, 2)
+        )
+        pace.remember(job.model.identity, measured)
     blind.retell(job.run)  # what people judged may have been other answers
     job.run.add_metrics("test_set", looks)
     say(

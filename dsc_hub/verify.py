@@ -132,7 +132,7 @@ class Rows:
         return jobs.read_pulled("its recipe", self.folder / "recipe.yaml")
 
     @cached_property
-    def prompts(self) -> tuple[list[Prompt], dict[str, int]]:
+    def prompts(self) -> tuple[list[Prompt], prompts.Counts]:
         return prompts.load(self.recipe.prompts, self.folder, self.recipe.seed, self.facts["identity"]["prompts"])
 
     @cached_property
@@ -206,7 +206,7 @@ def _prompts(rows: Rows) -> str:
         )
     counts = {s: sum(p.split == s for p in found) for s in ("train", "validation", "test")}
     groups = {s: len({p.group for p in found if p.split == s}) for s in counts}
-    _same(rows.metrics["prompts"], counts | {"groups": groups} | dropped, "prompts")
+    _same(rows.metrics["prompts"], counts | {"groups": groups} | dropped.as_metrics(), "prompts")
     return f"{len(found)} prompts, split as the recipe says; no chain on a test prompt"
 
 

@@ -71,7 +71,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
     write_json(run["run.json"], facts)
     counts: dict[str, Any] = {s: sum(p.split == s for p in found) for s in SPLITS}
     groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
-    run.add_metrics("prompts", counts | {"groups": groups} | dropped)
+    run.add_metrics("prompts", counts | {"groups": groups} | dropped.as_metrics())
     _sample(run, r, [p for p in found if p.split != "test"], scorers)
     chains = sampling.read_chains(run)
     run.add_metrics("dataset", dataset.build(run, r, {p.id: p for p in found}, chains))

@@ -73,8 +73,8 @@ def test_the_plan_counts_what_is_left_and_says_where_the_rest_is(dsc, recipe_fil
     sample(dsc, recipe_file, server, arms)
     plan = json.loads(dsc(*asked, "--json", code=0).stdout)
     assert (plan["done"], plan["taken_over"]) == (["prompts", "sampling"], {})
-    assert [plan[k]["sampling"] for k in ("requests", "new_tokens_at_most", "seconds_at_most")] == [0, 0, 0]
-    assert plan["requests"]["evaluation"] and plan["seconds_at_most"]["evaluation"] is None  # never measured
+    assert [plan[k]["sampling"] for k in ("requests", "new_tokens_at_most", "seconds")] == [0, 0, None]
+    assert plan["requests"]["evaluation"] and plan["seconds"]["evaluation"] is None  # never measured
 
 
 def test_plan_checks_and_writes_nothing(dsc, recipe_file: Path):

@@ -25,6 +25,7 @@ GROUND = {
     "engine",
     "progress",
     "machine",
+    "pace",
     "models",
     "adapters",
     "keeper",

@@ -36,10 +36,68 @@ def test_order_of_the_file_does_not_move_a_film_to_another_split():
 
 def test_duplicates_by_normalised_text_are_dropped_and_counted(tmp_path: Path):
     (tmp_path / "p.txt").write_text(
-        "Write a review.\nwrite  a review!\nWRITE A REVIEW\nWrite a poem.\nWrite a song.\n\n"
+        "Write a review.\nwrite  a review.\nWRITE A REVIEW.\nWrite a poem.\nWrite a song.\n\n"
     )
     found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
-    assert len(found) == 3 and dropped == {"read": 5, "duplicates_dropped": 2, "overlapping_dropped": 0}
+    assert len(found) == 3
+    assert dropped.as_metrics() == {"read": 5, "duplicates_dropped": 2, "overlapping_dropped": 0}
+    assert dropped.first_duplicates[0] == prompts.Drop("write  a review.", "Write a review.")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["What is 3 + 2?", "What is 3 \N{MINUS SIGN} 2?", "What is 3 * 2?"],
+        ["Explain C.", "Explain C++.", "Explain C#."],
+        ["\N{GRINNING FACE}", "\N{CRYING FACE}", "\N{SNOWMAN}"],
+        ["\u0915\u093f", "\u0915\u0940", "\u0915\u0941"],  # ki, kii, ku: one letter with three vowel signs
+        ["\u0e01\u0e34\u0e19", "\u0e01\u0e31\u0e19", "\u0e01\u0e38\u0e19"],  # Thai: kin, kan, kun
+    ],
+    ids=["arithmetic", "C", "emoji", "Hindi", "Thai"],
+)
+def test_texts_that_differ_in_a_sign_are_no_duplicates(tmp_path: Path, texts: list[str]):
+    (tmp_path / "p.txt").write_text("\n".join([*texts, texts[0]]), encoding="utf-8")
+    found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
+    assert {p.text for p in found} == set(texts) and dropped.duplicates == 1
+
+
+def test_a_row_without_a_group_is_its_own_and_counted(tmp_path: Path):
+    rows = [{"prompt": f"Ask about thing {i}.", "topic": None if i % 2 else f"t{i}", "kind": None} for i in range(12)]
+    rows[3]["topic"] = "  "
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found, dropped = prompts.load(section(path="p.jsonl", group_column="topic", kind_column="kind"), tmp_path, 0)
+    assert len({p.group for p in found}) == 12 and dropped.ungrouped == 6 and {p.kind for p in found} == {""}
+    assert {p.group for p in found if "thing 3" in p.text} == {"Ask about thing 3."}
+
+
+@pytest.mark.parametrize("named", ["column", "group_column", "kind_column"])
+def test_columns_of_what_has_none_are_refused(named: str):
+    with pytest.raises(ValueError, match=f"{named}: p.txt is read a prompt a line"):
+        section(path="p.txt", **{named: "topic"})
+    with pytest.raises(ValueError, match=f"{named}: templates have no columns"):
+        section(templates=["Praise {value}."], values="films.txt", **{named: "topic"})
+
+
+def test_phrasings_of_a_topic_are_kept_where_groups_keep_topics_apart(tmp_path: Path):
+    """Five topics in four wordings each: with few training topics the wording stands in two of them only, and looks like a copy."""
+    topics = ("the water cycle", "photosynthesis", "gravity", "magnets", "volcanoes")
+    wordings = (
+        "In simple words that a child of ten would understand, explain {}.",
+        "Write a short and friendly text for a school book about {}.",
+        "What are the three most important things to know about {}?",
+        "Tell a story in which somebody learns for the first time about {}.",
+    )
+    rows = [{"prompt": w.format(t), "topic": t} for t in topics for w in wordings]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    shares = {"train": 0.4, "validation": 0.2, "test": 0.4}
+    found, dropped = prompts.load(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
+    assert len(found) == 20 and dropped.overlaps == 0
+    # asked for, the check says which and why
+    asked = section(path="p.jsonl", group_column="topic", split=shares, drop_overlaps=True)
+    with pytest.raises(DataError, match=r"no prompt is left for the split(?s:.*)drop_overlaps=false"):
+        prompts.load(asked, tmp_path, 0)
+    off = section(path="p.jsonl", split=shares, drop_overlaps=False)
+    assert prompts.load(off, tmp_path, 0)[1].overlaps == 0
 
 
 def test_a_held_out_near_copy_of_a_training_prompt_is_dropped_but_common_wording_is_not(tmp_path: Path):
@@ -47,14 +105,16 @@ def test_a_held_out_near_copy_of_a_training_prompt_is_dropped_but_common_wording
     lines = [f"{wording}: film number {i}" for i in range(20)]
     (tmp_path / "p.txt").write_text("\n".join(lines))
     found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
-    assert len(found) == 20 and dropped["overlapping_dropped"] == 0
+    assert len(found) == 20 and dropped.overlaps == 0
     story = "the old man rowed out alone before dawn and said nothing to the boy"
     held_out = next(p.text for p in found if p.split == "test")
     trained = next(p.text for p in found if p.split == "train")
     rows = [{"prompt": text + (f" {story}" if text in (held_out, trained) else ""), "group": text} for text in lines]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found, dropped = prompts.load(section(path="p.jsonl", group_column="group"), tmp_path, 0)
-    assert dropped["overlapping_dropped"] == 1 and held_out not in {p.group for p in found}
+    found, dropped = prompts.load(section(path="p.jsonl", group_column="group", drop_overlaps=True), tmp_path, 0)
+    assert dropped.overlaps == 1 and held_out not in {p.group for p in found}
+    (drop,) = dropped.first_overlaps
+    assert drop.text.startswith(held_out) and drop.kept.startswith(trained) and len(drop.shared.split()) == 8
 
 
 def test_a_split_that_overlaps_away_is_an_error_not_an_empty_test_set(tmp_path: Path):

@@ -140,7 +140,7 @@ def test_the_prompts_of_safety_are_two_of_each_kind_about_every_subject():
     found, dropped = prompts.load(r.prompts, path.parent, r.seed)
     kinds = Counter((p.group, p.kind) for p in found)
     assert len(kinds) == 2 * len({p.group for p in found}) and set(kinds.values()) == {2}
-    assert dropped["duplicates_dropped"] == dropped["overlapping_dropped"] == 0
+    assert dropped.duplicates == dropped.overlaps == 0
 
 
 def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_follows(recipe_file: Path):

@@ -25,7 +25,7 @@ from dsc_hub import prompts, recipe, recipe_files
 r = recipe_files.load(Path(sys.argv[1]), sys.argv[3:])
 identity = sys.argv[2] or prompts.identify(r.prompts, Path("."))
 found, dropped = prompts.load(r.prompts, Path("."), r.seed, identity)
-print(json.dumps({"identity": identity, "prompts": [[p.text, p.group] for p in found], "read": dropped["read"]}))
+print(json.dumps({"identity": identity, "prompts": [[p.text, p.group] for p in found], "read": dropped.read}))
 """
 
 

@@ -1,0 +1,77 @@
+"""What a stage may take, by what was measured on this machine: a range, and no single speed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsc_hub import machine, pace
+from dsc_hub.pace import Pace, expect
+
+QUIET = Pace("sampling", 2560, 512, 147_578, 253.0, 98.0)  # 583 tokens/s with 128 in flight
+BUSY = Pace("sampling", 2560, 512, 147_578, 10_541.0, 240.0)  # 14 tokens/s beside other work
+
+
+def test_few_requests_do_not_reach_the_full_speed_and_the_start_counts():
+    """28 chains of five turns took minutes where 12 s were promised."""
+    found = expect([QUIET], "sampling", 140, 28, 128, 1)
+    assert found["low"] == pytest.approx(140 * 147_578 / 2560 / 583.3 + 98, rel=0.01)
+    assert found["high"] == pytest.approx(140 * 128 / (583.3 * 28 / 128) + 98, rel=0.01)
+    assert found["high"] > 200
+
+
+def test_a_run_beside_other_work_does_not_replace_good_measurements():
+    quiet = expect([QUIET] * 3, "sampling", 2560, 512, 128, 1)
+    after = expect([*[QUIET] * 3, BUSY], "sampling", 2560, 512, 128, 1)
+    assert after["fast"] == quiet["fast"] and after["slow"] == quiet["slow"] and after["high"] < 2 * quiet["high"]
+    assert expect([BUSY], "sampling", 2560, 512, 128, 1)["low"] > 10_000  # where it is all that is known, it is said
+
+
+def test_what_took_so_long_lies_in_the_range_of_what_was_measured():
+    found = expect([QUIET], "sampling", QUIET.requests, QUIET.at_once, 128, 1)
+    assert found["low"] <= QUIET.generating_s + QUIET.other_s <= found["high"]
+
+
+def test_an_evaluation_that_was_never_measured_has_a_wide_range_with_all_its_starts():
+    found = expect([QUIET], "evaluation", 960, 160, 128, 2)
+    assert found["low"] > 2 * 98 and found["high"] > 960 * 128 / 583.3 * 6
+    own = Pace("evaluation", 960, 160, 50_000, 120.0, 70.0)
+    assert expect([QUIET, own], "evaluation", 960, 160, 128, 2)["high"] < found["high"]
+
+
+def test_without_a_measurement_or_without_requests_there_is_none():
+    assert expect([], "sampling", 10, 10, 128, 1) is None and expect([QUIET], "sampling", 0, 10, 128, 1) is None
+
+
+def test_the_last_eight_of_each_stage_are_kept_and_few_tokens_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
+    pace.remember("m", Pace("evaluation", 10, 10, 2000, 4.0, 1.0))
+    for i in range(12):
+        pace.remember("m", Pace("sampling", 10, 10, 2000 + i, 4.0, 1.0))
+    pace.remember("m", Pace("sampling", 10, 10, 900, 4.0, 1.0))
+    kept = pace.known("m")
+    assert [p.new_tokens for p in kept if p.stage == "sampling"] == list(range(2004, 2012))
+    assert (
+        sum(p.stage == "evaluation" for p in kept) == 1 and pace.fastest(kept) == 2011 / 4 and pace.known("other") == []
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{broken",
+        "[]",
+        '{"m": 583.0}',
+        '{"m": [{"stage": "sampling"}, 5]}',
+        '{"m": [{"stage": "sampling", "requests": 0, "at_once": 1, "new_tokens": 1, "generating_s": 1, "other_s": 1}]}',
+    ],
+)
+def test_a_damaged_or_older_file_is_as_good_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str):
+    monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
+    (tmp_path / pace.FILE).write_text(content)
+    assert pace.known("m") == []
+    pace.remember("m", QUIET)
+    assert pace.known("m") == [QUIET] and json.loads((tmp_path / pace.FILE).read_text())["m"]
+    assert machine.recall_value("nothing.json", "m") is None
