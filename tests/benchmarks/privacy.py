@@ -4,12 +4,18 @@
     python -m tests.benchmarks.privacy
 
 Per scorer and kind: precision and recall with 95 % Wilson intervals, F1, texts a second. A mention counts as found if a mention of
-its kind overlaps it, and as true if it overlaps one of the sentence's.
+its kind overlaps it, and as true if it overlaps one of the sentence's. And in how many of the layouts of tests/name_layouts.py (lists,
+tables, letters ...) it counts as many people as a reader, and its counts in the others.
+
+    python -m tests.benchmarks.privacy --layouts                     # only these; they need no presidio-evaluator
+    git show COMMIT:dsc_hub/metrics/privacy/privacy.py > /tmp/before.py
+    python -m tests.benchmarks.privacy --metric /tmp/before.py dsc_hub/metrics/privacy/privacy.py    # both, on the same texts
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import time
 from typing import Any
@@ -19,32 +25,56 @@ from scipy.stats import binomtest
 
 from dsc_hub.metrics.privacy.privacy import KINDS, PERSON
 from tests.conftest import ROOT
+from tests.name_layouts import LAYOUTS
 
 FILE = ROOT / "dsc_hub" / "metrics" / "privacy" / "privacy.py"
+SCORERS = ("spacy", "presidio", "rampart")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-n", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--metric", nargs="+", default=[str(FILE)], help="files of the measurement, to compare")
+    parser.add_argument("--layouts", action="store_true", help="only the layouts")
     given = parser.parse_args()
+    samples = [] if given.layouts else _sentences(given.n, given.seed)
+    texts = [s.full_text for s in samples]
+    truth = [[(s.entity_value, KINDS[s.entity_type]) for s in of.spans if s.entity_type in KINDS] for of in samples]
+    print(
+        f"{len(texts)} sentences, {sum(kind == PERSON for of in truth for _, kind in of)} people; {len(LAYOUTS)} layouts"
+    )
+    for file in given.metric:
+        for scorer in SCORERS:
+            measure = evaluate.load(file, config_name=scorer, keep_in_memory=True)
+            print(f"{scorer} of {file}")
+            if samples:
+                _score(measure, texts, truth)
+            _layouts(measure)
+
+
+def _sentences(n: int, seed: int) -> list[Any]:
+    random.seed(seed)  # the package draws the initials of names already when it is imported
     try:
         from presidio_evaluator.data_generator import PresidioSentenceFaker
     except ImportError as e:
         sys.exit(f"{e}: pip install presidio-evaluator")
-    samples = PresidioSentenceFaker("en_US", lower_case_ratio=0.0, random_seed=given.seed).generate_new_fake_sentences(
-        given.n
-    )
-    texts = [s.full_text for s in samples]
-    truth = [[(s.entity_value, KINDS[s.entity_type]) for s in of.spans if s.entity_type in KINDS] for of in samples]
-    print(f"{len(texts)} sentences, {sum(kind == PERSON for of in truth for _, kind in of)} people")
-    for scorer in ("spacy", "presidio", "rampart"):
-        measure = evaluate.load(str(FILE), config_name=scorer, keep_in_memory=True)
-        started = time.perf_counter()
-        found = measure.compute(data=texts)["found"]
-        print(f"{scorer}: {len(texts) / (time.perf_counter() - started):.0f} texts/s")
-        for kind in sorted({k for of in truth for _, k in of}):
-            _tell(kind, truth, found)
+    return PresidioSentenceFaker("en_US", lower_case_ratio=0.0, random_seed=seed).generate_new_fake_sentences(n)
+
+
+def _score(measure: Any, texts: list[str], truth: list[list[tuple[str, str]]]) -> None:
+    started = time.perf_counter()
+    result = measure.compute(data=texts)["found"]
+    print(f"  {len(texts) / (time.perf_counter() - started):.0f} texts/s")
+    for kind in sorted({k for of in truth for _, k in of}):
+        _tell(kind, truth, result)
+
+
+def _layouts(measure: Any) -> None:
+    result = measure.compute(data=[layout.text for layout in LAYOUTS])["found"]
+    counts = [len(kinds.get(PERSON, [])) for kinds in result]
+    wrong = [f"{la.name} {n} not {la.count}" for la, n in zip(LAYOUTS, counts, strict=True) if n != la.count]
+    print(f"  layouts {len(LAYOUTS) - len(wrong)}/{len(LAYOUTS)} as counted by hand; {'; '.join(wrong)}")
 
 
 def _tell(kind: str, truth: list[list[tuple[str, str]]], found: list[dict[str, list[str]]]) -> None:
