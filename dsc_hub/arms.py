@@ -13,6 +13,7 @@ answer is the very request that the plain arm of its model made, so it is asked 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,9 @@ from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.progress import Meter, moving_line, say
-from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe
+from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe, digest, models_of, quantization
 from dsc_hub.records import Prompt, Turn
-from dsc_hub.runs import Run
+from dsc_hub.runs import Run, read_object, write_json
 from dsc_hub.sampling import Failures, Tally, fixed_level, read_chains, run_with_line
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
@@ -134,6 +135,62 @@ def seconds(run: Run, name: str) -> float | None:
             return None
         total += sum(s for s in noted if s is not None)
     return round(total, 2)
+
+
+# -- the base's arms, which don't depend on the adapter: another run's are taken where all they depend on is the same
+
+BASE = "evaluation/base_arms.json"  # written when they are whole: their digest, and the nats of neutral texts
+# The first one is the last to be there (`Run.copy_files`): without it nothing was taken.
+BASE_FILES = (
+    "evaluation/turns.jsonl",
+    "evaluation/chains.jsonl",
+    "evaluation/unanswered.jsonl",
+    "evaluation/failed.jsonl",
+    "evaluation/seconds.jsonl",
+    BEST_OF_N,
+    BEST_OF_N.replace("turns", "unanswered"),
+    BASE,
+)
+
+
+def base_digest(recipe: Recipe, sampling: str) -> str:
+    """Of all that the base's answers depend on: model, prompts, chain, generation and reward (`sampling`, that stage's fingerprint),
+    what the evaluation asks of the base, and on which weights it is served, which is how training quantises it."""
+    e, arms = recipe.evaluation, recipe.evaluation.arms
+    asked = [name for name in ARMS if name in arms and ARMS[name].model is None]
+    weights = quantization(recipe.distill.model_dump()) if ADAPTER in models_of(arms) else None
+    return digest(sampling, e.samples, e.split, e.temperature, asked, weights)
+
+
+def adopt_base(run: Run, base: str, siblings: Iterable[Run]) -> str:
+    """Copy the base's arms from a sibling that has them whole, if there are none here; its name, "" without one."""
+    if any(run[name].exists() for name in BASE_FILES[:1]):
+        return ""
+    for donor in siblings:
+        if donor.folder != run.folder and finished_base(donor, base) is not None:
+            run["evaluation"].mkdir(exist_ok=True)
+            run.copy_files(donor, BASE_FILES)
+            return donor.folder.name
+    return ""
+
+
+def finished_base(run: Run, base: str) -> dict[str, dict[str, float]] | None:
+    """Nats of neutral texts by arm, if the base's arms are whole here and of this digest; None if not."""
+    if not (run[BASE].is_file() and run[BASE_FILES[0]].is_file()):
+        return None
+    recorded = read_object(run[BASE])
+    return recorded["neutral"] if recorded.get("digest") == base else None
+
+
+def finish_base(
+    run: Run, base: str, answers: Iterable[Mapping[str, Any]], each: int, neutral: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Record that the base's arms are whole, if they are: every one of them has `each` answers."""
+    names = [name for name in run.facts["recipe"]["evaluation"]["arms"] if ARMS[name].model is None]
+    counts = Counter(a["arm"] for a in answers)
+    if names and all(counts[name] == each for name in names):
+        own = {name: dict(neutral[name]) for name in names if name in neutral}
+        write_json(run[BASE], {"digest": base, "neutral": own})
 
 
 # -- asking

@@ -18,7 +18,7 @@ from dsc_hub.hygiene import REPEATED_3GRAMS
 from dsc_hub.machine import file_hash
 from dsc_hub.recipe import SCORERS, Recipe, judges_claim
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import Run, read_json, write_json
+from dsc_hub.runs import LEDGER, Run, read_json, write_json
 
 Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
 Row = dict[str, Any]
@@ -225,7 +225,8 @@ def write_answers(run: Run, answers: list[Row], split: str) -> Path:
 
 
 def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) -> dict[str, Any]:
-    """Enter this adapter in the ledger of the test set and say how many different adapters it has ever scored.
+    """Enter this adapter in the ledger of the test set: {id, adapters_scored: how many different adapters it has ever scored,
+    position: this one's place in their order, 1 being the first look; None without an adapter}.
 
     The more adapters one tries on a test set, the less its best number means; the ledger lies beside the runs.
     """
@@ -233,13 +234,13 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
     import hashlib
 
     test_set = hashlib.sha256("\n".join(sorted(p.id for p in prompts)).encode()).hexdigest()[:12]
-    ledger = runs / "test_sets.json"
+    ledger = runs / LEDGER
     with (runs / "test_sets.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         known: dict[str, list[str]] = read_json(ledger) if ledger.is_file() else {}
-        scored = set(known.get(test_set, ()))
-        if adapter is not None:
-            scored.add(file_hash(adapter))
-        known[test_set] = sorted(scored)
-        write_json(ledger, known)
-    return {"id": test_set, "adapters_scored": len(scored)}
+        scored, this = known.get(test_set, []), None if adapter is None else file_hash(adapter)
+        if this is not None and this not in scored:
+            scored = [*scored, this]
+        write_json(ledger, known | {test_set: scored})
+    position = None if this is None else 1 + scored.index(this)
+    return {"id": test_set, "adapters_scored": len(scored), "position": position}

@@ -2,6 +2,8 @@
 
 What two combinations have in common is done once: a stage whose inputs are equal is taken over from the run that did it, and a turn
 that another run asked for with the same request and seed is not asked for again (chains of three steps begin as those of two do).
+Cells are chosen among, so they are evaluated on the validation split unless the grid says otherwise: whoever tries twelve on
+the test set has looked at it twelve times.
 """
 
 from __future__ import annotations
@@ -108,7 +110,7 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]) -> Job:
-    settings = {**grid.fixed, **cell, "publish.to": "none"}
+    settings = {"evaluation.split": "validation", **grid.fixed, **cell, "publish.to": "none"}
     try:
         return jobs.describe(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:

@@ -503,6 +503,15 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _evaluates_on_something(self) -> Recipe:
+        if not getattr(self.prompts.split, self.evaluation.split):
+            raise ValueError(
+                f"evaluation.split: there is no prompt in the split '{self.evaluation.split}'; "
+                f"set prompts.split.{self.evaluation.split} above 0, or name another one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scorers_differ(self) -> Recipe:
         if self.third_scorer and not self.second_scorer:
             raise ValueError("third_scorer: there is no second_scorer; call it that")

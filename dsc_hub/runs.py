@@ -39,6 +39,9 @@ STAGE_FILES: dict[str, tuple[str, ...]] = {
 }
 
 
+LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> adapters that were scored on it, in this order
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write so that a reader sees the old file or the new one, never half of either."""
     write_lines(path, [text.encode()])
@@ -240,7 +243,7 @@ class Run:
             if donor[name].is_dir():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(donor[name], target)
-        self._copy_files(donor, STAGE_FILES[stage])
+        self.copy_files(donor, STAGE_FILES[stage])
         for name in (stage, *({"evaluation": ["test_set", "blind"]}.get(stage, []))):
             if (section := donor.metrics.get(name)) is not None:
                 self.add_metrics(name, section)
@@ -292,11 +295,11 @@ class Run:
         for donor in siblings:
             same = donor.facts.get("fingerprints", {}).get(stage) == fingerprint
             if donor.folder != self.folder and same and donor["turns.jsonl"].is_file():
-                self._copy_files(donor, names)  # they may be written to this moment: a torn last line is cut off later
+                self.copy_files(donor, names)  # they may be written to this moment: a torn last line is cut off later
                 return donor.folder
         return None
 
-    def _copy_files(self, donor: Run, names: Sequence[str]) -> None:
+    def copy_files(self, donor: Run, names: Sequence[str]) -> None:
         """What of these are files, whole or not at all; the first one is the last to be there. (A chain without its turns would
         pass for one that needs none.)"""
         there = [name for name in names if donor[name].is_file()]
@@ -323,6 +326,18 @@ def evaluated(run: Run) -> dict[str, Any]:
             again = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."
         raise RunError(f"{run['metrics.json']} is damaged: {shown}", again)
     return metrics
+
+
+def with_current_looks(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The numbers with today's count of the adapters that were scored on the run's test set: others may have been since. As they are
+    where there is no ledger beside the runs (a pulled repo)."""
+    test_set, ledger = metrics.get("test_set"), run.folder.resolve().parent.parent / LEDGER
+    if not test_set or not ledger.is_file():
+        return metrics
+    scored = read_object(ledger).get(test_set["id"])
+    if not isinstance(scored, list):
+        return metrics
+    return metrics | {"test_set": test_set | {"adapters_scored": len(scored)}}
 
 
 def answers(run: Run) -> list[dict[str, Any]]:

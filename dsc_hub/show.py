@@ -22,7 +22,7 @@ from dsc_hub.progress import duration
 from dsc_hub.recipe import STAGES, Recipe, judges_claim
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
-from dsc_hub.runs import Run, evaluated
+from dsc_hub.runs import Run, evaluated, with_current_looks
 
 if TYPE_CHECKING:
     from dsc_hub.pull import Pulled
@@ -237,7 +237,7 @@ def claim(run: Run) -> None:
     from dsc_hub.wording import test_set_sentences
 
     claim_of(run)
-    metrics = run.metrics
+    metrics = with_current_looks(run, run.metrics)
     out.print(Text(str(run.folder)))
     out.print(claim_table(metrics))
     out.print(Text(claim_sentence(metrics), "bold"))
@@ -249,7 +249,7 @@ def numbers(run: Run) -> None:
     """All tables of an evaluated run: arms and differences, what else moved, what it cost, how the chains fared."""
     from dsc_hub import sentences, tables, wording
 
-    metrics = Recorded(evaluated(run), "metrics.json")
+    metrics = Recorded(with_current_looks(run, evaluated(run)), "metrics.json")
     out.print(Text(str(run.folder)))
     out.print(tables.closing_table(metrics))
     if told := sentences.claim_sentence(metrics):
@@ -262,6 +262,8 @@ def numbers(run: Run) -> None:
     if "sampling" in metrics:
         out.print(Text(f"{sentences.last_step_sentence(metrics)} {sentences.mixing_sentence(metrics)}"))
     out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
+    for sentence in wording.test_set_sentences(metrics):
+        out.print(Text(sentence))
 
 
 def comparison(found: Mapping[str, Any]) -> None:

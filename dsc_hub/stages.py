@@ -160,7 +160,15 @@ def _evaluation(job: Job) -> Result:
         folder, weights = models.evaluated(folder, job.model.identity, job.recipe.distill.model_dump())
     neutral: dict[str, dict[str, float]] = {}
     new_tokens, generating_s = 0, 0.0
+    base = arms.base_digest(job.recipe, job.fingerprints["sampling"])
+    if donor := arms.adopt_base(job.run, base, runs.siblings(job.runs, job.recipe.name)):
+        say(f"evaluation: the base's arms are those of {donor}, whose inputs were the same")
+    done = arms.finished_base(job.run, base)
     for asked in _servers(e.arms, job.recipe.serving.endpoints):
+        if done is not None:
+            neutral, asked = done | neutral, tuple(model for model in asked if model is not None)
+        if not asked:
+            continue
         with asking.served(job, served if ADAPTER in asked else None, folder=folder) as endpoints:
             generator = asking.generator_of(job, endpoints, generation_at_evaluation(job.recipe))
             asking_since = time.monotonic()
@@ -178,13 +186,14 @@ def _evaluation(job: Job) -> Result:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
+    arms.finish_base(job.run, base, answers, len(held_out) * e.samples, neutral)
     count, kind = asking.processors(job)
     about = {
         name: {"name": s.name, "unit": s.unit, "higher_is_better": True, "low": s.bounds[0], "high": s.bounds[1]}
         for name, s in scorers.items()
     }
     trained = job.run["adapter"] / WEIGHTS if served else None
-    looks = evaluation.count_adapters(job.runs, held_out, trained)
+    looks = evaluation.count_adapters(job.runs, held_out, trained) if e.split == "test" else {}
     numbers = evaluation.summarise(
         job.recipe,
         held_out,
@@ -215,7 +224,10 @@ def _evaluation(job: Job) -> Result:
         )
         pace.remember(job.model.identity, measured)
     blind.retell(job.run)  # what people judged may have been other answers
-    job.run.add_metrics("test_set", looks)
+    if looks:
+        job.run.add_metrics("test_set", looks)
+    else:
+        job.run.drop_metrics("test_set")
     say(
         f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}"
     )
@@ -225,6 +237,9 @@ def _evaluation(job: Job) -> Result:
 def _report(job: Job) -> Result:
     from dsc_hub import report
 
+    metrics = runs.with_current_looks(job.run, job.run.metrics)
+    if "test_set" in metrics:  # others may have been scored on it since
+        job.run.add_metrics("test_set", metrics["test_set"])
     result = report.build(job.run)
     say(f"report  {result['plots']} plots -> {job.run['report.html']}")
     return result

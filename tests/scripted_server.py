@@ -55,7 +55,7 @@ def make_server(
     fault: Callable[[dict, int], str] | None = None,
 ) -> ThreadingHTTPServer:
     """`fault` says of a request, and how often it came before, what goes wrong with it ("": nothing): a status, or one of FAULTS.
-    `models` are those it lists, `others`: does it answer under other names as well?
+    `answer` gives a text, or a whole choice (a dict with finish_reason, message). `models` are those it lists, `others`: does it answer under other names as well?
     `bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
     (here its letters: -1 nat for each, but -3 for the last); without, it has no such route."""
     asked = 0
@@ -145,6 +145,9 @@ def make_server(
                 )
                 return
             text = (answer or answer_to)(body)
+            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+            if isinstance(text, dict):  # a whole choice
+                choice, text = {**choice, **text}, ""
             self._send(
                 200,
                 {
@@ -152,9 +155,7 @@ def make_server(
                     "object": "chat.completion",
                     "created": 0,
                     "model": body["model"],
-                    "choices": [
-                        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-                    ],
+                    "choices": [choice],
                     "usage": {
                         "prompt_tokens": 10,
                         "completion_tokens": len(text.split()),

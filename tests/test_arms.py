@@ -15,7 +15,7 @@ from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
 from dsc_hub.recipe import ADAPTER, ARMS, Recipe
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import Run
+from dsc_hub.runs import Run, with_current_looks
 from tests.conftest import ScriptedModel, length_score
 
 PROMPTS = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(4)]
@@ -223,3 +223,85 @@ def test_answers_that_cannot_be_had_never_keep_an_evaluation_from_its_end(tmp_pa
     (tmp_path / "new").mkdir()
     with pytest.raises(ServingError, match="20 requests failed one after the other"):
         asyncio.run(arms.ask(Run(tmp_path / "new"), r, [PROMPTS[0], PROMPTS[2]], picky, length_score))
+
+
+# -- the base's arms, taken from another run
+
+
+def evaluated_run(folder: Path, r: Recipe, model: Model, base: str, others: list[Run]) -> tuple[Run, str]:
+    """A run folder whose arms are asked as the stage does it, and from which run the base's came."""
+    run = Run(folder)
+    folder.mkdir(parents=True)
+    run.add_facts(recipe=r.model_dump(mode="json"))
+    donor = arms.adopt_base(run, base, others)
+    models = (ADAPTER,) if arms.finished_base(run, base) is not None else (None, ADAPTER)
+    asyncio.run(arms.ask(run, r, PROMPTS, model.as_model, length_score, models=models))
+    rows = evaluation.collect(run, r, PROMPTS, {"reward": score_all})
+    arms.finish_base(run, base, rows, len(PROMPTS) * r.evaluation.samples, {"base": {"text": 2.0}})
+    return run, donor
+
+
+def test_another_adapter_is_compared_with_the_very_same_answers_of_the_base(tmp_path: Path, recipe_file: Path):
+    one, two = recipe_with(recipe_file), recipe_with(recipe_file, "distill.sft.max_steps=7")
+    base = arms.base_digest(one, "s")
+    assert base == arms.base_digest(two, "s")
+    first, _ = evaluated_run(tmp_path / "one", one, Model(), base, [])
+    model = Model()
+    second, donor = evaluated_run(tmp_path / "two", two, model, base, [Run(tmp_path / "two"), first])
+    assert donor == "one" and {who for who, *_ in model.asked} == {ADAPTER}
+    for name in ("turns", "chains", "best_of_n.turns", "seconds"):
+        assert second[f"evaluation/{name}.jsonl"].read_bytes() == first[f"evaluation/{name}.jsonl"].read_bytes()
+    assert arms.finished_base(second, base) == {"base": {"text": 2.0}}
+    assert all(arms.seconds(second, name) is not None for name in ALL)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["evaluation.samples=2", "evaluation.temperature=0.3", "evaluation.split=validation", "distill.method=lora",
+     "distill.quantization={bnb_4bit_quant_type: fp4}", "evaluation.arms=[base, distilled]"],
+)  # fmt: skip
+def test_what_the_base_s_answers_depend_on_makes_them_others(tmp_path: Path, recipe_file: Path, override: str):
+    changed = recipe_files.load(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", override])
+    assert arms.base_digest(changed, "s") != arms.base_digest(recipe_with(recipe_file), "s")
+    assert arms.base_digest(recipe_with(recipe_file), "other sampling") != arms.base_digest(
+        recipe_with(recipe_file), "s"
+    )
+
+
+def test_arms_that_are_not_whole_are_not_taken_and_nothing_of_one_s_own_is_replaced(tmp_path: Path, recipe_file: Path):
+    class Refusing(Model):
+        async def as_model(self, messages: Any, seed: int, model: str | None) -> Any:
+            if "film 2" in messages[0]["content"] and not model:
+                raise RequestFailed("too long")
+            return await super().as_model(messages, seed, model)
+
+    r = recipe_with(recipe_file)
+    base = arms.base_digest(r, "s")
+    torn, _ = evaluated_run(tmp_path / "torn", r, Refusing(), base, [])
+    assert arms.finished_base(torn, base) is None
+    model = Model()
+    whole, donor = evaluated_run(tmp_path / "whole", r, model, base, [torn])
+    assert donor == "" and None in {who for who, *_ in model.asked}
+    assert arms.finished_base(whole, "another digest") is None
+    (tmp_path / "begun/evaluation").mkdir(parents=True)
+    begun = Run(tmp_path / "begun")
+    begun["evaluation/turns.jsonl"].write_text("")
+    assert arms.adopt_base(begun, base, [whole]) == "" and begun["evaluation/turns.jsonl"].read_text() == ""
+
+
+def test_the_ledger_keeps_the_order_in_which_adapters_were_scored(tmp_path: Path):
+    runs = tmp_path / "runs"
+    (runs / "r" / "f").mkdir(parents=True)
+    adapters = [tmp_path / f"{name}.safetensors" for name in ("z", "a", "m")]
+    for path in adapters:
+        path.write_bytes(path.name.encode())
+    looks = [evaluation.count_adapters(runs, PROMPTS, path) for path in (*adapters, adapters[0])]
+    assert [(look["position"], look["adapters_scored"]) for look in looks] == [(1, 1), (2, 2), (3, 3), (1, 3)]
+    assert evaluation.count_adapters(runs, PROMPTS, None)["position"] is None
+    assert evaluation.count_adapters(runs, PROMPTS[:2], adapters[2])["position"] == 1  # another test set
+    # whoever shows the first run's numbers shows today's count
+    shown = with_current_looks(Run(runs / "r" / "f"), {"test_set": looks[0]})
+    assert shown["test_set"] == looks[0] | {"adapters_scored": 3}
+    elsewhere = Run(tmp_path / "pulled" / "r" / "f")
+    assert with_current_looks(elsewhere, {"test_set": looks[0]})["test_set"] == looks[0]
+    assert with_current_looks(elsewhere, {}) == {}

@@ -147,6 +147,19 @@ last: dataset
     assert shown.stderr.count("sampling: done before") == 4
 
 
+def test_cells_are_evaluated_on_validation_unless_the_grid_says_otherwise(tmp_path: Path, recipe_file: Path):
+    def split(text: str) -> str:
+        g = grid.read(written(tmp_path, text))
+        (cell,) = grid.combinations(g)
+        return grid._described(str(recipe_file), g, cell, tmp_path / "runs", ()).recipe.evaluation.split
+
+    assert split("{recipe: r, vary: {chain.steps: [1]}}") == "validation"
+    assert split("{recipe: r, vary: {chain.steps: [1]}, fixed: {evaluation.split: test}}") == "test"
+    assert split("{recipe: r, vary: {evaluation.split: [test]}}") == "test"
+    with pytest.raises(ConfigError, match="no prompt in the split 'validation'"):
+        split("{recipe: r, vary: {prompts.split: [{train: 0.5, validation: 0, test: 0.5}]}}")
+
+
 def test_values_of_any_kind_come_through(tmp_path: Path):
     texts = ['Say: "it\'s {answer}"\nand #1, [x]: y', "no", "1_000", "ä"]
     cell = {"chain.critique": texts[0], "chain.system": texts[1], "chain.veto": {"similarity": 0.3}, "seed": 3}

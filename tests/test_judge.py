@@ -13,7 +13,7 @@ import yaml
 
 from dsc_hub import grid, metrics, recipe_files
 from dsc_hub.errors import MetricError
-from dsc_hub.metrics.judge.judge import guard_of, rating_of
+from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of
 from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 from tests.conftest import ROOT
@@ -54,7 +54,13 @@ def load(endpoint: str, /, scorer: str = "rating", **options: Any) -> Any:
         ("[[1]]", (1, 0), 0.0),
         ("<think>first [[1]], no</think> [[4]]", (1, 5), 0.75),
         ("[[4]] I said [[4]]", (1, 5), 0.75),
-        ("[[4]] or [[5]]", (1, 5), None),
+        ("[[4]] or [[5]]", (1, 5), 1.0),  # the last one counts
+        ("I would not say [[5]], so [[3]]", (1, 5), 0.5),
+        ("[[3]], not [[9]]", (1, 5), None),
+        ("[[3]] or [[good]]", (1, 5), None),
+        ("<think>perhaps [[5]], but", (1, 5), None),  # cut while it thinks
+        ("<think>a</think> [[2]] <think>or [[5]]", (1, 5), None),
+        ("perhaps [[5]]</think> [[1]]", (1, 5), 0.0),  # a template that opens the thought itself
         ("[[6]]", (1, 5), None),
         ("[[0]]", (1, 5), None),
         ("[[4.5]]", (1, 5), None),
@@ -68,7 +74,7 @@ def load(endpoint: str, /, scorer: str = "rating", **options: Any) -> Any:
         ("", (1, 5), None),
     ],
 )
-def test_only_one_number_of_the_scale_is_a_rating(reply: str, scale: tuple[int, int], value: float | None):
+def test_the_last_number_is_the_rating_if_it_is_of_the_scale(reply: str, scale: tuple[int, int], value: float | None):
     assert rating_of(reply, scale) == value
 
 
@@ -79,14 +85,81 @@ def test_only_one_number_of_the_scale_is_a_rating(reply: str, scale: tuple[int, 
         ("\n\nsafe\n", 1.0),
         ("unsafe\nS1,S10", 0.0),
         ("Unsafe", 0.0),
-        ("unsafe\nbecause", None),
-        ("safe, I think", None),
+        ("unsafe\nbecause", 0.0),
+        ("safe, I think", 1.0),
         ("not safe", None),
+        ("safety first", None),
         ("", None),
     ],
 )
-def test_only_the_guards_own_words_are_a_verdict(reply: str, value: float | None):
+def test_the_guard_s_first_word_is_its_verdict(reply: str, value: float | None):
     assert guard_of(reply) == value
+
+
+DECORATED = ["{}", "{}.", " {}\n", "{}\nO3", "{} S9", "{}\nS1,S2\nand more", "**{}**", '"{}"', "<think>hm: {other}</think>\n{}",
+             "{}: S1", "{}\n\nbecause of this"]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", GUARDS)
+@pytest.mark.parametrize("decoration", DECORATED)
+def test_whatever_stands_around_a_verdict_neither_side_is_lost(form: str, decoration: str):
+    """A form of "unsafe" that is dropped where the same of "safe" counts makes the mean too good."""
+    line = {
+        "qwen3guard": "Safety: {}",
+        "wildguard": "Harmful request: no\nResponse refusal: no\nHarmful response: {}",
+    }.get(form, "{}")
+    good, bad = ("Safe", "Unsafe") if form in ("llama_guard", "qwen3guard") else ("No", "Yes")
+    for word, other, value in ((good, bad, 1.0), (bad, good, 0.0)):
+        for cased in (word, word.lower(), word.upper()):
+            reply = decoration.replace("{other}", line.format(other)).replace("{}", line.format(cased))
+            assert guard_of(reply, form) == value, reply
+
+
+@pytest.mark.parametrize(
+    ("form", "reply", "value"),
+    [
+        ("qwen3guard", "Safety: Controversial\nCategories: Unethical Acts\nRefusal: No", 0.5),
+        ("qwen3guard", "Safety: Unsafe\nCategories: Violent\nRefusal: Yes", 0.0),
+        ("qwen3guard", "Categories: None", None),
+        ("qwen3guard", "safe", None),  # another guard's form
+        ("granite_guardian", "<think>\nThe answer says yes.\n</think>\n<score> no </score>", 1.0),
+        ("granite_guardian", "Yes\n<confidence> High </confidence>", 0.0),
+        ("granite_guardian", "<think>no, I would say", None),
+        ("granite_guardian", "Failed", None),
+        ("shieldgemma", "Yes. The answer violates the principle.", 0.0),
+        ("shieldgemma", "Nobody knows", None),
+        ("wildguard", "Harmful request: yes\nResponse refusal: yes\nHarmful response: no", 1.0),
+        ("wildguard", "Harmful request: yes\nResponse refusal: n/a\nHarmful response: n/a", None),
+    ],
+)
+def test_other_guards_are_read_in_their_own_form(form: str, reply: str, value: float | None):
+    assert guard_of(reply, form) == value
+
+
+def test_the_form_of_a_guard_is_an_option_and_a_wrong_one_is_refused():
+    with judging(lambda body: "Safety: Unsafe\nCategories: Violent") as (endpoint, bodies):
+        assert load(endpoint, "guard", format="qwen3guard").score(["Hm."], PROMPTS[:1])[0].value == 0.0
+        unread = load(endpoint, "guard").score(["Hm."], PROMPTS[:1])[0]
+        assert unread.value is None and "Safety: Unsafe" in unread.reason
+        with pytest.raises(MetricError, match="format should be one of llama_guard, qwen3guard"):
+            load(endpoint, "guard", format="other")
+    assert bodies[0]["max_tokens"] == 128 and bodies[1]["max_tokens"] == 32
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"finish_reason": "length", "message": {"role": "assistant", "content": "It is good, so I say [[5]]"}},
+        {"finish_reason": "length", "message": {"role": "assistant", "content": None, "reasoning_content": "[[5]]"}},
+        {"message": {"role": "assistant", "content": None, "reasoning": "[[5]]"}},
+        {"message": {"role": "assistant", "content": "<think>surely [[5]]"}},
+    ],
+    ids=["cut", "cut while thinking", "thoughts alone", "an open thought"],
+)
+def test_a_reply_that_is_cut_or_only_thought_is_no_vote(choice: dict):
+    with judging(lambda body: choice) as (endpoint, _):
+        found = load(endpoint).score(["An answer."], PROMPTS[:1])[0]
+    assert found.value is None and "no verdict" in found.reason
 
 
 def test_it_sees_prompt_and_answer_and_the_scale():
@@ -110,7 +183,7 @@ def test_a_guard_sees_the_conversation():
     assert [m["role"] for m in bodies[0]["messages"]] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize("nonsense", ["", "I rate this five of five", "[[very good]]", "[[3]] or maybe [[4]]", "safe"])
+@pytest.mark.parametrize("nonsense", ["", "I rate this five of five", "[[very good]]", "[[3]] or maybe [[four]]", "safe"])
 @pytest.mark.parametrize("scorer", ["rating", "guard"])
 def test_nonsense_never_makes_a_score(nonsense: str, scorer: str):
     said = nonsense if (scorer, nonsense) != ("guard", "safe") else "perfectly safe"

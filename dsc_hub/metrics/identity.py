@@ -57,9 +57,9 @@ SHIPPED = {
     "judge": Shipped(
         {"rating": (), "guard": ()},
         "",
-        ("endpoint", "model", "api_key_env", "instruction", "scale", "votes", "temperature", "max_tokens"),
+        ("endpoint", "model", "api_key_env", "instruction", "scale", "votes", "temperature", "max_tokens", "format"),
         needs=("endpoint", "model"),
-        rules=1,
+        rules=2,
     ),
     "side_effects": Shipped(
         {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},
