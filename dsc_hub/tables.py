@@ -177,9 +177,9 @@ def detail_table(metrics: Mapping[str, Any]) -> Table:
 
 
 SIDE_EFFECT_NOTE = (
-    "Shares: Wilson's interval, for as many independent answers as the groups are worth; where all answers are alike, as many as "
-    "there are groups. p of shares: McNemar's exact test with one verdict a group; p here after Holm for these measures of all "
-    "pairs of arms. Distinct words and pairs: of every arm as many as the shortest arm has; the claim compares two arms alone."
+    "Shares: Wilson's interval, for as many independent answers as the groups are worth; their differences: Newcombe's. p of shares: "
+    "McNemar's exact test with one verdict a group; p here after Holm for these measures of all pairs of arms. Distinct words and "
+    "pairs: of every arm as many as the shortest arm has; the claim compares two arms alone."
 )
 
 

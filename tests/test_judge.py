@@ -183,7 +183,9 @@ def test_a_guard_sees_the_conversation():
     assert [m["role"] for m in bodies[0]["messages"]] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize("nonsense", ["", "I rate this five of five", "[[very good]]", "[[3]] or maybe [[four]]", "safe"])
+@pytest.mark.parametrize(
+    "nonsense", ["", "I rate this five of five", "[[very good]]", "[[3]] or maybe [[four]]", "safe"]
+)
 @pytest.mark.parametrize("scorer", ["rating", "guard"])
 def test_nonsense_never_makes_a_score(nonsense: str, scorer: str):
     said = nonsense if (scorer, nonsense) != ("guard", "safe") else "perfectly safe"
