@@ -39,7 +39,9 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
             mine, theirs = other["rows"][arm], first["rows"][arm]
             shared = len(mine.keys() & theirs.keys())
             by_score = {
-                first["names"][scorer]: stats.paired_rows(mine, theirs, column, first["columns"][scorer], confidence)
+                first["names"][scorer]: stats.paired_rows(
+                    mine, theirs, column, first["columns"][scorer], confidence, other["ranges"][column]
+                )
                 for scorer, column in other["columns"].items()
                 if scorer in first["columns"]
             }
@@ -88,6 +90,7 @@ def _read(run: Run) -> dict[str, Any]:
         "rows": rows,
         "columns": {identity[column]: column for column in shown},
         "names": {identity[column]: name for column, name in shown.items()},
+        "ranges": {column: (about.get("low"), about.get("high")) for column, about in section["scores"].items()},
         "served_on": section["served_on"],
         "split": section["split"],
         "temperature": facts["recipe"]["generation"]["temperature"] if own is None else own,
