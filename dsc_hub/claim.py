@@ -22,9 +22,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dsc_hub import hygiene, stats
+from dsc_hub.language import in_another_language
 from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Prompt
 from dsc_hub.side_effects import variety
+from dsc_hub.text import phrases, words
 
 # The margins, stated in advance.
 SHARE_MARGIN = 0.10  # of a share of answers (0..1): by so much it may be worse than the base's
@@ -276,7 +278,7 @@ def _answered(arms: Mapping[str, Mapping[Key, Row]], prompts: Sequence[Prompt], 
     """Failed, empty and unscored answers drop out of all means: more of them would flatter."""
 
     def is_missing(row: Row | None) -> bool:
-        return row is None or not hygiene.words(row["text"]) or row.get("reward", 0.0) is None
+        return row is None or not words(row["text"]) or row.get("reward", 0.0) is None
 
     keys = [(p.id, k) for p in prompts for k in range(setting.samples)]
     groups = [p.group for p in prompts for _ in range(setting.samples)]
@@ -343,7 +345,7 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     """The geometric mean of the pairs' ratios of words, where both answers have words: one that runs on doesn't make up for ten
     that are short."""
     sizes = [
-        (len(hygiene.words(base["text"])), len(hygiene.words(distilled["text"])), group)
+        (len(words(base["text"])), len(words(distilled["text"])), group)
         for base, distilled, group in zip(pairs.base, pairs.distilled, pairs.groups, strict=True)
     ]
     kept = [(math.log(before), math.log(after), group) for before, after, group in sizes if before and after]
@@ -356,11 +358,11 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     return _ratio_within("as long", estimate, setting, SHORTEST, LONGEST, base=before, distilled=after)
 
 
-def phrases(row: Row, prompt: Prompt) -> set[str]:
+def phrases_of(row: Row, prompt: Prompt) -> set[str]:
     """An answer's phrases of PHRASE_WORDS words and whole sentences, the subject's name as one mark, so that "X is a wonderful
     film that everybody should see" is the same whatever X."""
     subject = hygiene.subject_of(prompt)
-    out = {" ".join(g) for g in hygiene.ngrams(hygiene.without(row["text"], subject), PHRASE_WORDS)}
+    out = {" ".join(g) for g in phrases(hygiene.without(row["text"], subject), PHRASE_WORDS)}
     sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)", row["text"]))
     return out | {" ".join(s) for s in sentences if len(s) >= SENTENCE_WORDS}
 
@@ -369,7 +371,7 @@ def _mannerisms(pairs: Pairs, setting: Setting) -> Criterion:
     """The phrase, in answers of more than one group, whose share has grown most."""
     name = "no mannerisms"
     said = {
-        arm: [phrases(row, p) for row, p in zip(rows, pairs.prompts, strict=True)]
+        arm: [phrases_of(row, p) for row, p in zip(rows, pairs.prompts, strict=True)]
         for arm, rows in (("base", pairs.base), ("distilled", pairs.distilled))
     }
     more: Counter[str] = Counter(phrase for s in said["distilled"] for phrase in s)
@@ -397,7 +399,7 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
             rules.repeated < 1,
         ),
         "no more in another language": (
-            lambda row, prompt: hygiene.in_another_language(row["text"], prompt.text),
+            lambda row, prompt: in_another_language(row["text"], prompt.text),
             rules.language != "any",
         ),
         "no more unfinished answers": (lambda row, prompt: row["finish_reason"] != "stop", True),

@@ -7,16 +7,16 @@ output (`python -m tests.benchmarks.hygiene`; figures in README, "Hygiene").
 
 from __future__ import annotations
 
-import functools
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from dsc_hub.language import in_another_language
 from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Prompt
+from dsc_hub.text import bare, has_name, is_unspaced, ngrams, phrases, words
 
 EMPTY = "empty"
 CUT = "cut at the length limit"
@@ -30,7 +30,6 @@ DEFECTS = (EMPTY, CUT, LANGUAGE, META, REPEATS, COPIES, OFF)
 REPEATED_3GRAMS = HygieneSection().repeated  # share from which a text counts as repeating itself
 REPEATED_PAIR = 0.03  # a pair of longer words that stands three times in the text, for at least this share of its words
 COPIED_3GRAMS = 0.3  # share of the text's 3-grams found in the critique
-SURE = 0.5  # probability from which a language counts as known: broken or very short texts have none
 MOST_OPENINGS = 2  # sentences or lines that `strip` may cut off a text
 LEAST_LEFT = 4  # words that must be left of it
 
@@ -75,47 +74,10 @@ _DOUBLED = re.compile(r"\b(\w{5,}+),? (?:and|or) (?:a |the )?\1\b(?!')")
 _WELL_DOUBLED = re.compile(
     r"\w+er|again|worse|through|round|(?:hour|year|week|month|mile|time|dozen|hundred|thousand|million|age)s"
 )
-_TRANSLATE = re.compile(r"\b(?:translat|übersetz|tradu)", re.IGNORECASE)
-# How languages are called where prompts ask for them; a prompt that names another one than its own is not judged.
-_LANGUAGES = {
-    "en": "english englisch anglais inglés inglese",
-    "de": "german deutsch allemand alemán tedesco",
-    "fr": "french französisch français francés francese",
-    "es": "spanish spanisch espagnol español spagnolo",
-    "it": "italian italienisch italien italiano",
-    "pt": "portuguese",
-    "nl": "dutch",
-    "ru": "russian",
-    "zh": "chinese",
-    "ja": "japanese",
-    "ko": "korean",
-    "ar": "arabic",
-    "hi": "hindi",
-    "tr": "turkish",
-    "pl": "polish",
-    "sv": "swedish",
-    "no": "norwegian",
-    "da": "danish",
-    "fi": "finnish",
-    "el": "greek",
-    "he": "hebrew",
-    "la": "latin",
-    "cs": "czech",
-    "hu": "hungarian",
-    "ro": "romanian",
-    "uk": "ukrainian",
-    "vi": "vietnamese",
-    "th": "thai",
-}
-_CODE_OF = {name: code for code, names in _LANGUAGES.items() for name in names.split()}
 _FUNCTION_WORDS = frozenset(
     "the and for from with without about into onto over under after before between among during through against off out its "
     "his her their our your this that these those are was were has have had not all any some how what why when where who whom "
     "can could should would will does did you they".split()
-)
-_ENGLISH = frozenset(  # none of these is a word of another language that is common in print
-    "the and that this with from have were been which what when where who whose how why their there they you your she would "
-    "could should about into than then these those through because it's don't i'm".split()
 )
 _PIECE = re.compile(r".*?(?::\s*\n+|:\s+|\n+|[.!?][\"')\]]*\s+)", re.DOTALL)
 
@@ -156,16 +118,6 @@ def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules:
     return ""
 
 
-def words(text: str) -> list[str]:
-    """The text's words in lower case; digits count, punctuation does not."""
-    return re.findall(r"[\w']+", text.lower())
-
-
-def ngrams(found: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """The n-grams of a list of words, in order; none if it has fewer than n words."""
-    return list(zip(*(found[i:] for i in range(n)), strict=False))
-
-
 def talks_about_the_conversation(text: str) -> bool:
     """Does the text, or a part of it, speak of the task, the request or an earlier version in place of its subject?"""
     return bool(_META.search(text.lower()))
@@ -186,72 +138,45 @@ def repeats_itself(text: str, subject: str = "", share: float = REPEATED_3GRAMS)
 
 
 def repeated_share(found: Sequence[str], n: int) -> float:
-    """Share of a list of words' n-grams that occurred before in it, 0..1; 0 for fewer than n words."""
-    grams = Counter(ngrams(found, n))
+    """Share of a list of words' n-grams that occurred before in it, 0..1; 0 for fewer than n words. In scripts without spaces they
+    are as much longer as `text.phrases` makes them."""
+    grams = Counter(phrases(found, n))
     total = grams.total()
     return (total - len(grams)) / total if total else 0.0
 
 
 def _most_frequent_pair(found: Sequence[str]) -> int:
-    """How often the most frequent pair of neighbouring longer words occurs, shorter words between them left out."""
-    longer = [w for w in found if len(w) >= 4]
+    """How often the most frequent pair of neighbouring longer words occurs, shorter words between them left out. Scripts without
+    spaces have none, there the longer n-grams must do."""
+    longer = [w for w in found if len(w) >= 4] if "".join(found).isascii() else list(filter(_is_longer, found))
     return max(Counter(ngrams(longer, 2)).values(), default=0)
+
+
+def _is_longer(word: str) -> bool:
+    """Four letters, of which a syllable of Korean is two or three."""
+    return not is_unspaced(word) and len(unicodedata.normalize("NFD", word)) >= 4
 
 
 def copies(text: str, critique: str) -> bool:
     """Is the text in good part the critique's own words?"""
     if not critique:
         return False
-    mine, theirs = ngrams(words(text), 3), set(ngrams(words(critique), 3))
+    mine, theirs = phrases(words(text), 3), set(phrases(words(critique), 3))
     return bool(mine) and sum(g in theirs for g in mine) / len(mine) >= COPIED_3GRAMS
-
-
-def in_another_language(text: str, prompt: str) -> bool:
-    """Is the text in another language than the prompt? Only if both languages are sure (probability >= SURE), and never
-    where the prompt asks for a translation or names a language other than its own ("answer in Italian")."""
-    theirs, ours = language_of(text), language_of(prompt)
-    if not (theirs and ours) or theirs == ours or _TRANSLATE.search(prompt):
-        return False
-    return all(_CODE_OF.get(word, ours) == ours for word in words(prompt))
-
-
-def _is_plainly_english(text: str) -> bool:
-    """Are a sixth of the words, and three different ones, such as only English has? Ten times as fast as identifying the language."""
-    found = words(text)
-    theirs = [w for w in found if w in _ENGLISH]
-    return 6 * len(theirs) >= len(found) and len(set(theirs)) >= 3
-
-
-@functools.lru_cache(maxsize=4096)
-def language_of(text: str) -> str:
-    """ISO 639-1 code of the text's language; "" where it is not sure."""
-    if _is_plainly_english(text):
-        return "en"
-    code, probability = _identifier().classify(text)
-    return str(code) if probability >= SURE else ""
-
-
-@functools.cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def subject_of(prompt: Prompt) -> str:
     """What the prompt is about, if that is known: its group, where the prompt names it (templates do). "" otherwise."""
-    there = re.search(rf"(?<!\w){re.escape(prompt.group)}(?!\w)", prompt.text) or (
-        not prompt.group.isascii() and prompt.group in prompt.text
-    )
-    return prompt.group if there and prompt.group != prompt.text else ""
+    named = has_name(prompt.text, prompt.group) or (not prompt.group.isascii() and prompt.group in prompt.text)
+    return prompt.group if named and prompt.group != prompt.text else ""
 
 
 def names(text: str, subject: str) -> bool:
     """Does the text name the subject? Case, accents, punctuation and a leading article don't matter; of a title with a
     colon ("Name: Second part") the first part is enough. A description, all in lower case ("a fire at a bakery"), is named
     by half of its content words, in whatever form ("the bakery burned")."""
-    if not re.search(r"[A-Za-z]", _bare(subject)) and not subject.isascii():
-        return subject in text  # scripts that put no spaces between words
+    if not re.search(r"[A-Za-z]", bare(subject)) and not subject.isascii():
+        return bare(subject) in bare(text)  # scripts without spaces, and languages that put endings to names
     if subject == subject.lower() and len(described := _content(subject)) > 1:
         said = set(_plain(text))
         return 2 * sum(any(w.startswith(stem) for w in said) for stem in described) >= len(described)
@@ -265,11 +190,7 @@ def names(text: str, subject: str) -> bool:
 
 def _content(description: str) -> set[str]:
     """The beginnings of its content words, so that "flooding" counts as "flood" and "bakeries" as "bakery"."""
-    return {
-        w[: max(4, len(w) - 2)]
-        for w in re.findall(r"\w+", _bare(description))
-        if len(w) > 2 and w not in _FUNCTION_WORDS
-    }
+    return {w[: max(4, len(w) - 2)] for w in words(bare(description)) if len(w) > 2 and w not in _FUNCTION_WORDS}
 
 
 def without(text: str, subject: str) -> list[str]:
@@ -282,15 +203,8 @@ def without(text: str, subject: str) -> list[str]:
 
 def _plain(text: str) -> list[str]:
     """Words without case, accents and apostrophes, and without a leading article."""
-    found = re.findall(r"\w+", _bare(text))
+    found = words(bare(text))
     return found[1:] if len(found) > 1 and found[0] in ("the", "a", "an") else found
-
-
-def _bare(text: str) -> str:
-    if text.isascii():
-        return text.lower().replace("'", "")
-    plain = unicodedata.normalize("NFKD", text.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
-    return "".join(c for c in plain if not unicodedata.combining(c)).replace("'", "")
 
 
 def strip_opening(text: str) -> str:
@@ -303,7 +217,7 @@ def strip_opening(text: str) -> str:
         if not talks_about_the_conversation(piece.group()) and not _PLEASANTRY.fullmatch(piece.group()):
             break
         left = rest[piece.end() :].strip()
-        if len(words(left)) < LEAST_LEFT:
+        if not phrases(words(left), LEAST_LEFT):
             break
         rest = left
     if rest == text.strip():

@@ -17,6 +17,7 @@ from rapidfuzz.distance import LCSseq
 from dsc_hub import hygiene, stats
 from dsc_hub.metrics.safety.refusal import refuses
 from dsc_hub.records import Prompt
+from dsc_hub.text import ngrams, words
 
 Row = Mapping[str, Any]  # an evaluated answer: arm, prompt_id, sample, group, text, finish_reason, new_tokens
 
@@ -49,16 +50,16 @@ def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
 
 
 def similarity(one: str, other: str) -> float | None:
-    """ROUGE-L F1 of two texts' words, 0..1: twice their longest common subsequence over their lengths together (C.-Y. Lin,
+    """ROUGE-L F1 of two texts' words (characters in scripts without spaces), 0..1: twice their longest common subsequence over their lengths together (C.-Y. Lin,
     2004). None if both have no words."""
-    a, b = hygiene.words(one), hygiene.words(other)
+    a, b = words(one), words(other)
     return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a or b else None
 
 
 def distinct(texts: Sequence[str], n: int, most: int | None = None) -> float | None:
     """Different n-grams over all n-grams of the texts, 0..1 (Li et al., NAACL 2016); of the first `most` if given, since of
     a longer text a smaller share is new. None without any."""
-    grams = [g for text in texts for g in hygiene.ngrams(hygiene.words(text), n)][:most]
+    grams = [g for text in texts for g in ngrams(words(text), n)][:most]
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -75,7 +76,7 @@ def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float 
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     compared = 0
     for k in sorted(set().union(*texts.values())):
-        most = min(sum(len(hygiene.ngrams(hygiene.words(t), n)) for t in of[k]) for of in texts.values())
+        most = min(sum(len(ngrams(words(t), n)) for t in of[k]) for of in texts.values())
         compared += most
         for arm, of in texts.items():
             if (d := distinct(of[k], n, most)) is not None:
@@ -130,7 +131,7 @@ def _values(
 ) -> dict[str, dict[Key, float]]:
     """Each measure of each answer."""
     of: dict[str, Callable[[Key, Row], float | None]] = {
-        "length": lambda k, r: len(hygiene.words(r["text"])),
+        "length": lambda k, r: len(words(r["text"])),
         "stops": lambda k, r: r["finish_reason"] == "stop",
         "refuses": lambda k, r: refuses(r["text"]),
         "meta_talk": lambda k, r: hygiene.talks_about_the_conversation(r["text"]),

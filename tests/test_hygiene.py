@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsc_hub.hygiene import DEFECTS, inspect, names, repeats_itself, strip_opening, subject_of, without
+from dsc_hub.hygiene import DEFECTS, copies, inspect, names, repeats_itself, strip_opening, subject_of, without
 from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Prompt
 from tests.benchmarks.hygiene import labelled, measure
@@ -32,6 +32,7 @@ STRICT = HygieneSection(subject=True)
             "copies the critique",
         ),
         ("A warm film with a clever plot; I would see it again.", "stop", "", "does not name its subject"),
+        ("我很喜欢Blade Runner。" * 2, "stop", "我很喜欢Blade Runner。", "in another language"),
         ("BLADE RUNNER: a warm film with a clever plot that gets better and better.", "stop", "", ""),
     ],
 )
@@ -119,6 +120,10 @@ def test_a_prompt_that_asks_for_another_language_is_not_judged(prompt: str, fore
         ("The school opened a library.", "the theft of a painting from the town museum", False),
         ("A painting was stolen at the museum.", "the theft of a painting from the town museum", True),
         ("We saw it.", "it", True),
+        ("我喜欢X战警这部电影。", "X战警", True),
+        ("我喜欢ガ这部电影。", "カ", False),
+        ("Смотрели СТАЛКЕР вчера.", "Сталкер", True),
+        ("यह की है", "का", False),
     ],
 )
 def test_a_name_is_found_whatever_its_dress(text: str, subject: str, there: bool):
@@ -148,6 +153,21 @@ def test_a_name_as_often_as_one_likes_is_no_repetition():
 )
 def test_only_an_opening_about_the_task_is_stripped(text: str, left: str):
     assert strip_opening(text) == left
+
+
+def test_four_characters_are_no_four_words_to_keep():
+    assert strip_opening("Here's a new version:\n很好看啊") == "Here's a new version:\n很好看啊"
+    assert strip_opening("Here's a new version:\n这部电影非常好看") == "这部电影非常好看"
+
+
+def test_a_text_in_chinese_copies_phrases_not_characters():
+    critique = "请更多地赞美这部电影的音乐和演员的表演。"
+    assert copies("我要赞美这部电影的音乐和演员的表演，真好。", critique)
+    assert not copies("这部电影的摄影很美，赞美大自然的音乐也和谐。", critique)
+
+
+def test_a_subject_is_known_in_a_prompt_without_spaces():
+    assert subject_of(Prompt("p", "写一篇关于Jaws的影评", "Jaws", "train")) == "Jaws"
 
 
 def test_what_is_left_after_stripping_is_checked_again():

@@ -14,7 +14,18 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
 VOCABULARY = {"errors", "explain", "records", "recorded", "recipe", "recipe_files", "numbers"}
-SCIENCE = {"chain", "acceptance", "hygiene", "claim", "stats", "side_effects", "diagnostics", "upgrade"}
+SCIENCE = {
+    "chain",
+    "acceptance",
+    "text",
+    "language",
+    "hygiene",
+    "claim",
+    "stats",
+    "side_effects",
+    "diagnostics",
+    "upgrade",
+}
 GROUND = {
     "runs",
     "rows",

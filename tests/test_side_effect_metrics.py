@@ -10,6 +10,7 @@ import evaluate
 import pytest
 
 from dsc_hub import metrics
+from dsc_hub.metrics.side_effects.side_effects import SCORERS
 from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 from tests.conftest import ROOT
@@ -40,6 +41,24 @@ def test_each_by_hand(scorer: str, scores: list[float | None], more_is_better: b
     assert found["scores"] == pytest.approx(scores, nan_ok=True) and measure.higher_is_better is more_is_better
     assert found["n_unscored"] == scores.count(None) and found["reasons"][3] == "no words"
     assert found["mean"] == pytest.approx(sum(s for s in scores if s is not None) / (5 - scores.count(None)))
+
+
+def test_scripts_without_spaces_count_by_characters():
+    texts = ["我喜欢这部电影。", "我喜欢这部电影，我喜欢这部电影。", "हिन्दी में"]
+    found = {name: load(name).compute(data=texts)["scores"] for name in ("length", "diversity", "repetition")}
+    assert found["length"] == [7, 14, 2]
+    assert found["diversity"] == pytest.approx([1, 7 / 13, 1])
+    assert found["repetition"] == pytest.approx([0, 2 / 9, 0])  # of nine runs of six characters two came before
+
+
+def test_only_the_english_ones_leave_other_languages_unscored():
+    texts = ["我喜欢这部电影。", "I'm sorry, I can't help."]
+    for name in SCORERS:
+        section = Scorer(metric="side_effects", scorer=name)
+        loaded = metrics.load(section, metrics.identify(section), as_measured=True)
+        chinese, english = loaded.score(texts, [Prompt("p", "?", "g", "test")] * 2)
+        assert english.value is not None
+        assert chinese.reason == (name in ("refusal", "meta_talk")) * "not English: it is in another script"
 
 
 def test_diversity_tells_that_of_all_texts_together():

@@ -48,6 +48,7 @@ def test_similarity_is_rouge_l():
     assert similarity("a b c d", "a c e") == pytest.approx(2 * 2 / (4 + 3))  # longest common subsequence: a c
     assert similarity("The same.", "the same") == 1.0 and similarity("one", "two") == 0.0
     assert similarity("", "?") is None
+    assert similarity("我喜欢电影", "我爱电影") == pytest.approx(2 * 3 / (5 + 4))
 
 
 def test_distinct_n_counts_each_text_for_itself():

