@@ -25,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.conftest import ScriptedModel, length_score
 from tests.test_sampling import setup
-from dsc_hub import hygiene, sampling
+from dsc_hub import language, sampling
 from dsc_hub.errors import disk_error
-hygiene.language_of("Il unpacks its model into a file of its own")
+language.language_of("Il unpacks its model into a file of its own")
 run, r, some = setup(Path(sys.argv[1]), Path(sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:

@@ -59,7 +59,7 @@ def test_the_language_of_other_scorers_is_not_judged(classifier):
     assert all(s.value is not None for s in load(classifier(["NEGATIVE", "POSITIVE"]))([GERMAN, "我喜欢这部电影。"]))
 
 
-def test_the_languages_are_those_of_packaged_scorers_and_their_identities_say_so():
+def test_the_languages_are_those_of_packaged_scorers():
     for name, shipped in metrics.SHIPPED.items():
         assert set(shipped.languages) <= set(shipped.scorers), name
     german = "Frau Käthe Groß wohnt jetzt mit ihrer Familie in der Stadt, und sie arbeitet dort sehr gern."

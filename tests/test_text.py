@@ -45,9 +45,9 @@ def test_a_text_of_chinese_is_counted_by_characters():
 
 
 def test_the_metric_that_stands_alone_has_the_same_words():
-    letters = [chr(c) for c in range(0x20, 0x3200) if unicodedata.category(chr(c))[0] != "C"]
+    letters = [chr(c) for c in range(0x20, 0x31000) if unicodedata.category(chr(c))[0] != "C"]
     chance = random.Random(1)
-    for text in [*SAMPLES, *(r["text"] for r in UNSPACED), "".join(letters)]:
+    for text in [*SAMPLES, *(r["text"] for r in UNSPACED), "a".join(letters)]:
         assert similarity.words(text) == words(text)
     for _ in range(300):
         text = "".join(chance.choices(letters, k=30))
