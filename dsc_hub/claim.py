@@ -363,7 +363,7 @@ def phrases_of(row: Row, prompt: Prompt) -> set[str]:
     film that everybody should see" is the same whatever X."""
     subject = hygiene.subject_of(prompt)
     out = {" ".join(g) for g in phrases(hygiene.without(row["text"], subject), PHRASE_WORDS)}
-    sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)", row["text"]))
+    sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row["text"]))
     return out | {" ".join(s) for s in sentences if len(s) >= SENTENCE_WORDS}
 
 

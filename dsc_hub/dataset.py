@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 
 from dsc_hub.chain import NOT_BETTER, Texts
 from dsc_hub.errors import DataError
-from dsc_hub.hygiene import ngrams, subject_of, without
+from dsc_hub.hygiene import subject_of, without
 from dsc_hub.recipe import Recipe, least_gain
 from dsc_hub.records import SPLITS, Chain, Prompt, from_row
 from dsc_hub.runs import Run
+from dsc_hub.text import phrases
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STEP = pa.struct(
@@ -120,7 +121,7 @@ class Phrases:
     def admit(self, text: str, subject: str) -> bool:
         """May a further row say this? False if `limit` rows share one of its phrases already. The subject's name is one
         word, so that "X is a masterpiece of" is one phrase whatever X; which rows come first is for the caller to say."""
-        found = set(ngrams(without(text, subject), PHRASE_WORDS)) if self._limit else set()
+        found = set(phrases(without(text, subject), PHRASE_WORDS)) if self._limit else set()
         if any(self._rows[phrase] >= (self._limit or 0) for phrase in found):
             return False
         self._rows.update(found)
