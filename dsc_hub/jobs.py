@@ -271,7 +271,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
 
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = models.materialize(job.model, weights=False)
-    problems = preflight.too_long(job.recipe, found, folder)
+    problems = preflight.too_long(job.recipe, found, folder) + preflight.without_group(job.recipe, dropped.ungrouped)
     outlook = job.run.outlook(recipe.STAGES, job.fingerprints, runs.siblings(job.runs, job.recipe.name))
     estimate = preflight.estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
     estimate["done"] = [stage for stage, where in outlook.items() if where is job.run]

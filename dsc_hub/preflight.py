@@ -51,6 +51,16 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     return problems
 
 
+def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
+    """Is a group asked for in the chain's texts that so many prompts don't have? In its place the whole prompt would stand."""
+    if not (ungrouped and recipe.chain.asks_for_group()):
+        return []
+    return [
+        f"chain: {{group}} stands in the chain's texts, and {ungrouped} prompts have none; fill '{recipe.prompts.group_column}' in all "
+        "rows, or leave these out"
+    ]
+
+
 def estimate(
     recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
 ) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from dsc_hub.recipe import TABLES, Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 
 Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own), kind
+EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"  # punctuation of sentences
 SHOWN = 3  # prompts of each kind that were dropped, for people
 OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words with training is dropped
 WORDING_GROUPS = 2  # unless more training groups than these share it too
@@ -95,7 +97,7 @@ def load(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[l
     unique = unique[: section.limit]
     splits = split_groups({group or text for text, group, _ in unique}, section.split, seed)
     prompts = [Prompt(prompt_id(t), t, g or t, splits[g or t], kind) for t, g, kind in unique]
-    kept, overlaps = (prompts, []) if not checks_overlaps(section) else without_overlaps(prompts)
+    kept, overlaps = (prompts, []) if section.drop_overlaps is False else without_overlaps(prompts, by_ngrams(section))
     for split in SPLITS:
         if getattr(section.split, split) > 0 and not any(p.split == split for p in kept):
             dropped = sum(p.split == split for p in prompts)
@@ -126,9 +128,9 @@ def _without_duplicates(rows: Iterable[Row]) -> tuple[list[Row], list[Drop]]:
     return list(seen.values()), dropped
 
 
-def checks_overlaps(section: Prompts) -> bool:
-    """Are held-out prompts that share words with training prompts dropped? Where groups are named they keep apart what must be
-    apart, and what prompts of different groups share is the wording of the task."""
+def by_ngrams(section: Prompts) -> bool:
+    """Are held-out prompts dropped that share but some words with a training prompt? Where groups are named they keep apart what
+    must be apart, and what prompts of different groups share is the wording of the task."""
     if section.drop_overlaps is None:
         return not (section.templates or section.group_column)
     return section.drop_overlaps
@@ -153,22 +155,27 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
     return dict(zip(ranked, named, strict=True))
 
 
-def without_overlaps(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Drop]]:
-    """The prompts without held-out ones that share an n-gram of OVERLAP_WORDS words with a training prompt: near-copies that
-    aren't the same text. Beside them what was dropped, and for which training prompt.
+def without_overlaps(prompts: Sequence[Prompt], ngrams: bool = True) -> tuple[list[Prompt], list[Drop]]:
+    """The prompts without held-out near-copies of training prompts: those of the same words, whatever their punctuation, and with
+    `ngrams` those that share an n-gram of OVERLAP_WORDS words. Beside them what was dropped, and for which training prompt.
 
     An n-gram that more than WORDING_GROUPS training groups share is the wording of the task ("Write a short review of the
     following film") and no sign of a copy.
     """
     groups_of: dict[tuple[str, ...], set[str]] = defaultdict(set)
     first: dict[tuple[str, ...], str] = {}
+    same: dict[tuple[str, ...], str] = {}
     for p in prompts:
         if p.split == "train":
-            for gram in _ngrams(p.text):
+            same.setdefault(_words(p.text), p.text)
+            for gram in _ngrams(p.text) if ngrams else ():
                 groups_of[gram].add(p.group)
                 first.setdefault(gram, p.text)
     kept, dropped = [], []
     for p in prompts:
+        if p.split != "train" and _words(p.text) in same:
+            dropped.append(Drop(p.text, same[_words(p.text)], " ".join(_words(p.text))))
+            continue
         shared = (
             []
             if p.split == "train"
@@ -183,9 +190,14 @@ def without_overlaps(prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Drop
 
 
 def _ngrams(text: str) -> set[tuple[str, ...]]:
-    words = _normal(text).split()
+    words = _words(text)
     n = min(OVERLAP_WORDS, len(words))
     return set(zip(*(words[i:] for i in range(n)), strict=False)) if n else set()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Words without the punctuation at their edges; signs that say something (+, #, %, *) stay."""
+    return tuple(bare for word in _normal(text).split() if (bare := word.strip(EDGES)))
 
 
 def _normal(text: str) -> str:
@@ -260,7 +272,8 @@ def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: st
 def _cell(row: Mapping[str, object], column: str | None) -> str:
     """A cell as text; "" where it is empty, null, or no column is named."""
     value = row[column] if column else None
-    return "" if value is None else str(value).strip()
+    is_empty = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if is_empty else str(value).strip()
 
 
 def _check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | None]) -> None:

@@ -136,8 +136,8 @@ class Prompts(Section):
     limit: int | None = Field(None, ge=1)
     drop_overlaps: bool | None = Field(
         None,
-        description="leave out held-out prompts that share eight words in a row with a training prompt; None: only where no groups are "
-        "named (by templates or group_column), which keep apart what must be apart",
+        description="leave out held-out prompts that are near-copies of training prompts: of the same words, or with eight words in a row in "
+        "common; None: the latter only where no groups are named (by templates or group_column), which keep apart what must be apart",
     )
     split: SplitShares = SplitShares()
 

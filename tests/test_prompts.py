@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import prompts
+from dsc_hub import preflight, prompts, recipe_files
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import Prompts, SplitShares
 
@@ -115,6 +115,30 @@ def test_a_held_out_near_copy_of_a_training_prompt_is_dropped_but_common_wording
     assert dropped.overlaps == 1 and held_out not in {p.group for p in found}
     (drop,) = dropped.first_overlaps
     assert drop.text.startswith(held_out) and drop.kept.startswith(trained) and len(drop.shared.split()) == 8
+
+
+def test_a_held_out_prompt_of_the_same_words_is_dropped_also_where_groups_are_named(tmp_path: Path):
+    rows = [{"prompt": f"Say no to thing {i}.", "topic": f"t{i}"} for i in range(20)]
+    shares = {"train": 0.5, "validation": 0.1, "test": 0.4}
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found, _ = prompts.load(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
+    split = {p.text: p.split for p in found}
+    held_out = next(t for t, s in split.items() if s == "test")
+    trained = next(r for r in rows if split[r["prompt"]] == "train")
+    rows[[r["prompt"] for r in rows].index(held_out)]["prompt"] = f"{trained['prompt'][:-1].upper()}!"
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    _, dropped = prompts.load(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
+    assert dropped.overlaps == 1 and dropped.first_overlaps[0].kept == trained["prompt"]
+    kept, _ = prompts.load(
+        section(path="p.jsonl", group_column="topic", split=shares, drop_overlaps=False), tmp_path, 0
+    )
+    assert len(kept) == 20
+
+
+def test_a_group_that_the_chain_asks_for_and_prompts_do_not_have_is_a_problem(recipe_file: Path):
+    r = recipe_files.load(recipe_file, ["chain.revision='Praise {group}.'"])
+    assert "2 prompts have none" in preflight.without_group(r, 2)[0] and preflight.without_group(r, 0) == []
+    assert preflight.without_group(recipe_files.load(recipe_file), 2) == []
 
 
 def test_a_split_that_overlaps_away_is_an_error_not_an_empty_test_set(tmp_path: Path):
