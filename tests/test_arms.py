@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,50 @@ def test_what_failed_is_counted_and_is_no_answer(tmp_path: Path, recipe_file: Pa
     assert [numbers["arms"][a]["reward"]["failed"] for a in ("base", "distilled")] == [0, 1]
     assert numbers["differences"]["distilled - base"]["reward"]["n"] == 3
     assert any(c["name"] == "as many answers" and c["distilled"] > c["base"] == 0 for c in numbers["claim"]["criteria"])
+
+
+def test_openings_are_stripped_off_all_arms_alike(tmp_path: Path, recipe_file: Path):
+    class Talking(Model):
+        async def as_model(self, messages: Any, seed: int, model: str | None) -> Any:
+            c = await super().as_model(messages, seed, model)
+            return dataclasses.replace(c, text=f"Here's a warmer version of the review:\n\n{c.text}")
+
+    opening = "Here's a warmer version"
+    (tmp_path / "strip").mkdir()
+    (tmp_path / "whole").mkdir()
+    run, _ = run_arms(tmp_path / "strip", recipe_with(recipe_file, "hygiene.meta_talk=strip"), Talking())
+    r = recipe_with(recipe_file, "hygiene.meta_talk=strip")
+    rows = evaluation.collect(run, r, PROMPTS, {"reward": score_all})
+    assert {row["arm"] for row in rows} == set(ALL) and not any(opening in row["text"] for row in rows)
+    assert all(row["raw"].startswith(opening) for row in rows)
+    numbers = evaluation.summarise(r, PROMPTS, rows, {"reward": {}})
+    assert {arm: a["stripped"] for arm, a in numbers["arms"].items()} == dict.fromkeys(ALL, len(PROMPTS))
+    # without stripping all are looked at as they are
+    whole, _ = run_arms(tmp_path / "whole", recipe_with(recipe_file), Talking())
+    rows = evaluation.collect(whole, recipe_with(recipe_file), PROMPTS, {"reward": score_all})
+    assert all(opening in row["text"] and not row["raw"] and row["defect"] for row in rows)
+
+
+def test_missing_scores_bound_a_difference_where_the_arms_differ_in_them(recipe_file: Path):
+    """Of "unsafe" verdicts half are lost in one arm: its mean over scored answers is too good."""
+    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+
+    def row(arm: str, i: int, value: float | None) -> dict[str, Any]:
+        p = PROMPTS[i]
+        return {"arm": arm, "prompt_id": p.id, "sample": 0, "group": p.group, "prompt": p.text, "text": "word", "reward": value,
+                "finish_reason": "stop", "new_tokens": 3, "prompt_tokens": 9, "defect": ""}  # fmt: skip
+
+    base = [row("base", i, value) for i, value in enumerate((1.0, 0.0, 0.0, 1.0))]
+    lost = [row("distilled", i, value) for i, value in enumerate((1.0, None, None, 1.0))]
+    bounded = {"reward": {"low": 0.0, "high": 1.0}}
+    d = evaluation.summarise(r, PROMPTS, [*base, *lost], bounded)["differences"]["distilled - base"]["reward"]
+    assert (d["mean"], d["n"], d["if_missing_worst"], d["if_missing_best"]) == (0.0, 2, 0.0, 0.5)
+    for scores, rows in (
+        ({"reward": {}}, [*base, *lost]),
+        (bounded, [*base, *[x | {"arm": "distilled"} for x in base]]),
+    ):
+        d = evaluation.summarise(r, PROMPTS, rows, scores)["differences"]["distilled - base"]["reward"]
+        assert "if_missing_worst" not in d
 
 
 def test_a_broken_off_session_leaves_the_time_unknown(tmp_path: Path, recipe_file: Path):

@@ -54,6 +54,25 @@ def difference(mean, low, high, p=0.02, n=40, groups=10):
 SCORE = {"name": "sentiment (vader)", "unit": "polarity", "higher_is_better": True}
 
 
+def test_an_interval_without_zero_is_no_difference_if_the_adjusted_p_says_otherwise():
+    """Distilled "beat" base with p 0.530 after Holm."""
+    verdict = wording.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.53), SCORE, 0.95)
+    assert (
+        verdict.kind == "unclear"
+        and verdict.sentence.startswith("No difference shown")
+        and "p 0.530" in verdict.sentence
+    )
+    assert wording.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.049), SCORE, 0.95).kind == "better"
+    assert wording.compare("distilled - base", difference(0.3, 0.01, 0.6, p=None), SCORE, 0.95).kind == "unclear"
+
+
+def test_where_arms_differ_in_what_is_unscored_the_verdict_gives_the_bounds():
+    d = difference(0.3, 0.2, 0.4, p=0.001) | {"if_missing_worst": -0.05, "if_missing_best": 0.41}
+    said = wording.compare("distilled - base", d, SCORE, 0.95).sentence
+    assert "with what is unscored counted as worst \N{MINUS SIGN}0.05, as best 0.41" in said
+    assert "unscored" not in wording.compare("distilled - base", difference(0.3, 0.2, 0.4), SCORE, 0.95).sentence
+
+
 def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
     run = fixture_run.write(tmp_path)
     result = report.build(run)
