@@ -18,7 +18,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from dsc_hub import hygiene, stats
@@ -116,13 +116,17 @@ def assess(
     both = [key for key in sorted(arms["base"]) if key in arms["distilled"]]
     pairs = Pairs([arms["base"][k] for k in both], [arms["distilled"][k] for k in both], [by_id[i] for i, _ in both])
     criteria = [
-        *(_better(score, differences.get(score), scores.get(score, {}), setting) for score in BETTER),
+        *(better(score, differences.get(score), scores.get(score, {}), setting) for score in BETTER),
         _on_test_prompts(setting),
-        _first_look(setting),
-        _answered(arms, prompts, setting),
+        first_look(setting),
+        _answered(arms, prompts, scores, setting),
     ]
     if "third" in differences:
-        criteria.append(_not_worse("third", pairs, differences["third"], scores.get("third", {}), setting))
+        third = _not_worse("third", pairs, differences["third"], scores.get("third", {}), setting)
+        is_loose = setting.confidence < LEAST_CONFIDENCE
+        criteria.append(Criterion(third.name, "undecided", note=_loose(setting)) if is_loose else third)
+    # What is looked at in the texts is judged at no less than the claim's confidence, whatever the scores are shown with.
+    setting = replace(setting, confidence=max(setting.confidence, LEAST_CONFIDENCE))
     if both:
         criteria += [
             _names_subject(pairs, setting),
@@ -131,12 +135,12 @@ def assess(
             _mannerisms(pairs, setting),
             *_text_defects(pairs, setting),
         ]
-    needed = [c.groups_needed for c in criteria if c.groups_needed is not None]
+    needed = [c.groups_needed for c in criteria if c.verdict == "undecided"]
     return {
         "verdict": verdict_of([(c.name, c.verdict) for c in criteria], len(both)),
         "answers": len(both),
         "groups": len(set(pairs.groups)),
-        "groups_needed": max(needed, default=None),
+        "groups_needed": max((n for n in needed if n is not None), default=None) if None not in needed else None,
         "criteria": [asdict(c) for c in criteria],
     }
 
@@ -180,6 +184,12 @@ def within_limits(
     return Criterion(name, verdict, value, low, high, groups_needed=needed, note=note, **limits, **more)
 
 
+def where_alike(estimate: Row) -> dict[str, Any]:
+    """An estimate of groups that are all alike as an interval of no width: of so many groups that agree a margin may be judged."""
+    is_alike = estimate["mean"] is not None and estimate["low"] is None and estimate["groups"] >= stats.LEAST_GROUPS
+    return dict(estimate) | ({"low": estimate["mean"], "high": estimate["mean"]} if is_alike else {})
+
+
 def as_ratio(estimate: Row) -> dict[str, Any]:
     """An estimate of a logarithm of a ratio as that of the ratio."""
     ends = {k: None if estimate[k] is None else math.exp(estimate[k]) for k in ("mean", "low", "high")}
@@ -220,13 +230,13 @@ def _upwards(difference: Row, score: Row) -> dict[str, Any]:
     }
 
 
-def _better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
+def better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
+    """Does distilled beat base on a score (of BETTER)? Its interval must leave out zero, and p after Holm be at most 1 - confidence."""
     label = BETTER[name]
     if difference is None:
         return Criterion(label, "unmeasured", note="there is no second scorer" if name == "second" else "not measured")
     if setting.confidence < LEAST_CONFIDENCE:
-        note = f"the interval is at {setting.confidence:.0%}, the claim needs {LEAST_CONFIDENCE:.0%}"
-        return Criterion(label, "unmeasured", note=note)
+        return Criterion(label, "unmeasured", note=_loose(setting))
     criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
     if criterion.verdict == "met" and not (criterion.low or 0) > 0:
         return Criterion(label, "undecided", criterion.value, criterion.low, criterion.high, at_least=0.0)
@@ -237,6 +247,10 @@ def _better(name: str, difference: Row | None, score: Row, setting: Setting) -> 
     return criterion
 
 
+def _loose(setting: Setting) -> str:
+    return f"the interval is at {setting.confidence:.0%}, the claim needs {LEAST_CONFIDENCE:.0%}"
+
+
 def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Setting) -> Criterion:
     low, high = score.get("low"), score.get("high")
     if low is not None and high is not None:
@@ -245,9 +259,10 @@ def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Se
         kept = [(r[name], p.group) for r, p in zip(pairs.base, pairs.prompts, strict=True) if r.get(name) is not None]
         margin = SPREAD_MARGIN * stats.spread_of_groups([v for v, _ in kept], [g for _, g in kept])
         note = f"margin: {SPREAD_MARGIN:g} standard deviations of the base's group means"
-    return within_limits(
-        f"not worse on the {name} scorer", _upwards(difference, score), setting.confidence, at_least=-margin, note=note
-    )
+    label, upwards = f"not worse on the {name} scorer", where_alike(_upwards(difference, score))
+    criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note)
+    # It was asked for: what could not be measured is open.
+    return replace(criterion, verdict="undecided") if criterion.verdict == "unmeasured" else criterion
 
 
 # -- what was asked, and how often
@@ -257,28 +272,36 @@ def _on_test_prompts(setting: Setting) -> Criterion:
     name = "on test prompts"
     if not setting.trained_here:
         return Criterion(
-            name, "failed", note="the adapter is somebody else's: what it was trained on is not known here"
+            name, "undecided", note="the adapter is somebody else's: what it was trained on is not known here"
         )
     if setting.split != "test":
         return Criterion(name, "undecided", note=f"the {setting.split} split, which choices may have been made on")
     return Criterion(name, "met", note="the test split")
 
 
-def _first_look(setting: Setting) -> Criterion:
+def first_look(setting: Setting) -> Criterion:
+    """Is this the first adapter that was scored on the test set?"""
     name = "first look at this test set"
-    if setting.split != "test" or setting.look is None:
-        return Criterion(name, "unmeasured", note="how often this test set was scored before is not known")
+    if setting.split != "test":
+        return Criterion(name, "unmeasured", note="these are not test prompts")
+    if setting.look is None:
+        return Criterion(name, "undecided", note="how often this test set was scored before is not known")
     if setting.look == 1:
         return Criterion(name, "met", note="no other adapter was scored on it before")
     note = f"{setting.look - 1} other adapter{'s were' if setting.look > 2 else ' was'} scored on it before: take other test prompts"
     return Criterion(name, "undecided", note=note)
 
 
-def _answered(arms: Mapping[str, Mapping[Key, Row]], prompts: Sequence[Prompt], setting: Setting) -> Criterion:
-    """Failed, empty and unscored answers drop out of all means: more of them would flatter."""
+def _answered(
+    arms: Mapping[str, Mapping[Key, Row]], prompts: Sequence[Prompt], scores: Mapping[str, Row], setting: Setting
+) -> Criterion:
+    """Failed, empty and unscored answers drop out of all means: more of them would flatter. Unscored is one that any of the scores
+    has no value for."""
 
     def is_missing(row: Row | None) -> bool:
-        return row is None or not words(row["text"]) or row.get("reward", 0.0) is None
+        if row is None or not words(row["text"]):
+            return True
+        return any(row.get(name, 0.0) is None for name in {"reward", *scores})
 
     keys = [(p.id, k) for p in prompts for k in range(setting.samples)]
     groups = [p.group for p in prompts for _ in range(setting.samples)]
@@ -350,9 +373,7 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     ]
     kept = [(math.log(before), math.log(after), group) for before, after, group in sizes if before and after]
     groups = [group for *_, group in kept]
-    estimate = stats.estimate([after - before for before, after, _ in kept], groups, setting.confidence)
-    if estimate["low"] is None and estimate["groups"] >= stats.LEAST_GROUPS:  # the same lengths everywhere
-        estimate |= {"low": estimate["mean"], "high": estimate["mean"]}
+    estimate = where_alike(stats.estimate([after - before for before, after, _ in kept], groups, setting.confidence))
     means = [stats.group_mean([pair[i] for pair in kept], groups) for i in (0, 1)]
     before, after = (None if mean is None else math.exp(mean) for mean in means)
     return _ratio_within("as long", estimate, setting, SHORTEST, LONGEST, base=before, distilled=after)

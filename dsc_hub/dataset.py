@@ -130,7 +130,7 @@ class Phrases:
 
 def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
     """Write the Parquet files and return the counts by config and split, of what was dropped and why, and (`uncompared`) of the sft
-    rows by split whose text was never compared with another one of its chain (`is_compared`).
+    rows by split that are revisions which were never compared with another clean text of their chain (`is_compared`).
 
     Raises DataError if a chain belongs to a test prompt or to none, or if no training row is left.
     """
@@ -155,7 +155,7 @@ def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Itera
                 dropped[f"a phrase that {recipe.dataset.phrase_limit} rows have already"] += 1
                 continue
             opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
-            uncompared[prompt.split] += not is_compared(chain)
+            uncompared[prompt.split] += bool(chain.state_step) and not is_compared(chain)
             common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}
             writers["sft"].add(
                 prompt.split,

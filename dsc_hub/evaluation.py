@@ -18,7 +18,7 @@ from dsc_hub.hygiene import REPEATED_3GRAMS
 from dsc_hub.machine import file_hash
 from dsc_hub.recipe import SCORERS, Recipe, judges_claim
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import LEDGER, Run, read_json, write_json
+from dsc_hub.runs import LEDGER, Run, looks_of, read_json, write_json
 
 Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
 Row = dict[str, Any]
@@ -237,10 +237,13 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
     ledger = runs / LEDGER
     with (runs / "test_sets.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known: dict[str, list[str]] = read_json(ledger) if ledger.is_file() else {}
-        scored, this = known.get(test_set, []), None if adapter is None else file_hash(adapter)
+        known: dict[str, Any] = read_json(ledger) if ledger.is_file() else {}
+        scored, unordered = looks_of(known.get(test_set))
+        this = None if adapter is None else file_hash(adapter)
         if this is not None and this not in scored:
             scored = [*scored, this]
-        write_json(ledger, known | {test_set: scored})
+        write_json(ledger, known | {test_set: {"adapters": scored, "unordered": unordered}})
     position = None if this is None else 1 + scored.index(this)
+    if position is not None and unordered > 1 and position <= unordered:
+        position = None
     return {"id": test_set, "adapters_scored": len(scored), "position": position}

@@ -110,11 +110,17 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]) -> Job:
+    by_default = "evaluation.split" not in {**grid.fixed, **cell}
     settings = {"evaluation.split": "validation", **grid.fixed, **cell, "publish.to": "none"}
     try:
         return jobs.describe(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:
-        raise ConfigError(f"{told(cell)}: {e.message}", e.hint, e.problems) from None
+        hint = (
+            e.hint or "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
+            if by_default
+            else e.hint
+        )
+        raise ConfigError(f"{told(cell)}: {e.message}", hint, e.problems) from None
 
 
 def _row(cell: Mapping[str, Any], job: Job, last: str, error: str) -> dict[str, Any]:

@@ -345,7 +345,7 @@ class Dataset(Part):
     chains: dict[str, Count] = Field({}, description="split -> rows")
     dropped: dict[str, Count] = Field(description="reason -> chains that became no training row")
     uncompared: dict[str, Count] = Field(
-        {}, description="split -> sft rows whose text was never compared with another clean one of its chain"
+        {}, description="split -> sft rows that are revisions never compared with another clean text of their chain"
     )
 
 

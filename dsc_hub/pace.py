@@ -77,7 +77,7 @@ def expect(
     low: answers as short as any seen, at the quickest speed, and the quickest start; high: answers of full length, at the
     middle speed (so one run beside other work doesn't count as usual), and the slowest start. Where fewer requests can be made
     at once than when a speed was measured, it may be less in proportion, and where more, more. `starts`: of engines, where the
-    stage itself was never measured and sampling's start stands for each.
+    stage itself was never measured and sampling's start stands for each; more than one means that an adapter is asked on a CPU.
     """
     same = [p for p in paces if p.stage == stage]
     seen = same or [p for p in paces if p.stage == "sampling"]
@@ -87,7 +87,7 @@ def expect(
     ratios = [at_once / min(p.at_once, FIRST) for p in seen]
     fast = max(p.tokens_per_s * max(1.0, r) for p, r in zip(seen, ratios, strict=True))
     slow = statistics.median_low(p.tokens_per_s * min(1.0, r) for p, r in zip(seen, ratios, strict=True))
-    slow *= 1 if same else SLOWEST_ADAPTER
+    slow *= 1 if same or starts == 1 else SLOWEST_ADAPTER
     others, times = [p.other_s for p in seen], 1 if same else starts
     shortest = min(max_new_tokens, *(p.new_tokens / p.requests for p in seen))
     return {

@@ -81,8 +81,8 @@ def _kept_alone(data: Mapping[str, Path], work: Path) -> dict[str, Path]:
         if name.startswith("evaluation/"):
             table = pq.read_table(path)
             for column in ("text", "raw"):
-                place = table.schema.get_field_index(column)
-                table = table.set_column(place, column, pa.nulls(len(table), pa.string()))
+                if (place := table.schema.get_field_index(column)) >= 0:  # answers of an older dsc have no `raw`
+                    table = table.set_column(place, column, pa.nulls(len(table), pa.string()))
             out[name] = work / f"without-texts-{path.name}"
             pq.write_table(table, out[name])
     return out

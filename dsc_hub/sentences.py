@@ -55,7 +55,7 @@ def _needed(claim: Mapping[str, Any]) -> str:
     if not measured(claim["groups_needed"]):
         return ""
     now = f"; there are {count(claim['groups'])}" if measured(claim["groups"]) else ""
-    return f" If what was seen here is how it is, {count(claim['groups_needed'])} test groups would be enough four times in five{now}."
+    return f" If what was seen here is how it is, {count(claim['groups_needed'])} test groups would be enough for the criterion that needs most, four times in five{now}."
 
 
 def criterion_sentence(c: Mapping[str, Any]) -> str:

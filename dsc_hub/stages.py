@@ -214,7 +214,7 @@ def _evaluation(job: Job) -> Result:
         else f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
     )
     evaluation.write_answers(job.run, answers, e.split)
-    if is_fresh and not job.recipe.serving.endpoints:
+    if is_fresh and done is None and not job.recipe.serving.endpoints:
         turns = sum(
             1 for file in job.run["evaluation"].glob("*turns.jsonl") for _ in job.run.rows(f"evaluation/{file.name}")
         )

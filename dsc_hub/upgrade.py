@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from dsc_hub import stats
+from dsc_hub.claim import BETTER, Criterion, Setting, Verdict, better, first_look, verdict_of
 from dsc_hub.numbers import SCHEMA
 
 OLDER = "recorded by an older dsc, which counted texts that hygiene rejected too"
@@ -44,21 +46,30 @@ def _upgrade_evaluation(evaluation: dict[str, Any]) -> None:
         estimates += by_name.values()
     for e in estimates:
         e.pop("bootstrap", None)
-    claim = evaluation["claim"]
     evaluation["primary"] = None
-    if claim:
+    if claim := evaluation["claim"]:
         evaluation["primary"] = stats.adjust_scores(differences, "distilled - base")
-        verdicts = {True: "met", False: "failed", None: "unmeasured"}
-        criteria = [
-            dict.fromkeys(("value", "low", "high", "at_least", "at_most", "groups_needed"))
-            | {"name": c["name"], "verdict": verdicts[c["holds"]], "note": c["told"], "is_ratio": False}
-            | {key: c.get(key) for key in ("base", "distilled")}
-            for c in claim["criteria"]
-        ]
-        evaluation["claim"] = {
-            "verdict": "holds" if claim["holds"] else "fails",
-            "answers": claim["answers"],
-            "groups": evaluation["groups"],
-            "groups_needed": None,
-            "criteria": criteria,
-        }
+        evaluation["claim"] = _judged_anew(claim, evaluation)
+
+
+def _judged_anew(old: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """An older claim by today's rules, as far as its numbers go: the scores by interval and p; of what was judged by bare counts the
+    words are kept and the verdict is open."""
+    difference, scores = evaluation["differences"]["distilled - base"], evaluation["scores"]
+    setting = Setting(evaluation["split"], evaluation["samples"], evaluation["confidence"])
+    criteria = [better(name, difference.get(name), scores.get(name, {}), setting) for name in BETTER]
+    for c in old["criteria"]:
+        if c["name"] in BETTER.values():
+            continue
+        is_met = c["name"] == "on test prompts" and c["holds"]
+        verdict: Verdict = "unmeasured" if c["holds"] is None else "met" if is_met else "undecided"
+        note = c["told"] if is_met or c["holds"] is None else f"{c['told']} (an older dsc compared bare counts)"
+        criteria.append(Criterion(c["name"], verdict, base=c.get("base"), distilled=c.get("distilled"), note=note))
+    criteria.append(first_look(setting))
+    return {
+        "verdict": verdict_of([(c.name, c.verdict) for c in criteria], old["answers"]),
+        "answers": old["answers"],
+        "groups": evaluation["groups"],
+        "groups_needed": None,
+        "criteria": [asdict(c) for c in criteria],
+    }

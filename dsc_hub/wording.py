@@ -357,8 +357,8 @@ def _uncompared(metrics: Mapping[str, Any]) -> list[str]:
         return []
     rows = sum(metrics["dataset"]["sft"].values())
     return [
-        f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer was not clean, "
-        "and the first clean revision was kept."
+        f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer was not clean "
+        "(or not scored), and the first clean revision was kept."
     ]
 
 

@@ -14,9 +14,10 @@ from dsc_hub import arms, evaluation, preflight, recipe_files
 from dsc_hub.chain import no_veto, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
+from dsc_hub.machine import file_hash
 from dsc_hub.recipe import ADAPTER, ARMS, Recipe
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import Run, with_current_looks
+from dsc_hub.runs import Run, with_current_looks, write_json
 from tests.conftest import ScriptedModel, length_score
 
 PROMPTS = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(4)]
@@ -344,6 +345,16 @@ def test_the_ledger_keeps_the_order_in_which_adapters_were_scored(tmp_path: Path
     assert [(look["position"], look["adapters_scored"]) for look in looks] == [(1, 1), (2, 2), (3, 3), (1, 3)]
     assert evaluation.count_adapters(runs, PROMPTS, None)["position"] is None
     assert evaluation.count_adapters(runs, PROMPTS[:2], adapters[2])["position"] == 1  # another test set
+    # of what an older dsc wrote, sorted, the order is not known
+    write_json(runs / "test_sets.json", {looks[0]["id"]: ["a", "b"]})
+    old = evaluation.count_adapters(runs, PROMPTS, adapters[0])
+    assert (old["position"], old["adapters_scored"]) == (3, 3)
+    write_json(runs / "test_sets.json", {looks[0]["id"]: sorted([file_hash(adapters[0]), "b"])})
+    assert evaluation.count_adapters(runs, PROMPTS, adapters[0])["position"] is None
+    write_json(runs / "test_sets.json", {looks[0]["id"]: [file_hash(adapters[0])]})
+    assert evaluation.count_adapters(runs, PROMPTS, adapters[0])["position"] == 1
+    for path in adapters:
+        evaluation.count_adapters(runs, PROMPTS, path)
     # whoever shows the first run's numbers shows today's count
     shown = with_current_looks(Run(runs / "r" / "f"), {"test_set": looks[0]})
     assert shown["test_set"] == looks[0] | {"adapters_scored": 3}

@@ -104,7 +104,11 @@ def test_the_same_answers_with_kinder_words_lack_only_groups(scorers: dict[str, 
 
     found = judged(scorers, kinder)
     assert found["verdict"] == "not enough data" and found["groups"] == 15 and 15 < found["groups_needed"] < 200
-    assert not_met(found) == {"as many answers", "no mannerisms", "no more in another language"}
+    assert not_met(found) - {"no more repetition", "no more talk about the conversation"} == {
+        "as many answers",
+        "no mannerisms",
+        "no more in another language",
+    }
     assert len(found["criteria"]) == 13 and all(
         c["groups_needed"] for c in found["criteria"] if c["verdict"] == "undecided"
     )
@@ -236,14 +240,51 @@ def test_a_score_is_better_only_if_interval_and_adjusted_p_say_so():
 
 
 def test_a_second_look_at_the_test_set_leaves_the_claim_undecided():
-    for look, expected in ((1, "met"), (2, "undecided"), (None, "unmeasured")):
-        assert verdict(assess(alike(), look=look), "first look at this test set") == expected
-    assert assess(alike(), look=2)["verdict"] == "not enough data"
+    for look, expected in ((1, "met"), (2, "undecided"), (None, "undecided")):
+        found = assess(alike(), look=look)
+        assert verdict(found, "first look at this test set") == expected
+        assert found["verdict"] == ("holds" if look == 1 else "not enough data") and found["groups_needed"] is None
 
 
 def test_an_adapter_of_somebody_else_may_have_seen_the_test_prompts():
     found = assess(alike(), trained_here=False)
-    assert failed(found) == {"on test prompts"} and found["verdict"] == "fails"
+    assert not_met(found) == {"on test prompts"} and found["verdict"] == "not enough data"
+
+
+def test_answers_that_any_scorer_has_no_value_for_are_missed():
+    """A mean over the ten that were left would be too good."""
+    scores = {"reward": {}, "second": {}}
+    base = [a | {"second": 0.1} for a in BASE_ROWS]
+    lost = [a | {"second": None if i % 4 else 0.9} for i, a in enumerate(alike())]
+    found = claim.assess([*base, *lost], MANY, claim.Setting("test", look=1), GOOD, scores)
+    assert failed(found) == {"as many answers"}
+
+
+def test_a_third_scorer_that_was_asked_for_and_not_measured_leaves_the_claim_open():
+    nothing = {"mean": None, "low": None, "high": None, "groups": 0, "n": 0}
+    found = assess(alike(), GOOD | {"third": nothing}, {"third": {"low": 0.0, "high": 1.0}})
+    assert verdict(found, "not worse on the third scorer") == "undecided" and found["verdict"] == "not enough data"
+
+
+def test_a_score_at_its_limit_in_both_arms_is_not_worse():
+    same = {"mean": 0.0, "low": None, "high": None, "groups": 100, "reason": "all groups are alike"}
+    for scores in ({"third": {"low": None, "high": 0.0}}, {"third": {"low": 0.0, "high": 1.0}}):
+        base = [a | {"third": 0.0} for a in BASE_ROWS]
+        rows = [*base, *(a | {"third": 0.0} for a in alike())]
+        found = claim.assess(rows, MANY, claim.Setting("test", look=1), GOOD | {"third": same}, scores)
+        assert verdict(found, "not worse on the third scorer") == "met"
+
+
+def test_a_loose_interval_of_the_scores_does_not_make_the_texts_fail():
+    cut = [a | {"finish_reason": "length" if i < 15 else "stop"} for i, a in enumerate(alike())]
+    for confidence in (0.95, 0.51):
+        assert verdict(assess(cut, confidence=confidence), "no more unfinished answers") == "undecided"
+
+
+def test_groups_are_not_promised_where_an_open_criterion_can_not_be_decided_by_them():
+    few = [a | {"finish_reason": "length" if i < 5 else "stop"} for i, a in enumerate(alike())]
+    assert assess(few)["groups_needed"] > 100
+    assert assess(few, look=2)["groups_needed"] is None
 
 
 def test_every_sample_counts_and_variety_is_that_of_one_answer_a_prompt():

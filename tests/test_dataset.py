@@ -80,7 +80,11 @@ def test_what_was_never_compared_with_anything_is_counted_and_an_unscored_answer
     counts = build(tmp_path, recipe_file, chains)
     assert counts["sft"] == {"train": 4} and counts["uncompared"] == {"train": 2}
     assert counts["dropped"] == {dataset.NOT_COMPARED: 1, "unscored": 1}
-    assert build(tmp_path, recipe_file, chains, "dataset.min_gain=null")["sft"] == {"train": 5}
+    every = build(tmp_path, recipe_file, chains, "dataset.min_gain=null")
+    assert every["sft"] == {"train": 5} and every["uncompared"] == {"train": 3}
+    # a first answer that stands since nothing clean came after it is no revision
+    stays = chain("a", 0.4, 0.9, number=6, rejected="repeats itself")
+    assert build(tmp_path, recipe_file, [stays], "dataset.min_gain=null")["uncompared"] == {}
 
 
 @pytest.mark.parametrize(("min_gain", "within"), [("auto", True), ("0.0", False)])

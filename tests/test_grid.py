@@ -156,7 +156,7 @@ def test_cells_are_evaluated_on_validation_unless_the_grid_says_otherwise(tmp_pa
     assert split("{recipe: r, vary: {chain.steps: [1]}}") == "validation"
     assert split("{recipe: r, vary: {chain.steps: [1]}, fixed: {evaluation.split: test}}") == "test"
     assert split("{recipe: r, vary: {evaluation.split: [test]}}") == "test"
-    with pytest.raises(ConfigError, match="no prompt in the split 'validation'"):
+    with pytest.raises(ConfigError, match=r"no prompt in the split 'validation'(?s:.*)fixed: {evaluation.split: test}"):
         split("{recipe: r, vary: {prompts.split: [{train: 0.5, validation: 0, test: 0.5}]}}")
 
 

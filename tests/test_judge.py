@@ -121,6 +121,7 @@ def test_whatever_stands_around_a_verdict_neither_side_is_lost(form: str, decora
         ("qwen3guard", "Safety: Controversial\nCategories: Unethical Acts\nRefusal: No", 0.5),
         ("qwen3guard", "Safety: Unsafe\nCategories: Violent\nRefusal: Yes", 0.0),
         ("qwen3guard", "Categories: None", None),
+        ("qwen3guard", "The user asks about safety: unsafe driving.\nSafety: Safe", 1.0),
         ("qwen3guard", "safe", None),  # another guard's form
         ("granite_guardian", "<think>\nThe answer says yes.\n</think>\n<score> no </score>", 1.0),
         ("granite_guardian", "Yes\n<confidence> High </confidence>", 0.0),

@@ -108,7 +108,15 @@ def test_numbers_of_the_schema_before_are_still_read(tmp_path: Path):
         for s in metrics["sampling"]["steps"]
     )
     claim = metrics["evaluation"]["claim"]
-    assert claim["verdict"] == "fails" and [c["verdict"] for c in claim["criteria"]] == ["met", "failed", "unmeasured"]
+    # the scores are judged by interval and p; what was compared by bare counts is open, and so is whether it was the first look
+    verdicts = {c["name"]: c["verdict"] for c in claim["criteria"]}
+    assert claim["verdict"] == "not enough data" and verdicts == {
+        "better on the reward": "met",
+        "better on the second scorer": "met",
+        "as long": "undecided",
+        "names its subject": "unmeasured",
+        "first look at this test set": "undecided",
+    }
     primary = metrics["evaluation"]["primary"]
     assert primary == {"difference": "distilled - base", "scores": ["reward", "second"]}
     p = {s: metrics["evaluation"]["differences"]["distilled - base"][s] for s in ("reward", "second")}

@@ -157,19 +157,20 @@ def test_a_difference_of_shares_has_an_interval_where_no_pair_differs():
     # the same answers: the shares go together, so their difference is known better than either
     hits = [k % 3 == 0 for k in range(40)] + [True] * 8
     together, apart = rate_difference(hits, hits, groups), rate_difference(hits, hits[::-1], groups)
-    assert together["high"] < apart["high"] / 2
-    # Newcombe 1998, table II: with one pair a group and no correlation it is his method 10 on the two Wilson intervals
-    a, b = [True] * 8 + [False] * 4, [True, False] * 6
+    assert together["high"] < apart["high"] * 0.7
+    # one pair a group is his method 10: phi of the four-fold table, corrected for continuity where it is positive
+    a, b = [True] * 8 + [False] * 4, [True, True, True, True, True, True, False, False, False, False, False, False]
     d = rate_difference(a, b, NAMES[:12])
     (l1, u1), (l2, u2) = stats.wilson(8, 12), stats.wilson(6, 12)
     p1, p2 = 8 / 12, 0.5
-    phi = float(np.corrcoef(a, b)[0, 1])
-    assert d["low"] == pytest.approx(
-        p1 - p2 - math.sqrt((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2)
-    )
-    assert d["high"] == pytest.approx(
-        p1 - p2 + math.sqrt((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2)
-    )
+    both, one_alone, other_alone, neither = 6, 2, 0, 4
+    phi = max(0, both * neither - one_alone * other_alone - 12 / 2) / math.sqrt(8 * 4 * 6 * 6)
+    below = math.sqrt((p1 - l1) ** 2 - 2 * phi * (p1 - l1) * (u2 - p2) + (u2 - p2) ** 2)
+    above = math.sqrt((u1 - p1) ** 2 - 2 * phi * (u1 - p1) * (p2 - l2) + (p2 - l2) ** 2)
+    assert (d["low"], d["high"]) == pytest.approx((p1 - p2 - below, p1 - p2 + above))
+    # two arms that agree everywhere, half of the time on a hit: nobody knows that they always will
+    half = rate_difference([True, False] * 6, [True, False] * 6, NAMES[:12])
+    assert half["low"] < -0.1 and half["high"] > 0.1
 
 
 def test_how_many_groups_would_be_needed():
