@@ -57,8 +57,12 @@ def covered(kind: str, groups: int, smaller: float | None) -> tuple[float, float
     return ours / given, students / given
 
 
-# The least that was seen, where it is below 94 %: so few groups can't tell how long a tail is that they have hardly seen.
-LEAST = {"heavy tails": {12: 0.90, 16: 0.915, 39: 0.935, 60: 0.935}, "counts": {12: 0.93, 16: 0.93}}
+# Less than 94 % is covered where so few groups can't tell how long a tail is that they have hardly seen.
+LEAST = {
+    "heavy tails": {12: 0.90, 16: 0.915},
+    "counts": {12: 0.93},
+    "rare events": {12: 0.915, 16: 0.915},
+}
 
 
 @pytest.mark.parametrize("smaller", [None, 0.6, 0.1], ids=["a mean", "a difference", "a large difference"])
