@@ -22,7 +22,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.engine
+# A CPU without AVX-512 takes ten times as long: what hangs is ended all the same.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(3600)]
 
 # Few, short, and kept whatever the reward: what is tested is that everything happens, not that anything improves.
 TINY = (
@@ -87,7 +88,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
     # 1. sample, and kill it with SIGKILL in the middle
     sampling = it.start("-m", "dsc_hub", "sample", "quickstart", *TINY, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 1200
     chains = 0
     while chains < 5 and sampling.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -107,7 +108,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     config = ROOT / "recipes" / "accelerate" / "one_cpu.yaml"
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "dsc_hub"]
     whole = it.start(*launch, "run", "quickstart", *TINY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    it.output, _ = whole.communicate(timeout=800)
+    it.output, _ = whole.communicate(timeout=3000)
     assert whole.returncode == 0, it.output[-6000:]
     return it
 
