@@ -143,19 +143,18 @@ class Criterion(Part):
         description="met: the interval lies within the limits; failed: wholly outside of one; undecided: neither; not judged: "
         "the recipe's hygiene does not look for it"
     )
-    value: float | None = Field(None, description="distilled - base, or distilled / base (is_ratio)")
-    low: float | None = Field(None, description="lower end of its interval")
-    high: float | None = Field(None, description="upper end of its interval")
-    at_least: float | None = Field(None, description="limit below; null: none")
-    at_most: float | None = Field(None, description="limit above; null: none")
-    base: float | None = Field(None, description="the base's number (share, length ...); null where there is none")
-    distilled: float | None = Field(None, description="the distilled model's")
-    is_ratio: bool = Field(False, description="are value, interval and limits ratios?")
+    value: float | None = Field(description="distilled - base, or distilled / base (is_ratio)")
+    low: float | None = Field(description="lower end of its interval")
+    high: float | None = Field(description="upper end of its interval")
+    at_least: float | None = Field(description="limit below; null: none")
+    at_most: float | None = Field(description="limit above; null: none")
+    base: float | None = Field(description="the base's number (share, length ...); null where there is none")
+    distilled: float | None = Field(description="the distilled model's")
+    is_ratio: bool = Field(description="are value, interval and limits ratios?")
     groups_needed: Count | None = Field(
-        None,
         description="split groups with which what was seen would be enough four times in five; null: it is, or never would be",
     )
-    note: str = Field("", description="what numbers don't say")
+    note: str = Field(description="what numbers don't say")
 
 
 class Claim(Part):

@@ -50,7 +50,8 @@ def looked_at(metrics: Any) -> None:
     for table in (tables.closing_table, tables.detail_table, tables.side_effect_table, tables.cost_table):
         table(m)
     if m.evaluation.claim:
-        claim.holds(m.evaluation.claim.criteria, m.evaluation.claim.answers)
+        c = m.evaluation.claim
+        claim.verdict_of([(x["name"], x["verdict"]) for x in c.criteria], c.answers)
         tables.claim_table(m)
     if "sampling" in m:
         report.step_rows(m)
@@ -75,7 +76,7 @@ def test_whatever_of_the_numbers_is_damaged_it_is_refused_or_can_be_shown(tmp_pa
 @pytest.mark.parametrize(
     ("path", "to", "told"),
     [
-        (("schema",), 2, "is of schema 2, this dsc reads 3"),
+        (("schema",), 2, "is of schema 2, this dsc reads 4"),
         (("schema",), ..., "is of schema None"),
         (("evaluation", "arms", "base"), ..., "difference 'self_critique - base' is of arms that are not there"),
         (("evaluation", "scores"), ..., "evaluation.scores: Field required"),
