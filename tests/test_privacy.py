@@ -136,6 +136,8 @@ def test_the_packaged_scorers_count_the_layouts_as_by_hand_but_for_what_their_mo
         ("It was late, said ⟨Dr.\nAnna Smith⟩, who had seen it.", ["Anna Smith"]),
         ("It was seen by ⟨Anna Smith\nBob Jones⟩ ran away", ["Anna Smith", "Bob Jones"]),
         ("It was late, said ⟨Anna\n\nSmith⟩ had seen it.", ["Anna", "Smith"]),
+        ("It was seen by ⟨Anna\n- Robert⟩, who ran away", ["Anna", "Robert"]),
+        ("⟨Anna\nRobert⟩ were late.", ["Anna", "Robert"]),
         ("It was late, said ⟨Anna\nand Bob⟩, who had seen it.", ["Anna", "Bob"]),
         ("**⟨Anna Smith**⟩\n", ["Anna Smith"]),
         ("⟨http://www.example.org/⟩", ["http://www.example.org/"]),
