@@ -161,6 +161,9 @@ def test_a_name_beside_an_address_of_email_is_still_counted():
     kinds = {"person": ["Anna Smith"], "email": ["ann.smith@example.org"], "phone": ["+1 212 555 0142"]}
     for scorer in ("presidio", "rampart"):
         assert load(scorer).compute(data=[text])["found"] == [kinds], scorer
+    one_span = "Robert\nann.lee@example.org"  # to spaCy it is all one name
+    of_each = load("presidio").compute(data=[one_span])["found"]
+    assert of_each == [{"person": ["Robert"], "email": ["ann.lee@example.org"]}]
 
 
 BIO = ["O", "B-PER", "I-PER"]
