@@ -364,6 +364,11 @@ def entities(text, tokens):
     """(start, end, kind) spans out of tokens of personal data, (start, end, meaning) in order."""
     runs = []  # [start, end, kind, labels]
     for start, end, (kind, part, begins) in tokens:
+        token = text[start:end].strip()
+        if not token:
+            continue
+        start = text.index(token, start)  # some tokenizers count the space before a word to it
+        end = start + len(token)
         if runs and kind == runs[-1][2] and _goes_on(text, runs[-1], start, end, part, begins):
             if start > runs[-1][1]:  # inside a word models change their mind: its first token says what it is
                 runs[-1][3].append(part)
@@ -423,17 +428,8 @@ def _by_tokens(split, label, labels):
                 if inside > depth[i][start + k]:
                     depth[i][start + k], said[i][start + k] = inside, meaning_of[number]
         return [
-            entities(
-                text,
-                [(*_tight(text, *o), m) for o, m in zip(offsets, meant, strict=True) if m and text[slice(*o)].strip()],
-            )
+            entities(text, [(*offset, m) for offset, m in zip(offsets, meant, strict=True) if m])
             for text, (_, offsets), meant in zip(texts, parts, said, strict=True)
         ]
 
     return find
-
-
-def _tight(text, start, end):
-    """The offsets of a token without the spaces that some tokenizers count to it."""
-    token = text[start:end]
-    return start + len(token) - len(token.lstrip()), end - len(token) + len(token.rstrip())
