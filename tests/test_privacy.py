@@ -136,6 +136,8 @@ def test_the_packaged_scorers_count_the_layouts_as_by_hand_but_for_what_their_mo
         ("It was late, said ⟨Dr.\nAnna Smith⟩, who had seen it.", ["Anna Smith"]),
         ("It was seen by ⟨Anna Smith\nBob Jones⟩ ran away", ["Anna Smith", "Bob Jones"]),
         ("It was late, said ⟨Anna\n\nSmith⟩ had seen it.", ["Anna", "Smith"]),
+        ("It was seen by ⟨Anna\n- Robert⟩, who ran away", ["Anna", "Robert"]),
+        ("⟨Anna\nRobert⟩ were late.", ["Anna", "Robert"]),
         ("It was late, said ⟨Anna\nand Bob⟩, who had seen it.", ["Anna", "Bob"]),
         ("**⟨Anna Smith**⟩\n", ["Anna Smith"]),
         ("⟨http://www.example.org/⟩", ["http://www.example.org/"]),
@@ -159,6 +161,9 @@ def test_a_name_beside_an_address_of_email_is_still_counted():
     kinds = {"person": ["Anna Smith"], "email": ["ann.smith@example.org"], "phone": ["+1 212 555 0142"]}
     for scorer in ("presidio", "rampart"):
         assert load(scorer).compute(data=[text])["found"] == [kinds], scorer
+    one_span = "Robert\nann.lee@example.org"  # to spaCy it is all one name
+    of_each = load("presidio").compute(data=[one_span])["found"]
+    assert of_each == [{"person": ["Robert"], "email": ["ann.lee@example.org"]}]
 
 
 BIO = ["O", "B-PER", "I-PER"]
@@ -205,6 +210,13 @@ def test_labels_of_tokens_make_mentions(scheme: list[str], tokens: str, names: l
     assert [text[start:end] for start, end, _ in entities(text, labelled)] == names
 
 
+def test_spaces_that_a_tokenizer_counts_to_a_token_are_no_part_of_it():
+    begin = meanings(BIO)[1]
+    tokens = [(0, 0, begin), (0, 4, begin), (4, 8, begin), (8, 9, begin)]
+    assert entities("Anna Bob ", tokens) == [(0, 4, "person"), (5, 8, "person")]
+    assert entities("a  b", [(1, 3, begin)]) == []
+
+
 def test_a_line_break_ends_data_that_has_no_lines_but_not_an_address():
     meant = dict(zip(PARTS, meanings(PARTS), strict=True))
     for label, count in (("I-EMAIL", 2), ("I-STREET_NAME", 1)):
@@ -220,6 +232,7 @@ def test_a_line_break_ends_data_that_has_no_lines_but_not_an_address():
         ("\u6211\u559c\u6b22\u5403\u82f9\u679c\uff0c\u4e0d\u559c\u6b22\u68a8\u3002", 10),
         ("\u4ed6\u7528 iPhone 15 \u62cd\u7167", 6),
         ("iPhone\u30923\u53f0\u8cb7\u3063\u305f\u3002\u30e9\u30fc\u30e1\u30f3\u3001\u4eba\u3005", 13),
+        ("\u3007\u3007", 2),
         ("\u0e23\u0e32\u0e04\u0e32 25 \u0e1a\u0e32\u0e17\u0e04\u0e23\u0e31\u0e1a", 11),  # without the vowel sign above
         ("\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902 \u0932\u093f\u0916\u093e \u0917\u092f\u093e \u0939\u0948", 5),
         ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", 1),  # Persian, with a joiner

@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _sentences(n: int, seed: int) -> list[Any]:
-    random.seed(seed)  # the package draws the initials of names already when it is imported
+    random.seed(seed)  # the package draws names' initials when it is imported; times of day stay as random as the clock
     try:
         from presidio_evaluator.data_generator import PresidioSentenceFaker
     except ImportError as e:
