@@ -132,7 +132,7 @@ def paired_difference(
     effect: mean over standard deviation of the group means (Cohen's d_z); None where they are all alike.
     wins, ties, losses: pairs with a above, at, below b.
     detectable: the difference that this many groups of this spread would show (two-sided at `confidence`) with probability
-    POWER; None with fewer than LEAST_GROUPS groups.
+    POWER; None with fewer than LEAST_GROUPS groups, or where they are all alike.
     """
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     widest = None if None in bounds else float(bounds[1] - bounds[0])  # type: ignore[operator]
@@ -146,7 +146,7 @@ def paired_difference(
         "wins": int((differences > 0).sum()),
         "ties": int((differences == 0).sum()),
         "losses": int((differences < 0).sum()),
-        "detectable": detectable(spread, len(means), confidence) if enough else None,
+        "detectable": detectable(spread, len(means), confidence) if enough and spread else None,
     }
 
 
@@ -180,6 +180,8 @@ def sign_flip(means: np.ndarray) -> float | None:
     """
     if len(means) < 2:
         return None
+    if np.abs(means).max() <= ROUNDING:  # 0.1 + 0.2 - 0.3 in every group is no difference
+        return 1.0
     if len(means) > RESAMPLE_TO:
         size = float(np.sqrt((means**2).sum()))
         return float(2 * sps.norm.sf(abs(means.sum()) / size)) if size else 1.0
