@@ -16,8 +16,8 @@ RuleName = Literal["metropolis", "improve", "always"]
 class Rule(Protocol):
     """Is the proposal kept? Rewards in the metric's unit; `u` is uniform on [0, 1).
 
-    `current` is -inf for a first answer that is dirty, which any clean, scored revision beats, and None for a clean one that
-    the scorer gave no value: absent is not -inf, so a rule that compares rewards keeps nothing beside it.
+    `current` is -inf for a first answer that is dirty, which any clean, scored revision beats, and None for a clean one
+    that the scorer gave no value: absent is not -inf, so a rule that compares rewards keeps nothing beside it.
     """
 
     def __call__(self, current: float | None, proposed: float, u: float) -> bool: ...

@@ -154,17 +154,18 @@ BASE_FILES = (
 
 
 def base_digest(recipe: Recipe, sampling: str) -> str:
-    """Of all that the base's answers depend on: model, prompts, chain, generation and reward (`sampling`, that stage's fingerprint),
-    what the evaluation asks of the base, and on which weights it is served, which is how training quantises it."""
+    """Of all that the base's answers depend on: model, prompts, chain, generation and reward (`sampling`, that stage's
+    fingerprint), what the evaluation asks of the base, and on which weights it is served, which is how training
+    quantises it."""
     e, arms = recipe.evaluation, recipe.evaluation.arms
-    asked = [name for name in ARMS if name in arms and ARMS[name].model is None]
+    names = [name for name in ARMS if name in arms and ARMS[name].model is None]
     weights = quantization(recipe.distill.model_dump()) if ADAPTER in models_of(arms) else None
-    return digest(sampling, e.samples, e.split, e.temperature, asked, weights)
+    return digest(sampling, e.samples, e.split, e.temperature, names, weights)
 
 
 def adopt_base(run: Run, base: str, siblings: Iterable[Run]) -> str:
     """Copy the base's arms from a sibling that has them whole, if there are none here; its name, "" without one."""
-    if any(run[name].exists() for name in BASE_FILES[:1]):
+    if run[BASE_FILES[0]].exists():
         return ""
     for donor in siblings:
         if donor.folder != run.folder and finished_base(donor, base) is not None:
@@ -189,8 +190,8 @@ def finish_base(
     names = [name for name in run.facts["recipe"]["evaluation"]["arms"] if ARMS[name].model is None]
     counts = Counter(a["arm"] for a in answers)
     if names and all(counts[name] == each for name in names):
-        own = {name: dict(neutral[name]) for name in names if name in neutral}
-        write_json(run[BASE], {"digest": base, "neutral": own})
+        measured = {name: dict(neutral[name]) for name in names if name in neutral}
+        write_json(run[BASE], {"digest": base, "neutral": measured})
 
 
 # -- asking
@@ -337,9 +338,8 @@ def _best(
     the first answer where none is."""
     kept = [inspect(t.text, t.finish_reason, prompts[t.prompt_id], "", recipe.hygiene) for t in turns]
     scores = score([k.text for k in kept], [prompts[t.prompt_id] for t in turns])
-    best: dict[
-        tuple[str, int], tuple[float, int, str, str, str]
-    ] = {}  # reward, minus the number, text, how it ended, raw
+    # prompt and sample -> reward, minus the number, text, how it ended, raw
+    best: dict[tuple[str, int], tuple[float, int, str, str, str]] = {}
     for t, found, s in zip(turns, kept, scores, strict=True):
         fit = not found.defect and s.value is not None
         if fit or t.step == 0:

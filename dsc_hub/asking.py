@@ -64,7 +64,8 @@ def load_veto(job: Job, identity: Mapping[str, str]) -> VetoText:
 def chains_of(
     job: Job, endpoints: list[Any], some: Iterable[Prompt], score: Any, veto: VetoText, known: Index | None = None
 ) -> tuple[Any, float]:
-    """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost. KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
+    """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost.
+    KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
     from dsc_hub import sampling, serving
     from dsc_hub.scoring import Scoring
 

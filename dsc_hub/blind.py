@@ -99,9 +99,9 @@ def counted(pairs: Sequence[Pair], verdicts: Iterable[Verdict]) -> list[Verdict]
 def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float = 0.95) -> dict[str, Any] | None:
     """Counts, win rate and p over the prompts that were judged; None if none was.
 
-    A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), the mean over its judges where there are several; above 0.5
-    it counts as a win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over groups
-    and within 0..1. `p` is the exact sign test over decided prompts, and takes prompts as independent.
+    A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), the mean over its judges where there are several; above
+    0.5 it counts as a win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over
+    groups and within 0..1. `p` is the exact sign test over decided prompts, and takes prompts as independent.
     """
     verdicts = list(verdicts)
     valid = counted(pairs, verdicts)

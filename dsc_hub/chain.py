@@ -101,9 +101,9 @@ async def run_chain(
     The first answer is scored while its critique and revision are written, which don't depend on the score. `aside` is entered
     while the chain waits for nothing but a score.
 
-    A first answer that is dirty has reward -inf: any clean, scored revision is then better. Beside a clean one that is unscored
-    nothing can be better: a rule that compares rewards keeps no revision then. A revision that is dirty or unscored, or that
-    has lost too much of the first answer (`veto`), never becomes the state, whatever the rule.
+    A first answer that is dirty has reward -inf: any clean, scored revision is then better. Beside a clean one that is
+    unscored nothing can be better: a rule that compares rewards keeps no revision then. A revision that is dirty or
+    unscored, or that has lost too much of the first answer (`veto`), never becomes the state, whatever the rule.
     """
     opening = texts.opening(prompt.text)
     first = await generate(opening, prompt, number, 0, "answer")

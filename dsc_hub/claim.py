@@ -1,15 +1,16 @@
 """The gate: may one say that the distilled model is better than its base? Answers in, a list of criteria out. Pure.
 
-A small model games every reward, so a gain on the reward alone says little. The claim holds if distilled beats base on the
-reward and on a second scorer that chose nothing, *and* none of what usually goes with gaming has got worse by more than a
-margin that is stated in advance: losing the subject, saying the same of everything, growing or shrinking, talking about the
-conversation, repeating itself, not coming to an end, no answer. What it can't tell is fluent text from word salad: read the
-answers, or have them judged (`dsc blind`).
+A small model games every reward, so a gain on the reward alone says little. The claim holds if distilled beats base on
+the reward and on a second scorer that chose nothing, *and* none of what usually goes with gaming has got worse by more
+than a margin that is stated in advance: losing the subject, saying the same of everything, growing or shrinking,
+talking about the conversation, repeating itself, not coming to an end, no answer. What it can't tell is fluent text
+from word salad: read the answers, or have them judged (`dsc blind`).
 
-Each criterion is a test of non-inferiority over split groups: the interval of a paired difference (or ratio) lies within its
-limits (met), wholly outside of them (failed), or neither (undecided: not enough data). So of two equal models hardly one
-fails, and a worse one hardly passes, however few the groups are (`python -m pytest -m long tests/test_simulation.py`).
-Source of the design: G. Piaggio et al., JAMA 308, 2012 (CONSORT for non-inferiority).
+Each criterion is a test of non-inferiority over split groups: the interval of a paired difference (or ratio) lies
+within its limits (met), wholly outside of them (failed), or neither (undecided: not enough data). So of two equal
+models hardly one fails, and a worse one hardly passes, however few the groups are; how often was simulated:
+`python -m pytest -m long -s tests/test_gate_simulation.py`. Source of the design: G. Piaggio et al., JAMA 308, 2012
+(CONSORT for non-inferiority).
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ Verdict = Literal["met", "failed", "undecided", "unmeasured", "not judged"]
 class Criterion:
     """One condition of the claim.
 
-    `value` is what was measured, distilled - base or (`is_ratio`) distilled / base, with its interval `low` to `high`; it should
-    be `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves. `groups_needed`: with so many groups
-    what was seen here would be enough four times in five; None where it is enough, or would not be with any number. `note`
-    says what numbers don't. "not judged": the recipe calls it normal; "unmeasured": it could not be, which is not a pass.
+    `value` is what was measured, distilled - base or (`is_ratio`) distilled / base, with its interval `low` to `high`;
+    it should be `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves. `groups_needed`: with
+    so many groups what was seen here would be enough four times in five; None where it is enough, or would not be with
+    any number. `note` says what numbers don't. "not judged": the recipe calls it normal; "unmeasured": it could not be,
+    which is not a pass.
     """
 
     name: str
@@ -71,9 +73,9 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the answers are of: the split and the prompts' number of answers, the confidence of all intervals, whether the adapter
-    was trained here (`trained_here`), which adapter it is on this test set (`look`, 1: the first; None: not known), and the
-    hygiene that the recipe declares."""
+    """What the answers are of: the split and the prompts' number of answers, the confidence of all intervals, whether
+    the adapter was trained here (`trained_here`), which adapter it is on this test set (`look`, 1: the first; None: not
+    known), and the hygiene that the recipe declares."""
 
     split: str
     samples: int = 1
@@ -103,10 +105,10 @@ def assess(
     differences: Mapping[str, Row],
     scores: Mapping[str, Row],
 ) -> dict[str, Any]:
-    """The claim of an evaluation: {verdict, answers, groups, groups_needed, criteria}; `answers` counts the pairs compared.
+    """The claim of an evaluation: {verdict, answers (pairs compared), groups, groups_needed, criteria}.
 
-    `answers` are rows of the arms on `prompts`, `differences` the paired differences distilled - base by score name with p and
-    interval, `scores` what each score is: {higher_is_better, low, high (its range, or None)}.
+    `answers` are rows of the arms on `prompts`, `differences` the paired differences distilled - base by score name
+    with p and interval, `scores` what each score is: {higher_is_better, low, high (its range, or None)}.
     """
     by_id = {p.id: p for p in prompts}
     arms: dict[str, dict[Key, Row]] = {"base": {}, "distilled": {}}
@@ -122,10 +124,8 @@ def assess(
         _answered(arms, prompts, scores, setting),
     ]
     if "third" in differences:
-        third = _not_worse("third", pairs, differences["third"], scores.get("third", {}), setting)
-        is_loose = setting.confidence < LEAST_CONFIDENCE
-        criteria.append(Criterion(third.name, "undecided", note=_loose(setting)) if is_loose else third)
-    # What is looked at in the texts is judged at no less than the claim's confidence, whatever the scores are shown with.
+        criteria.append(_not_worse("third", pairs, differences["third"], scores.get("third", {}), setting))
+    # The texts are judged at no less than the claim's confidence, whatever the scores are shown with.
     setting = replace(setting, confidence=max(setting.confidence, LEAST_CONFIDENCE))
     if both:
         criteria += [
@@ -146,8 +146,8 @@ def assess(
 
 
 def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> Literal["holds", "fails", "not enough data"]:
-    """What (name, verdict) of all criteria add up to: it fails where one failed, holds where none is undecided, those on the scores
-    are met and answers were compared, and else there is not enough data."""
+    """What (name, verdict) of all criteria add up to: it fails where one failed, holds where none is undecided, those
+    on the scores are met and answers were compared, and else there is not enough data."""
     verdicts = dict(criteria)
     if "failed" in verdicts.values():
         return "fails"
@@ -165,8 +165,8 @@ def within_limits(
     note: str = "",
     **more: Any,
 ) -> Criterion:
-    """A criterion by its interval {mean, low, high, groups, reason}: met within the limits, failed wholly outside of one of them,
-    else undecided."""
+    """A criterion by its interval {mean, low, high, groups, reason}: met within the limits, failed wholly outside of
+    one of them, else undecided."""
     value, low, high = (estimate[k] for k in ("mean", "low", "high"))
     limits = {"at_least": at_least, "at_most": at_most}
     if value is None or low is None or high is None:
@@ -185,34 +185,18 @@ def within_limits(
 
 
 def where_alike(estimate: Row) -> dict[str, Any]:
-    """An estimate of groups that are all alike as an interval of no width: of so many groups that agree a margin may be judged."""
+    """An estimate of groups that are all alike as an interval of no width: of so many groups that agree a margin may be
+    judged."""
     is_alike = estimate["mean"] is not None and estimate["low"] is None and estimate["groups"] >= stats.LEAST_GROUPS
     return dict(estimate) | ({"low": estimate["mean"], "high": estimate["mean"]} if is_alike else {})
-
-
-def as_ratio(estimate: Row) -> dict[str, Any]:
-    """An estimate of a logarithm of a ratio as that of the ratio."""
-    ends = {k: None if estimate[k] is None else math.exp(estimate[k]) for k in ("mean", "low", "high")}
-    return dict(estimate) | ends
 
 
 def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: float | None, **more: Any) -> Criterion:
     """`within_limits` of a ratio whose interval was made of its logarithm."""
     limits = {"at_least": math.log(least), "at_most": None if most is None else math.log(most)}
     c = within_limits(name, logs, setting.confidence, **limits, **more)
-    ratio = as_ratio({"mean": c.value, "low": c.low, "high": c.high})
-    return Criterion(
-        name,
-        c.verdict,
-        *(ratio[k] for k in ("mean", "low", "high")),
-        at_least=least,
-        at_most=most,
-        base=c.base,
-        distilled=c.distilled,
-        is_ratio=True,
-        groups_needed=c.groups_needed,
-        note=c.note,
-    )
+    value, low, high = (None if end is None else math.exp(end) for end in (c.value, c.low, c.high))
+    return replace(c, value=value, low=low, high=high, at_least=least, at_most=most, is_ratio=True)
 
 
 # -- scores
@@ -223,27 +207,25 @@ def _upwards(difference: Row, score: Row) -> dict[str, Any]:
     if score.get("higher_is_better", True):
         return dict(difference)
     mean, low, high = (None if difference[k] is None else -difference[k] for k in ("mean", "high", "low"))
-    return dict(difference) | {
-        "mean": None if difference["mean"] is None else -difference["mean"],
-        "low": low,
-        "high": high,
-    }
+    return dict(difference) | {"mean": mean, "low": low, "high": high}
 
 
 def better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
-    """Does distilled beat base on a score (of BETTER)? Its interval must leave out zero, and p after Holm be at most 1 - confidence."""
+    """Does distilled beat base on a score of BETTER? The interval must leave out zero, and p after Holm may be
+    `1 - confidence` at most."""
     label = BETTER[name]
     if difference is None:
         return Criterion(label, "unmeasured", note="there is no second scorer" if name == "second" else "not measured")
     if setting.confidence < LEAST_CONFIDENCE:
         return Criterion(label, "unmeasured", note=_loose(setting))
     criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
-    if criterion.verdict == "met" and not (criterion.low or 0) > 0:
-        return Criterion(label, "undecided", criterion.value, criterion.low, criterion.high, at_least=0.0)
+    if criterion.verdict != "met":
+        return criterion
+    if criterion.low == 0:  # `within_limits` lets an interval touch its limit
+        return replace(criterion, verdict="undecided")
     p = difference.get("p_holm")
-    if criterion.verdict == "met" and p is not None and p > 1 - setting.confidence:
-        note = f"p {p:.3f} after Holm for both scores"
-        return Criterion(label, "undecided", criterion.value, criterion.low, criterion.high, at_least=0.0, note=note)
+    if p is not None and p > 1 - setting.confidence:
+        return replace(criterion, verdict="undecided", note=f"p {p:.3f} after Holm for both scores")
     return criterion
 
 
@@ -252,6 +234,9 @@ def _loose(setting: Setting) -> str:
 
 
 def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Setting) -> Criterion:
+    label = f"not worse on the {name} scorer"
+    if setting.confidence < LEAST_CONFIDENCE:
+        return Criterion(label, "undecided", note=_loose(setting))
     low, high = score.get("low"), score.get("high")
     if low is not None and high is not None:
         margin, note = SCORE_MARGIN * (high - low), f"margin: {SCORE_MARGIN:.0%} of the score's range"
@@ -259,7 +244,7 @@ def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Se
         kept = [(r[name], p.group) for r, p in zip(pairs.base, pairs.prompts, strict=True) if r.get(name) is not None]
         margin = SPREAD_MARGIN * stats.spread_of_groups([v for v, _ in kept], [g for _, g in kept])
         note = f"margin: {SPREAD_MARGIN:g} standard deviations of the base's group means"
-    label, upwards = f"not worse on the {name} scorer", where_alike(_upwards(difference, score))
+    upwards = where_alike(_upwards(difference, score))
     criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note)
     # It was asked for: what could not be measured is open.
     return replace(criterion, verdict="undecided") if criterion.verdict == "unmeasured" else criterion
@@ -288,15 +273,15 @@ def first_look(setting: Setting) -> Criterion:
         return Criterion(name, "undecided", note="how often this test set was scored before is not known")
     if setting.look == 1:
         return Criterion(name, "met", note="no other adapter was scored on it before")
-    note = f"{setting.look - 1} other adapter{'s were' if setting.look > 2 else ' was'} scored on it before: take other test prompts"
-    return Criterion(name, "undecided", note=note)
+    before = "1 other adapter was" if setting.look == 2 else f"{setting.look - 1} other adapters were"
+    return Criterion(name, "undecided", note=f"{before} scored on it before: take other test prompts")
 
 
 def _answered(
     arms: Mapping[str, Mapping[Key, Row]], prompts: Sequence[Prompt], scores: Mapping[str, Row], setting: Setting
 ) -> Criterion:
-    """Failed, empty and unscored answers drop out of all means: more of them would flatter. Unscored is one that any of the scores
-    has no value for."""
+    """Failed, empty and unscored answers drop out of all means: more of them would flatter. Unscored is one that any of
+    the scores has no value for."""
 
     def is_missing(row: Row | None) -> bool:
         if row is None or not words(row["text"]):
@@ -322,27 +307,27 @@ def _share(
     note: str = "",
 ) -> Criterion:
     """Is the share of answers of which something is true worse by less than the margin?"""
-    found = stats.rate_difference(distilled, base, groups, setting.confidence)
+    difference = stats.rate_difference(distilled, base, groups, setting.confidence)
     limits = {"at_most": SHARE_MARGIN} if less_is_better else {"at_least": -SHARE_MARGIN}
     before, after = (sum(side) / len(side) if side else None for side in (base, distilled))
-    return within_limits(name, found, setting.confidence, **limits, base=before, distilled=after, note=note)
+    return within_limits(name, difference, setting.confidence, **limits, base=before, distilled=after, note=note)
 
 
 def _names_subject(pairs: Pairs, setting: Setting) -> Criterion:
     name = "names its subject"
-    known = [k for k, p in enumerate(pairs.prompts) if hygiene.subject_of(p)]
-    if not known:
+    places = [k for k, p in enumerate(pairs.prompts) if hygiene.subject_of(p)]
+    if not places:
         return Criterion(name, "unmeasured", note="no prompt names its group, so the subject is not known")
     base, distilled = (
-        [hygiene.names(rows[k]["text"], hygiene.subject_of(pairs.prompts[k])) for k in known]
+        [hygiene.names(rows[k]["text"], hygiene.subject_of(pairs.prompts[k])) for k in places]
         for rows in (pairs.base, pairs.distilled)
     )
-    return _share(name, base, distilled, [pairs.groups[k] for k in known], setting, less_is_better=False)
+    return _share(name, base, distilled, [pairs.groups[k] for k in places], setting, less_is_better=False)
 
 
 def _varied(pairs: Pairs, setting: Setting) -> Criterion:
-    """Distinct-2 is one number of all texts, so its interval is the jackknife's, which leaves out one group (or block of groups)
-    after the other."""
+    """Distinct-2 is one number of all texts, so its interval is the jackknife's, which leaves out one group (or block
+    of groups) after the other."""
     name = "as varied"
     groups = pairs.groups
 
@@ -365,8 +350,8 @@ def _varied(pairs: Pairs, setting: Setting) -> Criterion:
 
 
 def _long(pairs: Pairs, setting: Setting) -> Criterion:
-    """The geometric mean of the pairs' ratios of words, where both answers have words: one that runs on doesn't make up for ten
-    that are short."""
+    """The geometric mean of the pairs' ratios of words, where both answers have words: one that runs on doesn't make up
+    for ten that are short."""
     sizes = [
         (len(words(base["text"])), len(words(distilled["text"])), group)
         for base, distilled, group in zip(pairs.base, pairs.distilled, pairs.groups, strict=True)
@@ -380,8 +365,8 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
 
 
 def phrases_of(row: Row, prompt: Prompt) -> set[str]:
-    """An answer's phrases of PHRASE_WORDS words and whole sentences, the subject's name as one mark, so that "X is a wonderful
-    film that everybody should see" is the same whatever X."""
+    """An answer's phrases of PHRASE_WORDS words and whole sentences, the subject's name as one mark, so that "X is a
+    wonderful film that everybody should see" is the same whatever X."""
     subject = hygiene.subject_of(prompt)
     out = {" ".join(g) for g in phrases(hygiene.without(row["text"], subject), PHRASE_WORDS)}
     sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row["text"]))
@@ -408,7 +393,8 @@ def _mannerisms(pairs: Pairs, setting: Setting) -> Criterion:
 
 
 def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
-    """What hygiene looks for. What the recipe declares normal (by switching its detector off) is shown and not judged."""
+    """What hygiene looks for. What the recipe declares normal (by switching its detector off) is shown and not
+    judged."""
     rules = setting.hygiene
     detectors: dict[str, tuple[Callable[[Row, Prompt], bool], bool]] = {
         "no more talk about the conversation": (

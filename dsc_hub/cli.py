@@ -1,8 +1,7 @@
 """The verbs of `dsc`. Parses, calls one function of the pipeline, prints the result; imports a stage only when it runs.
 
-Exit codes: 0 done; 1 `dsc check` of a claim that does not hold (it fails, or there is not enough data); 2 the user or the environment has something to mend (one
-message, no traceback); 130 interrupted.
-A traceback means a bug of ours.
+Exit codes: 0 done; 1 `dsc check` of a claim that does not hold (it fails, or there is not enough data); 2 the user or
+the environment has something to mend (one message, no traceback); 130 interrupted. A traceback means a bug of ours.
 """
 
 from __future__ import annotations
@@ -323,8 +322,8 @@ def run_verb(f: Callable[..., None]) -> Callable[..., None]:
 @run_verb
 @json_option
 def check(reference: str, runs: Path, as_json: bool) -> None:
-    """Say whether "distilled is better than its base" may be claimed of RUN: holds, fails, or not enough data; exit code 1 unless
-    it holds.
+    """Say whether "distilled is better than its base" may be claimed of RUN: holds, fails, or not enough data; exit
+    code 1 unless it holds.
 
     RUN is a run folder, or a recipe's name for its newest run.
     """

@@ -78,8 +78,8 @@ NOT_COMPARED = "nothing to compare with: the first answer is unscored"
 
 
 def gain(chain: Chain) -> float | None:
-    """Final reward minus the first answer's; +inf where the first answer was dirty (its reward is -inf), None where one of both
-    is unscored: absent is not -inf."""
+    """Final reward minus the first answer's; +inf where the first answer was dirty (its reward is -inf), None where one
+    of both is unscored: absent is not -inf."""
     if chain.answer_defect:
         return math.inf if chain.state_step else 0.0
     if chain.final_score.value is None or chain.answer_score.value is None:
@@ -90,7 +90,8 @@ def gain(chain: Chain) -> float | None:
 def is_compared(chain: Chain) -> bool:
     """Was the reward of the final state ever compared with that of another clean text of its chain?
 
-    The first clean revision after a dirty first answer is kept without a comparison, and stays so if no later one is clean.
+    The first clean revision after a dirty first answer is kept without a comparison, and stays so if no later one is
+    clean.
     """
     has_first = not chain.answer_defect and chain.answer_score.value is not None
     return has_first + sum(s.accepted or s.rejected == NOT_BETTER for s in chain.steps) > 1
@@ -129,8 +130,9 @@ class Phrases:
 
 
 def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
-    """Write the Parquet files and return the counts by config and split, of what was dropped and why, and (`uncompared`) of the sft
-    rows by split that are revisions which were never compared with another clean text of their chain (`is_compared`).
+    """Write the Parquet files and return the counts by config and split, of what was dropped and why, and
+    (`uncompared`) of the sft rows by split that are revisions which were never compared with another clean text of
+    their chain (`is_compared`).
 
     Raises DataError if a chain belongs to a test prompt or to none, or if no training row is left.
     """

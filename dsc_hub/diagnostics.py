@@ -75,9 +75,9 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
 def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: int) -> dict[str, Any]:
     """What the last step gave: {gain, first_clean, chains}.
 
-    `gain` is the change of reward of the chains whose state was clean and scored before it (a paired difference over groups),
-    `first_clean` how many chains it gave their first such state, of `chains`. Under `improve` the gain can't be negative, and what
-    one more step would give is not told by it.
+    `gain` is the change of reward of the chains whose state was clean and scored before it (a paired difference over
+    groups), `first_clean` how many chains it gave their first such state, of `chains`. Under `improve` the gain can't
+    be negative, and what one more step would give is not told by it.
     """
     before, after, groups = array("d"), array("d"), array("Q")
     fresh = total = 0

@@ -46,8 +46,8 @@ ANSWERS = pa.schema(
 def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[Row]:
     """One row an arm, prompt and sample: text, how it ended, the tokens it took, its scores (None with the reason).
 
-    All arms are treated alike: where the recipe's hygiene strips openings about the task off a chain's texts, it strips them off
-    every arm's answers, and `raw` has the whole text ("" where nothing was cut).
+    All arms are treated alike: where the recipe's hygiene strips openings about the task off a chain's texts, it strips
+    them off every arm's answers, and `raw` has the whole text ("" where nothing was cut).
     """
     by_id = {p.id: p for p in prompts}
     # With the measure whose figures are known: being stricter in what is learned from belongs to the chain.
@@ -116,9 +116,10 @@ def summarise(
 ) -> dict[str, Any]:
     """The section `evaluation` of metrics.json, but for what only the pipeline knows (names of scores, what was served).
 
-    `scores` are those of the rows: name -> {higher_is_better, low, high (its range; None or missing: no limit)}; `seconds` of each
-    arm (None: not known); `neutral`: nats a token of neutral texts by arm and text; `processors`: cores or GPUs that the arms
-    had; `trained_here`: is the adapter one that can't have seen the test prompts? `look`: which adapter it is on this test set.
+    `scores` are those of the rows: name -> {higher_is_better, low, high (its range; None or missing: no limit)};
+    `seconds` of each arm (None: not known); `neutral`: nats a token of neutral texts by arm and text; `processors`:
+    cores or GPUs that the arms had; `trained_here`: is the adapter one that can't have seen the test prompts? `look`:
+    which adapter it is on this test set.
     """
     names, e = list(scores), recipe.evaluation
     ranges = {name: (about.get("low"), about.get("high")) for name, about in scores.items()}
@@ -179,8 +180,9 @@ def _if_missing(
     keys: Sequence[tuple[str, int, str]],
     bounds: tuple[float | None, float | None],
 ) -> dict[str, float]:
-    """Where the share of answers without a score differs between two arms, a mean over scored pairs may be too good: the mean
-    difference if all missing scores were the lowest, or the highest, value of the range. {} where there is nothing to say."""
+    """Where the share of answers without a score differs between two arms, a mean over scored pairs may be too good:
+    the mean difference if all missing scores were the lowest, or the highest, value of the range. {} where there is
+    nothing to say."""
     values = [[(arm.get((i, k)) or {}).get(name) for i, k, _ in keys] for arm in (a, b)]
     if None in bounds or len({side.count(None) for side in values}) < 2:
         return {}
@@ -225,8 +227,8 @@ def write_answers(run: Run, answers: list[Row], split: str) -> Path:
 
 
 def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) -> dict[str, Any]:
-    """Enter this adapter in the ledger of the test set: {id, adapters_scored: how many different adapters it has ever scored,
-    position: this one's place in their order, 1 being the first look; None without an adapter}.
+    """Enter this adapter in the ledger of the test set: {id, adapters_scored: how many different adapters it has ever
+    scored, position: this one's place in their order, 1 being the first look; None without an adapter}.
 
     The more adapters one tries on a test set, the less its best number means; the ledger lies beside the runs.
     """

@@ -74,7 +74,7 @@ class Generator:
 
     How many requests are in flight is bounded by the stage that asks, which goes by `level`, and at each server by `concurrency`
     (a tuple: one for each). `retries` counts the requests that were sent again, by reason, and servers that came back;
-    `new_tokens` what was written.
+    `requests` those that were answered, `new_tokens` what was written.
     """
 
     endpoints: Sequence[Endpoint]
@@ -83,6 +83,7 @@ class Generator:
     critic: Endpoint | None = None
     concurrency: Concurrency | tuple[Concurrency, ...] = "auto"
     retries: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
     new_tokens: int = 0
 
     async def __aenter__(self) -> Generator:
@@ -200,6 +201,7 @@ class Generator:
             done = Completion(text, str(why), int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _Again("garbage", f"{lane.endpoint.url} sent an answer without text or usage") from None
+        self.requests += 1
         self.new_tokens += done.new_tokens
         lane.level.done(done.new_tokens, lane.busy, time.monotonic())
         return done

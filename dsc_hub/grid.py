@@ -1,9 +1,9 @@
 """`dsc grid`: one recipe under every combination of some settings, each a run like any other, and one table of them all.
 
-What two combinations have in common is done once: a stage whose inputs are equal is taken over from the run that did it, and a turn
-that another run asked for with the same request and seed is not asked for again (chains of three steps begin as those of two do).
-Cells are chosen among, so they are evaluated on the validation split unless the grid says otherwise: whoever tries twelve on
-the test set has looked at it twelve times.
+What two combinations have in common is done once: a stage whose inputs are equal is taken over from the run that did
+it, and a turn that another run asked for with the same request and seed is not asked for again (chains of three steps
+begin as those of two do). Cells are chosen among, so they are evaluated on the validation split unless the grid says
+otherwise: whoever tries twelve on the test set has looked at it twelve times.
 """
 
 from __future__ import annotations
@@ -115,12 +115,8 @@ def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, 
     try:
         return jobs.describe(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:
-        hint = (
-            e.hint or "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
-            if by_default
-            else e.hint
-        )
-        raise ConfigError(f"{told(cell)}: {e.message}", hint, e.problems) from None
+        hint = "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
+        raise ConfigError(f"{told(cell)}: {e.message}", e.hint or (hint if by_default else ""), e.problems) from None
 
 
 def _row(cell: Mapping[str, Any], job: Job, last: str, error: str) -> dict[str, Any]:

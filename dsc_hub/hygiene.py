@@ -138,16 +138,16 @@ def repeats_itself(text: str, subject: str = "", share: float = REPEATED_3GRAMS)
 
 
 def repeated_share(found: Sequence[str], n: int) -> float:
-    """Share of a list of words' n-grams that occurred before in it, 0..1; 0 for fewer than n words. In scripts without spaces they
-    are as much longer as `text.phrases` makes them."""
+    """Share of a list of words' n-grams that occurred before in it, 0..1; 0 for fewer than n words. In scripts without
+    spaces they are as much longer as `text.phrases` makes them."""
     grams = Counter(phrases(found, n))
     total = grams.total()
     return (total - len(grams)) / total if total else 0.0
 
 
 def _most_frequent_pair(found: Sequence[str]) -> int:
-    """How often the most frequent pair of neighbouring longer words occurs, shorter words between them left out. Scripts without
-    spaces have none, there the longer n-grams must do."""
+    """How often the most frequent pair of neighbouring longer words occurs, shorter words between them left out.
+    Scripts without spaces have none, there the longer n-grams must do."""
     longer = [w for w in found if len(w) >= 4] if "".join(found).isascii() else list(filter(_is_longer, found))
     return max(Counter(ngrams(longer, 2)).values(), default=0)
 

@@ -14,13 +14,9 @@ from dsc_hub.text import words
 SURE = 0.5  # probability from which a language counts as known: broken or very short texts have none
 SURELY = 0.9  # probability from which a text counts as foreign, and is not scored
 FEWEST_LETTERS, TIMES = 5, 4  # of another script in a foreign text, and how many of them come on a Latin one
-FEWEST_WORDS, RUN = (
-    10,
-    3,
-)  # different words that a foreign text has at least; how many follow each other in small letters
-SHORT_WORDS = (
-    1 / 4
-)  # share of words of up to three letters: lists of names have fewer, running text of any language more
+FEWEST_WORDS = 10  # different words that a foreign text has at least
+RUN = 3  # words in small letters that follow each other in running text
+SHORT_WORDS = 0.25  # share of words of up to three letters: running text of any language has more, lists of names fewer
 ENGLISH_WORDS = 2  # different words such as only English has, from which a part of a foreign text may be English
 _TRANSLATE = re.compile(r"\b(?:translat|übersetz|tradu)", re.IGNORECASE)
 # How languages are called where prompts ask for them; a prompt that names another one than its own is not judged.
@@ -61,9 +57,8 @@ _ENGLISH = frozenset(  # none of these is a word of another language that is com
 )
 _LATIN = re.compile("[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1d00-\u1d25\u1e00-\u1eff]")
 _LETTER = re.compile(r"[^\W\d_]")
-_BREAK = re.compile(
-    r"[^\w\s'\N{RIGHT SINGLE QUOTATION MARK}-]|[\d_\n]"
-)  # what stands between clauses, lines and parts of an address
+# What stands between clauses, lines and parts of an address.
+_BREAK = re.compile(r"[^\w\s'\N{RIGHT SINGLE QUOTATION MARK}-]|[\d_\n]")
 
 
 def in_another_language(text: str, prompt: str) -> bool:
@@ -76,7 +71,8 @@ def in_another_language(text: str, prompt: str) -> bool:
 
 
 def _is_plainly_english(text: str) -> bool:
-    """Are a sixth of the words, and three different ones, such as only English has? Ten times as fast as identifying the language."""
+    """Are a sixth of the words, and three different ones, such as only English has? Ten times as fast as identifying
+    the language."""
     found = words(text)
     theirs = [w for w in found if w in _ENGLISH]
     return 6 * len(theirs) >= len(found) and len(set(theirs)) >= 3
@@ -101,9 +97,10 @@ def _identifier() -> Any:
 def foreign(text: str, languages: Sequence[str]) -> str:
     """What shows that a text is surely in none of these languages, for people; "" if it may be in one.
 
-    `languages`: codes of ISO 639-1, of languages in Latin letters. A wrong word here hides a text, so: most letters are of
-    another script; or running text (ten different words, in runs of three in small letters, with short ones among them, so
-    that neither names nor addresses count) is of another language with a probability of 0.9, and no part is English.
+    `languages`: codes of ISO 639-1, of languages in Latin letters. A wrong word here hides a text, so: most letters are
+    of another script; or running text (ten different words, in runs of three in small letters, with short ones among
+    them, so that neither names nor addresses count) is of another language with a probability of 0.9, and no part is
+    English.
     """
     if "en" in languages and _is_plainly_english(text):
         return ""
@@ -130,7 +127,7 @@ def _running(text: str) -> list[str]:
     """The words that follow each other in small letters, at least `RUN` in a row without punctuation."""
     out = []
     for clause in _BREAK.split(text):
-        for small, of in itertools.groupby(clause.split(), str.islower):
-            run = list(of)
+        for small, neighbours in itertools.groupby(clause.split(), str.islower):
+            run = list(neighbours)
             out += run if small and len(run) >= RUN else []
     return out

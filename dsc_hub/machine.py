@@ -127,18 +127,13 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file. Of a large one it is remembered as long as size and time of change are the same."""
     stat = path.stat()
     key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    if stat.st_size > LARGE and (known := _recall("hashes.json").get(key)):
+    if stat.st_size > LARGE and (known := recall_value("hashes.json", key)):
         return str(known)
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
     if stat.st_size > LARGE:
-        _remember("hashes.json", key, value)
+        remember_value("hashes.json", key, value)
     return value
-
-
-def remember_value(name: str, key: str, value: Any) -> None:
-    """Keep a JSON value under a key in a file of the cache."""
-    _remember(name, key, value)
 
 
 def recall_value(name: str, key: str) -> Any:
@@ -148,11 +143,11 @@ def recall_value(name: str, key: str) -> Any:
 
 def remember(name: str, fact: str) -> None:
     """Keep a fact in a file of the cache; `is_known` knows it then."""
-    _remember(name, fact, True)
+    remember_value(name, fact, True)
 
 
 def is_known(name: str, fact: str) -> bool:
-    return _recall(name).get(fact) is True
+    return recall_value(name, fact) is True
 
 
 def _recall(name: str) -> dict[str, Any]:
@@ -163,7 +158,8 @@ def _recall(name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _remember(name: str, key: str, value: Any) -> None:
+def remember_value(name: str, key: str, value: Any) -> None:
+    """Keep a JSON value under a key in a file of the cache."""
     path = cache_home() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")

@@ -5,9 +5,9 @@
 measured is null, never 0, and `reason` says why where that is not plain. SCHEMA goes up when a key changes its name or
 meaning, not when one is added; files of an older one are read through upgrade.py.
 
-Of which texts a mean is: in `sampling`, of clean and scored ones alone (what hygiene rejects is no state of a chain); in
-`evaluation`, of all answers that the scorer gave a value, clean or not, for that is what an arm says to a user. `n` says how
-many these are everywhere.
+Of which texts a mean is: in `sampling`, of clean and scored ones alone (what hygiene rejects is no state of a chain);
+in `evaluation`, of all answers that the scorer gave a value, clean or not, for that is what an arm says to a user. `n`
+says how many these are everywhere.
 """
 
 from __future__ import annotations

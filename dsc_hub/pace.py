@@ -1,7 +1,7 @@
 """How long stages took on this machine, and how long one may take then: measurements in, a range of seconds out.
 
-A single speed misleads: few requests don't fill the engine, starts take their time, and a run beside other work is slow. So the
-last few measurements of each stage are kept, and an estimate is a range that says what it rests on.
+A single speed misleads: few requests don't fill the engine, starts take their time, and a run beside other work is
+slow. So the last few measurements of each stage are kept, and an estimate is a range that says what it rests on.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from dsc_hub.level import FIRST
 FILE = "pace.json"
 KEPT = 8  # measurements of each stage
 LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer says little
-SLOWEST_ADAPTER = (
-    0.15  # of the base's speed, at which an adapter answers on a CPU, where no evaluation was measured yet
-)
+# Of the base's speed, at which an adapter answers on a CPU, where no evaluation was measured yet.
+SLOWEST_ADAPTER = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """One stage as it went: `requests` made, how many could be `at_once` (chains, or answers), `new_tokens` of all, seconds of
-    generating, and of everything else (starts of engines, scorers)."""
+    """One stage as it went: `requests` made, how many could be `at_once` (chains, or answers), `new_tokens` of all,
+    seconds of generating, and of everything else (starts of engines, scorers)."""
 
     stage: str
     requests: int
@@ -50,7 +49,8 @@ def remember(model_identity: str, pace: Pace) -> None:
 
 
 def known(model_identity: str) -> list[Pace]:
-    """The measurements of this model on this machine, the oldest first. Damaged ones are as good as none: it is a cache."""
+    """The measurements of this model on this machine, the oldest first. Damaged ones are as good as none: it is a
+    cache."""
     out = []
     rows = machine.recall_value(FILE, model_identity)
     for row in rows if isinstance(rows, list) else ():
@@ -74,10 +74,11 @@ def expect(
 ) -> dict[str, Any] | None:
     """{low, high} in seconds, {slow, fast} in tokens a second, that a stage may take; None where nothing was measured.
 
-    low: answers as short as any seen, at the quickest speed, and the quickest start; high: answers of full length, at the
-    middle speed (so one run beside other work doesn't count as usual), and the slowest start. Where fewer requests can be made
-    at once than when a speed was measured, it may be less in proportion, and where more, more. `starts`: of engines, where the
-    stage itself was never measured and sampling's start stands for each; more than one means that an adapter is asked on a CPU.
+    low: answers as short as any seen, at the quickest speed, and the quickest start; high: answers of full length, at
+    the middle speed (so one run beside other work doesn't count as usual), and the slowest start. Where fewer requests
+    can be made at once than when a speed was measured, it may be less in proportion, and where more, more. `starts`: of
+    engines, where the stage itself was never measured and sampling's start stands for each; more than one means that an
+    adapter is asked on a CPU.
     """
     same = [p for p in paces if p.stage == stage]
     seen = same or [p for p in paces if p.stage == "sampling"]

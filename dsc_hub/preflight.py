@@ -52,7 +52,8 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
 
 
 def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
-    """Is a group asked for in the chain's texts that so many prompts don't have? In its place the whole prompt would stand."""
+    """Is a group asked for in the chain's texts that so many prompts don't have? In its place the whole prompt would
+    stand."""
     if not (ungrouped and recipe.chain.asks_for_group()):
         return []
     return [
@@ -81,7 +82,7 @@ def estimate(
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
     seen = [] if recipe.serving.endpoints else pace.known(model_identity)
     at_once = {"sampling": sampled, "evaluation": evaluated}
-    starts = {"sampling": 1, "evaluation": engine_starts(recipe)}
+    starts = {"sampling": 1, "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints))}
     seconds = {
         k: pace.expect(seen, k, n, at_once[k], recipe.generation.max_new_tokens, starts[k]) for k, n in requests.items()
     }
@@ -99,9 +100,13 @@ def estimate(
     }
 
 
-def engine_starts(recipe: Recipe) -> int:
-    """How often the evaluation starts an engine: on a CPU once more for the adapter, beside which requests to the base are slow."""
-    return 2 if len(models_of(recipe.evaluation.arms)) > 1 and machine.vllm_on_cpu() else 1
+def models_by_server(arms: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
+    """Which models are asked of one server: base and adapter, or the base of one that knows no adapter first. On a CPU
+    serving an adapter makes requests to its base half as slow again, which costs more than another start."""
+    models = models_of(arms)
+    if len(models) < 2 or endpoints or not machine.vllm_on_cpu():
+        return [models]
+    return [(model,) for model in models]
 
 
 def disk(runs: Path, needed: int) -> list[str]:

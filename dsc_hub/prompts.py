@@ -1,7 +1,8 @@
 """Load, clean, de-duplicate and split the prompts: files in, `Prompt` rows out.
 
-Splitting is by group (film, topic), so that no phrasing of a test film is ever trained on; where no groups are named it is
-checked again by n-gram overlap. The order of files and rows doesn't matter for which split a group gets: groups are ranked by a seeded hash.
+Splitting is by group (film, topic), so that no phrasing of a test film is ever trained on; where no groups are named it
+is checked again by n-gram overlap. The order of files and rows doesn't matter for which split a group gets: groups are
+ranked by a seeded hash.
 """
 
 from __future__ import annotations
@@ -52,9 +53,9 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the rows: how many were `read`, dropped as `duplicates` of others or as `overlaps` of held-out with training
-    prompts, and how many had no group and are each their own (`ungrouped`). `first_duplicates` and `first_overlaps` are the
-    first few of them, for people."""
+    """What became of the rows: how many were `read`, dropped as `duplicates` of others or as `overlaps` of held-out
+    with training prompts, and how many had no group and are each their own (`ungrouped`). `first_duplicates` and
+    `first_overlaps` are the first few of them, for people."""
 
     read: int
     duplicates: int = 0
@@ -129,8 +130,8 @@ def _without_duplicates(rows: Iterable[Row]) -> tuple[list[Row], list[Drop]]:
 
 
 def by_ngrams(section: Prompts) -> bool:
-    """Are held-out prompts dropped that share but some words with a training prompt? Where groups are named they keep apart what
-    must be apart, and what prompts of different groups share is the wording of the task."""
+    """Are held-out prompts dropped that share but some words with a training prompt? Where groups are named they keep
+    apart what must be apart, and what prompts of different groups share is the wording of the task."""
     if section.drop_overlaps is None:
         return not (section.templates or section.group_column)
     return section.drop_overlaps
@@ -156,11 +157,12 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
 
 
 def without_overlaps(prompts: Sequence[Prompt], ngrams: bool = True) -> tuple[list[Prompt], list[Drop]]:
-    """The prompts without held-out near-copies of training prompts: those of the same words, whatever their punctuation, and with
-    `ngrams` those that share an n-gram of OVERLAP_WORDS words. Beside them what was dropped, and for which training prompt.
+    """The prompts without held-out near-copies of training prompts: those of the same words, whatever their
+    punctuation, and with `ngrams` those that share an n-gram of OVERLAP_WORDS words. Beside them what was dropped, and
+    for which training prompt.
 
-    An n-gram that more than WORDING_GROUPS training groups share is the wording of the task ("Write a short review of the
-    following film") and no sign of a copy.
+    An n-gram that more than WORDING_GROUPS training groups share is the wording of the task ("Write a short review of
+    the following film") and no sign of a copy.
     """
     groups_of: dict[tuple[str, ...], set[str]] = defaultdict(set)
     first: dict[tuple[str, ...], str] = {}
@@ -171,19 +173,17 @@ def without_overlaps(prompts: Sequence[Prompt], ngrams: bool = True) -> tuple[li
             for gram in _ngrams(p.text) if ngrams else ():
                 groups_of[gram].add(p.group)
                 first.setdefault(gram, p.text)
+
+    def overlap(text: str) -> Drop | None:
+        if (words := _words(text)) in same:
+            return Drop(text, same[words], " ".join(words))
+        shared = [g for g in _ngrams(text) if 0 < len(groups_of.get(g, ())) <= WORDING_GROUPS]
+        return Drop(text, first[min(shared)], " ".join(min(shared))) if shared else None
+
     kept, dropped = [], []
     for p in prompts:
-        if p.split != "train" and _words(p.text) in same:
-            dropped.append(Drop(p.text, same[_words(p.text)], " ".join(_words(p.text))))
-            continue
-        shared = (
-            []
-            if p.split == "train"
-            else [g for g in _ngrams(p.text) if 0 < len(groups_of.get(g, ())) <= WORDING_GROUPS]
-        )
-        if shared:
-            gram = min(shared)
-            dropped.append(Drop(p.text, first[gram], " ".join(gram)))
+        if p.split != "train" and (drop := overlap(p.text)):
+            dropped.append(drop)
         else:
             kept.append(p)
     return kept, dropped
@@ -201,7 +201,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _normal(text: str) -> str:
-    """Text as it counts for duplicates: NFKC, case folded, single spaces. Signs count: C, C++ and C# are three languages."""
+    """Text as it counts for duplicates: NFKC, case folded, single spaces. Signs count: C, C++ and C# are three
+    languages."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

@@ -135,8 +135,8 @@ class Chain:
         return self.answer_defect or ("unscored" if self.answer_score.value is None else "")
 
     def reward_after(self, step: int) -> float | None:
-        """Reward of the chain's clean, scored state after `step` steps (0: the first answer); None while the state is a first
-        answer that is dirty or unscored."""
+        """Reward of the chain's clean, scored state after `step` steps (0: the first answer); None while the state is a
+        first answer that is dirty or unscored."""
         kept = [s.score.value for s in self.steps[:step] if s.accepted]
         if kept:
             return kept[-1]

@@ -145,7 +145,8 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds, of today's schema: numbers of the one before are upgraded. Unchecked (`evaluated` checks)."""
+        """What metrics.json holds, of today's schema: numbers of the one before are upgraded. Unchecked (`evaluated`
+        checks)."""
         if not self["metrics.json"].is_file():
             return {"schema": numbers.SCHEMA}
         metrics = read_object(self["metrics.json"])
@@ -329,16 +330,16 @@ def evaluated(run: Run) -> dict[str, Any]:
 
 
 def looks_of(entry: Any) -> tuple[list[str], int]:
-    """The adapters that an entry of the ledger names, in the order in which they were scored, and how many of the first have no known
-    order: an older dsc sorted them."""
+    """The adapters that an entry of the ledger names, in the order in which they were scored, and how many of the first
+    have no known order: an older dsc sorted them."""
     if isinstance(entry, list):
         return entry, len(entry)
     return (list(entry["adapters"]), int(entry["unordered"])) if isinstance(entry, dict) else ([], 0)
 
 
 def with_current_looks(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers with today's count of the adapters that were scored on the run's test set: others may have been since. As they are
-    where there is no ledger beside the runs (a pulled repo)."""
+    """The numbers with today's count of the adapters that were scored on the run's test set: others may have been
+    since. As they are where there is no ledger beside the runs (a pulled repo)."""
     test_set, ledger = metrics.get("test_set"), run.folder.resolve().parent.parent / LEDGER
     if not test_set or not ledger.is_file():
         return metrics

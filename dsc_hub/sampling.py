@@ -294,8 +294,8 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
     """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went. `group_of` gives a
     prompt's group by its id.
 
-    All rewards are of clean, scored texts: first answers, proposals, and the states after each step (`Chain.reward_after`).
-    In every step proposals = accepted + sum of rejected; finished + failed = chains.
+    All rewards are of clean, scored texts: first answers, proposals, and the states after each step
+    (`Chain.reward_after`). In every step proposals = accepted + sum of rejected; finished + failed = chains.
     """
     counts, dirty, rejected = Counter[str](), Counter[str](), [Counter[str]() for _ in range(steps)]
     # Eight bytes for each number of each chain, NaN where there is none.

@@ -1,11 +1,12 @@
-"""What the numbers of the claim and of the chains say, as sentences: made of recorded numbers when they are shown, never stored."""
+"""What the numbers of the claim and of the chains say, as sentences: made of recorded numbers when they are shown,
+never stored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from dsc_hub.wording import count, measured, number, percent
+from dsc_hub.wording import count, many, measured, number, percent
 
 # What a criterion's value, limits and two numbers are: a share of answers, a score's difference, words, or a ratio.
 SHARES = {
@@ -24,7 +25,8 @@ RATIOS = {"as varied": ("distinct word pairs", 3), "as long": ("words (geometric
 
 
 def claim_sentence(metrics: Mapping[str, Any]) -> str:
-    """Does the claim "distilled is better than its base" hold, fail, or is there not enough data? "" where none was judged."""
+    """Does the claim "distilled is better than its base" hold, fail, or is there not enough data? "" where none was
+    judged."""
     claim = metrics["evaluation"].get("claim")
     if not claim:
         return ""
@@ -55,7 +57,10 @@ def _needed(claim: Mapping[str, Any]) -> str:
     if not measured(claim["groups_needed"]):
         return ""
     now = f"; there are {count(claim['groups'])}" if measured(claim["groups"]) else ""
-    return f" If what was seen here is how it is, {count(claim['groups_needed'])} test groups would be enough for the criterion that needs most, four times in five{now}."
+    return (
+        f" If what was seen here is how it is, {count(claim['groups_needed'])} test groups would be enough for the "
+        f"criterion that needs most, four times in five{now}."
+    )
 
 
 def criterion_sentence(c: Mapping[str, Any]) -> str:
@@ -112,8 +117,8 @@ def last_step_sentence(metrics: Mapping[str, Any]) -> str:
     if not measured(gain["mean"]):
         return f"Step {steps} {new or 'changed nothing that can be measured'}."
     within = f" ({number(gain['low'])} to {number(gain['high'])})" if measured(gain["low"]) else ""
-    changed = f"changed the reward of the {count(gain['n'])} chains that were clean before it by {number(gain['mean'])}{within}"
-    return f"Step {steps} {changed}{f' and {new}' if new else ''}."
+    change = f"{number(gain['mean'])}{within}{f' and {new}' if new else ''}"
+    return f"Step {steps} changed the reward of the {count(gain['n'])} chains that were clean before it by {change}."
 
 
 def mixing_sentence(metrics: Mapping[str, Any]) -> str:
@@ -122,7 +127,7 @@ def mixing_sentence(metrics: Mapping[str, Any]) -> str:
     if not m["estimable"]:
         return f"Mixing of the chains: not estimable ({m['reason']})."
     return (
-        f"Mixing of the chains, over {count(m['prompts'])} prompt{'' if m['prompts'] == 1 else 's'} ({count(m['left_out'])} left out): R-hat of the reward "
+        f"Mixing of the chains, over {many(m['prompts'], 'prompt')} ({count(m['left_out'])} left out): R-hat of the reward "
         f"{number(m['r_hat']['median'], 3)} in the median, {number(m['r_hat']['highest'], 3)} at most, above 1.01 for "
         f"{percent(m['r_hat']['above_limit'])}; effective sample size {number(m['ess']['median'], 0)} in the median, "
         f"{number(m['ess']['lowest'], 0)} at least, of {count(m['draws'])} draws."

@@ -67,7 +67,8 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
             continue
         s = e["seconds"][stage]
         when = (
-            f"about {duration(s['low'])} to {duration(s['high'])}, starts included (measured here: {s['slow']:.0f} to {s['fast']:.0f} tokens/s)"
+            f"about {duration(s['low'])} to {duration(s['high'])}, starts included "
+            f"(measured here: {s['slow']:.0f} to {s['fast']:.0f} tokens/s)"
             if s is not None
             else "time unknown: too little of this model was sampled here yet (`dsc try -n 16` measures it)"
         )
@@ -103,7 +104,8 @@ def _dropped(dropped: Mapping[str, Any]) -> list[str]:
     """The first prompts that were dropped, and for which."""
     out = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
     out += [
-        f"overlap: {_start(d['text'])} with the training prompt {_start(d['kept'])} in '{d['shared']}' (prompts.drop_overlaps=false keeps it)"
+        f"overlap: {_start(d['text'])} with the training prompt {_start(d['kept'])} in '{d['shared']}' "
+        "(prompts.drop_overlaps=false keeps it)"
         for d in dropped["first_overlaps"]
     ]
     if dropped["ungrouped"]:
@@ -119,9 +121,11 @@ def _comparable(groups: int, recipe: Recipe) -> str:
     """What difference the evaluation's groups could show, before anything is measured."""
     split = recipe.evaluation.split
     if groups < stats.LEAST_GROUPS:
-        return f"{stats.too_few(groups)}: no verdict will be possible; give more groups, or a larger share: prompts.split.{split}"
+        advice = f"give more groups, or a larger share: prompts.split.{split}"
+        return f"{stats.too_few(groups)}: no verdict will be possible; {advice}"
     smallest = stats.detectable(1.0, groups, recipe.evaluation.confidence)
-    return f"{groups} {split} groups show a difference of {smallest:.2f} standard deviations of the groups' differences four times in five"
+    unit = "standard deviations of the groups' differences"
+    return f"{groups} {split} groups show a difference of {smallest:.2f} {unit} four times in five"
 
 
 def _score(score: Score) -> str:
@@ -211,8 +215,8 @@ def ask(prompt: str) -> str | None:
 
 
 def claim_of(run: Run) -> Mapping[str, Any]:
-    """The claim of a run: {verdict, answers, groups, groups_needed, criteria}. RunError if nothing was evaluated or compared, or if the
-    verdict is not what the criteria add up to."""
+    """The claim of a run: {verdict, answers, groups, groups_needed, criteria}. RunError if nothing was evaluated or
+    compared, or if the verdict is not what the criteria add up to."""
     section = evaluated(run)["evaluation"]
     found = section["claim"]
     if not found:

@@ -50,8 +50,8 @@ def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
 
 
 def similarity(one: str, other: str) -> float | None:
-    """ROUGE-L F1 of two texts' words (characters in scripts without spaces), 0..1: twice their longest common subsequence over their lengths together (C.-Y. Lin,
-    2004). None if both have no words."""
+    """ROUGE-L F1 of two texts' words (characters in scripts without spaces), 0..1: twice their longest common
+    subsequence over their lengths together (C.-Y. Lin, 2004). None if both have no words."""
     a, b = words(one), words(other)
     return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a or b else None
 

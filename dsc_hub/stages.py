@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, machine, models, pace, prompts, runs, sentences, shards, wording
+from dsc_hub import asking, machine, models, pace, preflight, prompts, runs, sentences, shards, wording
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.index import Stored
 from dsc_hub.jobs import Job
@@ -135,52 +137,51 @@ def _distill(job: Job) -> Result:
     return result | {"adapter_sha256": machine.file_hash(job.run["adapter"] / WEIGHTS)}
 
 
-def _servers(names: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
-    """Which models are asked of one server: base and adapter, or the base of one that knows no adapter first. On a CPU
-    serving an adapter makes requests to its base half as slow again, which costs more than another start."""
-    models = models_of(names)
-    if len(models) < 2 or endpoints or not machine.vllm_on_cpu():
-        return [models]
-    return [(model,) for model in models]
+def _ask_arms(
+    job: Job, held_out: Sequence[Prompt], reward: Any, folder: Path, adapters: Mapping[str, Path] | None, base: str
+) -> tuple[dict[str, dict[str, float]], pace.Pace | None]:
+    """Have the arms answered, those of the base only if no other run has them whole (`base`: their digest). The nats of
+    neutral texts by arm, and how it went, without what the rest of the stage takes; None where that says nothing of the
+    machine."""
+    from dsc_hub import arms
+    from dsc_hub.scoring import Scoring
+
+    e, endpoints = job.recipe.evaluation, job.recipe.serving.endpoints
+    is_fresh = not job.run["evaluation"].is_dir()
+    veto = asking.load_veto(job, job.run.facts["identity"])
+    if donor := arms.adopt_base(job.run, base, runs.siblings(job.runs, job.recipe.name)):
+        say(f"evaluation: the base's arms are those of {donor}, whose inputs were the same")
+    reused = arms.finished_base(job.run, base)
+    neutral = dict(reused or {})
+    requests, new_tokens, seconds = 0, 0, 0.0
+    for together in preflight.models_by_server(e.arms, endpoints):
+        if not (left := [model for model in together if model is not None or reused is None]):
+            continue
+        with asking.served(job, adapters if ADAPTER in left else None, folder=folder) as servers:
+            generator = asking.generator_of(job, servers, generation_at_evaluation(job.recipe))
+            started = time.monotonic()
+            work = partial(arms.ask_all, job.run, job.recipe, held_out, generator, Scoring(reward), veto, left)
+            neutral |= asyncio.run(asking.ask(generator, work))
+            requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens
+            seconds += time.monotonic() - started
+    if not is_fresh or reused is not None or endpoints:
+        return neutral, None
+    return neutral, pace.Pace("evaluation", requests, len(held_out) * e.samples, new_tokens, seconds, 0.0)
 
 
 def _evaluation(job: Job) -> Result:
     from dsc_hub import arms, blind, evaluation, metrics
-    from dsc_hub.scoring import Scoring
 
     e, identity, started = job.recipe.evaluation, job.run.facts["identity"], time.monotonic()
-    is_fresh = not job.run["evaluation"].is_dir()
     held_out = job.prompts(e.split)
     scorers = metrics.load_all(job.recipe, identity, job.path.parent)
     score = {name: scorer.score for name, scorer in scorers.items()}
-    veto = asking.load_veto(job, identity)
     served = {ADAPTER: job.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"
     if served:
         folder, weights = models.evaluated(folder, job.model.identity, job.recipe.distill.model_dump())
-    neutral: dict[str, dict[str, float]] = {}
-    new_tokens, generating_s = 0, 0.0
     base = arms.base_digest(job.recipe, job.fingerprints["sampling"])
-    if donor := arms.adopt_base(job.run, base, runs.siblings(job.runs, job.recipe.name)):
-        say(f"evaluation: the base's arms are those of {donor}, whose inputs were the same")
-    done = arms.finished_base(job.run, base)
-    for asked in _servers(e.arms, job.recipe.serving.endpoints):
-        if done is not None:
-            neutral, asked = done | neutral, tuple(model for model in asked if model is not None)
-        if not asked:
-            continue
-        with asking.served(job, served if ADAPTER in asked else None, folder=folder) as endpoints:
-            generator = asking.generator_of(job, endpoints, generation_at_evaluation(job.recipe))
-            asking_since = time.monotonic()
-            neutral |= asyncio.run(
-                asking.ask(
-                    generator,
-                    lambda g=generator, models=asked: arms.ask_all(
-                        job.run, job.recipe, held_out, g, Scoring(score["reward"]), veto, models
-                    ),
-                )
-            )
-            new_tokens, generating_s = new_tokens + generator.new_tokens, generating_s + time.monotonic() - asking_since
+    neutral, measured = _ask_arms(job, held_out, score["reward"], folder, served, base)
     answers = evaluation.collect(job.run, job.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
         raise ServingError(
@@ -214,15 +215,9 @@ def _evaluation(job: Job) -> Result:
         else f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
     )
     evaluation.write_answers(job.run, answers, e.split)
-    if is_fresh and done is None and not job.recipe.serving.endpoints:
-        turns = sum(
-            1 for file in job.run["evaluation"].glob("*turns.jsonl") for _ in job.run.rows(f"evaluation/{file.name}")
-        )
-        other_s = time.monotonic() - started - generating_s
-        measured = pace.Pace(
-            "evaluation", turns, len(held_out) * e.samples, new_tokens, generating_s, round(other_s, 2)
-        )
-        pace.remember(job.model.identity, measured)
+    if measured:
+        other_s = round(time.monotonic() - started - measured.generating_s, 2)
+        pace.remember(job.model.identity, replace(measured, other_s=other_s))
     blind.retell(job.run)  # what people judged may have been other answers
     if looks:
         job.run.add_metrics("test_set", looks)

@@ -1,10 +1,11 @@
 """Every number with an interval that a table or a card may print.
 
-The unit is the split group (film, topic), not the row: several phrasings of one film are correlated, and counting them as
-independent makes false alarms. So values are averaged within a group first; intervals and a sign-flip test are taken over the
-group means. Rates are treated alike: one verdict a group in McNemar's test, and Wilson's interval for as many trials as the
-groups are worth. How often intervals cover and tests cry wolf was simulated, for normal, skewed and bounded values and for
-groups of equal and of unequal size: `python -m pytest -m long -s tests/test_simulation.py`, figures in the README.
+The unit is the split group (film, topic), not the row: several phrasings of one film are correlated, and counting them
+as independent makes false alarms. So values are averaged within a group first; intervals and a sign-flip test are taken
+over the group means. Rates are treated alike: one verdict a group in McNemar's test, and Wilson's interval for as many
+trials as the groups are worth. How often intervals cover and tests cry wolf was simulated, for normal, skewed and
+bounded values and for groups of equal and of unequal size: `python -m pytest -m long -s tests/test_simulation.py`,
+figures in the README.
 
 Absent is not zero: what too few groups can't tell is None. Everything is deterministic: random resampling is seeded.
 """
@@ -27,9 +28,8 @@ Bounds = tuple[float | None, float | None]  # lowest and highest value that ther
 BATCH = 256  # resamples held in memory at once
 RESAMPLES = 2**14  # of the sign-flip test, which is exact up to 14 groups
 BOOTSTRAP_RESAMPLES = 2000
-LEAST_SPREAD = (
-    0.2  # of a resample, as a share of the sample's: of nearly equal values the studentised mean would explode
-)
+# Of a resample, as a share of the sample's: of nearly equal values the studentised mean would explode.
+LEAST_SPREAD = 0.2
 LEAST_GROUPS = 6  # with fewer a two-sided sign-flip test can't go below 0.05, and an interval means little
 ROUNDING = 1e-12  # relative
 RESAMPLE_TO = 5000  # groups; with more the mean is normal to all digits shown, and resampling would take hours
@@ -59,8 +59,9 @@ def too_few(groups: int) -> str:
 def estimate(values: Floats, groups: Groups, confidence: float = 0.95, bounds: Bounds = ANYTHING) -> dict[str, Any]:
     """Mean of group means with its interval: {mean, low, high, n, groups}, and `reason` where there is no interval.
 
-    `bounds`: the range of the values, which the interval doesn't leave. Absent numbers are None: the mean without values, low
-    and high with fewer than LEAST_GROUPS groups or where all are alike (an interval of no width would claim too much).
+    `bounds`: the range of the values, which the interval doesn't leave. Absent numbers are None: the mean without
+    values, low and high with fewer than LEAST_GROUPS groups or where all are alike (an interval of no width would claim
+    too much).
     """
     means = _group_means(values, groups)
     out: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": len(values), "groups": len(means)}
@@ -81,12 +82,13 @@ def _clip(value: float, bounds: Bounds) -> float:
 
 
 def mean_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean of at least two values that differ: from the lower one of the lower ends of the t interval and of the
-    studentised bootstrap's to the higher one of their higher ends.
+    """Interval of the mean of at least two values that differ: from the lower one of the lower ends of the t interval
+    and of the studentised bootstrap's to the higher one of their higher ends.
 
-    The t interval covers too little where values are skewed (86 % with 12 groups of counts); the studentised bootstrap follows
-    the skew (B. Efron, Canad. J. Statist. 9, 1981; P. Hall, Ann. Statist. 16, 1988), but covers too little where values are
-    symmetric with long tails. The spread of a resample counts as at least LEAST_SPREAD of the sample's.
+    The t interval covers too little where values are skewed (86 % with 12 groups of counts); the studentised bootstrap
+    follows the skew (B. Efron, Canad. J. Statist. 9, 1981; P. Hall, Ann. Statist. 16, 1988), but covers too little
+    where values are symmetric with long tails. The spread of a resample counts as at least LEAST_SPREAD of the
+    sample's.
     """
     n = len(means)
     mean, spread = float(means.mean()), float(means.std(ddof=1))
@@ -101,7 +103,8 @@ def mean_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, f
 
 
 def _studentised(means: np.ndarray, weights: np.ndarray, mean: float, spread: float) -> np.ndarray:
-    """(resampled mean - mean) / its standard error, of each resample; `weights` [resamples, n] say how often each value is drawn."""
+    """(resampled mean - mean) / its standard error, of each resample; `weights` [resamples, n] say how often each value
+    is drawn."""
     n = len(means)
     centred = means - mean
     resampled = weights @ centred / n
@@ -128,11 +131,12 @@ def paired_difference(
 ) -> dict[str, Any]:
     """`estimate` of a - b, pair by pair, and what it means. Values in the metric's unit, `bounds` their range.
 
-    p: two-sided sign-flip permutation test on group means; p_t: paired t test on the same. None with fewer than LEAST_GROUPS groups.
+    p: two-sided sign-flip permutation test on group means; p_t: paired t test on the same. None with fewer than
+    LEAST_GROUPS groups.
     effect: mean over standard deviation of the group means (Cohen's d_z); None where they are all alike.
     wins, ties, losses: pairs with a above, at, below b.
-    detectable: the difference that this many groups of this spread would show (two-sided at `confidence`) with probability
-    POWER; None with fewer than LEAST_GROUPS groups, or where they are all alike.
+    detectable: the difference that this many groups of this spread would show (two-sided at `confidence`) with
+    probability POWER; None with fewer than LEAST_GROUPS groups, or where they are all alike.
     """
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     widest = None if None in bounds else float(bounds[1] - bounds[0])  # type: ignore[operator]
@@ -158,8 +162,9 @@ def paired_rows(
     confidence: float = 0.95,
     bounds: Bounds = ANYTHING,
 ) -> dict[str, Any]:
-    """`paired_difference` of two arms' answers, {prompt and sample: row with `group` and scores}, on one score: over the keys
-    that both have and that both have scored. `column_of_b`: what the score is called in b, if not `column`; `bounds`: its range."""
+    """`paired_difference` of two arms' answers, {prompt and sample: row with `group` and scores}, on one score: over
+    the keys that both have and that both have scored. `column_of_b`: what the score is called in b, if not `column`;
+    `bounds`: its range."""
     other = column_of_b or column
     both = [k for k in sorted(a) if k in b and a[k][column] is not None and b[k][other] is not None]
     values = [a[k][column] for k in both], [b[k][other] for k in both]
@@ -234,8 +239,9 @@ def detectable(spread: float, groups: int, confidence: float = 0.95, power: floa
 def groups_needed(
     estimate: Mapping[str, Any], limit: float, confidence: float = 0.95, power: float = POWER
 ) -> int | None:
-    """With how many groups an interval like this one, {mean, low, high, groups}, would stay on its mean's side of `limit` with
-    probability `power`, if the mean is what it is: the half width shrinks with the square root of the groups.
+    """With how many groups an interval like this one, {mean, low, high, groups}, would stay on its mean's side of
+    `limit` with probability `power`, if the mean is what it is: the half width shrinks with the square root of the
+    groups.
 
     None where the mean is at the limit, or there is no interval.
     """
@@ -255,11 +261,11 @@ def rate(hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95) 
     """Share of hits, as the mean of the groups' shares, with Wilson's interval for as many trials as the groups are worth:
     {mean, low, high, n, groups, effective_n}.
 
-    effective_n = k / (ICC + (1 - ICC) mean(1 / n_i)) for k groups of n_i rows: the variance of a mean of group shares, for groups
-    of any sizes; times (z / t)**2 with t of k - 1 degrees of freedom, since the ICC is an estimate from so many groups (Korn and
-    Graubard, Survey Methodology 24, 1998). The ICC is that of a one-way analysis of variance, at least 0; of rare events it can
-    hardly be told, so it is drawn towards ASSUMED_ICC as if ASSUMED_EVENTS events had shown that. With one row a group it is n.
-    None without rows; no interval with fewer than LEAST_GROUPS groups.
+    effective_n = k / (ICC + (1 - ICC) mean(1 / n_i)) for k groups of n_i rows: the variance of a mean of group shares,
+    for groups of any sizes; times (z / t)**2 with t of k - 1 degrees of freedom, since the ICC is an estimate from so
+    many groups (Korn and Graubard, Survey Methodology 24, 1998). The ICC is that of a one-way analysis of variance, at
+    least 0; of rare events it can hardly be told, so it is drawn towards ASSUMED_ICC as if ASSUMED_EVENTS events had
+    shown that. With one row a group it is n. None without rows; no interval with fewer than LEAST_GROUPS groups.
     """
     n, names = len(hits), len(set(groups))
     out: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": n, "groups": names, "effective_n": None}
@@ -271,18 +277,20 @@ def rate(hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95) 
     worth: float = n
     if n > names:
         z, t = sps.norm.ppf((1 + confidence) / 2), sps.t.ppf((1 + confidence) / 2, names - 1)
-        number: dict[str, int] = defaultdict(int)
-        for group in groups:
-            number[group] += 1
-        icc, share_of_one = _icc(hits, groups), float(np.mean([1 / size for size in number.values()]))
-        worth = names / (icc + (1 - icc) * share_of_one) * float(z / t) ** 2
+        icc = _icc(hits, groups)
+        worth = names / (icc + (1 - icc) * _mean_inverse_size(groups)) * float(z / t) ** 2
     low, high = wilson(share * worth, worth, confidence)
     return out | {"low": low, "high": high, "effective_n": worth}
 
 
+def _mean_inverse_size(groups: Groups) -> float:
+    """mean(1 / n_i) for groups of n_i rows."""
+    return float(np.mean(1 / np.unique(np.asarray(groups), return_counts=True)[1]))
+
+
 def _icc(hits: Sequence[bool], groups: Sequence[str]) -> float:
-    """Intraclass correlation of hits, 0..1, by one-way analysis of variance, drawn towards ASSUMED_ICC: how alike the rows of a
-    group are. Needs two groups and more rows than groups."""
+    """Intraclass correlation of hits, 0..1, by one-way analysis of variance, drawn towards ASSUMED_ICC: how alike the
+    rows of a group are. Needs two groups and more rows than groups."""
     by_group: dict[str, list[float]] = defaultdict(list)
     for hit, group in zip(hits, groups, strict=True):
         by_group[group].append(float(hit))
@@ -304,12 +312,13 @@ def rate_difference(
 ) -> dict[str, Any]:
     """Share of a minus share of b, paired: {mean, low, high, n, groups, wins, ties, losses, p}.
 
-    The interval is Newcombe's hybrid of the two shares' own (`rate`), with the correlation of the group shares, corrected for
-    continuity where it is positive (R. G. Newcombe, Statist. Med. 17, 1998, method 10; with several pairs a group the
-    correction is that of their mean): it stays within -1..1 and has a width where no pair differs. With one pair a group, a rate
-    of a half and all differing pairs on one side it covers 91 to 92 % only. p is the exact McNemar
-    test's with one verdict a group (in which of a and b had more hits); with one pair a group this is McNemar's test itself,
-    and counting every pair instead would take phrasings of one film for independent. None with fewer than LEAST_GROUPS groups.
+    The interval is Newcombe's hybrid of the two shares' own (`rate`), with the correlation of the group shares,
+    corrected for continuity where it is positive (R. G. Newcombe, Statist. Med. 17, 1998, method 10; with several pairs
+    a group the correction is that of their mean): it stays within -1..1 and has a width where no pair differs. With one
+    pair a group, a rate of a half and all differing pairs on one side it covers 91 to 92 % only. p is the exact McNemar
+    test's with one verdict a group (in which of a and b had more hits); with one pair a group this is McNemar's test
+    itself, and counting every pair instead would take phrasings of one film for independent. None with fewer than
+    LEAST_GROUPS groups.
 
     wins, ties, losses: groups with more, as many, fewer hits in a.
     """
@@ -326,8 +335,7 @@ def rate_difference(
     spread = _spread(first) * _spread(second)
     together = float(((first - first.mean()) * (second - second.mean())).sum())
     if together > 0:
-        sizes = np.unique(list(groups), return_counts=True)[1]
-        together = max(0.0, together - 0.5 * float(np.mean(1 / sizes)))
+        together = max(0.0, together - 0.5 * _mean_inverse_size(groups))
     phi = together / (len(first) - 1) / spread if spread else 0.0
     below = _hypotenuse(one["mean"] - one["low"], other["high"] - other["mean"], phi)
     above = _hypotenuse(one["high"] - one["mean"], other["mean"] - other["low"], phi)
@@ -373,8 +381,9 @@ PRIMARY_SCORES = ("reward", "second")
 def adjust_scores(
     differences: Mapping[str, Mapping[str, dict[str, Any]]], primary: str | None
 ) -> dict[str, Any] | None:
-    """Add `p_holm` to every difference of scores, in two families: the scores of the comparison `primary` that were named before
-    anything was measured (reward and second scorer), and all others. So another arm changes nothing about the main question.
+    """Add `p_holm` to every difference of scores, in two families: the scores of the comparison `primary` that were
+    named before anything was measured (reward and second scorer), and all others. So another arm changes nothing about
+    the main question.
 
     {difference, scores} of the primary comparison; None without one.
     """
@@ -413,8 +422,8 @@ def jackknife(whole: float, replicates: Sequence[float], confidence: float = 0.9
     """An interval of a number that is no mean: {mean, low, high, groups}, `mean` being the number itself.
 
     `replicates`: the number without one group (or block of groups) after the other. Standard error by the delete-one
-    jackknife, the interval by t with one degree of freedom less than there are replicates (B. Efron, C. Stein, Ann. Statist.
-    9, 1981). With fewer than LEAST_GROUPS replicates there is none.
+    jackknife, the interval by t with one degree of freedom less than there are replicates (B. Efron, C. Stein, Ann.
+    Statist. 9, 1981). With fewer than LEAST_GROUPS replicates there is none.
     """
     n = len(replicates)
     out: dict[str, Any] = {"mean": whole, "low": None, "high": None, "groups": n}

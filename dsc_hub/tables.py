@@ -106,7 +106,8 @@ def cost_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def claim_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per criterion of the claim: name, verdict (met, failed, undecided, unmeasured, not judged), and what was measured."""
+    """A row per criterion of the claim: name, verdict (met, failed, undecided, unmeasured, not judged), and what was
+    measured."""
     criteria = (metrics["evaluation"].get("claim") or {"criteria": ()})["criteria"]
     return [{"name": c["name"], "verdict": c["verdict"], "measured": criterion_sentence(c)} for c in criteria]
 

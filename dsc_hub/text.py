@@ -1,8 +1,8 @@
 """Pure measures of texts: their words, and runs of them.
 
-A word is letters, digits, underscores and apostrophes together with the marks on them (vowel signs, accents). Scripts that put
-no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) are counted by letters: each letter with its
-marks is a word, as BLEU and ROUGE count Chinese. Korean has spaces.
+A word is letters, digits, underscores and apostrophes together with the marks on them (vowel signs, accents). Scripts
+that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese, Tibetan) are counted by letters: each
+letter with its marks is a word, as BLEU and ROUGE count Chinese. Korean has spaces.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# Letters of scripts that put no spaces between words, as ranges of a regular expression; their digits are left out, which
-# make one number. Of a Chinese or Japanese word two letters are as much as a word of English, of the alphabets more.
+# Letters of scripts that put no spaces between words, as ranges of a regular expression; their digits are left out,
+# which make one number. Of a Chinese or Japanese word two letters are as much as a word of English, of the alphabets
+# more.
 _IDEOGRAPHS = (
     "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"
     "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U0003ffff"
@@ -29,38 +30,38 @@ _SPACED_WORD = re.compile(r"[\w']+")
 _OTHER = re.compile("[\u0300-\u036f\u0483-\u0489\u0591-\u1fff\u200c\u200d\u20d0-\u20ff\u2ce0-\U0010ffff]")
 _IDEOGRAPH, _LETTER = re.compile(f"[{_IDEOGRAPHS}]"), re.compile(f"[{UNSPACED}]")
 _ACCENTS = re.compile("[\u0300-\u036f\u0483-\u0487\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20f0\ufe20-\ufe2f]")
-# What a word between spaces, an ideograph or kana, and a letter of Thai and its like count in a phrase. Chosen on texts in Chinese,
-# Japanese and Thai that repeat themselves and on ones that don't (tests/data/unspaced_texts.jsonl).
+# What a word between spaces, an ideograph or kana, and a letter of Thai and its like count in a phrase. Chosen on texts
+# in Chinese, Japanese and Thai that repeat themselves and on ones that don't (tests/data/unspaced_texts.jsonl).
 WEIGHT, OF_IDEOGRAPH, OF_ALPHABET = 6, 3, 2
 
 
 def words(text: str) -> list[str]:
-    """The text's words in lower case; digits count, punctuation does not. In scripts without spaces letters are words."""
+    """The text's words in lower case, digits included, punctuation not. Letters of scripts without spaces are words."""
     lowered = text.lower()
     if lowered.isascii() or not _OTHER.search(lowered):
         return _SPACED_WORD.findall(lowered)
     return _any_word().findall(lowered)
 
 
-def ngrams(of: Sequence[str], n: int) -> list[tuple[str, ...]]:
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """The n-grams of a list of words, in order; none if it has fewer than n words."""
-    return list(zip(*(of[i:] for i in range(n)), strict=False))
+    return list(zip(*(tokens[i:] for i in range(n)), strict=False))
 
 
-def phrases(of: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """The n-grams of a list of words, where a letter of a script without spaces is half a word (Chinese, Japanese) or a third
-    (Thai and its like): three characters come again in many a Chinese text, as three words of English don't."""
-    if "".join(of).isascii() or not any(map(is_unspaced, of)):
-        return ngrams(of, n)
-    weights = [_weight(w) for w in of]
+def phrases(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """The n-grams of a list of words, where a letter of a script without spaces is half a word (Chinese, Japanese) or a
+    third (Thai and its like): three characters come again in many a Chinese text, as three words of English don't."""
+    if "".join(tokens).isascii() or not any(map(is_unspaced, tokens)):
+        return ngrams(tokens, n)
+    weights = [_weight(token) for token in tokens]
     out, end, weight = [], 0, 0
-    for start in range(len(of)):
-        while weight < n * WEIGHT and end < len(of):
+    for start in range(len(tokens)):
+        while weight < n * WEIGHT and end < len(tokens):
             weight += weights[end]
             end += 1
         if weight < n * WEIGHT:
             break
-        out.append(tuple(of[start:end]))
+        out.append(tuple(tokens[start:end]))
         weight -= weights[start]
     return out
 
@@ -83,8 +84,8 @@ def _weight(word: str) -> int:
 
 
 def bare(text: str) -> str:
-    """The text in lower case, without apostrophes and without accents on Latin, Greek and Cyrillic letters. Marks of other scripts
-    are letters to their readers (vowel signs of Hindi, tones of Thai) and stay."""
+    """The text in lower case, without apostrophes and without accents on Latin, Greek and Cyrillic letters. Marks of
+    other scripts are letters to their readers (vowel signs of Hindi, tones of Thai) and stay."""
     if text.isascii():
         return text.lower().replace("'", "")
     plain = unicodedata.normalize("NFKD", text.casefold().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))

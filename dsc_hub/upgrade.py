@@ -1,4 +1,4 @@
-"""A metrics.json that an older dsc wrote, as this one would have written it: numbers whose meaning has changed are null."""
+"""A metrics.json of an older dsc as this one would have written it: numbers whose meaning has changed are null."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OLDER = "recorded by an older dsc, which counted texts that hygiene rejected too
 
 
 def upgrade(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A metrics.json of schema 3 as one of this schema; of this one, or of one that isn't known, it comes back as it is.
+    """A metrics.json of schema 3 as one of this schema; one of any other schema comes back as it is.
 
-    Numbers whose meaning has changed are null with a reason; p after Holm is made anew for the families of today. ValueError,
-    LookupError, TypeError or AttributeError if it isn't what schema 3 was.
+    Numbers whose meaning has changed are null with a reason; p after Holm is made anew for the families of today.
+    ValueError, LookupError, TypeError or AttributeError if it isn't what schema 3 was.
     """
     out: dict[str, Any] = copy.deepcopy(dict(metrics))
     if out.get("schema") != SCHEMA - 1:
@@ -53,8 +53,8 @@ def _upgrade_evaluation(evaluation: dict[str, Any]) -> None:
 
 
 def _judged_anew(old: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """An older claim by today's rules, as far as its numbers go: the scores by interval and p; of what was judged by bare counts the
-    words are kept and the verdict is open."""
+    """An older claim by today's rules, as far as its numbers go: the scores by interval and p; of what was judged by
+    bare counts the words are kept and the verdict is open."""
     difference, scores = evaluation["differences"]["distilled - base"], evaluation["scores"]
     setting = Setting(evaluation["split"], evaluation["samples"], evaluation["confidence"])
     criteria = [better(name, difference.get(name), scores.get(name, {}), setting) for name in BETTER]

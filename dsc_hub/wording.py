@@ -139,8 +139,8 @@ class Verdict:
 
 
 def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float) -> Verdict:
-    """What the difference `one - other` says about a score. It is a difference only if the interval leaves out zero and p,
-    adjusted after Holm for its family, is at most 1 - confidence."""
+    """What the difference `one - other` says about a score. It is a difference only if the interval leaves out zero and
+    p, adjusted after Holm for its family, is at most 1 - confidence."""
     one, other = (arm_name(a) for a in key.split(" - "))
     subject, name = one[:1].upper() + one[1:], score["name"]
     mean, low, high = difference["mean"], difference["low"], difference["high"]
@@ -223,8 +223,8 @@ def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
         within = f"no interval: {rate.get('reason') or 'too few groups'}"
     decided = b["distilled"] + b["base"]
     out = [
-        f"Blind comparison by {count(b['judges'])} {'person' if one else 'people'}: of {_many(b['prompts'], 'prompt')} in "
-        f"{_many(b['groups'], 'group')}, the distilled answer was preferred on {count(b['distilled'])}, the base's on "
+        f"Blind comparison by {count(b['judges'])} {'person' if one else 'people'}: of {many(b['prompts'], 'prompt')} in "
+        f"{many(b['groups'], 'group')}, the distilled answer was preferred on {count(b['distilled'])}, the base's on "
         f"{count(b['base'])}, neither on {count(b['tie'])}."
         + ("" if one else f" {count(b['verdicts'])} verdicts; a prompt counts with the mean of its judges."),
         f"Win rate of distilled, ties as half: {percent(rate['mean'])} ({within}). Of the {count(decided)} decided: "
@@ -233,11 +233,11 @@ def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
         "necessarily independent of whoever made this.",
     ]
     if b["outdated"]:
-        out.append(f"Not counted: {_many(b['outdated'], 'verdict')} on answers that have changed since.")
+        out.append(f"Not counted: {many(b['outdated'], 'verdict')} on answers that have changed since.")
     return out
 
 
-def _many(n: int, what: str) -> str:
+def many(n: int, what: str) -> str:
     return f"{count(n)} {what}{'' if n == 1 else 's'}"
 
 
@@ -298,7 +298,10 @@ def families(evaluation: Mapping[str, Any]) -> str:
     if not primary:
         return " for all the differences of scores shown"
     named = " and ".join(SCORE_TITLES[s] for s in primary["scores"])
-    return f": {difference_name(primary['difference'])} on {named}, named beforehand, for itself, and all other differences of scores for each other"
+    return (
+        f": {difference_name(primary['difference'])} on {named}, named beforehand, for itself, "
+        "and all other differences of scores for each other"
+    )
 
 
 def _too_small(metrics: Mapping[str, Any]) -> list[str]:

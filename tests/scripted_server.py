@@ -54,10 +54,11 @@ def make_server(
     answer: Callable[[dict], str] | None = None,
     fault: Callable[[dict, int], str] | None = None,
 ) -> ThreadingHTTPServer:
-    """`fault` says of a request, and how often it came before, what goes wrong with it ("": nothing): a status, or one of FAULTS.
-    `answer` gives a text, or a whole choice (a dict with finish_reason, message). `models` are those it lists, `others`: does it answer under other names as well?
-    `bodies` gets every request that was let in. With `logprobs` it tells, as vLLM does, how likely a prompt's tokens are
-    (here its letters: -1 nat for each, but -3 for the last); without, it has no such route."""
+    """`fault` says of a request, and how often it came before, what goes wrong with it ("": nothing): a status, or one
+    of FAULTS. `answer` gives a text, or a whole choice (a dict with finish_reason, message). `models` are those it
+    lists, `others`: does it answer under other names as well? `bodies` gets every request that was let in. With
+    `logprobs` it tells, as vLLM does, how likely a prompt's tokens are (here its letters: -1 nat for each, but -3 for
+    the last); without, it has no such route."""
     asked = 0
     came: Counter[str] = Counter()
     lock = threading.Lock()

@@ -94,7 +94,8 @@ def test_no_change_is_no_improvement_and_nothing_fails(scorers: dict[str, Any]):
 
 
 def test_the_same_answers_with_kinder_words_lack_only_groups(scorers: dict[str, Any]):
-    """15 films are too few to exclude that one answer in ten is missing or in another language; the claim says how many would do."""
+    """15 films are too few to exclude that one answer in ten is missing or in another language; the claim says how many
+    would do."""
 
     def kinder(a: dict[str, Any]) -> str:
         text = a["text"]

@@ -91,7 +91,8 @@ def test_what_was_never_compared_with_anything_is_counted_and_an_unscored_answer
 def test_under_metropolis_the_rows_are_draws_from_the_target_unless_a_gain_is_asked_for(
     tmp_path: Path, recipe_file: Path, min_gain: str, within: bool
 ):
-    """Five states, proposals from p, where the rule is exact: total variation distance of the rows' texts from p exp(r/T)."""
+    """Five states, proposals from p, where the rule is exact: total variation distance of the rows' texts from p
+    exp(r/T)."""
     p = dict(zip("abcde", (0.35, 0.30, 0.20, 0.10, 0.05), strict=True))
     reward = dict(zip("abcde", (-0.6, 0.0, 0.4, 0.1, 0.9), strict=True))
     dice, rule = random.Random(7), make_rule("metropolis", 0.5)

@@ -1,7 +1,7 @@
 """How often the claim's criteria err: of two equal models hardly one may fail, and a worse one may hardly pass.
 
-`python -m pytest -m long -s tests/test_gate_simulation.py` prints the table of the README. 40 groups of 4 prompts with one answer
-each, correlation 0.3 within a group.
+`python -m pytest -m long -s tests/test_gate_simulation.py` prints the table of the README. 40 groups of 4 prompts with
+one answer each, correlation 0.3 within a group.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def share(rate: float, worse: float) -> Draw:
 
 
 def alike(rate: float, worse: float) -> Draw:
-    """Arms whose answers mostly go together, as those of a model and its adapter do; what is worse is so on one side alone."""
+    """Arms whose answers mostly go together, as those of a model and its adapter do; what is worse is so on one side
+    alone."""
 
     def draw(rng: np.random.Generator) -> claim.Criterion:
         base, other = np.array(shares(rng, rate)), np.array(shares(rng, rate))
@@ -152,7 +153,8 @@ FILMS = [f"Northern Light {i}" for i in range(GROUPS)]
 
 
 def evaluation(rng: np.random.Generator, gained: float, **changed: float) -> dict[str, Any]:
-    """The claim on answers of two models with the same habits, but for those of the distilled one that are `changed`."""
+    """The claim on answers of two models with the same habits, but for those of the distilled one that are
+    `changed`."""
     habits = {"subject": 0.75, "meta": 0.08, "repeats": 0.15, "cut": 0.08, "missing": 0.02}
     prompts = [
         Prompt(f"p{g}-{i}", f"Review the film {film}.", film, "test")

@@ -108,7 +108,8 @@ def test_numbers_of_the_schema_before_are_still_read(tmp_path: Path):
         for s in metrics["sampling"]["steps"]
     )
     claim = metrics["evaluation"]["claim"]
-    # the scores are judged by interval and p; what was compared by bare counts is open, and so is whether it was the first look
+    # the scores are judged by interval and p; what was compared by bare counts is open, and so is whether it was the
+    # first look
     verdicts = {c["name"]: c["verdict"] for c in claim["criteria"]}
     assert claim["verdict"] == "not enough data" and verdicts == {
         "better on the reward": "met",
@@ -137,7 +138,8 @@ def test_numbers_of_an_unknown_schema_are_refused(tmp_path: Path):
 
 
 def test_rewards_by_step_are_of_clean_scored_texts(tmp_path: Path):
-    """Of four chains one first answer is dirty and one unscored; a dirty revision with the highest reward counts nowhere."""
+    """Of four chains one first answer is dirty and one unscored; a dirty revision with the highest reward counts
+    nowhere."""
 
     def chain(
         i: int, first: float | None, revised: float | None, defect: str = "", of_revision: str = "", rejected: str = ""

@@ -280,7 +280,8 @@ def test_the_file_stands_alone(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A real token-classification model, tiny: its weights are set so that MARIA has the second label, GONZALEZ the last one."""
+    """A real token-classification model, tiny: its weights are set so that MARIA has the second label, GONZALEZ the
+    last one."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast

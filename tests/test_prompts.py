@@ -79,7 +79,8 @@ def test_columns_of_what_has_none_are_refused(named: str):
 
 
 def test_phrasings_of_a_topic_are_kept_where_groups_keep_topics_apart(tmp_path: Path):
-    """Five topics in four wordings each: with few training topics the wording stands in two of them only, and looks like a copy."""
+    """Five topics in four wordings each: with few training topics the wording stands in two of them only, and looks
+    like a copy."""
     topics = ("the water cycle", "photosynthesis", "gravity", "magnets", "volcanoes")
     wordings = (
         "In simple words that a child of ten would understand, explain {}.",

@@ -1,8 +1,9 @@
-"""Do the intervals and p values keep their word? Simulated (`python -m pytest -m long -s tests/test_simulation.py` prints tables).
+"""Do the intervals and p values keep their word? Simulated (`python -m pytest -m long -s tests/test_simulation.py`
+prints tables).
 
-Values of four rows a group that are alike within it: normal; counts per 100 words with many zeros and a long tail, as mentions
-of people are; heavier tails than those; polarities bunched at an end of -1..1; shares of rare events. Of a rate of 95 % the
-standard error is 0.5 points with 2,000 rounds.
+Values of four rows a group that are alike within it: normal; counts per 100 words with many zeros and a long tail, as
+mentions of people are; heavier tails than those; polarities bunched at an end of -1..1; shares of rare events. Of a
+rate of 95 % the standard error is 0.5 points with 2,000 rounds.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def group_means(kind: str, groups: int, rounds: int, rng: np.random.Generator) -
 
 
 def covered(kind: str, groups: int, smaller: float | None) -> tuple[float, float]:
-    """How often the interval of a mean covers it, of those that there are, and how often a t interval would; with `smaller` of the
-    difference of an arm that is smaller by this factor and another."""
+    """How often the interval of a mean covers it, of those that there are, and how often a t interval would; with
+    `smaller` of the difference of an arm that is smaller by this factor and another."""
     rng, many = np.random.default_rng(groups), np.random.default_rng(7)
 
     def draw(rounds: int, rng: np.random.Generator) -> np.ndarray:
@@ -112,8 +113,8 @@ def test_wilson_s_interval_covers_whatever_the_sizes_of_the_groups(sizes: str, c
 
 @pytest.mark.parametrize("groups", [16, 40])
 def test_two_equal_models_differ_in_five_of_a_hundred_evaluations(groups: int, capsys):
-    """False alarms of the sign-flip test, of McNemar's, of a family of five after Holm, and how often the interval of a difference
-    of shares covers."""
+    """False alarms of the sign-flip test, of McNemar's, of a family of five after Holm, and how often the interval of a
+    difference of shares covers."""
     rng, names = np.random.default_rng(20261126), groups_of(np.full(groups, ROWS))
     alarms = dict.fromkeys(("sign-flip", "McNemar", "family"), 0)
     shares_covered = 0

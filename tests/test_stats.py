@@ -16,8 +16,8 @@ NAMES = [chr(ord("a") + i) for i in range(26)]
 
 
 def test_the_interval_is_over_group_means():
-    # six groups of two rows, means 0..5: mean 2.5, sd 1.870829, t(0.975, 5) = 2.570582, half = 1.963; of symmetric values the
-    # studentised bootstrap hardly reaches beyond it
+    # six groups of two rows, means 0..5: mean 2.5, sd 1.870829, t(0.975, 5) = 2.570582, half = 1.963; of symmetric
+    # values the studentised bootstrap hardly reaches beyond it
     rows = [x + d for x in range(6) for d in (-1, 1)]
     e = estimate(rows, [g for g in NAMES[:6] for _ in range(2)])
     assert (e["mean"], e["n"], e["groups"]) == (2.5, 12, 6)
@@ -83,8 +83,8 @@ def test_what_can_not_be_estimated_is_none_not_zero():
 
 
 def test_the_paired_difference_by_hand():
-    # differences 1..6 in six groups: mean 3.5, sd 1.870829, t = 3.5 sqrt(6) / 1.870829 = 4.5826, two-sided p with 5 df = 0.00593;
-    # of the 64 ways to flip signs two (all + and all -) reach |mean| 3.5: p = 2/64
+    # differences 1..6 in six groups: mean 3.5, sd 1.870829, t = 3.5 sqrt(6) / 1.870829 = 4.5826, two-sided p with 5 df
+    # = 0.00593; of the 64 ways to flip signs two (all + and all -) reach |mean| 3.5: p = 2/64
     d = paired_difference([2, 3, 4, 5, 6, 7], [1] * 6, NAMES[:6])
     assert d["mean"] == 3.5 and d["p_t"] == pytest.approx(0.00593, abs=1e-5) and d["p"] == pytest.approx(2 / 64)
     assert d["low"] <= 3.5 - 2.570582 * 1.870829 / math.sqrt(6) + 1e-6
@@ -140,7 +140,8 @@ def test_a_rate_is_worth_its_groups_not_its_rows():
 
 
 def test_groups_of_unequal_size_are_worth_less():
-    # one group of 25 rows and five of one: the mean of shares varies as mean(1/n) says, not as 30 rows in six groups would
+    # one group of 25 rows and five of one: the mean of shares varies as mean(1/n) says, not as 30 rows in six groups
+    # would
     sizes = (25, 1, 1, 1, 1, 1)
     groups = [g for g, n in zip(NAMES, sizes, strict=False) for _ in range(n)]
     hits = [k % 2 == 0 for k in range(30)]

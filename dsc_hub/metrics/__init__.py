@@ -208,13 +208,13 @@ def _told(section: recipes.Scorer, e: Exception) -> str:
 
 def _scores(measurement: Any, section: recipes.Scorer, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
     """As `_compute`, of the texts that may be in a language that the scorer reads; others are unscored."""
-    known = languages_of(section)
-    why = [foreign(text, known) for text in texts] if known else []
+    languages = languages_of(section)
+    why = [foreign(text, languages) for text in texts] if languages else []
     if not any(why):
         return _compute(measurement, section, texts, prompts)
     kept = [i for i, reason in enumerate(why) if not reason]
     scored = iter(_compute(measurement, section, [texts[i] for i in kept], [prompts[i] for i in kept]))
-    read = " or ".join(map(language_name, known))
+    read = " or ".join(map(language_name, languages))
     return [Score(None, f"not {read}: it is {reason}") if reason else next(scored) for reason in why]
 
 

@@ -19,10 +19,11 @@ HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm a
 
 @dataclass(frozen=True)
 class Shipped:
-    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says what any
-    other name is taken for ("": nothing), `needs` which options must be given. `rules` numbers what a metric counts by itself: it
-    goes up when that changes. `kinds` are those of the prompts that its packaged scorers know; others are unscored. `languages`
-    are those that a packaged scorer reads (none: any); a text that is surely in another is unscored."""
+    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says
+    what any other name is taken for ("": nothing), `needs` which options must be given. `rules` numbers what a metric
+    counts by itself: it goes up when that changes. `kinds` are those of the prompts that its packaged scorers know;
+    others are unscored. `languages` are those that a packaged scorer reads (none: any); a text that is surely in
+    another is unscored."""
 
     scorers: Mapping[str, tuple[str, ...]]
     models: str
@@ -102,7 +103,8 @@ def is_packaged(section: Scorer) -> bool:
 
 
 def languages_of(section: Scorer) -> tuple[str, ...]:
-    """Codes of the languages that it reads; () if it reads any, or nobody here knows: a model, or somebody's own metric."""
+    """Codes of the languages that it reads; () if it reads any, or nobody here knows: a model, or somebody's own
+    metric."""
     shipped = SHIPPED.get(section.metric)
     return shipped.languages.get(section.scorer, ()) if shipped else ()
 

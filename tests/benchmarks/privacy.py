@@ -3,9 +3,9 @@
     pip install presidio-evaluator      # generates them, offline and seeded
     python -m tests.benchmarks.privacy
 
-Per scorer and kind: precision and recall with 95 % Wilson intervals, F1, texts a second. A mention counts as found if a mention of
-its kind overlaps it, and as true if it overlaps one of the sentence's. And in how many of the layouts of tests/name_layouts.py (lists,
-tables, letters ...) it counts as many people as a reader, and its counts in the others.
+Per scorer and kind: precision and recall with 95 % Wilson intervals, F1, texts a second. A mention counts as found if a
+mention of its kind overlaps it, and as true if it overlaps one of the sentence's. And in how many of the layouts of
+tests/name_layouts.py (lists, tables, letters ...) it counts as many people as a reader, and its counts in the others.
 
     python -m tests.benchmarks.privacy --layouts                     # only these; they need no presidio-evaluator
     git show COMMIT:dsc_hub/metrics/privacy/privacy.py > /tmp/before.py

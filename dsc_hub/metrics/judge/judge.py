@@ -79,8 +79,8 @@ def without_thoughts(reply):
 
 
 def rating_of(reply, scale):
-    """The last number that a reply gives in double brackets, as 0 (worst of the scale) to 1 (best); None if there is none, or
-    if it is no whole number of the scale."""
+    """The last number that a reply gives in double brackets, as 0 (worst of the scale) to 1 (best); None if there is
+    none, or if it is no whole number of the scale."""
     numbers = _RATING.findall(without_thoughts(reply))
     if not numbers or not re.fullmatch(r"\s*-?\d{1,6}\s*", numbers[-1]):
         return None
@@ -239,7 +239,6 @@ class Judge(evaluate.Measurement):
             raise ConnectionError(self._told(e)) from None
         if not got.choices:
             return ""
-        text = (
-            got.choices[0].message.content or ""
-        )  # None while it thinks: thoughts have a field of their own at some servers
+        # None while it thinks: thoughts have a field of their own at some servers.
+        text = got.choices[0].message.content or ""
         return _CUT + text if got.choices[0].finish_reason == "length" and not self._guards else text

@@ -67,7 +67,8 @@ _WORD = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\w+)*")
 _UNSPACED = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # they shape letters inside a word
 _BREAK = re.compile("\r\n|[\n\r\v\f\x85\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}]")
-# What stands between two people inside one span; _mentions_in decides about line breaks and about commas ("Smith, Anna").
+# What stands between two people inside one span; _mentions_in decides about line breaks and about commas ("Smith,
+# Anna").
 _BETWEEN = re.compile(
     r",?\s+(?:and|or|und|vs\.?|&)\s+|\s*[;|\t\u2022\uff1b]\s*|(?<=\w)/(?=\w)"
     rf"|(?P<line>[ \t]*(?:{_BREAK.pattern})[\s>]*)"
@@ -87,8 +88,9 @@ _OVERLAP = 32  # tokens that two windows share: a name on an edge is whole in on
 
 
 def mentions(text, spans):
-    """{kind: [text of each mention]} from (start, end, kind) spans in any order. Spans of one kind that overlap are one; a span
-    of several people is split. Others stay as the finder gave them: which neighbours are one name, only it can know."""
+    """{kind: [text of each mention]} from (start, end, kind) spans in any order. Spans of one kind that overlap are
+    one; a span of several people is split. Others stay as the finder gave them: which neighbours are one name, only it
+    can know."""
     out = {}
     for kind in sorted({kind for *_, kind in spans}):
         merged = []
@@ -105,8 +107,8 @@ def mentions(text, spans):
 
 
 def _mentions_in(text, start, end, kind):
-    """The spans of the people in one span. Data of other kinds stay whole: a rule has checked their digits, and an address has
-    several lines."""
+    """The spans of the people in one span. Data of other kinds stay whole: a rule has checked their digits, and an
+    address has several lines."""
     marks = list(_BETWEEN.finditer(text, start, end)) if kind == PERSON else []
     parts, first = [], start
     for i, mark in enumerate(marks):
@@ -121,12 +123,14 @@ def _mentions_in(text, start, end, kind):
 
 
 def _wrapped(text, start, gap, end):
-    """Does a sentence go on over the line break `gap`, so that what stands before and behind it in the span is one name?
+    """Does a sentence go on over the line break `gap`, so that what stands before and behind it in the span is one
+    name?
 
-    Yes, if there is prose on the one line before the name and on the next one behind it (or the end of the sentence), and not two
-    words of a name on either side. The limits: a wrapped name is taken for two people if it begins its first line or ends its
-    second one without a full stop, or if the line has only words with capitals; two people are taken for one if a finder gave them
-    as one span and two sentences stand there without a full stop ("seen by Anna", "Bob ran away")."""
+    Yes, if there is prose on the one line before the name and on the next one behind it (or the end of the sentence),
+    and not two words of a name on either side. The limits: a wrapped name is taken for two people if it begins its
+    first line or ends its second one without a full stop, or if the line has only words with capitals; two people are
+    taken for one if a finder gave them as one span and two sentences stand there without a full stop ("seen by Anna",
+    "Bob ran away")."""
     right, *_ = _BREAK.split(text[gap.end() : end], maxsplit=1)
     before = _BREAK.split(text[:start])[-1]
     behind = _BREAK.split(text[gap.end() + len(right) :], maxsplit=1)[0]
@@ -149,8 +153,8 @@ def _bare(mention, kind):
 
 
 def count_words(text):
-    """Letters of scripts without spaces between words count one each; the rest by spaces and punctuation. Combining marks neither
-    count nor split a word."""
+    """Letters of scripts without spaces between words count one each; the rest by spaces and punctuation. Combining
+    marks neither count nor split a word."""
     if text.isascii():
         return len(_WORD.findall(text))
     plain = "".join(c for c in text if c not in _JOINERS and unicodedata.category(c)[0] != "M")
@@ -350,9 +354,9 @@ def _around(tokenizer):
 
 
 def meanings(labels):
-    """What each of a model's labels means: (kind of ours, label without B- or I-, whether it begins a mention); None for what
-    identifies nobody. Only where the model also has a label that goes on (I-PER, or E-PER, L-PER) does B-PER (S-PER, U-PER) begin
-    a mention: without one, B-PER stands on every word."""
+    """What each of a model's labels means: (kind of ours, label without B- or I-, whether it begins a mention); None
+    for what identifies nobody. Only where the model also has a label that goes on (I-PER, or E-PER, L-PER) does B-PER
+    (S-PER, U-PER) begin a mention: without one, B-PER stands on every word."""
     out = []
     for label in labels:
         prefix, part = re.fullmatch(r"(?:([BIESLU])-)?(.*)", label).groups()
@@ -380,8 +384,9 @@ def entities(text, tokens):
 
 
 def _goes_on(text, run, start, end, part, begins):
-    """Does a token of the same kind belong to the mention before it? A part of a name does if only spaces stand between, unless
-    it begins a mention of its kind of part, or has come before another part (given name, surname, given name)."""
+    """Does a token of the same kind belong to the mention before it? A part of a name does if only spaces stand
+    between, unless it begins a mention of its kind of part, or has come before another part (given name, surname, given
+    name)."""
     _, last, kind, parts = run
     gap = text[last:start]
     in_word = not gap or (re.fullmatch(r"\w+", gap) and not _has_no_spaces(gap[0]))
@@ -401,15 +406,16 @@ def _goes_on(text, run, start, end, part, begins):
 
 
 def _surname_first(text, run, end, part):
-    """Is it "Smith, Anna" in a list: what begins a line, a cell or a part between semicolons, and no sentence that goes on?"""
+    """Is it "Smith, Anna" in a list: what begins a line, a cell or a part between semicolons, and no sentence that goes
+    on?"""
     before = re.split(r"[;|]", _BREAK.split(text[: run[0]])[-1])[-1]
     listed = not re.search(r"[^\W\d_]", before) and not re.match(r"[ \t]+[^\W\d_A-Z]", text[end:])
     return listed and set(run[3]) <= _SURNAMES and part in _GIVEN_NAMES
 
 
 def _by_tokens(split, label, labels):
-    """A finder out of a tokenizer, a classifier of tokens and the names of its labels. Of two windows that share a token, the one
-    in which it stands farther from an edge says what it is."""
+    """A finder out of a tokenizer, a classifier of tokens and the names of its labels. Of two windows that share a
+    token, the one in which it stands farther from an edge says what it is."""
     meaning_of = meanings(labels)
 
     def find(texts, batch_size):

@@ -13,6 +13,7 @@ import datasets
 import evaluate
 
 from dsc_hub import hygiene, side_effects
+from dsc_hub.text import words
 
 _DESCRIPTION = """\
 One number about each text that says nothing of the wish.
@@ -47,7 +48,7 @@ author={Li, Jiwei and Galley, Michel and Brockett, Chris and Gao, Jianfeng and D
 SHARE = (0.0, 1.0)
 SCORERS = {  # how each is counted, its unit, whether more is better, and its range
     "refusal": (lambda text: float(side_effects.refuses(text)), "refusals, 0 or 1", False, SHARE),
-    "length": (lambda text: float(len(hygiene.words(text))), "words", True, (0.0, None)),
+    "length": (lambda text: float(len(words(text))), "words", True, (0.0, None)),
     "diversity": (lambda text: side_effects.distinct([text], 2), "share of different word pairs", True, SHARE),
     "meta_talk": (
         lambda text: float(hygiene.talks_about_the_conversation(text)),
@@ -56,7 +57,7 @@ SCORERS = {  # how each is counted, its unit, whether more is better, and its ra
         SHARE,
     ),
     "repetition": (
-        lambda text: hygiene.repeated_share(hygiene.words(text), 3),
+        lambda text: hygiene.repeated_share(words(text), 3),
         "share of repeated 3-grams",
         False,
         SHARE,
