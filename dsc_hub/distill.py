@@ -46,7 +46,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from dsc_hub import progress
+from dsc_hub import machine, progress
 from dsc_hub.distill_checks import (
     Plan,
     ends,
@@ -188,10 +188,8 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
 def _compute_dtype(on_cpu: bool) -> torch.dtype:
     """bf16 where the hardware has it, else fp32: fp16 needs loss scaling, which bf16 adapter weights don't take."""
     if on_cpu:
-        able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    else:
-        able = torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if able else torch.float32
+        return getattr(torch, machine.cpu_dtype())
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
 
 def _arguments(

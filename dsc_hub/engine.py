@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dsc_hub.errors import ServingError
 from dsc_hub.level import MOST
-from dsc_hub.machine import cores, openmp_library, vllm_on_cpu, without_launcher
+from dsc_hub.machine import cores, cpu_dtype, openmp_library, vllm_on_cpu, without_launcher
 from dsc_hub.progress import duration
 from dsc_hub.recipe import Serving
 from dsc_hub.runs import read_json
@@ -78,7 +78,7 @@ def vllm_command(
         # Chunked prefill and a per-request seed together kill the CPU engine.
         command += [
             "--dtype",
-            "bfloat16",
+            cpu_dtype(),
             "--no-enable-chunked-prefill",
             "--block-size",
             str(BLOCK_ON_CPU),

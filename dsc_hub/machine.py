@@ -107,10 +107,22 @@ def vllm_on_cpu() -> bool:
 
 
 @functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """What the processor can do, in the kernel's words; empty where there is no /proc/cpuinfo."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return frozenset(w for line in lines if line.lower().startswith(("flags", "features")) for w in line.split())
+
+
 def has_amx() -> bool:
     """Has the processor matrix units that multiply in bfloat16?"""
-    info = Path("/proc/cpuinfo")
-    return info.is_file() and "amx_bf16" in info.read_text()
+    return "amx_bf16" in _cpu_flags()
+
+
+def cpu_dtype() -> str:
+    """What a model computes in on this processor: "bfloat16" where it has instructions for it (x86: AVX512_BF16 or AMX; Arm:
+    BF16), else "float32". Without them bfloat16 is emulated: on an AVX2 processor 15 GFLOPS where float32 reaches 122."""
+    return "bfloat16" if _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
 def openmp_library() -> Path | None:

@@ -27,11 +27,11 @@ from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.progress import duration, moving_line
 from dsc_hub.recipe import Critic, Serving
 
-# Compiling on a CPU, SmolLM2-135M on two cores: so much longer until it is ready, and so much less time for each token: with
-# matrix units (AMX) the rest of a step weighs more. And the most tokens a second that were seen, for a model whose speed isn't
-# known here yet.
-COMPILING_S = 60.0
-COMPILED_SAVES = {True: 0.13, False: 0.02}  # has the processor AMX?
+# Compiling on a CPU, SmolLM2-135M on two cores: so many seconds longer until it is ready, and such a share less time for each
+# token, by what the processor multiplies with. With matrix units (AMX) the rest of a step weighs more; in float32 on AVX2 the
+# rest is a third of it (117 to 126 tokens/s eager, 163 compiled).
+COMPILING = {"amx": (60.0, 0.13), "bfloat16": (60.0, 0.02), "float32": (150.0, 0.25)}
+# The most tokens a second that were seen, for a model whose speed isn't known here yet.
 FASTEST = 700.0
 
 
@@ -106,7 +106,8 @@ def replica_places(section: Serving) -> list[tuple[str, ...]]:
 
 def worth_compiling(new_tokens: int, tokens_per_s: float | None) -> bool:
     """On a CPU: does a run of so many tokens gain by it more than the start loses? `tokens_per_s`: as measured here; None: never."""
-    return new_tokens / (tokens_per_s or FASTEST) * COMPILED_SAVES[machine.has_amx()] > COMPILING_S
+    starting_s, saves = COMPILING["amx" if machine.has_amx() else machine.cpu_dtype()]
+    return new_tokens / (tokens_per_s or FASTEST) * saves > starting_s
 
 
 def prefix_cache(endpoints: Iterable[Endpoint]) -> list[tuple[int, int] | None]:

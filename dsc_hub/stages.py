@@ -209,11 +209,7 @@ def _evaluation(job: Job) -> Result:
     numbers["processors"] = kind or ("GPU" if job.run.facts["hardware"]["gpus"] else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
-    numbers["served_on"] = (
-        f"{job.model.id} as {', '.join(job.recipe.serving.endpoints)} serves it"
-        if job.recipe.serving.endpoints
-        else f"{job.model.id} {weights}" + (", adapter unmerged" if served else "")
-    )
+    numbers["served_on"] = _served_on(job, weights, adapter=served is not None)
     evaluation.write_answers(job.run, answers, e.split)
     if measured:
         other_s = round(time.monotonic() - started - measured.generating_s, 2)
@@ -227,6 +223,18 @@ def _evaluation(job: Job) -> Result:
         f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {job.run['evaluation']}"
     )
     return numbers
+
+
+def _served_on(job: Job, weights: str, *, adapter: bool) -> str:
+    """In words, the weights that all arms ran on and how they were computed with."""
+    if job.recipe.serving.endpoints:
+        return f"{job.model.id} as {', '.join(job.recipe.serving.endpoints)} serves it"
+    parts = [f"{job.model.id} {weights}"]
+    if adapter:
+        parts.append("adapter unmerged")
+    if machine.vllm_on_cpu() and machine.cpu_dtype() == "float32":
+        parts.append("computed in float32")
+    return ", ".join(parts)
 
 
 def _report(job: Job) -> Result:

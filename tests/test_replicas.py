@@ -99,23 +99,53 @@ def test_vllms_own_parser_takes_our_command_lines_and_those_of_the_readme(tmp_pa
     assert parsed[1][4:] == ["32", "True"] and parsed[2][5] == "False"
 
 
+AVX2 = frozenset({"avx", "avx2", "fma"})
+AVX512_BF16 = AVX2 | {"avx512f", "avx512bw", "avx512_bf16"}
+AMX = AVX512_BF16 | {"amx_bf16", "amx_tile"}
+
+
 @pytest.mark.parametrize(
-    ("tokens", "speed", "amx", "pays"),
+    ("flags", "dtype"),
     [
-        (100_000, 660.0, True, False),
-        (400_000, 660.0, True, True),
-        (400_000, 6600.0, True, False),
-        (400_000, 500.0, False, False),
-        (3_000_000, 500.0, False, True),
-        (200_000, None, True, False),
-        (400_000, None, True, True),
-        (0, None, True, False),
+        (AMX, "bfloat16"),
+        (AVX512_BF16, "bfloat16"),
+        (frozenset({"asimd", "bf16"}), "bfloat16"),
+        (AVX2, "float32"),
+        (AVX2 | {"avx512f", "avx512bw", "avx512_vnni"}, "float32"),
+        (frozenset({"asimd"}), "float32"),
+        (frozenset(), "float32"),
+    ],
+)
+def test_a_cpu_serves_and_trains_in_bfloat16_only_where_it_has_instructions_for_it(
+    monkeypatch: pytest.MonkeyPatch, flags: frozenset[str], dtype: str
+):
+    from dsc_hub import distill
+
+    monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
+    command = engine.vllm_command(Path("/m"), Serving(), 1, {}, True)
+    assert command[command.index("--dtype") + 1] == dtype
+    assert str(distill._compute_dtype(on_cpu=True)) == f"torch.{dtype}"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "speed", "flags", "pays"),
+    [
+        (100_000, 660.0, AMX, False),
+        (400_000, 660.0, AMX, True),
+        (400_000, 6600.0, AMX, False),
+        (400_000, 500.0, AVX512_BF16, False),
+        (3_000_000, 500.0, AVX512_BF16, True),
+        (60_000, 120.0, AVX2, False),
+        (90_000, 120.0, AVX2, True),
+        (200_000, None, AMX, False),
+        (400_000, None, AMX, True),
+        (0, None, AMX, False),
     ],
 )
 def test_compiling_is_weighed_against_the_length_of_the_run(
-    monkeypatch: pytest.MonkeyPatch, tokens: int, speed: float | None, amx: bool, pays: bool
+    monkeypatch: pytest.MonkeyPatch, tokens: int, speed: float | None, flags: frozenset[str], pays: bool
 ):
-    monkeypatch.setattr(machine, "has_amx", lambda: amx)
+    monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
     assert serving.worth_compiling(tokens, speed) is pays
 
 

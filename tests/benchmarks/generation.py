@@ -157,7 +157,7 @@ def _raw(told: dict[str, Any]) -> None:
             "enforce_eager": True,
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": 4096,
-            "dtype": "bfloat16",
+            "dtype": machine.cpu_dtype(),
             "block_size": engine.BLOCK_ON_CPU,
         }
     llm = LLM(told["folder"], max_model_len=told["context"], max_num_seqs=told["at_once"], **more)
