@@ -68,7 +68,7 @@ SHIPPED = {
         "",
         ("endpoint", "model", "api_key_env", "instruction", "scale", "votes", "temperature", "max_tokens", "format"),
         needs=("endpoint", "model"),
-        rules=2,
+        rules=3,
     ),
     "side_effects": Shipped(
         {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},

@@ -40,7 +40,7 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
     found = loaded.score(ANSWERS * 4, [PROMPT] * 12)
     assert all((s.value is None) == bool(s.reason) and (s.value is None or 0 <= s.value <= 1) for s in found)
     assert [s.reason for s in found[2::3]] == ["no words"] * 4
-    assert rating_of("[[7]]", (1, 5)) is None  # what it may well say
+    assert rating_of("[[7]]", (1, 5)).value is None  # what it may well say
 
 
 def test_a_real_critic_at_its_own_server_and_a_grid_that_shares_its_turns(
