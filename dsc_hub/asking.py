@@ -15,7 +15,7 @@ from typing import Any
 from dsc_hub import machine, models, pace, prompts
 from dsc_hub.chain import VetoText, no_veto
 from dsc_hub.index import Index
-from dsc_hub.jobs import Job
+from dsc_hub.jobs import Job, announce_servers
 from dsc_hub.progress import duration, say
 from dsc_hub.recipe import Generation
 from dsc_hub.recipe import veto as veto_of
@@ -152,6 +152,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
     """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
     from dsc_hub import metrics, sampling
 
+    announce_servers(job.recipe)
     found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     some = [p for p in found if p.split == "train"][:count]
     one_each = job.recipe.model_copy(update={"chain": job.recipe.chain.model_copy(update={"chains_per_prompt": 1})})

@@ -114,8 +114,12 @@ def _print_json(value: Any) -> None:
 
 def _allow(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
     for value in values:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{7,40}", value):
-            raise click.BadParameter(f"{value}: expected USER/NAME@COMMIT", context, parameter)
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", value):
+            raise click.BadParameter(
+                f"{value}: expected USER/NAME@COMMIT, the commit with all its 40 digits (of a shorter one there can be two)",
+                context,
+                parameter,
+            )
     context.meta["allowed_code"] = values
 
 
@@ -557,7 +561,7 @@ def import_reference(
 
 @cli.group()
 def recipes() -> None:
-    """Packaged recipes: list them, or copy one to edit it."""
+    """List the packaged recipes, copy one to edit it, or adopt one that was downloaded."""
 
 
 @recipes.command("list")
@@ -582,6 +586,33 @@ def recipes_copy(name: str, folder: Path | None) -> None:
 
     target, own = copy(name, folder)
     click.echo(f"{target}/recipe.yaml, named {own}, is yours to edit:  dsc run {target}/recipe.yaml")
+
+
+@recipes.command("adopt")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def recipes_adopt(folder: Path, yes: bool) -> None:
+    """Make a downloaded FOLDER your own: its recipes may then name servers, keys, local folders and code of yours.
+
+    Shows first what its recipe would contact, read and run.
+    """
+    from dsc_hub import jobs, origin, recipe_files
+    from dsc_hub.errors import ConfigError
+    from dsc_hub.progress import say
+
+    where = origin.of_another(folder)
+    if where is None:
+        origin.adopt(folder)  # raises: says why there is nothing to adopt
+    for line in jobs.reach(recipe_files.load(recipe_files.find(str(folder)))):
+        say(f"  {line}")
+    try:
+        agreed = yes or click.confirm(f"{folder} was downloaded from {where}. Is it your own from now on?", err=True)
+    except click.Abort:  # no terminal to ask, or Ctrl-C
+        agreed = False
+    if not agreed:
+        raise ConfigError(f"{folder} was not adopted", "Answer y, or give --yes.")
+    origin.adopt(folder)
+    click.echo(f"{folder} is yours:  dsc run {folder}/recipe.yaml")
 
 
 @cli.group()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dsc_hub.errors import ServingError
 from dsc_hub.level import MOST
-from dsc_hub.machine import cores, cpu_dtype, openmp_library, vllm_on_cpu, without_launcher
+from dsc_hub.machine import cores, cpu_dtype, for_child, openmp_library, vllm_on_cpu
 from dsc_hub.progress import duration
 from dsc_hub.recipe import Serving
 from dsc_hub.runs import read_json
@@ -104,7 +104,7 @@ def vllm_command(
 def vllm_environment(section: Serving, on_cpu: bool, api_key: str, own: Sequence[str] = ()) -> dict[str, str]:
     """The child's environment: no launcher's variables, no look at any Hub. `own`: the cores or GPUs that are its own, by their
     numbers; none: on a CPU all cores, else whatever GPUs the environment says."""
-    env = without_launcher(os.environ)
+    env = for_child(os.environ)
     # The key goes by the environment: a command line can be read by every user of the machine.
     env |= {
         "VLLM_API_KEY": api_key,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from dsc_hub import explain, jobs, pipeline
+from dsc_hub import explain, jobs, origin, pipeline
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.jobs import Job
 from dsc_hub.progress import say
@@ -48,7 +49,12 @@ class Grid(Section):
 
 
 def read(path: Path) -> Grid:
-    """The grid file, checked. ConfigError with every problem."""
+    """The grid file, checked. ConfigError with every problem, and for one that was downloaded: it may set any key."""
+    if where := origin.of_another(path):
+        raise ConfigError(
+            f"{path}, downloaded from {where}, is refused: a grid file may set servers, keys and folders",
+            f"Read it; then `dsc recipes adopt {shlex.quote(str(path.parent))}`.",
+        )
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:

@@ -303,9 +303,10 @@ def pull_adapter(reference: str) -> tuple[Path, str]:
 
 
 def dataset_commit(repo: str, revision: str) -> str:
-    """The commit of a dataset at a revision. HubError if it isn't there."""
+    """The commit of a dataset at a revision. HubError if it isn't there, or if a folder here would be read in its place."""
+    _check_no_folder(repo)
     if constants.is_offline_mode():
-        return revision  # what is in the cache is what can be had
+        return _cached_commit(repo, "dataset", revision)
     with as_hub_error(f"dataset '{repo}' at '{revision}'", constants.ENDPOINT):
         return str(HfApi().dataset_info(repo, revision=revision).sha)
 
@@ -313,9 +314,34 @@ def dataset_commit(repo: str, revision: str) -> str:
 def space_commit(repo: str, revision: str) -> str:
     """The commit of a Space at a revision. HubError if it isn't there."""
     if constants.is_offline_mode():
-        return revision
+        return _cached_commit(repo, "space", revision)
     with as_hub_error(f"Space '{repo}' at '{revision}'", constants.ENDPOINT):
         return str(HfApi().space_info(repo, revision=revision).sha)
+
+
+def _cached_commit(repo: str, repo_type: str, revision: str) -> str:
+    """The commit that the cache has for a revision, or the only one that it has; the revision itself where that says nothing."""
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=repo_type)
+    ref = folder / "refs" / revision
+    if ref.is_file() and ".." not in revision:
+        return ref.read_text(encoding="utf-8").strip()
+    snapshots = [p.name for p in (folder / "snapshots").glob("*")]
+    return snapshots[0] if len(snapshots) == 1 else revision
+
+
+def _check_no_folder(repo: str) -> None:
+    """HubError if `datasets` would take the name for a folder, which it prefers to the Hub, whatever commit is recorded."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as e:
+        raise HubError(f"dataset '{repo}': {e}", "A dataset of the Hub is USER/NAME.") from None
+    if Path(repo).exists():
+        raise HubError(
+            f"dataset '{repo}' of the Hub is also a folder here, which would be read in its place",
+            "Run dsc from another folder; a file of your own is prompts.path.",
+        )
 
 
 def space_module(repo: str, commit: str) -> Path:
@@ -333,6 +359,7 @@ def dataset_rows(repo: str, config: str | None, split: str, revision: str) -> It
     """Rows of one split of a dataset; data files alone, no code of it is run. HubError if there is no such config or split."""
     import datasets
 
+    _check_no_folder(repo)
     what = f"dataset '{repo}' at '{revision[:12]}', config {config or 'by default'}, split '{split}'"
     with as_hub_error(what, constants.ENDPOINT):
         try:

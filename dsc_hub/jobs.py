@@ -6,6 +6,7 @@ Everything that happens before a stage runs; of the run folder it writes run.jso
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import machine, metrics, models, progress, prompts, recipe, recipe_files, runs
+from dsc_hub import addresses, machine, metrics, models, origin, progress, prompts, recipe, recipe_files, runs
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.metrics.identity import SERVERS
 from dsc_hub.recipe import Recipe
@@ -135,10 +136,13 @@ def _plain(reference: str) -> str:
 def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]:
     """`hub:USER/REPO[@REV]`, a packaged name or a path -> the file and the checked recipe.
 
-    A pulled recipe is data: it may not name servers, keys, local folders or files outside its own. ConfigError if it does.
+    A recipe of somebody else, pulled now or downloaded before, is data: it may not name servers, keys, local folders or
+    files outside its own. ConfigError if it does.
     """
     if not reference.startswith("hub:"):
         path = recipe_files.find(reference)
+        if where := origin.of_another(path):
+            _read_downloaded(path, where)
         return path, recipe_files.load(path, overrides)
     from dsc_hub import hub
 
@@ -148,6 +152,24 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     for name in filter(None, (pulled.prompts.path, pulled.prompts.values)):
         hub.pull_beside(path, repo, name)
     return path, recipe_files.load(path, overrides)
+
+
+def _read_downloaded(path: Path, where: str) -> None:
+    """ConfigError if a recipe in a downloaded folder does what somebody else's may not."""
+    try:
+        downloaded = read_pulled(f"{path}, downloaded from {where},", path)
+        folder = path.resolve().parent
+        for name in filter(None, (downloaded.prompts.path, downloaded.prompts.values)):
+            if not (path.parent / name).resolve().is_relative_to(folder):
+                raise ConfigError(
+                    f"{path}, downloaded from {where}, is refused: its prompt file '{name}' is a link out"
+                )
+    except ConfigError as e:
+        raise ConfigError(
+            e.message,
+            f"To make it your own, with all that it names: `dsc recipes adopt {shlex.quote(str(path.parent))}`",
+            e.problems,
+        ) from None
 
 
 def read_pulled(reference: str, path: Path) -> Recipe:
@@ -262,6 +284,36 @@ def set_owner(job: Job, account: Any) -> None:
     job.run.add_facts(repos=known | repos, model=model)
 
 
+def announce_servers(checked: Recipe) -> None:
+    """Say which servers of others will be asked and which key goes to which host, before anything is sent."""
+    for server in recipe.servers(checked):
+        has_key = server.key_name in os.environ
+        key = f"with the key in {server.key_name}" if has_key else f"without a key ({server.key_name} is not set)"
+        progress.say(f"{server.place}  asks {addresses.host(server.address)} {key}")
+        if has_key and addresses.is_open(server.address):
+            progress.say(
+                f"{server.place}  the key crosses the network unencrypted; use https:// where the server has it"
+            )
+
+
+def reach(checked: Recipe) -> list[str]:
+    """What a recipe would contact, read and run beyond the Hub, a line each; empty if nothing."""
+    out = [f"asks {s.address} with the key in {s.key_name} ({s.place})" for s in recipe.servers(checked)]
+    sources = {"model.source": checked.model.source}
+    sources |= {f"{place}.scorer": section.scorer for place, section in recipe.all_scorers(checked).items()}
+    out += [f"loads the local folder {value} ({key})" for key, value in sources.items() if models.is_folder(value)]
+    out += [
+        f"runs the code in {section.metric} ({place}.metric)"
+        for place, section in recipe.all_scorers(checked).items()
+        if section.metric.endswith(".py")
+    ]
+    out += [f"reads {name}" for name in (checked.prompts.path, checked.prompts.values) if name]
+    if checked.publish.to != "none":
+        who = "privately" if checked.publish.private else "PUBLICLY"
+        out.append(f"publishes {who} to {checked.publish.to} as {checked.publish.owner or 'your own account'}")
+    return out
+
+
 def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     """All that can be wrong with the stages up to `last`, before hours are spent; the estimate if nothing is.
 
@@ -269,6 +321,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     """
     from dsc_hub import launcher, preflight, serving
 
+    announce_servers(job.recipe)
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder) + preflight.without_group(job.recipe, dropped.ungrouped)

@@ -134,7 +134,7 @@ def _packaged(name: str) -> Path:
 
 def _environment(processes: int) -> dict[str, str]:
     """Ours, without what a launcher above us left in it: the children would take its rank and wait for others."""
-    environment = machine.without_launcher(os.environ)
+    environment = machine.for_child(os.environ)
     environment["PYTHONUNBUFFERED"] = "1"
     # accelerate sets its own (see `_command`); torchrun without it gives each process one thread, and a page about it.
     environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))

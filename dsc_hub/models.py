@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.errors import ModelError
-from dsc_hub.machine import cache_home, file_hash
+from dsc_hub.machine import cache_home, file_hash, for_child
 from dsc_hub.recipe import Model, quantization
 
 # What is known about models inside packages and stands in no file of theirs.
@@ -208,7 +208,7 @@ def _converted(name: str, function: str, arguments: list[str], about: Mapping[st
         [sys.executable, "-c", code, *arguments, str(part)],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**for_child(os.environ), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     if child.returncode:
         shutil.rmtree(part, ignore_errors=True)

@@ -6,12 +6,13 @@ never made, and nothing that is there already is written over.
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dsc_hub import hub
+from dsc_hub import hub, origin
 from dsc_hub.errors import ConfigError, HubError
 from dsc_hub.machine import file_hash
 from dsc_hub.runs import read_object
@@ -49,20 +50,31 @@ def pull(reference: str, folder: Path | None = None) -> Pulled:
             f"hub:{reference} holds no file that dsc takes", f"It has: {', '.join(there.files[:5]) or 'none'}."
         )
     snapshot = hub.fetch(there, wanted)
-    for name in wanted:
-        source, copy = snapshot / name, target / name
-        if not source.resolve().is_relative_to(
-            snapshot.resolve().parent.parent
-        ):  # the cache's own links stay in its folder
-            raise HubError(f"{name} of hub:{reference} leads out of its repo", "It is not taken.")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, copy)
-    if problems := differences(target):
-        raise HubError(
-            f"hub:{reference} at {there.commit[:12]} is not what its manifest says: {'; '.join(problems[:5])}"
-        )
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        _copy(there, wanted, snapshot, part)
+        if problems := differences(part):
+            raise HubError(
+                f"hub:{reference} at {there.commit[:12]} is not what its manifest says: {'; '.join(problems[:5])}"
+            )
+        part.replace(target)  # an empty folder gives way
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     left_out = tuple(n for n in there.files if n not in wanted)
     return Pulled(there.repo, there.repo_type, there.commit, target, left_out, kind_of(there.repo_type, wanted))
+
+
+def _copy(there: hub.Listing, names: Sequence[str], snapshot: Path, folder: Path) -> None:
+    """Copy the files of a snapshot into a new folder, which is marked as downloaded before anything else is in it."""
+    folder.mkdir(parents=True)
+    origin.mark(folder, f"{there.repo}@{there.commit[:12]}")
+    for name in names:
+        source, copy = snapshot / name, folder / name
+        # The cache's own links stay in its folder.
+        if not source.resolve().is_relative_to(snapshot.resolve().parent.parent):
+            raise HubError(f"{name} of hub:{there.repo} leads out of its repo", "It is not taken.")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, copy)
 
 
 def kind_of(repo_type: str, names: Collection[str]) -> str:

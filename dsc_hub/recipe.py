@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from dsc_hub import explain
+from dsc_hub.addresses import checked_address, checked_key_name
 
 STAGES = ("prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish")
 TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other has a prompt a line
@@ -81,6 +82,10 @@ def _auto_or(most: int, several: bool = False) -> BeforeValidator:
         return tuple(map(one, value)) if several and isinstance(value, (list, tuple)) else one(value)
 
     return BeforeValidator(check)
+
+
+ServerAddress = Annotated[str, AfterValidator(checked_address)]
+KeyName = Annotated[str, AfterValidator(checked_key_name)]
 
 
 class Section(BaseModel):
@@ -204,12 +209,10 @@ class Critic(Section):
     """Another model than the base that writes the critiques, at an OpenAI-compatible server."""
 
     model: str = Field(min_length=1, description="its name there")
-    endpoint: str | None = Field(
+    endpoint: ServerAddress | None = Field(
         None, description="address up to and including /v1; of this machine alone, so no published recipe has one"
     )
-    api_key_env: str = Field(
-        "OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable that holds the endpoint's key"
-    )
+    api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoint's key")
 
 
 class ChainSection(Section):
@@ -299,11 +302,9 @@ class Serving(Section):
     request_timeout_s: float = Field(600, gt=0)
     kv_cache_gib: float = Field(2, gt=0, description="CPU only: memory for the KV cache")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    endpoints: tuple[str, ...] = ()
+    endpoints: tuple[ServerAddress, ...] = ()
     served_model: str | None = Field(None, description="name of the model at the endpoints; None: the only one there")
-    api_key_env: str = Field(
-        "OPENAI_API_KEY", pattern=r"^[A-Z_][A-Z0-9_]*$", description="variable that holds the endpoints' key"
-    )
+    api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoints' key")
 
     @model_validator(mode="after")
     def _one_for_each(self) -> Serving:
@@ -565,6 +566,26 @@ def terms(recipe: Recipe, name: str) -> dict[str, Scorer]:
     """What one of `scorers` adds up, by its place in the recipe: itself, and of the reward what `plus` names."""
     place, section = SCORERS[name], scorers(recipe)[name]
     return {place: section} | {f"{place}.plus.{i}": s for i, s in enumerate(getattr(section, "plus", ()))}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A model server that a recipe asks: which key of it names the server, where it is, and the variable with its key."""
+
+    place: str
+    address: str
+    key_name: str
+
+
+def servers(recipe: Recipe) -> list[Server]:
+    """All servers of others that a run asks."""
+    out = [Server("serving.endpoints", url, recipe.serving.api_key_env) for url in recipe.serving.endpoints]
+    if (critic := recipe.chain.critic) and critic.endpoint:
+        out.append(Server("chain.critic", critic.endpoint, critic.api_key_env))
+    for place, section in all_scorers(recipe).items():
+        if url := section.options.get("endpoint"):
+            out.append(Server(place, str(url), str(section.options.get("api_key_env") or Serving().api_key_env)))
+    return out
 
 
 def all_scorers(recipe: Recipe) -> dict[str, Scorer]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import machine
+from dsc_hub import explain, machine
 from dsc_hub.engine import BASE, Engine
 from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.progress import duration, moving_line
@@ -110,6 +110,31 @@ def worth_compiling(new_tokens: int, tokens_per_s: float | None) -> bool:
     return new_tokens / (tokens_per_s or FASTEST) * saves > starting_s
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer like another: followed, it would take the key to a host that nobody named."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+# http and https alone: with file:, ftp: or data: an address would read what is no server.
+_opener = urllib.request.OpenerDirector()
+for _handler in (
+    urllib.request.ProxyHandler,
+    urllib.request.HTTPHandler,
+    urllib.request.HTTPSHandler,
+    urllib.request.HTTPDefaultErrorHandler,
+    urllib.request.HTTPErrorProcessor,
+    urllib.request.UnknownHandler,
+    _NoRedirect,
+):
+    _opener.add_handler(_handler())
+
+
+def _open(request: urllib.request.Request, timeout_s: float) -> Any:
+    return _opener.open(request, timeout=timeout_s)
+
+
 def prefix_cache(endpoints: Iterable[Endpoint]) -> list[tuple[int, int] | None]:
     """Of each server: prompt tokens that it found in its prefix cache, and all that it looked for there, since it started; None
     where it doesn't tell (vLLM does)."""
@@ -121,7 +146,7 @@ def _prefix_cache_of(endpoint: Endpoint) -> tuple[int, int] | None:
         f"{endpoint.url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {endpoint.api_key}"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with _open(request, timeout_s=20) as answer:
             text = answer.read().decode("utf-8", "replace")
     except (OSError, HTTPException, ValueError):
         return None
@@ -162,8 +187,8 @@ def unusable(judge: Mapping[str, Any]) -> list[str]:
         _one(judge["endpoint"], judge["model"], key)
     except ServingError as e:
         return [e.message]
-    except ValidationError:
-        return [f"api_key_env: the name of a variable has A-Z, 0-9 and '_', got {key!r}"]
+    except ValidationError as e:
+        return explain.problems(e, Serving)
     return []
 
 
@@ -202,7 +227,7 @@ def _answers_as(url: str, key: str, model: str) -> bool:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/chat/completions", json.dumps(asked).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=120) as answer:  # it may load the model first
+        with _open(request, timeout_s=120) as answer:  # it may load the model first
             return bool(json.load(answer)["choices"])
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return False
@@ -212,7 +237,7 @@ def _served_at(url: str, key: str, section: Serving) -> list[str]:
     """Names of the models there. ServingError if it can't be asked."""
     try:
         request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with _open(request, timeout_s=20) as answer:
             return [str(m["id"]) for m in json.load(answer)["data"]]
     except urllib.error.HTTPError as e:
         hint = (

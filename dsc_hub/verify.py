@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, jobs, numbers, prompts, recipe, sampling
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.machine import file_hash
+from dsc_hub.origin import MARK
 from dsc_hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.recipe import Recipe, publishes_rejected
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
@@ -100,7 +101,7 @@ def _manifest(pulled: Pulled) -> Check:
     extra = sorted(
         str(p.relative_to(pulled.folder)) for p in pulled.folder.rglob("*") if p.is_file() and p.name != hub.MANIFEST
     )
-    extra = [name for name in extra if name not in listed]
+    extra = [name for name in extra if name not in listed and name != MARK]
     untaken = [n for n in pulled.left_out if n in listed]
     extra += [f"{n} (not taken)" for n in pulled.left_out if n not in listed and n != ".gitattributes"]
     told = f"{len(listed) - len(untaken)} of {len(listed)} files have the hash that is listed"

@@ -400,13 +400,13 @@ def test_a_server_that_is_not_there_or_goes_away_is_one_line():
 
 
 def test_a_wrong_key_tells_the_variable_and_no_key(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("JUDGE_KEY", "sk-secret-1234")
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-secret-1234")
     with judging(lambda body: "[[5]]", key="right") as (endpoint, _):
-        with pytest.raises(MetricError, match="JUDGE_KEY") as e:
-            load(endpoint, api_key_env="JUDGE_KEY")
+        with pytest.raises(MetricError, match="JUDGE_API_KEY") as e:
+            load(endpoint, api_key_env="JUDGE_API_KEY")
         assert "sk-secret" not in str(e.value)
-        monkeypatch.setenv("JUDGE_KEY", "right")
-        assert load(endpoint, api_key_env="JUDGE_KEY").score(["One."], PROMPTS[:1])[0].value == 1.0
+        monkeypatch.setenv("JUDGE_API_KEY", "right")
+        assert load(endpoint, api_key_env="JUDGE_API_KEY").score(["One."], PROMPTS[:1])[0].value == 1.0
 
 
 @pytest.mark.parametrize(

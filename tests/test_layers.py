@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
-VOCABULARY = {"errors", "explain", "records", "recorded", "recipe", "recipe_files", "numbers"}
+VOCABULARY = {"errors", "addresses", "explain", "records", "recorded", "recipe", "recipe_files", "numbers"}
 SCIENCE = {
     "chain",
     "acceptance",
@@ -36,6 +36,7 @@ GROUND = {
     "engine",
     "progress",
     "machine",
+    "origin",
     "pace",
     "models",
     "adapters",

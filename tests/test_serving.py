@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from dsc_hub import engine, machine, serving
-from dsc_hub.errors import ServingError
+from dsc_hub import engine, launcher, machine, metrics, serving
+from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.generation import Generator, RequestFailed
-from dsc_hub.recipe import Generation, Serving
+from dsc_hub.recipe import Generation, Scorer, Serving
 from dsc_hub.serving import Endpoint
 from tests.scripted_server import make_server
 
@@ -53,9 +56,8 @@ def scripted():
 def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch):
     for name in LAUNCHER:
         monkeypatch.setenv(name, "7")
-    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     env = engine.vllm_environment(Serving(), on_cpu=False, api_key="k")
-    assert not set(env) & set(LAUNCHER) and "HF_TOKEN" not in env and env["PATH"] == os.environ["PATH"]
+    assert not set(env) & set(LAUNCHER) and env["PATH"] == os.environ["PATH"]
     assert engine.vllm_environment(Serving(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
 
 
@@ -85,6 +87,68 @@ def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
         child = subprocess.run([sys.executable, "-c", PARSE, *command[3:]], capture_output=True, text=True, env=env)
         assert child.returncode == 0, child.stderr[-2000:]
         assert child.stdout.strip().splitlines()[-1].startswith(expected)
+
+
+def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
+    secrets = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "db_password")
+    kept = {"TOKENIZERS_PARALLELISM": "false", "KEYBOARD": "us", "CUDA_HOME": "/cuda", "HF_HOME": "/hf"}
+    for name in secrets:
+        monkeypatch.setenv(name, "hush-hush")
+    for name, value in kept.items():
+        monkeypatch.setenv(name, value)
+    for env in (
+        engine.vllm_environment(Serving(), on_cpu=True, api_key="k"),
+        launcher._environment(1),
+        machine.for_child(os.environ),
+    ):
+        assert "hush-hush" not in env.values() and kept.items() <= env.items()
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_never_takes_a_key_to_another_host(monkeypatch: pytest.MonkeyPatch, code: int):
+    seen: list[str] = []
+
+    class Thief(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"data": [{"id": "m"}]}')
+
+        do_POST = do_GET
+
+        def log_message(self, *args: object) -> None: ...
+
+    def redirecting(to: str) -> type[BaseHTTPRequestHandler]:
+        class Redirecting(Thief):
+            def do_GET(self) -> None:
+                self.send_response(code)
+                self.send_header("Location", to)
+                self.end_headers()
+
+            do_POST = do_GET
+
+        return Redirecting
+
+    monkeypatch.setenv("OPENAI_API_KEY", "hush-hush")
+    with at(Thief) as thief, at(redirecting(f"{thief}/v1/models")) as url:
+        with pytest.raises(ServingError, match=f"answered {code}"):
+            serving.external(Serving(endpoints=(f"{url}/v1",), served_model="m"))
+        assert not serving._answers_as(f"{url}/v1", "hush-hush", "m")
+        assert serving.prefix_cache([Endpoint(f"{url}/v1", "m", "hush-hush")]) == [None]
+        section = Scorer(metric="judge", scorer="guard", options={"endpoint": f"{url}/v1", "model": "m"})
+        with pytest.raises(MetricError, match=f"answered {code}"):
+            metrics.load(section, metrics.identify(section))
+    assert seen == []
+
+
+@contextmanager
+def at(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 def _alive(pid: int) -> bool:

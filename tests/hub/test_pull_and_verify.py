@@ -23,6 +23,7 @@ from huggingface_hub.errors import GatedRepoError
 from dsc_hub import cards, hub, publish
 from dsc_hub.errors import ConfigError, HubError
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.origin import MARK
 from dsc_hub.pull import is_safe, pull
 from dsc_hub.verify import verify
 from tests import small_run
@@ -212,6 +213,7 @@ def test_a_file_that_is_not_what_the_manifest_says_is_not_taken(published, addre
     head = api.upload_file(path_or_fileobj=b"{}", path_in_repo="metrics.json", repo_id=DATASET, repo_type="dataset").oid
     with pytest.raises(HubError, match=r"not what its manifest says: metrics\.json has another hash"):
         pull(f"{DATASET}@{head}", tmp_path / "here")
+    assert list(tmp_path.iterdir()) == []  # nothing half-done is left
     with pytest.raises(HubError, match="manifest"):
         verify(DATASET)
     assert pull(f"{DATASET}@{published['dataset']}", tmp_path / "old").commit == published["dataset"]
@@ -265,7 +267,7 @@ def test_a_name_that_leads_out_of_the_folder_is_never_fetched(published, tmp_pat
     monkeypatch.setattr(hub, "listing", lambda reference: evil)
     found = pull(f"{DATASET}@{published['dataset']}", tmp_path / "in" / "here")
     assert found.left_out == ("../evil.json", "/tmp/evil.json")
-    assert [p.name for p in (tmp_path / "in").rglob("*") if p.is_file()] == ["run.json"]
+    assert {p.name for p in (tmp_path / "in").rglob("*") if p.is_file()} == {"run.json", MARK}
 
 
 def test_a_link_in_the_cache_that_leads_out_is_not_followed(published, tmp_path: Path, monkeypatch):

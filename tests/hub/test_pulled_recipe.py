@@ -58,7 +58,8 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
     ("path", "value", "told"),
     [
         ("serving.endpoints", ["http://evil.example/v1"], "serving.endpoints: servers and keys"),
-        ("serving.api_key_env", "AWS_SECRET_ACCESS_KEY", "serving.api_key_env: servers and keys"),
+        ("serving.api_key_env", "BIG_API_KEY", "serving.api_key_env: servers and keys"),
+        ("serving.api_key_env", "AWS_SECRET_ACCESS_KEY", "serving.api_key_env: should name a variable"),
         ("serving.served_model", "other", "serving.served_model"),
         ("model.source", "/etc", "model.source: '/etc' is a local folder"),
         ("model.source", "~/models/mine", "is a local folder"),
@@ -88,7 +89,7 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
             {"model": "m", "endpoint": "http://evil.example/v1"},
             "chain.critic.endpoint: servers and keys",
         ),
-        ("chain.critic", {"model": "m", "api_key_env": "HF_TOKEN"}, "chain.critic.api_key_env: servers and keys"),
+        ("chain.critic", {"model": "m", "api_key_env": "BIG_API_KEY"}, "chain.critic.api_key_env: servers and keys"),
         ("reward", {"options": {"api_key_env": "HF_TOKEN"}}, "reward.options.api_key_env: servers and keys"),
     ],
 )

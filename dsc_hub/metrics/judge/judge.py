@@ -265,6 +265,8 @@ class Judge(evaluate.Measurement):
             api_key=os.environ.get(self._api_key_env) or "none",
             max_retries=_RETRIES,
             timeout=_TIMEOUT_S,
+            # A redirect could take key and answers to a host that nobody named.
+            http_client=self._openai.DefaultHttpxClient(follow_redirects=False),
         )
         try:
             served = [m.id for m in self._client.with_options(max_retries=1, timeout=20).models.list()]

@@ -1,0 +1,92 @@
+"""Whose a folder is: downloaded from somebody, or the user's own.
+
+What was downloaded stays somebody else's, however it is named on the command line, until the user adopts it. It is known
+by the mark that `dsc pull` leaves in the folder, by what other tools leave there, or by its place in the Hub's cache. The
+adoption is recorded in the cache of this machine, where no download can write.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from dsc_hub.errors import ConfigError
+from dsc_hub.machine import recall_value, remember_value
+
+MARK = ".dsc-pulled.json"  # `dsc pull` takes no hidden files, so no repo can bring one
+ADOPTED = "adopted.json"  # of the cache: folder -> the id in its mark
+LEFT_BY_CLIENT = Path(".cache/huggingface/download")  # in a folder that huggingface_hub downloaded to
+MANIFEST = "manifest.json"  # of every repo that dsc published
+
+
+def mark(folder: Path, origin: str) -> None:
+    """Mark a folder as downloaded from `origin` (USER/REPO@COMMIT, or words)."""
+    text = json.dumps({"origin": origin, "id": secrets.token_hex(16)})
+    (folder / MARK).write_text(text + "\n", encoding="utf-8")
+
+
+def of_another(path: Path) -> str | None:
+    """Where the file or folder at `path` was downloaded from, in words; None if it is the user's own or adopted."""
+    if _in_cache(path):
+        return "a Hub (it lies in the cache of its client)"
+    folder = _downloaded(path)
+    return None if folder is None or _is_adopted(folder) else _origin(folder)
+
+
+def adopt(folder: Path) -> str:
+    """Make a downloaded folder the user's own; where it came from. ConfigError if it is their own already, or in the cache."""
+    if _in_cache(folder):
+        raise ConfigError(
+            f"{folder} lies in the cache of a Hub", "Fetch a copy with `dsc pull USER/REPO`, and adopt that."
+        )
+    found = _downloaded(folder)
+    if found is None or _is_adopted(found):
+        raise ConfigError(f"{folder} is your own already: nothing in it says that it was downloaded")
+    origin = _origin(found)
+    mark(found, origin)  # anew: the id of a mark that came with the files could come again
+    remember_value(ADOPTED, str(found), _mark(found)["id"])
+    return origin
+
+
+def _in_cache(path: Path) -> bool:
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").resolve()
+    return any(p.is_relative_to(cache) for p in (Path(os.path.abspath(path)), path.resolve()))
+
+
+def _downloaded(path: Path) -> Path | None:
+    """The nearest folder at or above `path` that was downloaded, by the name given and by the one behind its links."""
+    for start in (path.resolve(), Path(os.path.abspath(path))):
+        for folder in (start, *start.parents):
+            if (folder / MARK).exists() or (folder / LEFT_BY_CLIENT).is_dir() or _is_published(folder):
+                return folder
+    return None
+
+
+def _is_published(folder: Path) -> bool:
+    return "recipe.yaml" in (_read(folder / MANIFEST).get("files") or ())
+
+
+def _is_adopted(folder: Path) -> bool:
+    known = recall_value(ADOPTED, str(folder))
+    return known is not None and known == _mark(folder).get("id")
+
+
+def _origin(folder: Path) -> str:
+    return str(_mark(folder).get("origin") or "somebody else's repo")
+
+
+def _mark(folder: Path) -> dict[str, Any]:
+    return _read(folder / MARK)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,231 @@
+"""What was downloaded stays somebody else's until it is adopted, however it is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsc_hub import grid, jobs, origin, recipe
+from dsc_hub.addresses import checked_address, checked_key_name, host, is_open
+from dsc_hub.errors import ConfigError, MetricError
+from dsc_hub.metrics import identify
+from dsc_hub.recipe import Recipe, Scorer, Serving
+from tests.conftest import FILMS, RECIPE
+
+THIEF = {"chain": {"critic": {"model": "m", "endpoint": "http://evil.example/v1", "api_key_env": "OPENAI_API_KEY"}}}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+def written(folder: Path, more: dict | None = None) -> Path:
+    """A recipe with its prompts in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = yaml.safe_load(RECIPE)
+    for section, keys in (more or {}).items():
+        data[section] |= keys
+    (folder / "films.txt").write_text(FILMS)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(data))
+    return folder / "recipe.yaml"
+
+
+def by_pull(folder: Path) -> None:
+    origin.mark(folder, "evil/shared@abc")
+
+
+def by_client(folder: Path) -> None:
+    (folder / ".cache" / "huggingface" / "download").mkdir(parents=True)
+
+
+def by_clone(folder: Path) -> None:
+    (folder / "manifest.json").write_text(json.dumps({"files": {"recipe.yaml": {"sha256": "0"}}}))
+
+
+def with_a_broken_mark(folder: Path) -> None:
+    (folder / origin.MARK).write_text("[" * 5000)
+
+
+WAYS = [by_pull, by_client, by_clone, with_a_broken_mark]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_downloaded_recipe_is_refused_what_a_pulled_one_is_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way
+):
+    path = written(tmp_path / "shared", THIEF)
+    way(path.parent)
+    (tmp_path / "link.yaml").symlink_to(path)
+    (tmp_path / "folder").symlink_to(path.parent)
+    (path.parent / "sub").mkdir()
+    monkeypatch.chdir(path.parent / "sub")
+    names = [path, path.parent, tmp_path / "link.yaml", tmp_path / "folder", "..", "../recipe.yaml"]
+    for name in names:
+        with pytest.raises(ConfigError, match=r"chain\.critic\.endpoint: servers and keys") as e:
+            jobs.load_recipe(str(name), [])
+        assert "dsc recipes adopt" in str(e.value), name
+
+
+def test_in_the_cache_of_the_hub_s_client_nothing_is_one_s_own(tmp_path: Path):
+    blob = written(tmp_path / "hf" / "hub" / "datasets--evil--shared" / "blobs", THIEF)
+    snapshot = blob.parent.parent / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "recipe.yaml").symlink_to(blob)
+    for path in (blob, snapshot / "recipe.yaml"):
+        with pytest.raises(ConfigError, match="servers and keys"):
+            jobs.load_recipe(str(path), [])
+    with pytest.raises(ConfigError, match="cache of a Hub"):
+        origin.adopt(snapshot)
+
+
+def test_one_s_own_recipe_may_name_servers(tmp_path: Path):
+    path = written(tmp_path / "mine", THIEF)
+    (path.parent / "manifest.json").write_text('{"name": "an app"}')  # some other tool's
+    assert jobs.load_recipe(str(path), [])[1].chain.critic is not None
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_was_adopted_is_one_s_own_and_what_comes_after_it_is_not(tmp_path: Path, way):
+    path = written(tmp_path / "shared", THIEF)
+    way(path.parent)
+    origin.adopt(path.parent)
+    assert origin.of_another(path) is None
+    assert jobs.load_recipe(str(path), [])[1].chain.critic is not None
+    with pytest.raises(ConfigError, match="your own already"):
+        origin.adopt(path.parent)
+    origin.mark(path.parent, "evil/other@def")  # another download into the same place
+    assert origin.of_another(path) == "evil/other@def"
+
+
+def test_a_folder_can_not_say_of_itself_that_it_was_adopted(tmp_path: Path):
+    mine, theirs = written(tmp_path / "a", THIEF), written(tmp_path / "b", THIEF)
+    by_pull(mine.parent)
+    origin.adopt(mine.parent)
+    (theirs.parent / origin.MARK).write_text((mine.parent / origin.MARK).read_text())
+    (theirs.parent / "adopted.json").write_text((tmp_path / "home" / origin.ADOPTED).read_text())
+    assert origin.of_another(theirs) == "evil/shared@abc"
+
+
+def test_a_downloaded_recipe_reads_no_file_through_a_link(tmp_path: Path):
+    path = written(tmp_path / "shared")
+    by_clone(path.parent)
+    jobs.load_recipe(str(path), [])
+    (tmp_path / "secret.txt").write_text("hush")
+    (path.parent / "films.txt").unlink()
+    (path.parent / "films.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(ConfigError, match="'films.txt' is a link out"):
+        jobs.load_recipe(str(path), [])
+
+
+def test_a_downloaded_grid_is_refused(tmp_path: Path):
+    path = written(tmp_path / "shared").parent / "grid.yaml"
+    path.write_text("recipe: recipe.yaml\nvary: {serving.endpoints: [[http://evil.example/v1]]}")
+    grid.read(path)
+    by_pull(path.parent)
+    with pytest.raises(ConfigError, match="downloaded from evil/shared@abc, is refused"):
+        grid.read(path)
+
+
+def test_adopting_shows_what_a_recipe_reaches_and_asks(dsc, tmp_path: Path):
+    path = written(dsc.work / "shared", THIEF | {"publish": {"to": "hub", "private": False}})
+    by_pull(path.parent)
+    asked = dsc("recipes", "adopt", "shared", code=2)  # stdin is at its end: no answer is no
+    for told in ("asks http://evil.example/v1 with the key in OPENAI_API_KEY", "PUBLICLY to hub", "reads films.txt"):
+        assert told in asked.stderr
+    assert "servers and keys" in dsc("plan", "shared", code=2).stderr
+    assert "shared is yours" in dsc("recipes", "adopt", "shared", "--yes", code=0).stdout
+    assert "servers and keys" not in dsc("plan", "shared", code=2).stderr
+
+
+def test_plan_says_which_key_goes_where_before_it_is_sent(dsc, recipe_file: Path):
+    done = dsc(
+        "plan",
+        str(recipe_file),
+        "serving.endpoints=[http://10.255.255.1:9/v1]",
+        "serving.api_key_env=BIG_API_KEY",
+        BIG_API_KEY="sk-hush",
+        http_proxy="http://127.0.0.1:1",  # nothing leaves this machine
+    )
+    assert done.returncode == 2
+    first, second, *rest = done.stderr.splitlines()
+    assert first == "serving.endpoints  asks 10.255.255.1:9 with the key in BIG_API_KEY"
+    assert "unencrypted" in second and "can't be used" in " ".join(rest) and "sk-hush" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    "AWS_SECRET_ACCESS_KEY AWS_API_KEY HF_TOKEN HF_API_TOKEN HUGGINGFACE_API_KEY GITHUB_API_TOKEN WANDB_API_KEY PATH HOME "
+    "GOOGLE_APPLICATION_CREDENTIALS DB_PASSWORD openai_api_key API_KEY_FILE NPM_API_TOKEN".split()
+    + ["", "A_API_KEY\n"],
+)
+def test_only_a_model_server_s_key_may_be_named(name: str):
+    with pytest.raises(ValueError, match="model server's key"):
+        checked_key_name(name)
+    with pytest.raises(ValueError, match="model server's key"):
+        Serving(api_key_env=name)
+    with pytest.raises(MetricError, match="option api_key_env"):
+        options = {"endpoint": "http://a/v1", "model": "m", "api_key_env": name}
+        identify(Scorer(metric="judge", scorer="guard", options=options))
+
+
+def test_usual_names_of_keys_are_taken():
+    for name in (
+        "OPENAI_API_KEY API_KEY VLLM_API_KEY AZURE_OPENAI_API_KEY TOGETHER_API_KEY LITELLM_API_KEY MY_API_TOKEN".split()
+    ):
+        assert checked_key_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://user:pw@host/v1", "http://user@host/v1", "file:///etc/passwd", "ftp://host/v1", "host:8000/v1", "http://",
+     "http://host:port/v1", "http://[::1/v1", "http://a b/v1", "http://a/v1\r\nX: y", "data:,x"],
+)  # fmt: skip
+def test_no_address_but_of_a_web_server(address: str):
+    with pytest.raises(ValueError, match="address"):
+        checked_address(address)
+    with pytest.raises(MetricError, match="option endpoint"):
+        identify(Scorer(metric="judge", scorer="guard", options={"endpoint": address, "model": "m"}))
+    with pytest.raises(ConfigError, match=r"serving\.endpoints"):
+        jobs.load_recipe("quickstart", [f"serving.endpoints={json.dumps([address])}"])
+
+
+def test_where_a_key_would_cross_a_network_unencrypted():
+    assert is_open("http://10.0.0.1:8000/v1") and is_open("http://gpu/v1")
+    assert not any(
+        map(is_open, ("https://gpu/v1", "http://127.0.0.1:1/v1", "http://localhost/v1", "http://[::1]:80/v1"))
+    )
+    assert (host("http://a:80/v1"), host("https://b/v1")) == ("a:80", "b")
+
+
+def test_every_server_of_a_recipe_is_known(tmp_path: Path):
+    judge = {"endpoint": "http://judge/v1", "model": "m", "api_key_env": "JUDGE_API_KEY"}
+    data = yaml.safe_load(RECIPE)
+    data["chain"]["critic"] = {"model": "m", "endpoint": "http://critic/v1"}
+    data |= {"serving": {"endpoints": ["http://base/v1"]}}
+    data |= {"second_scorer": {"metric": "judge", "scorer": "guard", "options": judge}}
+    data |= {
+        "reward": {"plus": [{"metric": "judge", "scorer": "guard", "options": {**judge, "endpoint": "http://term/v1"}}]}
+    }
+    found = {(s.address, s.key_name) for s in recipe.servers(Recipe.model_validate(data))}
+    assert found == {
+        ("http://base/v1", "OPENAI_API_KEY"),
+        ("http://critic/v1", "OPENAI_API_KEY"),
+        ("http://judge/v1", "JUDGE_API_KEY"),
+        ("http://term/v1", "JUDGE_API_KEY"),
+    }
+
+
+def test_no_object_shows_a_key():
+    from dsc_hub.engine import Engine
+    from dsc_hub.serving import Endpoint
+
+    assert "hush" not in repr(Endpoint("http://a/v1", "m", "hush"))
+    engine = Engine.__new__(Engine)
+    engine.api_key = "hush"
+    assert "hush" not in repr(engine) and os.environ.get("HF_TOKEN") is None
