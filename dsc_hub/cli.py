@@ -87,11 +87,12 @@ def main() -> NoReturn:
         sys.exit(2)
     except Exception as e:
         from dsc_hub.errors import DscError, disk_error
+        from dsc_hub.progress import clean
 
         known = e if isinstance(e, DscError) else disk_error(e) if isinstance(e, OSError) else None
         if known is None:
             raise
-        click.echo(f"{type(known).__name__}: {known}", err=True)
+        click.echo(clean(f"{type(known).__name__}: {known}"), err=True)
         sys.exit(2)
 
 
@@ -108,8 +109,10 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the nu
 
 
 def _print_json(value: Any) -> None:
+    from dsc_hub.progress import clean_json
+
     _results_follow()
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    click.echo(clean_json(json.dumps(value, indent=2, ensure_ascii=False, default=str)))
 
 
 def _allow(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:

@@ -6,18 +6,43 @@ it goes to stderr, so that stdout is left to results.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.segment import Segment
 from rich.text import Text
 
 PLAIN_EVERY_S = 15.0
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+# What a terminal obeys instead of showing: C0 but line feed and tab, delete, C1, and marks that override the reading direction.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(text: str) -> str:
+    """The text with a replacement character for each one that a terminal would obey: models, servers and recipes of others
+    may not move the cursor, recolour what stands there, or turn a line round."""
+    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def clean_json(text: str) -> str:
+    """JSON with those characters as escapes: the same value."""
+    return _OBEYED.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
+
+
+class CleanConsole(Console):
+    """A console on which all text is cleaned at the last moment, whatever it was put into."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(clean(segment.text), segment.style)
+
+
+console = CleanConsole(stderr=True, highlight=False, soft_wrap=True)
 _log: Path | None = None
 
 
@@ -32,7 +57,7 @@ def say(text: str) -> None:
     console.print(Text(text))
     if _log is not None:
         with _log.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {clean(text)}\n")
 
 
 def duration(seconds: float) -> str:
@@ -71,7 +96,7 @@ class Line:
         if self._live is not None:
             self._live.update(Text(told, no_wrap=True, overflow="ellipsis"))
         else:
-            print(told, file=sys.stderr, flush=True)
+            print(clean(told), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -18,7 +17,7 @@ from dsc_hub import stats
 from dsc_hub.claim import verdict_of
 from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
-from dsc_hub.progress import duration
+from dsc_hub.progress import CleanConsole, duration
 from dsc_hub.recipe import STAGES, Recipe, judges_claim
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
@@ -33,7 +32,7 @@ FEW_TEXTS = 20
 LONGEST_PROMPT = 70  # characters of a prompt that was dropped
 TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
 _ASKED = sys.stdout.isatty() or "COLUMNS" in os.environ
-out = Console(highlight=False, width=None if _ASKED else _WIDTH)
+out = CleanConsole(highlight=False, width=None if _ASKED else _WIDTH)
 
 
 def _grid() -> Table:
