@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +14,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dsc_hub import addresses, machine, metrics, models, origin, progress, prompts, recipe, recipe_files, runs
+from dsc_hub import (
+    addresses,
+    machine,
+    metrics,
+    models,
+    origin,
+    progress,
+    prompts,
+    recipe,
+    recipe_files,
+    runs,
+    untrusted,
+)
 from dsc_hub.errors import ConfigError, DscError, RunError
-from dsc_hub.metrics.identity import SERVERS
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
@@ -28,8 +36,6 @@ from dsc_hub.shards import Shard
 # What is fixed where somebody else's adapter is scored: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
 ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user names others
-_FILE_NAME = re.compile(r"[\w][\w .-]*")
-LARGEST_RECIPE = 1_000_000  # bytes, of one that was pulled
 
 
 @dataclass(frozen=True)
@@ -136,94 +142,22 @@ def _plain(reference: str) -> str:
 def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]:
     """`hub:USER/REPO[@REV]`, a packaged name or a path -> the file and the checked recipe.
 
-    A recipe of somebody else, pulled now or downloaded before, is data: it may not name servers, keys, local folders or
-    files outside its own. ConfigError if it does.
+    A recipe of somebody else, pulled now or downloaded before, is data: `untrusted` says what it may not set; ConfigError if
+    it does and no override sets it anew.
     """
     if not reference.startswith("hub:"):
         path = recipe_files.find(reference)
         if where := origin.of_another(path):
-            _read_downloaded(path, where)
+            untrusted.check_downloaded(path, where, overrides)
         return path, recipe_files.load(path, overrides)
     from dsc_hub import hub
 
     repo = reference.removeprefix("hub:")
     path = hub.pull_recipe(repo)
-    pulled = read_pulled(reference, path)
+    pulled = untrusted.read(reference, path, overrides)
     for name in filter(None, (pulled.prompts.path, pulled.prompts.values)):
         hub.pull_beside(path, repo, name)
     return path, recipe_files.load(path, overrides)
-
-
-def _read_downloaded(path: Path, where: str) -> None:
-    """ConfigError if a recipe in a downloaded folder does what somebody else's may not."""
-    try:
-        downloaded = read_pulled(f"{path}, downloaded from {where},", path)
-        folder = path.resolve().parent
-        for name in filter(None, (downloaded.prompts.path, downloaded.prompts.values)):
-            if not (path.parent / name).resolve().is_relative_to(folder):
-                raise ConfigError(
-                    f"{path}, downloaded from {where}, is refused: its prompt file '{name}' is a link out"
-                )
-    except ConfigError as e:
-        raise ConfigError(
-            e.message,
-            f"To make it your own, with all that it names: `dsc recipes adopt {shlex.quote(str(path.parent))}`",
-            e.problems,
-        ) from None
-
-
-def read_pulled(reference: str, path: Path) -> Recipe:
-    """The recipe in a file that somebody else wrote: data. ConfigError if it names servers, keys, local folders or files outside its
-    own, or says where things go and who may see them."""
-    _check_text(reference, path)
-    pulled = recipe_files.load(path)
-    files = [(f"prompts.{k}", v) for k in ("path", "values") if (v := getattr(pulled.prompts, k))]
-    problems = [f"{key}: '{v}' is not a file beside the recipe" for key, v in files if not _FILE_NAME.fullmatch(v)]
-    named = recipe.all_scorers(pulled)
-    local = {"model.source": pulled.model.source} | {f"{place}.scorer": s.scorer for place, s in named.items()}
-    problems += [f"{key}: '{v}' is a local folder" for key, v in local.items() if models.is_folder(v)]
-    for place, section in named.items():
-        if section.metric.endswith(".py"):
-            problems.append(f"{place}.metric: '{section.metric}' is code; ask for it as a Space of the Hub")
-        problems += [
-            f"{place}.options.{key}: servers and keys are this machine's business"
-            for key in SERVERS
-            if key in section.options
-        ]
-    servers: list[tuple[str, Any, Any, tuple[str, ...]]] = [
-        ("serving", pulled.serving, recipe.Serving(), ("endpoints", "served_model", "api_key_env"))
-    ]
-    if critic := pulled.chain.critic:
-        servers.append(("chain.critic", critic, recipe.Critic(model=critic.model), SERVERS))
-    problems += [
-        f"{place}.{key}: servers and keys are this machine's business"
-        for place, section, plain, keys in servers
-        for key in keys
-        if getattr(section, key) != getattr(plain, key)
-    ]
-    for key in recipe.PUBLISHERS_OWN:
-        if getattr(pulled.publish, key) != getattr(recipe.Publish(), key):
-            problems.append(f"publish.{key}: where it goes and who may see it is for you to say")
-    if problems:
-        raise ConfigError(
-            f"{reference} is refused: a pulled recipe may not set these; give them as overrides", problems=problems
-        )
-    return pulled
-
-
-def _check_text(reference: str, path: Path) -> None:
-    """ConfigError for a pulled recipe that is no plain one before it is read: too large, or with aliases, by which a few lines
-    can stand for gigabytes."""
-    if path.stat().st_size > LARGEST_RECIPE:
-        raise ConfigError(
-            f"{reference}: its recipe.yaml has {path.stat().st_size:,} bytes, at most {LARGEST_RECIPE:,} are read"
-        )
-    try:
-        aliased = any(isinstance(t, yaml.AliasToken) for t in yaml.scan(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        return  # told when it is loaded
-    if aliased:
-        raise ConfigError(f"{reference}: its recipe.yaml has YAML aliases, expected every value written out")
 
 
 def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:

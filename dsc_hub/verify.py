@@ -20,7 +20,19 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, jobs, numbers, prompts, recipe, sampling
+from dsc_hub import (
+    __version__,
+    cards,
+    dataset,
+    diagnostics,
+    evaluation,
+    hub,
+    numbers,
+    prompts,
+    recipe,
+    sampling,
+    untrusted,
+)
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.machine import file_hash
 from dsc_hub.origin import MARK
@@ -130,7 +142,7 @@ class Rows:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return jobs.read_pulled("its recipe", self.folder / "recipe.yaml")
+        return untrusted.read("its recipe", self.folder / "recipe.yaml")
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], prompts.Counts]:

@@ -74,6 +74,7 @@ STAGES = {
 TOP = {
     "grid",
     "jobs",
+    "untrusted",
     "asking",
     "stages",
     "pipeline",

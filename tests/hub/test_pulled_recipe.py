@@ -78,6 +78,21 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
         ("distill.sft", {"report_to": "wandb"}, "sft.report_to is set by dsc itself"),
         ("distill.sft", {"deepspeed": "evil.json"}, "sft.deepspeed is set by dsc itself"),
         ("distill.sft", {"model_init_kwargs": {"trust_remote_code": True}}, "set by dsc itself"),
+        ("distill.sft", {"accelerator_config": "/dev/zero"}, "distill.sft.accelerator_config: not a setting"),
+        ("distill.sft", {"resume_from_checkpoint": "/home/me/x"}, "distill.sft.resume_from_checkpoint: not a setting"),
+        ("distill.sft", {"lr_scheduler_type": "/dev/zero"}, "distill.sft.lr_scheduler_type: expected numbers, names"),
+        ("distill.sft", {"max_steps": {"a": 1}}, "distill.sft.max_steps: expected numbers, names"),
+        ("distill.lora", {"target_modules": "(a|a)*b"}, "distill.lora.target_modules: expected numbers, names"),
+        ("distill.lora", {"target_modules": [["q_proj"]]}, "distill.lora.target_modules: expected numbers, names"),
+        ("distill.lora", {"rank_pattern": {"(a|a)*b": 4}}, "distill.lora.rank_pattern: not a setting"),
+        ("distill.quantization", {"bnb_4bit_quant_type": "../x"}, "quantization.bnb_4bit_quant_type: expected"),
+        ("generation.extra", {"tools": [{"type": "function"}]}, "generation.extra.tools: not a setting"),
+        ("generation.extra", {"chat_template": "{{ 1 }}"}, "generation.extra.chat_template: not a setting"),
+        ("generation.extra", {"guided_regex": "(a|a)*b"}, "generation.extra.guided_regex: not a setting"),
+        ("generation.extra", {"models": ["dear"]}, "generation.extra.models: not a setting"),
+        ("generation.extra", {"kv_transfer_params": {"remote_host": "h"}}, "extra.kv_transfer_params: not a setting"),
+        ("generation.extra", {"stop": ["x" * 300]}, "generation.extra.stop: expected numbers, names"),
+        ("generation.extra", {"chat_template_kwargs": {"a": {"b": 1}}}, "chat_template_kwargs: expected numbers"),
         ("metric_code", "hub:evil/metric", "metric_code: unknown key"),
         ("reward", {"metric": "evil.py"}, "reward.metric: 'evil.py' is code"),
         ("second_scorer", {"metric": "sub/evil.py"}, "second_scorer.metric: 'sub/evil.py' is code"),
@@ -100,16 +115,49 @@ def test_what_is_not_its_business_is_refused(address: Address, path: str, value:
     assert told in str(e.value)
 
 
+def test_what_it_passes_on_may_be_numbers_and_names(address: Address):
+    data = yaml.safe_load(RECIPE)
+    data["generation"] = {
+        "extra": {"top_k": 40, "stop": ["\n\nUser:"], "chat_template_kwargs": {"enable_thinking": False}}
+    }
+    data["distill"] = {
+        "sft": {"learning_rate": 1e-4, "lr_scheduler_type": "cosine", "packing": False},
+        "lora": {"r": 8, "target_modules": ["q_proj", "v_proj"]},
+        "quantization": {"bnb_4bit_compute_dtype": "bfloat16"},
+    }
+    shared(address, yaml.safe_dump(data))
+    assert jobs.load_recipe(f"hub:{REPO}", [])[1].generation.extra["top_k"] == 40
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "override"),
+    [
+        ("serving.endpoints", ["http://evil.example/v1"], "serving.endpoints=[]"),
+        ("chain.critic", {"model": "m", "endpoint": "http://evil.example/v1"}, "chain.critic=null"),
+        ("reward", {"metric": "evil.py"}, "reward.metric=sentiment"),
+        ("distill.sft", {"accelerator_config": "/dev/zero"}, "distill.sft={}"),
+        ("publish.owner", "evil", "publish.owner=null"),
+    ],
+)
+def test_what_is_refused_can_be_set_anew_as_the_error_says(address: Address, path: str, value: Any, override: str):
+    shared(address, changed(path, value))
+    with pytest.raises(ConfigError, match="give them as overrides"):
+        jobs.load_recipe(f"hub:{REPO}", ["chain.steps=1"])
+    found = jobs.load_recipe(f"hub:{REPO}", [override])[1].model_dump_json()
+    assert "evil" not in found and "/dev/zero" not in found
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("a: !!python/object/apply:os.system ['touch it-ran']\n" + RECIPE, "not valid YAML"),
         ("x: &a [1, 2]\ny: [*a, *a, *a]\n" + RECIPE, "YAML aliases"),
-        ("# " + "x" * 1_100_000 + "\n" + RECIPE, "at most 1,000,000 are read"),
-        ("[" * 100_000, "recipe.yaml"),
+        ("# " + "x" * 100_000 + "\n" + RECIPE, "at most 100,000 are read"),
+        ("[" * 100_000, "recipe.yaml is nested more than 20 deep"),
+        ("a: " + "{a: " * 30 + "\n" + RECIPE, "nested more than 20 deep"),
         (b"\xff\xfe", "not UTF-8"),
     ],
-    ids=["a tag that runs", "aliases", "too large", "no end of brackets", "no text"],
+    ids=["a tag that runs", "aliases", "too large", "no end of brackets", "deep", "no text"],
 )
 def test_a_text_that_is_no_plain_yaml_is_refused(address: Address, tmp_path: Path, monkeypatch, text, told: str):
     monkeypatch.chdir(tmp_path)
