@@ -41,6 +41,7 @@ TINY = (
     "distill.sft.max_steps=2",
     "serving.concurrency=8",
 )
+FASTER = "serving.concurrency=64"  # where nothing is killed while some chains are finished and some not
 CHAINS = 16  # 24 prompts are 6 films: 3 train, 1 validation, 2 test
 
 
@@ -107,7 +108,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     # 2. the same recipe to its end, under accelerate launch
     config = ROOT / "recipes" / "accelerate" / "one_cpu.yaml"
     launch = ["-m", "accelerate.commands.launch", "--config_file", str(config), "-m", "dsc_hub"]
-    whole = it.start(*launch, "run", "quickstart", *TINY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    whole = it.start(*launch, "run", "quickstart", *TINY, FASTER, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     it.output, _ = whole.communicate(timeout=3000)
     assert whole.returncode == 0, it.output[-6000:]
     return it
@@ -445,7 +446,7 @@ def test_somebody_else_scores_the_adapter_from_the_hub_and_finds_the_same(
 ):
     token = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
     env = place.env | {"HF_ENDPOINT": served_hub, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf")}
-    adapter = ["evaluate", "--adapter", "hub:local/quickstart-dsc-lora", "--on", "quickstart", *TINY]
+    adapter = ["evaluate", "--adapter", "hub:local/quickstart-dsc-lora", "--on", "quickstart", *TINY, FASTER]
     adapter += ["evaluation.arms=[base, distilled]", "evaluation.samples=1", "--json"]
     child = subprocess.run(
         [sys.executable, "-m", "dsc_hub", *adapter], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1500
