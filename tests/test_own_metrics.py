@@ -71,7 +71,17 @@ def test_its_identity_is_the_files_content(tmp_path: Path):
     [
         (OWN.replace("    unit =", "    what ="), "has no attribute 'unit'"),
         (OWN.replace("import datasets", "import nosuchpackage"), "can't be loaded"),
-        (OWN.replace("def _info", "def _info(self) oops"), "can't be loaded: SyntaxError"),
+        (OWN.replace("def _info", "def _info(self) oops"), r"shouting\.py, line 13: .*\n.*Mend that line"),
+        (OWN.replace("in data]", "in data].exit(3)"), r"failed on 2 texts: AttributeError.*shouting\.py line \d+"),
+        ("import sys\nsys.exit(3)\n" + OWN, r"can't be loaded: it called sys\.exit: 3 \(shouting\.py line 2\)"),
+        (
+            OWN.replace("assert set", "raise SystemExit; assert set"),
+            r"failed on 2 texts: it called sys\.exit \(shouting\.py line \d+\)",
+        ),
+        ("1 / 0\n" + OWN, r"can't be loaded: ZeroDivisionError: .*shouting\.py line 1"),
+        (OWN.replace("super().__init__(*args, **kwargs)", "None.x"), r"can't be loaded: AttributeError.*line \d+"),
+        (OWN.replace('Value("string")', 'Value("strin")'), r"can't be loaded: ValueError.*shouting\.py line \d+"),
+        (OWN.replace("assert set", "self._compute(data, kinds); assert set"), "RecursionError.*shouting"),
         (
             OWN.replace("assert set", "1 / 0; assert set"),
             r"failed on 2 texts: ZeroDivisionError(.*)shouting\.py line \d+",
@@ -88,6 +98,35 @@ def test_what_is_wrong_with_it_is_told_in_a_line(tmp_path: Path, text: str, told
     with pytest.raises(MetricError, match=told) as e:
         own(tmp_path, text).score(["ABC", "abc"], [PROMPT] * 2)
     assert len(str(e.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\n", "defines no class derived from evaluate.Measurement"),
+        ("class Shouting:\n    pass\n", "defines no class derived"),
+        (OWN.replace("def _info", "def info"), "its class has no _info"),
+        (OWN.replace("def _info", "def info").replace("def _compute", "def compute"), "no _info and no _compute"),
+        (
+            OWN.replace("import datasets\nimport evaluate", "import datasets, evaluate"),
+            "line 2: several imports in one line",
+        ),
+        (OWN + "def (:\n", r"line \d+: .*\n.*Mend that line"),
+        (OWN + "\0", "is not Python text|null bytes"),
+        (b"\xff\xfe", r"line 1: .*utf-8"),
+        ("(" * 3000, "shouting"),
+    ],
+)
+def test_what_is_wrong_with_its_source_is_told_before_anything_runs(tmp_path: Path, text: str | bytes, told: str):
+    (tmp_path / "shouting.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(MetricError, match=told) as e:
+        metrics.identify(Reward(metric="shouting.py", scorer="default"), metrics.Code(tmp_path))
+    assert len(str(e.value).splitlines()) <= 2
+
+
+def test_a_base_class_of_one_s_own_may_have_all_that_a_metric_needs(tmp_path: Path):
+    (tmp_path / "loud.py").write_text("from mine import Base\n\nclass Loud(Base):\n    unit = 'x'\n")
+    assert metrics.identify(Reward(metric="loud.py", scorer="default"), metrics.Code(tmp_path))
 
 
 def test_an_option_that_it_lacks_is_told(tmp_path: Path):

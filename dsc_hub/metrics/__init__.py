@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from dsc_hub.metrics.identity import (
     languages_of,
     of_no_kind,
 )
+from dsc_hub.metrics.own_code import EXAMPLE, described
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
 from dsc_hub.text import words
@@ -166,7 +166,7 @@ def _measurement(section: recipes.Scorer, identity: str, folder: Path) -> Any:
         )
     except (ValueError, OSError, ImportError) as e:
         raise _cannot_load(section, e) from None
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if is_shipped(section):
             raise  # a bug of ours
         raise _cannot_load(section, e) from None
@@ -184,10 +184,10 @@ def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     return [n for n, p in parameters.items() if n != "self" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _cannot_load(section: recipes.Scorer, e: Exception) -> MetricError:
+def _cannot_load(section: recipes.Scorer, e: BaseException) -> MetricError:
     shipped = SHIPPED.get(section.metric)
     if shipped is None:
-        hint = "README, Metrics, has an example of a metric of one's own."
+        hint = EXAMPLE
     elif shipped.models:
         hint = f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
     else:
@@ -197,13 +197,12 @@ def _cannot_load(section: recipes.Scorer, e: Exception) -> MetricError:
     )
 
 
-def _told(section: recipes.Scorer, e: Exception) -> str:
+def _told(section: recipes.Scorer, e: BaseException) -> str:
     """The error in a line; of somebody's own code with its place."""
-    text = " ".join(str(e).split())[:400] or type(e).__name__
     if is_shipped(section):
-        return text
-    last = traceback.extract_tb(e.__traceback__)[-1]
-    return f"{type(e).__name__}: {text} ({Path(last.filename).name} line {last.lineno})"
+        return " ".join(str(e).split())[:400] or type(e).__name__
+    name = Path(section.metric).name
+    return described(e, name if name.endswith(".py") else f"{name}.py")
 
 
 def _scores(measurement: Any, section: recipes.Scorer, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
@@ -245,7 +244,7 @@ def _compute(measurement: Any, section: recipes.Scorer, texts: Sequence[str], pr
         raise MetricError(
             f"metric {section.metric} failed: {e}", "The same command goes on from what is done."
         ) from None
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         if is_shipped(section):
             raise
         raise MetricError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from dsc_hub.addresses import checked_address, checked_key_name
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.machine import file_hash
+from dsc_hub.metrics.own_code import check_source
 from dsc_hub.recipe import Scorer, digest
 from dsc_hub.records import Prompt
 
@@ -141,7 +142,9 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
         return ""
     code = code or Code()
     if section.metric.endswith(".py"):
-        return f"{Path(section.metric).name}/{section.scorer}{_options(section)} (file {_hash(code.folder / section.metric)})"
+        known = _hash(code.folder / section.metric)
+        check_source(code.folder / section.metric)
+        return f"{Path(section.metric).name}/{section.scorer}{_options(section)} (file {known})"
     if "/" in section.metric:
         return f"{section.scorer}{_options(section)} of {section.metric}@{_allowed(section, code.allowed)}"
     shipped = SHIPPED.get(section.metric)
