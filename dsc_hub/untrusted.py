@@ -77,11 +77,25 @@ def read(reference: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     return written
 
 
-def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
-    """What it may not set: the key, and why."""
+def read_to_compare(reference: str, path: Path) -> Recipe:
+    """The recipe in a file that somebody else wrote, for who runs nothing by it and asks no server, but reads its prompt file.
+    ConfigError for a text that is no plain one, or a prompt file that is not beside it."""
+    _check_text(reference, path)
+    written = recipe_files.load(path)
+    if problems := [f"{key}: {told}" for key, told in _prompt_files(written)]:
+        raise ConfigError(f"{reference} is refused", problems=problems)
+    return written
+
+
+def _prompt_files(written: Recipe) -> Iterator[tuple[str, str]]:
     for name in ("path", "values"):
         if (file := getattr(written.prompts, name)) and not _FILE_NAME.fullmatch(file):
             yield f"prompts.{name}", f"'{file}' is not a file beside the recipe"
+
+
+def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
+    """What it may not set: the key, and why."""
+    yield from _prompt_files(written)
     scorers = recipe.all_scorers(written)
     sources = {"model.source": written.model.source} | {f"{place}.scorer": s.scorer for place, s in scorers.items()}
     for key, source in sources.items():

@@ -142,7 +142,7 @@ class Rows:
 
     @cached_property
     def recipe(self) -> Recipe:
-        return untrusted.read("its recipe", self.folder / "recipe.yaml")
+        return untrusted.read_to_compare("its recipe", self.folder / "recipe.yaml")
 
     @cached_property
     def prompts(self) -> tuple[list[Prompt], prompts.Counts]:

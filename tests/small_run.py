@@ -60,7 +60,8 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
         rows.append(asdict(prompt))
     rows.close()
     identity = {"model": "package:x@abc", "prompts": "0123"} | {
-        place: metrics.identify(section) for place, section in recipe.all_scorers(r).items()
+        place: metrics.identify(section, metrics.Code(recipe_file.parent))
+        for place, section in recipe.all_scorers(r).items()
     }
     scorers = {name: s.score for name, s in metrics.load_all(r, identity, recipe_file.parent).items()}
     facts = fixture_run.facts()

@@ -111,6 +111,39 @@ def test_a_reward_of_several_terms_is_scored_again_whole(tmp_path: Path, monkeyp
     assert scores.agrees and scores.told.startswith("reward of "), scores
 
 
+CHEER = """
+import datasets
+import evaluate
+
+class Cheer(evaluate.Measurement):
+    unit = "share of exclamation marks"
+    higher_is_better = True
+
+    def _info(self):
+        features = datasets.Features({"data": datasets.Value("string")})
+        return evaluate.MeasurementInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, data):
+        return {"scores": [len(text) % 7 / 7 for text in data]}
+"""
+
+
+def test_a_run_with_a_metric_of_one_s_own_is_verified_but_for_the_scores(tmp_path: Path, monkeypatch):
+    (tmp_path / "films.txt").write_text(FILMS)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "cheer.py").write_text(CHEER)
+    run, r = small_run.make(
+        tmp_path / "run", tmp_path / "recipe.yaml", "reward.metric=cheer.py", "reward.scorer=default"
+    )
+    with running(tmp_path / "hub") as other:
+        at_hub.point(monkeypatch, other, tmp_path / "cache")
+        account = hub.login(None, other.endpoint, other.token)
+        publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        checks = verify(DATASET, rescore=True)[1]
+    assert all(c.agrees is not False for c in checks), checks
+    assert "reward not scored again: cheer.py" in next(c.told for c in checks if c.name == "scores")
+
+
 def _metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
