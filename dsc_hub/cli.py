@@ -69,6 +69,7 @@ def _results_follow() -> None:
 def main() -> NoReturn:
     """Entry point: turns errors into one message and an exit code."""
     _safe_streams()
+    os.umask(os.umask(0) | 0o077)  # prompts, chains and adapters are the user's; who shares them says so by chmod
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks end their servers
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent that the user did not ask for
     # Our own servers are on this machine: no proxy of the environment stands before them.

@@ -40,6 +40,8 @@ def test_sampling_and_dataset_over_an_endpoint_that_already_runs(dsc, recipe_fil
     assert done.returncode == 0, done.stderr
     assert "sampling  14/14 chains  failed 0" in done.stderr
     run = the_run(dsc)
+    made = [run.parent.parent, *run.parent.parent.rglob("*")]
+    assert all(path.stat().st_mode & 0o077 == 0 for path in made)  # nobody else's business
     markers = {p.name for p in run.glob("*.done.json")}
     assert markers == {"prompts.done.json", "sampling.done.json"}
     again = sample(dsc, recipe_file, server)

@@ -58,7 +58,7 @@ def parsed(raw: bytes) -> Any:
         if b"\\u" in raw:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Refusal(400, "The request body is not valid JSON") from None
 
 

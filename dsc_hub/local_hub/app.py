@@ -9,11 +9,13 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from . import access, answers, cards, collections, commits, files, pages, repos
+from .limits import HOSTS, LimitBody
 from .routing import REPO, RawPath
 from .store import Refusal, Store
 
@@ -27,7 +29,11 @@ def make_app(store: Store, users: dict[str, str], rights: dict[str, dict] | None
     tables = (repos.ROUTES, commits.ROUTES, files.ROUTES, collections.ROUTES, ROUTES, pages.ROUTES)
     app = Starlette(
         routes=[route for table in tables for route in table],
-        middleware=[Middleware(RawPath)],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS),
+            Middleware(LimitBody),
+            Middleware(RawPath),
+        ],
         exception_handlers={Refusal: answers.refusal_response, HTTPException: _no_such_route},
     )
     app.state.store, app.state.users, app.state.rights = store, users, {} if rights is None else rights

@@ -30,10 +30,19 @@ def _file(request: Request, namespace: str, slug: str) -> Path:
     return _folder(request) / namespace.lower() / f"{slug}.json"
 
 
+def _stored(file: Path) -> dict | None:
+    """A stored collection; None if there is none that can be read, so that one damaged file doesn't hide the others."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+        return value if {"title", "private", "owner"} <= value.keys() else None
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None
+
+
 def _read(request: Request) -> dict:
     """The collection that the route names, if the caller may see it; hidden and missing ones look the same."""
     file = _file(request, request.path_params["ns"], request.path_params["slug"])
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    found = _stored(file)
     if found is None or (found["private"] and access.caller(request) != found["owner"]["name"]):
         raise Refusal(404, "Collection not found")
     return found
@@ -63,7 +72,7 @@ def create(request: Request, body: dict) -> Response:
     words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "collection"
     with access.store_of(request).locked("collection", f"{namespace}/all"):
         for file in (_folder(request) / namespace.lower()).glob("*.json"):
-            if (there := json.loads(file.read_text(encoding="utf-8")))["title"] == title:
+            if (there := _stored(file)) and there["title"] == title:
                 refusal = Refusal(409, "You already have a collection with this title")
                 refusal.body = {"slug": there["slug"]}
                 raise refusal
@@ -90,8 +99,8 @@ def read(request: Request) -> Response:
 def listing(request: Request) -> Response:
     """Collections that the caller may see, of `owner` where that is asked for."""
     user, owners = access.caller(request), request.query_params.getlist("owner")
-    found = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(_folder(request).glob("*/*.json"))]
-    seen = [c for c in found if not c["private"] or c["owner"]["name"] == user]
+    found = map(_stored, sorted(_folder(request).glob("*/*.json")))
+    seen = [c for c in found if c is not None and (not c["private"] or c["owner"]["name"] == user)]
     seen = [c for c in seen if not owners or c["owner"]["name"] in owners]
     # In a listing the clients number the collections themselves.
     return answers.page(request, [{k: v for k, v in c.items() if k != "position"} for c in seen])

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterable
 from urllib.parse import parse_qs, quote
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -44,9 +45,14 @@ def tree(request: Request) -> Response:
 
 async def paths_info(request: Request) -> Response:
     """The entries of the named paths; missing ones are left out. The clients send a form."""
-    body = await request.body()
+    return await run_in_threadpool(_paths_info, request, await request.body())
+
+
+def _paths_info(request: Request, body: bytes) -> Response:
     if request.headers.get("content-type", "").startswith("application/json"):
         form = answers.parsed(body)
+        if not isinstance(form, dict):
+            raise Refusal(400, "The request body must be a JSON object")
         paths, expand = form.get("paths") or [], bool(form.get("expand"))
     else:
         fields = parse_qs(body.decode("utf-8", "replace"))

@@ -139,7 +139,7 @@ def _model_facts(repo: Repo, commit: Commit, card: dict, repo_id: str) -> dict:
     }
     try:
         config = json.loads(repo.file(commit, "config.json") or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):  # a file of somebody's: it says nothing
         config = None
     if isinstance(config, dict):
         facts["config"] = {key: config[key] for key in ("architectures", "model_type") if key in config}

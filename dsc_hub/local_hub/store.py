@@ -34,6 +34,8 @@ from typing import Any
 from . import gitfiles
 
 REPO_TYPES = ("model", "dataset", "space")
+# Keys without which a file of a repo says nothing.
+NEEDED = {"meta.json": frozenset({"_id", "id", "private", "createdAt"}), "refs.json": frozenset({"heads"})}
 STALE_S = 24 * 3600  # what lies in tmp/ longer than this belongs to no running process
 
 _ID_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -357,6 +359,11 @@ class Repo:
 
     def _read(self, name: str) -> dict:
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise Refusal(404, "Repository not found", "RepoNotFound") from None
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict) or not NEEDED.get(name, frozenset()) <= value.keys():
+            raise Refusal(500, f"This repository can't be read: its {name} is damaged ({self.path})")
+        return value
