@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsc_hub import parquet
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import TABLES, Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
@@ -290,13 +291,7 @@ def _check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str |
 
 def _table(path: Path) -> Iterator[dict[str, object]]:
     if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            yield from pq.read_table(path).to_pylist()
-        except pa.ArrowInvalid as e:
-            raise DataError(f"{path} is not a Parquet file: {e}") from None
+        yield from parquet.rows(path)
     elif path.suffix == ".csv":
         try:
             yield from csv.DictReader(io.StringIO(_text(path), newline=""))
@@ -308,7 +303,7 @@ def _table(path: Path) -> Iterator[dict[str, object]]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise DataError(f"{path} line {number} is not JSON: {e}") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path} line {number}: expected an object, got {type(row).__name__}")

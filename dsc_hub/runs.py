@@ -78,7 +78,7 @@ def read_json(path: Path) -> Any:
         raise RunError(
             f"{path} is missing", "Run the stage that writes it, or the whole recipe with `dsc run`."
         ) from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise RunError(f"{path} is damaged: {e}", "Move the whole run folder away and run the recipe again.") from None
 
 

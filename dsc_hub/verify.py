@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from dsc_hub import (
     evaluation,
     hub,
     numbers,
+    parquet,
     prompts,
     recipe,
     sampling,
@@ -180,7 +182,7 @@ def _of_today(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(folder: Path, config: str) -> Iterator[dict[str, Any]]:
     for path in sorted((folder / config).glob("*.parquet")):
-        yield from pq.read_table(path).to_pylist()
+        yield from parquet.rows(path)
 
 
 def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
@@ -247,6 +249,8 @@ def _training_rows(rows: Rows) -> str:
     for config in ("sft", "preference"):
         for path in sorted(again["dataset"].glob(f"{config}/*.parquet")):
             theirs = rows.folder / config / path.name
+            if theirs.is_file():
+                deque(parquet.rows(theirs), maxlen=0)  # too large to be compared is an error
             if not theirs.is_file() or not pq.read_table(path).equals(pq.read_table(theirs)):
                 raise Differs(f"{config}/{path.name} is not what the recipe makes of the chains")
     return "sft and preference are what the recipe makes of the chains, row by row"

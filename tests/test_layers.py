@@ -37,6 +37,7 @@ GROUND = {
     "progress",
     "machine",
     "origin",
+    "parquet",
     "pace",
     "models",
     "adapters",

@@ -1,0 +1,44 @@
+"""Rows of a Parquet file, a few at a time: a file of a few megabytes can stand for many gigabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dsc_hub.errors import DataError
+
+LARGEST = 2**31  # bytes of all values of a file
+BATCH = 256  # rows
+
+
+def rows(path: Path, largest: int = LARGEST) -> Iterator[dict[str, Any]]:
+    """The rows, in order. DataError for what is no Parquet, and as soon as the values have more than `largest` bytes: by the
+    sizes in the footer before any is read, and by what was read, since a value that is stored once can be meant often."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            footer = file.metadata
+            size = sum(
+                footer.row_group(g).column(c).total_uncompressed_size
+                for g in range(footer.num_row_groups)
+                for c in range(footer.num_columns)
+            )
+            _check(path, size, largest)
+            size = 0
+            for batch in file.iter_batches(BATCH):
+                size += batch.nbytes
+                _check(path, size, largest)
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as e:
+        raise DataError(f"{path} is not a Parquet file that can be read: {' '.join(str(e).split())[:200]}") from None
+
+
+def _check(path: Path, size: int, largest: int) -> None:
+    if size > largest:
+        raise DataError(
+            f"{path} stands for more than {largest / 2**30:.1f} GiB of values ({path.stat().st_size:,} bytes on disk)",
+            "Split the file.",
+        )
