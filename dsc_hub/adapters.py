@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
-from dsc_hub import launcher
+from dsc_hub import launcher, plain_yaml
 from dsc_hub.errors import ConfigError
 from dsc_hub.models import BaseModel
 from dsc_hub.recipe import Distill
 from dsc_hub.runs import read_object
 
+QUANTIZATION = frozenset(  # settings of bitsandbytes that somebody else's recipe may give
+    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage "
+    "llm_int8_threshold".split()
+)
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -51,13 +54,15 @@ def trained_how(reference: str, folder: Path) -> Distill:
     if not file.is_file():
         return Distill(method="lora")
     try:
-        section = yaml.safe_load(file.read_text(encoding="utf-8"))["distill"]
+        section = plain_yaml.load(file.read_text(encoding="utf-8"))["distill"]
         if not isinstance(section, dict):
             raise TypeError(f"distill is a {type(section).__name__}")
         known = {key: section[key] for key in ("method", "quantization") if key in section}
         json.dumps(known)  # YAML knows dates and the like, which no setting is
         found = Distill.model_validate(known)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, KeyError, TypeError, ValidationError) as e:
+        if unknown := sorted(found.quantization.keys() - QUANTIZATION):
+            raise ValueError(f"quantization.{unknown[0]}")
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as e:
         raise ConfigError(
             f"{reference} has a recipe.yaml that tells not how it was trained: {type(e).__name__}",
             "Ask its owner; an adapter repo without a recipe.yaml is scored as plain LoRA.",

@@ -18,10 +18,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import machine, models, serving, show
+from dsc_hub import machine, models, origin, serving, show, untrusted
 from dsc_hub.chain import Message, Texts, seed_of
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, Generator, RequestFailed
+from dsc_hub.jobs import announce_servers
 from dsc_hub.preflight import TURN_OVERHEAD
 from dsc_hub.progress import duration, moving_line, say
 from dsc_hub.recipe import ADAPTER, Recipe, generation_at_evaluation
@@ -91,6 +92,9 @@ class Talk:
 def chat(run: Run) -> None:
     """Serve base and adapter, and answer until `/quit` or the end of input."""
     recipe = _recipe(run)
+    if where := origin.of_another(run.folder):
+        untrusted.check(f"{run.folder}, downloaded from {where},", recipe)
+    announce_servers(recipe)
     if run.marker("distill") is None or not (run["adapter"] / "adapter_model.safetensors").is_file():
         raise RunError(
             f"{run.folder} has no finished adapter to talk to",

@@ -598,25 +598,24 @@ def recipes_copy(name: str, folder: Path | None) -> None:
 def recipes_adopt(folder: Path, yes: bool) -> None:
     """Make a downloaded FOLDER your own: its recipes may then name servers, keys, local folders and code of yours.
 
-    Shows first what its recipe would contact, read and run.
+    Shows first what each of its files would contact, read and run.
     """
-    from dsc_hub import jobs, origin, recipe_files
+    from dsc_hub import jobs, origin
     from dsc_hub.errors import ConfigError
     from dsc_hub.progress import say
 
-    where = origin.of_another(folder)
-    if where is None:
-        origin.adopt(folder)  # raises: says why there is nothing to adopt
-    for line in jobs.reach(recipe_files.load(recipe_files.find(str(folder)))):
+    found, where = origin.to_adopt(folder)
+    for line in jobs.reach_of(found):
         say(f"  {line}")
+    question = f"{found} was downloaded from {where}. Is it your own from now on, with all that it may get?"
     try:
-        agreed = yes or click.confirm(f"{folder} was downloaded from {where}. Is it your own from now on?", err=True)
+        agreed = yes or click.confirm(question, err=True)
     except click.Abort:  # no terminal to ask, or Ctrl-C
         agreed = False
     if not agreed:
         raise ConfigError(f"{folder} was not adopted", "Answer y, or give --yes.")
     origin.adopt(folder)
-    click.echo(f"{folder} is yours:  dsc run {folder}/recipe.yaml")
+    click.echo(f"{folder} is yours")
 
 
 @cli.group()

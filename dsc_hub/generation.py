@@ -33,6 +33,7 @@ TOO_MUCH = {"429", "503"}
 # Retries after 429 or 503 while no other request is answered either: some minutes, as quotas are by the minute.
 REFUSALS = 10
 TURNS = 20  # refusals of a request while others are answered; then REFUSALS counts all the same
+SHORTEST_KEY = 6  # characters; what is shorter ("none") is a word
 DEATHS = 3  # servers that may be gone while they have a request; then it is the request
 # Of those: from then on one such request is asked at a time, so that not all that were in flight fail for one.
 SUSPECT = 2
@@ -229,7 +230,7 @@ class Generator:
         if status in not_offered:
             return {}
         if status >= 300:
-            told = f"{url} answered {status}: {_message(data)}"
+            told = f"{url} answered {status}: {_message(data, lane.endpoint.api_key)}"
             if status in (401, 402):
                 lane.of.give_up(lane, ServingError(told, "Check the key, and what it is allowed."))
                 raise Gone(told)
@@ -256,8 +257,8 @@ def _seconds(asked: str) -> float | None:
         return None
 
 
-def _message(data: bytes) -> str:
-    """The words of an error, in whatever form servers send them."""
+def _message(data: bytes, key: str) -> str:
+    """The words of an error, in whatever form servers send them; without the key, which some repeat."""
     text = data.decode("utf-8", "replace")
     try:
         value = json.loads(text)
@@ -265,4 +266,5 @@ def _message(data: bytes) -> str:
         text = str(value.get("message", value)) if isinstance(value, dict) else str(value)
     except (ValueError, AttributeError):
         pass
-    return " ".join(text.split())[:300]
+    text = " ".join(text.split())
+    return (text.replace(key, "[the key]") if len(key) >= SHORTEST_KEY else text)[:300]

@@ -325,8 +325,9 @@ def _cached_commit(repo: str, repo_type: str, revision: str) -> str:
         return revision
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=repo_type)
     ref = folder / "refs" / revision
-    if ref.is_file() and ".." not in revision:
-        return ref.read_text(encoding="utf-8").strip()
+    if ref.resolve().is_relative_to(folder.resolve()) and ref.is_file():
+        commit = ref.read_text(encoding="utf-8").strip()
+        return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else revision
     snapshots = [p.name for p in (folder / "snapshots").glob("*")]
     return snapshots[0] if len(snapshots) == 1 else revision
 

@@ -223,11 +223,34 @@ def announce_servers(checked: Recipe) -> None:
     for server in recipe.servers(checked):
         has_key = server.key_name in os.environ
         key = f"with the key in {server.key_name}" if has_key else f"without a key ({server.key_name} is not set)"
-        progress.say(f"{server.place}  asks {addresses.host(server.address)} {key}")
+        model = f" for {server.model}" if server.model else ""
+        progress.say(f"{server.place}  asks {addresses.host(server.address)}{model} {key}")
         if has_key and addresses.is_open(server.address):
             progress.say(
                 f"{server.place}  the key crosses the network unencrypted; use https:// where the server has it"
             )
+
+
+def reach_of(folder: Path) -> list[str]:
+    """What the files of a downloaded folder would contact, read and run, a line each."""
+    out = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml", ".py") or p.is_symlink()):
+        name = path.relative_to(folder)
+        if path.is_symlink():
+            out.append(f"{name}  is a link to {path.resolve()}")
+        elif path.suffix == ".py":
+            out.append(f"{name}  is code, which a recipe may name as a metric")
+        else:
+            out += [f"{name}  {line}" for line in _reach_of_file(path)]
+    return out
+
+
+def _reach_of_file(path: Path) -> list[str]:
+    try:
+        untrusted.check_text(str(path), path)
+        return reach(recipe_files.load(path))
+    except ConfigError as e:
+        return [f"is no recipe ({e.message.rpartition('/')[2]}); a grid may set any key of one"]
 
 
 def reach(checked: Recipe) -> list[str]:

@@ -17,7 +17,9 @@ from typing import Any
 from dsc_hub import __version__
 
 # What a launcher (torchrun, accelerate) sets for its workers: inside a vLLM child they hang it or bind it to one thread.
-_SECRET = frozenset("KEY KEYS TOKEN TOKENS SECRET SECRETS PASSWORD PASSWD PASSPHRASE CREDENTIAL CREDENTIALS".split())
+_SECRET = re.compile(
+    r"PAT|CREDS?|\w*(?:KEY|APIKEYS|KEYS|TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|PASS|PWD|CREDENTIALS?)"
+)
 _LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
 )
@@ -46,8 +48,12 @@ def cache_home() -> Path:
 
 def for_child(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a child process: without what a launcher put into it, and without secrets, which no child of ours needs.
-    A variable counts as a secret if a part of its name says so (HF_TOKEN, AWS_SECRET_ACCESS_KEY; not TOKENIZERS_PARALLELISM)."""
-    return {k: v for k, v in environment.items() if not (_LAUNCHER.fullmatch(k) or _SECRET & set(k.upper().split("_")))}
+    A variable counts as a secret if a part of its name says so (HF_TOKEN, PGPASSWORD; not TOKENIZERS_PARALLELISM or PWD)."""
+    return {k: v for k, v in environment.items() if not (_LAUNCHER.fullmatch(k) or _is_secret(k))}
+
+
+def _is_secret(name: str) -> bool:
+    return name not in ("PWD", "OLDPWD") and any(_SECRET.fullmatch(part) for part in name.upper().split("_"))
 
 
 def cores() -> int:

@@ -93,7 +93,11 @@ def has_chat_template(folder: Path) -> bool:
 
 
 def is_folder(source: str) -> bool:
-    return source.startswith(("/", ".", "~")) or (len(source) < 255 and Path(source).is_dir())
+    """Is it a folder of this machine, or written like one, and not a name of the Hub?"""
+    try:
+        return source.startswith(("/", ".", "~")) or Path(source).is_dir()
+    except (OSError, ValueError):  # too long for a path, or not one
+        return False
 
 
 def _expanded(source: str) -> Path:

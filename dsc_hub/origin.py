@@ -7,25 +7,31 @@ adoption is recorded in the cache of this machine, where no download can write.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Any
 
 from dsc_hub.errors import ConfigError
 from dsc_hub.machine import recall_value, remember_value
+from dsc_hub.progress import clean
 
 MARK = ".dsc-pulled.json"  # `dsc pull` takes no hidden files, so no repo can bring one
 ADOPTED = "adopted.json"  # of the cache: folder -> the id in its mark
 LEFT_BY_CLIENT = Path(".cache/huggingface/download")  # in a folder that huggingface_hub downloaded to
+_CACHED = re.compile(r"(?:datasets|models|spaces)--.")
 MANIFEST = "manifest.json"  # of every repo that dsc published
 
 
 def mark(folder: Path, origin: str) -> None:
     """Mark a folder as downloaded from `origin` (USER/REPO@COMMIT, or words)."""
     text = json.dumps({"origin": origin, "id": secrets.token_hex(16)})
-    (folder / MARK).write_text(text + "\n", encoding="utf-8")
+    part = folder / f"{MARK}.{secrets.token_hex(4)}"
+    part.write_text(text + "\n", encoding="utf-8")
+    part.replace(folder / MARK)  # never through a link that came with the files
 
 
 def of_another(path: Path) -> str | None:
@@ -36,8 +42,9 @@ def of_another(path: Path) -> str | None:
     return None if folder is None or _is_adopted(folder) else _origin(folder)
 
 
-def adopt(folder: Path) -> str:
-    """Make a downloaded folder the user's own; where it came from. ConfigError if it is their own already, or in the cache."""
+def to_adopt(folder: Path) -> tuple[Path, str]:
+    """The downloaded folder that `folder` is, and where it came from. ConfigError if it is the user's own already, a part of a
+    downloaded one, or in the cache."""
     if _in_cache(folder):
         raise ConfigError(
             f"{folder} lies in the cache of a Hub", "Fetch a copy with `dsc pull USER/REPO`, and adopt that."
@@ -45,29 +52,47 @@ def adopt(folder: Path) -> str:
     found = _downloaded(folder)
     if found is None or _is_adopted(found):
         raise ConfigError(f"{folder} is your own already: nothing in it says that it was downloaded")
-    origin = _origin(found)
+    if found != folder.resolve():
+        raise ConfigError(f"{folder} is a part of the downloaded folder {found}", "Adopt that one whole.")
+    return found, _origin(found)
+
+
+def adopt(folder: Path) -> None:
+    """Make a downloaded folder the user's own. ConfigError as `to_adopt`."""
+    found, origin = to_adopt(folder)
     mark(found, origin)  # anew: the id of a mark that came with the files could come again
     remember_value(ADOPTED, str(found), _mark(found)["id"])
-    return origin
 
 
 def _in_cache(path: Path) -> bool:
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").resolve()
-    return any(p.is_relative_to(cache) for p in (Path(os.path.abspath(path)), path.resolve()))
+    """Does it lie in a cache of huggingface_hub, wherever that is?"""
+    for place in (Path(os.path.abspath(path)), path.resolve()):
+        for repo, inside in itertools.pairwise(place.parts):
+            if _CACHED.match(repo) and inside in ("snapshots", "blobs", "refs"):
+                return True
+    return False
 
 
 def _downloaded(path: Path) -> Path | None:
     """The nearest folder at or above `path` that was downloaded, by the name given and by the one behind its links."""
     for start in (path.resolve(), Path(os.path.abspath(path))):
         for folder in (start, *start.parents):
-            if (folder / MARK).exists() or (folder / LEFT_BY_CLIENT).is_dir() or _is_published(folder):
+            if os.path.lexists(folder / MARK) or _came_by_client(folder, start) or _is_published(folder):
                 return folder
     return None
 
 
+def _came_by_client(folder: Path, path: Path) -> bool:
+    """Did huggingface_hub download this very file into the folder (or, if `path` is a folder, anything of what is in it)?"""
+    kept = folder / LEFT_BY_CLIENT / path.relative_to(folder)
+    if path.is_dir():
+        return kept.is_dir() and any(kept.rglob("*.metadata"))
+    return kept.with_name(f"{kept.name}.metadata").is_file()
+
+
 def _is_published(folder: Path) -> bool:
-    return "recipe.yaml" in (_read(folder / MANIFEST).get("files") or ())
+    files = _read(folder / MANIFEST).get("files")
+    return isinstance(files, dict) and "recipe.yaml" in files
 
 
 def _is_adopted(folder: Path) -> bool:
@@ -76,7 +101,8 @@ def _is_adopted(folder: Path) -> bool:
 
 
 def _origin(folder: Path) -> str:
-    return str(_mark(folder).get("origin") or "somebody else's repo")
+    words = str(_mark(folder).get("origin") or "somebody else's repo")  # the mark may have come with the files
+    return " ".join(clean(words).split())[:100]
 
 
 def _mark(folder: Path) -> dict[str, Any]:

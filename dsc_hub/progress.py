@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
@@ -35,14 +36,19 @@ def clean_json(text: str) -> str:
 
 
 class CleanConsole(Console):
-    """A console on which all text is cleaned at the last moment, whatever it was put into."""
+    """A console on which all text is cleaned at the last moment, whatever it was put into; no markup is read from it, and no
+    link is made."""
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__(markup=False, highlight=False, **keys)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(clean(segment.text), segment.style)
+            style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
+            yield segment if segment.control else Segment(clean(segment.text), style)
 
 
-console = CleanConsole(stderr=True, highlight=False, soft_wrap=True)
+console = CleanConsole(stderr=True, soft_wrap=True)
 _log: Path | None = None
 
 

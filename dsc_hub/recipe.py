@@ -570,21 +570,27 @@ def terms(recipe: Recipe, name: str) -> dict[str, Scorer]:
 
 @dataclass(frozen=True)
 class Server:
-    """A model server that a recipe asks: which key of it names the server, where it is, and the variable with its key."""
+    """A model server that a recipe asks: the key of the recipe that names it, where it is, the variable with its key, and the
+    model there (None: the only one)."""
 
     place: str
     address: str
     key_name: str
+    model: str | None
 
 
 def servers(recipe: Recipe) -> list[Server]:
     """All servers of others that a run asks."""
-    out = [Server("serving.endpoints", url, recipe.serving.api_key_env) for url in recipe.serving.endpoints]
+    out = [
+        Server("serving.endpoints", url, recipe.serving.api_key_env, recipe.serving.served_model)
+        for url in recipe.serving.endpoints
+    ]
     if (critic := recipe.chain.critic) and critic.endpoint:
-        out.append(Server("chain.critic", critic.endpoint, critic.api_key_env))
+        out.append(Server("chain.critic", critic.endpoint, critic.api_key_env, critic.model))
     for place, section in all_scorers(recipe).items():
         if url := section.options.get("endpoint"):
-            out.append(Server(place, str(url), str(section.options.get("api_key_env") or Serving().api_key_env)))
+            key, model = section.options.get("api_key_env"), section.options.get("model")
+            out.append(Server(place, str(url), str(key or Serving().api_key_env), str(model)))
     return out
 
 

@@ -101,6 +101,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except (
         ValueError,
         RecursionError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        OverflowError,
     ) as e:  # what YAML takes for a date or a number and is none, or no end of brackets
         raise ConfigError(f"{path}: not valid YAML: {e}", "Put that value into quotes.") from None
     if not isinstance(data, dict):

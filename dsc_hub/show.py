@@ -32,7 +32,7 @@ FEW_TEXTS = 20
 LONGEST_PROMPT = 70  # characters of a prompt that was dropped
 TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
 _ASKED = sys.stdout.isatty() or "COLUMNS" in os.environ
-out = CleanConsole(highlight=False, width=None if _ASKED else _WIDTH)
+out = CleanConsole(width=None if _ASKED else _WIDTH)
 
 
 def _grid() -> Table:

@@ -13,18 +13,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dsc_hub import models, recipe, recipe_files
+from dsc_hub import models, plain_yaml, recipe, recipe_files
+from dsc_hub.adapters import QUANTIZATION
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics.identity import SERVERS
 from dsc_hub.recipe import Recipe
 
 LARGEST = 100_000  # bytes of a recipe.yaml
-DEEPEST = 20  # levels of brackets and indentation in it
 MOST_VALUES, LONGEST_TEXT = 64, 200  # of a setting that is passed on
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
 _NAME = re.compile(r"[\w.-]{1,64}")
+_SOURCE = re.compile(r"(?:package:)?\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?")
 _OURS = "servers and keys are this machine's business"
 
 # Sampling parameters of vLLM and its kin. Others can make a server fetch, run grammars for minutes, use tools or another model.
@@ -40,30 +39,32 @@ SFT = frozenset(
     "neftune_noise_alpha group_by_length loss_type tf32 seed".split()
 )
 LORA = frozenset("r lora_alpha lora_dropout bias use_rslora use_dora target_modules modules_to_save".split())
-QUANTIZATION = frozenset(
-    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage "
-    "llm_int8_threshold".split()
-)
+MOST_OF_A_JUDGE = {"votes": 16, "max_tokens": 8192}
+# In chat_template_kwargs: what a template or a server takes for more than a setting.
+_NOT_FOR_TEMPLATES = frozenset("chat_template tokenize tools documents".split())
 
 
 def check_downloaded(path: Path, where: str, overrides: Sequence[str]) -> None:
     """ConfigError if a recipe in a folder that was downloaded from `where` sets what somebody else's may not."""
     reference = f"{path}, downloaded from {where},"
-    try:
-        downloaded = read(reference, path, overrides)
-        for name in filter(None, (downloaded.prompts.path, downloaded.prompts.values)):
-            if not (path.parent / name).resolve().is_relative_to(path.resolve().parent):
-                raise ConfigError(f"{reference} is refused: its prompt file '{name}' is a link out of its folder")
-    except ConfigError as e:
-        hint = f"To make it your own, with all that it names: `dsc recipes adopt {shlex.quote(str(path.parent))}`"
-        raise ConfigError(e.message, hint, e.problems) from None
+    hint = f"To make it your own, with all that it names: `dsc recipes adopt {shlex.quote(str(path.parent))}`"
+    downloaded = read(reference, path, overrides, hint)
+    for name in filter(None, (downloaded.prompts.path, downloaded.prompts.values)):
+        if not (path.parent / name).resolve().is_relative_to(path.resolve().parent):
+            raise ConfigError(f"{reference} is refused: its prompt file '{name}' is a link out of its folder", hint)
 
 
-def read(reference: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file that somebody else wrote, as it stands there. ConfigError if it sets what it may not and none of the
-    `overrides` sets anew."""
-    _check_text(reference, path)
+def read(reference: str, path: Path, overrides: Sequence[str] = (), hint: str = "") -> Recipe:
+    """The recipe in a file that somebody else wrote, as it stands there. ConfigError, with `hint`, if it sets what it may not
+    and none of the `overrides` sets anew."""
+    check_text(reference, path)
     written = recipe_files.load(path)
+    check(reference, written, overrides, hint)
+    return written
+
+
+def check(reference: str, written: Recipe, overrides: Sequence[str] = (), hint: str = "") -> None:
+    """ConfigError if a recipe of somebody else sets what it may not and none of the `overrides` sets anew."""
     keys = [o.partition("=")[0].strip() for o in overrides]
     problems = [
         f"{key}: {told}"
@@ -72,15 +73,14 @@ def read(reference: str, path: Path, overrides: Sequence[str] = ()) -> Recipe:
     ]
     if problems:
         raise ConfigError(
-            f"{reference} is refused: a pulled recipe may not set these; give them as overrides", problems=problems
+            f"{reference} is refused: a pulled recipe may not set these; give them as overrides", hint, problems
         )
-    return written
 
 
 def read_to_compare(reference: str, path: Path) -> Recipe:
     """The recipe in a file that somebody else wrote, for who runs nothing by it and asks no server, but reads its prompt file.
     ConfigError for a text that is no plain one, or a prompt file that is not beside it."""
-    _check_text(reference, path)
+    check_text(reference, path)
     written = recipe_files.load(path)
     if problems := [f"{key}: {told}" for key, told in _prompt_files(written)]:
         raise ConfigError(f"{reference} is refused", problems=problems)
@@ -100,13 +100,22 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
     sources = {"model.source": written.model.source} | {f"{place}.scorer": s.scorer for place, s in scorers.items()}
     for key, source in sources.items():
         if models.is_folder(source):
-            yield key, f"'{source}' is a local folder"
+            yield key, f"'{source:.100}' is a local folder"
+        elif not _SOURCE.fullmatch(source):
+            yield key, f"'{source:.100}' is no name of a scorer, a package or a model of the Hub"
     for place, section in scorers.items():
         if section.metric.endswith(".py"):
             yield f"{place}.metric", f"'{section.metric}' is code; ask for it as a Space of the Hub"
         for key in SERVERS:
             if key in section.options:
                 yield f"{place}.options.{key}", _OURS
+        for key, most in MOST_OF_A_JUDGE.items():
+            value = section.options.get(key, 1)
+            if not isinstance(value, int) or value > most:
+                yield (
+                    f"{place}.options.{key}",
+                    f"at most {most} without your leave, got {value!r:.40}: it is your server's time",
+                )
     for key in ("endpoints", "served_model", "api_key_env"):
         if getattr(written.serving, key) != getattr(recipe.Serving(), key):
             yield f"serving.{key}", _OURS
@@ -127,39 +136,33 @@ def _passed_on(section: str, settings: dict[str, Any], allowed: frozenset[str]) 
     """Of settings that reach a server or a library as they are: keys that are not allowed, and values that are more than
     numbers, names and lists of them (a path is opened there, an expression evaluated, a pattern matched)."""
     for key, value in settings.items():
-        if key not in allowed:
+        if key not in allowed or (isinstance(value, dict) and _NOT_FOR_TEMPLATES & value.keys()):
             yield f"{section}.{key}", "not a setting that a pulled recipe may pass on"
         elif not _is_plain(value, section):
             yield f"{section}.{key}", f"expected numbers, names or a list of them, got {value!r:.60}"
 
 
 def _is_plain(value: Any, section: str) -> bool:
-    inside: list[Any] = [value]
-    if isinstance(value, list):
-        inside = value
-    elif isinstance(value, dict) and section.endswith(".extra"):  # chat_template_kwargs, logit_bias
-        inside = list(value.values())
-    return len(inside) <= MOST_VALUES and all(_is_one(v, section) for v in inside)
+    if isinstance(value, dict):  # chat_template_kwargs, logit_bias
+        return section.endswith(".extra") and len(value) <= MOST_VALUES and all(map(_is_one, value.values()))
+    inside = value if isinstance(value, list) else [value]
+    if section.endswith(".extra") and all(isinstance(v, str) for v in inside):  # `stop` has any text
+        return len(inside) <= MOST_VALUES and all(len(v) <= LONGEST_TEXT for v in inside)
+    return len(inside) <= MOST_VALUES and all(map(_is_one, inside))
 
 
-def _is_one(value: Any, section: str) -> bool:
-    if isinstance(value, str):  # `stop` has any text
-        return len(value) <= LONGEST_TEXT if section.endswith(".extra") else bool(_NAME.fullmatch(value))
-    return value is None or isinstance(value, (bool, int, float))
+def _is_one(value: Any) -> bool:
+    plain = value is None or isinstance(value, (bool, int, float))
+    return plain or (isinstance(value, str) and bool(_NAME.fullmatch(value)))
 
 
-def _check_text(reference: str, path: Path) -> None:
-    """ConfigError, before it is parsed, for a recipe that is no plain one: too large, too deep, or with aliases, by which a few
-    lines can stand for gigabytes. One pass by libyaml's scanner, which is linear."""
+def check_text(reference: str, path: Path) -> None:
+    """ConfigError for a recipe file that is no plain YAML (`plain_yaml`), before it is read as a recipe."""
     if (size := path.stat().st_size) > LARGEST:
         raise ConfigError(f"{reference}: its recipe.yaml has {size:,} bytes, at most {LARGEST:,} are read")
-    depth = 0
     try:
-        for event in yaml.parse(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(f"{reference}: its recipe.yaml has YAML aliases, expected every value written out")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ConfigError(f"{reference}: its recipe.yaml is nested more than {DEEPEST} deep")
-    except (yaml.YAMLError, ValueError):
+        plain_yaml.load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
         return  # reported when it is loaded
+    except ValueError as e:
+        raise ConfigError(f"{reference}: its recipe.yaml can't be read: {e}") from None

@@ -13,7 +13,17 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
-VOCABULARY = {"errors", "addresses", "explain", "records", "recorded", "recipe", "recipe_files", "numbers"}
+VOCABULARY = {
+    "errors",
+    "addresses",
+    "plain_yaml",
+    "explain",
+    "records",
+    "recorded",
+    "recipe",
+    "recipe_files",
+    "numbers",
+}
 SCIENCE = {
     "chain",
     "acceptance",

@@ -41,7 +41,9 @@ def by_pull(folder: Path) -> None:
 
 
 def by_client(folder: Path) -> None:
-    (folder / ".cache" / "huggingface" / "download").mkdir(parents=True)
+    kept = folder / ".cache" / "huggingface" / "download"
+    kept.mkdir(parents=True)
+    (kept / "recipe.yaml.metadata").write_text("x")
 
 
 def by_clone(folder: Path) -> None:
@@ -50,6 +52,22 @@ def by_clone(folder: Path) -> None:
 
 def with_a_broken_mark(folder: Path) -> None:
     (folder / origin.MARK).write_text("[" * 5000)
+
+
+def test_of_a_project_that_somebody_downloads_into_only_what_came_is_somebody_else_s(tmp_path: Path):
+    mine, theirs = written(tmp_path, THIEF), tmp_path / "theirs.yaml"
+    theirs.write_text(mine.read_text())
+    kept = tmp_path / ".cache" / "huggingface" / "download"
+    kept.mkdir(parents=True)
+    (kept / "theirs.yaml.metadata").write_text("x")
+    assert origin.of_another(mine) is None and origin.of_another(theirs)
+
+
+def test_an_app_s_manifest_above_is_no_sign(tmp_path: Path):
+    path = written(tmp_path / "app" / "mine", THIEF)
+    for text in ('{"files": 3}', '{"files": ["recipe.yaml"]}', "[]", "x"):
+        (tmp_path / "app" / "manifest.json").write_text(text)
+        assert origin.of_another(path) is None
 
 
 WAYS = [by_pull, by_client, by_clone, with_a_broken_mark]
@@ -72,8 +90,9 @@ def test_a_downloaded_recipe_is_refused_what_a_pulled_one_is_however_it_is_named
         assert "dsc recipes adopt" in str(e.value), name
 
 
-def test_in_the_cache_of_the_hub_s_client_nothing_is_one_s_own(tmp_path: Path):
-    blob = written(tmp_path / "hf" / "hub" / "datasets--evil--shared" / "blobs", THIEF)
+@pytest.mark.parametrize("cache", ["hf/hub", "elsewhere", "datasets"])
+def test_in_the_cache_of_the_hub_s_client_nothing_is_one_s_own(tmp_path: Path, cache: str):
+    blob = written(tmp_path / cache / "datasets--evil--shared" / "blobs", THIEF)
     snapshot = blob.parent.parent / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "recipe.yaml").symlink_to(blob)
@@ -110,6 +129,68 @@ def test_a_folder_can_not_say_of_itself_that_it_was_adopted(tmp_path: Path):
     (theirs.parent / origin.MARK).write_text((mine.parent / origin.MARK).read_text())
     (theirs.parent / "adopted.json").write_text((tmp_path / "home" / origin.ADOPTED).read_text())
     assert origin.of_another(theirs) == "evil/shared@abc"
+
+
+def test_adopting_writes_through_no_link(tmp_path: Path):
+    path, precious = written(tmp_path / "shared", THIEF), tmp_path / "precious"
+    by_clone(path.parent)
+    precious.write_text("mine")
+    (path.parent / origin.MARK).symlink_to(precious)
+    origin.adopt(path.parent)
+    assert precious.read_text() == "mine" and origin.of_another(path) is None
+
+
+def test_a_part_is_not_adopted_and_nothing_beside_it(tmp_path: Path):
+    one, other = written(tmp_path / "project" / "a", THIEF), written(tmp_path / "project" / "b", THIEF)
+    by_pull(tmp_path / "project")
+    with pytest.raises(ConfigError, match="a part of the downloaded folder .*/project"):
+        origin.adopt(one.parent)
+    assert origin.of_another(one) and origin.of_another(other)
+
+
+def test_what_adopting_shows(tmp_path: Path):
+    folder = written(tmp_path / "shared").parent
+    (folder / "gpu.yaml").write_text(written(tmp_path / "other", THIEF).read_text())
+    (folder / "grid.yaml").write_text("recipe: gpu.yaml\nvary: {serving.endpoints: [[http://evil.example/v1]]}")
+    (folder / "bomb.yaml").write_text("a: &a [1]\nb: *a")
+    (folder / "cheer.py").write_text("x = 1")
+    (folder / "p.txt").symlink_to(tmp_path / "secret")
+    lines = "\n".join(jobs.reach_of(folder))
+    assert "gpu.yaml  asks http://evil.example/v1 with the key in OPENAI_API_KEY" in lines
+    assert "grid.yaml  is no recipe" in lines and "bomb.yaml  is no recipe" in lines and "cheer.py  is code" in lines
+    assert f"p.txt  is a link to {tmp_path / 'secret'}" in lines
+
+
+def test_where_it_came_from_can_not_drive_the_terminal(tmp_path: Path):
+    path = written(tmp_path / "shared", THIEF)
+    origin.mark(path.parent, "x\x1b[3A\r\x1b[J\nasks nobody")
+    where = origin.of_another(path)
+    assert where and where.isprintable() and len(where) <= 100
+
+
+def test_a_slip_in_a_downloaded_recipe_is_no_reason_to_adopt_it(tmp_path: Path):
+    path = written(tmp_path / "shared")
+    by_pull(path.parent)
+    path.write_text(path.read_text() + "\nchian: {steps: 1}\n")
+    with pytest.raises(ConfigError, match="chian: unknown key") as e:
+        jobs.load_recipe(str(path), [])
+    assert "adopt" not in str(e.value)
+
+
+def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from dsc_hub import chat, serving
+    from dsc_hub.runs import Run, write_json
+
+    written(tmp_path / "lora", {})
+    data = yaml.safe_load(RECIPE) | {"serving": {"endpoints": ["https://evil.example/v1"]}}
+    write_json(tmp_path / "lora" / "run.json", {"recipe": data, "model": {"folder": "/"}})
+    (tmp_path / "lora" / "adapter").mkdir()
+    (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "lora" / "distill.done.json").write_text("{}")
+    by_pull(tmp_path / "lora")
+    monkeypatch.setattr(serving, "external", lambda section: pytest.fail("it was asked"))
+    with pytest.raises(ConfigError, match="serving.endpoints: servers and keys"):
+        chat.chat(Run(tmp_path / "lora"))
 
 
 def test_a_downloaded_recipe_reads_no_file_through_a_link(tmp_path: Path):
@@ -161,7 +242,7 @@ def test_plan_says_which_key_goes_where_before_it_is_sent(dsc, recipe_file: Path
 @pytest.mark.parametrize(
     "name",
     "AWS_SECRET_ACCESS_KEY AWS_API_KEY HF_TOKEN HF_API_TOKEN HUGGINGFACE_API_KEY GITHUB_API_TOKEN WANDB_API_KEY PATH HOME "
-    "GOOGLE_APPLICATION_CREDENTIALS DB_PASSWORD openai_api_key API_KEY_FILE NPM_API_TOKEN".split()
+    "HUGGINGFACEHUB_API_TOKEN CF_API_TOKEN HEROKU_API_KEY GOOGLE_APPLICATION_CREDENTIALS DB_PASSWORD openai_api_key API_KEY_FILE NPM_API_TOKEN".split()
     + ["", "A_API_KEY\n"],
 )
 def test_only_a_model_server_s_key_may_be_named(name: str):

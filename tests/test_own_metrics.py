@@ -124,6 +124,13 @@ def test_what_is_wrong_with_its_source_is_told_before_anything_runs(tmp_path: Pa
     assert len(str(e.value).splitlines()) <= 2
 
 
+def test_a_class_may_stand_inside_a_block_and_a_method_be_assigned(tmp_path: Path):
+    lines = OWN.replace("def _compute(self", "def counted(self").rstrip() + "\n\n    _compute = counted\n"
+    text = "if True:\n" + "".join(f"    {line}\n" for line in lines.splitlines())
+    (tmp_path / "shouting.py").write_text(text)
+    assert metrics.identify(Reward(metric="shouting.py", scorer="default"), metrics.Code(tmp_path))
+
+
 def test_a_base_class_of_one_s_own_may_have_all_that_a_metric_needs(tmp_path: Path):
     (tmp_path / "loud.py").write_text("from mine import Base\n\nclass Loud(Base):\n    unit = 'x'\n")
     assert metrics.identify(Reward(metric="loud.py", scorer="default"), metrics.Code(tmp_path))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import engine, launcher, machine, metrics, serving
+from dsc_hub import engine, generation, launcher, machine, metrics, serving
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.generation import Generator, RequestFailed
 from dsc_hub.recipe import Generation, Scorer, Serving
@@ -90,8 +90,25 @@ def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
 
 
 def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
-    secrets = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "GOOGLE_APPLICATION_CREDENTIALS", "db_password")
-    kept = {"TOKENIZERS_PARALLELISM": "false", "KEYBOARD": "us", "CUDA_HOME": "/cuda", "HF_HOME": "/hf"}
+    secrets = (
+        "HF_TOKEN",
+        "AWS_SECRET_ACCESS_KEY",
+        "OPENAI_API_KEY",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "db_password",
+        "PGPASSWORD",
+        "GITHUB_PAT",
+        "OPENAI_APIKEY",
+        "MYSQL_PWD",
+    )
+    kept = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "KEYBOARD": "us",
+        "VLLM_MAX_TOKENS_PER_EXPERT": "4",
+        "PWD": "/here",
+        "CUDA_HOME": "/cuda",
+        "HF_HOME": "/hf",
+    }
     for name in secrets:
         monkeypatch.setenv(name, "hush-hush")
     for name, value in kept.items():
@@ -102,6 +119,12 @@ def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
         machine.for_child(os.environ),
     ):
         assert "hush-hush" not in env.values() and kept.items() <= env.items()
+
+
+def test_a_key_that_a_server_repeats_is_in_no_message():
+    data = b'{"error": {"message": "bad key sk-mine-123 received"}}'
+    assert generation._message(data, "sk-mine-123") == "bad key [the key] received"
+    assert generation._message(b"there is none", "none") == "there is none"
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])

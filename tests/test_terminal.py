@@ -40,8 +40,9 @@ def test_whatever_a_text_was_put_into_the_console_cleans_it(colour: bool):
     table.add_row(HOSTILE, end_section=True)
     file = io.StringIO()
     console = progress.CleanConsole(file=file, force_terminal=colour, color_system="standard" if colour else None)
-    for shown in (HOSTILE, Text(HOSTILE, "bold red"), table, Panel(Text(HOSTILE), title=Text(HOSTILE))):
-        console.print(shown, markup=False)
+    linked = Text("x", f"link {HOSTILE.replace(' ', '')}")
+    for shown in (HOSTILE, "[/x] [link=\x1bc]a[/link]", linked, Text(HOSTILE, "bold red"), table, Panel(Text(HOSTILE))):
+        console.print(shown)
     text = file.getvalue()
     assert "\x1b]" not in text and "\x1b[2J" not in text and inert(text.replace("\x1b", "") if colour else text)
     assert ("\x1b[1;31m" in text) is colour  # the console's own colours stay

@@ -62,12 +62,11 @@ def may_read(user: str | None, repo: Repo) -> bool:
 
 
 def visible_repos(request: Request, repo_type: str) -> list[Repo]:
-    """The repos of a type that the caller may see and that can be read; a damaged one says so at its own address."""
+    """The repos of a type that the caller may see."""
     user, visible = caller(request), []
     for repo in store_of(request).repos(repo_type):
         try:
             if may_read(user, repo):
-                repo.at("main")
                 visible.append(repo)
         except Refusal:
             continue  # deleted while we were listing, or damaged

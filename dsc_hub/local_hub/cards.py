@@ -6,10 +6,9 @@ import math
 import re
 from typing import Any
 
-import yaml
+from dsc_hub import plain_yaml
 
 FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", re.DOTALL)
-LARGEST, DEEPEST = 200_000, 20  # characters of a metadata block, and levels in it
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[\w-]+)?|code|multilingual")
 # The licence identifiers that the Hub accepts in a card.
 _LICENSES = """
@@ -43,28 +42,10 @@ def metadata(readme: bytes | None) -> dict:
     """The card's metadata as plain JSON values; empty when there is none or it can't be read."""
     block = FRONT_MATTER.match((readme or b"").decode("utf-8", "replace"))
     try:
-        data = _parsed(block.group(1)) if block else {}
+        data = plain_yaml.load(block.group(1)) if block else {}
     except ValueError:
         data = {}
-    return _plain(data) if isinstance(data, dict) else {}
-
-
-def _parsed(block: str) -> Any:
-    """A metadata block's value. ValueError for what is no YAML, and, before it is built, for a block that is too large, too
-    deep, or has aliases, by which a few bytes can stand for gigabytes."""
-    if len(block) > LARGEST:
-        raise ValueError(f"{len(block):,} characters, at most {LARGEST:,} are read")
-    depth = 0
-    try:
-        for event in yaml.parse(block, Loader=yaml.CSafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError("aliases are not read; write every value out")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > DEEPEST:
-                raise ValueError(f"nested more than {DEEPEST} deep")
-        return yaml.load(block, Loader=yaml.CSafeLoader)  # the safe loader, by libyaml
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
+    return plain(data) if isinstance(data, dict) else {}
 
 
 def tags(card: dict, repo_type: str) -> list[str]:
@@ -83,7 +64,7 @@ def problems(content: str, repo_type: str) -> tuple[list[str], list[str]]:
     if block is None or not block.group(1).strip():
         return [], ["empty or missing yaml metadata in repo card"]
     try:
-        data = _parsed(block.group(1))
+        data = plain_yaml.load(block.group(1))
     except ValueError as error:
         return [f"YAML parse error: {error}"], []
     if not isinstance(data, dict):
@@ -119,12 +100,16 @@ def _listed(value: Any) -> list:
     return value if isinstance(value, list) else [] if value in (None, "") else [value]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """YAML knows dates, NaN and keys of any type; JSON does not."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(plain(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, str | bool | int) or isinstance(value, float) and math.isfinite(value):
+        return [plain(v) for v in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")  # halves of characters can't be sent
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
+        return hex(value)[:100]  # in decimal digits Python refuses to write some
+    if value is None or isinstance(value, bool | int) or isinstance(value, float) and math.isfinite(value):
         return value
     return str(value)

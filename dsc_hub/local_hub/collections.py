@@ -34,8 +34,8 @@ def _stored(file: Path) -> dict | None:
     """A stored collection; None if there is none that can be read, so that one damaged file doesn't hide the others."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-        return value if {"title", "private", "owner"} <= value.keys() else None
-    except (OSError, ValueError, RecursionError, AttributeError):
+        return value if {"title", "private"} <= value.keys() and value["owner"]["name"] else None
+    except (OSError, ValueError, RecursionError, AttributeError, LookupError, TypeError):
         return None
 
 

@@ -43,10 +43,17 @@ def index(request: Request) -> Response:
     except Refusal as refusal:
         return _login(refusal.message)
     visible = [repo for kind in REPO_TYPES for repo in access.visible_repos(request, kind)]
-    rows = [_index_row(repo, repo.at("main")) for repo in visible]
+    rows = [_row_or_damage(repo) for repo in visible]
     table = _table(["Repository", "Type", "Visibility", "Last commit"], rows) if rows else "<p>Nothing to show yet.</p>"
     note = f"<p>Signed in as {escape(user)}.</p>" if user else SIGN_IN
     return _page("Local hub", "<h1>Local hub</h1>" + table + note)
+
+
+def _row_or_damage(repo: Repo) -> str:
+    try:
+        return _index_row(repo, repo.at("main"))
+    except Refusal as refusal:
+        return f"<td>{escape(repo.path.name)}</td><td>{repo.type}</td><td></td><td>{escape(refusal.message)}</td>"
 
 
 def login(request: Request) -> Response:

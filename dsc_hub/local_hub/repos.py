@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -80,7 +81,10 @@ def auth_check_write(request: Request) -> Response:
 def listing(request: Request) -> Response:
     """The repos of a type that the caller may see, newest first."""
     query = request.query_params
-    rows = [describe(repo, repo.at("main")) for repo in access.visible_repos(request, request.path_params["type"])]
+    rows = []
+    for repo in access.visible_repos(request, request.path_params["type"]):
+        with suppress(Refusal):  # deleted while we list, or damaged: it says so at its own address
+            rows.append(describe(repo, repo.at("main")))
     rows = [row for row in rows if _asked_for(row, query)]
     sort = query.get("sort")
     rows.sort(key=lambda row: row[sort if sort in SORT_KEYS else "lastModified"], reverse=True)
@@ -138,7 +142,7 @@ def _model_facts(repo: Repo, commit: Commit, card: dict, repo_id: str) -> dict:
         "spaces": [],
     }
     try:
-        config = json.loads(repo.file(commit, "config.json") or b"null")
+        config = cards.plain(json.loads(repo.file(commit, "config.json") or b"null"))
     except (ValueError, RecursionError):  # a file of somebody's: it says nothing
         config = None
     if isinstance(config, dict):

@@ -35,7 +35,7 @@ from . import gitfiles
 
 REPO_TYPES = ("model", "dataset", "space")
 # Keys without which a file of a repo says nothing.
-NEEDED = {"meta.json": frozenset({"_id", "id", "private", "createdAt"}), "refs.json": frozenset({"heads"})}
+NEEDED = {"meta.json": frozenset({"_id", "id", "private", "createdAt"}), "refs.json": frozenset({"heads", "tags"})}
 STALE_S = 24 * 3600  # what lies in tmp/ longer than this belongs to no running process
 
 _ID_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
@@ -166,7 +166,10 @@ class Store:
         return sha256
 
     def read(self, entry: Entry) -> bytes:
-        return self.blob_path(entry.sha256).read_bytes()
+        try:
+            return self.blob_path(entry.sha256).read_bytes()
+        except FileNotFoundError:
+            raise Refusal(500, f"A file can't be read: {self.blob_path(entry.sha256)} is missing") from None
 
     def entry(self, data: bytes, lfs: bool) -> Entry:
         """Keep these bytes as a file of a commit to come."""
@@ -324,7 +327,12 @@ class Repo:
 
     def commit(self, commit_id: str) -> Commit:
         row = self._read(f"commits/{commit_id}.json")
-        return Commit(**row | {"files": {path: Entry(**entry) for path, entry in row["files"].items()}})
+        try:
+            return Commit(**row | {"files": {path: Entry(**entry) for path, entry in row["files"].items()}})
+        except (LookupError, TypeError, AttributeError):
+            raise Refusal(
+                500, f"This repository can't be read: its commit {commit_id} is damaged ({self.path})"
+            ) from None
 
     def at(self, revision: str) -> Commit:
         """The commit a revision means, loaded."""

@@ -27,12 +27,14 @@ def check_source(path: Path) -> None:
                 f"metric {path.name}, line {node.lineno}: several imports in one line, which `evaluate` can't read",
                 "Write one `import` a line.",
             )
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     if not any(node.bases for node in classes):
         raise MetricError(f"metric {path.name} defines no class derived from evaluate.Measurement", EXAMPLE)
     if any(ast.unparse(base).split(".")[-1] not in _OF_EVALUATE for node in classes for base in node.bases):
         return  # a base of their own may have all that a metric needs
-    defined = {f.name for node in classes for f in node.body if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    inside = [node for c in classes for node in ast.walk(c)]
+    defined = {f.name for f in inside if isinstance(f, ast.FunctionDef)}
+    defined |= {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     if missing := [name for name in ("_info", "_compute") if name not in defined]:
         raise MetricError(f"metric {path.name}: its class has no {' and no '.join(missing)}", EXAMPLE)
 

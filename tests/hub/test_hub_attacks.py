@@ -66,6 +66,14 @@ BOMB = "---\na: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("README.md", BOMB.encode()),
         ("README.md", b"---\n" + b"- a\n" * 100_000 + b"---\n"),
         ("README.md", b"---\n? [a, b]\n: 1\n---\n"),
+        ("README.md", b"---\nlicense: !!bool maybe\n---\n"),
+        ("README.md", b"---\nlicense: !!int ''\n---\n"),
+        ("README.md", b"---\nlicense: 0x" + b"f" * 5000 + b"\n---\n"),
+        ("README.md", b"---\nlicense: " + b"9" * 5000 + b"\n---\n"),
+        ("README.md", b'---\npretty_name: "\\ud800"\n---\n'),
+        ("config.json", b'{"architectures": NaN}'),
+        ("config.json", b'{"architectures": "\\ud800"}'),
+        ("config.json", b'{"architectures": ' + b"[" * 900 + b"]" * 900 + b"}"),
         ("adapter_config.json", b"{" * 3000),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -101,7 +109,26 @@ def test_a_damaged_repo_is_shown_as_that_and_others_are_untouched(api: HfApi, pl
     assert api.model_info("local/damaged").id == "local/damaged"
 
 
-@pytest.mark.parametrize("text", ["", "[" * 3000, "null", "{}", "[]"])
+def test_a_commit_or_a_file_that_is_gone_is_shown_as_that(api: HfApi, hub: Address, place: Path):
+    api.create_repo("local/broken")
+    api.upload_file(path_or_fileobj=b"unlike any other", path_in_repo="README.md", repo_id="local/broken")
+    (commit_file,) = place.rglob(f"{api.model_info('local/broken').sha}.json")
+    blob = next(p for p in place.rglob("*") if p.is_file() and p.read_bytes() == b"unlike any other")
+    for file, told in ((commit_file, "is damaged"), (blob, "is missing")):
+        before = file.read_bytes()
+        file.unlink()
+        if file == commit_file:
+            file.write_text("{}")
+        assert "local/good" in {m.id for m in api.list_models(full=True)}
+        with pytest.raises(HfHubHTTPError, match=told):
+            api.model_info("local/broken")
+        page = httpx.get(hub.endpoint, headers={"Authorization": f"Bearer {hub.token}"})
+        assert page.status_code == 200 and "local/good" in page.text and told in page.text
+        file.write_bytes(before)
+    api.delete_repo("local/broken")
+
+
+@pytest.mark.parametrize("text", ["", "[" * 3000, "null", "{}", "[]", '{"title": "x", "private": true, "owner": "x"}'])
 def test_a_damaged_collection_hides_no_other(api: HfApi, place: Path, text: str):
     title = f"Good {abs(hash(text)) % 10**6}"
     slug = api.create_collection(title).slug

@@ -127,6 +127,13 @@ def test_offline_the_commit_in_the_cache_is_recorded_and_not_a_name_that_moves(h
     assert json.loads(again.stdout)["identity"] == first["identity"] == f"{REPO}@{api.dataset_info(REPO).sha}"
 
 
+def test_offline_a_revision_is_no_path(hub, file: Path):
+    (file.parent / "secret").write_text("hush")
+    for revision in (str(file.parent / "secret"), "../../../../secret"):
+        done = child(hub[0], file, "-c", READ, str(file), "", f"prompts.revision={revision}", HF_HUB_OFFLINE="1")
+        assert done.returncode and "hush" not in done.stdout + done.stderr
+
+
 def test_a_recipe_names_one_source(file: Path):
     from dsc_hub.errors import ConfigError
 

@@ -93,6 +93,15 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
         ("generation.extra", {"kv_transfer_params": {"remote_host": "h"}}, "extra.kv_transfer_params: not a setting"),
         ("generation.extra", {"stop": ["x" * 300]}, "generation.extra.stop: expected numbers, names"),
         ("generation.extra", {"chat_template_kwargs": {"a": {"b": 1}}}, "chat_template_kwargs: expected numbers"),
+        ("reward", {"scorer": "long/../" + "./" * 130 + "models/clf"}, "reward.scorer: 'long/"),
+        ("model.source", "a/b/c", "model.source: 'a/b/c' is no name"),
+        (
+            "reward",
+            {"metric": "judge", "scorer": "guard", "options": {"model": "m", "votes": 100_000}},
+            "reward.options.votes: at most 16",
+        ),
+        ("generation.extra", {"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs: not a setting"),
+        ("generation.extra", {"chat_template_kwargs": {"a": "{% for %}"}}, "chat_template_kwargs: expected numbers"),
         ("metric_code", "hub:evil/metric", "metric_code: unknown key"),
         ("reward", {"metric": "evil.py"}, "reward.metric: 'evil.py' is code"),
         ("second_scorer", {"metric": "sub/evil.py"}, "second_scorer.metric: 'sub/evil.py' is code"),
@@ -150,14 +159,25 @@ def test_what_is_refused_can_be_set_anew_as_the_error_says(address: Address, pat
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a: !!python/object/apply:os.system ['touch it-ran']\n" + RECIPE, "not valid YAML"),
+        ("a: !!python/object/apply:os.system ['touch it-ran']\n" + RECIPE, "YAML tag"),
+        ("seed: !!int ''\n" + RECIPE, "YAML tag"),
+        ("%YAML 1.3\n---\nx: &a [1]\ny: *a\n" + RECIPE, "can't be read: not valid YAML"),
         ("x: &a [1, 2]\ny: [*a, *a, *a]\n" + RECIPE, "YAML aliases"),
         ("# " + "x" * 100_000 + "\n" + RECIPE, "at most 100,000 are read"),
-        ("[" * 100_000, "recipe.yaml is nested more than 20 deep"),
+        ("[" * 100_000, "nested more than 20 deep"),
         ("a: " + "{a: " * 30 + "\n" + RECIPE, "nested more than 20 deep"),
         (b"\xff\xfe", "not UTF-8"),
     ],
-    ids=["a tag that runs", "aliases", "too large", "no end of brackets", "deep", "no text"],
+    ids=[
+        "a tag that runs",
+        "a tag",
+        "another version",
+        "aliases",
+        "too large",
+        "no end of brackets",
+        "deep",
+        "no text",
+    ],
 )
 def test_a_text_that_is_no_plain_yaml_is_refused(address: Address, tmp_path: Path, monkeypatch, text, told: str):
     monkeypatch.chdir(tmp_path)

@@ -280,7 +280,12 @@ class Judge(evaluate.Measurement):
         status = getattr(error, "status_code", None)
         key = f" (the key is read from {self._api_key_env})" if status in (401, 403) else ""
         what = f"answered {status}" if status else "can not be reached"
-        return f"the judge at {self._endpoint} {what}{key}: {error}"[:300]
+        return f"the judge at {self._endpoint} {what}{key}: {self._words(error)}"[:300]
+
+    def _words(self, error):
+        """What an error says, without the key, which some servers repeat."""
+        secret = os.environ.get(self._api_key_env) or ""
+        return str(error).replace(secret, "[the key]") if len(secret) > 5 else str(error)
 
     def _compute(self, data, prompts, batch_size=32):
         full = [i for i, text in enumerate(data) if re.search(r"\w", text or "")]
@@ -353,7 +358,9 @@ class Judge(evaluate.Measurement):
                 max_tokens=self._max_tokens,
             )
         except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as e:
-            return Reply("", failure=f"refused by the server: {e}"[:200])  # this answer, too long for it, say
+            return Reply(
+                "", failure=f"refused by the server: {self._words(e)}"[:200]
+            )  # this answer, too long for it, say
         except self._openai.APIError as e:
             raise ConnectionError(self._line(e)) from None
         return reply_of(got.choices[0]) if got.choices else Reply("", failure="the server returned no reply")

@@ -1,0 +1,35 @@
+"""YAML of strangers: read only if it is plain. Size and depth have limits, and aliases, by which a few lines can stand for
+gigabytes, and tags are refused before anything is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+LARGEST, DEEPEST = 200_000, 20  # characters, and levels of brackets and indentation
+
+
+def load(text: str, largest: int = LARGEST, deepest: int = DEEPEST) -> Any:
+    """The value. ValueError, in words, for what is no YAML or no plain one."""
+    if len(text) > largest:
+        raise ValueError(f"it has {len(text):,} characters, at most {largest:,} are read")
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has YAML aliases, expected every value written out")
+            if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag is not None:
+                raise ValueError(f"it has a YAML tag ({event.tag:.60}), expected plain values")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > deepest:
+                raise ValueError(f"it is nested more than {deepest} deep")
+        return yaml.load(text, Loader=yaml.CSafeLoader)  # the same parser as above: nothing is read in two ways
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        at = f" (line {mark.line + 1})" if mark else ""
+        raise ValueError(
+            f"not valid YAML: {getattr(e, 'problem', None) or ' '.join(str(e).split())[:200]}{at}"
+        ) from None
+    except (LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:  # of the loader itself
+        raise ValueError(f"not valid YAML: {type(e).__name__}: {e}"[:200]) from None
