@@ -238,7 +238,9 @@ def test_the_closing_screen_has_table_times_addresses_and_the_report(place: Plac
 
 def test_the_second_time_everything_is_done_before_and_the_hub_is_left_as_it_is(place: Place):
     started = time.monotonic()
-    again = place.start("-m", "dsc_hub", "run", "quickstart", *TINY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    again = place.start(
+        "-m", "dsc_hub", "run", "quickstart", *TINY, FASTER, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
     for stage in ("sampling", "distill", "evaluation", "report", "cards"):
@@ -273,7 +275,7 @@ def test_nothing_that_was_published_names_this_machine_or_the_token(place: Place
 def test_published_under_other_names_all_work_is_taken_over_and_the_adapter_names_the_other_base(place: Place):
     names = ("publish.dataset=d2", "publish.adapter=a2", "publish.base=b2", "publish.license=mit")
     again = place.start(
-        "-m", "dsc_hub", "run", "quickstart", *TINY, *names, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        "-m", "dsc_hub", "run", "quickstart", *TINY, FASTER, *names, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, output
@@ -295,7 +297,7 @@ def test_an_adapter_that_is_not_the_one_that_was_evaluated_is_not_published(plac
     weights.write_bytes(b"garbage")
     try:
         again = place.start(
-            "-m", "dsc_hub", "publish", "quickstart", *TINY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            "-m", "dsc_hub", "publish", "quickstart", *TINY, FASTER, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         output, _ = again.communicate(timeout=600)
     finally:
