@@ -33,7 +33,7 @@ def rows(path: Path, largest: int = LARGEST) -> Iterator[dict[str, Any]]:
                 _check(path, size, largest)
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as e:
-        raise DataError(f"{path} is not a Parquet file that can be read: {' '.join(str(e).split())[:200]}") from None
+        raise DataError(f"{path} can't be read as Parquet: {' '.join(str(e).split())[:200]}") from None
 
 
 def _check(path: Path, size: int, largest: int) -> None:

@@ -50,5 +50,5 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path: Path, compressed: str):
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 100 + b"PAR1", b"no"])
 def test_what_is_no_parquet_is_an_error_of_the_file(tmp_path: Path, content: bytes):
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(DataError, match="is not a Parquet file"):
+    with pytest.raises(DataError, match="can't be read as Parquet"):
         list(parquet.rows(tmp_path / "a.parquet"))

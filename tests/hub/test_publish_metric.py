@@ -79,7 +79,7 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
     with pytest.raises(ConfigError, match=f"--allow-code local/loudness@{found['commit']}"):
         metrics.identify(section)
     assert not (tmp_path / "cache").exists()  # nothing of it was even fetched
-    identity = metrics.identify(section, metrics.Code(allowed=[f"local/loudness@{found['commit'][:12]}"]))
+    identity = metrics.identify(section, metrics.Code(allowed=[f"local/loudness@{found['commit']}"]))
     # What came later is other code, and is not what was allowed.
     account.api.upload_file(
         path_or_fileobj=b"raise SystemExit(1)", path_in_repo="loudness.py", repo_id="local/loudness", repo_type="space"
