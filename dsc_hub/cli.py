@@ -600,12 +600,12 @@ def recipes_adopt(folder: Path, yes: bool) -> None:
 
     Shows first what each of its files would contact, read and run.
     """
-    from dsc_hub import jobs, origin
+    from dsc_hub import origin, untrusted
     from dsc_hub.errors import ConfigError
     from dsc_hub.progress import say
 
     found, where = origin.to_adopt(folder)
-    for line in jobs.reach_of(found):
+    for line in untrusted.reach_of(found):
         say(f"  {line}")
     question = f"{found} was downloaded from {where}. Is it your own from now on, with all that it may get?"
     try:

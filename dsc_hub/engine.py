@@ -113,7 +113,6 @@ def vllm_environment(section: Serving, on_cpu: bool, api_key: str, own: Sequence
         "HF_HUB_OFFLINE": "1",
         "VLLM_LOGGING_LEVEL": env.get("VLLM_LOGGING_LEVEL", "INFO"),
     }
-    env.pop("HF_TOKEN", None)  # the server loads a local folder: it has no business with the Hub
     if on_cpu:
         env |= {
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(section.kv_cache_gib))),

@@ -45,6 +45,7 @@ from dsc_hub.progress import console
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
 RECIPE = "recipe.yaml"
 WRITING = frozenset({"repo.write", "repo.content.write"})  # rights of a fine-grained token, either of which will do
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 UNREACHED = "Is the network up, and HF_ENDPOINT right?"
 
 
@@ -321,13 +322,13 @@ def space_commit(repo: str, revision: str) -> str:
 
 def _cached_commit(repo: str, repo_type: str, revision: str) -> str:
     """The commit that the cache has for a revision, or the only one that it has; the revision itself where that says nothing."""
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
+    if _COMMIT.fullmatch(revision):
         return revision
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=repo_type)
     ref = folder / "refs" / revision
     if ref.resolve().is_relative_to(folder.resolve()) and ref.is_file():
         commit = ref.read_text(encoding="utf-8").strip()
-        return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else revision
+        return commit if _COMMIT.fullmatch(commit) else revision
     snapshots = [p.name for p in (folder / "snapshots").glob("*")]
     return snapshots[0] if len(snapshots) == 1 else revision
 

@@ -231,46 +231,6 @@ def announce_servers(checked: Recipe) -> None:
             )
 
 
-def reach_of(folder: Path) -> list[str]:
-    """What the files of a downloaded folder would contact, read and run, a line each."""
-    out = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml", ".py") or p.is_symlink()):
-        name = path.relative_to(folder)
-        if path.is_symlink():
-            out.append(f"{name}  is a link to {path.resolve()}")
-        elif path.suffix == ".py":
-            out.append(f"{name}  is code, which a recipe may name as a metric")
-        else:
-            out += [f"{name}  {line}" for line in _reach_of_file(path)]
-    return out
-
-
-def _reach_of_file(path: Path) -> list[str]:
-    try:
-        untrusted.check_text(str(path), path)
-        return reach(recipe_files.load(path))
-    except ConfigError as e:
-        return [f"is no recipe ({e.message.rpartition('/')[2]}); a grid may set any key of one"]
-
-
-def reach(checked: Recipe) -> list[str]:
-    """What a recipe would contact, read and run beyond the Hub, a line each; empty if nothing."""
-    out = [f"asks {s.address} with the key in {s.key_name} ({s.place})" for s in recipe.servers(checked)]
-    sources = {"model.source": checked.model.source}
-    sources |= {f"{place}.scorer": section.scorer for place, section in recipe.all_scorers(checked).items()}
-    out += [f"loads the local folder {value} ({key})" for key, value in sources.items() if models.is_folder(value)]
-    out += [
-        f"runs the code in {section.metric} ({place}.metric)"
-        for place, section in recipe.all_scorers(checked).items()
-        if section.metric.endswith(".py")
-    ]
-    out += [f"reads {name}" for name in (checked.prompts.path, checked.prompts.values) if name]
-    if checked.publish.to != "none":
-        who = "privately" if checked.publish.private else "PUBLICLY"
-        out.append(f"publishes {who} to {checked.publish.to} as {checked.publish.owner or 'your own account'}")
-    return out
-
-
 def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     """All that can be wrong with the stages up to `last`, before hours are spent; the estimate if nothing is.
 

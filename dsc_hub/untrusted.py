@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dsc_hub import models, plain_yaml, recipe, recipe_files
 from dsc_hub.adapters import QUANTIZATION
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics.identity import SERVERS
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import Recipe, Scorer
 
 LARGEST = 100_000  # bytes of a recipe.yaml
 MOST_VALUES, LONGEST_TEXT = 64, 200  # of a setting that is passed on
@@ -93,12 +93,16 @@ def _prompt_files(written: Recipe) -> Iterator[tuple[str, str]]:
             yield f"prompts.{name}", f"'{file}' is not a file beside the recipe"
 
 
+def _sources(written: Recipe, scorers: Mapping[str, Scorer]) -> dict[str, str]:
+    """What weights are loaded from, by its key."""
+    return {"model.source": written.model.source} | {f"{place}.scorer": s.scorer for place, s in scorers.items()}
+
+
 def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
     """What it may not set: the key, and why."""
     yield from _prompt_files(written)
     scorers = recipe.all_scorers(written)
-    sources = {"model.source": written.model.source} | {f"{place}.scorer": s.scorer for place, s in scorers.items()}
-    for key, source in sources.items():
+    for key, source in _sources(written, scorers).items():
         if models.is_folder(source):
             yield key, f"'{source:.100}' is a local folder"
         elif not _SOURCE.fullmatch(source):
@@ -166,3 +170,45 @@ def check_text(reference: str, path: Path) -> None:
         return  # reported when it is loaded
     except ValueError as e:
         raise ConfigError(f"{reference}: its recipe.yaml can't be read: {e}") from None
+
+
+# -- what adopting a folder gives leave to
+
+
+def reach_of(folder: Path) -> list[str]:
+    """What the files of a downloaded folder would contact, read and run, a line each."""
+    out = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml", ".py") or p.is_symlink()):
+        name = path.relative_to(folder)
+        if path.is_symlink():
+            out.append(f"{name}  is a link to {path.resolve()}")
+        elif path.suffix == ".py":
+            out.append(f"{name}  is code, which a recipe may name as a metric")
+        else:
+            out += [f"{name}  {line}" for line in _reach_of_file(path)]
+    return out
+
+
+def _reach_of_file(path: Path) -> list[str]:
+    try:
+        check_text(str(path), path)
+        return _reach(recipe_files.load(path))
+    except ConfigError as e:
+        return [f"is no recipe ({e.message.rpartition('/')[2]}); a grid may set any key of one"]
+
+
+def _reach(written: Recipe) -> list[str]:
+    """What a recipe would contact, read and run beyond the Hub, a line each; empty if nothing."""
+    scorers, publish = recipe.all_scorers(written), written.publish
+    out = [f"asks {s.address} with the key in {s.key_name} ({s.place})" for s in recipe.servers(written)]
+    for key, source in _sources(written, scorers).items():
+        if models.is_folder(source):
+            out.append(f"loads the local folder {source} ({key})")
+    for place, section in scorers.items():
+        if section.metric.endswith(".py"):
+            out.append(f"runs the code in {section.metric} ({place}.metric)")
+    out += [f"reads {name}" for name in (written.prompts.path, written.prompts.values) if name]
+    if publish.to != "none":
+        who = "privately" if publish.private else "PUBLICLY"
+        out.append(f"publishes {who} to {publish.to} as {publish.owner or 'your own account'}")
+    return out

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dsc_hub import grid, jobs, origin, recipe
+from dsc_hub import grid, jobs, origin, recipe, untrusted
 from dsc_hub.addresses import checked_address, checked_key_name, host, is_open
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics import identify
@@ -155,7 +155,7 @@ def test_what_adopting_shows(tmp_path: Path):
     (folder / "bomb.yaml").write_text("a: &a [1]\nb: *a")
     (folder / "cheer.py").write_text("x = 1")
     (folder / "p.txt").symlink_to(tmp_path / "secret")
-    lines = "\n".join(jobs.reach_of(folder))
+    lines = "\n".join(untrusted.reach_of(folder))
     assert "gpu.yaml  asks http://evil.example/v1 with the key in OPENAI_API_KEY" in lines
     assert "grid.yaml  is no recipe" in lines and "bomb.yaml  is no recipe" in lines and "cheer.py  is code" in lines
     assert f"p.txt  is a link to {tmp_path / 'secret'}" in lines
