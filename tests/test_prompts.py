@@ -165,7 +165,7 @@ def test_a_csv_that_loses_text_is_refused(tmp_path: Path):
     with pytest.raises(DataError, match="not UTF-8"):
         prompts.load(section(path="p.csv"), tmp_path, 0)
     (tmp_path / "p.parquet").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="not a Parquet file"):
+    with pytest.raises(DataError, match="p.parquet can.t be read as Parquet"):
         prompts.load(section(path="p.parquet"), tmp_path, 0)
 
 
