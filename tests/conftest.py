@@ -128,10 +128,18 @@ def classifier(tmp_path_factory: pytest.TempPathFactory):
     return make
 
 
+@pytest.fixture(scope="session")
+def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted models, for all tests: the packaged one is dequantised once, which takes half a minute."""
+    return tmp_path_factory.mktemp("models")
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for this module: the packaged model is converted once."""
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, models_cache: Path) -> Path:
+    """A home for this module: empty, but for the models that are converted already."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "models").symlink_to(models_cache)
+    return folder
 
 
 @pytest.fixture(scope="module")

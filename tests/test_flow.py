@@ -205,7 +205,7 @@ def test_ctrl_c_twice_stops_now_and_keeps_what_is_on_disk(recipe_file: Path, tmp
     assert len(rows) == int(done)
 
 
-def test_after_ctrl_c_the_command_says_how_to_go_on_and_does(recipe_file: Path, dsc, tmp_path: Path):
+def test_after_ctrl_c_the_command_says_how_to_go_on_and_does(recipe_file: Path, dsc, home: Path):
     from tests.scripted_server import make_server
 
     server = make_server(pause=0.1)
@@ -216,7 +216,7 @@ def test_after_ctrl_c_the_command_says_how_to_go_on_and_does(recipe_file: Path, 
         f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]",
         "serving.concurrency=4",
     ]
-    env = {**os.environ, "DSC_HUB_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "DSC_HUB_HOME": str(home), "PYTHONPATH": str(ROOT)}
     child = subprocess.Popen(
         [sys.executable, "-m", "dsc_hub", *words], cwd=dsc.work, env=env, stderr=subprocess.PIPE, text=True
     )
@@ -230,7 +230,7 @@ def test_after_ctrl_c_the_command_says_how_to_go_on_and_does(recipe_file: Path, 
     sessions = [json.loads(line) for line in (run / "sessions.jsonl").read_text().splitlines()]
     turns = (run / "turns.jsonl").read_text().splitlines()
     assert len(sessions) == 1 and sessions[0]["new_tokens"] == sum(json.loads(t)["new_tokens"] for t in turns)
-    dsc(*words, code=0, DSC_HUB_HOME=str(tmp_path / "home"))
+    dsc(*words, code=0)
     assert (run / "turns.jsonl").read_text().splitlines()[: len(turns)] == turns
     assert json.loads((run / "sampling.done.json").read_text())["result"]["seconds"] is not None
     server.shutdown()

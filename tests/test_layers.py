@@ -46,6 +46,7 @@ GROUND = {
     "engine",
     "progress",
     "machine",
+    "packaged",
     "origin",
     "parquet",
     "pace",

