@@ -630,8 +630,10 @@ def hub() -> None:
 )
 def hub_serve(port: int, root: Path | None) -> None:
     """Serve what was published locally, until Ctrl-C."""
-    from dsc_hub.local_hub.server import serve
+    from dsc_hub import progress
+    from dsc_hub.local_hub.server import default_root, serve
 
+    progress.say_if_open(root or default_root())
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     serve(root, port)
 

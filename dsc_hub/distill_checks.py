@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import resource
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -421,6 +422,7 @@ def check(section: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
     try:
         check(json.load(sys.stdin))
     except ConfigError as error:

@@ -10,7 +10,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Job:
     identity: Mapping[str, str]
     fingerprints: Mapping[str, str]
     command: str  # that does the whole of it, fit to be shown to others
+    names_by: Mapping[str, str] = field(default_factory=dict)  # of repos whose names somebody else's recipe chose: kind -> it
     shard: Shard | None = None  # the share of the chains that this run folder is for (`of_shard`)
 
     def prompts(self, *splits: str) -> list[Prompt]:
@@ -89,7 +90,8 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
     fingerprints = recipe.stage_fingerprints(checked, identity)
     run = Run(runs_folder / checked.name / fingerprints["publish"])
     command = shlex.join(["dsc", "run", _plain(reference), *overrides])
-    return Job(checked, path, run, runs_folder, model, identity, fingerprints, command)
+    names_by = _names_by(stranger(reference, path), overrides)
+    return Job(checked, path, run, runs_folder, model, identity, fingerprints, command, names_by)
 
 
 def of_shard(job: Job, shard: Shard) -> Job:
@@ -123,6 +125,8 @@ def record(job: Job) -> None:
         **({"shard": asdict(job.shard)} if job.shard else {}),
     )
     progress.log_to(job.run["log.txt"])
+    for folder in (job.runs, machine.cache_home()):
+        progress.say_if_open(folder)
 
 
 def _resolved(checked: Recipe) -> dict[str, Any]:
@@ -158,6 +162,19 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     for name in filter(None, (pulled.prompts.path, pulled.prompts.values)):
         hub.pull_beside(path, repo, name)
     return path, recipe_files.load(path, overrides)
+
+
+def stranger(reference: str, path: Path) -> str:
+    """Whose recipe it is, if it is somebody else's: the repo, or of a downloaded file the checksum; "" for the user's own."""
+    if reference.startswith("hub:"):
+        return reference.removeprefix("hub:").partition("@")[0]
+    return f"sha256 {machine.file_hash(path)[:12]}" if origin.of_another(path) else ""
+
+
+def _names_by(stranger: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The kinds of repos whose names a stranger's recipe chose, and it: those that no override names."""
+    keys = {o.partition("=")[0].strip() for o in overrides}
+    return {kind: stranger for kind in ("dataset", "adapter", "base") if stranger and f"publish.{kind}" not in keys}
 
 
 def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:
@@ -239,6 +256,12 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     from dsc_hub import launcher, preflight, serving
 
     announce_servers(job.recipe)
+    if job.recipe.publish.to != "none" and not job.recipe.publish.metrics:
+        for place, file in recipe.metric_files(job.recipe).items():
+            progress.say(
+                f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
+                "publish.metrics=true publishes the file as a Space, too"
+            )
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder) + preflight.without_group(job.recipe, dropped.ungrouped)
@@ -272,15 +295,19 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     if "distill" not in outlook:
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
-        from dsc_hub import targets
+        from dsc_hub import publish_metric, targets
 
         wanted = _repos(job.recipe, account.owner)
         kinds = [
-            ("dataset", wanted["dataset"]),
-            ("model", wanted["adapter"]),
-            *([("model", wanted["base"])] if wanted["base"] else []),
+            ("dataset", wanted["dataset"], job.names_by.get("dataset", "")),
+            ("model", wanted["adapter"], job.names_by.get("adapter", "")),
+            *([("model", wanted["base"], job.names_by.get("base", ""))] if wanted["base"] else []),
         ]
         how = job.recipe.publish
+        if how.metrics:
+            files = sorted(set(recipe.metric_files(job.recipe).values()))
+            problems += publish_metric.preflight(account, files, how.private)
+            kinds += [("space", f"{account.owner}/{publish_metric.name_of(file)}", "") for file in files]
         problems += targets.preflight(account, [targets.of(how, *kind) for kind in kinds])
         if how.collection and how.private:
             problems += targets.collection_is_public(account, how.collection)
@@ -293,7 +320,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         total = f"at most about {estimate['disk_bytes'] / 1e9:.2f} GB together"
         if any(name.endswith(".safetensors") for name in base):  # a model of a Hub isn't fetched for a plan
             total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
-        estimate["repos"] = [*(f"{kind} {name}" for kind, name in kinds), total]
+        estimate["repos"] = [*(f"{kind} {name}" for kind, name, _ in kinds), total]
     if problems:
         n = len(problems)
         raise ConfigError(f"{job.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)

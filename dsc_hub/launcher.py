@@ -30,6 +30,8 @@ ERROR_FILE = "DSC_DISTILL_ERROR_FILE"
 PROGRESS = "distill  step "  # how the line that moves begins
 LOG = "distill.log"
 KNOWN_GOOD = "distill_checked.json"  # in dsc's cache
+# What a check of settings may take: a library opens what looks like a file, and reads it to its end.
+CHECKED_WITHIN_S, CHECKED_IN_BYTES = 300, 8 << 30
 _KEPT_LINES = 15
 
 
@@ -62,18 +64,29 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
 
 def check(section: dict[str, Any]) -> list[str]:
     """What is wrong with a recipe's `distill` section, as the libraries it goes to see it; seconds, in a process of its own, and
-    nothing where these versions found nothing wrong with it before."""
+    nothing where these versions found nothing wrong with it before. ConfigError if they come to no end."""
     about = digest(section, machine.versions())
     if machine.is_known(KNOWN_GOOD, about):
         return []
     environment = _environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
-    child = subprocess.run(
-        [sys.executable, "-m", "dsc_hub.distill_checks"],
-        input=json.dumps(section),
-        capture_output=True,
-        text=True,
-        env=environment,
+    limits = f"within {CHECKED_WITHIN_S} s and {CHECKED_IN_BYTES >> 30} GiB of memory"
+    endless = ConfigError(
+        f"the libraries that train did not come to an end {limits} with distill.sft, lora and quantization as they are",
+        "A setting that names a file, or a pattern, may be why: take those out that are not numbers or names.",
     )
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "dsc_hub.distill_checks", str(CHECKED_IN_BYTES)],
+            input=json.dumps(section),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=CHECKED_WITHIN_S,
+        )
+    except subprocess.TimeoutExpired:
+        raise endless from None
+    if child.returncode and "MemoryError" in child.stderr:
+        raise endless
     if child.returncode:
         raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")
     if child.stdout.strip():

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import stat
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -143,15 +144,26 @@ def openmp_library() -> Path | None:
     return Path(str(found.locate())).resolve() if found else None
 
 
+def is_open_to_all(folder: Path) -> bool:
+    """May any user of this machine list the folder, by its mode and those of the folders above it?"""
+    try:
+        inside = folder.resolve(strict=True)
+        return bool(inside.stat().st_mode & stat.S_IROTH) and all(
+            place.stat().st_mode & stat.S_IXOTH for place in (inside, *inside.parents)
+        )
+    except OSError:
+        return False
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file. Of a large one it is remembered as long as size and time of change are the same."""
-    stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    if stat.st_size > LARGE and (known := recall_value("hashes.json", key)):
+    about = path.stat()
+    key = f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
+    if about.st_size > LARGE and (known := recall_value("hashes.json", key)):
         return str(known)
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    if stat.st_size > LARGE:
+    if about.st_size > LARGE:
         remember_value("hashes.json", key, value)
     return value
 

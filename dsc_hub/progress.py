@@ -7,6 +7,7 @@ it goes to stderr, so that stdout is left to results.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
+
+from dsc_hub import machine
 
 PLAIN_EVERY_S = 15.0
 # What a terminal obeys instead of showing: C0 but line feed and tab, delete, C1, and marks that override the reading direction.
@@ -64,6 +67,12 @@ def say(text: str) -> None:
     if _log is not None:
         with _log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {clean(text)}\n")
+
+
+def say_if_open(folder: Path) -> None:
+    """Say that a folder with the user's prompts, answers or repos can be read by all users of this machine, if it can."""
+    if machine.is_open_to_all(folder):
+        say(f"{folder} can be read by all users of this machine; to be its only reader:  chmod go= {shlex.quote(str(folder))}")
 
 
 def duration(seconds: float) -> str:

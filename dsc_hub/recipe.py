@@ -459,6 +459,11 @@ class Publish(Section):
     rejected: bool | None = Field(
         None, description="publish answers that were not kept, too; None: unless there is a content_warning"
     )
+    metrics: bool = Field(
+        False,
+        description="publish metric files of one's own (METRIC.py), too, as Spaces, and name these in the published recipe: "
+        "without them nobody else can run it",
+    )
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
     language: str = "en"
 
@@ -603,7 +608,7 @@ def all_scorers(recipe: Recipe) -> dict[str, Scorer]:
 
 
 # Of `publish:`, what is decided by whoever publishes: no pulled recipe may set it, and none that we publish does.
-PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated")
+PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated", "metrics")
 
 
 def publishes_rejected(publish: Mapping[str, Any]) -> bool:
@@ -619,6 +624,11 @@ def repo_names(recipe: Recipe) -> dict[str, str | None]:
         "adapter": p.adapter or f"{recipe.name}-dsc-lora",
         "base": p.base,
     }
+
+
+def metric_files(recipe: Recipe) -> dict[str, str]:
+    """The metric files of one's own that a recipe names: place of the scorer -> file, relative to the recipe's folder."""
+    return {place: s.metric for place, s in all_scorers(recipe).items() if s.metric.endswith(".py")}
 
 
 def digest(*parts: Any) -> str:

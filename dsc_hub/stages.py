@@ -271,6 +271,7 @@ def publish(job: Job, account: Any) -> Result:
         job.path.parent,
         job.recipe.publish,
         lambda: cards.build(job.run),
+        job.names_by,
     )
 
 

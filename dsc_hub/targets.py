@@ -38,14 +38,15 @@ class Target:
     pull_request: bool = False  # propose it, on top of `branch`
     tag: str | None = None  # for the commit, once it was read back
     gated: Literal["auto", "manual"] | None = None  # only those have the files who ask for them; None: as it is
+    named_by: str = ""  # the recipe of somebody else that chose the repo's name; "": the user did
 
     def __str__(self) -> str:
         return f"{self.repo_type} '{self.repo}'"
 
 
-def of(how: Publish, repo_type: str, repo: str) -> Target:
+def of(how: Publish, repo_type: str, repo: str, named_by: str = "") -> Target:
     """The target that a recipe's `publish:` section makes of a repo."""
-    return Target(repo_type, repo, how.private, how.branch, how.overwrite, how.pull_request, how.tag, how.gated)
+    return Target(repo_type, repo, how.private, how.branch, how.overwrite, how.pull_request, how.tag, how.gated, named_by)
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,13 @@ def objections(target: Target, held: Held) -> list[HubError]:
             HubError(
                 f"{target} exists and is public, but the recipe publishes privately",
                 "Make it private, or set publish.private=false.",
+            )
+        )
+    if held.ours and held.manifest and target.named_by and held.manifest.get("named_by") != target.named_by:
+        found.append(
+            HubError(
+                f"{target} exists, and it was a recipe of somebody else ({target.named_by}) that chose this name",
+                "Choose another: publish.dataset, publish.adapter and publish.base are the repos' names.",
             )
         )
     if not held.ours:

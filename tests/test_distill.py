@@ -575,3 +575,12 @@ def test_the_packaged_accelerate_configurations_are_valid():
     assert configurations["one_cpu"].use_cpu and not configurations["one_gpu"].use_cpu
     assert configurations["multi_gpu"].distributed_type == "MULTI_GPU"
     assert all("accelerate launch --config_file recipes/accelerate/" + f.name in f.read_text() for f in files)
+
+
+@pytest.mark.parametrize(("name", "value"), [("CHECKED_WITHIN_S", 3), ("CHECKED_IN_BYTES", 3 << 30)])
+def test_a_setting_that_is_read_without_end_is_an_error_and_not_a_hang(name: str, value: int, monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
+    monkeypatch.setattr(launcher, name, value)
+    section = {"method": "qlora", "sft": {"accelerator_config": "/dev/zero"}, "lora": {}, "quantization": {}}
+    with pytest.raises(ConfigError, match="did not come to an end within"):
+        launcher.check(section)

@@ -170,6 +170,7 @@ def test_stages_do_not_import_the_pipeline_and_hardly_each_other():
         ("distill", "distill_checks"),
         ("arms", "sampling"),  # the self-critique arm is sampling, on held-out prompts
         ("evaluation", "arms"),
+        ("publish", "publish_metric"),  # a run's own metric files go up with it
     }
     for name in STAGES:
         seen = imported(PACKAGE / f"{name}.py", everywhere=True)

@@ -312,3 +312,22 @@ def test_no_object_shows_a_key():
     engine = Engine.__new__(Engine)
     engine.api_key = "hush"
     assert "hush" not in repr(engine) and os.environ.get("HF_TOKEN") is None
+
+
+def test_a_folder_that_all_can_read_is_said_once_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    from dsc_hub import machine, progress
+
+    above = tmp_path / "shared"
+    (above / "runs").mkdir(parents=True)
+    assert tmp_path.stat().st_mode & 0o005 == 0  # pytest's folders are the user's alone, and so is what lies in them
+    (above / "runs").chmod(0o755)
+    assert not machine.is_open_to_all(above / "runs") and not machine.is_open_to_all(tmp_path / "none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "parents", property(lambda p: (above,)))
+        above.chmod(0o711)
+        assert machine.is_open_to_all(above / "runs") and not machine.is_open_to_all(above)
+        progress.say_if_open(above / "runs")
+        above.chmod(0o700)
+        progress.say_if_open(above / "runs")
+    said = capsys.readouterr().err
+    assert said.count("can be read by all users") == 1 and f"chmod go= {above / 'runs'}" in said.replace("\n", "")

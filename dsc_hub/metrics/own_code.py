@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import sys
 import traceback
+from importlib import metadata
 from pathlib import Path
 
 from dsc_hub.errors import MetricError
@@ -37,6 +39,18 @@ def check_source(path: Path) -> None:
     defined |= {n.id for n in inside if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
     if missing := [name for name in ("_info", "_compute") if name not in defined]:
         raise MetricError(f"metric {path.name}: its class has no {' and no '.join(missing)}", EXAMPLE)
+
+
+def packages(path: Path) -> list[str]:
+    """The installed packages that a metric imports, but for those that come with Python."""
+    known = metadata.packages_distributions()
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes(), filename=path.name)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return sorted({known[name][0] for name in names if name in known and name not in sys.stdlib_module_names})
 
 
 def described(error: BaseException, file: str) -> str:

@@ -104,6 +104,23 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
     )
 
 
+def test_a_strangers_recipe_does_not_choose_a_repo_of_ones_own(account, files, tmp_path: Path):
+    push(account, files, tmp_path, "mine")
+    before = account.api.dataset_info("local/mine").sha
+
+    def theirs(name: str, by: str) -> Target:
+        return Target("dataset", f"local/{name}", True, named_by=by)
+
+    with pytest.raises(HubError, match=r"local/mine' exists, and it was a recipe of somebody else \(eve/film\)"):
+        push_.push(account, theirs("mine", "eve/film"), {"row.json": files["row.json"]}, "by a test", tmp_path)
+    assert account.api.dataset_info("local/mine").sha == before
+    assert "chose this name: Choose another: publish.dataset" in targets.preflight(account, [theirs("mine", "eve/film")])[0]
+    # One that this recipe made is published again; another stranger's is not touched.
+    push_.push(account, theirs("new", "eve/film"), files, "by a test", tmp_path)
+    assert targets.preflight(account, [theirs("new", "eve/film"), theirs("free", "eve/film")]) == []
+    assert "mallory/film" in targets.preflight(account, [theirs("new", "mallory/film")])[0]
+
+
 def test_what_the_hub_holds_is_compared_with_what_was_sent(
     account, files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,15 +21,17 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from dsc_hub import cards, hub, publish
+from dsc_hub import cards, hub, jobs, metrics, publish
 from dsc_hub.errors import ConfigError, HubError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.origin import MARK
 from dsc_hub.pull import is_safe, pull
+from dsc_hub.records import Prompt
 from dsc_hub.verify import verify
 from tests import small_run
 from tests.conftest import FILMS, RECIPE, ROOT
 
+PROMPT = Prompt("p", "Write.", "g", "test")
 DATASET, ADAPTER = "local/little-dsc", "local/little-dsc-lora"
 
 
@@ -142,6 +145,49 @@ def test_a_run_with_a_metric_of_one_s_own_is_verified_but_for_the_scores(tmp_pat
         checks = verify(DATASET, rescore=True)[1]
     assert all(c.agrees is not False for c in checks), checks
     assert "reward not scored again: cheer.py" in next(c.told for c in checks if c.name == "scores")
+
+
+def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit(
+    tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "films.txt").write_text(FILMS)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "cheer.py").write_text(CHEER)
+    own = ["reward.metric=cheer.py", "reward.scorer=default"]
+    run, r = small_run.make(tmp_path / "run", tmp_path / "recipe.yaml", *own, "publish.metrics=true")
+    with running(tmp_path / "hub") as other:
+        at_hub.point(monkeypatch, other, tmp_path / "cache")
+        account = hub.login(None, other.endpoint, other.token)
+        out = publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        space = out["metric cheer"]
+        assert account.api.space_info("local/cheer").private and space["files"] == 3
+        written = Path(hub.pull_recipe("local/little-dsc")).read_text()
+        assert f"metric: local/cheer\n  revision: {space['commit']}" in written and "cheer.py" not in written
+        with pytest.raises(ConfigError, match=f"--allow-code local/cheer@{space['commit']}"):
+            jobs.describe(f"hub:{DATASET}", [], tmp_path / "runs")
+        allowed = (f"local/cheer@{space['commit']}",)
+        job = jobs.describe(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
+        assert job.identity["reward"].endswith(allowed[0])
+        section = job.recipe.reward
+        scored = metrics.load(section, job.identity["reward"], metrics.Code(allowed=allowed)).score(["abc"], [PROMPT])
+        assert [s.value for s in scored] == [3 / 7]
+        checks = verify(DATASET, rescore=True)[1]
+        assert all(c.agrees is not False for c in checks), checks
+        assert "reward not scored again: local/cheer" in next(c.told for c in checks if c.name == "scores")
+        # Without it, `plan` says what others will lack.
+        mine = jobs.describe(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
+        with contextlib.suppress(ConfigError):
+            jobs.check(mine, account)
+        assert "publish.metrics=true publishes the file as a Space" in capsys.readouterr().err
+        # And a name that a Space can't have is said before any work.
+        (tmp_path / "cheer.py").rename(tmp_path / "9lives.py")
+        mine = jobs.describe(
+            str(tmp_path / "recipe.yaml"),
+            ["reward.metric=9lives.py", "reward.scorer=default", "publish.to=local", "publish.metrics=true"],
+            tmp_path / "runs",
+        )
+        with pytest.raises(ConfigError, match="publish.metrics: 9lives.py can't be the name of a Space"):
+            jobs.check(mine, account)
 
 
 def _metrics(folder: Path) -> dict:

@@ -209,3 +209,14 @@ def test_the_token_goes_to_its_own_endpoint_alone(address: Address, tmp_path: Pa
         hub.login(None, other.endpoint, other.token)
         assert seen and all(other.token in header for header in seen)
         assert not any(address.token in header for header in seen)
+
+
+def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_path: Path):
+    shared(address, RECIPE)
+    job = jobs.describe(f"hub:{REPO}@main", [], tmp_path / "runs")
+    assert job.names_by == {"dataset": REPO, "adapter": REPO, "base": REPO}
+    job = jobs.describe(f"hub:{REPO}", ["publish.dataset=mine"], tmp_path / "runs")
+    assert job.names_by == {"adapter": REPO, "base": REPO}
+    (tmp_path / "films.txt").write_text(FILMS)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    assert jobs.describe(str(tmp_path / "recipe.yaml"), [], tmp_path / "runs").names_by == {}
