@@ -1,6 +1,7 @@
 # make demo    the whole of it on this machine: sample, distill, evaluate, report, publish to the embedded Hub
 # make test    everything that CI runs (real vLLM, real small model)
 # make sbom    what is installed, as CycloneDX in sbom.json
+# make fuzz    ten minutes of damaged recipes, repos and requests each
 # make long    what takes longer: kills, soak, simulation
 # Each does its own set-up in .venv, from nothing, and is quick the second time.
 
@@ -8,7 +9,7 @@ VENV := .venv
 # The GPU lock where the driver shows a CUDA device, the CPU lock elsewhere.
 LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
 
-.PHONY: demo test long lint sbom setup
+.PHONY: demo test long fuzz lint sbom setup
 demo: setup
 	$(VENV)/bin/dsc run quickstart
 
@@ -17,6 +18,9 @@ test: setup lint
 
 long: setup
 	$(VENV)/bin/python -m pytest -m long
+
+fuzz: setup
+	$(VENV)/bin/python -m pytest -s -m long tests/test_fuzz.py
 
 lint: setup
 	$(VENV)/bin/ruff check .
