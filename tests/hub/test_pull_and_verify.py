@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -565,3 +567,44 @@ def test_whatever_a_stranger_s_repo_holds_is_told_and_reaches_nothing(
     assert found[check].agrees is False and told in found[check].told, found[check]
     assert not any("root:" in c.told or "my secret" in c.told for c in found.values())
     change(address, "dataset", DATASET, **{name.replace("/", "__"): (good / name).read_bytes()})
+
+
+def test_addresses_in_a_card_are_not_asked(published, address, tmp_path: Path):
+    from tests.scripted_server import make_server
+
+    asked: list[object] = []
+    inside = make_server(bodies=asked)
+    handler = inside.RequestHandlerClass
+    seen: list[str] = []
+
+    class Watching(handler):  # type: ignore[valid-type, misc]
+        def handle(self) -> None:
+            seen.append("a connection")
+            super().handle()
+
+    inside.RequestHandlerClass = Watching
+    threading.Thread(target=inside.serve_forever, daemon=True).start()
+    there = f"http://127.0.0.1:{inside.server_port}"
+    try:
+        with urllib.request.urlopen(f"{there}/v1/models") as answer:
+            assert answer.status == 200 and len(seen) == 1
+        api = HfApi(endpoint=address.endpoint, token=address.token)
+        card = Path(
+            api.hf_hub_download(DATASET, "README.md", repo_type="dataset", cache_dir=tmp_path / "c")
+        ).read_text()
+        head, _, body = card.removeprefix("---\n").partition("\n---\n")
+        text = f"---\n{head}\nthumbnail: {there}/t.png\n---\n![x]({there}/i.png) <img src='{there}/i'>\n{body}"
+        change(address, "dataset", DATASET, **{"README.md": text.encode()})
+        pull(DATASET, tmp_path / "out")
+        checks = verify(DATASET)[1]
+        assert any(c.agrees is False for c in checks)
+        with urllib.request.urlopen(
+            urllib.request.Request(
+                f"{address.endpoint}/datasets/{DATASET}", headers={"Authorization": f"Bearer {address.token}"}
+            )
+        ) as page:
+            assert f'src="{there}' not in page.read().decode()
+        assert len(seen) == 1
+    finally:
+        inside.shutdown()
+        inside.server_close()
