@@ -136,6 +136,8 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
                 raise ConfigError(f"distill.lora.target_modules: {e}") from None
             raise
         trainer.remove_callback(PrinterCallback)
+        if dtype is torch.float32:
+            _widen_adapter(trainer.model)
         _check_batches(trainer, stop_tokens(tokenizer, folder), checked)
         if len(tokenizer) != vocabulary:
             raise ModelError(
@@ -271,6 +273,14 @@ def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: SFTConfig) -
         return model, f"int8, {len(layers)} layers"
     double = " with double quantization" if config.bnb_4bit_use_double_quant else ""
     return model, f"{config.bnb_4bit_quant_type}{double}, {len(layers)} layers"
+
+
+def _widen_adapter(model: torch.nn.Module) -> None:
+    """The adapter's weights as float32: beside a quantized base the trainer makes them bfloat16, in which processors without
+    bfloat16 instructions multiply by a slow general routine (it took 60 % of a step's time)."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32)
 
 
 def _check_batches(trainer: SFTTrainer, stops: set[int], checked: Mapping[str, Any]) -> None:

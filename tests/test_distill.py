@@ -229,6 +229,18 @@ def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
     assert summary["trainable_parameters"] == 2 * 4 * (64 + 64)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_adapter_is_trained_in_what_the_processor_computes_in(tmp_path, base, monkeypatch, dtype: str):
+    monkeypatch.setattr(distill, "SFTTrainer", Spy)
+    monkeypatch.setattr(distill.machine, "cpu_dtype", lambda: dtype)
+    summary = distill.train(make_run(tmp_path / "run", base))
+    assert summary["compute_dtype"] == dtype
+    dtypes = {str(p.dtype) for p in Spy.last.model.parameters() if p.requires_grad}
+    assert dtypes == {f"torch.{dtype}"}
+    changed = [n for n, p in Spy.last.model.named_parameters() if not torch.equal(p, Spy.last.before[n])]
+    assert changed and all("lora_" in n for n in changed)
+
+
 # -- what is refused
 
 
