@@ -30,6 +30,7 @@ RESAMPLES = 2**14  # of the sign-flip test, which is exact up to 14 groups
 BOOTSTRAP_RESAMPLES = 2000
 # Of a resample, as a share of the sample's: of nearly equal values the studentised mean would explode.
 LEAST_SPREAD = 0.2
+FEW_GROUPS = 10  # with as few, what the bootstrap reaches beyond t counts twice
 LEAST_GROUPS = 6  # with fewer a two-sided sign-flip test can't go below 0.05, and an interval means little
 ROUNDING = 1e-12  # relative
 RESAMPLE_TO = 5000  # groups; with more the mean is normal to all digits shown, and resampling would take hours
@@ -82,13 +83,15 @@ def _clip(value: float, bounds: Bounds) -> float:
 
 
 def mean_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean of at least two values that differ: from the lower one of the lower ends of the t interval
-    and of the studentised bootstrap's to the higher one of their higher ends.
+    """Interval of the mean of at least two values that differ: the t interval, on each side as much wider as the
+    studentised bootstrap reaches beyond it, times 1 + (FEW_GROUPS / n)^2, at most 2.
 
     The t interval covers too little where values are skewed (86 % with 12 groups of counts); the studentised bootstrap
     follows the skew (B. Efron, Canad. J. Statist. 9, 1981; P. Hall, Ann. Statist. 16, 1988), but covers too little
     where values are symmetric with long tails. The spread of a resample counts as at least LEAST_SPREAD of the
-    sample's.
+    sample's. Few groups hold too little of a long tail for resamples to show it, hence the factor. Tried besides, at 12
+    groups: no factor (heavy tails 91.8 %, differences 90.5 %), 1 + 18 / n (95.4 %, but counts 97.0 %, and 2.4 times as
+    wide as t). tests/test_simulation.py has the figures.
     """
     n = len(means)
     mean, spread = float(means.mean()), float(means.std(ddof=1))
@@ -98,7 +101,9 @@ def mean_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, f
     if n <= RESAMPLE_TO:
         ratios = np.concatenate([_studentised(means, weights, mean, spread) for weights in _resamples(n)])
         lower, upper = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-        below, above = max(half, float(upper)), max(half, -float(lower))
+        factor = 1 + min(1.0, FEW_GROUPS / n) ** 2
+        below += factor * max(0.0, float(upper) - half)
+        above += factor * max(0.0, -float(lower) - half)
     return mean - below * error, mean + above * error
 
 

@@ -2,7 +2,7 @@
 prints tables).
 
 Values of four rows a group that are alike within it: normal; counts per 100 words with many zeros and a long tail, as
-mentions of people are; heavier tails than those; polarities bunched at an end of -1..1; shares of rare events. Of a
+mentions of people are; heavier tails than those; lognormal ones, as lengths are; polarities bunched at an end of -1..1; shares of rare events. Of a
 rate of 95 % the standard error is 0.5 points with 2,000 rounds.
 """
 
@@ -30,6 +30,8 @@ def group_means(kind: str, groups: int, rounds: int, rng: np.random.Generator) -
         return (100 * mentions / rng.integers(20, 60, rows)).mean(axis=-1)
     if kind == "heavy tails":
         return (rng.gamma(0.6, 1.0, rows) * rng.gamma(0.7, 2.0, shape)).mean(axis=-1)
+    if kind == "lognormal":
+        return np.exp(rng.normal(0, 0.8, shape) + rng.normal(0, 0.8, rows)).mean(axis=-1)
     if kind == "bounded":
         centre = rng.beta(8, 1.2, shape)
         return (2 * rng.beta(6 * centre, 6 * (1 - centre) + 1e-9, rows) - 1).mean(axis=-1)
@@ -67,7 +69,7 @@ LEAST = {
 
 
 @pytest.mark.parametrize("smaller", [None, 0.6, 0.1], ids=["a mean", "a difference", "a large difference"])
-@pytest.mark.parametrize("kind", ["normal", "counts", "heavy tails", "bounded", "rare events"])
+@pytest.mark.parametrize("kind", ["normal", "counts", "heavy tails", "lognormal", "bounded", "rare events"])
 def test_intervals_cover(kind: str, smaller: float | None, capsys):
     what = {None: "mean", 0.6: "difference", 0.1: "difference from an arm of almost nothing"}[smaller]
     shares = {n: covered(kind, n, smaller) for n in GROUPS}
