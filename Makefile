@@ -34,7 +34,7 @@ lint: setup
 	$(VENV)/bin/ruff check .
 
 sbom: setup
-	$(VENV)/bin/cyclonedx-py environment $(VENV) --output-reproducible --output-file sbom.json
+	$(VENV)/bin/cyclonedx-py environment $(VENV) --no-validate --output-reproducible --output-file sbom.json
 
 setup:
 	@requirements/install.sh $(LOCK) $(VENV)
