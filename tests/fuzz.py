@@ -358,6 +358,8 @@ def requests(address: Address, rng: random.Random, client: httpx2.Client) -> str
         answer = client.request(
             method, f"{address.endpoint}{path}{query}", headers=headers, content=raw, timeout=SLOWEST_S
         )
+    except httpx2.ReadError:
+        return case  # the server closed a kept connection, after an error that was counted
     except httpx2.TimeoutException:
         raise Finding(f"no answer within {SLOWEST_S} s: {case}") from None
     except (httpx2.InvalidURL, UnicodeError):

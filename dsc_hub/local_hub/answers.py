@@ -51,6 +51,14 @@ def wanted(body: Any, key: str, kind: type = str) -> Any:
     return value
 
 
+def optional(body: Any, key: str, default: str | None = None) -> Any:
+    """A text that may be there; `default` where it is missing, null or empty, 400 where it is something else."""
+    value = body.get(key) if isinstance(body, dict) else None
+    if value is not None and not isinstance(value, str):
+        raise Refusal(400, f'"{key}" must be a string')
+    return value or default
+
+
 def parsed(raw: bytes) -> Any:
     """JSON from the wire; 400 when it is not, or holds halves of characters, which no answer could carry back."""
     try:

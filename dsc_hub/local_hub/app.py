@@ -64,7 +64,7 @@ def whoami(request: Request) -> Response:
 @answers.takes_json
 def validate_yaml(request: Request, body: dict) -> Response:
     """Check a card's metadata; RepoCard.validate asks for plain text and shows it as it is."""
-    errors, warnings = cards.problems(answers.wanted(body, "content"), body.get("repoType") or "model")
+    errors, warnings = cards.problems(answers.wanted(body, "content"), answers.optional(body, "repoType", "model"))
     status = 400 if errors else 200
     if request.headers.get("accept") == "text/plain":
         lines = [f"- Error: {e}" for e in errors] + [f"- Warning: {w}" for w in warnings]

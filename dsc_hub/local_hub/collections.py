@@ -66,7 +66,7 @@ def _of_the_caller(request: Request) -> dict:
 def create(request: Request, body: dict) -> Response:
     """A new collection; 409 with its slug if the owner has one of that title."""
     user, title = access.signed_in(request), answers.wanted(body, "title")
-    namespace = body.get("namespace") or user
+    namespace = answers.optional(body, "namespace", user)
     if namespace != user:
         raise Refusal(403, f"You don't have the rights to create a collection for {namespace}")
     words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "collection"
@@ -79,7 +79,7 @@ def create(request: Request, body: dict) -> Response:
         collection = {
             "slug": f"{namespace}/{words}-{secrets.token_hex(12)}",
             "title": title,
-            "description": body.get("description"),
+            "description": answers.optional(body, "description"),
             "owner": {"name": namespace, "type": "user"},
             "private": bool(body.get("private")),
             "items": [],

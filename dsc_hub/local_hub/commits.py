@@ -23,7 +23,7 @@ def preupload(request: Request, body: dict) -> Response:
     """For each file: how it must be sent (regular or lfs), whether .gitignore drops it, and what is there already."""
     repo = access.writable(request)
     head = repo.at(request.path_params["rev"])
-    patterns, ignore = _patterns(repo, head.files), body.get("gitIgnore")
+    patterns, ignore = _patterns(repo, head.files), answers.optional(body, "gitIgnore")
     if ignore is None:
         ignore = (repo.file(head, ".gitignore") or b"").decode("utf-8", "replace")
     rows = []
@@ -173,7 +173,7 @@ def refs(request: Request) -> Response:
 
 @answers.takes_json
 def create_branch(request: Request, body: dict) -> Response:
-    start = body.get("startingPoint") or "main"
+    start = answers.optional(body, "startingPoint", "main")
     return _create_ref(access.writable(request), "heads", request.path_params["ref"], start)
 
 

@@ -24,13 +24,13 @@ SORT_KEYS = ("lastModified", "createdAt", "downloads", "likes")
 @answers.takes_json
 def create(request: Request, body: dict) -> Response:
     user = access.signed_in(request)
-    repo_type, repo_id = body.get("type") or "model", _named(body, user)
+    repo_type, repo_id = answers.optional(body, "type", "model"), _named(body, user)
     if not access.may_write(request, repo_type, repo_id):
         namespace = repo_id.split("/")[0]
         raise Refusal(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
     url = answers.repo_url(request, repo_type, repo_id)
     try:
-        repo = access.store_of(request).create(repo_type, repo_id, user, bool(_asked_private(body)), body.get("sdk"))
+        repo = access.store_of(request).create(repo_type, repo_id, user, bool(_asked_private(body)), answers.optional(body, "sdk"))
     except Refusal as refusal:
         if refusal.status == 409:  # create_repo(exist_ok=True) reads the address from here
             refusal.body = {"url": url}
@@ -41,7 +41,7 @@ def create(request: Request, body: dict) -> Response:
 @answers.takes_json
 def delete(request: Request, body: dict) -> Response:
     repo_id = _named(body, access.signed_in(request))
-    repo = access.for_writing(request, access.find(request, body.get("type") or "model", repo_id))
+    repo = access.for_writing(request, access.find(request, answers.optional(body, "type", "model"), repo_id))
     access.store_of(request).delete(repo)
     return JSONResponse({})
 
@@ -176,7 +176,7 @@ def _asked_for(row: dict, query) -> bool:
 
 
 def _named(body: dict, user: str) -> str:
-    return f"{body.get('organization') or user}/{answers.wanted(body, 'name')}"
+    return f"{answers.optional(body, 'organization', user)}/{answers.wanted(body, 'name')}"
 
 
 def _asked_private(body: dict) -> bool | None:

@@ -180,3 +180,22 @@ def test_a_foreign_host_is_refused(hub: Address, host: str):
     for path in ("/", "/api/whoami-v2", "/api/models"):
         assert httpx.get(hub.endpoint + path, headers=key).status_code == 400
     assert httpx.get(hub.endpoint + "/api/whoami-v2", headers=key | {"Host": "localhost"}).status_code == 200
+
+
+@pytest.mark.parametrize("value", [{"": ""}, ["x"], 7, True])
+@pytest.mark.parametrize(
+    ("path", "method", "body", "key"),
+    [
+        ("/api/repos/create", "POST", {"name": "typed"}, "type"),
+        ("/api/repos/create", "POST", {"name": "typed"}, "organization"),
+        ("/api/repos/create", "POST", {"name": "typed", "type": "space"}, "sdk"),
+        ("/api/repos/delete", "DELETE", {"name": "typed"}, "type"),
+        ("/api/validate-yaml", "POST", {"content": "x"}, "repoType"),
+        ("/api/collections", "POST", {"title": "t"}, "namespace"),
+        ("/api/collections", "POST", {"title": "t"}, "description"),
+    ],
+)
+def test_a_field_of_another_type_is_said(hub: Address, path: str, method: str, body: dict, key: str, value: object):
+    head = {"Authorization": f"Bearer {hub.token}"}
+    answer = httpx.request(method, hub.endpoint + path, json=body | {key: value}, headers=head)
+    assert answer.status_code == 400 and f'\\"{key}\\" must be a string' in answer.text
