@@ -530,10 +530,11 @@ def schema(of: str) -> None:
 def publish_metric(metric: str, to: str, owner: str | None, name: str | None, public: bool, as_json: bool) -> None:
     """Publish METRIC, a shipped one's name or your own FILE.py, as a Space that evaluate.load("USER/METRIC") loads without dsc_hub."""
     from dsc_hub import jobs
+    from dsc_hub.publish_metric import name_of
     from dsc_hub.publish_metric import publish as put
 
     with jobs.account_at(to, owner) as account:
-        found = put(metric, account, name or Path(metric).stem, not public)
+        found = put(metric, account, name or (name_of(metric) if metric.endswith(".py") else metric), not public)
     if as_json:
         _print_json(found)
     else:

@@ -422,7 +422,10 @@ def check(section: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[1]),) * 2)
+    wanted, hardest = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (wanted if hardest == resource.RLIM_INFINITY else min(wanted, hardest), hardest)
+    )
     try:
         check(json.load(sys.stdin))
     except ConfigError as error:

@@ -50,7 +50,9 @@ class Job:
     identity: Mapping[str, str]
     fingerprints: Mapping[str, str]
     command: str  # that does the whole of it, fit to be shown to others
-    names_by: Mapping[str, str] = field(default_factory=dict)  # of repos whose names somebody else's recipe chose: kind -> it
+    names_by: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # kind of repo -> `targets.Stranger` whose recipe named it
     shard: Shard | None = None  # the share of the chains that this run folder is for (`of_shard`)
 
     def prompts(self, *splits: str) -> list[Prompt]:
@@ -90,7 +92,7 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
     fingerprints = recipe.stage_fingerprints(checked, identity)
     run = Run(runs_folder / checked.name / fingerprints["publish"])
     command = shlex.join(["dsc", "run", _plain(reference), *overrides])
-    names_by = _names_by(stranger(reference, path), overrides)
+    names_by = named_by_others(reference, path, checked, overrides)
     return Job(checked, path, run, runs_folder, model, identity, fingerprints, command, names_by)
 
 
@@ -125,7 +127,7 @@ def record(job: Job) -> None:
         **({"shard": asdict(job.shard)} if job.shard else {}),
     )
     progress.log_to(job.run["log.txt"])
-    for folder in (job.runs, machine.cache_home()):
+    for folder in (job.run.folder, machine.cache_home() / "hub"):
         progress.say_if_open(folder)
 
 
@@ -164,17 +166,22 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     return path, recipe_files.load(path, overrides)
 
 
-def stranger(reference: str, path: Path) -> str:
-    """Whose recipe it is, if it is somebody else's: the repo, or of a downloaded file the checksum; "" for the user's own."""
-    if reference.startswith("hub:"):
-        return reference.removeprefix("hub:").partition("@")[0]
-    return f"sha256 {machine.file_hash(path)[:12]}" if origin.of_another(path) else ""
+def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequence[str]) -> dict[str, Any]:
+    """The kinds of repos (dataset, adapter, base) whose names a recipe of somebody else chose: kind -> `targets.Stranger`. Empty
+    for the user's own recipe; without the kinds that an override names anew."""
+    whose = reference.removeprefix("hub:") if reference.startswith("hub:") else origin.of_another(path)
+    if not whose:
+        return {}
+    from dsc_hub.targets import Stranger
 
-
-def _names_by(stranger: str, overrides: Sequence[str]) -> dict[str, str]:
-    """The kinds of repos whose names a stranger's recipe chose, and it: those that no override names."""
-    keys = {o.partition("=")[0].strip() for o in overrides}
-    return {kind: stranger for kind in ("dataset", "adapter", "base") if stranger and f"publish.{kind}" not in keys}
+    keys, named = {o.partition("=")[0].strip() for o in overrides}, checked.publish
+    it = Stranger(whose, machine.file_hash(path))
+    return {
+        kind: it
+        for kind, name in recipe.repo_names(checked).items()
+        # A name that the section doesn't give is made of the recipe's.
+        if name and not keys & ({f"publish.{kind}", "publish"} if getattr(named, kind) else {"name"})
+    }
 
 
 def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:
@@ -299,15 +306,15 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
 
         wanted = _repos(job.recipe, account.owner)
         kinds = [
-            ("dataset", wanted["dataset"], job.names_by.get("dataset", "")),
-            ("model", wanted["adapter"], job.names_by.get("adapter", "")),
-            *([("model", wanted["base"], job.names_by.get("base", ""))] if wanted["base"] else []),
+            ("dataset", wanted["dataset"], job.names_by.get("dataset")),
+            ("model", wanted["adapter"], job.names_by.get("adapter")),
+            *([("model", wanted["base"], job.names_by.get("base"))] if wanted["base"] else []),
         ]
-        how = job.recipe.publish
+        how, spaces = job.recipe.publish, []
         if how.metrics:
             files = sorted(set(recipe.metric_files(job.recipe).values()))
-            problems += publish_metric.preflight(account, files, how.private)
-            kinds += [("space", f"{account.owner}/{publish_metric.name_of(file)}", "") for file in files]
+            problems += publish_metric.preflight(account, job.path.parent, files, how)
+            spaces = [f"space {account.owner}/{publish_metric.name_of(file)}" for file in files]
         problems += targets.preflight(account, [targets.of(how, *kind) for kind in kinds])
         if how.collection and how.private:
             problems += targets.collection_is_public(account, how.collection)
@@ -320,7 +327,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         total = f"at most about {estimate['disk_bytes'] / 1e9:.2f} GB together"
         if any(name.endswith(".safetensors") for name in base):  # a model of a Hub isn't fetched for a plan
             total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
-        estimate["repos"] = [*(f"{kind} {name}" for kind, name, _ in kinds), total]
+        estimate["repos"] = [*(f"{kind} {name}" for kind, name, _ in kinds), *spaces, total]
     if problems:
         n = len(problems)
         raise ConfigError(f"{job.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)

@@ -32,6 +32,7 @@ LOG = "distill.log"
 KNOWN_GOOD = "distill_checked.json"  # in dsc's cache
 # What a check of settings may take: a library opens what looks like a file, and reads it to its end.
 CHECKED_WITHIN_S, CHECKED_IN_BYTES = 300, 8 << 30
+_NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot allocate memory")
 _KEPT_LINES = 15
 
 
@@ -85,7 +86,7 @@ def check(section: dict[str, Any]) -> list[str]:
         )
     except subprocess.TimeoutExpired:
         raise endless from None
-    if child.returncode and "MemoryError" in child.stderr:
+    if child.returncode < 0 or (child.returncode and any(sign in child.stderr for sign in _NO_MEMORY)):
         raise endless
     if child.returncode:
         raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")

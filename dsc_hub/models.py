@@ -140,7 +140,7 @@ def _identify_package(section: Model) -> BaseModel:
     if wrong := packaged.fault(name):
         raise ModelError(wrong, packaged.mend(name))
     checksum = file_hash(file)
-    version, known = metadata.version(name), packaged.PACKAGES.get(name)
+    version, known = metadata.version(name), packaged.known(name)
     quantisation = file.stem.rpartition(".")[2]
     return BaseModel(
         section.source,

@@ -8,11 +8,10 @@ bytes that were looked at.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-
-from dsc_hub.machine import file_hash
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,21 @@ PACKAGES = {
 }
 
 
+def known(package: str) -> Packaged | None:
+    """What is known of a package, by any spelling of its name; None if nothing is."""
+    return PACKAGES.get(_normalised(package))
+
+
 def checksum(package: str) -> str:
-    """SHA-256 over name and SHA-256 of each file of an installed package, in the order of the names: code and model, without what
-    an installer adds or Python compiles. PackageNotFoundError if it isn't installed; OSError if a file is gone."""
+    """SHA-256 over name and SHA-256 of each file that came with an installed package, in the order of the names: code and model,
+    without what an installer adds or Python compiles. PackageNotFoundError if it isn't installed; OSError if a file is gone."""
     total = hashlib.sha256()
     for file in sorted(metadata.files(package) or (), key=str):
-        inside = not file.parts[0].endswith(".dist-info") and ".." not in file.parts and file.suffix != ".pyc"
-        if inside:
-            total.update(f"{file.as_posix()}\0{file_hash(Path(str(file.locate())))}\0".encode())
+        compiled_here = file.suffix == ".pyc" and file.hash is None
+        if not (file.parts[0].endswith(".dist-info") or ".." in file.parts or compiled_here):
+            with Path(str(file.locate())).open("rb") as content:
+                of_file = hashlib.file_digest(content, "sha256").hexdigest()
+            total.update(f"{file.as_posix()}\0{of_file}\0".encode())
     return total.hexdigest()
 
 
@@ -75,20 +81,29 @@ def fault(package: str) -> str:
 
     PackageNotFoundError if it isn't installed.
     """
-    known = PACKAGES.get(package)
-    if known is None:
+    expected = known(package)
+    if expected is None:
         return ""
-    if (version := metadata.version(package)) != known.version:
-        return f"package {package} is of version {version}, and only {known.version} was looked at"
+    if (version := metadata.version(package)) != expected.version:
+        return f"package {package} is of version {version}, and only {expected.version} was looked at"
     try:
         got = checksum(package)
     except OSError as e:
         return f"package {package} is damaged: {e.filename}: {e.strerror}"
-    if got != known.sha256:
-        return f"the files of package {package} are not those that were looked at (SHA-256 {got[:12]}, expected {known.sha256[:12]})"
+    if got != expected.sha256:
+        return (
+            f"the files of package {package} are not those that were looked at "
+            f"(SHA-256 {got[:12]}, expected {expected.sha256[:12]})"
+        )
     return ""
 
 
 def mend(package: str) -> str:
     """The command that installs the known files."""
-    return f"pip install --force-reinstall --no-deps {package}=={PACKAGES[package].version}"
+    name = _normalised(package)
+    return f"pip install --force-reinstall --no-deps {name}=={PACKAGES[name].version}"
+
+
+def _normalised(package: str) -> str:
+    """The one spelling of a package's name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", package).lower()

@@ -19,6 +19,7 @@ import yaml
 
 from dsc_hub import hub, publish_metric, push, targets
 from dsc_hub.errors import HubError, RunError
+from dsc_hub.machine import file_hash
 from dsc_hub.metrics.identity import SERVERS, commit_of
 from dsc_hub.models import WANTED, is_folder
 from dsc_hub.progress import say
@@ -173,7 +174,7 @@ def publish(
     recipe_folder: Path,
     settings: Publish,
     render_cards: Callable[[], Any],
-    names_by: Mapping[str, str] | None = None,
+    names_by: Mapping[str, targets.Stranger] | None = None,
 ) -> dict[str, Any]:
     """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
     `settings` says how (private, branch, tag, collection); where to, run.json; `names_by` which of the names somebody else's recipe
@@ -184,11 +185,12 @@ def publish(
     repos, out = run.facts["repos"], {}
     render_cards()  # they may have been made without an account, or taken over
     local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
-    spaces = _publish_metrics(run.facts, account, recipe_folder, settings)
-    run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
     with tempfile.TemporaryDirectory() as work:
         planned = trees(run, model_folder, recipe_folder, Path(work))
-        _check(planned, local, account)
+        own = _metric_files(run.facts, recipe_folder, Path(work)) if settings.metrics else {}
+        _check({**planned, **{file: ("space", made) for file, made in own.items()}}, local, account)
+        spaces = {file: _publish_metric(account, file, made, settings) for file, made in own.items()}
+        run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
         for kind in planned:
             if kind == "adapter":
                 facts = run.facts
@@ -202,7 +204,7 @@ def publish(
             size = sum(p.stat().st_size for p in files.values())
             seen = "private" if settings.private else "PUBLIC"
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = targets.of(settings, repo_type, repos[kind], (names_by or {}).get(kind, ""))
+            target = targets.of(settings, repo_type, repos[kind], (names_by or {}).get(kind))
             if kind == "base":
                 target = replace(target, gated=None)
             try:
@@ -225,18 +227,25 @@ def publish(
     return out
 
 
-def _publish_metrics(
-    facts: Mapping[str, Any], account: hub.Account, folder: Path, settings: Publish
-) -> dict[str, dict[str, Any]]:
-    """Publish the metric files that the recipe names, if it is to be: {file: {repo, type, commit, address, ...}}."""
-    named = (section.get("metric", "") for section in _named_by(dict(facts["recipe"])).values())
-    files = sorted({file for file in named if file.endswith(".py")}) if settings.metrics else []
+def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, dict[str, Path]]:
+    """What goes into the Spaces of the recipe's metric files: {metric file: {path in the Space: local file}}. RunError if one is
+    no longer what scored."""
     out = {}
-    for file in files:
-        name = publish_metric.name_of(file)
-        say(f"publish  metric {file} -> {account.owner}/{name}  {'private' if settings.private else 'PUBLIC'}")
-        out[file] = publish_metric.publish(str(folder / file), account, name, settings.private) | {"type": "space"}
+    for place, section in _named_by(dict(facts["recipe"])).items():
+        if (file := section.get("metric", "")).endswith(".py"):
+            if f"(file {file_hash(folder / file)[:12]})" not in facts["identity"][place]:
+                raise RunError(
+                    f"{file} was changed since it scored this run ({place})", "Put it back, or run the recipe again."
+                )
+            name = publish_metric.name_of(file)
+            out[file] = publish_metric.files(str(folder / file), name, work / f"metric-{name}")
     return out
+
+
+def _publish_metric(account: hub.Account, file: str, made: Mapping[str, Path], settings: Publish) -> dict[str, Any]:
+    target = publish_metric.space(account, publish_metric.name_of(file), settings.private, settings.overwrite)
+    say(f"publish  metric {file} -> {target.repo}  {'private' if settings.private else 'PUBLIC'}")
+    return publish_metric.put(account, target, made, file) | {"type": "space"}
 
 
 def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: hub.Account) -> None:

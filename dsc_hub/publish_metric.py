@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from dsc_hub import __version__, hub, push, targets
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics import own_code
 from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
+from dsc_hub.recipe import Publish
 from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.runs import write_whole
 
@@ -45,7 +46,7 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
     )
     card = env.get_template("metric_card.md.jinja").render(
         name=name,
-        metric=Path(metric).stem,
+        metric=metric if metric in SHIPPED else name,
         description=description.group(1) if description else "",
         usage=usage.group(1) if usage else "",
         scorers=list(shipped.scorers),
@@ -58,7 +59,7 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
     texts = {
         f"{name}.py": module,
         **{p.name: _text(p) for p in beside},
-        "requirements.txt": "".join(f"{p}=={metadata.version(p)}\n" for p in packages),
+        "requirements.txt": "".join(f"{p}=={metadata.version(p).partition('+')[0]}\n" for p in packages),
         "README.md": card,
     }
     for path, text in texts.items():
@@ -71,14 +72,36 @@ def name_of(file: str) -> str:
     return Path(file).stem.lower().replace("-", "_")
 
 
-def preflight(account: hub.Account, files: Sequence[str], private: bool) -> list[str]:
-    """What stands in the way of publishing these metric files under their own names; empty if nothing does."""
+def preflight(account: hub.Account, folder: Path, files: Sequence[str], how: Publish) -> list[str]:
+    """What stands in the way of publishing the metric files in a recipe's folder as Spaces; empty if nothing does."""
     problems = []
     for file in files:
-        if not NAME.fullmatch(name_of(file)):
-            problems.append(f"publish.metrics: {file} can't be the name of a Space: small letters, digits and '_'; rename it")
-    spaces = [targets.Target("space", f"{account.owner}/{name_of(file)}", private) for file in files]
-    return problems or targets.preflight(account, spaces)
+        name, where = name_of(file), f"publish.metrics: {file}"
+        if not NAME.fullmatch(name):
+            problems.append(f"{where} can't be the name of a Space: small letters, digits and '_'; rename it")
+        elif name in SHIPPED:
+            problems.append(f"{where} has the name of a shipped metric; rename it")
+        if same := [other for other in files if other < file and name_of(other) == name]:
+            problems.append(f"{where} and {same[0]} would both be the Space '{name}'; rename one")
+        if needed := own_code.relative_imports(folder / file):
+            problems.append(
+                f"{where} imports {needed[0]} from beside it, which a Space doesn't have; put it into the file"
+            )
+    if problems:
+        return problems
+    for file in files:
+        target = space(account, name_of(file), how.private, how.overwrite)
+        problems += targets.preflight(account, [target])
+        if not how.private and targets.is_private(account, target):
+            problems.append(
+                f"{target} exists and is private, but the recipe publishes publicly: nobody could load its metric"
+            )
+    return problems
+
+
+def space(account: hub.Account, name: str, private: bool, overwrite: bool = False) -> targets.Target:
+    """Where a metric goes: the main branch of a Space, whatever branch, tag or pull request a run is published to."""
+    return targets.Target("space", f"{account.owner}/{name}", private, overwrite=overwrite)
 
 
 def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict[str, Any]:
@@ -92,18 +115,27 @@ def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict
             f"'{name}' can't be the name of a metric's Space",
             "It becomes a Python file: small letters, digits and '_'.",
         )
-    repo = f"{account.owner}/{name}"
-    target = targets.Target("space", repo, private)
-    if problems := targets.preflight(account, [target]):
+    if metric not in SHIPPED:
+        own_code.check_source(Path(metric))
+        if needed := own_code.relative_imports(Path(metric)):
+            raise ConfigError(
+                f"{metric} imports {needed[0]} from beside it, which a Space doesn't have", "Put it into the file."
+            )
+    if problems := targets.preflight(account, [space(account, name, private)]):
         raise ConfigError(f"{metric} can't be published", problems=problems)
     with tempfile.TemporaryDirectory() as work:
-        made = files(metric, name, Path(work))
-        commit = push.push(account, target, made, f"{metric} by dsc", Path(work))
-        size = sum(p.stat().st_size for p in made.values())
+        return put(account, space(account, name, private), files(metric, name, Path(work)), metric)
+
+
+def put(account: hub.Account, target: targets.Target, made: Mapping[str, Path], metric: str) -> dict[str, Any]:
+    """Push a metric's `files`: {repo, commit, address, load, files, bytes}."""
+    size = sum(p.stat().st_size for p in made.values())
+    with tempfile.TemporaryDirectory() as work:
+        commit = push.push(account, target, made, f"{Path(metric).name} by dsc", Path(work))
     scorer = next(iter(SHIPPED[metric].scorers)) if metric in SHIPPED else None
-    load = f'evaluate.load("{repo}"' + (f', config_name="{scorer}")' if scorer else ")")
-    about = {"repo": repo, "commit": commit, "files": len(made), "bytes": size}
-    return about | {"address": hub.web_address(account, "space", repo), "load": load}
+    load = f'evaluate.load("{target.repo}"' + (f', config_name="{scorer}")' if scorer else ")")
+    about = {"repo": target.repo, "commit": commit, "files": len(made), "bytes": size}
+    return about | {"address": hub.web_address(account, "space", target.repo), "load": load}
 
 
 def _text(file: Path) -> str:

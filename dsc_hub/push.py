@@ -26,6 +26,7 @@ from dsc_hub.targets import (
     Target,
     look,
     objections,
+    of_another_recipe,
     open_collection,
     oversized,
     overwrites,
@@ -49,7 +50,7 @@ def push(account: Account, target: Target, files: Mapping[str, Path], message: s
         raise HubError(problems[0], "Save it in smaller shards.")
     manifest = work / MANIFEST
     listed = {path: signature(file) for path, file in sorted(files.items())}
-    named_by = {"named_by": target.named_by} if target.named_by else {}
+    named_by = {"named_by": target.named_by.sha256} if target.named_by else {}
     write_json(manifest, {"made_by": "dsc_hub", "version": __version__, **named_by, "files": listed})
     files = {**files, MANIFEST: manifest}
     if not console.is_terminal:
@@ -103,6 +104,8 @@ def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str
             api.update_repo_settings(target.repo, gated=target.gated, repo_type=target.repo_type)
         if target.branch != "main":
             held = _branch(api, target, held.commit)
+            if objection := of_another_recipe(target, held):
+                raise objection
         return _on_top(api, target, files, message, held)
     except RepositoryNotFoundError:
         raise _gone(target) from None

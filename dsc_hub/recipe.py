@@ -471,6 +471,8 @@ class Publish(Section):
     def _proposed_or_set(self) -> Publish:
         if self.pull_request and (self.tag or self.branch != "main"):
             raise ValueError("pull_request: with branch or tag there is nothing to propose; leave them out")
+        if self.pull_request and self.metrics:
+            raise ValueError("metrics: a Space is not proposed with the run; publish it first (dsc publish-metric)")
         return self
 
     @model_validator(mode="after")
@@ -661,7 +663,7 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
     own: dict[str, Any] = {
         "prompts": [3, of("prompts"), identity["prompts"], recipe.seed],
         "sampling": [
-            4,
+            5,
             identity["model"],
             of("chain"),
             of("hygiene"),
@@ -672,8 +674,8 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
             *more,
         ],
         "dataset": [3, of("dataset")],
-        "distill": [1, of("distill")],
-        "evaluation": [7, of("evaluation"), second, identity["second_scorer"], third, identity["third_scorer"]],
+        "distill": [2, of("distill")],
+        "evaluation": [8, of("evaluation"), second, identity["second_scorer"], third, identity["third_scorer"]],
         "report": [3, recipe.name, recipe.description],
         "cards": [3, of("publish"), of("model")],
         "publish": [1],

@@ -154,8 +154,10 @@ def import_rows(
     rows = read(file)
     if folder.exists():
         raise ConfigError(f"{folder} exists", "Name another folder with --to: nothing is overwritten.")
-    _, base = jobs.load_recipe(reference, overrides)
+    path, base = jobs.load_recipe(reference, overrides)
     data = base.model_dump(mode="json", exclude_defaults=True)
+    for kind in jobs.named_by_others(reference, path, base, overrides):
+        data.get("publish", {}).pop(kind, None)  # the copy is the user's own: its repos have the names of its folder
     name = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name.lower()).strip("-")[:64]
     split = data["prompts"].get("split")
     data |= {"name": name or "imported", "prompts": {"path": "prompts.jsonl"} | ({"split": split} if split else {})}

@@ -27,6 +27,14 @@ LARGEST_FILE = 50 * 10**9  # bytes; the public Hub takes no larger one
 
 
 @dataclass(frozen=True)
+class Stranger:
+    """Somebody else's recipe, where it chose the name of a repo: `whose` it is, and the SHA-256 of its file."""
+
+    whose: str
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Target:
     """Where something goes: a repo, and how it is to be there."""
 
@@ -38,15 +46,17 @@ class Target:
     pull_request: bool = False  # propose it, on top of `branch`
     tag: str | None = None  # for the commit, once it was read back
     gated: Literal["auto", "manual"] | None = None  # only those have the files who ask for them; None: as it is
-    named_by: str = ""  # the recipe of somebody else that chose the repo's name; "": the user did
+    named_by: Stranger | None = None  # whose recipe chose the repo's name; None: the user did
 
     def __str__(self) -> str:
         return f"{self.repo_type} '{self.repo}'"
 
 
-def of(how: Publish, repo_type: str, repo: str, named_by: str = "") -> Target:
+def of(how: Publish, repo_type: str, repo: str, named_by: Stranger | None = None) -> Target:
     """The target that a recipe's `publish:` section makes of a repo."""
-    return Target(repo_type, repo, how.private, how.branch, how.overwrite, how.pull_request, how.tag, how.gated, named_by)
+    return Target(
+        repo_type, repo, how.private, how.branch, how.overwrite, how.pull_request, how.tag, how.gated, named_by
+    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +112,8 @@ def _obstacles(account: Account, target: Target) -> list[str]:
     if target.branch != "main":
         with suppress(RevisionNotFoundError):  # it will be made
             held = look(api, target, target.branch)
+        if objection := of_another_recipe(target, held):
+            found.append(objection)
     if objection := overwrites(target, held, held.before):
         found.append(objection)
     if target.tag and (at := tagged(api, target)) not in (None, held.commit):
@@ -113,6 +125,15 @@ def _obstacles(account: Account, target: Target) -> list[str]:
         except HubError as e:
             found.append(e)
     return [_in_a_line(e) for e in found]
+
+
+def is_private(account: Account, target: Target) -> bool:
+    """Is the target a repo that exists and is private?"""
+    try:
+        with as_hub_error(str(target), account.endpoint):
+            return patiently(str(target), lambda: bool(look(account.api, target).private))
+    except RepositoryNotFoundError:
+        return False
 
 
 def check_card(account: Account, repo_type: str, metadata: Mapping[str, Any]) -> list[str]:
@@ -173,16 +194,24 @@ def objections(target: Target, held: Held) -> list[HubError]:
                 "Make it private, or set publish.private=false.",
             )
         )
-    if held.ours and held.manifest and target.named_by and held.manifest.get("named_by") != target.named_by:
-        found.append(
-            HubError(
-                f"{target} exists, and it was a recipe of somebody else ({target.named_by}) that chose this name",
-                "Choose another: publish.dataset, publish.adapter and publish.base are the repos' names.",
-            )
-        )
-    if not held.ours:
+    if objection := of_another_recipe(target, held):
+        found.append(objection)
+    elif not held.ours:
         found.append(HubError(f"{target} exists and was not published by dsc", "Choose another name under `publish:`."))
     return found
+
+
+def of_another_recipe(target: Target, held: Held) -> HubError | None:
+    """The objection to writing where a stranger's recipe wants it to go, unless the repo is empty, or what it holds was published
+    by this same recipe."""
+    manifest = held.manifest or {}
+    made_by = (manifest.get("named_by"), dict(held.before.get("recipe.yaml") or {}).get("sha256"))
+    if target.named_by is None or target.named_by.sha256 in made_by or not set(held.files) - {".gitattributes"}:
+        return None
+    return HubError(
+        f"{target} exists, and its name was chosen by a recipe of somebody else ({target.named_by.whose})",
+        "Choose the names: publish.dataset, publish.adapter (and publish.base).",
+    )
 
 
 def overwrites(target: Target, held: Held, touched: Iterable[str]) -> HubError | None:

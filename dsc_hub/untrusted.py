@@ -210,5 +210,8 @@ def _reach(written: Recipe) -> list[str]:
     out += [f"reads {name}" for name in (written.prompts.path, written.prompts.values) if name]
     if publish.to != "none":
         who = "privately" if publish.private else "PUBLICLY"
-        out.append(f"publishes {who} to {publish.to} as {publish.owner or 'your own account'}")
+        names = ", ".join(filter(None, recipe.repo_names(written).values()))
+        out.append(f"publishes {who} to {publish.to} as {publish.owner or 'your own account'}: {names}")
+        if publish.metrics:
+            out += [f"publishes {file} as a Space" for file in recipe.metric_files(written).values()]
     return out

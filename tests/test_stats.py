@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats as sps
 from statsmodels.stats import contingency_tables, multitest, proportion
 from statsmodels.stats.power import TTestPower
 
@@ -244,3 +245,17 @@ def test_what_can_be_detected_agrees_with_statsmodels(groups: int):
 @pytest.mark.parametrize(("hits", "of"), [(0, 10), (3, 10), (10, 10), (22, 36)])
 def test_wilson_agrees_with_statsmodels(hits: int, of: int):
     assert stats.wilson(hits, of) == pytest.approx(proportion.proportion_confint(hits, of, method="wilson"), abs=1e-12)
+
+
+def test_with_few_groups_what_the_bootstrap_reaches_beyond_t_counts_up_to_twice(monkeypatch: pytest.MonkeyPatch):
+    def beyond(n: int) -> float:
+        """How far beyond the t interval the upper end is, for skewed values."""
+        means = np.resize([0.0, 0.1, 0.3, 0.0, 0.2, 4.0], n)
+        half = sps.t.ppf(0.975, n - 1) * means.std(ddof=1) / np.sqrt(n)
+        return float(stats.mean_interval(means)[1] - means.mean() - half)
+
+    counted = {n: beyond(n) for n in (6, 12, 40)}
+    monkeypatch.setattr(stats, "FEW_GROUPS", 0)
+    plain = {n: beyond(n) for n in counted}
+    assert min(plain.values()) > 0
+    assert {n: counted[n] / plain[n] for n in plain} == pytest.approx({6: 2.0, 12: 1 + (10 / 12) ** 2, 40: 1.0625})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import sys
 import traceback
 from importlib import metadata
 from pathlib import Path
@@ -41,16 +40,37 @@ def check_source(path: Path) -> None:
         raise MetricError(f"metric {path.name}: its class has no {' and no '.join(missing)}", EXAMPLE)
 
 
+def relative_imports(path: Path) -> list[str]:
+    """Modules that a metric imports from beside itself, as `from .helper import x` does."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_bytes())) if isinstance(n, ast.ImportFrom) and n.level]
+    return sorted("." * n.level + (n.module or n.names[0].name) for n in nodes)
+
+
 def packages(path: Path) -> list[str]:
-    """The installed packages that a metric imports, but for those that come with Python."""
-    known = metadata.packages_distributions()
+    """The installed packages that a metric imports and an index has: not those that come with Python, nor what was installed
+    from a folder or an address, this one included."""
+    distributions = metadata.packages_distributions()
+    out = set()
+    for module in _imported(ast.parse(path.read_bytes())):
+        names = set(distributions.get(module.partition(".")[0], ()))
+        if len(names) > 1:  # a name that several packages share: the one whose file this is
+            start = module.replace(".", "/")
+            names = {
+                n for n in names if any(str(f).startswith((f"{start}/", f"{start}.")) for f in metadata.files(n) or ())
+            }
+        out |= {n for n in names if metadata.distribution(n).read_text("direct_url.json") is None}
+    return sorted(out - {"dsc-hub"})  # a checkout has no record of where it was installed from
+
+
+def _imported(tree: ast.AST) -> set[str]:
+    """Dotted names of the modules that a file imports, but for those beside it."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_bytes(), filename=path.name)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-    return sorted({known[name][0] for name in names if name in known and name not in sys.stdlib_module_names})
+            names.add(node.module)
+    return names
 
 
 def described(error: BaseException, file: str) -> str:

@@ -104,21 +104,49 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
     )
 
 
+EVE, MALLORY = targets.Stranger("eve/film", "e" * 64), targets.Stranger("mallory/film", "f" * 64)
+
+
+def theirs(name: str, by: targets.Stranger, **more: object) -> Target:
+    return Target("dataset", f"local/{name}", True, named_by=by, **more)
+
+
 def test_a_strangers_recipe_does_not_choose_a_repo_of_ones_own(account, files, tmp_path: Path):
     push(account, files, tmp_path, "mine")
     before = account.api.dataset_info("local/mine").sha
-
-    def theirs(name: str, by: str) -> Target:
-        return Target("dataset", f"local/{name}", True, named_by=by)
-
-    with pytest.raises(HubError, match=r"local/mine' exists, and it was a recipe of somebody else \(eve/film\)"):
-        push_.push(account, theirs("mine", "eve/film"), {"row.json": files["row.json"]}, "by a test", tmp_path)
+    row = {"row.json": files["row.json"]}
+    with pytest.raises(HubError, match=r"local/mine' exists, and its name was chosen by a recipe of somebody else \(eve/film\)"):
+        push_.push(account, theirs("mine", EVE), row, "by a test", tmp_path)
     assert account.api.dataset_info("local/mine").sha == before
-    assert "chose this name: Choose another: publish.dataset" in targets.preflight(account, [theirs("mine", "eve/film")])[0]
+    (problem,) = targets.preflight(account, [theirs("mine", EVE)])
+    assert "(eve/film): Choose the names: publish.dataset" in problem
     # One that this recipe made is published again; another stranger's is not touched.
-    push_.push(account, theirs("new", "eve/film"), files, "by a test", tmp_path)
-    assert targets.preflight(account, [theirs("new", "eve/film"), theirs("free", "eve/film")]) == []
-    assert "mallory/film" in targets.preflight(account, [theirs("new", "mallory/film")])[0]
+    push_.push(account, theirs("new", EVE), files, "by a test", tmp_path)
+    push_.push(account, theirs("new", EVE), row, "by a test", tmp_path)
+    assert targets.preflight(account, [theirs("new", EVE), theirs("free", EVE)]) == []
+    assert "mallory/film" in targets.preflight(account, [theirs("new", MALLORY)])[0]
+
+
+def test_nor_one_that_holds_a_card_alone_nor_a_branch(account, files, tmp_path: Path):
+    account.api.create_repo("local/card", repo_type="dataset", private=True)
+    assert targets.preflight(account, [theirs("card", EVE)]) == []  # nothing is in it
+    account.api.upload_file(path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="local/card", repo_type="dataset")
+    work = Target("dataset", "local/branch", True, branch="dev")
+    push_.push(account, work, files, "by a test", tmp_path)
+    for target in (theirs("card", EVE), theirs("branch", EVE, branch="dev")):
+        assert "eve/film" in targets.preflight(account, [target])[0]
+        with pytest.raises(HubError, match="eve/film"):
+            push_.push(account, target, {"row.json": files["row.json"]}, "by a test", tmp_path)
+    assert set(account.api.list_repo_files("local/branch", repo_type="dataset", revision="dev")) >= set(files)
+
+
+def test_what_this_very_recipe_published_is_published_again_by_it(account, files, tmp_path: Path):
+    """One's own run, pulled and run again: the repo holds the recipe that names it."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\n")
+    push(account, files | {"recipe.yaml": recipe}, tmp_path, "again")
+    same = targets.Stranger("local/again", targets.signature(recipe)["sha256"])
+    assert targets.preflight(account, [theirs("again", same)]) == []
 
 
 def test_what_the_hub_holds_is_compared_with_what_was_sent(

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import hub, metrics, publish_metric
-from dsc_hub.errors import ConfigError
+from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.metrics.identity import SHIPPED
-from dsc_hub.recipe import Reward
+from dsc_hub.recipe import Publish, Reward
 from dsc_hub.records import Prompt, Score
 from tests.hub.at_hub import point
 from tests.test_own_metrics import OWN
@@ -137,3 +137,51 @@ def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_
     account.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.py", repo_id="local/theirs", repo_type="space")
     with pytest.raises(ConfigError, match="was not published by dsc"):
         publish_metric.publish("sentiment", account, "theirs", private=True)
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "told"),
+    [
+        ({"a-b.py": "", "a_b.py": ""}, {}, "a_b.py and a-b.py would both be the Space 'a_b'"),
+        ({"sentiment.py": ""}, {}, "has the name of a shipped metric"),
+        ({"9.py": ""}, {}, "can't be the name of a Space"),
+        ({"c.py": "from .helper import K\n"}, {}, "imports .helper from beside it"),
+        ({"there.py": ""}, {"private": False}, "exists and is private, but the recipe publishes publicly"),
+        ({"edited.py": ""}, {}, "README.md was changed there since dsc published it"),
+        ({"edited.py": ""}, {"overwrite": True}, None),
+        ({"free.py": "from datasets import Value\n"}, {"branch": "dev", "tag": "v1"}, None),
+    ],
+)
+def test_what_stands_in_the_way_of_metrics_is_said_before_any_work(
+    address: Address, tmp_path: Path, files: dict[str, str], settings: dict, told: str | None
+):
+    account = hub.login(None, address.endpoint, address.token)
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    for name in ("there", "edited"):
+        account.api.delete_repo(f"local/{name}", repo_type="space", missing_ok=True)
+        publish_metric.publish(str(own), account, name, private=True)
+    account.api.upload_file(path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="local/edited", repo_type="space")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    problems = publish_metric.preflight(account, tmp_path, sorted(files), Publish(**settings))
+    assert len(problems) == (told is not None) and all(told in p for p in problems), problems
+
+
+def test_requirements_are_packages_that_an_index_has(tmp_path: Path):
+    own = tmp_path / "own.py"
+    own.write_text("import torch\nimport dsc_hub\nimport os.path\nimport google.protobuf.message\nimport no_such\n" + OWN)
+    made = publish_metric.files(str(own), "own", tmp_path / "space")
+    lines = made["requirements.txt"].read_text().split()
+    names = {line.partition("==")[0] for line in lines}
+    assert {"evaluate", "datasets", "torch", "protobuf"} <= names and not any("+" in line for line in lines)
+    assert not names & {"dsc-hub", "dsc_hub", "googleapis-common-protos", "os", "no_such"}
+
+
+@pytest.mark.parametrize(("text", "told"), [("def (", "line 1"), ("\0", "null bytes"), ("x = 1", "defines no class")])
+def test_a_file_that_is_no_metric_is_not_published(address: Address, tmp_path: Path, text: str, told: str):
+    (tmp_path / "bad.py").write_text(text)
+    account = hub.login(None, address.endpoint, address.token)
+    with pytest.raises(MetricError, match=told):
+        publish_metric.publish(str(tmp_path / "bad.py"), account, "bad", private=True)
+    assert not account.api.repo_exists("local/bad", repo_type="space")

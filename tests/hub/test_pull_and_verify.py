@@ -24,7 +24,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
 from dsc_hub import cards, hub, jobs, metrics, publish
-from dsc_hub.errors import ConfigError, HubError
+from dsc_hub.errors import ConfigError, HubError, RunError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.origin import MARK
 from dsc_hub.pull import is_safe, pull
@@ -176,6 +176,13 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         checks = verify(DATASET, rescore=True)[1]
         assert all(c.agrees is not False for c in checks), checks
         assert "reward not scored again: local/cheer" in next(c.told for c in checks if c.name == "scores")
+        # What is pushed is what scored, and nothing of it names this machine.
+        (title,) = [c.title for c in account.api.list_repo_commits("local/cheer", repo_type="space") if "by dsc" in c.title]
+        assert title == "cheer.py by dsc"
+        (tmp_path / "cheer.py").write_text(CHEER + "# more\n")
+        with pytest.raises(RunError, match="cheer.py was changed since it scored this run"):
+            publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        (tmp_path / "cheer.py").write_text(CHEER)
         # Without it, `plan` says what others will lack.
         mine = jobs.describe(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
         with contextlib.suppress(ConfigError):

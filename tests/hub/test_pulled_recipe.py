@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import at_hub
 import pytest
 import yaml
 
-from dsc_hub import hub, jobs
+from dsc_hub import cards, hub, jobs, machine, publish, recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.pull import pull
+from dsc_hub.reference import import_rows
+from tests import small_run
 from tests.conftest import FILMS, RECIPE
+from tests.test_reference import ROWS
 
 REPO = "local/shared"
 
@@ -212,11 +217,49 @@ def test_the_token_goes_to_its_own_endpoint_alone(address: Address, tmp_path: Pa
 
 
 def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_path: Path):
-    shared(address, RECIPE)
-    job = jobs.describe(f"hub:{REPO}@main", [], tmp_path / "runs")
-    assert job.names_by == {"dataset": REPO, "adapter": REPO, "base": REPO}
-    job = jobs.describe(f"hub:{REPO}", ["publish.dataset=mine"], tmp_path / "runs")
-    assert job.names_by == {"adapter": REPO, "base": REPO}
+    shared(address, changed("publish", {"dataset": "precious", "base": "weights", "to": "local"}))
+
+    def kinds(*overrides: str, reference: str = f"hub:{REPO}@main") -> set[str]:
+        return set(jobs.describe(reference, overrides, tmp_path / "runs").names_by)
+
+    assert kinds() == kinds("publish.dataset=null") == {"dataset", "adapter", "base"}
+    assert kinds("publish.dataset=mine") == kinds("publish.dataset=precious") == {"adapter", "base"}
+    assert kinds("name=mine") == {"dataset", "base"}  # the adapter has no name of its own
+    assert kinds("publish={adapter: mine, to: local}") == {"dataset"}
+    assert kinds("publish={adapter: mine, to: local}", "name=mine") == set()
+    folder = pull(REPO, tmp_path / "pulled").folder
+    job = jobs.describe(str(folder / "recipe.yaml"), [], tmp_path / "runs")
+    assert set(job.names_by) == {"dataset", "adapter", "base"}
+    hub_job = jobs.describe(f"hub:{REPO}", [], tmp_path / "runs")
+    assert {s.sha256 for s in (*job.names_by.values(), *hub_job.names_by.values())} == {machine.file_hash(folder / "recipe.yaml")}
     (tmp_path / "films.txt").write_text(FILMS)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    assert jobs.describe(str(tmp_path / "recipe.yaml"), [], tmp_path / "runs").names_by == {}
+    assert kinds(reference=str(tmp_path / "recipe.yaml")) == set()
+
+
+def test_plan_and_publish_refuse_to_write_where_a_stranger_says(address: Address, tmp_path: Path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "films.txt").write_text(FILMS)
+    (tmp_path / "recipe" / "recipe.yaml").write_text(RECIPE)
+    run, r = small_run.make(tmp_path / "run", tmp_path / "recipe" / "recipe.yaml")
+    account = hub.login(None, address.endpoint, address.token)
+    account.api.create_repo("local/little-dsc", repo_type="dataset", private=True)
+    account.api.upload_file(
+        path_or_fileobj=b"1", path_in_repo="years.csv", repo_id="local/little-dsc", repo_type="dataset"
+    )
+    shared(address, RECIPE)
+    job = jobs.describe(f"hub:{REPO}", ["publish.to=local"], tmp_path / "runs")
+    with pytest.raises(ConfigError) as error:
+        jobs.check(job, account)
+    assert any(f"by a recipe of somebody else ({REPO})" in p for p in error.value.problems)
+    with pytest.raises(HubError, match="by a recipe of somebody else"):
+        publish.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run), job.names_by)
+    assert "years.csv" in account.api.list_repo_files("local/little-dsc", repo_type="dataset")
+
+
+def test_rows_imported_with_it_go_to_no_repo_that_it_names(address: Address, tmp_path: Path):
+    shared(address, changed("publish", {"dataset": "precious", "adapter": "precious-lora", "to": "none"}))
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps(ROWS))
+    job, _ = import_rows(rows, f"hub:{REPO}", ["publish.adapter=chosen"], tmp_path / "mine", tmp_path / "runs")
+    assert recipe.repo_names(job.recipe) == {"dataset": "mine-dsc", "adapter": "chosen", "base": None}
