@@ -9,20 +9,12 @@ VENV := .venv
 # The GPU lock where the driver shows a CUDA device, the CPU lock elsewhere.
 LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
 
-.PHONY: demo test units engine long fuzz lint sbom setup
+.PHONY: demo test long fuzz lint sbom setup
 demo: setup
 	$(VENV)/bin/dsc run quickstart
 
-test: lint
-	$(MAKE) --keep-going units engine
-
-# Two processes where there are two cores; each file's tests stay in one.
-units: setup
-	OMP_WAIT_POLICY=PASSIVE $(VENV)/bin/python -m pytest -m "not long and not engine" -n auto --maxprocesses 4 --dist loadfile
-
-# vLLM wants all cores, so these come one after the other.
-engine: setup
-	$(VENV)/bin/python -m pytest -m "engine and not long"
+test: setup lint
+	$(VENV)/bin/python -m pytest -m "not long"
 
 long: setup
 	$(VENV)/bin/python -m pytest -m long

@@ -17,10 +17,10 @@ for kind in cpu gpu; do
     "${links[@]}" -o requirements/$kind.txt > /dev/null
   rm "$plain"
 done
-# A folder of files has no hashes to read: those of torch are made here.
-if [ -d "$torch" ]; then
-  version=$(grep '^torch==' requirements/cpu.txt)
-  hashes=$(sha256sum "$torch/torch-${version#torch==}-"*.whl | sed 's/\([0-9a-f]*\) .*/    --hash=sha256:\1/')
-  sed -i "s|^$version$|$version \\\\\n$(echo "$hashes" | paste -sd'~' | sed 's/~/ \\\\\\n/g')|" requirements/cpu.txt
+# A folder of files has no hashes to read: that of torch is made here.
+if [ -d "$torch" ] && version=$(grep -x 'torch==[^ ]*' requirements/cpu.txt); then
+  hashes=$(sha256sum "$torch/torch-${version#torch==}-"*.whl | sed 's/ .*//; s/^/    --hash=sha256:/' | sed '$!s/$/ \\/')
+  sed -i "s|^$version$|& \\\\|" requirements/cpu.txt
+  sed -i "/^torch==/r "<(echo "$hashes") requirements/cpu.txt
 fi
 "${compile[@]}" requirements/tools.in --generate-hashes --only-binary :all: -o requirements/tools.txt > /dev/null

