@@ -304,11 +304,12 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     if account:
         from dsc_hub import publish_metric, targets
 
-        wanted = _repos(job.recipe, account.owner)
+        wanted, by = _repos(job.recipe, account.owner), job.names_by.get("base")
+        base = {p.name: p for pattern in models.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
         kinds = [
             ("dataset", wanted["dataset"], job.names_by.get("dataset")),
             ("model", wanted["adapter"], job.names_by.get("adapter")),
-            *([("model", wanted["base"], job.names_by.get("base"))] if wanted["base"] else []),
+            *([("model", wanted["base"], by and by.with_weights(base.values()))] if wanted["base"] else []),
         ]
         how, spaces = job.recipe.publish, []
         if how.metrics:
@@ -318,7 +319,6 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         problems += targets.preflight(account, [targets.of(how, *kind) for kind in kinds])
         if how.collection and how.private:
             problems += targets.collection_is_public(account, how.collection)
-        base = {p.name: p for pattern in models.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
         problems += targets.oversized(f"base '{wanted['base']}'", base)
         metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
         metadata["language"] = [job.recipe.publish.language]

@@ -204,9 +204,9 @@ def publish(
             size = sum(p.stat().st_size for p in files.values())
             seen = "private" if settings.private else "PUBLIC"
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = targets.of(settings, repo_type, repos[kind], (names_by or {}).get(kind))
+            target = targets.of(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
             if kind == "base":
-                target = replace(target, gated=None)
+                target = replace(target, gated=None, named_by=by and by.with_weights(files.values()))
             try:
                 commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
             except HubError as e:

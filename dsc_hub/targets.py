@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +28,15 @@ LARGEST_FILE = 50 * 10**9  # bytes; the public Hub takes no larger one
 
 @dataclass(frozen=True)
 class Stranger:
-    """Somebody else's recipe, where it chose the name of a repo: `whose` it is, and the SHA-256 of its file."""
+    """Somebody else's recipe, where it chose the name of a repo: `whose` it is, and the SHA-256 of its file. `weights`: those of
+    the files of the base model that would go there; a repo that holds them is that base already."""
 
     whose: str
     sha256: str
+    weights: frozenset[str] = frozenset()
+
+    def with_weights(self, files: Iterable[Path]) -> Stranger:
+        return replace(self, weights=frozenset(file_hash(file) for file in files if file.suffix == ".safetensors"))
 
 
 @dataclass(frozen=True)
@@ -205,11 +210,15 @@ def of_another_recipe(target: Target, held: Held) -> HubError | None:
     """The objection to writing where a stranger's recipe wants it to go, unless the repo is empty, or what it holds was published
     by this same recipe."""
     manifest = held.manifest or {}
-    made_by = (manifest.get("named_by"), dict(held.before.get("recipe.yaml") or {}).get("sha256"))
-    if target.named_by is None or target.named_by.sha256 in made_by or not set(held.files) - {".gitattributes"}:
+    by = target.named_by
+    if by is None or not set(held.files) - {".gitattributes"}:
+        return None
+    published = {name: dict(about or {}).get("sha256") for name, about in held.before.items()}
+    weights = {sha256 for name, sha256 in published.items() if name.endswith(".safetensors")}
+    if by.sha256 in (manifest.get("named_by"), published.get("recipe.yaml")) or by.weights & weights:
         return None
     return HubError(
-        f"{target} exists, and its name was chosen by a recipe of somebody else ({target.named_by.whose})",
+        f"{target} exists, and its name was chosen by a recipe of somebody else ({by.whose})",
         "Choose the names: publish.dataset, publish.adapter (and publish.base).",
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,9 @@ def test_a_strangers_recipe_does_not_choose_a_repo_of_ones_own(account, files, t
     push(account, files, tmp_path, "mine")
     before = account.api.dataset_info("local/mine").sha
     row = {"row.json": files["row.json"]}
-    with pytest.raises(HubError, match=r"local/mine' exists, and its name was chosen by a recipe of somebody else \(eve/film\)"):
+    with pytest.raises(
+        HubError, match=r"local/mine' exists, and its name was chosen by a recipe of somebody else \(eve/film\)"
+    ):
         push_.push(account, theirs("mine", EVE), row, "by a test", tmp_path)
     assert account.api.dataset_info("local/mine").sha == before
     (problem,) = targets.preflight(account, [theirs("mine", EVE)])
@@ -130,7 +133,9 @@ def test_a_strangers_recipe_does_not_choose_a_repo_of_ones_own(account, files, t
 def test_nor_one_that_holds_a_card_alone_nor_a_branch(account, files, tmp_path: Path):
     account.api.create_repo("local/card", repo_type="dataset", private=True)
     assert targets.preflight(account, [theirs("card", EVE)]) == []  # nothing is in it
-    account.api.upload_file(path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="local/card", repo_type="dataset")
+    account.api.upload_file(
+        path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="local/card", repo_type="dataset"
+    )
     work = Target("dataset", "local/branch", True, branch="dev")
     push_.push(account, work, files, "by a test", tmp_path)
     for target in (theirs("card", EVE), theirs("branch", EVE, branch="dev")):
@@ -147,6 +152,18 @@ def test_what_this_very_recipe_published_is_published_again_by_it(account, files
     push(account, files | {"recipe.yaml": recipe}, tmp_path, "again")
     same = targets.Stranger("local/again", targets.signature(recipe)["sha256"])
     assert targets.preflight(account, [theirs("again", same)]) == []
+
+
+def test_a_base_model_that_is_there_already_is_that_base_whoever_names_it(account, tmp_path: Path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights" * 2_000_000)
+    base = Target("model", "local/base", True)
+    push_.push(account, base, {"model.safetensors": weights}, "by a test", tmp_path)
+    named = replace(base, named_by=EVE)
+    assert "eve/film" in targets.preflight(account, [named])[0]
+    assert targets.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))]) == []
+    weights.write_bytes(b"other" * 2_000_000)
+    assert "eve/film" in targets.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))])[0]
 
 
 def test_what_the_hub_holds_is_compared_with_what_was_sent(
