@@ -18,9 +18,10 @@ echo "installing $lock into $venv (a few GB; minutes the first time) ..."
 checked=(--no-deps --only-binary :all: --require-hashes)
 "$venv/bin/python" -m pip --disable-pip-version-check install --quiet "${checked[@]}" -r requirements/tools.txt
 # uv reads neither pip's configuration nor its variables.
-export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || echo https://pypi.org/simple)}}
-export SSL_CERT_FILE=${SSL_CERT_FILE:-${PIP_CERT:-}}
-[ -n "$SSL_CERT_FILE" ] || unset SSL_CERT_FILE
+of_pip() { "$venv/bin/python" -m pip config get "global.$1" 2>/dev/null || true; }
+mirror=${PIP_INDEX_URL:-$(of_pip index-url)} files=${PIP_FIND_LINKS:-$(of_pip find-links)}
+if [ -n "$mirror" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$mirror}; fi
+if [ -n "${PIP_CERT:-}" ]; then export SSL_CERT_FILE=${SSL_CERT_FILE:-$PIP_CERT}; fi
 # Compiled now: where Python may not write beside the sources, each start of vLLM would compile them anew, which takes a minute.
 uv=("$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python")
 # The CPU build of torch is not on PyPI: it is taken from where pip is told to look for files, or from PyTorch's own index.
@@ -28,7 +29,7 @@ torch=$(grep -o '^torch==[^ ]*+cpu' "$lock" || true)
 from=()
 if [ -n "$torch" ]; then
   from=(--index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
-  if [ -n "${PIP_FIND_LINKS:-}" ]; then from=(--find-links "$PIP_FIND_LINKS"); fi
+  if [ -n "$files" ]; then from=(--find-links "$files"); fi
 fi
 version=$("$venv/bin/python" -c 'import sys; print(*sys.version_info[:2], sep=".")')
 if [ -n "$torch" ] && [ "$version" != 3.11 ]; then
