@@ -39,6 +39,8 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
     if kind in ("model_type", "model_attributes_type"):
         section = _section(top, loc)
         keys = _keys(section)
+        if not keys:
+            return f"{path}: expected keys with values, got {got!r:.60}"
         listed = f"{', '.join(keys[:4])}{', ...' * (len(keys) > 4)}"
         meant = _meant(section, got)
         way = f"did you mean {path}.{meant}={got}?" if meant else f"set one as {path}.{keys[0]}=VALUE"

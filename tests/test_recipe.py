@@ -257,3 +257,10 @@ def test_the_arms_answer_at_the_evaluations_temperature_if_it_has_one(recipe_fil
     assert recipe.generation_at_evaluation(own) == own.generation.model_copy(update={"temperature": 0})
     plain = recipe_files.load(recipe_file)
     assert recipe.generation_at_evaluation(plain) == plain.generation
+
+
+@pytest.mark.parametrize("item", ["[]", "5", "null", "word"])
+def test_a_list_item_that_is_no_section_is_said_with_its_place(recipe_file: Path, item: str):
+    with pytest.raises(ConfigError) as error:
+        recipe_files.load(recipe_file, [f"reward.plus=[{item}]"])
+    assert any(p.startswith("reward.plus.0: expected") for p in error.value.problems), error.value
