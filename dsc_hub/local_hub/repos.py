@@ -30,7 +30,9 @@ def create(request: Request, body: dict) -> Response:
         raise Refusal(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
     url = answers.repo_url(request, repo_type, repo_id)
     try:
-        repo = access.store_of(request).create(repo_type, repo_id, user, bool(_asked_private(body)), answers.optional(body, "sdk"))
+        repo = access.store_of(request).create(
+            repo_type, repo_id, user, bool(_asked_private(body)), answers.optional(body, "sdk")
+        )
     except Refusal as refusal:
         if refusal.status == 409:  # create_repo(exist_ok=True) reads the address from here
             refusal.body = {"url": url}
