@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -32,8 +32,9 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
     kind, got = error["type"], error.get("input")
     if kind == "extra_forbidden":
         known = _keys(_section(top, loc[:-1]))
-        close = difflib.get_close_matches(loc[-1], known, n=1)
-        return f"{path}: unknown key" + (f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}")
+        if close := difflib.get_close_matches(loc[-1], known, n=1):
+            return f"{path}: unknown key; did you mean '{close[0]}'?"
+        return f"{path}: unknown key" + (f"; known: {', '.join(known)}" if known else "")
     if kind == "missing":
         return f"{path}: missing, and it has no default"
     if kind in ("model_type", "model_attributes_type"):
@@ -42,9 +43,11 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
         if not keys:
             return f"{path}: expected keys with values, got {got!r:.60}"
         listed = f"{', '.join(keys[:4])}{', ...' * (len(keys) > 4)}"
+        expected = f"{path}: expected a section ({listed}), got {got!r:.60}"
         meant = _meant(section, got)
-        way = f"did you mean {path}.{meant}={got}?" if meant else f"set one as {path}.{keys[0]}=VALUE"
-        return f"{path}: expected a section ({listed}), got {got!r:.60}; {way}"
+        if any(key.isdecimal() for key in loc):  # an item of a list has no name on the command line
+            return expected + (f"; did you mean {{{meant}: {got}}}?" if meant else "")
+        return expected + (f"; did you mean {path}.{meant}={got}?" if meant else f"; set one as {path}.{keys[0]}=VALUE")
     if kind == "dict_type":
         return f"{path}: expected keys with values, as {path}.KEY=VALUE, got {got!r:.60}"
     if kind in ("tuple_type", "list_type"):
@@ -63,13 +66,22 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
 
 
 def _section(top: type[BaseModel], loc: Sequence[str]) -> type[BaseModel] | None:
-    """The section of a recipe at a path of keys; None if there is no section."""
+    """The section of a recipe at a path of keys and list indices; None if there is no section."""
     section: type[BaseModel] | None = top
-    for part in loc:
-        field = section.model_fields.get(part) if section else None
-        types = [field.annotation, *get_args(field.annotation)] if field else []
-        section = next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), None)
+    for key in loc:
+        if key.isdecimal():  # an item of the list before it, whose items are of that section
+            continue
+        field = section.model_fields.get(key) if section else None
+        section = next(_models(field.annotation), None) if field else None
     return section
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The section types in a field's type: `A`, `A | None`, `tuple[A, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models(inner)
 
 
 def _keys(section: type[BaseModel] | None) -> list[str]:

@@ -169,15 +169,15 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
 def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequence[str]) -> dict[str, Any]:
     """The kinds of repos (dataset, adapter, base) whose names a recipe of somebody else chose: kind -> `targets.Stranger`. Empty
     for the user's own recipe; without the kinds that an override names anew."""
-    whose = reference.removeprefix("hub:") if reference.startswith("hub:") else origin.of_another(path)
-    if not whose:
+    source = reference.removeprefix("hub:") if reference.startswith("hub:") else origin.of_another(path)
+    if not source:
         return {}
     from dsc_hub.targets import Stranger
 
     keys, named = {o.partition("=")[0].strip() for o in overrides}, checked.publish
-    it = Stranger(whose, machine.file_hash(path))
+    stranger = Stranger(source, machine.file_hash(path))
     return {
-        kind: it
+        kind: stranger
         for kind, name in recipe.repo_names(checked).items()
         # A name that the section doesn't give is made of the recipe's.
         if name and not keys & ({f"publish.{kind}", "publish"} if getattr(named, kind) else {"name"})

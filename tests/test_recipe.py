@@ -264,3 +264,18 @@ def test_a_list_item_that_is_no_section_is_said_with_its_place(recipe_file: Path
     with pytest.raises(ConfigError) as error:
         recipe_files.load(recipe_file, [f"reward.plus=[{item}]"])
     assert any(p.startswith("reward.plus.0: expected") for p in error.value.problems), error.value
+
+
+@pytest.mark.parametrize(
+    ("plus", "message"),
+    [
+        ("[[]]", "reward.plus.0: expected a section (scorer, metric, revision, positive_label, ...), got []"),
+        ("[similarity]", "got 'similarity'; did you mean {scorer: similarity}?"),
+        ("[{metrik: similarity}]", "reward.plus.0.metrik: unknown key; did you mean 'metric'?"),
+        ("[{colour: red}]", "reward.plus.0.colour: unknown key; known: scorer, metric,"),
+    ],
+)
+def test_a_wrong_item_of_a_list_is_named_by_its_place(recipe_file: Path, plus: str, message: str):
+    with pytest.raises(ConfigError) as e:
+        recipe_files.load(recipe_file, [f"reward.plus={plus}"])
+    assert message in "\n".join(e.value.problems), e.value.problems
