@@ -72,7 +72,9 @@ def say(text: str) -> None:
 def say_if_open(folder: Path) -> None:
     """Say that a folder with the user's prompts, answers or repos can be read by all users of this machine, if it can."""
     if machine.is_open_to_all(folder):
-        say(f"{folder} can be read by all users of this machine; to be its only reader:  chmod go= {shlex.quote(str(folder))}")
+        say(
+            f"{folder} can be read by all users of this machine; to be its only reader:  chmod go= {shlex.quote(str(folder))}"
+        )
 
 
 def duration(seconds: float) -> str:

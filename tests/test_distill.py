@@ -599,7 +599,9 @@ def test_the_packaged_accelerate_configurations_are_valid():
 
 
 @pytest.mark.parametrize(("name", "value"), [("CHECKED_WITHIN_S", 3), ("CHECKED_IN_BYTES", 3 << 30)])
-def test_a_setting_that_is_read_without_end_is_an_error_and_not_a_hang(name: str, value: int, monkeypatch, tmp_path: Path):
+def test_a_setting_that_is_read_without_end_is_an_error_and_not_a_hang(
+    name: str, value: int, monkeypatch, tmp_path: Path
+):
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
     monkeypatch.setattr(launcher, name, value)
     section = {"method": "qlora", "sft": {"accelerator_config": "/dev/zero"}, "lora": {}, "quantization": {}}

@@ -161,7 +161,9 @@ def test_what_stands_in_the_way_of_metrics_is_said_before_any_work(
     for name in ("there", "edited"):
         account.api.delete_repo(f"local/{name}", repo_type="space", missing_ok=True)
         publish_metric.publish(str(own), account, name, private=True)
-    account.api.upload_file(path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="local/edited", repo_type="space")
+    account.api.upload_file(
+        path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="local/edited", repo_type="space"
+    )
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     problems = publish_metric.preflight(account, tmp_path, sorted(files), Publish(**settings))
@@ -170,7 +172,9 @@ def test_what_stands_in_the_way_of_metrics_is_said_before_any_work(
 
 def test_requirements_are_packages_that_an_index_has(tmp_path: Path):
     own = tmp_path / "own.py"
-    own.write_text("import torch\nimport dsc_hub\nimport os.path\nimport google.protobuf.message\nimport no_such\n" + OWN)
+    own.write_text(
+        "import torch\nimport dsc_hub\nimport os.path\nimport google.protobuf.message\nimport no_such\n" + OWN
+    )
     made = publish_metric.files(str(own), "own", tmp_path / "space")
     lines = made["requirements.txt"].read_text().split()
     names = {line.partition("==")[0] for line in lines}

@@ -177,7 +177,9 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         assert all(c.agrees is not False for c in checks), checks
         assert "reward not scored again: local/cheer" in next(c.told for c in checks if c.name == "scores")
         # What is pushed is what scored, and nothing of it names this machine.
-        (title,) = [c.title for c in account.api.list_repo_commits("local/cheer", repo_type="space") if "by dsc" in c.title]
+        (title,) = [
+            c.title for c in account.api.list_repo_commits("local/cheer", repo_type="space") if "by dsc" in c.title
+        ]
         assert title == "cheer.py by dsc"
         (tmp_path / "cheer.py").write_text(CHEER + "# more\n")
         with pytest.raises(RunError, match="cheer.py was changed since it scored this run"):

@@ -231,7 +231,9 @@ def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_p
     job = jobs.describe(str(folder / "recipe.yaml"), [], tmp_path / "runs")
     assert set(job.names_by) == {"dataset", "adapter", "base"}
     hub_job = jobs.describe(f"hub:{REPO}", [], tmp_path / "runs")
-    assert {s.sha256 for s in (*job.names_by.values(), *hub_job.names_by.values())} == {machine.file_hash(folder / "recipe.yaml")}
+    assert {s.sha256 for s in (*job.names_by.values(), *hub_job.names_by.values())} == {
+        machine.file_hash(folder / "recipe.yaml")
+    }
     (tmp_path / "films.txt").write_text(FILMS)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     assert kinds(reference=str(tmp_path / "recipe.yaml")) == set()
