@@ -23,11 +23,13 @@ from dsc_hub.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
-from dsc_hub.progress import Meter, moving_line, say
-from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe, digest, models_of, quantization
+from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe, models_of, quantization
 from dsc_hub.records import Prompt, Turn
-from dsc_hub.runs import Run, read_object, write_json
+from dsc_hub.runs import Run
 from dsc_hub.sampling import Failures, Tally, fixed_level, read_chains, run_with_line
+from dsc_hub.system.files import read_object, write_json
+from dsc_hub.system.hashing import digest
+from dsc_hub.system.progress import Meter, moving_line, say
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 BEST_OF_N = "evaluation/best_of_n.turns.jsonl"

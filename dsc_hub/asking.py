@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import machine, models, pace, prompts
+from dsc_hub import models, pace, prompts
 from dsc_hub.chain import VetoText, no_veto
 from dsc_hub.index import Index
 from dsc_hub.jobs import Job, announce_servers
-from dsc_hub.progress import duration, say
 from dsc_hub.recipe import Generation
 from dsc_hub.recipe import veto as veto_of
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs import Run
+from dsc_hub.system import cache, machine
+from dsc_hub.system.progress import duration, say
 
 
 @contextlib.contextmanager
@@ -162,7 +163,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         started = time.monotonic()
         reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
         veto = load_veto(job, job.identity)
-        with served(tried, log=machine.cache_home() / "try.vllm.log") as endpoints:
+        with served(tried, log=cache.cache_home() / "try.vllm.log") as endpoints:
             tally, seconds = chains_of(tried, endpoints, some, reward.score, veto)
             remember_sampling(tried, tally, seconds, time.monotonic() - started)
         by_id = {p.id: p for p in some}

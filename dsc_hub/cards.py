@@ -30,10 +30,10 @@ from dsc_hub import plots, sentences, tables, wording
 from dsc_hub.engine import max_lora_rank
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import SCORERS, publishes_rejected, quantization
-from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import SPLITS, Chain, Prompt
-from dsc_hub.runs import Run, answers, evaluated, write_whole
+from dsc_hub.runs import Run, answers, evaluated
+from dsc_hub.system.files import packaged_folder, write_whole
 
 PAPER = "2312.01957"
 TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]

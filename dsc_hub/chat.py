@@ -18,16 +18,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import machine, models, origin, serving, show, untrusted
+from dsc_hub import models, origin, serving, show, untrusted
 from dsc_hub.chain import Message, Texts, seed_of
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, Generator, RequestFailed
 from dsc_hub.jobs import announce_servers
 from dsc_hub.preflight import TURN_OVERHEAD
-from dsc_hub.progress import duration, moving_line, say
 from dsc_hub.recipe import ADAPTER, Recipe, generation_at_evaluation
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run
+from dsc_hub.system import cache, machine
+from dsc_hub.system.progress import duration, moving_line, say
 
 ARMS: Mapping[str, str | None] = {
     "base": None,
@@ -158,7 +159,7 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[serving.
     # The weights of the evaluation, so that what is heard here is what was scored.
     weights, _ = models.evaluated(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
     started = time.monotonic()
-    log = machine.cache_home() / "chat.vllm.log"
+    log = cache.cache_home() / "chat.vllm.log"
     with serving.serve(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:
         say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")
         yield endpoints

@@ -88,7 +88,7 @@ def main() -> NoReturn:
         sys.exit(2)
     except Exception as e:
         from dsc_hub.errors import DscError, disk_error
-        from dsc_hub.progress import clean
+        from dsc_hub.system.progress import clean
 
         known = e if isinstance(e, DscError) else disk_error(e) if isinstance(e, OSError) else None
         if known is None:
@@ -110,7 +110,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the nu
 
 
 def _print_json(value: Any) -> None:
-    from dsc_hub.progress import clean_json
+    from dsc_hub.system.progress import clean_json
 
     _results_follow()
     click.echo(clean_json(json.dumps(value, indent=2, ensure_ascii=False, default=str)))
@@ -603,7 +603,7 @@ def recipes_adopt(folder: Path, yes: bool) -> None:
     """
     from dsc_hub import origin, untrusted
     from dsc_hub.errors import ConfigError
-    from dsc_hub.progress import say
+    from dsc_hub.system.progress import say
 
     found, where = origin.to_adopt(folder)
     for line in untrusted.reach_of(found):
@@ -631,8 +631,8 @@ def hub() -> None:
 )
 def hub_serve(port: int, root: Path | None) -> None:
     """Serve what was published locally, until Ctrl-C."""
-    from dsc_hub import progress
     from dsc_hub.local_hub.server import default_root, serve
+    from dsc_hub.system import progress
 
     progress.say_if_open(root or default_root())
     signal.signal(signal.SIGTERM, signal.default_int_handler)

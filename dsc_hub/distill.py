@@ -46,7 +46,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from dsc_hub import machine, progress
 from dsc_hub.distill_checks import (
     Plan,
     ends,
@@ -64,8 +63,10 @@ from dsc_hub.errors import (
     disk_error,
 )
 from dsc_hub.launcher import ERROR_FILE, PROGRESS, main_process, shown_error
-from dsc_hub.progress import Line, Meter, duration, moving_line, say
-from dsc_hub.runs import Run, write_json, write_whole
+from dsc_hub.runs import Run
+from dsc_hub.system import machine, progress
+from dsc_hub.system.files import write_json, write_whole
+from dsc_hub.system.progress import Line, Meter, duration, moving_line, say
 
 # -- training
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from dsc_hub.errors import ServingError
 from dsc_hub.level import MOST
-from dsc_hub.machine import cores, cpu_dtype, for_child, openmp_library, vllm_on_cpu
-from dsc_hub.progress import duration
 from dsc_hub.recipe import Serving
-from dsc_hub.runs import read_json
+from dsc_hub.system.files import read_json
+from dsc_hub.system.machine import cores, cpu_dtype, for_child, openmp_library, vllm_on_cpu
+from dsc_hub.system.progress import duration
 
 BASE = "base"  # the name under which the base model is served; adapters have names of their own
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
@@ -154,7 +154,7 @@ class Engine:
         with self.log.open("ab") as out:
             self._log_from = out.tell()  # what stands before is of an earlier server
             self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "dsc_hub.keeper", *self._command],
+                [sys.executable, "-m", "dsc_hub.system.supervisor", *self._command],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 
 from dsc_hub import arms, claim, hygiene, side_effects, stats
 from dsc_hub.hygiene import REPEATED_3GRAMS
-from dsc_hub.machine import file_hash
 from dsc_hub.recipe import SCORERS, Recipe, judges_claim
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import LEDGER, Run, looks_of, read_json, write_json
+from dsc_hub.runs import LEDGER, Run, looks_of
+from dsc_hub.system.files import read_json, write_json
+from dsc_hub.system.hashing import file_hash
 
 Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from contextvars import ContextVar, copy_context
 from typing import Any
 
-from dsc_hub.progress import say
+from dsc_hub.system.progress import say
 
 OPEN = 4  # jobs that are begun, in multiples of those in flight: the rest of them stand aside
 TICK_S = 0.5  # how soon a level that rose by itself is used

@@ -21,8 +21,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from dsc_hub import explain, jobs, origin, pipeline
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.jobs import Job
-from dsc_hub.progress import say
 from dsc_hub.recipe import STAGES, Section
+from dsc_hub.system.progress import say
 
 MOST = 256  # combinations; more is a slip
 

@@ -40,7 +40,7 @@ from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
 from dsc_hub import __version__
 from dsc_hub.errors import DscError, HubError, disk_error
-from dsc_hub.progress import console
+from dsc_hub.system.progress import console
 
 MANIFEST = "manifest.json"  # also the mark by which we know our own repos
 RECIPE = "recipe.yaml"

@@ -14,24 +14,26 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import (
-    addresses,
-    machine,
-    metrics,
-    models,
-    origin,
-    progress,
-    prompts,
-    recipe,
-    recipe_files,
-    runs,
-    untrusted,
-)
+from dsc_hub import metrics, models, origin, prompts, recipe_files, untrusted
 from dsc_hub.errors import ConfigError, DscError, RunError
-from dsc_hub.recipe import Recipe
+from dsc_hub.recipe import (
+    ADAPTER,
+    SCORERS,
+    STAGES,
+    Recipe,
+    all_scorers,
+    least_gain,
+    metric_files,
+    models_of,
+    repo_names,
+    servers,
+    stage_fingerprints,
+    veto,
+)
 from dsc_hub.records import Prompt
-from dsc_hub.runs import Run
+from dsc_hub.runs import Run, siblings
 from dsc_hub.shards import Shard
+from dsc_hub.system import addresses, cache, hashing, machine, progress
 
 # What is fixed where somebody else's adapter is scored: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
@@ -72,7 +74,7 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
         "prompts": lambda: prompts.identify(checked.prompts, path.parent),
     } | {
         place: lambda section=section: metrics.identify(section, code)
-        for place, section in recipe.all_scorers(checked).items()
+        for place, section in all_scorers(checked).items()
     }
     found: dict[str, Any] = {}
     errors: dict[str, DscError] = {}
@@ -88,8 +90,8 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
             f"{path} names {len(errors)} things that can't be had", problems=[f"{n}: {e}" for n, e in errors.items()]
         )
     model = found["model"]
-    identity = dict.fromkeys(recipe.SCORERS.values(), "") | found | {"model": model.identity}
-    fingerprints = recipe.stage_fingerprints(checked, identity)
+    identity = dict.fromkeys(SCORERS.values(), "") | found | {"model": model.identity}
+    fingerprints = stage_fingerprints(checked, identity)
     run = Run(runs_folder / checked.name / fingerprints["publish"])
     command = shlex.join(["dsc", "run", _plain(reference), *overrides])
     names_by = named_by_others(reference, path, checked, overrides)
@@ -109,7 +111,7 @@ def record(job: Job) -> None:
     are finished and nothing is recorded: how they were made would be invented.
     """
     old = job.run.facts if job.run["run.json"].is_file() else {}
-    if not old and (done := [s for s in recipe.STAGES if job.run.marker(s)]):
+    if not old and (done := [s for s in STAGES if job.run.marker(s)]):
         raise RunError(
             f"{job.run['run.json']} is missing, but these stages are finished: {', '.join(done)}",
             "Put it back, or move the whole run folder away and run the recipe again.",
@@ -127,15 +129,15 @@ def record(job: Job) -> None:
         **({"shard": asdict(job.shard)} if job.shard else {}),
     )
     progress.log_to(job.run["log.txt"])
-    for folder in (job.run.folder, machine.cache_home() / "hub"):
+    for folder in (job.run.folder, cache.cache_home() / "hub"):
         progress.say_if_open(folder)
 
 
 def _resolved(checked: Recipe) -> dict[str, Any]:
     """The recipe as it is carried out: a veto and a least gain that hold by default are written out."""
     data = checked.model_dump(mode="json")
-    data["dataset"]["min_gain"] = recipe.least_gain(checked)
-    if found := recipe.veto(checked):
+    data["dataset"]["min_gain"] = least_gain(checked)
+    if found := veto(checked):
         data["chain"]["veto"] = found.model_dump(mode="json")
     return data
 
@@ -175,10 +177,10 @@ def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequ
     from dsc_hub.targets import Stranger
 
     keys, named = {o.partition("=")[0].strip() for o in overrides}, checked.publish
-    stranger = Stranger(source, machine.file_hash(path))
+    stranger = Stranger(source, hashing.file_hash(path))
     return {
         kind: stranger
-        for kind, name in recipe.repo_names(checked).items()
+        for kind, name in repo_names(checked).items()
         # A name that the section doesn't give is made of the recipe's.
         if name and not keys & ({f"publish.{kind}", "publish"} if getattr(named, kind) else {"name"})
     }
@@ -187,7 +189,7 @@ def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequ
 def _repos(checked: Recipe, owner: str | None) -> dict[str, str | None]:
     """Full names of the repos to be written. Without an account yet, the owner is a placeholder."""
     owner = owner or ("local" if checked.publish.to == "local" else "OWNER")
-    names = recipe.repo_names(checked)
+    names = repo_names(checked)
     return {
         "owner": owner,
         **{kind: f"{owner}/{name}" if name else None for kind, name in names.items()},
@@ -244,7 +246,7 @@ def set_owner(job: Job, account: Any) -> None:
 
 def announce_servers(checked: Recipe) -> None:
     """Say which servers of others will be asked and which key goes to which host, before anything is sent."""
-    for server in recipe.servers(checked):
+    for server in servers(checked):
         has_key = server.key_name in os.environ
         key = f"with the key in {server.key_name}" if has_key else f"without a key ({server.key_name} is not set)"
         model = f" for {server.model}" if server.model else ""
@@ -264,7 +266,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
 
     announce_servers(job.recipe)
     if job.recipe.publish.to != "none" and not job.recipe.publish.metrics:
-        for place, file in recipe.metric_files(job.recipe).items():
+        for place, file in metric_files(job.recipe).items():
             progress.say(
                 f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
                 "publish.metrics=true publishes the file as a Space, too"
@@ -272,12 +274,12 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder) + preflight.without_group(job.recipe, dropped.ungrouped)
-    outlook = job.run.outlook(recipe.STAGES, job.fingerprints, runs.siblings(job.runs, job.recipe.name))
+    outlook = job.run.outlook(STAGES, job.fingerprints, siblings(job.runs, job.recipe.name))
     estimate = preflight.estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
     estimate["done"] = [stage for stage, where in outlook.items() if where is job.run]
     estimate["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
-    for place, section in recipe.all_scorers(job.recipe).items():
+    for place, section in all_scorers(job.recipe).items():
         if wrong := metrics.of_no_kind(section, found):
             problems.append(f"{place}: {wrong}")
         if section.metric == "judge":  # it may be asked for the first time hours from now
@@ -290,8 +292,8 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
             problems.append(f"{e.message}; {e.hint}")
     else:
         serving.external(job.recipe.serving)
-        evaluates = recipe.STAGES.index(last) >= recipe.STAGES.index("evaluation")
-        if evaluates and recipe.ADAPTER in recipe.models_of(job.recipe.evaluation.arms):
+        evaluates = STAGES.index(last) >= STAGES.index("evaluation")
+        if evaluates and ADAPTER in models_of(job.recipe.evaluation.arms):
             problems.append(
                 "serving.endpoints: servers that already run don't have the adapter; "
                 "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
@@ -313,7 +315,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         ]
         how, spaces = job.recipe.publish, []
         if how.metrics:
-            files = sorted(set(recipe.metric_files(job.recipe).values()))
+            files = sorted(set(metric_files(job.recipe).values()))
             problems += publish_metric.preflight(account, job.path.parent, files, how)
             spaces = [f"space {account.owner}/{publish_metric.name_of(file)}" for file in files]
         problems += targets.preflight(account, [targets.of(how, *kind) for kind in kinds])

@@ -20,8 +20,8 @@ from typing import Literal, TypeVar
 
 from dsc_hub.errors import ServingError
 from dsc_hub.level import Level
-from dsc_hub.progress import say
 from dsc_hub.serving import Endpoint
+from dsc_hub.system.progress import say
 
 Concurrency = int | Literal["auto"]
 T = TypeVar("T")

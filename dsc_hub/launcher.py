@@ -18,11 +18,12 @@ from typing import Any
 
 from rich.text import Text
 
-from dsc_hub import errors, machine, progress
+from dsc_hub import errors
 from dsc_hub.errors import ConfigError, DscError, RunError
-from dsc_hub.recipe import digest
-from dsc_hub.recipe_files import packaged_folder
-from dsc_hub.runs import Run, read_json
+from dsc_hub.runs import Run
+from dsc_hub.system import cache, machine, progress
+from dsc_hub.system.files import packaged_folder, read_json
+from dsc_hub.system.hashing import digest
 
 # Names the file into which a training process puts the DscError that ended it: exit codes and messages don't survive
 # accelerate and torchrun, which make 1 of every code.
@@ -44,7 +45,7 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
     lines if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
     processes = int(run.facts["recipe"]["distill"]["processes"])
-    command = [sys.executable, "-m", "dsc_hub.keeper", *_command(run, config_file, processes)]
+    command = [sys.executable, "-m", "dsc_hub.system.supervisor", *_command(run, config_file, processes)]
     with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
         error_file = Path(folder) / "error.json"
         environment = _environment(processes) | {ERROR_FILE: str(error_file)}
@@ -67,7 +68,7 @@ def check(section: dict[str, Any]) -> list[str]:
     """What is wrong with a recipe's `distill` section, as the libraries it goes to see it; seconds, in a process of its own, and
     nothing where these versions found nothing wrong with it before. ConfigError if they come to no end."""
     about = digest(section, machine.versions())
-    if machine.is_known(KNOWN_GOOD, about):
+    if cache.is_known(KNOWN_GOOD, about):
         return []
     environment = _environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
     limits = f"within {CHECKED_WITHIN_S} s and {CHECKED_IN_BYTES >> 30} GiB of memory"
@@ -92,7 +93,7 @@ def check(section: dict[str, Any]) -> list[str]:
         raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")
     if child.stdout.strip():
         return list(_error(json.loads(child.stdout)).problems)
-    machine.remember(KNOWN_GOOD, about)
+    cache.remember(KNOWN_GOOD, about)
     return []
 
 

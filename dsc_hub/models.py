@@ -19,10 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import packaged
 from dsc_hub.errors import ModelError
-from dsc_hub.machine import cache_home, file_hash, for_child
 from dsc_hub.recipe import Model, quantization
+from dsc_hub.system import packaged
+from dsc_hub.system.cache import cache_home
+from dsc_hub.system.hashing import file_hash, folder_hash
+from dsc_hub.system.machine import for_child
 
 # What is known about models inside packages and stands in no file of theirs.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
@@ -120,14 +122,6 @@ def _check_folder(folder: Path, weights: bool = True) -> None:
             f"the model in {folder} has no chat template, so it can't be asked to criticise and revise",
             "Use an instruct model, or add chat_template.jinja to its folder.",
         )
-
-
-def folder_hash(folder: Path) -> str:
-    """Identity of a local folder: names and content of all its files (large ones hashed once, see `machine.file_hash`)."""
-    h = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        h.update(f"{path.name}\0{file_hash(path)}\0".encode())
-    return h.hexdigest()[:40]
 
 
 def _identify_package(section: Model) -> BaseModel:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.errors import ConfigError
-from dsc_hub.machine import recall_value, remember_value
-from dsc_hub.progress import clean
+from dsc_hub.system.cache import recall_value, remember_value
+from dsc_hub.system.progress import clean
 
 MARK = ".dsc-pulled.json"  # `dsc pull` takes no hidden files, so no repo can bring one
 ADOPTED = "adopted.json"  # of the cache: folder -> the id in its mark

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dsc_hub import machine
 from dsc_hub.level import FIRST
+from dsc_hub.system import cache
 
 FILE = "pace.json"
 KEPT = 8  # measurements of each stage
@@ -45,14 +45,14 @@ def remember(model_identity: str, pace: Pace) -> None:
     before = known(model_identity)
     rest = [p for p in before if p.stage != pace.stage]
     same = [p for p in before if p.stage == pace.stage]
-    machine.remember_value(FILE, model_identity, [asdict(p) for p in (*rest, *same[1 - KEPT :], pace)])
+    cache.remember_value(FILE, model_identity, [asdict(p) for p in (*rest, *same[1 - KEPT :], pace)])
 
 
 def known(model_identity: str) -> list[Pace]:
     """The measurements of this model on this machine, the oldest first. Damaged ones are as good as none: it is a
     cache."""
     out = []
-    rows = machine.recall_value(FILE, model_identity)
+    rows = cache.recall_value(FILE, model_identity)
     for row in rows if isinstance(rows, list) else ():
         try:
             pace = Pace(**row)

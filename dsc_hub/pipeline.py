@@ -19,9 +19,10 @@ from typing import Any
 from dsc_hub import adapters, runs, shards, stages
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
-from dsc_hub.progress import say
-from dsc_hub.recipe import STAGES, digest, repo_names
+from dsc_hub.recipe import STAGES, repo_names
 from dsc_hub.runs import Run
+from dsc_hub.system.hashing import digest
+from dsc_hub.system.progress import say
 
 
 def run_all(job: Job, last: str = "publish", retry_failed: bool = False) -> None:

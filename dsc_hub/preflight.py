@@ -9,9 +9,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import machine, pace
+from dsc_hub import pace
 from dsc_hub.recipe import ARMS, Recipe, models_of
 from dsc_hub.records import SPLITS, Prompt
+from dsc_hub.system import machine
 
 TURN_OVERHEAD = 12  # tokens that a chat template puts around a message, generously
 BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its second home in the dataset

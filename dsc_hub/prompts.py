@@ -18,10 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsc_hub import parquet
 from dsc_hub.errors import DataError
 from dsc_hub.recipe import TABLES, Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
+from dsc_hub.system import parquet
 
 Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own), kind
 EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"  # punctuation of sentences

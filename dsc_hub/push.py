@@ -19,8 +19,8 @@ from huggingface_hub.utils import disable_progress_bars
 from dsc_hub import __version__
 from dsc_hub.errors import HubError
 from dsc_hub.hub import MANIFEST, Account, as_hub_error, one_line
-from dsc_hub.progress import console, say
-from dsc_hub.runs import write_json
+from dsc_hub.system.files import write_json
+from dsc_hub.system.progress import console, say
 from dsc_hub.targets import (
     Held,
     Target,

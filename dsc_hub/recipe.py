@@ -6,8 +6,6 @@ that lists every problem. `stage_fingerprints` says which work a changed recipe 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,8 @@ from pydantic import (
 )
 
 from dsc_hub import explain
-from dsc_hub.addresses import checked_address, checked_key_name
+from dsc_hub.system.addresses import checked_address, checked_key_name
+from dsc_hub.system.hashing import digest
 
 STAGES = ("prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish")
 TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other has a prompt a line
@@ -631,14 +630,6 @@ def repo_names(recipe: Recipe) -> dict[str, str | None]:
 def metric_files(recipe: Recipe) -> dict[str, str]:
     """The metric files of one's own that a recipe names: place of the scorer -> file, relative to the recipe's folder."""
     return {place: s.metric for place, s in all_scorers(recipe).items() if s.metric.endswith(".py")}
-
-
-def digest(*parts: Any) -> str:
-    """First 12 hex digits of the SHA-256 of the parts' canonical JSON."""
-    return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:12]
-
-
-_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str)
 
 
 def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str, str]:

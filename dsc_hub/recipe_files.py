@@ -6,7 +6,6 @@ import difflib
 import re
 import shutil
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,9 @@ from pydantic import ValidationError
 
 from dsc_hub import explain
 from dsc_hub.errors import ConfigError
-from dsc_hub.recipe import Recipe, digest, repo_names
-
-
-def packaged_folder(name: str) -> Path:
-    """Folder of packaged data, `recipes` or `model_cards`: in the installed wheel, or beside the package in a checkout."""
-    inside = Path(str(resources.files("dsc_hub"))) / name
-    return inside if inside.is_dir() else inside.parent.parent / name
+from dsc_hub.recipe import Recipe, repo_names
+from dsc_hub.system.files import packaged_folder
+from dsc_hub.system.hashing import digest
 
 
 def packaged_recipes() -> dict[str, Path]:

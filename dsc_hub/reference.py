@@ -24,11 +24,11 @@ from dsc_hub.chain import Message, Texts, dice_of, run_chain
 from dsc_hub.errors import ConfigError, DataError
 from dsc_hub.hygiene import inspect
 from dsc_hub.jobs import Job
-from dsc_hub.machine import file_hash
-from dsc_hub.progress import say
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
-from dsc_hub.runs import write_whole
+from dsc_hub.system.files import write_whole
+from dsc_hub.system.hashing import file_hash
+from dsc_hub.system.progress import say
 
 KEYS = ("prompt", "summary_pre", "summary_after", "scores_pre", "scores_after")
 SHOWN = 20  # problems told at most

@@ -14,9 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dsc_hub import plots, sentences, tables, wording
-from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.recorded import Recorded
-from dsc_hub.runs import Run, answers, evaluated, write_whole
+from dsc_hub.runs import Run, answers, evaluated
+from dsc_hub.system.files import packaged_folder, write_whole
 
 EXAMPLES = 3
 LONGEST_TEXT = 4000  # characters of one answer; a model that never stops must not fill the page

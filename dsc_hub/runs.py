@@ -10,7 +10,6 @@ Rows (rows.py) are lines that are written as they come. A marker is written last
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import time
@@ -26,6 +25,7 @@ from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.recorded import facts_problems
 from dsc_hub.records import Answer
 from dsc_hub.rows import ANEW, Rows
+from dsc_hub.system.files import read_object, write_json
 
 # What each stage leaves behind, the file without which it isn't done first: taken over by another run whose stage has the same fingerprint.
 STAGE_FILES: dict[str, tuple[str, ...]] = {
@@ -40,46 +40,6 @@ STAGE_FILES: dict[str, tuple[str, ...]] = {
 
 
 LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters that were scored on it, unordered}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the new one, never half of either."""
-    write_lines(path, [text.encode()])
-
-
-def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """`write_whole` for what may be larger than memory. The lines may be read from the old file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.writelines(lines)
-    os.replace(part, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """`read_json`, and RunError if the value is no JSON object."""
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise RunError(
-            f"{path} is damaged: expected an object", "Move the whole run folder away and run the recipe again."
-        )
-    return value
-
-
-def read_json(path: Path) -> Any:
-    """The file's value; RunError with the file's name if it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"{path} is missing", "Run the stage that writes it, or the whole recipe with `dsc run`."
-        ) from None
-    except (ValueError, RecursionError) as e:
-        raise RunError(f"{path} is damaged: {e}", "Move the whole run folder away and run the recipe again.") from None
 
 
 class Run:

@@ -39,11 +39,13 @@ from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.index import Index, InOrder, Key, chain_key, request_key
 from dsc_hub.level import FIRST
-from dsc_hub.progress import Meter, moving_line, say
-from dsc_hub.recipe import Recipe, digest
+from dsc_hub.recipe import Recipe
 from dsc_hub.records import Chain, Prompt, Role, Turn, from_row, word
 from dsc_hub.rows import Rows
-from dsc_hub.runs import Run, write_lines
+from dsc_hub.runs import Run
+from dsc_hub.system.files import write_lines
+from dsc_hub.system.hashing import digest
+from dsc_hub.system.progress import Meter, moving_line, say
 
 Complete = Callable[[list[Message], int], Awaitable[Completion]]  # messages, seed
 MOST_FAILURES_IN_A_ROW = 20  # then it isn't the requests but the server

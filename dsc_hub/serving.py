@@ -21,11 +21,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import explain, machine
+from dsc_hub import explain
 from dsc_hub.engine import BASE, Engine
 from dsc_hub.errors import ConfigError, ServingError
-from dsc_hub.progress import duration, moving_line
 from dsc_hub.recipe import Critic, Serving
+from dsc_hub.system import machine
+from dsc_hub.system.progress import duration, moving_line
 
 # Compiling on a CPU, SmolLM2-135M on two cores: so many seconds longer until it is ready, and such a share less time for each
 # token, by what the processor multiplies with. With matrix units (AMX) the rest of a step weighs more; in float32 on AVX2 the

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.index import Index, KeyOf, chain_key, turn_key
-from dsc_hub.recipe import digest
 from dsc_hub.records import word
-from dsc_hub.runs import Run, write_lines
+from dsc_hub.runs import Run
+from dsc_hub.system.files import write_lines
+from dsc_hub.system.hashing import digest
 
 FOLDER = "shards"
 MOST = 10_000

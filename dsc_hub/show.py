@@ -17,11 +17,11 @@ from dsc_hub import stats
 from dsc_hub.claim import verdict_of
 from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
-from dsc_hub.progress import CleanConsole, duration
 from dsc_hub.recipe import STAGES, Recipe, judges_claim
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.runs import Run, evaluated, with_current_looks
+from dsc_hub.system.progress import CleanConsole, duration
 
 if TYPE_CHECKING:
     from dsc_hub.pull import Pulled

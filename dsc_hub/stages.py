@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, machine, models, pace, preflight, prompts, runs, sentences, shards, wording
+from dsc_hub import asking, models, pace, preflight, prompts, runs, sentences, shards, wording
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.index import Stored
 from dsc_hub.jobs import Job
-from dsc_hub.progress import say
 from dsc_hub.recipe import ADAPTER, generation_at_evaluation, models_of
 from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.system import hashing, machine
+from dsc_hub.system.progress import say
 
 Result = dict[str, Any]
 WEIGHTS = "adapter_model.safetensors"
@@ -134,7 +135,7 @@ def _distill(job: Job) -> Result:
     from dsc_hub import launcher
 
     result = launcher.launch(job.run)
-    return result | {"adapter_sha256": machine.file_hash(job.run["adapter"] / WEIGHTS)}
+    return result | {"adapter_sha256": hashing.file_hash(job.run["adapter"] / WEIGHTS)}
 
 
 def _ask_arms(
@@ -258,7 +259,7 @@ def publish(job: Job, account: Any) -> Result:
     from dsc_hub import cards, publish
 
     trained = job.run.marker("distill")["result"]["adapter_sha256"]
-    if machine.file_hash(job.run["adapter"] / WEIGHTS) != trained:
+    if hashing.file_hash(job.run["adapter"] / WEIGHTS) != trained:
         raise RunError(
             f"{job.run['adapter'] / WEIGHTS} is not what was trained and evaluated: its hash has changed",
             f"Remove {job.run['distill.done.json']} and run again.",

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dsc_hub.progress import duration
 from dsc_hub.sentences import criterion_sentence
+from dsc_hub.system.progress import duration
 from dsc_hub.wording import (
     ABSENT,
     SCORE_TITLES,

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import models, plain_yaml, recipe, recipe_files
+from dsc_hub import models, recipe, recipe_files
 from dsc_hub.adapters import QUANTIZATION
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics.identity import SERVERS
 from dsc_hub.recipe import Recipe, Scorer
+from dsc_hub.system import plain_yaml
 
 LARGEST = 100_000  # bytes of a recipe.yaml
 MOST_VALUES, LONGEST_TEXT = 64, 200  # of a setting that is passed on

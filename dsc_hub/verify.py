@@ -21,27 +21,17 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import (
-    __version__,
-    cards,
-    dataset,
-    diagnostics,
-    evaluation,
-    hub,
-    numbers,
-    parquet,
-    prompts,
-    recipe,
-    sampling,
-    untrusted,
-)
+from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, numbers, prompts, sampling, untrusted
+from dsc_hub import recipe as recipe_module
 from dsc_hub.errors import DscError, HubError
-from dsc_hub.machine import file_hash
 from dsc_hub.origin import MARK
 from dsc_hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.recipe import Recipe, publishes_rejected
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
-from dsc_hub.runs import Run, read_object, write_json
+from dsc_hub.runs import Run
+from dsc_hub.system import parquet
+from dsc_hub.system.files import read_object, write_json
+from dsc_hub.system.hashing import file_hash
 
 CLOSE = 1e-6  # relative: libraries of another version round otherwise
 SHOWN = 3  # differences told of one check
@@ -288,8 +278,8 @@ def _scores(rows: Rows) -> str:
     texts = [row["text"] for row in rows.answers]
     by_id = {p.id: p for p in rows.prompts[0]}
     asked = [by_id[row["prompt_id"]] for row in rows.answers]
-    for name in recipe.scorers(rows.recipe):
-        terms = recipe.terms(rows.recipe, name)
+    for name in recipe_module.scorers(rows.recipe):
+        terms = recipe_module.terms(rows.recipe, name)
         if other := [s for s in terms.values() if not metrics.is_packaged(s)]:
             told.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
             continue

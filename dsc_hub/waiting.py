@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from dsc_hub.errors import HubError
-from dsc_hub.progress import duration, say
+from dsc_hub.system.progress import duration, say
 
 TRIES = 6
 PAUSE_S = 1.0  # before the second attempt; twice as long before each further one, and a random part of it besides

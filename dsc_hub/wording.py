@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dsc_hub.progress import duration
+from dsc_hub.system.progress import duration
 
 ABSENT = "–"
 SCORE_TITLES = {"reward": "reward", "second": "second scorer", "third": "third scorer"}

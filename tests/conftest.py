@@ -53,7 +53,7 @@ FILMS = "\n".join(f"Film number {n}" for n in range(10))
 
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
-    from dsc_hub import progress
+    from dsc_hub.system import progress
 
     yield
     progress.log_to(None)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from dsc_hub import claim, side_effects
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import prompt_id
-from dsc_hub.runs import Run, write_json
+from dsc_hub.runs import Run
+from dsc_hub.system.files import write_json
 
 MODEL_FOLDER = "/home/somebody/.cache/dsc/models/smollm2"
 FILMS = (

@@ -24,8 +24,9 @@ from dsc_hub import (
 from dsc_hub.generation import Completion
 from dsc_hub.recipe import Recipe
 from dsc_hub.records import SPLITS, Prompt
-from dsc_hub.runs import Run, write_json
+from dsc_hub.runs import Run
 from dsc_hub.scoring import Scoring
+from dsc_hub.system.files import write_json
 from tests import fixture_run
 
 OVERRIDES = (

@@ -14,10 +14,11 @@ from dsc_hub import arms, evaluation, preflight, recipe_files
 from dsc_hub.chain import no_veto, seed_of
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
-from dsc_hub.machine import file_hash
 from dsc_hub.recipe import ADAPTER, ARMS, Recipe
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import Run, with_current_looks, write_json
+from dsc_hub.runs import Run, with_current_looks
+from dsc_hub.system.files import write_json
+from dsc_hub.system.hashing import file_hash
 from tests.conftest import ScriptedModel, length_score
 
 PROMPTS = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(4)]

@@ -178,7 +178,7 @@ def test_base_and_adapter_share_a_batch_only_on_a_gpu_of_our_own(tmp_path, scree
     endpoint = serving.Endpoint("http://127.0.0.1:1/v1", "base", "key")
     monkeypatch.setattr(chat, "_endpoints", lambda *_: contextlib.nullcontext([endpoint]))
     monkeypatch.setattr(chat, "_answer", lambda *settings: seen.append(settings[-1]))
-    monkeypatch.setattr("dsc_hub.machine.vllm_on_cpu", lambda: on_cpu)
+    monkeypatch.setattr("dsc_hub.system.machine.vllm_on_cpu", lambda: on_cpu)
     typed(monkeypatch, "Hello?")
     chat.chat(run_of(tmp_path, "http://127.0.0.1:1/v1" if external else ""))
     assert seen == [not on_cpu and not external]

@@ -20,7 +20,8 @@ from dsc_hub import blind, cards, claim, compare, jobs, numbers, report, runs, s
 from dsc_hub.cli import cli
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.recorded import Recorded
-from dsc_hub.runs import Run, write_json
+from dsc_hub.runs import Run
+from dsc_hub.system.files import write_json
 from tests.conftest import ROOT
 
 

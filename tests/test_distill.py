@@ -33,8 +33,8 @@ from transformers import (
 
 from dsc_hub import distill, distill_checks, launcher
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
-from dsc_hub.recipe_files import packaged_folder
 from dsc_hub.runs import Run
+from dsc_hub.system.files import packaged_folder
 
 EOS = 2
 PUBLISHED, COMMIT = "someone/tiny", "0123456789abcdef"

@@ -234,7 +234,11 @@ def pids_of(url: str) -> list[int]:
             command = (folder / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"tests.scripted_server" in command and port.encode() in command and b"dsc_hub.keeper" not in command:
+        if (
+            b"tests.scripted_server" in command
+            and port.encode() in command
+            and b"dsc_hub.system.supervisor" not in command
+        ):
             found.append(int(folder.name))
     return found
 

@@ -12,7 +12,8 @@ import pytest
 from dsc_hub import grid, prompts, recipe_files, sampling
 from dsc_hub.errors import ConfigError
 from dsc_hub.records import Turn
-from dsc_hub.runs import Run, write_json
+from dsc_hub.runs import Run
+from dsc_hub.system.files import write_json
 from tests.conftest import ScriptedModel, length_score
 from tests.test_cli import error
 

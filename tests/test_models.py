@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import machine, models
+from dsc_hub import models
 from dsc_hub.errors import ModelError
 from dsc_hub.recipe import Model
+from dsc_hub.system import hashing
 
 
 @pytest.fixture
@@ -35,10 +36,10 @@ def test_weights_that_changed_far_inside_are_another_model(folder: Path):
 
 def test_the_hash_of_a_large_file_is_remembered_and_a_damaged_memory_does_no_harm(folder: Path, tmp_path: Path):
     file = folder / "model.safetensors"
-    first = machine.file_hash(file)
+    first = hashing.file_hash(file)
     assert str(file.resolve()) in (tmp_path / "home" / "hashes.json").read_text()
     (tmp_path / "home" / "hashes.json").write_text("{broken")
-    assert machine.file_hash(file) == first
+    assert hashing.file_hash(file) == first
 
 
 def test_a_packaged_model_is_known_by_its_checksum_without_importing_the_package():

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from dsc_hub import grid, jobs, origin, recipe, untrusted
-from dsc_hub.addresses import checked_address, checked_key_name, host, is_open
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics import identify
 from dsc_hub.recipe import Recipe, Scorer, Serving
+from dsc_hub.system.addresses import checked_address, checked_key_name, host, is_open
 from tests.conftest import FILMS, RECIPE
 
 THIEF = {"chain": {"critic": {"model": "m", "endpoint": "http://evil.example/v1", "api_key_env": "OPENAI_API_KEY"}}}
@@ -181,7 +181,8 @@ def test_a_slip_in_a_downloaded_recipe_is_no_reason_to_adopt_it(tmp_path: Path):
 
 def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from dsc_hub import chat, serving
-    from dsc_hub.runs import Run, write_json
+    from dsc_hub.runs import Run
+    from dsc_hub.system.files import write_json
 
     written(tmp_path / "lora", {})
     data = yaml.safe_load(RECIPE) | {"serving": {"endpoints": ["https://evil.example/v1"]}}
@@ -315,7 +316,7 @@ def test_no_object_shows_a_key():
 
 
 def test_a_folder_that_all_can_read_is_said_once_it_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    from dsc_hub import machine, progress
+    from dsc_hub.system import machine, progress
 
     above = tmp_path / "shared"
     (above / "runs").mkdir(parents=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import machine, pace
+from dsc_hub import pace
 from dsc_hub.pace import Pace, expect
+from dsc_hub.system import cache
 
 QUIET = Pace("sampling", 2560, 512, 147_578, 253.0, 98.0)  # 583 tokens/s with 128 in flight
 BUSY = Pace("sampling", 2560, 512, 147_578, 10_541.0, 240.0)  # 14 tokens/s beside other work
@@ -74,4 +75,4 @@ def test_a_damaged_or_older_file_is_as_good_as_none(tmp_path: Path, monkeypatch:
     assert pace.known("m") == []
     pace.remember("m", QUIET)
     assert pace.known("m") == [QUIET] and json.loads((tmp_path / pace.FILE).read_text())["m"]
-    assert machine.recall_value("nothing.json", "m") is None
+    assert cache.recall_value("nothing.json", "m") is None

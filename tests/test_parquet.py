@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dsc_hub import parquet, prompts
+from dsc_hub import prompts
 from dsc_hub.errors import DataError
+from dsc_hub.system import parquet
 
 MIB = 2**20
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import engine, machine, recipe_files, serving
+from dsc_hub import engine, recipe_files, serving
 from dsc_hub.errors import ConfigError
 from dsc_hub.generation import Generator
 from dsc_hub.level import FIRST
 from dsc_hub.recipe import Serving
 from dsc_hub.serving import Endpoint
+from dsc_hub.system import machine
 from tests.conftest import ROOT
 
 

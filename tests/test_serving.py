@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import engine, generation, launcher, machine, metrics, serving
+from dsc_hub import engine, generation, launcher, metrics, serving
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.generation import Generator, RequestFailed
 from dsc_hub.recipe import Generation, Scorer, Serving
 from dsc_hub.serving import Endpoint
+from dsc_hub.system import machine
 from tests.scripted_server import make_server
 
 LAUNCHER = (
@@ -191,7 +192,7 @@ time.sleep(600)
 """
 PARENT = """
 import subprocess, sys, time
-keeper = subprocess.Popen([sys.executable, "-m", "dsc_hub.keeper", sys.executable, "-c", sys.argv[1], sys.argv[2]], stdin=subprocess.PIPE, start_new_session=True)
+keeper = subprocess.Popen([sys.executable, "-m", "dsc_hub.system.supervisor", sys.executable, "-c", sys.argv[1], sys.argv[2]], stdin=subprocess.PIPE, start_new_session=True)
 time.sleep(600)
 """
 

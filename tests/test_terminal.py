@@ -12,7 +12,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dsc_hub import progress, show
+from dsc_hub import show
+from dsc_hub.system import progress
 from tests.conftest import RECIPE
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x1b[1;31mred \x9b31m\u202eabc\u2066 back\rspace\x08\x7f"

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from dsc_hub import plain_yaml
+from dsc_hub.system import plain_yaml
 
 FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", re.DOTALL)
 LANGUAGE = re.compile(r"[a-z]{2,3}(-[\w-]+)?|code|multilingual")

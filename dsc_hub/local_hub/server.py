@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.errors import HubError
-from dsc_hub.machine import cache_home
+from dsc_hub.system.cache import cache_home
 
 USER = "local"
 START_TIMEOUT_S = 30.0

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from dsc_hub import packaged
-from dsc_hub.addresses import checked_address, checked_key_name
 from dsc_hub.errors import ConfigError, MetricError
-from dsc_hub.machine import file_hash
 from dsc_hub.metrics.own_code import check_source
-from dsc_hub.recipe import Scorer, digest
+from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
+from dsc_hub.system import packaged
+from dsc_hub.system.addresses import checked_address, checked_key_name
+from dsc_hub.system.hashing import digest, file_hash
 
 HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
 
@@ -163,7 +163,7 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
             parts.append(f"head {_hash(HEAD)}")
         return f"{section.metric}/{section.scorer}{_options(section)} ({', '.join(parts)})"
     if Path(section.scorer).is_dir():
-        from dsc_hub.models import folder_hash
+        from dsc_hub.system.hashing import folder_hash
 
         name = f"{section.metric}/{Path(section.scorer).name}{_options(section)}"
         return f"{name} (local folder {folder_hash(Path(section.scorer))[:12]})"

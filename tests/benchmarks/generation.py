@@ -31,12 +31,13 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import engine, machine, models, serving
+from dsc_hub import engine, models, serving
 from dsc_hub.chain import Texts
 from dsc_hub.generation import Generator
 from dsc_hub.recipe import Generation, Model, Serving
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
+from dsc_hub.system import machine
 
 CRITIQUE = "Read your review again. Say in two sentences what could be warmer and more encouraging in it."
 REVISION = "Now write the review once more with these points in mind. Write nothing but the review."

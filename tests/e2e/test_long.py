@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from dsc_hub import models, serving
-from dsc_hub.keeper import descendants
 from dsc_hub.recipe import Model, Serving
+from dsc_hub.system.supervisor import descendants
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]

@@ -11,11 +11,12 @@ import at_hub
 import pytest
 import yaml
 
-from dsc_hub import cards, hub, jobs, machine, publish, recipe
+from dsc_hub import cards, hub, jobs, publish, recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.pull import pull
 from dsc_hub.reference import import_rows
+from dsc_hub.system import hashing
 from tests import small_run
 from tests.conftest import FILMS, RECIPE
 from tests.test_reference import ROWS
@@ -232,7 +233,7 @@ def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_p
     assert set(job.names_by) == {"dataset", "adapter", "base"}
     hub_job = jobs.describe(f"hub:{REPO}", [], tmp_path / "runs")
     assert {s.sha256 for s in (*job.names_by.values(), *hub_job.names_by.values())} == {
-        machine.file_hash(folder / "recipe.yaml")
+        hashing.file_hash(folder / "recipe.yaml")
     }
     (tmp_path / "films.txt").write_text(FILMS)
     (tmp_path / "recipe.yaml").write_text(RECIPE)

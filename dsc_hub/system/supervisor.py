@@ -1,6 +1,6 @@
 """Run a command, and end it with all its descendants when we are told to or when our parent is gone.
 
-    python -m dsc_hub.keeper COMMAND ...      standard input: a pipe that the parent holds open and never writes to
+    python -m dsc_hub.system.supervisor COMMAND ...      standard input: a pipe that the parent holds open and never writes to
 
 The pipe is closed by the kernel however the parent dies, SIGKILL included; that is the signal to clean up. As a
 "subreaper" the keeper inherits orphaned descendants, so that engine processes in sessions of their own are found too.

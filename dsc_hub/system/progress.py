@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
-from dsc_hub import machine
+from dsc_hub.system import machine
 
 PLAIN_EVERY_S = 15.0
 # What a terminal obeys instead of showing: C0 but line feed and tab, delete, C1, and marks that override the reading direction.
