@@ -8,16 +8,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from dsc_hub import launcher
+from dsc_hub.config.recipe import Distill
+from dsc_hub.config.untrusted import QUANTIZATION
 from dsc_hub.errors import ConfigError
 from dsc_hub.models import BaseModel
-from dsc_hub.recipe import Distill
 from dsc_hub.system import plain_yaml
 from dsc_hub.system.files import read_object
 
-QUANTIZATION = frozenset(  # settings of bitsandbytes that somebody else's recipe may give
-    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage "
-    "llm_int8_threshold".split()
-)
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 

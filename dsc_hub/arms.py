@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
+from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of
+from dsc_hub.config.recipe import Recipe, quantization
 from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
-from dsc_hub.recipe import ADAPTER, ARMS, Arm, Recipe, models_of, quantization
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
 from dsc_hub.sampling import Failures, Tally, fixed_level, read_chains, run_with_line

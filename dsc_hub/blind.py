@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from dsc_hub import stats
 from dsc_hub.chain import seed_of
+from dsc_hub.config.stages import MADE_FROM_IT
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import Answer
 from dsc_hub.runs import Run, answers
@@ -23,7 +24,6 @@ ARMS = ("base", "distilled")
 FILE = "evaluation/blind.jsonl"
 TIE = "tie"
 VALUE = {"distilled": 1.0, TIE: 0.5, "base": 0.0}  # of a verdict
-MADE_FROM_IT = ("report", "cards", "publish")  # stages that tell the tally
 
 
 @dataclass(frozen=True)

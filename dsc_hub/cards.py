@@ -27,9 +27,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dsc_hub import plots, sentences, tables, wording
+from dsc_hub.config.recipe import SCORERS, publishes_rejected, quantization
 from dsc_hub.engine import max_lora_rank
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import SCORERS, publishes_rejected, quantization
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import Run, answers, evaluated

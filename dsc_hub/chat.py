@@ -18,13 +18,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import models, origin, serving, show, untrusted
+from dsc_hub import models, serving, show
 from dsc_hub.chain import Message, Texts, seed_of
+from dsc_hub.config import origin, untrusted
+from dsc_hub.config.arms import ADAPTER
+from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, Generator, RequestFailed
 from dsc_hub.jobs import announce_servers
 from dsc_hub.preflight import TURN_OVERHEAD
-from dsc_hub.recipe import ADAPTER, Recipe, generation_at_evaluation
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run
 from dsc_hub.system import cache, machine

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from dsc_hub import hygiene, stats
+from dsc_hub.config.recipe import HygieneSection
 from dsc_hub.language import in_another_language
-from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Prompt
 from dsc_hub.side_effects import variety
 from dsc_hub.text import phrases, words

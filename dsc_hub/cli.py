@@ -494,8 +494,8 @@ def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None,
     FILE has a text a line, or is .jsonl, .csv or .parquet; columns `prompt` and `kind` go along. OPTIONs are the metric's.
     """
     from dsc_hub import show as screen
+    from dsc_hub.config.recipe_files import parse_options
     from dsc_hub.metrics.identity import Code
-    from dsc_hub.recipe_files import parse_options
     from dsc_hub.score import score as scored
 
     code = Code(Path(), click.get_current_context().meta["allowed_code"])
@@ -514,7 +514,7 @@ def schema(of: str) -> None:
     if of == "metrics":
         from dsc_hub.numbers import Metrics as described
     else:
-        from dsc_hub.recipe import Recipe as described
+        from dsc_hub.config.recipe import Recipe as described
     _print_json(described.model_json_schema())
 
 
@@ -573,7 +573,7 @@ def recipes() -> None:
 @json_option
 def recipes_list(as_json: bool) -> None:
     """Names of the packaged recipes and what they are for."""
-    from dsc_hub.recipe_files import load, packaged_recipes
+    from dsc_hub.config.recipe_files import load, packaged_recipes
 
     if as_json:
         _print_json({name: load(path).description for name, path in packaged_recipes().items()})
@@ -587,7 +587,7 @@ def recipes_list(as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def recipes_copy(name: str, folder: Path | None) -> None:
     """Copy a packaged recipe and its files into FOLDER (default: its name, here)."""
-    from dsc_hub.recipe_files import copy
+    from dsc_hub.config.recipe_files import copy
 
     target, own = copy(name, folder)
     click.echo(f"{target}/recipe.yaml, named {own}, is yours to edit:  dsc run {target}/recipe.yaml")
@@ -601,7 +601,7 @@ def recipes_adopt(folder: Path, yes: bool) -> None:
 
     Shows first what each of its files would contact, read and run.
     """
-    from dsc_hub import origin, untrusted
+    from dsc_hub.config import origin, untrusted
     from dsc_hub.errors import ConfigError
     from dsc_hub.system.progress import say
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsc_hub import stats
+from dsc_hub.config.recipe import SCORERS
 from dsc_hub.errors import ConfigError
-from dsc_hub.recipe import SCORERS
 from dsc_hub.runs import Run, answers, evaluated
 
 Row = Mapping[str, Any]

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsc_hub.chain import NOT_BETTER, Texts
+from dsc_hub.config.recipe import Recipe, least_gain
 from dsc_hub.errors import DataError
 from dsc_hub.hygiene import subject_of, without
-from dsc_hub.recipe import Recipe, least_gain
 from dsc_hub.records import SPLITS, Chain, Prompt, from_row
 from dsc_hub.runs import Run
 from dsc_hub.text import phrases

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
+from dsc_hub.config.recipe import Serving
 from dsc_hub.errors import ServingError
 from dsc_hub.level import MOST
-from dsc_hub.recipe import Serving
 from dsc_hub.system.files import read_json
 from dsc_hub.system.machine import cores, cpu_dtype, for_child, openmp_library, vllm_on_cpu
 from dsc_hub.system.progress import duration

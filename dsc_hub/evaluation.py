@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsc_hub import arms, claim, hygiene, side_effects, stats
+from dsc_hub.config.arms import judges_claim
+from dsc_hub.config.recipe import SCORERS, Recipe
 from dsc_hub.hygiene import REPEATED_3GRAMS
-from dsc_hub.recipe import SCORERS, Recipe, judges_claim
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import LEDGER, Run, looks_of
 from dsc_hub.system.files import read_json, write_json

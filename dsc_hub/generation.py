@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 import aiohttp  # a client of the servers' makers takes ten times as long for a request (3 ms), and longer with more in flight
 
 from dsc_hub import lanes
+from dsc_hub.config.recipe import Generation
 from dsc_hub.errors import ServingError
 from dsc_hub.flow import go_on
 from dsc_hub.lanes import Concurrency, Gone, Lane, Lanes
-from dsc_hub.recipe import Generation
 from dsc_hub.serving import Endpoint
 
 RETRIES = 5  # of a request for the same reason: 404, 408, 409, 5xx, a lost connection or an answer that can't be used

@@ -18,10 +18,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from dsc_hub import explain, jobs, origin, pipeline
+from dsc_hub import jobs, pipeline
+from dsc_hub.config import messages, origin
+from dsc_hub.config.recipe import Section
+from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.jobs import Job
-from dsc_hub.recipe import STAGES, Section
 from dsc_hub.system.progress import say
 
 MOST = 256  # combinations; more is a slip
@@ -69,7 +71,7 @@ def read(path: Path) -> Grid:
     try:
         grid = Grid.model_validate(data)
     except ValidationError as e:
-        problems = explain.problems(e, Grid)
+        problems = messages.problems(e, Grid)
         raise ConfigError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems) from None
     n = len(combinations(grid))
     if n > MOST:

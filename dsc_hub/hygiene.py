@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dsc_hub.config.recipe import HygieneSection
 from dsc_hub.language import in_another_language
-from dsc_hub.recipe import HygieneSection
 from dsc_hub.records import Prompt
 from dsc_hub.text import bare, has_name, is_unspaced, ngrams, phrases, words
 

@@ -14,22 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import metrics, models, origin, prompts, recipe_files, untrusted
+from dsc_hub import metrics, models, prompts
+from dsc_hub.config import origin, recipe_files, untrusted
+from dsc_hub.config.arms import ADAPTER, models_of
+from dsc_hub.config.fingerprints import stage_fingerprints
+from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, least_gain, metric_files, repo_names, servers, veto
+from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError, RunError
-from dsc_hub.recipe import (
-    ADAPTER,
-    SCORERS,
-    STAGES,
-    Recipe,
-    all_scorers,
-    least_gain,
-    metric_files,
-    models_of,
-    repo_names,
-    servers,
-    stage_fingerprints,
-    veto,
-)
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run, siblings
 from dsc_hub.shards import Shard

@@ -19,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.config.recipe import Model, is_folder, quantization
 from dsc_hub.errors import ModelError
-from dsc_hub.recipe import Model, quantization
 from dsc_hub.system import packaged
 from dsc_hub.system.cache import cache_home
 from dsc_hub.system.hashing import file_hash, folder_hash
@@ -92,14 +92,6 @@ def has_chat_template(folder: Path) -> bool:
         return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
     except ValueError as e:
         raise ModelError(f"{config} is damaged: {e}") from None
-
-
-def is_folder(source: str) -> bool:
-    """Is it a folder of this machine, or written like one, and not a name of the Hub?"""
-    try:
-        return source.startswith(("/", ".", "~")) or Path(source).is_dir()
-    except (OSError, ValueError):  # too long for a path, or not one
-        return False
 
 
 def _expanded(source: str) -> Path:

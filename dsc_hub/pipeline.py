@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import adapters, runs, shards, stages
+from dsc_hub.config.recipe import repo_names
+from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
-from dsc_hub.recipe import STAGES, repo_names
 from dsc_hub.runs import Run
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import say

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import pace
-from dsc_hub.recipe import ARMS, Recipe, models_of
+from dsc_hub.config.arms import ARMS, models_of
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.system import machine
 

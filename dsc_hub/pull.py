@@ -12,7 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dsc_hub import hub, origin
+from dsc_hub import hub
+from dsc_hub.config import origin
 from dsc_hub.errors import ConfigError, HubError
 from dsc_hub.system.files import read_object
 from dsc_hub.system.hashing import file_hash

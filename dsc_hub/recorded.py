@@ -7,10 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from dsc_hub.config.stages import WRITTEN_BY
 from dsc_hub.errors import DataError
-
-# Sections of metrics.json that are not named after the stage that writes them.
-_WRITTEN_BY = {"test_set": "evaluation", "stages": "pipeline"}
 
 
 class Recorded(Mapping[str, Any]):
@@ -48,7 +46,7 @@ class Recorded(Mapping[str, Any]):
     def _way_out(self, path: tuple[str, ...]) -> str:
         if self._file == "run.json":
             return "It is recorded when a run starts: run the recipe again with `dsc run`."
-        stage = _WRITTEN_BY.get(path[0], path[0])
+        stage = WRITTEN_BY.get(path[0], path[0])
         return (
             f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again."
         )

@@ -21,23 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import numbers
+from dsc_hub.config.stages import STAGE_FILES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.recorded import facts_problems
 from dsc_hub.records import Answer
 from dsc_hub.rows import ANEW, Rows
 from dsc_hub.system.files import read_object, write_json
-
-# What each stage leaves behind, the file without which it isn't done first: taken over by another run whose stage has the same fingerprint.
-STAGE_FILES: dict[str, tuple[str, ...]] = {
-    "prompts": ("prompts.jsonl",),
-    "sampling": ("chains.jsonl", "turns.jsonl", "failed.jsonl", "sessions.jsonl"),
-    "dataset": ("dataset/sft", "dataset/preference", "dataset/chains"),
-    "distill": ("adapter",),
-    "evaluation": ("evaluation", "dataset/evaluation"),
-    "report": ("report.html",),
-    "cards": ("cards",),
-}
-
 
 LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters that were scored on it, unordered}
 

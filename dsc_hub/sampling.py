@@ -33,13 +33,13 @@ from dsc_hub.chain import (
     run_chain,
     seed_of,
 )
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.flow import Flow, go_on
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.index import Index, InOrder, Key, chain_key, request_key
 from dsc_hub.level import FIRST
-from dsc_hub.recipe import Recipe
 from dsc_hub.records import Chain, Prompt, Role, Turn, from_row, word
 from dsc_hub.rows import Rows
 from dsc_hub.runs import Run

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import metrics, prompts, stats
+from dsc_hub.config.recipe import Scorer
 from dsc_hub.errors import DataError
 from dsc_hub.metrics.identity import SHIPPED, Code
-from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 
 

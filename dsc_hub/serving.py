@@ -21,10 +21,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import explain
+from dsc_hub.config import messages
+from dsc_hub.config.recipe import Critic, Serving
 from dsc_hub.engine import BASE, Engine
 from dsc_hub.errors import ConfigError, ServingError
-from dsc_hub.recipe import Critic, Serving
 from dsc_hub.system import machine
 from dsc_hub.system.progress import duration, moving_line
 
@@ -189,7 +189,7 @@ def unusable(judge: Mapping[str, Any]) -> list[str]:
     except ServingError as e:
         return [e.message]
     except ValidationError as e:
-        return explain.problems(e, Serving)
+        return messages.problems(e, Serving)
     return []
 
 

@@ -15,9 +15,11 @@ from rich.text import Text
 
 from dsc_hub import stats
 from dsc_hub.claim import verdict_of
+from dsc_hub.config.arms import judges_claim
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
-from dsc_hub.recipe import STAGES, Recipe, judges_claim
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.runs import Run, evaluated, with_current_looks

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import asking, models, pace, preflight, prompts, runs, sentences, shards, wording
+from dsc_hub.config.arms import ADAPTER, models_of
+from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.index import Stored
 from dsc_hub.jobs import Job
-from dsc_hub.recipe import ADAPTER, generation_at_evaluation, models_of
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.system import hashing, machine
 from dsc_hub.system.progress import say

@@ -17,9 +17,9 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
+from dsc_hub.config.recipe import Publish
 from dsc_hub.errors import HubError
 from dsc_hub.hub import MANIFEST, Account, as_hub_error
-from dsc_hub.recipe import Publish
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.waiting import GO_ON, KEPT, LONGEST_PAUSE_S, PASSING, REPLY_S, bounded, patiently
 

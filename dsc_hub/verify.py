@@ -21,12 +21,13 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, numbers, prompts, sampling, untrusted
-from dsc_hub import recipe as recipe_module
+from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, numbers, prompts, sampling
+from dsc_hub.config import recipe as recipe_module
+from dsc_hub.config import untrusted
+from dsc_hub.config.origin import MARK
+from dsc_hub.config.recipe import Recipe, publishes_rejected
 from dsc_hub.errors import DscError, HubError
-from dsc_hub.origin import MARK
 from dsc_hub.pull import Pulled, differences, kind_of, pull
-from dsc_hub.recipe import Recipe, publishes_rejected
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.runs import Run
 from dsc_hub.system import parquet

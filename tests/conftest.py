@@ -29,8 +29,8 @@ import signal
 import pytest
 
 from dsc_hub import launcher, serving
+from dsc_hub.config.recipe import Serving
 from dsc_hub.generation import Completion
-from dsc_hub.recipe import Serving
 from dsc_hub.records import Score
 from dsc_hub.serving import Endpoint
 from tests.scripted_server import make_server

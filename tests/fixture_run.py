@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsc_hub import claim, side_effects
-from dsc_hub.recipe import Recipe
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.records import prompt_id
 from dsc_hub.runs import Run
 from dsc_hub.system.files import write_json

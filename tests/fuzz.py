@@ -32,7 +32,8 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from dsc_hub import cards, hub, jobs, prompts, publish, recipe_files, untrusted
+from dsc_hub import cards, hub, jobs, prompts, publish
+from dsc_hub.config import recipe_files, untrusted
 from dsc_hub.errors import DscError
 from dsc_hub.local_hub import app
 from dsc_hub.local_hub.server import Address, running

@@ -8,21 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import (
-    __version__,
-    arms,
-    cards,
-    dataset,
-    diagnostics,
-    evaluation,
-    metrics,
-    prompts,
-    recipe,
-    recipe_files,
-    sampling,
-)
+from dsc_hub import __version__, arms, cards, dataset, diagnostics, evaluation, metrics, prompts, sampling
+from dsc_hub.config import recipe, recipe_files
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion
-from dsc_hub.recipe import Recipe
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs import Run
 from dsc_hub.scoring import Scoring

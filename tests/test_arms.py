@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms, evaluation, preflight, recipe_files
+from dsc_hub import arms, evaluation, preflight
 from dsc_hub.chain import no_veto, seed_of
+from dsc_hub.config import recipe_files
+from dsc_hub.config.arms import ADAPTER, ARMS
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
-from dsc_hub.recipe import ADAPTER, ARMS, Recipe
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import Run, with_current_looks
 from dsc_hub.system.files import write_json

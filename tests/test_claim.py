@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from dsc_hub import claim, evaluation, metrics, show
 from dsc_hub.cli import cli
+from dsc_hub.config.recipe import Recipe, Reward
 from dsc_hub.errors import RunError
-from dsc_hub.recipe import Recipe, Reward
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
 from tests.conftest import ROOT

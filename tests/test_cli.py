@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import jobs, recipe_files
+from dsc_hub import jobs
+from dsc_hub.config import recipe_files
 from tests.conftest import ROOT
 
 

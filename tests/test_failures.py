@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from dsc_hub import engine, jobs, lanes, pipeline, sampling, serving
+from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Generator
-from dsc_hub.recipe import Generation, Serving
 from dsc_hub.serving import Endpoint
 from tests.conftest import ROOT, end_of, length_score
 from tests.scripted_server import FAULTS

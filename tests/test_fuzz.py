@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import untrusted
+from dsc_hub.config import untrusted
 from tests import fuzz
 
 

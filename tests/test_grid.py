@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import grid, prompts, recipe_files, sampling
+from dsc_hub import grid, prompts, sampling
+from dsc_hub.config import recipe_files
 from dsc_hub.errors import ConfigError
 from dsc_hub.records import Turn
 from dsc_hub.runs import Run

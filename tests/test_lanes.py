@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms, lanes, recipe_files, sampling, serving
+from dsc_hub import arms, lanes, sampling, serving
+from dsc_hub.config import recipe_files
+from dsc_hub.config.arms import ARMS
+from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Generator, RequestFailed
-from dsc_hub.recipe import ARMS, Generation, Serving
 from dsc_hub.records import Prompt
 from dsc_hub.runs import Run
 from dsc_hub.serving import Endpoint

@@ -9,8 +9,8 @@ import evaluate
 import pytest
 
 from dsc_hub import metrics
+from dsc_hub.config.recipe import Reward, Scorer
 from dsc_hub.errors import MetricError
-from dsc_hub.recipe import Reward, Scorer
 from dsc_hub.records import Prompt, Score
 from tests.conftest import ROOT
 

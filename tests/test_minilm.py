@@ -11,9 +11,9 @@ import evaluate
 import pytest
 
 from dsc_hub import metrics
+from dsc_hub.config.recipe import Reward
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics.sentiment import sentiment
-from dsc_hub.recipe import Reward
 from dsc_hub.records import Prompt, Score
 from tests.conftest import ROOT
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import models
+from dsc_hub.config.recipe import Model
 from dsc_hub.errors import ModelError
-from dsc_hub.recipe import Model
 from dsc_hub.system import hashing
 
 

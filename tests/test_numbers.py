@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from dsc_hub import diagnostics, evaluation, recipe_files, sampling, side_effects, stats
+from dsc_hub import diagnostics, evaluation, sampling, side_effects, stats
 from dsc_hub.chain import NOT_COMPARABLE
 from dsc_hub.cli import cli
+from dsc_hub.config import recipe_files
 from dsc_hub.errors import RunError
 from dsc_hub.numbers import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.records import Chain, Prompt, Score, Step

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dsc_hub import grid, jobs, origin, recipe, untrusted
+from dsc_hub import grid, jobs
+from dsc_hub.config import origin, recipe, untrusted
+from dsc_hub.config.recipe import Recipe, Scorer, Serving
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics import identify
-from dsc_hub.recipe import Recipe, Scorer, Serving
 from dsc_hub.system.addresses import checked_address, checked_key_name, host, is_open
 from tests.conftest import FILMS, RECIPE
 

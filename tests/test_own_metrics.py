@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics, recipe
+from dsc_hub import metrics
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
+from dsc_hub.config import recipe
+from dsc_hub.config.recipe import Recipe, Reward
 from dsc_hub.errors import ConfigError, DataError, MetricError
 from dsc_hub.jobs import _resolved
 from dsc_hub.metrics.identity import _options
-from dsc_hub.recipe import Recipe, Reward
 from dsc_hub.records import Prompt, Score
 from dsc_hub.score import score
 from tests.conftest import ROOT

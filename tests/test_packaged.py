@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import metrics, models
+from dsc_hub.config.recipe import Model, Scorer
 from dsc_hub.errors import MetricError, ModelError
-from dsc_hub.recipe import Model, Scorer
 from dsc_hub.system import packaged
 from tests.conftest import ROOT
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import preflight, prompts, recipe_files
+from dsc_hub import preflight, prompts
+from dsc_hub.config import recipe_files
+from dsc_hub.config.recipe import Prompts, SplitShares
 from dsc_hub.errors import DataError
-from dsc_hub.recipe import Prompts, SplitShares
 
 
 def section(**keys: object) -> Prompts:

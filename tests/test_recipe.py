@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics, prompts, recipe, recipe_files
+from dsc_hub import metrics, prompts
+from dsc_hub.config import fingerprints, recipe, recipe_files, stages
 from dsc_hub.errors import ConfigError
 from tests.conftest import RECIPE
 
@@ -144,9 +145,9 @@ def test_the_prompts_of_safety_are_two_of_each_kind_about_every_subject():
 
 
 def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_follows(recipe_file: Path):
-    a = recipe.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
-    b = recipe.stage_fingerprints(recipe_files.load(recipe_file, ["distill.lora.r=4"]), IDENTITY)
-    same = [s for s in recipe.STAGES if a[s] == b[s]]
+    a = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
+    b = fingerprints.stage_fingerprints(recipe_files.load(recipe_file, ["distill.lora.r=4"]), IDENTITY)
+    same = [s for s in stages.STAGES if a[s] == b[s]]
     assert same == ["prompts", "sampling", "dataset"]
 
 
@@ -168,14 +169,14 @@ def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_fo
     ],
 )
 def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: str, first_changed: str):
-    a = recipe.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
-    b = recipe.stage_fingerprints(recipe_files.load(recipe_file, [override]), IDENTITY)
-    assert next(s for s in recipe.STAGES if a[s] != b[s]) == first_changed
+    a = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
+    b = fingerprints.stage_fingerprints(recipe_files.load(recipe_file, [override]), IDENTITY)
+    assert next(s for s in stages.STAGES if a[s] != b[s]) == first_changed
 
 
 def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
     """Fingerprints as they are: whoever changes them makes all runs begin anew, and must mean it."""
-    found = recipe.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
+    found = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
     assert {s: found[s] for s in ("prompts", "sampling", "distill", "evaluation", "publish")} == {
         "prompts": "54bc058be961",
         "sampling": "19a77e70f12b",
@@ -184,21 +185,21 @@ def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
         "publish": "617e7a7283cb",
     }
     named = recipe_files.load(recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"])
-    assert recipe.stage_fingerprints(named, IDENTITY) == found
+    assert fingerprints.stage_fingerprints(named, IDENTITY) == found
 
 
 @pytest.mark.parametrize("override", ["serving.concurrency=3", "serving.kv_cache_gib=1", "reward.batch_size=2"])
 def test_how_fast_the_work_is_done_changes_no_fingerprint(recipe_file: Path, override: str):
-    assert recipe.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY) == recipe.stage_fingerprints(
+    assert fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY) == fingerprints.stage_fingerprints(
         recipe_files.load(recipe_file, [override]), IDENTITY
     )
 
 
 def test_another_model_or_other_prompt_files_change_everything_from_there(recipe_file: Path):
     r = recipe_files.load(recipe_file)
-    a = recipe.stage_fingerprints(r, IDENTITY)
-    assert recipe.stage_fingerprints(r, IDENTITY | {"model": "x"})["sampling"] != a["sampling"]
-    assert recipe.stage_fingerprints(r, IDENTITY | {"prompts": "x"})["prompts"] != a["prompts"]
+    a = fingerprints.stage_fingerprints(r, IDENTITY)
+    assert fingerprints.stage_fingerprints(r, IDENTITY | {"model": "x"})["sampling"] != a["sampling"]
+    assert fingerprints.stage_fingerprints(r, IDENTITY | {"prompts": "x"})["prompts"] != a["prompts"]
 
 
 @pytest.mark.parametrize(

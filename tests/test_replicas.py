@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import engine, recipe_files, serving
+from dsc_hub import engine, serving
+from dsc_hub.config import recipe_files
+from dsc_hub.config.recipe import Serving
 from dsc_hub.errors import ConfigError
 from dsc_hub.generation import Generator
 from dsc_hub.level import FIRST
-from dsc_hub.recipe import Serving
 from dsc_hub.serving import Endpoint
 from dsc_hub.system import machine
 from tests.conftest import ROOT

@@ -11,9 +11,9 @@ import evaluate
 import pytest
 
 from dsc_hub import metrics
+from dsc_hub.config.recipe import Scorer
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics.safety.safety import unsafe_of
-from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 from tests.conftest import ROOT
 from tests.test_cli import error

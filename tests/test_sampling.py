@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import prompts, recipe_files, sampling
+from dsc_hub import prompts, sampling
 from dsc_hub.chain import LOST_MEANING
+from dsc_hub.config import recipe_files
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion, RequestFailed
-from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import Run
 from dsc_hub.scoring import Scoring

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import engine, generation, launcher, metrics, serving
+from dsc_hub.config.recipe import Generation, Scorer, Serving
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.generation import Generator, RequestFailed
-from dsc_hub.recipe import Generation, Scorer, Serving
 from dsc_hub.serving import Endpoint
 from dsc_hub.system import machine
 from tests.scripted_server import make_server

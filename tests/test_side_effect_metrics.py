@@ -10,8 +10,8 @@ import evaluate
 import pytest
 
 from dsc_hub import metrics
+from dsc_hub.config.recipe import Scorer
 from dsc_hub.metrics.side_effects.side_effects import SCORERS
-from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 from tests.conftest import ROOT
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import recipe as recipes
 from dsc_hub.chain import LOST_MEANING, TOO_SHORT
+from dsc_hub.config import recipe as recipes
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import DscError, MetricError
 from dsc_hub.language import foreign, language_name
 from dsc_hub.metrics.identity import (
@@ -31,7 +32,6 @@ from dsc_hub.metrics.identity import (
     of_no_kind,
 )
 from dsc_hub.metrics.own_code import EXAMPLE, described
-from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score
 from dsc_hub.text import words
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from dsc_hub.config.recipe import SERVERS, Scorer
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.own_code import check_source
-from dsc_hub.recipe import Scorer
 from dsc_hub.records import Prompt
 from dsc_hub.system import packaged
 from dsc_hub.system.addresses import checked_address, checked_key_name
@@ -84,7 +84,6 @@ SHIPPED = {
     ),
 }
 LONG_OPTION = 60  # characters
-SERVERS = ("endpoint", "api_key_env")  # options that are the machine's business: no pulled recipe may set them
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,8 @@ import yaml
 
 from dsc_hub import engine, models, serving
 from dsc_hub.chain import Texts
+from dsc_hub.config.recipe import Generation, Model, Serving
 from dsc_hub.generation import Generator
-from dsc_hub.recipe import Generation, Model, Serving
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs import Run
 from dsc_hub.system import machine

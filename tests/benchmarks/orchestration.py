@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import dataset, diagnostics, sampling
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion
 from dsc_hub.index import Stored
-from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt, Score, prompt_id
 from dsc_hub.runs import Run
 from dsc_hub.scoring import Scoring

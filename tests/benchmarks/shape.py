@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from dsc_hub import models
-from dsc_hub.recipe import Model
+from dsc_hub.config.recipe import Model
 
 
 def main() -> None:

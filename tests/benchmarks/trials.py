@@ -16,8 +16,8 @@ from typing import Any
 
 from dsc_hub import claim, evaluation, hygiene, metrics, models, stats
 from dsc_hub.chain import seed_of
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion, Generator
-from dsc_hub.recipe import Recipe
 from dsc_hub.records import Prompt
 from dsc_hub.runs import find
 from dsc_hub.sampling import fixed_level

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dsc_hub import models, serving
-from dsc_hub.recipe import Model, Serving
+from dsc_hub.config.recipe import Model, Serving
 from dsc_hub.system.supervisor import descendants
 from tests.conftest import ROOT
 

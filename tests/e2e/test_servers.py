@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import metrics, models, serving
+from dsc_hub.config.recipe import Model, Scorer, Serving
 from dsc_hub.metrics.judge.judge import rating_of
-from dsc_hub.recipe import Model, Scorer, Serving
 from dsc_hub.records import Prompt
 
 pytestmark = pytest.mark.engine

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from dsc_hub.config.recipe_files import load
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.recipe_files import load
 from tests.conftest import RECIPE, ROOT
 
 REPO = "local/wishes"

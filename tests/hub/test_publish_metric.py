@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import hub, metrics, publish_metric
+from dsc_hub.config.recipe import Publish, Reward
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.metrics.identity import SHIPPED
-from dsc_hub.recipe import Publish, Reward
 from dsc_hub.records import Prompt, Score
 from tests.hub.at_hub import point
 from tests.test_own_metrics import OWN

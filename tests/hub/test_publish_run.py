@@ -16,11 +16,11 @@ from faults import Fault, Faulty
 from huggingface_hub import HfApi
 
 from dsc_hub import cards, hub, publish, waiting
+from dsc_hub.config.recipe import Publish
 from dsc_hub.errors import HubError
 from dsc_hub.local_hub.app import make_app
 from dsc_hub.local_hub.server import hosted
 from dsc_hub.local_hub.store import Store
-from dsc_hub.recipe import Publish
 from dsc_hub.runs import Run
 
 TOKEN = "hf_" + "t" * 34

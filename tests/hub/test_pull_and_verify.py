@@ -24,9 +24,9 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
 from dsc_hub import cards, hub, jobs, metrics, publish
+from dsc_hub.config.origin import MARK
 from dsc_hub.errors import ConfigError, HubError, RunError
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.origin import MARK
 from dsc_hub.pull import is_safe, pull
 from dsc_hub.records import Prompt
 from dsc_hub.verify import verify

@@ -11,7 +11,8 @@ import at_hub
 import pytest
 import yaml
 
-from dsc_hub import cards, hub, jobs, publish, recipe
+from dsc_hub import cards, hub, jobs, publish
+from dsc_hub.config import recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.pull import pull

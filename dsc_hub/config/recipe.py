@@ -7,8 +7,9 @@ that lists every problem. `stage_fingerprints` says which work a changed recipe 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,11 +23,12 @@ from pydantic import (
     model_validator,
 )
 
-from dsc_hub import explain
+from dsc_hub.config import messages
+from dsc_hub.config.arms import ARMS
+from dsc_hub.config.stages import STAGES
 from dsc_hub.system.addresses import checked_address, checked_key_name
 from dsc_hub.system.hashing import digest
 
-STAGES = ("prompts", "sampling", "dataset", "distill", "evaluation", "report", "cards", "publish")
 TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other has a prompt a line
 # Name of a score in tables and rows -> the section of the recipe (and of its identity) that it comes from.
 SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer"}
@@ -66,7 +68,7 @@ def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _seconds(value: Any) -> Any:
-    return explain.no_switch(value, float)
+    return messages.no_switch(value, float)
 
 
 def _auto_or(most: int, several: bool = False) -> BeforeValidator:
@@ -93,7 +95,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        return explain.no_switch(value, cls.model_fields[str(info.field_name)].annotation)
+        return messages.no_switch(value, cls.model_fields[str(info.field_name)].annotation)
 
 
 class Model(Section):
@@ -357,43 +359,6 @@ class Distill(Section):
         return self
 
 
-ADAPTER = "distilled"  # the name under which the adapter is served
-
-
-@dataclass(frozen=True)
-class Arm:
-    """`model`: None is the base. `way`: one plain answer, a whole chain, or the best of several answers."""
-
-    model: str | None
-    way: Literal["answer", "chain", "best"]
-
-    @property
-    def prefix(self) -> str:
-        """Of the files that hold what this arm's model wrote."""
-        return f"evaluation/{self.model}." if self.model else "evaluation/"
-
-
-# All that is known of the arms (arms.py says what they are for); in this order they are asked.
-ARMS = {
-    "base": Arm(None, "answer"),
-    "self_critique": Arm(None, "chain"),
-    "best_of_n": Arm(None, "best"),
-    "distilled": Arm(ADAPTER, "answer"),
-    "distilled_self_critique": Arm(ADAPTER, "chain"),
-}
-
-
-def models_of(arms: Iterable[str]) -> tuple[str | None, ...]:
-    """Which models the arms ask, the base (None) first."""
-    wanted = set(arms)
-    return tuple(dict.fromkeys(arm.model for name, arm in ARMS.items() if name in wanted))
-
-
-def judges_claim(arms: Sequence[str]) -> bool:
-    """Is "distilled is better than its base" judged where these arms are compared? The first is the baseline."""
-    return arms[0] == "base" and "distilled" in arms
-
-
 class Evaluation(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
@@ -632,47 +597,12 @@ def metric_files(recipe: Recipe) -> dict[str, str]:
     return {place: s.metric for place, s in all_scorers(recipe).items() if s.metric.endswith(".py")}
 
 
-def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str, str]:
-    """A fingerprint per stage, each chained to the one before: equal fingerprints mean equal inputs.
+def is_folder(source: str) -> bool:
+    """Is it a folder of this machine, or written like one, and not a name of the Hub?"""
+    try:
+        return source.startswith(("/", ".", "~")) or Path(source).is_dir()
+    except (OSError, ValueError):  # too long for a path, or not one
+        return False
 
-    `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, and the places of `all_scorers`
-    (commit or checksum; "" for a second or third scorer that isn't there). How fast the work is done (concurrency, memory, batches of a scorer) is left out;
-    the number of training processes is in, for it multiplies the batch.
 
-    Settings at their defaults are left out, so that a dsc with a new setting goes on with what an older one did. The number at the
-    head of each stage goes up when a default, or what the stage does, changes.
-    """
-    r = recipe.model_dump(mode="json", exclude_defaults=True)
-
-    def of(section: str, *left_out: str) -> dict[str, Any]:
-        return {k: v for k, v in (r.get(section) or {}).items() if k not in left_out}
-
-    # Context is in: it decides which prompts fit. Endpoints are in: another server may hold another model.
-    serving = {k: v for k, v in of("serving").items() if k in ("context", "endpoints", "served_model")}
-    reward, second, third = (of(key, "batch_size") for key in SCORERS.values())
-    more = [identity[place] for place in all_scorers(recipe) if place not in SCORERS.values()]
-    own: dict[str, Any] = {
-        "prompts": [3, of("prompts"), identity["prompts"], recipe.seed],
-        "sampling": [
-            5,
-            identity["model"],
-            of("chain"),
-            of("hygiene"),
-            of("generation"),
-            serving,
-            reward,
-            identity["reward"],
-            *more,
-        ],
-        "dataset": [3, of("dataset")],
-        "distill": [2, of("distill")],
-        "evaluation": [8, of("evaluation"), second, identity["second_scorer"], third, identity["third_scorer"]],
-        "report": [3, recipe.name, recipe.description],
-        "cards": [3, of("publish"), of("model")],
-        "publish": [1],
-    }
-    out: dict[str, str] = {}
-    before = ""
-    for stage in STAGES:
-        before = out[stage] = digest(before, own[stage])
-    return out
+SERVERS = ("endpoint", "api_key_env")  # options that are the machine's business: no pulled recipe may set them

@@ -13,11 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import models, recipe, recipe_files
-from dsc_hub.adapters import QUANTIZATION
+from dsc_hub.config import recipe, recipe_files
+from dsc_hub.config.recipe import SERVERS, Recipe, Scorer
 from dsc_hub.errors import ConfigError
-from dsc_hub.metrics.identity import SERVERS
-from dsc_hub.recipe import Recipe, Scorer
 from dsc_hub.system import plain_yaml
 
 LARGEST = 100_000  # bytes of a recipe.yaml
@@ -104,7 +102,7 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
     yield from _prompt_files(written)
     scorers = recipe.all_scorers(written)
     for key, source in _sources(written, scorers).items():
-        if models.is_folder(source):
+        if recipe.is_folder(source):
             yield key, f"'{source:.100}' is a local folder"
         elif not _SOURCE.fullmatch(source):
             yield key, f"'{source:.100}' is no name of a scorer, a package or a model of the Hub"
@@ -203,7 +201,7 @@ def _reach(written: Recipe) -> list[str]:
     scorers, publish = recipe.all_scorers(written), written.publish
     out = [f"asks {s.address} with the key in {s.key_name} ({s.place})" for s in recipe.servers(written)]
     for key, source in _sources(written, scorers).items():
-        if models.is_folder(source):
+        if recipe.is_folder(source):
             out.append(f"loads the local folder {source} ({key})")
     for place, section in scorers.items():
         if section.metric.endswith(".py"):
@@ -216,3 +214,9 @@ def _reach(written: Recipe) -> list[str]:
         if publish.metrics:
             out += [f"publishes {file} as a Space" for file in recipe.metric_files(written).values()]
     return out
+
+
+QUANTIZATION = frozenset(  # settings of bitsandbytes that somebody else's recipe may give
+    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage "
+    "llm_int8_threshold".split()
+)

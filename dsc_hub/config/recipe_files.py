@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dsc_hub import explain
+from dsc_hub.config import messages
+from dsc_hub.config.recipe import Recipe, repo_names
 from dsc_hub.errors import ConfigError
-from dsc_hub.recipe import Recipe, repo_names
 from dsc_hub.system.files import packaged_folder
 from dsc_hub.system.hashing import digest
 
@@ -111,7 +111,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
-        problems += explain.problems(e, Recipe)
+        problems += messages.problems(e, Recipe)
     else:
         names = repo_names(recipe)
         if names["base"] == names["adapter"]:
