@@ -26,7 +26,7 @@ from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.records import Prompt, Turn
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.sampling import Failures, Tally, fixed_level, read_chains, run_with_line
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import digest

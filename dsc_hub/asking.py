@@ -16,10 +16,10 @@ from dsc_hub import models, pace, prompts
 from dsc_hub.chain import VetoText, no_veto
 from dsc_hub.config.recipe import Generation
 from dsc_hub.config.recipe import veto as veto_of
-from dsc_hub.index import Index
 from dsc_hub.jobs import Job, announce_servers
 from dsc_hub.records import Chain, Prompt
-from dsc_hub.runs import Run
+from dsc_hub.runs.row_index import Index
+from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine
 from dsc_hub.system.progress import duration, say
 

@@ -18,7 +18,8 @@ from dsc_hub.chain import seed_of
 from dsc_hub.config.stages import MADE_FROM_IT
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import Answer
-from dsc_hub.runs import Run, answers
+from dsc_hub.runs.results import answers
+from dsc_hub.runs.run import Run
 
 ARMS = ("base", "distilled")
 FILE = "evaluation/blind.jsonl"

@@ -32,7 +32,8 @@ from dsc_hub.engine import max_lora_rank
 from dsc_hub.errors import DataError
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import SPLITS, Chain, Prompt
-from dsc_hub.runs import Run, answers, evaluated
+from dsc_hub.runs.results import answers, evaluated
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
 PAPER = "2312.01957"

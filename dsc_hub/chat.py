@@ -28,7 +28,7 @@ from dsc_hub.generation import Completion, Generator, RequestFailed
 from dsc_hub.jobs import announce_servers
 from dsc_hub.preflight import TURN_OVERHEAD
 from dsc_hub.records import prompt_id
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine
 from dsc_hub.system.progress import duration, moving_line, say
 

@@ -20,12 +20,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from dsc_hub import hygiene, stats
-from dsc_hub.config.recipe import HygieneSection
 from dsc_hub.language import in_another_language
 from dsc_hub.records import Prompt
+from dsc_hub.runs.verdict import (
+    BETTER,
+    LEAST_CONFIDENCE,
+    Criterion,
+    Row,
+    Setting,
+    _loose,
+    _upwards,
+    better,
+    first_look,
+    verdict_of,
+    within_limits,
+)
 from dsc_hub.side_effects import variety
 from dsc_hub.text import phrases, words
 
@@ -35,54 +47,11 @@ SCORE_MARGIN = 0.05  # of a score that has a range: by so much of the range it m
 SPREAD_MARGIN = 0.25  # of a score without a range: by so many standard deviations of the base's group means
 LEAST_VARIETY = 0.8  # distinct-2 as a share of the base's
 SHORTEST, LONGEST = 0.7, 1.3  # length as a share of the base's
-LEAST_CONFIDENCE = 0.95
 PHRASE_WORDS = 8  # words of a phrase that may be a mannerism
 SENTENCE_WORDS = 3  # words that a sentence must have to be one
 BLOCKS = 50  # of groups, at most, that the jackknife leaves out one after the other
-BETTER = {"reward": "better on the reward", "second": "better on the second scorer"}  # score -> its criterion
 
-Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_reason, reward ...
 Key = tuple[str, int]  # prompt id, sample
-Verdict = Literal["met", "failed", "undecided", "unmeasured", "not judged"]
-
-
-@dataclass(frozen=True, slots=True)
-class Criterion:
-    """One condition of the claim.
-
-    `value` is what was measured, distilled - base or (`is_ratio`) distilled / base, with its interval `low` to `high`;
-    it should be `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves. `groups_needed`: with
-    so many groups what was seen here would be enough four times in five; None where it is enough, or would not be with
-    any number. `note` says what numbers don't. "not judged": the recipe calls it normal; "unmeasured": it could not be,
-    which is not a pass.
-    """
-
-    name: str
-    verdict: Verdict
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    base: float | None = None
-    distilled: float | None = None
-    is_ratio: bool = False
-    groups_needed: int | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What the answers are of: the split and the prompts' number of answers, the confidence of all intervals, whether
-    the adapter was trained here (`trained_here`), which adapter it is on this test set (`look`, 1: the first; None: not
-    known), and the hygiene that the recipe declares."""
-
-    split: str
-    samples: int = 1
-    confidence: float = 0.95
-    trained_here: bool = True
-    look: int | None = None
-    hygiene: HygieneSection = HygieneSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,45 +114,6 @@ def assess(
     }
 
 
-def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> Literal["holds", "fails", "not enough data"]:
-    """What (name, verdict) of all criteria add up to: it fails where one failed, holds where none is undecided, those
-    on the scores are met and answers were compared, and else there is not enough data."""
-    verdicts = dict(criteria)
-    if "failed" in verdicts.values():
-        return "fails"
-    is_better = answers > 0 and all(verdicts.get(name) == "met" for name in BETTER.values())
-    return "holds" if is_better and "undecided" not in verdicts.values() else "not enough data"
-
-
-def within_limits(
-    name: str,
-    estimate: Row,
-    confidence: float,
-    *,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    note: str = "",
-    **more: Any,
-) -> Criterion:
-    """A criterion by its interval {mean, low, high, groups, reason}: met within the limits, failed wholly outside of
-    one of them, else undecided."""
-    value, low, high = (estimate[k] for k in ("mean", "low", "high"))
-    limits = {"at_least": at_least, "at_most": at_most}
-    if value is None or low is None or high is None:
-        reason = estimate.get("reason") or ("nothing was measured" if value is None else "there is no interval")
-        note = "; ".join(filter(None, (note, reason)))
-        return Criterion(name, "unmeasured" if value is None else "undecided", value, note=note, **limits, **more)
-    is_met = (at_least is None or low >= at_least) and (at_most is None or high <= at_most)
-    is_failed = (at_least is not None and high < at_least) or (at_most is not None and low > at_most)
-    verdict: Verdict = "met" if is_met else "failed" if is_failed else "undecided"
-    needed = None
-    is_within = (at_least is None or value > at_least) and (at_most is None or value < at_most)
-    if verdict == "undecided" and is_within:
-        each = [stats.groups_needed(estimate, limit, confidence) for limit in (at_least, at_most) if limit is not None]
-        needed = None if None in each else max(n for n in each if n is not None)
-    return Criterion(name, verdict, value, low, high, groups_needed=needed, note=note, **limits, **more)
-
-
 def where_alike(estimate: Row) -> dict[str, Any]:
     """An estimate of groups that are all alike as an interval of no width: of so many groups that agree a margin may be
     judged."""
@@ -200,37 +130,6 @@ def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: fl
 
 
 # -- scores
-
-
-def _upwards(difference: Row, score: Row) -> dict[str, Any]:
-    """The difference with its sign turned where less is better, so that more is better."""
-    if score.get("higher_is_better", True):
-        return dict(difference)
-    mean, low, high = (None if difference[k] is None else -difference[k] for k in ("mean", "high", "low"))
-    return dict(difference) | {"mean": mean, "low": low, "high": high}
-
-
-def better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
-    """Does distilled beat base on a score of BETTER? The interval must leave out zero, and p after Holm may be
-    `1 - confidence` at most."""
-    label = BETTER[name]
-    if difference is None:
-        return Criterion(label, "unmeasured", note="there is no second scorer" if name == "second" else "not measured")
-    if setting.confidence < LEAST_CONFIDENCE:
-        return Criterion(label, "unmeasured", note=_loose(setting))
-    criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
-    if criterion.verdict != "met":
-        return criterion
-    if criterion.low == 0:  # `within_limits` lets an interval touch its limit
-        return replace(criterion, verdict="undecided")
-    p = difference.get("p_holm")
-    if p is not None and p > 1 - setting.confidence:
-        return replace(criterion, verdict="undecided", note=f"p {p:.3f} after Holm for both scores")
-    return criterion
-
-
-def _loose(setting: Setting) -> str:
-    return f"the interval is at {setting.confidence:.0%}, the claim needs {LEAST_CONFIDENCE:.0%}"
 
 
 def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Setting) -> Criterion:
@@ -262,19 +161,6 @@ def _on_test_prompts(setting: Setting) -> Criterion:
     if setting.split != "test":
         return Criterion(name, "undecided", note=f"the {setting.split} split, which choices may have been made on")
     return Criterion(name, "met", note="the test split")
-
-
-def first_look(setting: Setting) -> Criterion:
-    """Is this the first adapter that was scored on the test set?"""
-    name = "first look at this test set"
-    if setting.split != "test":
-        return Criterion(name, "unmeasured", note="these are not test prompts")
-    if setting.look is None:
-        return Criterion(name, "undecided", note="how often this test set was scored before is not known")
-    if setting.look == 1:
-        return Criterion(name, "met", note="no other adapter was scored on it before")
-    before = "1 other adapter was" if setting.look == 2 else f"{setting.look - 1} other adapters were"
-    return Criterion(name, "undecided", note=f"{before} scored on it before: take other test prompts")
 
 
 def _answered(

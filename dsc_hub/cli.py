@@ -197,7 +197,8 @@ def sample(
 
     On N machines, or as a job array: dsc sample RECIPE --shard I/N on each, in any order, then dsc merge RECIPE.
     """
-    from dsc_hub import jobs, pipeline, shards
+    from dsc_hub import jobs, pipeline
+    from dsc_hub.runs import shards
 
     share = shards.parse(shard) if shard else None
     job = _described(recipe, overrides, runs)
@@ -336,7 +337,7 @@ def check(reference: str, runs: Path, as_json: bool) -> None:
     RUN is a run folder, or a recipe's name for its newest run.
     """
     from dsc_hub import show
-    from dsc_hub.runs import find
+    from dsc_hub.runs.run import find
 
     run = find(reference, runs)
     claim = show.claim_of(run)
@@ -357,7 +358,8 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
     RUN is a run folder, or a recipe's name for its newest run. With --json: the whole metrics.json.
     """
     from dsc_hub import show as screen
-    from dsc_hub.runs import evaluated, find
+    from dsc_hub.runs.results import evaluated
+    from dsc_hub.runs.run import find
 
     run = find(reference, runs)
     if as_json:
@@ -375,7 +377,7 @@ def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Compare the arms of two or more runs, paired where their prompts agree; the first RUN is the baseline."""
     from dsc_hub import show as screen
     from dsc_hub.compare import compare as compared
-    from dsc_hub.runs import find
+    from dsc_hub.runs.run import find
 
     found = compared([find(r, runs) for r in references])
     if as_json:
@@ -415,7 +417,7 @@ def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> 
     RUN is a run folder, or a recipe's name for its newest run.
     """
     from dsc_hub.blind import compare, counts
-    from dsc_hub.runs import find
+    from dsc_hub.runs.run import find
 
     run = find(reference, runs)
     if as_json:
@@ -431,7 +433,7 @@ def chat(reference: str, runs: Path) -> None:
     RUN is a run folder, or a recipe's name for its newest run.
     """
     from dsc_hub.chat import chat
-    from dsc_hub.runs import find
+    from dsc_hub.runs.run import find
 
     chat(find(reference, runs))
 
@@ -512,7 +514,7 @@ def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None,
 def schema(of: str) -> None:
     """Print the JSON schema of recipes (for editors), or of metrics.json."""
     if of == "metrics":
-        from dsc_hub.numbers import Metrics as described
+        from dsc_hub.runs.metrics_schema import Metrics as described
     else:
         from dsc_hub.config.recipe import Recipe as described
     _print_json(described.model_json_schema())

@@ -13,7 +13,8 @@ from typing import Any
 from dsc_hub import stats
 from dsc_hub.config.recipe import SCORERS
 from dsc_hub.errors import ConfigError
-from dsc_hub.runs import Run, answers, evaluated
+from dsc_hub.runs.results import answers, evaluated
+from dsc_hub.runs.run import Run
 
 Row = Mapping[str, Any]
 

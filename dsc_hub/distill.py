@@ -63,7 +63,7 @@ from dsc_hub.errors import (
     disk_error,
 )
 from dsc_hub.launcher import ERROR_FILE, PROGRESS, main_process, shown_error
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system import machine, progress
 from dsc_hub.system.files import write_json, write_whole
 from dsc_hub.system.progress import Line, Meter, duration, moving_line, say

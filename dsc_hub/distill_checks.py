@@ -33,7 +33,7 @@ from dsc_hub.config.recipe import OWNED_SFT_KEYS, quantization
 from dsc_hub.engine import LORA_RANKS
 from dsc_hub.errors import ConfigError, DataError, ModelError
 from dsc_hub.launcher import shown_error
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
 SFT_DEFAULTS: dict[str, Any] = {

@@ -18,7 +18,9 @@ from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import SCORERS, Recipe
 from dsc_hub.hygiene import REPEATED_3GRAMS
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import LEDGER, Run, looks_of
+from dsc_hub.runs import verdict
+from dsc_hub.runs.run import Run
+from dsc_hub.runs.test_sets import LEDGER, looks_of
 from dsc_hub.system.files import read_json, write_json
 from dsc_hub.system.hashing import file_hash
 
@@ -166,7 +168,7 @@ def summarise(
         "claim": claim.assess(
             answers,
             prompts,
-            claim.Setting(e.split, e.samples, e.confidence, trained_here, look, recipe.hygiene),
+            verdict.Setting(e.split, e.samples, e.confidence, trained_here, look, recipe.hygiene),
             differences["distilled - base"],
             scores,
         )

@@ -22,8 +22,8 @@ from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, least_gain, metr
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.records import Prompt
-from dsc_hub.runs import Run, siblings
-from dsc_hub.shards import Shard
+from dsc_hub.runs.run import Run, siblings
+from dsc_hub.runs.shards import Shard
 from dsc_hub.system import addresses, cache, hashing, machine, progress
 
 # What is fixed where somebody else's adapter is scored: nothing is trained or published.

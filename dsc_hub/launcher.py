@@ -20,7 +20,7 @@ from rich.text import Text
 
 from dsc_hub import errors
 from dsc_hub.errors import ConfigError, DscError, RunError
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine, progress
 from dsc_hub.system.files import packaged_folder, read_json
 from dsc_hub.system.hashing import digest

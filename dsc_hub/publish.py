@@ -22,7 +22,7 @@ from dsc_hub.config.recipe import PUBLISHERS_OWN, SCORERS, SERVERS, Publish, is_
 from dsc_hub.errors import HubError, RunError
 from dsc_hub.metrics.identity import commit_of
 from dsc_hub.models import WANTED
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from dsc_hub import plots, sentences, tables, wording
 from dsc_hub.recorded import Recorded
-from dsc_hub.runs import Run, answers, evaluated
+from dsc_hub.runs.results import answers, evaluated
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
 EXAMPLES = 3

@@ -38,11 +38,11 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.flow import Flow, go_on
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
-from dsc_hub.index import Index, InOrder, Key, chain_key, request_key
 from dsc_hub.level import FIRST
 from dsc_hub.records import Chain, Prompt, Role, Turn, from_row, word
-from dsc_hub.rows import Rows
-from dsc_hub.runs import Run
+from dsc_hub.runs.jsonl import Rows
+from dsc_hub.runs.row_index import Index, InOrder, Key, chain_key, request_key
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say

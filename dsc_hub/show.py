@@ -14,7 +14,6 @@ from rich.table import Table
 from rich.text import Text
 
 from dsc_hub import stats
-from dsc_hub.claim import verdict_of
 from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import STAGES
@@ -22,7 +21,10 @@ from dsc_hub.errors import RunError
 from dsc_hub.jobs import Job
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
-from dsc_hub.runs import Run, evaluated, with_current_looks
+from dsc_hub.runs.results import evaluated
+from dsc_hub.runs.run import Run
+from dsc_hub.runs.test_sets import with_current_looks
+from dsc_hub.runs.verdict import verdict_of
 from dsc_hub.system.progress import CleanConsole, duration
 
 if TYPE_CHECKING:

@@ -13,13 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, models, pace, preflight, prompts, runs, sentences, shards, wording
+from dsc_hub import asking, models, pace, preflight, prompts, sentences, wording
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.index import Stored
 from dsc_hub.jobs import Job
 from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.runs import run, shards, test_sets
+from dsc_hub.runs.row_index import Stored
 from dsc_hub.system import hashing, machine
 from dsc_hub.system.progress import say
 
@@ -58,7 +59,7 @@ def _sampling(job: Job) -> Result:
     wanted = wanted_prompts(job)
     reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = asking.load_veto(job, job.run.facts["identity"])
-    if known := sampling.turns_of_others(job.run, runs.siblings(job.runs, job.recipe.name)):
+    if known := sampling.turns_of_others(job.run, run.siblings(job.runs, job.recipe.name)):
         say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
     c = job.recipe.chain
     new_tokens = len(wanted) * c.chains_per_prompt * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
@@ -151,7 +152,7 @@ def _ask_arms(
     e, endpoints = job.recipe.evaluation, job.recipe.serving.endpoints
     is_fresh = not job.run["evaluation"].is_dir()
     veto = asking.load_veto(job, job.run.facts["identity"])
-    if donor := arms.adopt_base(job.run, base, runs.siblings(job.runs, job.recipe.name)):
+    if donor := arms.adopt_base(job.run, base, run.siblings(job.runs, job.recipe.name)):
         say(f"evaluation: the base's arms are those of {donor}, whose inputs were the same")
     reused = arms.finished_base(job.run, base)
     neutral = dict(reused or {})
@@ -242,7 +243,7 @@ def _served_on(job: Job, weights: str, *, adapter: bool) -> str:
 def _report(job: Job) -> Result:
     from dsc_hub import report
 
-    metrics = runs.with_current_looks(job.run, job.run.metrics)
+    metrics = test_sets.with_current_looks(job.run, job.run.metrics)
     if "test_set" in metrics:  # others may have been scored on it since
         job.run.add_metrics("test_set", metrics["test_set"])
     result = report.build(job.run)

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, numbers, prompts, sampling
+from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, prompts, sampling
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
 from dsc_hub.config.origin import MARK
@@ -29,7 +29,8 @@ from dsc_hub.config.recipe import Recipe, publishes_rejected
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
-from dsc_hub.runs import Run
+from dsc_hub.runs import metrics_schema
+from dsc_hub.runs.run import Run
 from dsc_hub.system import parquet
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import file_hash
@@ -163,10 +164,10 @@ class Rows:
 def _of_today(metrics: dict[str, Any]) -> dict[str, Any]:
     """The numbers; CannotTell if an older dsc made them, for whom some meant something else."""
     schema = metrics.get("schema")
-    if isinstance(schema, int) and schema < numbers.SCHEMA:
+    if isinstance(schema, int) and schema < metrics_schema.SCHEMA:
         raise CannotTell(
             f"its numbers are of schema {schema}, which an older dsc made and this one reads but can't make anew "
-            f"(it makes schema {numbers.SCHEMA})"
+            f"(it makes schema {metrics_schema.SCHEMA})"
         )
     return metrics
 
@@ -192,11 +193,11 @@ def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
 
 def _described(metrics: Mapping[str, Any]) -> str:
     """Does metrics.json hold what this dsc knows, and nothing else?"""
-    if (schema := metrics.get("schema")) != numbers.SCHEMA:
-        raise Differs(f"it is of schema {schema!r:.40}, this dsc knows none after {numbers.SCHEMA}")
-    if problems := numbers.problems(metrics):
+    if (schema := metrics.get("schema")) != metrics_schema.SCHEMA:
+        raise Differs(f"it is of schema {schema!r:.40}, this dsc knows none after {metrics_schema.SCHEMA}")
+    if problems := metrics_schema.problems(metrics):
         raise Differs("; ".join(p[:150] for p in problems[:SHOWN]))
-    return f"every number is one that schema {numbers.SCHEMA} describes"
+    return f"every number is one that schema {metrics_schema.SCHEMA} describes"
 
 
 def _prompts(rows: Rows) -> str:

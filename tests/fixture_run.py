@@ -11,10 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import claim, side_effects
+from dsc_hub import side_effects
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.records import prompt_id
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
+from dsc_hub.runs.verdict import Criterion
 from dsc_hub.system.files import write_json
 
 MODEL_FOLDER = "/home/somebody/.cache/dsc/models/smollm2"
@@ -247,7 +248,7 @@ def metrics() -> dict[str, Any]:
 
 def criterion(name: str, verdict: str, **more: Any) -> dict[str, Any]:
     """A criterion of the claim; what isn't given is absent."""
-    return asdict(claim.Criterion(name, verdict, **more))
+    return asdict(Criterion(name, verdict, **more))
 
 
 def _side_effects() -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsc_hub import cards, dataset, evaluation, publish
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json
 from tests.conftest import ROOT
 

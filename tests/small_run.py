@@ -13,7 +13,7 @@ from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion
 from dsc_hub.records import SPLITS, Prompt
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.scoring import Scoring
 from dsc_hub.system.files import write_json
 from tests import fixture_run

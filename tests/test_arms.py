@@ -18,7 +18,8 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import RequestFailed
 from dsc_hub.records import Prompt, Score
-from dsc_hub.runs import Run, with_current_looks
+from dsc_hub.runs.run import Run
+from dsc_hub.runs.test_sets import with_current_looks
 from dsc_hub.system.files import write_json
 from dsc_hub.system.hashing import file_hash
 from tests.conftest import ScriptedModel, length_score

@@ -18,7 +18,7 @@ from rich.console import Console
 from dsc_hub import blind, cards, report, show, stats, tables, wording
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import prompt_id
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
 from tests.conftest import ROOT
 

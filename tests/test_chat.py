@@ -20,7 +20,7 @@ from rich.console import Console
 from dsc_hub import chat, serving, show
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.generation import Completion
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from tests import scripted_server
 from tests.conftest import ROOT
 

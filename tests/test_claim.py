@@ -14,7 +14,8 @@ from dsc_hub.cli import cli
 from dsc_hub.config.recipe import Recipe, Reward
 from dsc_hub.errors import RunError
 from dsc_hub.records import Prompt
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
+from dsc_hub.runs.verdict import Setting
 from tests.conftest import ROOT
 
 BASE = [json.loads(line) for line in (ROOT / "tests/data/base_answers.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -162,7 +163,7 @@ BASE_ROWS = [row(i, "base", f"film {i} " + " ".join(WORDS[10 * i : 10 * i + 10])
 def assess(
     distilled: list[dict[str, Any]], differences: Any = GOOD, scores: Any = None, **setting: Any
 ) -> dict[str, Any]:
-    given = claim.Setting(**{"split": "test", "look": 1} | setting)
+    given = Setting(**{"split": "test", "look": 1} | setting)
     return claim.assess([*BASE_ROWS, *distilled], MANY, given, differences, scores or {})
 
 
@@ -211,7 +212,7 @@ def test_the_limits_are_the_ones_that_are_stated():
 def test_a_score_that_was_not_measured_is_no_pass():
     found = assess(alike(), {"reward": better(0.1, 0.3)})
     assert found["verdict"] == "not enough data" and of_verdict(found, "unmeasured") == {"better on the second scorer"}
-    assert claim.assess([], MANY, claim.Setting("test", look=1), GOOD, {})["verdict"] != "holds"
+    assert claim.assess([], MANY, Setting("test", look=1), GOOD, {})["verdict"] != "holds"
 
 
 def test_neither_the_wrong_split_nor_a_loose_interval_nor_a_worse_third_scorer_carries_the_claim():
@@ -226,7 +227,7 @@ def test_neither_the_wrong_split_nor_a_loose_interval_nor_a_worse_third_scorer_c
 
 def test_without_a_range_the_margin_is_a_quarter_of_the_spread_of_the_base_s_groups():
     base = [a | {"third": float(i % 2)} for i, a in enumerate(BASE_ROWS)]  # spread 0.5025
-    setting = claim.Setting("test", look=1)
+    setting = Setting("test", look=1)
     found = claim.assess([*base, *alike()], MANY, setting, GOOD | {"third": better(-0.12, 0.1)}, {"third": {}})
     c = next(c for c in found["criteria"] if c["name"] == "not worse on the third scorer")
     assert c["verdict"] == "met" and c["at_least"] == pytest.approx(-0.25 * 0.50252, abs=1e-4)
@@ -257,7 +258,7 @@ def test_answers_that_any_scorer_has_no_value_for_are_missed():
     scores = {"reward": {}, "second": {}}
     base = [a | {"second": 0.1} for a in BASE_ROWS]
     lost = [a | {"second": None if i % 4 else 0.9} for i, a in enumerate(alike())]
-    found = claim.assess([*base, *lost], MANY, claim.Setting("test", look=1), GOOD, scores)
+    found = claim.assess([*base, *lost], MANY, Setting("test", look=1), GOOD, scores)
     assert failed(found) == {"as many answers"}
 
 
@@ -272,7 +273,7 @@ def test_a_score_at_its_limit_in_both_arms_is_not_worse():
     for scores in ({"third": {"low": None, "high": 0.0}}, {"third": {"low": 0.0, "high": 1.0}}):
         base = [a | {"third": 0.0} for a in BASE_ROWS]
         rows = [*base, *(a | {"third": 0.0} for a in alike())]
-        found = claim.assess(rows, MANY, claim.Setting("test", look=1), GOOD | {"third": same}, scores)
+        found = claim.assess(rows, MANY, Setting("test", look=1), GOOD | {"third": same}, scores)
         assert verdict(found, "not worse on the third scorer") == "met"
 
 
@@ -291,7 +292,7 @@ def test_groups_are_not_promised_where_an_open_criterion_can_not_be_decided_by_t
 def test_every_sample_counts_and_variety_is_that_of_one_answer_a_prompt():
     # the second answer to a prompt is the first again: no less varied, for it is one of another set
     twice = [*BASE_ROWS, *alike(), *({**a, "sample": 1} for a in (*BASE_ROWS, *alike()))]
-    setting = claim.Setting("test", samples=2, look=1)
+    setting = Setting("test", samples=2, look=1)
     found = claim.assess(twice, MANY, setting, GOOD, {})
     assert found["answers"] == 200 and found["verdict"] == "holds"
     gone = [a for a in twice if (a["arm"], a["sample"]) != ("distilled", 1)]

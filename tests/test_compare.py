@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from dsc_hub.cli import cli
 from dsc_hub.compare import compare
 from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 
 
 def run_with(folder: Path, shift: float = 0.0, **changes: Any) -> Run:

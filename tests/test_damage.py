@@ -16,11 +16,12 @@ import fixture_run
 import pytest
 from click.testing import CliRunner
 
-from dsc_hub import blind, cards, claim, compare, jobs, numbers, report, runs, show, tables
+from dsc_hub import blind, cards, compare, jobs, report, show, tables
 from dsc_hub.cli import cli
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.recorded import Recorded
-from dsc_hub.runs import Run
+from dsc_hub.runs import metrics_schema, verdict
+from dsc_hub.runs.run import Run, find
 from dsc_hub.system.files import write_json
 from tests.conftest import ROOT
 
@@ -52,7 +53,7 @@ def looked_at(metrics: Any) -> None:
         table(m)
     if m.evaluation.claim:
         c = m.evaluation.claim
-        claim.verdict_of([(x["name"], x["verdict"]) for x in c.criteria], c.answers)
+        verdict.verdict_of([(x["name"], x["verdict"]) for x in c.criteria], c.answers)
         tables.claim_table(m)
     if "sampling" in m:
         report.step_rows(m)
@@ -67,11 +68,11 @@ def test_whatever_of_the_numbers_is_damaged_it_is_refused_or_can_be_shown(tmp_pa
     passed, places = 0, list(paths(good))[:: 1 if to is ... else 5]
     for path in places:
         bad = changed(good, path, to)
-        if numbers.problems(bad) or "evaluation" not in bad:
+        if metrics_schema.problems(bad) or "evaluation" not in bad:
             continue
         passed += 1
         looked_at(bad)  # what the description lets through must not fail here
-    assert passed < len(places) / 2 and numbers.problems(good) == []
+    assert passed < len(places) / 2 and metrics_schema.problems(good) == []
 
 
 @pytest.mark.parametrize(
@@ -157,14 +158,14 @@ def test_a_damaged_run_json_is_told_when_the_run_is_looked_for(tmp_path: Path, f
     run = fixture_run.write(tmp_path)
     write_json(run["run.json"], run.facts | facts if "identity" in facts else facts)
     with pytest.raises(RunError, match=r"run\.json is damaged: (recipe|identity)"):
-        runs.find(str(tmp_path), tmp_path)
+        find(str(tmp_path), tmp_path)
 
 
 def test_the_folder_of_a_recipes_runs_means_the_newest_of_them(tmp_path: Path):
     run = fixture_run.write(tmp_path / "runs" / "quickstart" / "0123456789ab")
-    assert runs.find(str(tmp_path / "runs" / "quickstart"), tmp_path / "elsewhere").folder == run.folder
+    assert find(str(tmp_path / "runs" / "quickstart"), tmp_path / "elsewhere").folder == run.folder
     with pytest.raises(DscError, match="neither a run folder"):
-        runs.find(str(tmp_path / "runs"), tmp_path / "elsewhere")
+        find(str(tmp_path / "runs"), tmp_path / "elsewhere")
 
 
 # -- where it is printed

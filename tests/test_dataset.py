@@ -15,7 +15,7 @@ from dsc_hub.chain import NOT_BETTER, NOT_COMPARABLE
 from dsc_hub.config import recipe_files
 from dsc_hub.errors import DataError
 from dsc_hub.records import Chain, Prompt, Score, Step
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 
 PROMPTS = {
     p.id: p

@@ -14,7 +14,7 @@ import pytest
 
 from dsc_hub import sampling
 from dsc_hub.errors import disk_error
-from dsc_hub.rows import Rows
+from dsc_hub.runs.jsonl import Rows
 from tests.conftest import ROOT, ScriptedModel, length_score
 from tests.test_sampling import setup, sorted_rows
 

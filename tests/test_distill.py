@@ -33,7 +33,7 @@ from transformers import (
 
 from dsc_hub import distill, distill_checks, launcher
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
 
 EOS = 2
@@ -506,7 +506,7 @@ def test_launch_trains_from_a_parent_without_torch_and_ignores_a_stale_launcher(
     run = make_run(tmp_path / "run", base, sft={**QUICK, "max_steps": 1})
     code = (
         "import json, sys; from pathlib import Path\n"
-        "from dsc_hub.launcher import launch; from dsc_hub.runs import Run\n"
+        "from dsc_hub.launcher import launch; from dsc_hub.runs.run import Run\n"
         "summary = launch(Run(Path(sys.argv[1])))\n"
         "print(json.dumps({'summary': summary, 'torch': 'torch' in sys.modules}))"
     )

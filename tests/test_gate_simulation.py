@@ -16,13 +16,14 @@ import pytest
 
 from dsc_hub import claim, stats
 from dsc_hub.records import Prompt
+from dsc_hub.runs import verdict
 
 pytestmark = pytest.mark.long
 
 GROUPS, PROMPTS, ICC, ROUNDS = 40, 4, 0.3, 2000
 NAMES = [f"g{i}" for i in range(GROUPS) for _ in range(PROMPTS)]
-SETTING = claim.Setting("test", look=1)
-Draw = Callable[[np.random.Generator], claim.Criterion]
+SETTING = verdict.Setting("test", look=1)
+Draw = Callable[[np.random.Generator], verdict.Criterion]
 
 
 def shares(rng: np.random.Generator, rate: float) -> list[bool]:
@@ -40,7 +41,7 @@ def alike(rate: float, worse: float) -> Draw:
     """Arms whose answers mostly go together, as those of a model and its adapter do; what is worse is so on one side
     alone."""
 
-    def draw(rng: np.random.Generator) -> claim.Criterion:
+    def draw(rng: np.random.Generator) -> verdict.Criterion:
         base, other = np.array(shares(rng, rate)), np.array(shares(rng, rate))
         copied = rng.random(len(base)) < 0.7
         distilled = np.where(copied, base, other) | (rng.random(len(base)) < worse / (1 - rate))
@@ -59,7 +60,7 @@ def score(skewed: bool, worse: float) -> Draw:
         between, within = rng.normal(0, math.sqrt(ICC), GROUPS), rng.normal(0, math.sqrt(1 - ICC), GROUPS * PROMPTS)
         return np.repeat(between, PROMPTS) + within
 
-    def draw(rng: np.random.Generator) -> claim.Criterion:
+    def draw(rng: np.random.Generator) -> verdict.Criterion:
         base, distilled = values(rng), values(rng)
         margin = claim.SPREAD_MARGIN * stats.spread_of_groups(base, NAMES)
         difference = stats.paired_difference(distilled - worse * margin, base, NAMES)
@@ -78,8 +79,8 @@ def texts(rng: np.random.Generator, words: float, vocabulary: int) -> list[str]:
     return [" ".join(f"w{i}" for i in rng.choice(vocabulary, n, p=weights / weights.sum())) for n in sizes]
 
 
-def written(make: Callable[[claim.Pairs, claim.Setting], claim.Criterion], **worse: float) -> Draw:
-    def draw(rng: np.random.Generator) -> claim.Criterion:
+def written(make: Callable[[claim.Pairs, verdict.Setting], verdict.Criterion], **worse: float) -> Draw:
+    def draw(rng: np.random.Generator) -> verdict.Criterion:
         prompts = [Prompt(f"p{i}", "Write.", g, "test") for i, g in enumerate(NAMES)]
         usual = {"words": 40.0, "vocabulary": 3000}
         base, distilled = (
@@ -94,7 +95,7 @@ def written(make: Callable[[claim.Pairs, claim.Setting], claim.Criterion], **wor
 def with_phrase(rate: float) -> Draw:
     """A model that says one sentence in a share of its answers."""
 
-    def draw(rng: np.random.Generator) -> claim.Criterion:
+    def draw(rng: np.random.Generator) -> verdict.Criterion:
         prompts = [Prompt(f"p{i}", "Write.", g, "test") for i, g in enumerate(NAMES)]
         has = shares(rng, rate)
         base, plain = texts(rng, 40, 3000), texts(rng, 40, 3000)

@@ -13,7 +13,7 @@ from dsc_hub import grid, prompts, sampling
 from dsc_hub.config import recipe_files
 from dsc_hub.errors import ConfigError
 from dsc_hub.records import Turn
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
 from tests.conftest import ScriptedModel, length_score
 from tests.test_cli import error

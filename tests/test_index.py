@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.errors import RunError
-from dsc_hub.index import Index, InOrder, Stored, chain_key, request_key, turn_key
 from dsc_hub.records import Prompt, Turn, prompt_id, word
-from dsc_hub.rows import Rows
+from dsc_hub.runs.jsonl import Rows
+from dsc_hub.runs.row_index import Index, InOrder, Stored, chain_key, request_key, turn_key
 
 
 def written(path: Path, rows: list[dict]) -> Rows:

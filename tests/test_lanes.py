@@ -23,7 +23,7 @@ from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
 from dsc_hub.generation import Generator, RequestFailed
 from dsc_hub.records import Prompt
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.serving import Endpoint
 from tests.conftest import ScriptedModel, end_of, length_score
 from tests.scripted_server import answer_to

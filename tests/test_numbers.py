@@ -15,10 +15,11 @@ from dsc_hub.chain import NOT_COMPARABLE
 from dsc_hub.cli import cli
 from dsc_hub.config import recipe_files
 from dsc_hub.errors import RunError
-from dsc_hub.numbers import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.records import Chain, Prompt, Score, Step
 from dsc_hub.report import build
-from dsc_hub.runs import Run, evaluated
+from dsc_hub.runs.metrics_schema import SCHEMA, Evaluation, Metrics, Sampling
+from dsc_hub.runs.results import evaluated
+from dsc_hub.runs.run import Run
 
 PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(8)]
 

@@ -182,7 +182,7 @@ def test_a_slip_in_a_downloaded_recipe_is_no_reason_to_adopt_it(tmp_path: Path):
 
 def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from dsc_hub import chat, serving
-    from dsc_hub.runs import Run
+    from dsc_hub.runs.run import Run
     from dsc_hub.system.files import write_json
 
     written(tmp_path / "lora", {})

@@ -14,7 +14,7 @@ import pytest
 from dsc_hub import reference
 from dsc_hub.errors import DscError
 from dsc_hub.records import Chain
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from tests.conftest import ROOT
 
 

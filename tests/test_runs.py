@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.errors import RunError, disk_error
-from dsc_hub.runs import Run, siblings
+from dsc_hub.runs.run import Run, siblings
 
 
 def a_run(tmp_path: Path, name: str = "a") -> Run:

@@ -11,7 +11,7 @@ import pytest
 
 from dsc_hub import jobs, pipeline, prompts
 from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.shards import Shard, parse
+from dsc_hub.runs.shards import Shard, parse
 from tests.scripted_server import make_server
 from tests.test_sampling import sorted_rows
 

@@ -36,7 +36,7 @@ from dsc_hub.chain import Texts
 from dsc_hub.config.recipe import Generation, Model, Serving
 from dsc_hub.generation import Generator
 from dsc_hub.records import Prompt, Turn
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 from dsc_hub.system import machine
 
 CRITIQUE = "Read your review again. Say in two sentences what could be warmer and more encouraging in it."

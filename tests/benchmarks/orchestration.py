@@ -29,9 +29,9 @@ from typing import Any
 from dsc_hub import dataset, diagnostics, sampling
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion
-from dsc_hub.index import Stored
 from dsc_hub.records import Prompt, Score, prompt_id
-from dsc_hub.runs import Run
+from dsc_hub.runs.row_index import Stored
+from dsc_hub.runs.run import Run
 from dsc_hub.scoring import Scoring
 from dsc_hub.system import machine
 

@@ -19,7 +19,7 @@ from dsc_hub.chain import seed_of
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion, Generator
 from dsc_hub.records import Prompt
-from dsc_hub.runs import find
+from dsc_hub.runs.run import find
 from dsc_hub.sampling import fixed_level
 from dsc_hub.serving import serve
 

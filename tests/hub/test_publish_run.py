@@ -21,7 +21,7 @@ from dsc_hub.errors import HubError
 from dsc_hub.local_hub.app import make_app
 from dsc_hub.local_hub.server import hosted
 from dsc_hub.local_hub.store import Store
-from dsc_hub.runs import Run
+from dsc_hub.runs.run import Run
 
 TOKEN = "hf_" + "t" * 34
 DATASET, ADAPTER, BASE = "local/quickstart-dsc", "local/quickstart-dsc-lora", "local/smollm2-135m-instruct"

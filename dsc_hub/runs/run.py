@@ -16,19 +16,15 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import numbers
 from dsc_hub.config.stages import STAGE_FILES
 from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.recorded import facts_problems
-from dsc_hub.records import Answer
-from dsc_hub.rows import ANEW, Rows
+from dsc_hub.runs import metrics_schema
+from dsc_hub.runs.facts import facts_problems
+from dsc_hub.runs.jsonl import ANEW, Rows
 from dsc_hub.system.files import read_object, write_json
-
-LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters that were scored on it, unordered}
 
 
 class Run:
@@ -97,11 +93,11 @@ class Run:
         """What metrics.json holds, of today's schema: numbers of the one before are upgraded. Unchecked (`evaluated`
         checks)."""
         if not self["metrics.json"].is_file():
-            return {"schema": numbers.SCHEMA}
+            return {"schema": metrics_schema.SCHEMA}
         metrics = read_object(self["metrics.json"])
-        if metrics.get("schema") != numbers.SCHEMA - 1:
+        if metrics.get("schema") != metrics_schema.SCHEMA - 1:
             return metrics
-        from dsc_hub.upgrade import upgrade
+        from dsc_hub.runs.upgrade import upgrade
 
         try:
             return upgrade(metrics)
@@ -110,7 +106,7 @@ class Run:
 
     def add_metrics(self, section: str, found: Mapping[str, Any]) -> None:
         # Of the schema that is written now: what older sections lack of it is told when they are read (`evaluated`).
-        write_json(self["metrics.json"], self.metrics | {"schema": numbers.SCHEMA, section: dict(found)})
+        write_json(self["metrics.json"], self.metrics | {"schema": metrics_schema.SCHEMA, section: dict(found)})
 
     def drop_metrics(self, section: str) -> None:
         """Take out numbers that no longer hold."""
@@ -257,59 +253,6 @@ class Run:
             shutil.copy2(donor[name], self[f"{name}.part"])
         for name in reversed(there):
             os.replace(self[f"{name}.part"], self[name])
-
-
-def evaluated(run: Run) -> dict[str, Any]:
-    """The run's numbers (metrics.json), checked; RunError if it has none of an evaluation, or damaged ones."""
-    metrics = run.metrics
-    if run.marker("evaluation") is None or "evaluation" not in metrics:
-        raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
-    again = f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew."
-    if (schema := metrics.get("schema")) != numbers.SCHEMA:
-        raise RunError(f"{run['metrics.json']} is of schema {schema!r:.40}, this dsc reads {numbers.SCHEMA}", again)
-    if problems := numbers.problems(metrics):
-        shown = "; ".join(p[:200] for p in problems[:3]) + (f" and {len(problems) - 3} more" * (len(problems) > 3))
-        section = problems[0].split(".")[0]
-        if section in ("prompts", "sampling", "dataset", "distill"):
-            again = f"Remove {run[f'{section}.done.json']} and run the recipe again."
-        elif section == "blind":
-            again = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."
-        raise RunError(f"{run['metrics.json']} is damaged: {shown}", again)
-    return metrics
-
-
-def looks_of(entry: Any) -> tuple[list[str], int]:
-    """The adapters that an entry of the ledger names, in the order in which they were scored, and how many of the first
-    have no known order: an older dsc sorted them."""
-    if isinstance(entry, list):
-        return entry, len(entry)
-    return (list(entry["adapters"]), int(entry["unordered"])) if isinstance(entry, dict) else ([], 0)
-
-
-def with_current_looks(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers with today's count of the adapters that were scored on the run's test set: others may have been
-    since. As they are where there is no ledger beside the runs (a pulled repo)."""
-    test_set, ledger = metrics.get("test_set"), run.folder.resolve().parent.parent / LEDGER
-    if not test_set or not ledger.is_file():
-        return metrics
-    scored, _ = looks_of(read_object(ledger).get(test_set["id"]))
-    return metrics | {"test_set": test_set | {"adapters_scored": len(scored)}} if scored else metrics
-
-
-def answers(run: Run) -> list[dict[str, Any]]:
-    """The rows of an evaluation's answers, checked (`records.Answer`); RunError if one is damaged, or if they are not as
-    many as metrics.json counts."""
-    rows = [asdict(row) for row in run.rows("evaluation/answers.jsonl").as_type(Answer)]
-    arms = evaluated(run)["evaluation"]["arms"]
-    there = Counter(row["arm"] for row in rows)
-    counted = {arm: a["reward"]["n"] + a["reward"]["unscored"] for arm, a in arms.items()}
-    if there != Counter(counted):
-        told = ", ".join(f"{there[arm]} of {counted.get(arm, 0)} of {arm}" for arm in sorted({*there, *counted}))
-        raise RunError(
-            f"{run['evaluation/answers.jsonl']} doesn't hold the answers that metrics.json counts: {told}",
-            f"Remove {run['evaluation.done.json']} and run again: what the models wrote is kept elsewhere.",
-        )
-    return rows
 
 
 def siblings(runs: Path, recipe_name: str) -> list[Run]:

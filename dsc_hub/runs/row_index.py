@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 
 from dsc_hub.records import Prompt, from_row, word
-from dsc_hub.rows import Rows
+from dsc_hub.runs.jsonl import Rows
 
 T = TypeVar("T")
 Key = tuple[str, int]  # an id (16 hex digits of a hash), and a number below 2**32 that tells apart what it names

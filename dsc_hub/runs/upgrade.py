@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from dsc_hub import stats
-from dsc_hub.claim import BETTER, Criterion, Setting, Verdict, better, first_look, verdict_of
-from dsc_hub.numbers import SCHEMA
+from dsc_hub.runs.metrics_schema import SCHEMA
+from dsc_hub.runs.verdict import BETTER, Criterion, Setting, Verdict, better, first_look, verdict_of
 
 OLDER = "recorded by an older dsc, which counted texts that hygiene rejected too"
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.index import Index, KeyOf, chain_key, turn_key
 from dsc_hub.records import word
-from dsc_hub.runs import Run
+from dsc_hub.runs.row_index import Index, KeyOf, chain_key, turn_key
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
 

@@ -1,0 +1,140 @@
+"""Criteria of the claim that distilled is better than base, each with a verdict, and what they add up to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dsc_hub import stats
+from dsc_hub.config.recipe import HygieneSection
+
+LEAST_CONFIDENCE = 0.95
+
+BETTER = {"reward": "better on the reward", "second": "better on the second scorer"}  # score -> its criterion
+
+Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_reason, reward ...
+
+Verdict = Literal["met", "failed", "undecided", "unmeasured", "not judged"]
+
+
+@dataclass(frozen=True, slots=True)
+class Criterion:
+    """One condition of the claim.
+
+    `value` is what was measured, distilled - base or (`is_ratio`) distilled / base, with its interval `low` to `high`;
+    it should be `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves. `groups_needed`: with
+    so many groups what was seen here would be enough four times in five; None where it is enough, or would not be with
+    any number. `note` says what numbers don't. "not judged": the recipe calls it normal; "unmeasured": it could not be,
+    which is not a pass.
+    """
+
+    name: str
+    verdict: Verdict
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    base: float | None = None
+    distilled: float | None = None
+    is_ratio: bool = False
+    groups_needed: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the answers are of: the split and the prompts' number of answers, the confidence of all intervals, whether
+    the adapter was trained here (`trained_here`), which adapter it is on this test set (`look`, 1: the first; None: not
+    known), and the hygiene that the recipe declares."""
+
+    split: str
+    samples: int = 1
+    confidence: float = 0.95
+    trained_here: bool = True
+    look: int | None = None
+    hygiene: HygieneSection = HygieneSection()
+
+
+def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> Literal["holds", "fails", "not enough data"]:
+    """What (name, verdict) of all criteria add up to: it fails where one failed, holds where none is undecided, those
+    on the scores are met and answers were compared, and else there is not enough data."""
+    verdicts = dict(criteria)
+    if "failed" in verdicts.values():
+        return "fails"
+    is_better = answers > 0 and all(verdicts.get(name) == "met" for name in BETTER.values())
+    return "holds" if is_better and "undecided" not in verdicts.values() else "not enough data"
+
+
+def within_limits(
+    name: str,
+    estimate: Row,
+    confidence: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    note: str = "",
+    **more: Any,
+) -> Criterion:
+    """A criterion by its interval {mean, low, high, groups, reason}: met within the limits, failed wholly outside of
+    one of them, else undecided."""
+    value, low, high = (estimate[k] for k in ("mean", "low", "high"))
+    limits = {"at_least": at_least, "at_most": at_most}
+    if value is None or low is None or high is None:
+        reason = estimate.get("reason") or ("nothing was measured" if value is None else "there is no interval")
+        note = "; ".join(filter(None, (note, reason)))
+        return Criterion(name, "unmeasured" if value is None else "undecided", value, note=note, **limits, **more)
+    is_met = (at_least is None or low >= at_least) and (at_most is None or high <= at_most)
+    is_failed = (at_least is not None and high < at_least) or (at_most is not None and low > at_most)
+    verdict: Verdict = "met" if is_met else "failed" if is_failed else "undecided"
+    needed = None
+    is_within = (at_least is None or value > at_least) and (at_most is None or value < at_most)
+    if verdict == "undecided" and is_within:
+        each = [stats.groups_needed(estimate, limit, confidence) for limit in (at_least, at_most) if limit is not None]
+        needed = None if None in each else max(n for n in each if n is not None)
+    return Criterion(name, verdict, value, low, high, groups_needed=needed, note=note, **limits, **more)
+
+
+def _upwards(difference: Row, score: Row) -> dict[str, Any]:
+    """The difference with its sign turned where less is better, so that more is better."""
+    if score.get("higher_is_better", True):
+        return dict(difference)
+    mean, low, high = (None if difference[k] is None else -difference[k] for k in ("mean", "high", "low"))
+    return dict(difference) | {"mean": mean, "low": low, "high": high}
+
+
+def better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
+    """Does distilled beat base on a score of BETTER? The interval must leave out zero, and p after Holm may be
+    `1 - confidence` at most."""
+    label = BETTER[name]
+    if difference is None:
+        return Criterion(label, "unmeasured", note="there is no second scorer" if name == "second" else "not measured")
+    if setting.confidence < LEAST_CONFIDENCE:
+        return Criterion(label, "unmeasured", note=_loose(setting))
+    criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
+    if criterion.verdict != "met":
+        return criterion
+    if criterion.low == 0:  # `within_limits` lets an interval touch its limit
+        return replace(criterion, verdict="undecided")
+    p = difference.get("p_holm")
+    if p is not None and p > 1 - setting.confidence:
+        return replace(criterion, verdict="undecided", note=f"p {p:.3f} after Holm for both scores")
+    return criterion
+
+
+def _loose(setting: Setting) -> str:
+    return f"the interval is at {setting.confidence:.0%}, the claim needs {LEAST_CONFIDENCE:.0%}"
+
+
+def first_look(setting: Setting) -> Criterion:
+    """Is this the first adapter that was scored on the test set?"""
+    name = "first look at this test set"
+    if setting.split != "test":
+        return Criterion(name, "unmeasured", note="these are not test prompts")
+    if setting.look is None:
+        return Criterion(name, "undecided", note="how often this test set was scored before is not known")
+    if setting.look == 1:
+        return Criterion(name, "met", note="no other adapter was scored on it before")
+    before = "1 other adapter was" if setting.look == 2 else f"{setting.look - 1} other adapters were"
+    return Criterion(name, "undecided", note=f"{before} scored on it before: take other test prompts")
