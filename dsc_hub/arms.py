@@ -26,6 +26,7 @@ from dsc_hub.flow import Flow
 from dsc_hub.generation import Completion, RequestFailed
 from dsc_hub.hygiene import inspect
 from dsc_hub.records import Prompt, Turn
+from dsc_hub.runs.reuse import copy_files
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import Failures, Tally, fixed_level, read_chains, run_with_line
 from dsc_hub.system.files import read_object, write_json
@@ -173,7 +174,7 @@ def adopt_base(run: Run, base: str, siblings: Iterable[Run]) -> str:
     for donor in siblings:
         if donor.folder != run.folder and finished_base(donor, base) is not None:
             run["evaluation"].mkdir(exist_ok=True)
-            run.copy_files(donor, BASE_FILES)
+            copy_files(run, donor, BASE_FILES)
             return donor.folder.name
     return ""
 

@@ -18,6 +18,7 @@ from dsc_hub.config.recipe import Generation
 from dsc_hub.config.recipe import veto as veto_of
 from dsc_hub.jobs import Job, announce_servers
 from dsc_hub.records import Chain, Prompt
+from dsc_hub.runs.cost import add_session
 from dsc_hub.runs.row_index import Index
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine
@@ -105,7 +106,7 @@ def chains_of(
             "processors": count,
             "kind": kind,
         }
-        job.run.note_session("sampling", session)
+        add_session(job.run, "sampling", session)
     if tally.interrupted:
         raise KeyboardInterrupt
     return tally, seconds

@@ -22,6 +22,7 @@ from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, least_gain, metr
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.records import Prompt
+from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import Run, siblings
 from dsc_hub.runs.shards import Shard
 from dsc_hub.system import addresses, cache, hashing, machine, progress
@@ -265,7 +266,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = models.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder) + preflight.without_group(job.recipe, dropped.ungrouped)
-    outlook = job.run.outlook(STAGES, job.fingerprints, siblings(job.runs, job.recipe.name))
+    outlook = reusable_stages(job.run, STAGES, job.fingerprints, siblings(job.runs, job.recipe.name))
     estimate = preflight.estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
     estimate["done"] = [stage for stage, where in outlook.items() if where is job.run]
     estimate["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}

@@ -22,6 +22,7 @@ from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.runs import run, shards
+from dsc_hub.runs.reuse import adopt_rows, reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import say
@@ -136,7 +137,7 @@ def _one_process() -> None:
 def _take_over(job: Job, stage: str) -> bool:
     """Take a finished stage over from another run with the same inputs, if there is one."""
     before = STAGES[: STAGES.index(stage)]
-    donor = job.run.take_over(stage, job.fingerprints[stage], before, run.siblings(job.runs, job.recipe.name))
+    donor = reuse(job.run, stage, job.fingerprints[stage], before, run.siblings(job.runs, job.recipe.name))
     if donor is None:
         return False
     _forget_after(job, stage)
@@ -173,7 +174,7 @@ def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = Fa
     job.run.unfinish(stage)
     _forget_after(job, stage)
     if stage == "sampling" and (
-        donor := job.run.adopt_rows(stage, job.fingerprints[stage], run.siblings(job.runs, job.recipe.name))
+        donor := adopt_rows(job.run, stage, job.fingerprints[stage], run.siblings(job.runs, job.recipe.name))
     ):
         say(f"{stage}: going on from what {donor.name} had done of it")
     started = time.monotonic()

@@ -20,6 +20,7 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.jobs import Job
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import run, shards, test_sets
+from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.row_index import Stored
 from dsc_hub.system import hashing, machine
 from dsc_hub.system.progress import say
@@ -82,7 +83,7 @@ def sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
     c, total = job.recipe.chain, len(wanted) * job.recipe.chain.chains_per_prompt
     chains = sampling.read_chains(job.run)
     numbers = sampling.summary(chains, lambda i: wanted[i].group, total, c.steps) | _diagnosed(job, chains, wanted)
-    numbers |= job.run.cost("sampling", "turns.jsonl") | {"reused_turns": reused_turns}
+    numbers |= cost_of(job.run, "sampling", "turns.jsonl") | {"reused_turns": reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
         f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']} "

@@ -13,6 +13,7 @@ from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion
 from dsc_hub.records import SPLITS, Prompt
+from dsc_hub.runs.cost import add_session, cost_of
 from dsc_hub.runs.run import Run
 from dsc_hub.scoring import Scoring
 from dsc_hub.system.files import write_json
@@ -83,8 +84,8 @@ def _sample(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -
         "last_step": diagnostics.last_step(chains, group_of, c.steps),
     }
     new_tokens = sum(row["new_tokens"] for row in run.rows("turns.jsonl"))
-    run.note_session("sampling", {"seconds": 2.0, "new_tokens": new_tokens})
-    run.add_metrics("sampling", numbers | run.cost("sampling", "turns.jsonl") | {"reused_turns": 0})
+    add_session(run, "sampling", {"seconds": 2.0, "new_tokens": new_tokens})
+    run.add_metrics("sampling", numbers | cost_of(run, "sampling", "turns.jsonl") | {"reused_turns": 0})
     run.finish("sampling", "s", 1.0, {"result": {"finished": len(chains)}})
 
 

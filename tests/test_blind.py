@@ -18,6 +18,7 @@ from rich.console import Console
 from dsc_hub import blind, cards, report, show, stats, tables, wording
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import prompt_id
+from dsc_hub.runs.reuse import reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
 from tests.conftest import ROOT
@@ -351,9 +352,9 @@ def test_a_report_without_the_tally_is_not_taken_over_from_another_run(tmp_path,
     typed(monkeypatch, "a")
     assert mine.marker("report")
     blind.compare(mine, 5, "ann")
-    assert mine.take_over("report", "fingerprint of report", ["evaluation"], [other]) is None
+    assert reuse(mine, "report", "fingerprint of report", ["evaluation"], [other]) is None
     other.add_metrics("blind", mine.metrics["blind"])
-    assert mine.take_over("report", "fingerprint of report", ["evaluation"], [other]) == other.folder
+    assert reuse(mine, "report", "fingerprint of report", ["evaluation"], [other]) == other.folder
 
 
 def test_an_evaluation_is_taken_over_with_its_tally_but_never_over_verdicts(tmp_path, screen, monkeypatch):
@@ -362,10 +363,10 @@ def test_an_evaluation_is_taken_over_with_its_tally_but_never_over_verdicts(tmp_
     blind.compare(donor, 5, "ann")
     taker = run_of(tmp_path / "b", stages=())
     taker.add_metrics("blind", {"stale": True})
-    assert taker.take_over("evaluation", "fingerprint of evaluation", [], [donor]) == donor.folder
+    assert reuse(taker, "evaluation", "fingerprint of evaluation", [], [donor]) == donor.folder
     assert taker.metrics["blind"] == donor.metrics["blind"] and verdicts(taker) == verdicts(donor)
     taker.unfinish("evaluation")
-    assert taker.take_over("evaluation", "fingerprint of evaluation", [], [donor]) is None
+    assert reuse(taker, "evaluation", "fingerprint of evaluation", [], [donor]) is None
 
 
 # -- what is missing

@@ -17,6 +17,7 @@ from dsc_hub.config import recipe_files
 from dsc_hub.errors import RunError
 from dsc_hub.records import Chain, Prompt, Score, Step
 from dsc_hub.report import build
+from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.metrics_schema import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.runs.results import evaluated
 from dsc_hub.runs.run import Run
@@ -73,7 +74,7 @@ def test_what_sampling_makes_fits(tmp_path: Path):
     }
     run = Run(tmp_path)
     run.rows("turns.jsonl").append({"prompt_tokens": 1, "new_tokens": 2})
-    cost = run.cost("sampling", "turns.jsonl") | {"reused_turns": 0}
+    cost = cost_of(run, "sampling", "turns.jsonl") | {"reused_turns": 0}
     assert set(made) | set(cost) == set(Sampling.model_fields)
     Sampling.model_validate(json.loads(json.dumps(made | cost)))
 

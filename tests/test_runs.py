@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.errors import RunError, disk_error
+from dsc_hub.runs.cost import add_session, cost_of
+from dsc_hub.runs.reuse import adopt_rows, reusable_stages, reuse
 from dsc_hub.runs.run import Run, siblings
 
 
@@ -96,8 +98,8 @@ def test_a_stage_with_the_same_inputs_is_taken_over_as_a_copy(tmp_path: Path):
         rows.close()
     old.add_metrics("sampling", {"chains": 3})
     old.finish("sampling", "f", 1, {})
-    assert new.take_over("sampling", "g", [], siblings(tmp_path / "runs", "r")) is None
-    assert new.take_over("sampling", "f", [], siblings(tmp_path / "runs", "r")) == old.folder
+    assert reuse(new, "sampling", "g", [], siblings(tmp_path / "runs", "r")) is None
+    assert reuse(new, "sampling", "f", [], siblings(tmp_path / "runs", "r")) == old.folder
     assert (
         new.is_done("sampling", "f")
         and len(list(new.rows("chains.jsonl"))) == 3
@@ -117,7 +119,7 @@ def test_what_would_be_taken_over_is_known_before_anything_is_copied(tmp_path: P
     stages = ("prompts", "sampling", "dataset", "distill")
 
     def outlook(run: Run, **fingerprints: str) -> dict[str, Path]:
-        found = run.outlook(stages, {s: s for s in stages} | fingerprints, siblings(tmp_path / "runs", "r"))
+        found = reusable_stages(run, stages, {s: s for s in stages} | fingerprints, siblings(tmp_path / "runs", "r"))
         return {stage: of.folder for stage, of in found.items()}
 
     assert outlook(new) == {"prompts": old.folder, "sampling": old.folder}  # not what follows a gap
@@ -141,10 +143,10 @@ def test_what_people_judged_goes_with_the_evaluation_that_would_be_taken_over(tm
         old[file].write_text("")
         old.finish(stage, stage, 1.0, {})
     old.add_metrics("blind", {"judged": 3})
-    found = new.outlook(list(stages), {s: s for s in stages}, siblings(tmp_path / "runs", "r"))
+    found = reusable_stages(new, list(stages), {s: s for s in stages}, siblings(tmp_path / "runs", "r"))
     assert {s: of.folder for s, of in found.items()} == dict.fromkeys(stages, old.folder)
     for stage in stages:  # and so it is when it is done
-        taken = new.take_over(stage, stage, list(found)[: list(stages).index(stage)], [old])
+        taken = reuse(new, stage, stage, list(found)[: list(stages).index(stage)], [old])
         assert taken == old.folder
 
 
@@ -157,8 +159,8 @@ def test_the_evaluation_of_another_adapter_is_not_taken_over(tmp_path: Path):
     old["evaluation"].mkdir()
     old["evaluation"].joinpath("answers.jsonl").write_text("{}\n")
     old.finish("evaluation", "e", 1, {})
-    assert new.take_over("evaluation", "e", ["distill"], siblings(tmp_path / "runs", "r")) is None
-    assert old.take_over("evaluation", "e", [], [new]) is None
+    assert reuse(new, "evaluation", "e", ["distill"], siblings(tmp_path / "runs", "r")) is None
+    assert reuse(old, "evaluation", "e", [], [new]) is None
 
 
 def test_a_stage_that_another_run_began_is_gone_on_with(tmp_path: Path):
@@ -167,25 +169,25 @@ def test_a_stage_that_another_run_began_is_gone_on_with(tmp_path: Path):
     other.add_facts(fingerprints={"sampling": "g"})
     for run in (old, other):
         run["turns.jsonl"].write_text('{"n": 1}\n{"n": 2')
-    assert new.adopt_rows("sampling", "f", siblings(tmp_path / "runs", "r")) == old.folder
+    assert adopt_rows(new, "sampling", "f", siblings(tmp_path / "runs", "r")) == old.folder
     rows = new.rows("turns.jsonl")
     rows.append({"n": 3})
     rows.close()
     assert [r["n"] for r in new.rows("turns.jsonl")] == [1, 3] and old["turns.jsonl"].read_text().endswith('{"n": 2')
-    assert new.adopt_rows("sampling", "f", siblings(tmp_path / "runs", "r")) is None  # it has rows of its own
+    assert adopt_rows(new, "sampling", "f", siblings(tmp_path / "runs", "r")) is None  # it has rows of its own
 
 
 def test_what_it_cost_is_summed_over_sessions_and_unknown_after_a_kill(tmp_path: Path):
     run = a_run(tmp_path)
     run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n' * 4)
     session = {"seconds": 2.0, "new_tokens": 30, "cached_tokens": 60, "looked_up_tokens": 80, "retries": {"503": 2}}
-    run.note_session("sampling", session | {"processors": 2, "kind": "core", "scoring_s": 0.5})
-    cost = run.cost("sampling", "turns.jsonl")
+    add_session(run, "sampling", session | {"processors": 2, "kind": "core", "scoring_s": 0.5})
+    cost = cost_of(run, "sampling", "turns.jsonl")
     assert (cost["prompt_tokens"], cost["new_tokens"], cost["tokens_per_s"]) == (20, 40, 15.0)
     assert cost["seconds"] is cost["processor_hours"] is None
     assert (cost["cache_rate"], cost["retries"], cost["scoring_s"]) == (0.75, {"503": 2}, 0.5)
-    run.note_session("sampling", {"seconds": 1.0, "new_tokens": 10, "retries": {"503": 1}, "processors": 2})
-    cost = run.cost("sampling", "turns.jsonl")
+    add_session(run, "sampling", {"seconds": 1.0, "new_tokens": 10, "retries": {"503": 1}, "processors": 2})
+    cost = cost_of(run, "sampling", "turns.jsonl")
     assert (cost["seconds"], cost["tokens_per_s"], cost["retries"]) == (3.0, 13.3, {"503": 3})
     assert (cost["processor_hours"], cost["processors"]) == (round(3 * 2 / 3600, 4), "core")
 
@@ -193,8 +195,8 @@ def test_what_it_cost_is_summed_over_sessions_and_unknown_after_a_kill(tmp_path:
 def test_tokens_that_another_run_generated_cost_nothing_here(tmp_path: Path):
     run = a_run(tmp_path)
     run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n' * 4)
-    run.note_session("sampling", {"seconds": 2.0, "new_tokens": 10, "reused_tokens": 30, "processors": 2})
-    cost = run.cost("sampling", "turns.jsonl")
+    add_session(run, "sampling", {"seconds": 2.0, "new_tokens": 10, "reused_tokens": 30, "processors": 2})
+    cost = cost_of(run, "sampling", "turns.jsonl")
     assert (cost["seconds"], cost["new_tokens"], cost["tokens_per_s"]) == (2.0, 40, 5.0)
     assert cost["processor_hours"] == round(2 * 2 / 3600, 4)
 
@@ -217,7 +219,7 @@ def test_rows_that_are_adopted_in_part_are_not_chains_without_their_turns(
     with monkeypatch.context() as broken:
         broken.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            new.adopt_rows("sampling", "f", [old])
+            adopt_rows(new, "sampling", "f", [old])
     assert new["turns.jsonl"].exists() and not new["chains.jsonl"].exists()
 
 
@@ -225,7 +227,7 @@ def test_what_no_session_knows_is_absent(tmp_path: Path):
     run = a_run(tmp_path)
     run["turns.jsonl"].write_text('{"prompt_tokens": 5, "new_tokens": 10}\n')
     run["sessions.jsonl"].write_text('{"stage": "sampling", "seconds": 2.0, "new_tokens": 10}\n')  # of an older dsc
-    cost = run.cost("sampling", "turns.jsonl")
+    cost = cost_of(run, "sampling", "turns.jsonl")
     assert cost["seconds"] == 2.0 and cost["cache_rate"] is cost["processor_hours"] is cost["processors"] is None
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from dsc_hub import jobs, pipeline, prompts
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.shards import Shard, parse
 from tests.scripted_server import make_server
 from tests.test_sampling import sorted_rows
@@ -113,7 +114,7 @@ def test_what_was_sampled_before_it_was_divided_is_kept(place):
         assert sorted_rows(whole / name) == sorted(line.rstrip(b"\n") for line in before)
     sessions = list(here.run.rows("sessions.jsonl"))  # what it cost before counts too, and no merge counts twice
     assert sessions[0] == spent[0] and [row.get("shard") for row in sessions] == [None, "1/2", "2/2"]
-    assert here.run.cost("sampling", "turns.jsonl")["seconds"] is not None
+    assert cost_of(here.run, "sampling", "turns.jsonl")["seconds"] is not None
 
 
 def test_all_that_is_wrong_with_shards_is_told_at_once(place, tmp_path: Path):

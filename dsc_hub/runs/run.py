@@ -4,17 +4,14 @@
       run.json  prompts.jsonl  turns.jsonl  chains.jsonl  failed.jsonl  metrics.json  log.txt
       dataset/  adapter/  evaluation/  report.html  cards/  <stage>.done.json
 
-Rows (rows.py) are lines that are written as they come. A marker is written last and whole: a stage without one is not done.
+Rows (jsonl.py) are lines that are written as they come. A marker is written last and whole: a stage without one is not done.
 """
 
 from __future__ import annotations
 
 import fcntl
-import os
-import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,48 +110,6 @@ class Run:
         if section in (metrics := self.metrics):
             write_json(self["metrics.json"], {k: v for k, v in metrics.items() if k != section})
 
-    # -- what it cost, over all the sessions that a run took
-
-    def note_session(self, stage: str, cost: Mapping[str, Any]) -> None:
-        """Add what a session cost: {seconds, new_tokens}, and what else is known of {reused_tokens, cached_tokens,
-        looked_up_tokens, retries, scoring_s, processors, kind}."""
-        rows = self.rows("sessions.jsonl")
-        rows.append({"stage": stage, **cost})
-        rows.close()
-
-    def cost(self, stage: str, turns: str) -> dict[str, Any]:
-        """Tokens of all turns, and of all sessions together: seconds, new tokens a second, the share of prompt tokens that was
-        found in the servers' prefix caches, processor hours, requests sent again by reason.
-
-        A session that was killed left its turns but not its seconds: then `seconds` and `processor_hours` are None, and the
-        rest is that of the sessions that ended. None, too, what no session knows.
-        """
-        asked, new = 0, 0
-        for row in self.rows(turns):
-            asked, new = asked + row["prompt_tokens"], new + row["new_tokens"]
-        sessions = [row for row in self.rows("sessions.jsonl") if row["stage"] == stage]
-
-        def total(key: str) -> float:
-            return sum(row.get(key) or 0 for row in sessions)
-
-        seconds, known, looked_up = total("seconds"), total("new_tokens"), total("looked_up_tokens")
-        ended = bool(sessions) and known + total("reused_tokens") >= new  # more, where merged shards had some in common
-        hours = [row["seconds"] * row["processors"] / 3600 for row in sessions if row.get("processors")]
-        retries: Counter[str] = Counter()
-        for row in sessions:
-            retries.update(row.get("retries") or {})
-        return {
-            "prompt_tokens": asked,
-            "new_tokens": new,
-            "seconds": round(seconds, 1) if ended else None,
-            "tokens_per_s": round(known / seconds, 1) if seconds and known else None,
-            "cache_rate": round(total("cached_tokens") / looked_up, 4) if looked_up else None,
-            "processor_hours": round(sum(hours), 4) if ended and len(hours) == len(sessions) else None,
-            "processors": next((row["kind"] for row in sessions if row.get("kind")), None),
-            "scoring_s": round(total("scoring_s"), 1) if sessions else None,
-            "retries": dict(retries.most_common()),
-        }
-
     # -- one process at a time
 
     @contextmanager
@@ -170,89 +125,6 @@ class Run:
                     "Wait for it, or end it; two runs would write over each other.",
                 ) from None
             yield
-
-    # -- what another run has done already
-
-    def take_over(self, stage: str, fingerprint: str, before: Iterable[str], siblings: Iterable[Run]) -> Path | None:
-        """Copy a stage's files and marker from a sibling that finished the same work; the donor's folder, or None.
-
-        Only from one whose stages `before` are the very ones this run has (equal markers): the evaluation of an adapter
-        must not come to stand beside another adapter that was trained by the same recipe. Copies, not links: rows of a
-        taken-over file may be appended to here without changing the donor.
-        """
-        donor = self.donor(stage, fingerprint, dict.fromkeys(before, self), siblings)
-        if donor is None:
-            return None
-        for name in STAGE_FILES[stage]:
-            target = self[name]
-            shutil.rmtree(target, ignore_errors=True)
-            if donor[name].is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copytree(donor[name], target)
-        self.copy_files(donor, STAGE_FILES[stage])
-        for name in (stage, *({"evaluation": ["test_set", "blind"]}.get(stage, []))):
-            if (section := donor.metrics.get(name)) is not None:
-                self.add_metrics(name, section)
-            else:
-                self.drop_metrics(name)
-        shutil.copy2(donor[f"{stage}.done.json"], self[f"{stage}.done.json"])
-        return donor.folder
-
-    def donor(self, stage: str, fingerprint: str, before: Mapping[str, Run], siblings: Iterable[Run]) -> Run | None:
-        """The sibling that a stage can be taken over from (`take_over`); `before`: the stages before it, and whose work each is or
-        will be. None if there is none. Changes nothing."""
-        if stage == "evaluation" and self["evaluation/blind.jsonl"].is_file():
-            return None  # what people judged lies in that folder, and can't be made again
-        for donor in siblings:
-            if donor.folder == self.folder or not donor.is_done(stage, fingerprint):
-                continue
-            if any(donor.marker(b) != of.marker(b) for b, of in before.items()):
-                continue
-            # Report and cards tell what people judged, which belongs to no stage.
-            if "evaluation" in before and donor.metrics.get("blind") != before["evaluation"].metrics.get("blind"):
-                continue
-            if any(donor[name].exists() for name in STAGE_FILES.get(stage, ())):
-                return donor
-        return None
-
-    def outlook(
-        self, stages: Sequence[str], fingerprints: Mapping[str, str], siblings: Sequence[Run]
-    ) -> dict[str, Run]:
-        """What a run would not have to do: the stages from the first on that are done here (their value is this run) or that would be
-        taken over (the donor), up to the first one that is neither."""
-        out: dict[str, Run] = {}
-        for stage in stages:
-            ours = all(of is self for of in out.values())  # what is taken over ends what was made here after it
-            found = self if ours and self.is_done(stage, fingerprints[stage]) else None
-            found = found or self.donor(stage, fingerprints[stage], out, siblings)
-            if found is None:
-                break
-            out[stage] = found
-        return out
-
-    def adopt_rows(self, stage: str, fingerprint: str, siblings: Iterable[Run]) -> Path | None:
-        """Copy the rows of a sibling that began the same stage and didn't finish it, if we have none; its folder, or None.
-
-        A recipe that is changed further down while it samples goes on from what is there.
-        """
-        names = STAGE_FILES[stage]
-        if any(self[name].exists() for name in names):
-            return None
-        for donor in siblings:
-            same = donor.facts.get("fingerprints", {}).get(stage) == fingerprint
-            if donor.folder != self.folder and same and donor["turns.jsonl"].is_file():
-                self.copy_files(donor, names)  # they may be written to this moment: a torn last line is cut off later
-                return donor.folder
-        return None
-
-    def copy_files(self, donor: Run, names: Sequence[str]) -> None:
-        """What of these are files, whole or not at all; the first one is the last to be there. (A chain without its turns would
-        pass for one that needs none.)"""
-        there = [name for name in names if donor[name].is_file()]
-        for name in there:  # in this order: a donor that still writes has the turns of its chains on disk
-            shutil.copy2(donor[name], self[f"{name}.part"])
-        for name in reversed(there):
-            os.replace(self[f"{name}.part"], self[name])
 
 
 def siblings(runs: Path, recipe_name: str) -> list[Run]:
