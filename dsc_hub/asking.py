@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import models, pace, prompts
-from dsc_hub.chain import VetoText, no_veto
+from dsc_hub.chain.chain import VetoText, no_veto
 from dsc_hub.config.recipe import Generation
 from dsc_hub.config.recipe import veto as veto_of
 from dsc_hub.jobs import Job, announce_servers

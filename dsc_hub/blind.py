@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dsc_hub import stats
-from dsc_hub.chain import seed_of
+from dsc_hub.chain.chain import seed_of
 from dsc_hub.config.stages import MADE_FROM_IT
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import Answer

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsc_hub import models, serving, show
-from dsc_hub.chain import Message, Texts, seed_of
+from dsc_hub.chain.chain import Message, Texts, seed_of
 from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation

@@ -22,8 +22,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dsc_hub import hygiene, stats
-from dsc_hub.language import in_another_language
+from dsc_hub import stats
+from dsc_hub.chain import hygiene
+from dsc_hub.chain.language import in_another_language
+from dsc_hub.chain.subject import names, subject_of, without
+from dsc_hub.chain.text import phrases, words
 from dsc_hub.records import Prompt
 from dsc_hub.runs.verdict import (
     BETTER,
@@ -39,7 +42,6 @@ from dsc_hub.runs.verdict import (
     within_limits,
 )
 from dsc_hub.side_effects import variety
-from dsc_hub.text import phrases, words
 
 # The margins, stated in advance.
 SHARE_MARGIN = 0.10  # of a share of answers (0..1): by so much it may be worse than the base's
@@ -201,12 +203,11 @@ def _share(
 
 def _names_subject(pairs: Pairs, setting: Setting) -> Criterion:
     name = "names its subject"
-    places = [k for k, p in enumerate(pairs.prompts) if hygiene.subject_of(p)]
+    places = [k for k, p in enumerate(pairs.prompts) if subject_of(p)]
     if not places:
         return Criterion(name, "unmeasured", note="no prompt names its group, so the subject is not known")
     base, distilled = (
-        [hygiene.names(rows[k]["text"], hygiene.subject_of(pairs.prompts[k])) for k in places]
-        for rows in (pairs.base, pairs.distilled)
+        [names(rows[k]["text"], subject_of(pairs.prompts[k])) for k in places] for rows in (pairs.base, pairs.distilled)
     )
     return _share(name, base, distilled, [pairs.groups[k] for k in places], setting, less_is_better=False)
 
@@ -253,9 +254,9 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
 def phrases_of(row: Row, prompt: Prompt) -> set[str]:
     """An answer's phrases of PHRASE_WORDS words and whole sentences, the subject's name as one mark, so that "X is a
     wonderful film that everybody should see" is the same whatever X."""
-    subject = hygiene.subject_of(prompt)
-    out = {" ".join(g) for g in phrases(hygiene.without(row["text"], subject), PHRASE_WORDS)}
-    sentences = (hygiene.without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row["text"]))
+    subject = subject_of(prompt)
+    out = {" ".join(g) for g in phrases(without(row["text"], subject), PHRASE_WORDS)}
+    sentences = (without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row["text"]))
     return out | {" ".join(s) for s in sentences if len(s) >= SENTENCE_WORDS}
 
 
@@ -288,7 +289,7 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
             rules.meta_talk != "keep",
         ),
         "no more repetition": (
-            lambda row, prompt: hygiene.repeats_itself(row["text"], hygiene.subject_of(prompt)),
+            lambda row, prompt: hygiene.repeats_itself(row["text"], subject_of(prompt)),
             rules.repeated < 1,
         ),
         "no more in another language": (

@@ -18,13 +18,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub.chain import NOT_BETTER, Texts
+from dsc_hub.chain.chain import NOT_BETTER, Texts
+from dsc_hub.chain.subject import subject_of, without
+from dsc_hub.chain.text import phrases
 from dsc_hub.config.recipe import Recipe, least_gain
 from dsc_hub.errors import DataError
-from dsc_hub.hygiene import subject_of, without
 from dsc_hub.records import SPLITS, Chain, Prompt, from_row
 from dsc_hub.runs.run import Run
-from dsc_hub.text import phrases
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STEP = pa.struct(

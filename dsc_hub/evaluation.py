@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import arms, claim, hygiene, side_effects, stats
+from dsc_hub import arms, claim, side_effects, stats
+from dsc_hub.chain import hygiene
+from dsc_hub.chain.hygiene import REPEATED_3GRAMS
 from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import SCORERS, Recipe
-from dsc_hub.hygiene import REPEATED_3GRAMS
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs import verdict
 from dsc_hub.runs.run import Run

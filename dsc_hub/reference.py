@@ -19,11 +19,11 @@ from typing import Any
 import yaml
 
 from dsc_hub import diagnostics, jobs, pipeline, sampling
-from dsc_hub.acceptance import make_rule
-from dsc_hub.chain import Message, Texts, dice_of, run_chain
+from dsc_hub.chain.acceptance import make_rule
+from dsc_hub.chain.chain import Message, Texts, dice_of, run_chain
+from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ConfigError, DataError
-from dsc_hub.hygiene import inspect
 from dsc_hub.jobs import Job
 from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
 from dsc_hub.system.files import write_whole

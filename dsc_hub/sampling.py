@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from dsc_hub import stats
-from dsc_hub.acceptance import make_rule
-from dsc_hub.chain import (
+from dsc_hub.chain.acceptance import make_rule
+from dsc_hub.chain.chain import (
     BY_VETO,
     NOT_BETTER,
     NOT_COMPARABLE,
@@ -33,11 +33,11 @@ from dsc_hub.chain import (
     run_chain,
     seed_of,
 )
+from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.flow import Flow, go_on
 from dsc_hub.generation import Completion, RequestFailed
-from dsc_hub.hygiene import inspect
 from dsc_hub.level import FIRST
 from dsc_hub.records import Chain, Prompt, Role, Turn, from_row, word
 from dsc_hub.runs.jsonl import Rows

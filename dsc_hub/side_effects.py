@@ -12,12 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rapidfuzz.distance import LCSseq
-
-from dsc_hub import hygiene, stats
+from dsc_hub import stats
+from dsc_hub.chain import hygiene, subject
+from dsc_hub.chain.text import distinct, ngrams, similarity, words
 from dsc_hub.metrics.safety.refusal import refuses
 from dsc_hub.records import Prompt
-from dsc_hub.text import ngrams, words
 
 Row = Mapping[str, Any]  # an evaluated answer: arm, prompt_id, sample, group, text, finish_reason, new_tokens
 
@@ -47,20 +46,6 @@ def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
     for name, about in MEASURES.items():
         out |= {name: about} | (by_kind if name == "refuses" else {})
     return out
-
-
-def similarity(one: str, other: str) -> float | None:
-    """ROUGE-L F1 of two texts' words (characters in scripts without spaces), 0..1: twice their longest common
-    subsequence over their lengths together (C.-Y. Lin, 2004). None if both have no words."""
-    a, b = words(one), words(other)
-    return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a or b else None
-
-
-def distinct(texts: Sequence[str], n: int, most: int | None = None) -> float | None:
-    """Different n-grams over all n-grams of the texts, 0..1 (Li et al., NAACL 2016); of the first `most` if given, since of
-    a longer text a smaller share is new. None without any."""
-    grams = [g for text in texts for g in ngrams(words(text), n)][:most]
-    return len(set(grams)) / len(grams) if grams else None
 
 
 def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float | None], int]:
@@ -135,7 +120,7 @@ def _values(
         "stops": lambda k, r: r["finish_reason"] == "stop",
         "refuses": lambda k, r: refuses(r["text"]),
         "meta_talk": lambda k, r: hygiene.talks_about_the_conversation(r["text"]),
-        "repeats": lambda k, r: hygiene.repeats_itself(r["text"], hygiene.subject_of(by_id[r["prompt_id"]])),
+        "repeats": lambda k, r: hygiene.repeats_itself(r["text"], subject.subject_of(by_id[r["prompt_id"]])),
         "similarity": lambda k, r: similarity(r["text"], base[k]["text"]) if k in base else None,
     }
     found = {name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in of.items()}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dsc_hub import arms, evaluation, preflight
-from dsc_hub.chain import no_veto, seed_of
+from dsc_hub.chain.chain import no_veto, seed_of
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ADAPTER, ARMS
 from dsc_hub.config.recipe import Recipe

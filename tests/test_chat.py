@@ -150,7 +150,7 @@ def test_both_are_asked_the_same_with_one_seed_and_shown_side_by_side(tmp_path, 
 
 
 def test_a_held_out_prompt_is_asked_with_the_seed_of_its_evaluation():
-    from dsc_hub.chain import seed_of
+    from dsc_hub.chain.chain import seed_of
     from dsc_hub.config.recipe import Recipe
     from dsc_hub.records import prompt_id
 

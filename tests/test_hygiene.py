@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dsc_hub.chain.hygiene import DEFECTS, copies, inspect, repeats_itself, strip_opening
+from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.config.recipe import HygieneSection
-from dsc_hub.hygiene import DEFECTS, copies, inspect, names, repeats_itself, strip_opening, subject_of, without
 from dsc_hub.records import Prompt
 from tests.benchmarks.hygiene import labelled, measure
 

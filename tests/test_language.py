@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dsc_hub.language import foreign
+from dsc_hub.chain.language import foreign
 from tests.benchmarks.hygiene import labelled
 from tests.conftest import ROOT
 

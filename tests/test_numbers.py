@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from pydantic import ValidationError
 
 from dsc_hub import diagnostics, evaluation, sampling, side_effects, stats
-from dsc_hub.chain import NOT_COMPARABLE
+from dsc_hub.chain.chain import NOT_COMPARABLE
 from dsc_hub.cli import cli
 from dsc_hub.config import recipe_files
 from dsc_hub.errors import RunError

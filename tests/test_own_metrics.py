@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import metrics
-from dsc_hub.chain import LOST_MEANING, TOO_SHORT
+from dsc_hub.chain.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.config import recipe
 from dsc_hub.config.recipe import Recipe, Reward
 from dsc_hub.errors import ConfigError, DataError, MetricError

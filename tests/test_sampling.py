@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub import prompts, sampling
-from dsc_hub.chain import LOST_MEANING
+from dsc_hub.chain.chain import LOST_MEANING
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError

@@ -8,8 +8,9 @@ import math
 import pytest
 
 from dsc_hub import side_effects
+from dsc_hub.chain.text import distinct, similarity
 from dsc_hub.records import Prompt
-from dsc_hub.side_effects import distinct, refuses, similarity
+from dsc_hub.side_effects import refuses
 
 
 @pytest.mark.parametrize(

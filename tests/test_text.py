@@ -9,9 +9,10 @@ import unicodedata
 
 import pytest
 
-from dsc_hub.hygiene import repeats_itself, without
+from dsc_hub.chain.hygiene import repeats_itself
+from dsc_hub.chain.subject import without
+from dsc_hub.chain.text import bare, has_name, ngrams, phrases, words
 from dsc_hub.metrics.similarity import similarity
-from dsc_hub.text import bare, has_name, ngrams, phrases, words
 from tests.conftest import ROOT
 
 UNSPACED = [

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain import LOST_MEANING, TOO_SHORT
+from dsc_hub.chain.chain import LOST_MEANING, TOO_SHORT
+from dsc_hub.chain.language import foreign, language_name
+from dsc_hub.chain.text import words
 from dsc_hub.config import recipe as recipes
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import DscError, MetricError
-from dsc_hub.language import foreign, language_name
 from dsc_hub.metrics.identity import (
     HEAD,
     SHIPPED,
@@ -33,7 +34,6 @@ from dsc_hub.metrics.identity import (
 )
 from dsc_hub.metrics.own_code import EXAMPLE, described
 from dsc_hub.records import Prompt, Score
-from dsc_hub.text import words
 
 __all__ = ["HEAD", "SHIPPED", "Code", "Scorer", "identify", "is_packaged", "is_shipped", "load", "of_no_kind"]
 

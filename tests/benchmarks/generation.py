@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from dsc_hub import engine, models, serving
-from dsc_hub.chain import Texts
+from dsc_hub.chain.chain import Texts
 from dsc_hub.config.recipe import Generation, Model, Serving
 from dsc_hub.generation import Generator
 from dsc_hub.records import Prompt, Turn

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import hygiene, stats
+from dsc_hub import stats
+from dsc_hub.chain import hygiene
 
 DATA = Path(__file__).parent.parent / "data" / "labelled_texts.jsonl"
 DETECTORS: dict[str, Callable[[dict[str, Any]], bool]] = {

@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import claim, evaluation, hygiene, metrics, models, stats
-from dsc_hub.chain import seed_of
+from dsc_hub import claim, evaluation, metrics, models, stats
+from dsc_hub.chain import hygiene, subject
+from dsc_hub.chain.chain import seed_of
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.generation import Completion, Generator
 from dsc_hub.records import Prompt
@@ -99,7 +100,7 @@ def _judge(answered: Any, name: str, prompts: list[Prompt], scored: dict[str, An
         d = stats.paired_rows(pooled["distilled"], pooled["base"], n)
         means = {arm: stats.estimate(*zip(*_scored(of, n), strict=True))["mean"] for arm, of in pooled.items()}
         print(f"  {n}: {means['base']:+.3f} -> {means['distilled']:+.3f}  ({d['low']:+.2f} to {d['high']:+.2f})")
-    subjects = [hygiene.subject_of(p) for p in prompts]
+    subjects = [subject.subject_of(p) for p in prompts]
     for arm in (None, name):
         repeats = [
             sum(hygiene.repeats_itself(r["text"], s) for r, s in zip(k, subjects, strict=True)) for k in answered[arm]

@@ -12,8 +12,9 @@ import re
 import datasets
 import evaluate
 
-from dsc_hub import hygiene, side_effects
-from dsc_hub.text import words
+from dsc_hub import side_effects
+from dsc_hub.chain import hygiene
+from dsc_hub.chain.text import distinct, repeated_share, words
 
 _DESCRIPTION = """\
 One number about each text that says nothing of the wish.
@@ -49,7 +50,7 @@ SHARE = (0.0, 1.0)
 SCORERS = {  # how each is counted, its unit, whether more is better, and its range
     "refusal": (lambda text: float(side_effects.refuses(text)), "refusals, 0 or 1", False, SHARE),
     "length": (lambda text: float(len(words(text))), "words", True, (0.0, None)),
-    "diversity": (lambda text: side_effects.distinct([text], 2), "share of different word pairs", True, SHARE),
+    "diversity": (lambda text: distinct([text], 2), "share of different word pairs", True, SHARE),
     "meta_talk": (
         lambda text: float(hygiene.talks_about_the_conversation(text)),
         "talk about the conversation, 0 or 1",
@@ -57,7 +58,7 @@ SCORERS = {  # how each is counted, its unit, whether more is better, and its ra
         SHARE,
     ),
     "repetition": (
-        lambda text: hygiene.repeated_share(words(text), 3),
+        lambda text: repeated_share(words(text), 3),
         "share of repeated 3-grams",
         False,
         SHARE,
@@ -101,7 +102,7 @@ class SideEffects(evaluate.Measurement):
                 "" if s is not None else "too short" if i in found else "no words" for i, s in enumerate(scores)
             ],
             "mean": sum(scored) / len(scored) if scored else None,
-            "across": side_effects.distinct(texts, 2) if self.config_name == "diversity" else None,
+            "across": distinct(texts, 2) if self.config_name == "diversity" else None,
             "n_unscored": len(scores) - len(scored),
         }
 

@@ -41,7 +41,7 @@ booktitle={Text Summarization Branches Out}, year={2004}}
 author={Reimers, Nils and Gurevych, Iryna}, booktitle={EMNLP}, year={2019}}
 """
 WINDOW = 250  # tokens
-# Letters of scripts that put no spaces between words: each is one, with its marks. As dsc_hub/text.py has them, which
+# Letters of scripts that put no spaces between words: each is one, with its marks. As dsc_hub/chain/text.py has them, which
 # is not installed where this file stands alone.
 _UNSPACED = (
     "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"

@@ -10,7 +10,10 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
+
+from rapidfuzz.distance import LCSseq
 
 # Letters of scripts that put no spaces between words, as ranges of a regular expression; their digits are left out,
 # which make one number. Of a Chinese or Japanese word two letters are as much as a word of English, of the alphabets
@@ -110,3 +113,25 @@ def _marks() -> str:
         else:
             out.append([code, code])
     return "".join(f"{chr(a)}-{chr(b)}" for a, b in out)
+
+
+def repeated_share(found: Sequence[str], n: int) -> float:
+    """Share of a list of words' n-grams that occurred before in it, 0..1; 0 for fewer than n words. In scripts without
+    spaces they are as much longer as `text.phrases` makes them."""
+    grams = Counter(phrases(found, n))
+    total = grams.total()
+    return (total - len(grams)) / total if total else 0.0
+
+
+def similarity(one: str, other: str) -> float | None:
+    """ROUGE-L F1 of two texts' words (characters in scripts without spaces), 0..1: twice their longest common
+    subsequence over their lengths together (C.-Y. Lin, 2004). None if both have no words."""
+    a, b = words(one), words(other)
+    return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a or b else None
+
+
+def distinct(texts: Sequence[str], n: int, most: int | None = None) -> float | None:
+    """Different n-grams over all n-grams of the texts, 0..1 (Li et al., NAACL 2016); of the first `most` if given, since of
+    a longer text a smaller share is new. None without any."""
+    grams = [g for text in texts for g in ngrams(words(text), n)][:most]
+    return len(set(grams)) / len(grams) if grams else None

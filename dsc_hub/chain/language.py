@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from dsc_hub.text import words
+from dsc_hub.chain.text import words
 
 SURE = 0.5  # probability from which a language counts as known: broken or very short texts have none
 SURELY = 0.9  # probability from which a text counts as foreign, and is not scored
