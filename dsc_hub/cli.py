@@ -450,7 +450,7 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
     REPO is USER/NAME, of a dataset or a model, at HF_ENDPOINT (the public Hub by default).
     """
     from dsc_hub import show
-    from dsc_hub.pull import pull as fetched
+    from dsc_hub.hub.pull import pull as fetched
 
     found = fetched(reference, folder)
     if as_json:

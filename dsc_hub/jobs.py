@@ -150,13 +150,13 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
         if where := origin.of_another(path):
             untrusted.check_downloaded(path, where, overrides)
         return path, recipe_files.load(path, overrides)
-    from dsc_hub import hub
+    from dsc_hub.hub import client
 
     repo = reference.removeprefix("hub:")
-    path = hub.pull_recipe(repo)
+    path = client.pull_recipe(repo)
     pulled = untrusted.read(reference, path, overrides)
     for name in filter(None, (pulled.prompts.path, pulled.prompts.values)):
-        hub.pull_beside(path, repo, name)
+        client.pull_beside(path, repo, name)
     return path, recipe_files.load(path, overrides)
 
 
@@ -166,7 +166,7 @@ def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequ
     source = reference.removeprefix("hub:") if reference.startswith("hub:") else origin.of_another(path)
     if not source:
         return {}
-    from dsc_hub.targets import Stranger
+    from dsc_hub.hub.repos import Stranger
 
     keys, named = {o.partition("=")[0].strip() for o in overrides}, checked.publish
     stranger = Stranger(source, hashing.file_hash(path))
@@ -201,16 +201,16 @@ def hub_account(checked: Recipe) -> Iterator[Any]:
 @contextlib.contextmanager
 def account_at(to: str, owner: str | None) -> Iterator[Any]:
     """An account at the user's own Hub ("hub") or at the embedded one ("local"), which runs while the block does."""
-    from dsc_hub import hub
+    from dsc_hub.hub.account import login, prepare_for_embedded
 
     if to == "hub":
-        yield hub.login(owner)
+        yield login(owner)
         return
     from dsc_hub.local_hub.server import running
 
-    hub.prepare_for_embedded()
+    prepare_for_embedded()
     with running() as address:
-        yield hub.login(owner, address.endpoint, address.token)
+        yield login(owner, address.endpoint, address.token)
 
 
 def set_owner(job: Job, account: Any) -> None:
@@ -296,7 +296,8 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     if "distill" not in outlook:
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
-        from dsc_hub import publish_metric, targets
+        from dsc_hub import publish_metric
+        from dsc_hub.hub import repos as hub_repos
 
         wanted, by = _repos(job.recipe, account.owner), job.names_by.get("base")
         base = {p.name: p for pattern in models.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
@@ -310,14 +311,14 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
             files = sorted(set(metric_files(job.recipe).values()))
             problems += publish_metric.preflight(account, job.path.parent, files, how)
             spaces = [f"space {account.owner}/{publish_metric.name_of(file)}" for file in files]
-        problems += targets.preflight(account, [targets.of(how, *kind) for kind in kinds])
+        problems += hub_repos.preflight(account, [hub_repos.of(how, *kind) for kind in kinds])
         if how.collection and how.private:
-            problems += targets.collection_is_public(account, how.collection)
-        problems += targets.oversized(f"base '{wanted['base']}'", base)
+            problems += hub_repos.collection_is_public(account, how.collection)
+        problems += hub_repos.oversized(f"base '{wanted['base']}'", base)
         metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
         metadata["language"] = [job.recipe.publish.language]
         for repo_type in ("dataset", "model"):
-            problems += [p for p in targets.check_card(account, repo_type, metadata) if p not in problems]
+            problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
         total = f"at most about {estimate['disk_bytes'] / 1e9:.2f} GB together"
         if any(name.endswith(".safetensors") for name in base):  # a model of a Hub isn't fetched for a plan
             total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"

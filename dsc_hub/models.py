@@ -57,9 +57,9 @@ def identify(section: Model) -> BaseModel:
         folder = _expanded(section.source)
         _check_folder(folder)
         return BaseModel(section.source, folder.name, folder_hash(folder), section.license, "from a local folder")
-    from dsc_hub import hub
+    from dsc_hub.hub import client
 
-    info = hub.model_info(section.source, section.revision)
+    info = client.model_info(section.source, section.revision)
     return BaseModel(
         section.source, section.source, info.commit, section.license or info.license, upstream=section.source
     )
@@ -75,9 +75,9 @@ def materialize(model: BaseModel, weights: bool = True) -> Path:
     elif is_folder(model.source):
         folder = _expanded(model.source).resolve()
     else:
-        from dsc_hub import hub
+        from dsc_hub.hub import client
 
-        folder = hub.download_model(model.source, model.commit, WANTED if weights else WANTED[1:])
+        folder = client.download_model(model.source, model.commit, WANTED if weights else WANTED[1:])
     _check_folder(folder, weights)
     return folder
 

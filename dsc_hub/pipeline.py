@@ -70,7 +70,7 @@ def evaluate_adapter(job: Job, reference: str) -> Job:
 
     ConfigError if `reference` is no hub:USER/REPO, or if the adapter was trained on another base.
     """
-    from dsc_hub import hub
+    from dsc_hub.hub import client
 
     _one_process()
     if not reference.startswith("hub:"):
@@ -82,7 +82,7 @@ def evaluate_adapter(job: Job, reference: str) -> Job:
     if "distilled" not in job.recipe.evaluation.arms:
         raise ConfigError(f"evaluation.arms: {', '.join(job.recipe.evaluation.arms)} has no 'distilled' to score")
     repo = reference.removeprefix("hub:")
-    folder, commit = hub.pull_adapter(repo)
+    folder, commit = client.pull_adapter(repo)
     name = repo.partition("@")[0]
     adapters.check(reference, folder, job.model, repo_names(job.recipe)["base"])
     distill = adapters.trained_how(reference, folder)

@@ -33,9 +33,9 @@ WORDING_GROUPS = 2  # unless more training groups than these share it too
 def identify(section: Prompts, base: Path) -> str:
     """Which prompts are meant, exactly, as part of the run's identity: hash of the files' bytes, or the dataset's commit."""
     if section.dataset:
-        from dsc_hub import hub
+        from dsc_hub.hub import client
 
-        return f"{section.dataset}@{hub.dataset_commit(section.dataset, section.revision)}"
+        return f"{section.dataset}@{client.dataset_commit(section.dataset, section.revision)}"
     h = hashlib.sha256()
     for name in (section.path, section.values):
         if name:
@@ -254,9 +254,9 @@ def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
 
 
 def _from_dataset(section: Prompts, revision: str) -> Iterator[Row]:
-    from dsc_hub import hub
+    from dsc_hub.hub import client
 
-    rows = hub.dataset_rows(str(section.dataset), section.dataset_config, section.dataset_split, revision)
+    rows = client.dataset_rows(str(section.dataset), section.dataset_config, section.dataset_split, revision)
     yield from _from_rows(section, rows, f"dataset {section.dataset}, {section.dataset_split}")
 
 

@@ -17,9 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dsc_hub import hub, publish_metric, push, targets
+from dsc_hub import publish_metric
 from dsc_hub.config.recipe import PUBLISHERS_OWN, SCORERS, SERVERS, Publish, is_folder, publishes_rejected
 from dsc_hub.errors import HubError, RunError
+from dsc_hub.hub import push
+from dsc_hub.hub import repos as hub_repos
+from dsc_hub.hub.account import Account, web_address
 from dsc_hub.metrics.identity import commit_of
 from dsc_hub.models import WANTED
 from dsc_hub.runs.run import Run
@@ -170,12 +173,12 @@ def _recipe_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[st
 
 def publish(
     run: Run,
-    account: hub.Account,
+    account: Account,
     model_folder: Path,
     recipe_folder: Path,
     settings: Publish,
     render_cards: Callable[[], Any],
-    names_by: Mapping[str, targets.Stranger] | None = None,
+    names_by: Mapping[str, hub_repos.Stranger] | None = None,
 ) -> dict[str, Any]:
     """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
     `settings` says how (private, branch, tag, collection); where to, run.json; `names_by` which of the names somebody else's recipe
@@ -205,7 +208,7 @@ def publish(
             size = sum(p.stat().st_size for p in files.values())
             seen = "private" if settings.private else "PUBLIC"
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = targets.of(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
+            target = hub_repos.of(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
             if kind == "base":
                 target = replace(target, gated=None, named_by=by and by.with_weights(files.values()))
             try:
@@ -219,7 +222,7 @@ def publish(
                 "commit": commit,
                 "files": len(files),
                 "bytes": size,
-                "address": hub.web_address(account, repo_type, repos[kind]),
+                "address": web_address(account, repo_type, repos[kind]),
             }
     out |= {f"metric {Path(file).stem}": space for file, space in spaces.items()}
     if settings.collection:
@@ -243,20 +246,20 @@ def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[st
     return out
 
 
-def _publish_metric(account: hub.Account, file: str, made: Mapping[str, Path], settings: Publish) -> dict[str, Any]:
+def _publish_metric(account: Account, file: str, made: Mapping[str, Path], settings: Publish) -> dict[str, Any]:
     target = publish_metric.space(account, publish_metric.name_of(file), settings.private, settings.overwrite)
     say(f"publish  metric {file} -> {target.repo}  {'private' if settings.private else 'PUBLIC'}")
     return publish_metric.put(account, target, made, file) | {"type": "space"}
 
 
-def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: hub.Account) -> None:
+def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: Account) -> None:
     """Look at all that is to go up before any of it does. RunError for a path of this machine, HubError with every card that
     the Hub refuses and every file that it won't take."""
     problems = []
     for kind, (repo_type, files) in planned.items():
         _check_no_paths(files, local)
-        problems += targets.oversized(kind, files)
+        problems += hub_repos.oversized(kind, files)
         card = files["README.md"].read_text(encoding="utf-8")
-        problems += [f"{kind}: {p}" for p in targets.check_readme(account, repo_type, card)]
+        problems += [f"{kind}: {p}" for p in hub_repos.check_readme(account, repo_type, card)]
     if problems:
         raise HubError("\n  ".join(["this can't be published:", *problems]), "Nothing was sent.")

@@ -12,9 +12,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dsc_hub import __version__, hub, push, targets
+from dsc_hub import __version__
 from dsc_hub.config.recipe import Publish
 from dsc_hub.errors import ConfigError
+from dsc_hub.hub import push, repos
+from dsc_hub.hub.account import Account, web_address
 from dsc_hub.metrics import own_code
 from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.system.files import packaged_folder, write_whole
@@ -72,7 +74,7 @@ def name_of(file: str) -> str:
     return Path(file).stem.lower().replace("-", "_")
 
 
-def preflight(account: hub.Account, folder: Path, files: Sequence[str], how: Publish) -> list[str]:
+def preflight(account: Account, folder: Path, files: Sequence[str], how: Publish) -> list[str]:
     """What stands in the way of publishing the metric files in a recipe's folder as Spaces; empty if nothing does."""
     problems = []
     for file in files:
@@ -86,8 +88,8 @@ def preflight(account: hub.Account, folder: Path, files: Sequence[str], how: Pub
         return problems
     for file in files:
         target = space(account, name_of(file), how.private, how.overwrite)
-        problems += targets.preflight(account, [target])
-        if not how.private and targets.is_private(account, target):
+        problems += repos.preflight(account, [target])
+        if not how.private and repos.is_private(account, target):
             problems.append(
                 f"{target} exists and is private, but the recipe publishes publicly: nobody could load its metric"
             )
@@ -102,12 +104,12 @@ def _objections(file: Path, name: str) -> Iterator[str]:
         yield f"imports {needed[0]} from beside it, which a Space doesn't have; put it into the file"
 
 
-def space(account: hub.Account, name: str, private: bool, overwrite: bool = False) -> targets.Target:
+def space(account: Account, name: str, private: bool, overwrite: bool = False) -> repos.Target:
     """Where a metric goes: the main branch of a Space, whatever branch, tag or pull request a run is published to."""
-    return targets.Target("space", f"{account.owner}/{name}", private, overwrite=overwrite)
+    return repos.Target("space", f"{account.owner}/{name}", private, overwrite=overwrite)
 
 
-def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict[str, Any]:
+def publish(metric: str, account: Account, name: str, private: bool) -> dict[str, Any]:
     """Put it up in one commit, read back: {repo, commit, address, load, files, bytes}. Publishing the same again changes nothing."""
     if not metric.endswith(".py") and metric not in SHIPPED:
         raise ConfigError(
@@ -118,14 +120,14 @@ def publish(metric: str, account: hub.Account, name: str, private: bool) -> dict
     else:
         own_code.check_source(Path(metric))
         problems = [f"{metric} {objection}" for objection in _objections(Path(metric), name)]
-    problems = problems or targets.preflight(account, [space(account, name, private)])
+    problems = problems or repos.preflight(account, [space(account, name, private)])
     if problems:
         raise ConfigError(f"{metric} can't be published", problems=problems)
     with tempfile.TemporaryDirectory() as work:
         return put(account, space(account, name, private), files(metric, name, Path(work)), metric)
 
 
-def put(account: hub.Account, target: targets.Target, made: Mapping[str, Path], metric: str) -> dict[str, Any]:
+def put(account: Account, target: repos.Target, made: Mapping[str, Path], metric: str) -> dict[str, Any]:
     """Push a metric's `files`: {repo, commit, address, load, files, bytes}."""
     size = sum(p.stat().st_size for p in made.values())
     with tempfile.TemporaryDirectory() as work:
@@ -133,7 +135,7 @@ def put(account: hub.Account, target: targets.Target, made: Mapping[str, Path], 
     scorer = next(iter(SHIPPED[metric].scorers)) if metric in SHIPPED else None
     load = f'evaluate.load("{target.repo}"' + (f', config_name="{scorer}")' if scorer else ")")
     about = {"repo": target.repo, "commit": commit, "files": len(made), "bytes": size}
-    return about | {"address": hub.web_address(account, "space", target.repo), "load": load}
+    return about | {"address": web_address(account, "space", target.repo), "load": load}
 
 
 def _text(file: Path) -> str:

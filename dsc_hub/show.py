@@ -28,7 +28,7 @@ from dsc_hub.runs.verdict import verdict_of
 from dsc_hub.system.progress import CleanConsole, duration
 
 if TYPE_CHECKING:
-    from dsc_hub.pull import Pulled
+    from dsc_hub.hub.pull import Pulled
     from dsc_hub.verify import Check
 
 _WIDTH = 200  # where there is no terminal to ask

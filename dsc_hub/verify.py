@@ -21,13 +21,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, hub, prompts, sampling
+from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, prompts, sampling
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
 from dsc_hub.config.origin import MARK
 from dsc_hub.config.recipe import Recipe, publishes_rejected
 from dsc_hub.errors import DscError, HubError
-from dsc_hub.pull import Pulled, differences, kind_of, pull
+from dsc_hub.hub import client
+from dsc_hub.hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.run import Run
@@ -62,10 +63,10 @@ def verify(reference: str, rescore: bool = False) -> tuple[Pulled, list[Check]]:
 
     With `rescore`, the packaged scorers score the answers of the dataset again. HubError if it is not there or none of ours.
     """
-    there = hub.listing(reference.removeprefix("hub:"))  # looked at before anything large is fetched
-    if hub.MANIFEST not in there.files or kind_of(there.repo_type, there.files) not in ("dataset", "adapter"):
+    there = client.listing(reference.removeprefix("hub:"))  # looked at before anything large is fetched
+    if client.MANIFEST not in there.files or kind_of(there.repo_type, there.files) not in ("dataset", "adapter"):
         raise HubError(
-            f"hub:{there.repo} is no dataset or adapter that dsc published ({hub.MANIFEST} or its files are not there)",
+            f"hub:{there.repo} is no dataset or adapter that dsc published ({client.MANIFEST} or its files are not there)",
             "Name the repo of a dataset or an adapter; `dsc pull` takes any.",
         )
     with tempfile.TemporaryDirectory(prefix="dsc-verify-") as work:
@@ -103,9 +104,9 @@ def _checked(works: Sequence[Work]) -> list[Check]:
 
 def _manifest(pulled: Pulled) -> Check:
     found = differences(pulled.folder)
-    listed = read_object(pulled.folder / hub.MANIFEST)["files"]
+    listed = read_object(pulled.folder / client.MANIFEST)["files"]
     extra = sorted(
-        str(p.relative_to(pulled.folder)) for p in pulled.folder.rglob("*") if p.is_file() and p.name != hub.MANIFEST
+        str(p.relative_to(pulled.folder)) for p in pulled.folder.rglob("*") if p.is_file() and p.name != client.MANIFEST
     )
     extra = [name for name in extra if name not in listed and name != MARK]
     untaken = [n for n in pulled.left_out if n in listed]

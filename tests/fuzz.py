@@ -32,12 +32,14 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from dsc_hub import cards, hub, jobs, prompts, publish
+from dsc_hub import cards, jobs, prompts, publish
 from dsc_hub.config import recipe_files, untrusted
 from dsc_hub.errors import DscError
+from dsc_hub.hub.account import login
+from dsc_hub.hub.client import MANIFEST
+from dsc_hub.hub.pull import pull
 from dsc_hub.local_hub import app
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.pull import pull
 from dsc_hub.verify import verify
 from tests import small_run
 from tests.conftest import FILMS, RECIPE
@@ -172,7 +174,7 @@ class Repo:
         (place / "made" / "films.txt").write_text(FILMS)
         (place / "made" / "recipe.yaml").write_text(RECIPE)
         run, r = small_run.make(place / "run", place / "made" / "recipe.yaml")
-        account = hub.login(None, address.endpoint, address.token)
+        account = login(None, address.endpoint, address.token)
         self.api: HfApi = account.api
         publish.publish(run, account, place, place / "made", r.publish, lambda: cards.build(run))
         self.repos = {"dataset": "local/little-dsc", "model": "local/little-dsc-lora"}
@@ -195,9 +197,9 @@ class Repo:
             self._change(files, rng)
         if rng.random() < 0.6:
             with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
-                manifest = json.loads(files[hub.MANIFEST])
-                manifest["files"] = {n: signature(d) for n, d in files.items() if n != hub.MANIFEST}
-                files[hub.MANIFEST] = json.dumps(manifest).encode()
+                manifest = json.loads(files[MANIFEST])
+                manifest["files"] = {n: signature(d) for n, d in files.items() if n != MANIFEST}
+                files[MANIFEST] = json.dumps(manifest).encode()
         self.n += 1
         repo, branch = self.repos[kind], f"case{self.n}"
         self.api.create_branch(repo, branch=branch, repo_type=kind)

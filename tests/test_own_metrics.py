@@ -236,7 +236,7 @@ def test_it_is_on_by_default_for_privacy_alone():
     [(), ("ann/other@" + "a" * 40,), ("ann/kindness@" + "b" * 40,), ("ann/kindness@" + "a" * 7,)],
 )
 def test_a_spaces_code_runs_only_where_it_is_allowed(allowed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dsc_hub.hub.space_commit", lambda repo, revision: "a" * 40)
+    monkeypatch.setattr("dsc_hub.hub.client.space_commit", lambda repo, revision: "a" * 40)
     section = Reward(metric="ann/kindness", scorer="vader")
     with pytest.raises(ConfigError, match=r"--allow-code ann/kindness@a{40}"):
         metrics.identify(section, metrics.Code(allowed=allowed))

@@ -153,9 +153,9 @@ def _measurement(section: recipes.Scorer, identity: str, folder: Path) -> Any:
     elif section.metric.endswith(".py"):
         path = folder / section.metric
     else:
-        from dsc_hub import hub
+        from dsc_hub.hub import client
 
-        path = hub.space_module(section.metric, str(commit))
+        path = client.space_module(section.metric, str(commit))
     try:
         measurement = evaluate.load(
             str(path.absolute()),  # a cached Space is links, which have the names that `evaluate` asks for

@@ -172,9 +172,9 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
             f"{section.metric} has no scorer '{section.scorer}'{_meant(section.scorer, list(shipped.scorers))}",
             f"Packaged: {', '.join(shipped.scorers)}{models}.",
         )
-    from dsc_hub import hub
+    from dsc_hub.hub import client
 
-    commit = hub.model_info(section.scorer, section.revision).commit
+    commit = client.model_info(section.scorer, section.revision).commit
     return f"{section.metric}/{section.scorer}{_options(section)}@{commit}"
 
 
@@ -232,9 +232,9 @@ def _hash(path: Path) -> str:
 
 def _allowed(section: Scorer, allowed: Sequence[str]) -> str:
     """The commit of the Space, if its code may run here. It is looked up before anything of it is fetched."""
-    from dsc_hub import hub
+    from dsc_hub.hub import client
 
-    commit = hub.space_commit(section.metric, section.revision)
+    commit = client.space_commit(section.metric, section.revision)
     for one in allowed:
         if one == f"{section.metric}@{commit}" and re.fullmatch(r"[0-9a-f]{40}", commit):
             return commit

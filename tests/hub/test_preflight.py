@@ -11,12 +11,14 @@ import pytest
 from faults import Faulty
 from huggingface_hub import HfApi
 
-from dsc_hub import hub, push, targets
 from dsc_hub.errors import HubError
+from dsc_hub.hub import account as hub_account
+from dsc_hub.hub import push as hub_push
+from dsc_hub.hub import repos
+from dsc_hub.hub.repos import Target
 from dsc_hub.local_hub.app import make_app
 from dsc_hub.local_hub.server import hosted
 from dsc_hub.local_hub.store import Store
-from dsc_hub.targets import Target
 
 TOKEN = "hf_" + "t" * 34
 
@@ -32,18 +34,22 @@ class Bench:
     def api(self) -> HfApi:
         return HfApi(endpoint=self.endpoint, token=TOKEN)
 
-    def login(self) -> hub.Account:
-        return hub.login(None, self.endpoint, TOKEN)
+    def login(self) -> hub_account.Account:
+        return hub_account.login(None, self.endpoint, TOKEN)
 
     def push(self, text: str = "{}", **how: Any) -> str:
         (self.work / "row.json").write_text(text)
         target = Target("dataset", "local/data", **({"private": True} | how))
-        return push.push(
-            hub.Account(self.endpoint, "local", TOKEN), target, {"row.json": self.work / "row.json"}, "m", self.work
+        return hub_push.push(
+            hub_account.Account(self.endpoint, "local", TOKEN),
+            target,
+            {"row.json": self.work / "row.json"},
+            "m",
+            self.work,
         )
 
     def told(self, *of: Target) -> list[str]:
-        return targets.preflight(self.login(), of)
+        return repos.preflight(self.login(), of)
 
 
 DATA, NEW = Target("dataset", "local/data", True), Target("model", "local/new", True)
@@ -130,22 +136,22 @@ def test_a_read_only_token_is_refused_at_the_door_and_a_lost_right_in_the_middle
 def test_private_repos_do_not_go_into_a_public_collection(bench: Bench):
     bench.push()
     account = bench.login()
-    assert targets.collection_is_public(account, "Open") == []
+    assert repos.collection_is_public(account, "Open") == []
     bench.api.create_collection("Open", namespace="local", private=False)
-    (problem,) = targets.collection_is_public(account, "Open")
+    (problem,) = repos.collection_is_public(account, "Open")
     assert "the collection 'Open' exists and is public" in problem
     with pytest.raises(HubError, match="the collection 'Open' exists and is public"):
-        push.collect(account, "Open", [("dataset", "local/data")], private=True)
+        hub_push.collect(account, "Open", [("dataset", "local/data")], private=True)
     (found,) = bench.api.list_collections(owner="local")
     assert bench.api.get_collection(found.slug).items == []
-    push.collect(account, "Open", [("dataset", "local/data")], private=False)
+    hub_push.collect(account, "Open", [("dataset", "local/data")], private=False)
 
 
 def test_a_file_that_no_hub_takes_is_refused_before_anything_is_sent(bench: Bench):
     with (bench.work / "weights.bin").open("wb") as file:
-        file.truncate(targets.LARGEST_FILE + 1)  # sparse: it takes no room
+        file.truncate(repos.LARGEST_FILE + 1)  # sparse: it takes no room
     account = bench.login()
     bench.faulty.log.clear()
     with pytest.raises(HubError, match="weights.bin is larger than 50 GB"):
-        push.push(account, DATA, {"weights.bin": bench.work / "weights.bin"}, "m", bench.work)
+        hub_push.push(account, DATA, {"weights.bin": bench.work / "weights.bin"}, "m", bench.work)
     assert bench.faulty.log == []

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
-from dsc_hub import hub, publish, targets
-from dsc_hub import push as push_
+from dsc_hub import publish
 from dsc_hub.errors import HubError
+from dsc_hub.hub import client, repos
+from dsc_hub.hub import push as push_
+from dsc_hub.hub.account import Account, login
+from dsc_hub.hub.repos import Target
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.targets import Target
 from tests import fixture_run
 from tests.hub.at_hub import point
 
@@ -25,8 +27,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 
 
 @pytest.fixture
-def account(address: Address) -> hub.Account:
-    return hub.login(None, address.endpoint, address.token)
+def account(address: Address) -> Account:
+    return login(None, address.endpoint, address.token)
 
 
 @pytest.fixture
@@ -37,11 +39,11 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {"README.md": tmp_path / "card.md", "sft/train.bin": tmp_path / "big.bin", "row.json": tmp_path / "row.json"}
 
 
-def push(account: hub.Account, files: dict[str, Path], tmp_path: Path, name: str, private: bool = True) -> str:
+def push(account: Account, files: dict[str, Path], tmp_path: Path, name: str, private: bool = True) -> str:
     return push_.push(account, Target("dataset", f"local/{name}", private), files, "by a test", tmp_path)
 
 
-def listing(account: hub.Account, name: str) -> set[str]:
+def listing(account: Account, name: str) -> set[str]:
     return set(account.api.list_repo_files(f"local/{name}", repo_type="dataset")) - {".gitattributes"}
 
 
@@ -50,7 +52,7 @@ def test_everything_goes_up_in_one_commit_privately_and_comes_back_the_same(acco
     log = account.api.list_repo_commits("local/one", repo_type="dataset")
     assert [c.commit_id for c in log][0] == commit and len(log) == 2  # the first is the repo's own
     assert account.api.dataset_info("local/one").private
-    assert listing(account, "one") == {*files, hub.MANIFEST}
+    assert listing(account, "one") == {*files, client.MANIFEST}
     back = account.api.hf_hub_download(
         "local/one", "sft/train.bin", repo_type="dataset", revision=commit, cache_dir=tmp_path / "cache"
     )
@@ -68,7 +70,7 @@ def test_what_we_no_longer_publish_goes_and_what_others_added_stays(account, fil
         path_or_fileobj=b"notes", path_in_repo="notes.txt", repo_id="local/less", repo_type="dataset"
     )
     push(account, {k: v for k, v in files.items() if k != "row.json"}, tmp_path, "less")
-    assert listing(account, "less") == {"README.md", "sft/train.bin", "notes.txt", hub.MANIFEST}
+    assert listing(account, "less") == {"README.md", "sft/train.bin", "notes.txt", client.MANIFEST}
 
 
 def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account, files, tmp_path: Path):
@@ -76,8 +78,8 @@ def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account
     with pytest.raises(HubError, match="is public"):
         push(account, files, tmp_path, "open")
     assert listing(account, "open") == set()
-    assert "exists and is public" in targets.preflight(account, [Target("dataset", "local/open", True)])[0]
-    assert targets.preflight(account, [Target("dataset", "local/open", False)]) == []
+    assert "exists and is public" in repos.preflight(account, [Target("dataset", "local/open", True)])[0]
+    assert repos.preflight(account, [Target("dataset", "local/open", False)]) == []
 
 
 def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files, tmp_path: Path):
@@ -88,12 +90,12 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
         push(account, files, tmp_path, "theirs")
     account.api.create_repo("local/fake", repo_type="dataset", private=True)
     account.api.upload_file(
-        path_or_fileobj=b'{"files": {}}', path_in_repo=hub.MANIFEST, repo_id="local/fake", repo_type="dataset"
+        path_or_fileobj=b'{"files": {}}', path_in_repo=client.MANIFEST, repo_id="local/fake", repo_type="dataset"
     )
-    assert "was not published by dsc" in targets.preflight(account, [Target("dataset", "local/fake", True)])[0]
-    assert "was not published by dsc" in targets.preflight(account, [Target("dataset", "local/theirs", True)])[0]
+    assert "was not published by dsc" in repos.preflight(account, [Target("dataset", "local/fake", True)])[0]
+    assert "was not published by dsc" in repos.preflight(account, [Target("dataset", "local/theirs", True)])[0]
     assert (
-        targets.preflight(
+        repos.preflight(
             account,
             [
                 Target("dataset", "local/ours", True),
@@ -105,10 +107,10 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
     )
 
 
-EVE, MALLORY = targets.Stranger("eve/film", "e" * 64), targets.Stranger("mallory/film", "f" * 64)
+EVE, MALLORY = repos.Stranger("eve/film", "e" * 64), repos.Stranger("mallory/film", "f" * 64)
 
 
-def theirs(name: str, by: targets.Stranger, **more: object) -> Target:
+def theirs(name: str, by: repos.Stranger, **more: object) -> Target:
     return Target("dataset", f"local/{name}", True, named_by=by, **more)
 
 
@@ -121,25 +123,25 @@ def test_a_strangers_recipe_does_not_choose_a_repo_of_ones_own(account, files, t
     ):
         push_.push(account, theirs("mine", EVE), row, "by a test", tmp_path)
     assert account.api.dataset_info("local/mine").sha == before
-    (problem,) = targets.preflight(account, [theirs("mine", EVE)])
+    (problem,) = repos.preflight(account, [theirs("mine", EVE)])
     assert "(eve/film): Choose the names: publish.dataset" in problem
     # One that this recipe made is published again; another stranger's is not touched.
     push_.push(account, theirs("new", EVE), files, "by a test", tmp_path)
     push_.push(account, theirs("new", EVE), row, "by a test", tmp_path)
-    assert targets.preflight(account, [theirs("new", EVE), theirs("free", EVE)]) == []
-    assert "mallory/film" in targets.preflight(account, [theirs("new", MALLORY)])[0]
+    assert repos.preflight(account, [theirs("new", EVE), theirs("free", EVE)]) == []
+    assert "mallory/film" in repos.preflight(account, [theirs("new", MALLORY)])[0]
 
 
 def test_nor_one_that_holds_a_card_alone_nor_a_branch(account, files, tmp_path: Path):
     account.api.create_repo("local/card", repo_type="dataset", private=True)
-    assert targets.preflight(account, [theirs("card", EVE)]) == []  # nothing is in it
+    assert repos.preflight(account, [theirs("card", EVE)]) == []  # nothing is in it
     account.api.upload_file(
         path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="local/card", repo_type="dataset"
     )
     work = Target("dataset", "local/branch", True, branch="dev")
     push_.push(account, work, files, "by a test", tmp_path)
     for target in (theirs("card", EVE), theirs("branch", EVE, branch="dev")):
-        assert "eve/film" in targets.preflight(account, [target])[0]
+        assert "eve/film" in repos.preflight(account, [target])[0]
         with pytest.raises(HubError, match="eve/film"):
             push_.push(account, target, {"row.json": files["row.json"]}, "by a test", tmp_path)
     assert set(account.api.list_repo_files("local/branch", repo_type="dataset", revision="dev")) >= set(files)
@@ -150,8 +152,8 @@ def test_what_this_very_recipe_published_is_published_again_by_it(account, files
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("name: mine\n")
     push(account, files | {"recipe.yaml": recipe}, tmp_path, "again")
-    same = targets.Stranger("local/again", targets.signature(recipe)["sha256"])
-    assert targets.preflight(account, [theirs("again", same)]) == []
+    same = repos.Stranger("local/again", repos.signature(recipe)["sha256"])
+    assert repos.preflight(account, [theirs("again", same)]) == []
 
 
 def test_a_base_model_that_is_there_already_is_that_base_whoever_names_it(account, tmp_path: Path):
@@ -160,10 +162,10 @@ def test_a_base_model_that_is_there_already_is_that_base_whoever_names_it(accoun
     base = Target("model", "local/base", True)
     push_.push(account, base, {"model.safetensors": weights}, "by a test", tmp_path)
     named = replace(base, named_by=EVE)
-    assert "eve/film" in targets.preflight(account, [named])[0]
-    assert targets.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))]) == []
+    assert "eve/film" in repos.preflight(account, [named])[0]
+    assert repos.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))]) == []
     weights.write_bytes(b"other" * 2_000_000)
-    assert "eve/film" in targets.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))])[0]
+    assert "eve/film" in repos.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))])[0]
 
 
 def test_what_the_hub_holds_is_compared_with_what_was_sent(
@@ -184,22 +186,22 @@ def test_what_the_hub_holds_is_compared_with_what_was_sent(
 
 
 def test_login_tells_no_token_wrong_token_and_somebody_elses_name(address: Address, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr(client, "get_token", lambda: None)
     with pytest.raises(HubError, match="no token"):
-        hub.login(None, address.endpoint)
+        login(None, address.endpoint)
     with pytest.raises(HubError, match="answered 401.*\n.*HF_TOKEN"):
-        hub.login(None, address.endpoint, "hf_wrongwrongwrongwrongwrongwrongwrong")
+        login(None, address.endpoint, "hf_wrongwrongwrongwrongwrongwrongwrong")
     with pytest.raises(HubError, match="'acme' is somebody else's .* belongs to local"):
-        hub.login("acme", address.endpoint, address.token)
+        login("acme", address.endpoint, address.token)
     with pytest.raises(HubError, match="can't be reached"):
-        hub.login(None, "http://127.0.0.1:1", address.token)
+        login(None, "http://127.0.0.1:1", address.token)
 
 
 def test_the_token_is_in_no_representation_and_no_message(account, address: Address):
     assert address.token not in repr(account)
     with pytest.raises(HubError) as e:
         push_.push(
-            hub.Account(address.endpoint, "local", address.token),
+            Account(address.endpoint, "local", address.token),
             Target("dataset", "other/x", True),
             {},
             "m",
@@ -212,8 +214,8 @@ def test_an_invalid_card_is_refused_by_the_endpoint(account, files, tmp_path: Pa
     files["README.md"].write_text("---\nlicense: no-such-licence\n---\n")
     with pytest.raises(HubError, match="badcard"):
         push(account, files, tmp_path, "badcard")
-    assert "license" in targets.check_card(account, "dataset", {"license": "no-such-licence"})[0]
-    assert targets.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []
+    assert "license" in repos.check_card(account, "dataset", {"license": "no-such-licence"})[0]
+    assert repos.check_card(account, "dataset", {"license": "mit", "language": ["en"]}) == []
 
 
 @pytest.mark.parametrize(
@@ -232,10 +234,10 @@ def test_a_fine_grained_token_must_be_able_to_write_there(monkeypatch: pytest.Mo
     me = {"name": "ann", "orgs": [], "auth": {"accessToken": token}}
     monkeypatch.setattr(HfApi, "whoami", lambda self: me)
     if fine:
-        assert hub.login(None, "http://127.0.0.1:1", "hf_x").owner == "ann"
+        assert login(None, "http://127.0.0.1:1", "hf_x").owner == "ann"
     else:
         with pytest.raises(HubError, match="may not write to repos of 'ann'"):
-            hub.login(None, "http://127.0.0.1:1", "hf_x")
+            login(None, "http://127.0.0.1:1", "hf_x")
 
 
 def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine():
@@ -260,7 +262,7 @@ def test_an_embedded_hub_that_hf_endpoint_names_gets_large_files_over_plain_http
     point(monkeypatch, address, tmp_path)
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "0")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    account = hub.login(None)
+    account = login(None)
     (tmp_path / "weights.safetensors").write_bytes(b"0" * 11_000_000)
     made = {"weights.safetensors": tmp_path / "weights.safetensors"}
     commit = push_.push(account, Target("model", "local/large", True), made, "large", tmp_path)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import hub, metrics, publish_metric
+from dsc_hub import metrics, publish_metric
 from dsc_hub.config.recipe import Publish, Reward
 from dsc_hub.errors import ConfigError, MetricError
+from dsc_hub.hub.account import login
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.metrics.identity import SHIPPED
 from dsc_hub.records import Prompt, Score
@@ -45,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 
 @pytest.mark.parametrize("scorer", ["vader", "textblob", "minilm"])
 def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     found = publish_metric.publish("sentiment", account, "kindness", private=True)
     assert publish_metric.publish("sentiment", account, "kindness", private=True)["commit"] == found["commit"]
     assert account.api.space_info("local/kindness").private
@@ -72,7 +73,7 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
 ):
     point(monkeypatch, address, tmp_path / "cache")
     (tmp_path / "shouting.py").write_text(OWN)
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     found = publish_metric.publish(str(tmp_path / "shouting.py"), account, "loudness", private=True)
     assert found["load"] == 'evaluate.load("local/loudness")'
     section = Reward(metric="local/loudness", scorer="default")
@@ -91,7 +92,7 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
 
 @pytest.mark.parametrize("scorer", ["rule", "minilm"])
 def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     publish_metric.publish("safety", account, "harm", private=True)
     columns = {
         "data": ["I'm sorry, I can't help.", "Take a knife.", ""],
@@ -113,7 +114,7 @@ def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_p
 
 @pytest.mark.parametrize("metric", sorted(SHIPPED))
 def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path, metric: str):
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     publish_metric.publish(metric, account, metric, private=True)
     path = account.api.hf_hub_download(f"local/{metric}", "README.md", repo_type="space", cache_dir=tmp_path)
     card = Path(path).read_text()
@@ -123,7 +124,7 @@ def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path,
 
 
 def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_path: Path):
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     publish_metric.publish("sentiment", account, "sentiment", private=True)
     path = account.api.hf_hub_download("local/sentiment", "README.md", repo_type="space", cache_dir=tmp_path)
     card = Path(path).read_text()
@@ -155,7 +156,7 @@ def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_
 def test_what_stands_in_the_way_of_metrics_is_said_before_any_work(
     address: Address, tmp_path: Path, files: dict[str, str], settings: dict, told: str | None
 ):
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     own = tmp_path / "own.py"
     own.write_text(OWN)
     for name in ("there", "edited"):
@@ -185,7 +186,7 @@ def test_requirements_are_packages_that_an_index_has(tmp_path: Path):
 @pytest.mark.parametrize(("text", "told"), [("def (", "line 1"), ("\0", "null bytes"), ("x = 1", "defines no class")])
 def test_a_file_that_is_no_metric_is_not_published(address: Address, tmp_path: Path, text: str, told: str):
     (tmp_path / "bad.py").write_text(text)
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     with pytest.raises(MetricError, match=told):
         publish_metric.publish(str(tmp_path / "bad.py"), account, "bad", private=True)
     assert not account.api.repo_exists("local/bad", repo_type="space")

@@ -15,9 +15,11 @@ import yaml
 from faults import Fault, Faulty
 from huggingface_hub import HfApi
 
-from dsc_hub import cards, hub, publish, waiting
+from dsc_hub import cards, publish
 from dsc_hub.config.recipe import Publish
 from dsc_hub.errors import HubError
+from dsc_hub.hub import retry
+from dsc_hub.hub.account import Account, login
 from dsc_hub.local_hub.app import make_app
 from dsc_hub.local_hub.server import hosted
 from dsc_hub.local_hub.store import Store
@@ -30,7 +32,7 @@ DATASET, ADAPTER, BASE = "local/quickstart-dsc", "local/quickstart-dsc-lora", "l
 @dataclass
 class Bench:
     run: Run
-    account: hub.Account
+    account: Account
     faulty: Faulty
     folder: Path
 
@@ -69,9 +71,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     (tmp_path / "model/model.safetensors").write_bytes(b"\0" * 5000)
     (tmp_path / "model/config.json").write_text("{}")
     faulty = Faulty(make_app(Store(tmp_path / "hub"), {TOKEN: "local"}))
-    monkeypatch.setattr(waiting, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     with hosted(faulty) as endpoint:
-        yield Bench(run, hub.login(None, endpoint, TOKEN), faulty, tmp_path)
+        yield Bench(run, login(None, endpoint, TOKEN), faulty, tmp_path)
 
 
 def kinds(faulty: Faulty) -> Counter[tuple[str, str]]:
@@ -106,7 +108,7 @@ def test_the_requests_of_a_publish_and_of_the_same_again(bench: Bench):
 
 
 def test_one_that_breaks_off_says_what_is_published_and_goes_on_with_the_same_call(bench: Bench):
-    bench.faulty.faults = [Fault("POST", f"{ADAPTER}/commit/", 503, times=waiting.TRIES)]
+    bench.faulty.faults = [Fault("POST", f"{ADAPTER}/commit/", 503, times=retry.TRIES)]
     with pytest.raises(HubError) as e:
         bench.publish()
     assert f"model '{ADAPTER}'" in e.value.message and "answered 503" in e.value.message

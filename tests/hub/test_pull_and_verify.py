@@ -23,11 +23,13 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from dsc_hub import cards, hub, jobs, metrics, publish
+from dsc_hub import cards, jobs, metrics, publish
 from dsc_hub.config.origin import MARK
 from dsc_hub.errors import ConfigError, HubError, RunError
+from dsc_hub.hub import client
+from dsc_hub.hub.account import login
+from dsc_hub.hub.pull import is_safe, pull
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.pull import is_safe, pull
 from dsc_hub.records import Prompt
 from dsc_hub.verify import verify
 from tests import small_run
@@ -58,19 +60,19 @@ def published(address: Address, tmp_path_factory: pytest.TempPathFactory) -> dic
     (place / "recipe" / "films.txt").write_text(FILMS)
     (place / "recipe" / "recipe.yaml").write_text(RECIPE)
     run, r = small_run.make(place / "run", place / "recipe" / "recipe.yaml")
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     out = publish.publish(run, account, place, place / "recipe", r.publish, lambda: cards.build(run))
     return {kind: of["commit"] for kind, of in out.items()}
 
 
 def change(address: Address, repo_type: str, repo: str, **files: bytes) -> None:
     """Somebody puts other files into the repo, and a manifest that fits them."""
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     names = {name.replace("__", "/"): data for name, data in files.items()}
-    manifest = json.loads(Path(api.hf_hub_download(repo, hub.MANIFEST, repo_type=repo_type)).read_text())
+    manifest = json.loads(Path(api.hf_hub_download(repo, client.MANIFEST, repo_type=repo_type)).read_text())
     for name, data in names.items():
         manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    names[hub.MANIFEST] = json.dumps(manifest).encode()
+    names[client.MANIFEST] = json.dumps(manifest).encode()
     operations = [CommitOperationAdd(name, data) for name, data in names.items()]
     api.create_commit(repo, operations, commit_message="changed", repo_type=repo_type)
 
@@ -110,7 +112,7 @@ def test_a_reward_of_several_terms_is_scored_again_whole(tmp_path: Path, monkeyp
     run, r = small_run.make(tmp_path / "run", tmp_path / "recipe.yaml", plus)
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
-        account = hub.login(None, other.endpoint, other.token)
+        account = login(None, other.endpoint, other.token)
         publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         scores = next(c for c in verify(DATASET, rescore=True)[1] if c.name == "scores")
     assert scores.agrees and scores.told.startswith("reward of "), scores
@@ -142,7 +144,7 @@ def test_a_run_with_a_metric_of_one_s_own_is_verified_but_for_the_scores(tmp_pat
     )
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
-        account = hub.login(None, other.endpoint, other.token)
+        account = login(None, other.endpoint, other.token)
         publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         checks = verify(DATASET, rescore=True)[1]
     assert all(c.agrees is not False for c in checks), checks
@@ -159,11 +161,11 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
     run, r = small_run.make(tmp_path / "run", tmp_path / "recipe.yaml", *own, "publish.metrics=true")
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
-        account = hub.login(None, other.endpoint, other.token)
+        account = login(None, other.endpoint, other.token)
         out = publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         space = out["metric cheer"]
         assert account.api.space_info("local/cheer").private and space["files"] == 3
-        written = Path(hub.pull_recipe("local/little-dsc")).read_text()
+        written = Path(client.pull_recipe("local/little-dsc")).read_text()
         assert f"metric: local/cheer\n  revision: {space['commit']}" in written and "cheer.py" not in written
         with pytest.raises(ConfigError, match=f"--allow-code local/cheer@{space['commit']}"):
             jobs.describe(f"hub:{DATASET}", [], tmp_path / "runs")
@@ -275,7 +277,7 @@ def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str)
 
 
 def test_files_that_nobody_listed_are_told_taken_or_not(published, address):
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     names = {"note.txt": b"read me", "loader.py": b"import os"}
     for name, data in names.items():
         api.upload_file(path_or_fileobj=data, path_in_repo=name, repo_id=DATASET, repo_type="dataset")
@@ -299,7 +301,7 @@ def test_an_adapter_that_is_not_the_one_that_was_evaluated_shows(published, addr
 
 
 def test_a_file_that_is_not_what_the_manifest_says_is_not_taken(published, address, tmp_path: Path):
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     head = api.upload_file(path_or_fileobj=b"{}", path_in_repo="metrics.json", repo_id=DATASET, repo_type="dataset").oid
     with pytest.raises(HubError, match=r"not what its manifest says: metrics\.json has another hash"):
         pull(f"{DATASET}@{head}", tmp_path / "here")
@@ -310,7 +312,7 @@ def test_a_file_that_is_not_what_the_manifest_says_is_not_taken(published, addre
 
 
 def test_pulling_takes_data_alone_and_writes_over_nothing(published, address, tmp_path: Path):
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     for name in ("evil.py", "model.bin", "deep/pickle.pkl", ".hidden/x.json"):
         api.upload_file(path_or_fileobj=b"import os", path_in_repo=name, repo_id=ADAPTER, repo_type="model")
     found = pull(ADAPTER, tmp_path / "here")
@@ -352,30 +354,30 @@ def test_which_names_are_taken(name: str, safe: bool):
 
 def test_a_name_that_leads_out_of_the_folder_is_never_fetched(published, tmp_path: Path, monkeypatch):
     # The embedded Hub refuses to hold such a name, another may not.
-    honest = hub.listing(DATASET)
+    honest = client.listing(DATASET)
     evil = replace(honest, files=("../evil.json", "/tmp/evil.json", "run.json"))
-    monkeypatch.setattr(hub, "listing", lambda reference: evil)
+    monkeypatch.setattr(client, "listing", lambda reference: evil)
     found = pull(f"{DATASET}@{published['dataset']}", tmp_path / "in" / "here")
     assert found.left_out == ("../evil.json", "/tmp/evil.json")
     assert {p.name for p in (tmp_path / "in").rglob("*") if p.is_file()} == {"run.json", MARK}
 
 
 def test_a_link_in_the_cache_that_leads_out_is_not_followed(published, tmp_path: Path, monkeypatch):
-    there = hub.listing(f"{DATASET}@{published['dataset']}")
-    snapshot = hub.fetch(there, ["run.json"])
+    there = client.listing(f"{DATASET}@{published['dataset']}")
+    snapshot = client.fetch(there, ["run.json"])
     fake = tmp_path / "fake" / "snapshots" / "abc"
     shutil.copytree(snapshot, fake)
     (fake / "run.json").unlink(missing_ok=True)
     (tmp_path / "secret").write_text("secret")
     (fake / "run.json").symlink_to(tmp_path / "secret")
-    monkeypatch.setattr(hub, "listing", lambda reference: replace(there, files=("run.json",)))
-    monkeypatch.setattr(hub, "fetch", lambda there, names: fake)
+    monkeypatch.setattr(client, "listing", lambda reference: replace(there, files=("run.json",)))
+    monkeypatch.setattr(client, "fetch", lambda there, names: fake)
     with pytest.raises(HubError, match="leads out of its repo"):
         pull(DATASET, tmp_path / "here")
 
 
 def test_what_is_no_repo_of_ours_is_told(address, tmp_path: Path):
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     api.create_repo("local/plain", repo_type="dataset", private=True)
     api.upload_file(path_or_fileobj=b"a\n1\n", path_in_repo="a.csv", repo_id="local/plain", repo_type="dataset")
     assert pull("local/plain", tmp_path / "plain").kind == "recipe"
@@ -389,20 +391,20 @@ def test_what_is_no_repo_of_ours_is_told(address, tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])
 def test_a_name_that_a_repo_of_another_type_has_is_told(address, kind: str):
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     api.create_repo(f"local/a-{kind}", repo_type=kind, private=True, exist_ok=True, space_sdk="static")
-    for look in (hub.pull_adapter, lambda name: hub.model_info(name, "main")):
+    for look in (client.pull_adapter, lambda name: client.model_info(name, "main")):
         with pytest.raises(HubError, match=rf"local/a-{kind}'.*: a {kind} has that name at .*, expected a model"):
             look(f"local/a-{kind}")
 
 
 def test_what_can_be_named_instead_of_a_revision_that_is_not_there_is_told(address):
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     api.create_repo("local/tagged", private=True)
     names = ["v1", "v\u202e2", "v3" + "x" * 60, "v4", "v5", "v6"]
     for name in names:
         api.create_tag("local/tagged", tag=name)
-    for look in (hub.pull_adapter, hub.pull_recipe):
+    for look in (client.pull_adapter, client.pull_recipe):
         with pytest.raises(HubError, match="no such revision") as e:
             look("local/tagged@nosuch")
         hint = e.value.hint
@@ -412,7 +414,7 @@ def test_what_can_be_named_instead_of_a_revision_that_is_not_there_is_told(addre
 
 @pytest.mark.parametrize("reference", ["a/b/c", "a", "a/b@", "@main", "a/-b", ""])
 def test_what_names_no_repo_is_told_with_the_form(reference: str):
-    for look in (hub.pull_adapter, hub.pull_recipe):
+    for look in (client.pull_adapter, client.pull_recipe):
         with pytest.raises(HubError, match=rf"'hub:{reference}' is not of the form hub:USER/REPO\[@REVISION\]"):
             look(reference)
 
@@ -422,16 +424,16 @@ def test_a_hub_that_answers_badly_is_not_called_out_of_reach(tmp_path: Path, mon
         at_hub.point(monkeypatch, there, tmp_path / "cache")
         layer.faults.append(faults.Fault("GET", "/api/models/", 500, times=99))
         with pytest.raises(HubError, match="adapter 'hub:a/b': http.* answered 500"):
-            hub.pull_adapter("a/b")
+            client.pull_adapter("a/b")
 
 
 def test_a_prompt_file_that_could_not_be_asked_for_is_not_called_missing(published, monkeypatch: pytest.MonkeyPatch):
-    recipe = hub.pull_recipe(DATASET)
+    recipe = client.pull_recipe(DATASET)
     with pytest.raises(HubError, match="names the prompt file 'nosuch.txt' and doesn't hold it"):
-        hub.pull_beside(recipe, DATASET, "nosuch.txt")
+        client.pull_beside(recipe, DATASET, "nosuch.txt")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=f"'films.txt' of 'hub:{DATASET}': offline, and not in the cache"):
-        hub.pull_beside(recipe, DATASET, "films.txt")
+        client.pull_beside(recipe, DATASET, "films.txt")
 
 
 def dsc(address: Address, cwd: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -487,7 +489,7 @@ def test_what_was_not_kept_stays_here_where_a_warning_asks_for_it(address, tmp_p
     facts = run.facts
     facts["repos"] |= {"dataset": "local/harm-dsc", "adapter": "local/harm-dsc-lora"}
     run.add_facts(repos=facts["repos"])
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     out = publish.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run))
     found = pull("local/harm-dsc@v1", tmp_path / "here")
     assert found.commit == out["dataset"]["commit"] and account.api.dataset_info("local/harm-dsc").gated == "manual"

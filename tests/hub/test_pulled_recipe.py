@@ -11,11 +11,12 @@ import at_hub
 import pytest
 import yaml
 
-from dsc_hub import cards, hub, jobs, publish
+from dsc_hub import cards, jobs, publish
 from dsc_hub.config import recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
+from dsc_hub.hub.account import login
+from dsc_hub.hub.pull import pull
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.pull import pull
 from dsc_hub.reference import import_rows
 from dsc_hub.system import hashing
 from tests import small_run
@@ -38,7 +39,7 @@ def here(address: Address, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def shared(address: Address, text: str | bytes, **files: str) -> None:
     """Somebody's dataset repo with this recipe in it."""
-    api = hub.login(None, address.endpoint, address.token).api
+    api = login(None, address.endpoint, address.token).api
     api.create_repo(REPO, repo_type="dataset", private=True, exist_ok=True)
     for name, content in {"recipe.yaml": text, "films.txt": FILMS, **files}.items():
         data = content if isinstance(content, bytes) else content.encode()
@@ -213,7 +214,7 @@ def test_the_token_goes_to_its_own_endpoint_alone(address: Address, tmp_path: Pa
             await app(scope, receive, send)
 
         faulty.app = listening
-        hub.login(None, other.endpoint, other.token)
+        login(None, other.endpoint, other.token)
         assert seen and all(other.token in header for header in seen)
         assert not any(address.token in header for header in seen)
 
@@ -246,7 +247,7 @@ def test_plan_and_publish_refuse_to_write_where_a_stranger_says(address: Address
     (tmp_path / "recipe" / "films.txt").write_text(FILMS)
     (tmp_path / "recipe" / "recipe.yaml").write_text(RECIPE)
     run, r = small_run.make(tmp_path / "run", tmp_path / "recipe" / "recipe.yaml")
-    account = hub.login(None, address.endpoint, address.token)
+    account = login(None, address.endpoint, address.token)
     account.api.create_repo("local/little-dsc", repo_type="dataset", private=True)
     account.api.upload_file(
         path_or_fileobj=b"1", path_in_repo="years.csv", repo_id="local/little-dsc", repo_type="dataset"

@@ -11,10 +11,11 @@ import pytest
 from faults import Fault, Faulty, running
 from huggingface_hub import HfApi
 
-from dsc_hub import hub, push, waiting
 from dsc_hub.errors import HubError
+from dsc_hub.hub import client, push, retry
+from dsc_hub.hub.account import Account, login
+from dsc_hub.hub.repos import Target
 from dsc_hub.local_hub.server import Address
-from dsc_hub.targets import Target
 
 COMMIT = r"/api/datasets/local/\w+/commit/"
 UPLOAD = r"/lfs|objects|upload"
@@ -28,15 +29,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Address, 
 
 @pytest.fixture
 def faulty(served, monkeypatch) -> Faulty:
-    monkeypatch.setattr(waiting, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     served[1].faults.clear()
     served[1].log.clear()
     return served[1]
 
 
 @pytest.fixture
-def account(served) -> hub.Account:
-    return hub.login(None, served[0].endpoint, served[0].token)
+def account(served) -> Account:
+    return login(None, served[0].endpoint, served[0].token)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {"README.md": tmp_path / "card.md", "sft/train.bin": tmp_path / "big.bin", "row.json": tmp_path / "row.json"}
 
 
-def pushed(account: hub.Account, files: dict[str, Path], name: str, work: Path, **target: object) -> str:
+def pushed(account: Account, files: dict[str, Path], name: str, work: Path, **target: object) -> str:
     return push.push(account, Target("dataset", f"local/{name}", True, **target), files, "by a test", work)
 
 
@@ -68,7 +69,7 @@ def test_somebody_elses_commit_in_between_stays_and_ours_goes_on_top(account, fi
     faulty.faults = [Fault("POST", COMMIT, then=quicker)]
     commit = pushed(account, files, "race", tmp_path)
     there = set(account.api.list_repo_files("local/race", repo_type="dataset", revision=commit))
-    assert {"theirs.txt", *files, hub.MANIFEST} <= there and len(ours(account.api, "race")) == 2
+    assert {"theirs.txt", *files, client.MANIFEST} <= there and len(ours(account.api, "race")) == 2
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_what_does_not_pass_ends_with_what_to_do(account, files, faulty, tmp_pat
     name = f"never{status}"
     with pytest.raises(HubError, match=f"(?s){told}.*Tried 6 times.*the same command goes on"):
         pushed(account, files, name, tmp_path)
-    assert faulty.count("POST", COMMIT) == waiting.TRIES and ours(account.api, name) == []
+    assert faulty.count("POST", COMMIT) == retry.TRIES and ours(account.api, name) == []
     faulty.faults.clear()
     commit = pushed(account, files, name, tmp_path)
     assert ours(account.api, name) == [commit]
@@ -239,7 +240,7 @@ def test_a_collection_ties_them_together_once(account, files, faulty, tmp_path: 
 def test_the_manifest_lists_both_hashes(account, files, faulty, tmp_path: Path):
     commit = pushed(account, files, "listed", tmp_path)
     path = account.api.hf_hub_download(
-        "local/listed", hub.MANIFEST, repo_type="dataset", revision=commit, cache_dir=tmp_path / "cache"
+        "local/listed", client.MANIFEST, repo_type="dataset", revision=commit, cache_dir=tmp_path / "cache"
     )
     listed = json.loads(Path(path).read_text())["files"]
     assert set(listed) == set(files) and listed["row.json"]["size"] == 2 and len(listed["row.json"]["sha256"]) == 64

@@ -12,10 +12,11 @@ import pytest
 from faults import Fault, Faulty, running
 from huggingface_hub import HfApi
 
-from dsc_hub import hub, push, waiting
 from dsc_hub.errors import HubError
+from dsc_hub.hub import push, retry
+from dsc_hub.hub.account import Account, login
+from dsc_hub.hub.repos import Target
 from dsc_hub.local_hub.server import Address
-from dsc_hub.targets import Target
 
 COMMIT, UPLOAD, ALWAYS = r"/api/datasets/local/\w+/commit/", "/_lfs/[0-9a-f]{64}$", 10**6
 HOUR = {"Retry-After": "3600"}
@@ -29,15 +30,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Address, 
 
 @pytest.fixture
 def faulty(served, monkeypatch) -> Faulty:
-    monkeypatch.setattr(waiting, "PAUSE_S", 0.01)
+    monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     served[1].faults.clear()
     served[1].log.clear()
     return served[1]
 
 
 @pytest.fixture
-def account(served) -> hub.Account:
-    return hub.login(None, served[0].endpoint, served[0].token)
+def account(served) -> Account:
+    return login(None, served[0].endpoint, served[0].token)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
     return {"README.md": tmp_path / "card.md", "sft/train.bin": tmp_path / "big.bin", "row.json": tmp_path / "row.json"}
 
 
-def pushed(account: hub.Account, files: dict[str, Path], name: str, work: Path, **target: object) -> str:
+def pushed(account: Account, files: dict[str, Path], name: str, work: Path, **target: object) -> str:
     return push.push(account, Target("dataset", f"local/{name}", True, **target), files, "by a test", work)
 
 
@@ -56,7 +57,7 @@ def commits(api: HfApi, name: str) -> list[str]:
     return [c.title for c in api.list_repo_commits(f"local/{name}", repo_type="dataset")]
 
 
-def opened(account: hub.Account, name: str):
+def opened(account: Account, name: str):
     return lambda: account.api.update_repo_settings(f"local/{name}", repo_type="dataset", private=False)
 
 
@@ -65,7 +66,7 @@ def opened(account: hub.Account, name: str):
 
 @pytest.mark.timeout(60)
 def test_a_hub_that_never_answers_is_not_waited_for_without_end(account, files, faulty, tmp_path, monkeypatch):
-    monkeypatch.setattr(waiting, "REPLY_S", 0.4)
+    monkeypatch.setattr(retry, "REPLY_S", 0.4)
     faulty.faults = [Fault("POST", COMMIT, hang=True), Fault("GET", "/api/datasets/local/hung$", hang=True)]
     faulty.faults += [Fault("GET", "/tree/", hang=True)]
     started = time.monotonic()
@@ -189,7 +190,7 @@ def test_a_repo_that_was_renamed_is_not_followed(account, files, faulty, tmp_pat
 def test_a_token_with_a_line_end_in_it_is_not_shown(served):
     address, _ = served
     with pytest.raises(HubError, match="characters that no token has") as e:
-        hub.login(None, address.endpoint, address.token + "\n" + address.token)
+        login(None, address.endpoint, address.token + "\n" + address.token)
     assert address.token not in str(e.value)
 
 

@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from dsc_hub import hub
 from dsc_hub.config import origin
 from dsc_hub.errors import ConfigError, HubError
+from dsc_hub.hub import client
 from dsc_hub.system.files import read_object
 from dsc_hub.system.hashing import file_hash
 
@@ -44,13 +44,13 @@ def pull(reference: str, folder: Path | None = None) -> Pulled:
     target = folder or Path(reference.partition("@")[0].rpartition("/")[2])
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty", "Name another folder: nothing is overwritten.")
-    there = hub.listing(reference)
+    there = client.listing(reference)
     wanted = [name for name in there.files if is_safe(name)]
     if not wanted:
         raise HubError(
             f"hub:{reference} holds no file that dsc takes", f"It has: {', '.join(there.files[:5]) or 'none'}."
         )
-    snapshot = hub.fetch(there, wanted)
+    snapshot = client.fetch(there, wanted)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         _copy(there, wanted, snapshot, part)
@@ -65,7 +65,7 @@ def pull(reference: str, folder: Path | None = None) -> Pulled:
     return Pulled(there.repo, there.repo_type, there.commit, target, left_out, kind_of(there.repo_type, wanted))
 
 
-def _copy(there: hub.Listing, names: Sequence[str], snapshot: Path, folder: Path) -> None:
+def _copy(there: client.Listing, names: Sequence[str], snapshot: Path, folder: Path) -> None:
     """Copy the files of a snapshot into a new folder, which is marked as downloaded before anything else is in it."""
     folder.mkdir(parents=True)
     origin.mark(folder, f"{there.repo}@{there.commit[:12]}")
@@ -105,11 +105,11 @@ def is_safe(name: str) -> bool:
 
 def differences(folder: Path) -> list[str]:
     """Where a folder differs from the manifest in it; empty if nowhere, or if it has none (not published by dsc)."""
-    if not (folder / hub.MANIFEST).is_file():
+    if not (folder / client.MANIFEST).is_file():
         return []
-    listed = read_object(folder / hub.MANIFEST).get("files")
+    listed = read_object(folder / client.MANIFEST).get("files")
     if not isinstance(listed, dict) or not all(isinstance(of, dict) for of in listed.values()):
-        return [f"{hub.MANIFEST} lists no files"]
+        return [f"{client.MANIFEST} lists no files"]
     out = []
     for name, of in sorted(listed.items()):
         file = folder / name

@@ -18,10 +18,10 @@ from huggingface_hub.utils import disable_progress_bars
 
 from dsc_hub import __version__
 from dsc_hub.errors import HubError
-from dsc_hub.hub import MANIFEST, Account, as_hub_error, one_line
-from dsc_hub.system.files import write_json
-from dsc_hub.system.progress import console, say
-from dsc_hub.targets import (
+from dsc_hub.hub.account import Account
+from dsc_hub.hub.client import MANIFEST
+from dsc_hub.hub.errors import as_hub_error, one_line
+from dsc_hub.hub.repos import (
     Held,
     Target,
     look,
@@ -36,7 +36,9 @@ from dsc_hub.targets import (
     taken,
     tree,
 )
-from dsc_hub.waiting import GO_ON, KEPT, patiently
+from dsc_hub.hub.retry import GO_ON, KEPT, patiently
+from dsc_hub.system.files import write_json
+from dsc_hub.system.progress import console, say
 
 
 def push(account: Account, target: Target, files: Mapping[str, Path], message: str, work: Path) -> str:

@@ -19,9 +19,11 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from dsc_hub.config.recipe import Publish
 from dsc_hub.errors import HubError
-from dsc_hub.hub import MANIFEST, Account, as_hub_error
+from dsc_hub.hub.account import Account
+from dsc_hub.hub.client import MANIFEST
+from dsc_hub.hub.errors import as_hub_error
+from dsc_hub.hub.retry import GO_ON, KEPT, LONGEST_PAUSE_S, PASSING, REPLY_S, bounded, patiently
 from dsc_hub.system.hashing import file_hash
-from dsc_hub.waiting import GO_ON, KEPT, LONGEST_PAUSE_S, PASSING, REPLY_S, bounded, patiently
 
 LARGEST_FILE = 50 * 10**9  # bytes; the public Hub takes no larger one
 

@@ -1,0 +1,109 @@
+"""An account at a Hub: who we are, and what we may do."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_token,
+)
+from huggingface_hub.utils import disable_progress_bars
+
+from dsc_hub import __version__
+from dsc_hub.errors import HubError
+from dsc_hub.hub.errors import as_hub_error
+
+WRITING = frozenset({"repo.write", "repo.content.write"})  # rights of a fine-grained token, either of which will do
+
+
+@dataclass(frozen=True)
+class Account:
+    """Somebody at an endpoint: where, who, and with which token (never shown)."""
+
+    endpoint: str
+    owner: str
+    token: str = field(repr=False)
+    names: tuple[str, ...] = ()  # the user and the organisations they may write to
+    # What a fine-grained token may write to, namespaces and `TYPE:NAMESPACE/NAME`; None: whatever its user may.
+    scopes: frozenset[str] | None = None
+
+    def may_write(self, repo_type: str, repo: str) -> bool:
+        """As far as can be known without asking: for a repo that exists the Hub has the last word."""
+        namespace = repo.partition("/")[0]
+        known = self.names if self.scopes is None else self.scopes
+        return namespace in known or f"{repo_type}:{repo}" in known
+
+    @property
+    def api(self) -> HfApi:
+        return HfApi(endpoint=self.endpoint, token=self.token, library_name="dsc_hub", library_version=__version__)
+
+
+def _scopes(access: Mapping[str, Any]) -> frozenset[str] | None:
+    """What a fine-grained token may write to, as `whoami` tells it; None if it is of another kind, or can't be told."""
+    if access.get("role") != "fineGrained" or (scoped := (access.get("fineGrained") or {}).get("scoped")) is None:
+        return None
+    scopes = set()
+    for scope in scoped:
+        entity = scope.get("entity") or {}
+        if not WRITING & set(scope.get("permissions") or ()):
+            continue
+        if entity.get("type") not in ("user", "org", *constants.REPO_TYPES_MAPPING.values()):
+            return None  # some kind that we don't know: the Hub will tell
+        whole = entity["type"] in ("user", "org")
+        scopes.add(str(entity.get("name")) if whole else f"{entity['type']}:{entity.get('name')}")
+    return frozenset(scopes)
+
+
+def login(owner: str | None, endpoint: str | None = None, token: str | None = None) -> Account:
+    """Who are we at the endpoint, and may we write to `owner`? HubError: no token, a wrong one, read-only, not ours."""
+    endpoint = endpoint or constants.ENDPOINT
+    token = token or get_token()
+    if urlsplit(endpoint).hostname in ("127.0.0.1", "localhost", "::1"):
+        # A Hub on this machine is the embedded one, whoever named it: large files go over plain HTTP there.
+        os.environ["HF_HUB_DISABLE_XET"] = "1"
+        constants.HF_HUB_DISABLE_XET = True
+    if not token:
+        raise HubError(
+            f"no token for {endpoint}: publishing needs one with write access",
+            "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.",
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", token):  # the client would show it in what it says of a bad header
+        raise HubError(
+            "the token holds spaces or other characters that no token has", "Set HF_TOKEN to the token alone."
+        )
+    with as_hub_error("token", endpoint):
+        me: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
+    access = (me.get("auth") or {}).get("accessToken") or {}
+    if access.get("role") == "read":
+        raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")
+    names = (me["name"], *(o["name"] for o in me.get("orgs", ()) if o.get("roleInOrg") != "read"))
+    if owner and owner not in names:
+        raise HubError(
+            f"'{owner}' is somebody else's at {endpoint}: the token belongs to {', '.join(names)}",
+            "Set publish.owner to one of these.",
+        )
+    owner, scopes = owner or me["name"], _scopes(access)
+    if scopes is not None and owner not in {s.rpartition(":")[2].partition("/")[0] for s in scopes}:
+        raise HubError(
+            f"the fine-grained token for {endpoint} may not write to repos of '{owner}', but to: "
+            f"{', '.join(sorted(scopes)) or 'nothing'}",
+            "Give it write access to repos of that namespace, on its page in your settings.",
+        )
+    return Account(endpoint, owner, token, names, scopes)
+
+
+def web_address(account: Account, repo_type: str, repo: str) -> str:
+    return f"{account.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo}"
+
+
+def prepare_for_embedded() -> None:
+    """Make the client fit for the embedded Hub: it is there when offline too."""
+    constants.HF_HUB_OFFLINE = False
+    disable_progress_bars()  # seconds, on this disk
