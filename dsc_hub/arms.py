@@ -23,8 +23,8 @@ from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, se
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of
 from dsc_hub.config.recipe import Recipe, quantization
-from dsc_hub.flow import Flow
-from dsc_hub.generation import Completion, RequestFailed
+from dsc_hub.inference.client import Completion, RequestFailed
+from dsc_hub.inference.task_pool import Flow
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.reuse import copy_files
 from dsc_hub.runs.run import Run

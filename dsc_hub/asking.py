@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import models, pace, prompts
+from dsc_hub import pace, prompts
 from dsc_hub.chain.chain import VetoText, no_veto
 from dsc_hub.config.recipe import Generation
 from dsc_hub.config.recipe import veto as veto_of
+from dsc_hub.inference import base_model
 from dsc_hub.jobs import Job, announce_servers
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs.cost import add_session
@@ -35,17 +36,17 @@ def served(
 ) -> Iterator[list[Any]]:
     """Endpoints to ask: those the recipe names, or vLLMs of our own on `folder` (default: the base model's) that write to
     `log` (default: vllm.log). `new_tokens`: how many are expected of them, which says whether compiling pays."""
-    from dsc_hub import serving
+    from dsc_hub.inference import servers
 
     section = job.recipe.serving
     if section.endpoints:
-        yield serving.external(section)
+        yield servers.external(section)
         return
     folder = folder or Path(job.run.facts["model"]["folder"])
-    places = serving.replica_places(section)
-    compiled = serving.worth_compiling(new_tokens, pace.fastest(pace.known(job.model.identity)))
+    places = servers.replica_places(section)
+    compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known(job.model.identity)))
     started = time.monotonic()
-    with serving.serve(
+    with servers.serve(
         folder, section, log or job.run["vllm.log"], adapters, places=places, compiled=compiled
     ) as endpoints:
         many = f" in {len(places)} replicas" if len(places) > 1 else ""
@@ -68,10 +69,11 @@ def chains_of(
 ) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost.
     KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
-    from dsc_hub import sampling, serving
+    from dsc_hub import sampling
+    from dsc_hub.inference import servers
     from dsc_hub.scoring import Scoring
 
-    generator, scoring, before = generator_of(job, endpoints), Scoring(score), serving.prefix_cache(endpoints)
+    generator, scoring, before = generator_of(job, endpoints), Scoring(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
     try:
         tally = asyncio.run(
@@ -92,7 +94,7 @@ def chains_of(
             )
         )
     finally:  # a session that fails has cost something too
-        cached, looked_up = serving.cache_use(before, serving.prefix_cache(endpoints))
+        cached, looked_up = servers.cache_use(before, servers.prefix_cache(endpoints))
         seconds = round(time.monotonic() - started, 2)
         count, kind = processors(job)
         session = {
@@ -125,10 +127,10 @@ def remember_sampling(job: Job, tally: Any, seconds: float, total_s: float) -> N
 
 def generator_of(job: Job, endpoints: list[Any], settings: Generation | None = None) -> Any:
     """A generator over the endpoints (`settings`: other than the recipe's generation)."""
-    from dsc_hub import serving
-    from dsc_hub.generation import Generator
+    from dsc_hub.inference import servers
+    from dsc_hub.inference.client import Generator
 
-    section, critic = job.recipe.serving, serving.external_critic(job.recipe.chain.critic)
+    section, critic = job.recipe.serving, servers.external_critic(job.recipe.chain.critic)
     settings = settings or job.recipe.generation
     return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
 
@@ -140,14 +142,14 @@ async def ask(generator: Any, work: Callable[[], Any]) -> Any:
 
 def processors(job: Job) -> tuple[int, str] | tuple[None, None]:
     """How many the servers have, and of which kind ("core", "GPU"); twice None where they are somebody else's."""
-    from dsc_hub import serving
+    from dsc_hub.inference import servers
 
     section = job.recipe.serving
     if section.endpoints:
         return None, None
     if machine.vllm_on_cpu():
         return machine.cores(), "core"
-    return len(serving.replica_places(section)) * section.tensor_parallel, "GPU"
+    return len(servers.replica_places(section)) * section.tensor_parallel, "GPU"
 
 
 def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
@@ -160,7 +162,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
     one_each = job.recipe.model_copy(update={"chain": job.recipe.chain.model_copy(update={"chains_per_prompt": 1})})
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
         tried = replace(job, recipe=one_each, run=Run(Path(folder)))
-        tried.run.add_facts(model={"folder": str(models.materialize(job.model))})
+        tried.run.add_facts(model={"folder": str(base_model.materialize(job.model))})
         started = time.monotonic()
         reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
         veto = load_veto(job, job.identity)

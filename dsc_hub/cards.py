@@ -28,8 +28,8 @@ from markupsafe import Markup
 
 from dsc_hub import plots, sentences, tables, wording
 from dsc_hub.config.recipe import SCORERS, publishes_rejected, quantization
-from dsc_hub.engine import max_lora_rank
 from dsc_hub.errors import DataError
+from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs.results import answers, evaluated

@@ -18,15 +18,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import models, serving, show
+from dsc_hub import show
 from dsc_hub.chain.chain import Message, Texts, seed_of
 from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.generation import Completion, Generator, RequestFailed
+from dsc_hub.inference import servers
+from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
+from dsc_hub.inference.client import Completion, Generator, RequestFailed
+from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.jobs import announce_servers
-from dsc_hub.preflight import TURN_OVERHEAD
 from dsc_hub.records import prompt_id
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine
@@ -36,7 +38,6 @@ ARMS: Mapping[str, str | None] = {
     "base": None,
     "distilled": ADAPTER,
 }  # arm -> model to ask for (None: the endpoint's own)
-BYTES_PER_TOKEN = 3  # where there is no tokenizer to ask: on the safe side for most languages
 
 
 @dataclass(frozen=True)
@@ -130,39 +131,28 @@ def _recipe(run: Run) -> Recipe:
         ) from None
 
 
-def counter(model_folder: Path) -> Callable[[str], int]:
-    """Tokens of a text by the model's own tokenizer; by its bytes where it isn't there (a server's model may be elsewhere)."""
-    file = model_folder / "tokenizer.json"
-    if not file.is_file():
-        return lambda text: -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
 @contextlib.contextmanager
-def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[serving.Endpoint]]:
+def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.Endpoint]]:
     """The recipe's endpoints, if they have the adapter too, or a vLLM of our own that ends with the block."""
     section = recipe.serving
     if section.endpoints:
         try:
-            serving.external(section.model_copy(update={"served_model": ADAPTER}))
+            servers.external(section.model_copy(update={"served_model": ADAPTER}))
         except ServingError as e:
             raise ServingError(
                 e.message,
                 f"The recipe's servers must serve the adapter as '{ADAPTER}', beside the base "
                 f"(vLLM: --enable-lora --lora-modules {ADAPTER}={run['adapter']}).",
             ) from None
-        yield serving.external(section)
+        yield servers.external(section)
         return
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
     # The weights of the evaluation, so that what is heard here is what was scored.
-    weights, _ = models.evaluated(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
+    weights, _ = evaluation_weights(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
     started = time.monotonic()
     log = cache.cache_home() / "chat.vllm.log"
-    with serving.serve(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:
+    with servers.serve(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:
         say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")
         yield endpoints
 
@@ -178,7 +168,7 @@ def _read() -> str | None:
 
 
 def _answer(
-    recipe: Recipe, endpoints: Sequence[serving.Endpoint], talk: Talk, question: str, at_once: bool = False
+    recipe: Recipe, endpoints: Sequence[servers.Endpoint], talk: Talk, question: str, at_once: bool = False
 ) -> None:
     """Ask both, show both. An answer that fails or is cancelled leaves no trace in the conversation.
 
@@ -210,7 +200,7 @@ def _shown(answer: Completion | RequestFailed) -> tuple[str, str]:
 
 
 async def _ask_both(
-    recipe: Recipe, endpoints: Sequence[serving.Endpoint], talk: Talk, question: str, at_once: bool
+    recipe: Recipe, endpoints: Sequence[servers.Endpoint], talk: Talk, question: str, at_once: bool
 ) -> dict[str, Completion | RequestFailed]:
     """One answer per arm, in the order of ARMS. ServingError if a server is gone.
 

@@ -30,8 +30,8 @@ from trl import SFTConfig
 
 from dsc_hub.config.messages import no_switch
 from dsc_hub.config.recipe import OWNED_SFT_KEYS, quantization
-from dsc_hub.engine import LORA_RANKS
 from dsc_hub.errors import ConfigError, DataError, ModelError
+from dsc_hub.inference.adapters import LORA_RANKS
 from dsc_hub.launcher import shown_error
 from dsc_hub.runs.run import Run
 

@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import metrics, models, prompts
+from dsc_hub import metrics, prompts
 from dsc_hub.config import origin, recipe_files, untrusted
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, least_gain, metric_files, repo_names, servers, veto
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError, RunError
+from dsc_hub.inference import base_model
 from dsc_hub.records import Prompt
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import Run, siblings
@@ -40,7 +41,7 @@ class Job:
     path: Path  # of the recipe file; prompt files lie beside it
     run: Run
     runs: Path
-    model: models.BaseModel
+    model: base_model.BaseModel
     identity: Mapping[str, str]
     fingerprints: Mapping[str, str]
     command: str  # that does the whole of it, fit to be shown to others
@@ -62,7 +63,7 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
     path, checked = load_recipe(reference, overrides)
     code = metrics.Code(path.parent, allowed_code)
     ways = {
-        "model": lambda: models.identify(checked.model),
+        "model": lambda: base_model.identify(checked.model),
         "prompts": lambda: prompts.identify(checked.prompts, path.parent),
     } | {
         place: lambda section=section: metrics.identify(section, code)
@@ -222,7 +223,7 @@ def set_owner(job: Job, account: Any) -> None:
     published_as = repos["base"] or job.model.upstream or job.model.id
     is_the_source = published_as == job.model.source
     model = job.model.as_dict() | {
-        "folder": str(models.materialize(job.model)),
+        "folder": str(base_model.materialize(job.model)),
         "published_as": published_as,
         "published_commit": job.model.commit if is_the_source else None,
     }
@@ -254,7 +255,8 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
 
     ConfigError with all problems. Weights are not fetched for it.
     """
-    from dsc_hub import launcher, preflight, serving
+    from dsc_hub import launcher, preflight
+    from dsc_hub.inference import servers as inference_servers
 
     announce_servers(job.recipe)
     if job.recipe.publish.to != "none" and not job.recipe.publish.metrics:
@@ -264,7 +266,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
                 "publish.metrics=true publishes the file as a Space, too"
             )
     found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
-    folder = models.materialize(job.model, weights=False)
+    folder = base_model.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder) + preflight.without_group(job.recipe, dropped.ungrouped)
     outlook = reusable_stages(job.run, STAGES, job.fingerprints, siblings(job.runs, job.recipe.name))
     estimate = preflight.estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
@@ -275,15 +277,15 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         if wrong := metrics.of_no_kind(section, found):
             problems.append(f"{place}: {wrong}")
         if section.metric == "judge":  # it may be asked for the first time hours from now
-            problems += [f"{place}: {told}" for told in serving.unusable(section.options)]
-    serving.external_critic(job.recipe.chain.critic)
+            problems += [f"{place}: {told}" for told in inference_servers.unusable(section.options)]
+    inference_servers.external_critic(job.recipe.chain.critic)
     if not job.recipe.serving.endpoints:
         try:
-            serving.replica_places(job.recipe.serving)
+            inference_servers.replica_places(job.recipe.serving)
         except ConfigError as e:
             problems.append(f"{e.message}; {e.hint}")
     else:
-        serving.external(job.recipe.serving)
+        inference_servers.external(job.recipe.serving)
         evaluates = STAGES.index(last) >= STAGES.index("evaluation")
         if evaluates and ADAPTER in models_of(job.recipe.evaluation.arms):
             problems.append(
@@ -300,7 +302,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         from dsc_hub.hub import repos as hub_repos
 
         wanted, by = _repos(job.recipe, account.owner), job.names_by.get("base")
-        base = {p.name: p for pattern in models.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
+        base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
         kinds = [
             ("dataset", wanted["dataset"], job.names_by.get("dataset")),
             ("model", wanted["adapter"], job.names_by.get("adapter")),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dsc_hub.level import FIRST
+from dsc_hub.inference.concurrency import FIRST
 from dsc_hub.system import cache
 
 FILE = "pace.json"

@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import adapters, stages
+from dsc_hub import launcher, stages
 from dsc_hub.config.recipe import repo_names
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.inference import adapters
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner
 from dsc_hub.runs import run, shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
@@ -86,6 +87,8 @@ def evaluate_adapter(job: Job, reference: str) -> Job:
     name = repo.partition("@")[0]
     adapters.check(reference, folder, job.model, repo_names(job.recipe)["base"])
     distill = adapters.trained_how(reference, folder)
+    if problems := launcher.check(distill.model_dump(mode="json")):
+        raise ConfigError(f"{reference} has a recipe.yaml with settings that can't be used", problems=problems)
     place = job.runs / f"{job.recipe.name}+{name.replace('/', '--')}" / digest(job.fingerprints["evaluation"], commit)
     job = replace(job, recipe=job.recipe.model_copy(update={"distill": distill}), run=Run(place))
     with job.run.lock():

@@ -12,10 +12,10 @@ from typing import Any
 from dsc_hub import pace
 from dsc_hub.config.arms import ARMS, models_of
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.system import machine
 
-TURN_OVERHEAD = 12  # tokens that a chat template puts around a message, generously
 BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its second home in the dataset
 WEIGHTS_SHARE = 0.1  # an adapter with its trainer's needs, as a share of the base's files
 

@@ -36,9 +36,9 @@ from dsc_hub.chain.chain import (
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.flow import Flow, go_on
-from dsc_hub.generation import Completion, RequestFailed
-from dsc_hub.level import FIRST
+from dsc_hub.inference.client import Completion, RequestFailed
+from dsc_hub.inference.concurrency import FIRST
+from dsc_hub.inference.task_pool import Flow, go_on
 from dsc_hub.records import Chain, Prompt, Role, Turn, from_row, word
 from dsc_hub.runs.jsonl import Rows
 from dsc_hub.runs.row_index import Index, InOrder, Key, chain_key, request_key

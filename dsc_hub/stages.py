@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, models, pace, preflight, prompts, sentences, wording
+from dsc_hub import asking, pace, preflight, prompts, sentences, wording
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
+from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.jobs import Job
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.runs import run, shards, test_sets
@@ -183,7 +184,7 @@ def _evaluation(job: Job) -> Result:
     served = {ADAPTER: job.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"
     if served:
-        folder, weights = models.evaluated(folder, job.model.identity, job.recipe.distill.model_dump())
+        folder, weights = evaluation_weights(folder, job.model.identity, job.recipe.distill.model_dump())
     base = arms.base_digest(job.recipe, job.fingerprints["sampling"])
     neutral, measured = _ask_arms(job, held_out, score["reward"], folder, served, base)
     answers = evaluation.collect(job.run, job.recipe, held_out, score)

@@ -28,11 +28,12 @@ import signal
 
 import pytest
 
-from dsc_hub import launcher, serving
+from dsc_hub import launcher
 from dsc_hub.config.recipe import Serving
-from dsc_hub.generation import Completion
+from dsc_hub.inference import servers as inference_servers
+from dsc_hub.inference.client import Completion
+from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Score
-from dsc_hub.serving import Endpoint
 from tests.scripted_server import make_server
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +178,7 @@ def start() -> Iterator[Callable[..., Any]]:
 def end_of(server: Any) -> Endpoint:
     """Where a server of `start` is asked."""
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    return serving.external(Serving(endpoints=(url,)))[0]
+    return inference_servers.external(Serving(endpoints=(url,)))[0]
 
 
 @pytest.fixture

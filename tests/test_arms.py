@@ -16,7 +16,7 @@ from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ADAPTER, ARMS
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ServingError
-from dsc_hub.generation import RequestFailed
+from dsc_hub.inference.client import RequestFailed
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import with_current_looks

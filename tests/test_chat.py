@@ -17,9 +17,10 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import chat, serving, show
+from dsc_hub import chat, show
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.generation import Completion
+from dsc_hub.inference import base_model, servers
+from dsc_hub.inference.client import Completion
 from dsc_hub.runs.run import Run
 from tests import scripted_server
 from tests.conftest import ROOT
@@ -116,11 +117,11 @@ def test_the_oldest_exchanges_are_forgotten_just_when_the_context_is_full():
 def test_tokens_are_the_tokenizers_own_or_bytes_by_three(tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    assert chat.counter(tmp_path)("six by") == 2 and chat.counter(tmp_path)("sevenby") == 3
+    assert base_model.counter(tmp_path)("six by") == 2 and base_model.counter(tmp_path)("sevenby") == 3
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert chat.counter(tmp_path)("a a whatever") == 3
+    assert base_model.counter(tmp_path)("a a whatever") == 3
 
 
 # -- a conversation
@@ -157,7 +158,7 @@ def test_a_held_out_prompt_is_asked_with_the_seed_of_its_evaluation():
     bodies: list[dict] = []
     with served(bodies=bodies) as url:
         recipe = Recipe.model_validate(fixture_run.RECIPE)
-        chat._answer(recipe, [serving.Endpoint(url, "base", "key")], talk_of(2048), "Tell me of Ash.")
+        chat._answer(recipe, [servers.Endpoint(url, "base", "key")], talk_of(2048), "Tell me of Ash.")
     assert {b["seed"] for b in bodies} == {seed_of(recipe.seed, prompt_id("Tell me of Ash."), 0, 0, "answer")}
 
 
@@ -165,7 +166,7 @@ def test_a_held_out_prompt_is_asked_with_the_seed_of_its_evaluation():
 def test_both_are_asked_at_once_or_one_after_the_other(tmp_path, screen, at_once):
     with served(pause=1.0) as url:
         run = run_of(tmp_path, url)
-        endpoints, recipe = [serving.Endpoint(url, "base", "key")], chat._recipe(run)
+        endpoints, recipe = [servers.Endpoint(url, "base", "key")], chat._recipe(run)
         chat._answer(recipe, endpoints, talk_of(2048), "warm up", True)
         started = time.monotonic()
         chat._answer(recipe, endpoints, talk_of(2048), "Hello?", at_once)
@@ -175,7 +176,7 @@ def test_both_are_asked_at_once_or_one_after_the_other(tmp_path, screen, at_once
 @pytest.mark.parametrize(("on_cpu", "external"), [(True, False), (False, False), (False, True)])
 def test_base_and_adapter_share_a_batch_only_on_a_gpu_of_our_own(tmp_path, screen, monkeypatch, on_cpu, external):
     seen = []
-    endpoint = serving.Endpoint("http://127.0.0.1:1/v1", "base", "key")
+    endpoint = servers.Endpoint("http://127.0.0.1:1/v1", "base", "key")
     monkeypatch.setattr(chat, "_endpoints", lambda *_: contextlib.nullcontext([endpoint]))
     monkeypatch.setattr(chat, "_answer", lambda *settings: seen.append(settings[-1]))
     monkeypatch.setattr("dsc_hub.system.machine.vllm_on_cpu", lambda: on_cpu)
@@ -202,7 +203,7 @@ def test_ctrl_c_cancels_the_answer_and_not_the_program(tmp_path, screen, monkeyp
         started = time.monotonic()
         talk = talk_of(2048)
         threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        chat._answer(chat._recipe(run), [serving.Endpoint(url, "base", "key")], talk, "Hello?", True)
+        chat._answer(chat._recipe(run), [servers.Endpoint(url, "base", "key")], talk, "Hello?", True)
         assert time.monotonic() - started < 2.5 and len(bodies) == 2
     assert "cancelled" in said(screen) and not any(talk.said.values()) and talk.asked == 0
 
@@ -257,19 +258,21 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
     folder.mkdir()
     run.add_facts(model=run.facts["model"] | {"folder": str(folder)})
     rounded = tmp_path / "rounded"  # what QLoRA trained on and the arms were scored on
-    monkeypatch.setattr("dsc_hub.models.rounded", lambda plain, identity, settings: plain == folder and rounded)
+    monkeypatch.setattr(
+        "dsc_hub.inference.weights.quantise_roundtrip", lambda plain, identity, settings: plain == folder and rounded
+    )
     given, ended = [], []
 
     @contextlib.contextmanager
     def serve(*settings):
         given.append(settings)
         try:
-            yield [serving.Endpoint("http://127.0.0.1:1/v1", "base", "key")]  # nobody is there
+            yield [servers.Endpoint("http://127.0.0.1:1/v1", "base", "key")]  # nobody is there
         finally:
             ended.append(True)
 
-    monkeypatch.setattr(serving, "serve", serve)
-    monkeypatch.setattr("dsc_hub.generation.RETRIES", 0)
+    monkeypatch.setattr(servers, "serve", serve)
+    monkeypatch.setattr("dsc_hub.inference.client.RETRIES", 0)
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
     typed(monkeypatch, "Hello?")
     chat.chat(run)

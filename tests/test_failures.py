@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import engine, jobs, lanes, pipeline, sampling, serving
+from dsc_hub import jobs, pipeline, sampling
 from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
-from dsc_hub.generation import Generator
-from dsc_hub.serving import Endpoint
+from dsc_hub.inference import server_pool, servers, vllm
+from dsc_hub.inference.client import Generator
+from dsc_hub.inference.servers import Endpoint
 from tests.conftest import ROOT, end_of, length_score
 from tests.scripted_server import FAULTS
 from tests.test_sampling import setup, sorted_rows
@@ -30,9 +31,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "WAIT_S", 0.01)
-    monkeypatch.setattr(lanes, "LONGEST_S", 1.0)
-    monkeypatch.setattr(lanes, "LOOKS", 4)
+    monkeypatch.setattr(server_pool, "WAIT_S", 0.01)
+    monkeypatch.setattr(server_pool, "LONGEST_S", 1.0)
+    monkeypatch.setattr(server_pool, "LOOKS", 4)
 
 
 def sampled(
@@ -150,7 +151,7 @@ def process() -> Iterator[Callable[..., Any]]:
         command = [sys.executable, "-m", "tests.scripted_server", "--pause", "0.02", "--port", str(port)]
         children.append(child := subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         url = child.stdout.readline().strip()
-        return child, serving.external(Serving(endpoints=(url,)))[0]
+        return child, servers.external(Serving(endpoints=(url,)))[0]
 
     yield make
     for child in children:
@@ -177,7 +178,7 @@ def test_a_server_that_comes_back_is_used_again(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(lanes, "WAIT_S", 0.1)
+    monkeypatch.setattr(server_pool, "WAIT_S", 0.1)
     child, end = process()
 
     def away() -> None:
@@ -221,7 +222,7 @@ def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
             "0.02",
         ]
 
-    monkeypatch.setattr(engine, "vllm_command", command)
+    monkeypatch.setattr(vllm, "vllm_command", command)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
@@ -247,7 +248,7 @@ def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
 ):
     log = tmp_path / "vllm.log"
-    with serving.serve(tmp_path, Serving(), log, places=[("0",), ("1",)]) as ends:
+    with servers.serve(tmp_path, Serving(), log, places=[("0",), ("1",)]) as ends:
         assert len({e.url for e in ends}) == 2 and (tmp_path / "vllm-2.log").is_file()
 
         def kill() -> None:
@@ -267,7 +268,7 @@ def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
 def test_the_only_replica_is_started_again_with_its_last_lines_shown(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
 ):
-    with serving.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
+    with servers.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
         (end,) = ends
         first = pids_of(end.url)
         threading.Timer(0.2, lambda: [os.kill(pid, signal.SIGKILL) for pid in first]).start()
@@ -281,7 +282,7 @@ def test_the_only_replica_is_started_again_with_its_last_lines_shown(
 def test_a_replica_that_cannot_be_started_again_stops_the_run(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, monkeypatch: pytest.MonkeyPatch
 ):
-    with serving.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
+    with servers.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
         (end,) = ends
 
         def kill() -> None:
@@ -290,14 +291,14 @@ def test_a_replica_that_cannot_be_started_again_stops_the_run(
                 os.kill(pid, signal.SIGKILL)
 
         broken = {"now": False}
-        real = engine.subprocess.Popen
+        real = vllm.subprocess.Popen
 
         def popen(command: list[str], **keys: Any) -> Any:
             if broken["now"]:
                 command = [command[0], "-c", "import sys; print('out of memory, say'); sys.exit(7)"]
             return real(command, **keys)
 
-        monkeypatch.setattr(engine.subprocess, "Popen", popen)
+        monkeypatch.setattr(vllm.subprocess, "Popen", popen)
         threading.Timer(0.2, kill).start()
         with pytest.raises(
             ServingError, match="did not come back in 4 tries: vLLM ended by itself(.|\n)*out of memory, say"

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.flow import Flow
-from dsc_hub.level import FIRST, MOST, Level
+from dsc_hub.inference.concurrency import FIRST, MOST, Level
+from dsc_hub.inference.task_pool import Flow
 from tests.conftest import ROOT
 
 

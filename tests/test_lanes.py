@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms, lanes, sampling, serving
+from dsc_hub import arms, sampling
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ARMS
 from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
-from dsc_hub.generation import Generator, RequestFailed
+from dsc_hub.inference import server_pool
+from dsc_hub.inference import servers as inference_servers
+from dsc_hub.inference.client import Generator, RequestFailed
+from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
-from dsc_hub.serving import Endpoint
 from tests.conftest import ScriptedModel, end_of, length_score
 from tests.scripted_server import answer_to
 from tests.test_sampling import setup
@@ -32,8 +34,8 @@ from tests.test_sampling import setup
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes, "WAIT_S", 0.01)
-    monkeypatch.setattr(lanes, "LONGEST_S", 1.0)
+    monkeypatch.setattr(server_pool, "WAIT_S", 0.01)
+    monkeypatch.setattr(server_pool, "LONGEST_S", 1.0)
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def test_prompts_are_spread_over_three_servers_of_one_machine():
         ends = [Endpoint(f"http://127.0.0.1:{port}/v1", "m", "k") for port in ports]
 
         async def go(ends: list[Endpoint] = ends) -> list[int]:
-            servers = lanes.Lanes(ends, 3000, Counter())
+            servers = server_pool.Lanes(ends, 3000, Counter())
             for i in range(3000):
                 await servers.take(f"Write a review of the {i}. film.")
             servers.close()
@@ -176,7 +178,7 @@ def test_prompts_are_spread_over_three_servers_of_one_machine():
 def test_one_request_that_is_always_refused_fails_while_the_others_go_on_as_before(
     at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lanes, "LONGEST_S", 0.1)
+    monkeypatch.setattr(server_pool, "LONGEST_S", 0.1)
     refused: list[float] = []
 
     def fault(body: dict, before: int) -> str:
@@ -194,7 +196,7 @@ def test_one_request_that_is_always_refused_fails_while_the_others_go_on_as_befo
 def test_a_request_that_is_refused_while_others_are_answered_waits_for_longer(
     at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(lanes, "LONGEST_S", 0.1)
+    monkeypatch.setattr(server_pool, "LONGEST_S", 0.1)
 
     def fault(body: dict, before: int) -> str:
         return "429" if body["messages"][0]["content"] == "question 7" and before < 18 else ""
@@ -212,13 +214,13 @@ def test_who_waits_for_a_place_gets_the_next_one_in_order_and_avoids_nobody_in_v
     ends = [Endpoint(f"http://127.0.0.1:{port}/v1", "m", "k") for port in (1, 2)]
 
     async def go() -> None:
-        servers = lanes.Lanes(ends, 1, Counter())
+        servers = server_pool.Lanes(ends, 1, Counter())
         a, b = servers.all
         taken = [await servers.take("x"), await servers.take("x")]
         assert {a, b} == set(taken)
         order: list[str] = []
 
-        async def wait(name: str, avoid: lanes.Lane | None) -> None:
+        async def wait(name: str, avoid: server_pool.Lane | None) -> None:
             lane = await servers.take("x", avoid)
             order.append(f"{name}{servers.all.index(lane)}")
 
@@ -290,7 +292,7 @@ def test_a_full_disk_while_a_server_is_brought_back_is_told(
     def full(text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(lanes, "say", full)
+    monkeypatch.setattr(server_pool, "say", full)
 
     def gone() -> None:
         raise ServingError("gone")
@@ -315,8 +317,8 @@ def test_a_server_that_dies_while_it_is_looked_at_is_gone_and_no_bug(monkeypatch
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     with pytest.raises(ServingError, match="can't be used"):
-        serving.external(Serving(endpoints=(url,)))
-    assert serving.prefix_cache([Endpoint(url, "m", "k")]) == [None]
+        inference_servers.external(Serving(endpoints=(url,)))
+    assert inference_servers.prefix_cache([Endpoint(url, "m", "k")]) == [None]
     server.shutdown()
 
 
@@ -327,8 +329,11 @@ def test_proxies_are_those_of_the_environment_and_no_password_file_is_read(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
     monkeypatch.setenv("no_proxy", "inside.example")
-    assert lanes._proxy_of("http://outside.example/v1") == "http://proxy:3128"
-    assert lanes._proxy_of("http://inside.example/v1") is None and lanes._proxy_of("https://outside.example/v1") is None
+    assert server_pool._proxy_of("http://outside.example/v1") == "http://proxy:3128"
+    assert (
+        server_pool._proxy_of("http://inside.example/v1") is None
+        and server_pool._proxy_of("https://outside.example/v1") is None
+    )
     monkeypatch.setenv("no_proxy", "*")
     (tmp_path / "netrc").write_text("default login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))

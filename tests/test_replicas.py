@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import engine, serving
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Serving
 from dsc_hub.errors import ConfigError
-from dsc_hub.generation import Generator
-from dsc_hub.level import FIRST
-from dsc_hub.serving import Endpoint
+from dsc_hub.inference import servers, vllm
+from dsc_hub.inference.client import Generator
+from dsc_hub.inference.concurrency import FIRST
+from dsc_hub.inference.servers import Endpoint
 from dsc_hub.system import machine
 from tests.conftest import ROOT
 
@@ -39,33 +39,33 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
 
 def test_each_replica_has_gpus_of_its_own(gpus):
     gpus(8)
-    assert serving.replica_places(Serving()) == [(str(i),) for i in range(8)]
-    assert serving.replica_places(Serving(tensor_parallel=4)) == [("0", "1", "2", "3"), ("4", "5", "6", "7")]
-    assert serving.replica_places(Serving(replicas=2)) == [("0",), ("1",)]
+    assert servers.replica_places(Serving()) == [(str(i),) for i in range(8)]
+    assert servers.replica_places(Serving(tensor_parallel=4)) == [("0", "1", "2", "3"), ("4", "5", "6", "7")]
+    assert servers.replica_places(Serving(replicas=2)) == [("0",), ("1",)]
     gpus(8, "5,GPU-1f,7")
-    assert serving.replica_places(Serving()) == [("5",), ("GPU-1f",), ("7",)]
+    assert servers.replica_places(Serving()) == [("5",), ("GPU-1f",), ("7",)]
     with pytest.raises(ConfigError, match="4 replicas of 1 need 4 GPUs, here are 3"):
-        serving.replica_places(Serving(replicas=4))
+        servers.replica_places(Serving(replicas=4))
     gpus(1)
     with pytest.raises(ConfigError, match="1 replicas of 2 need 2 GPUs"):
-        serving.replica_places(Serving(tensor_parallel=2))
+        servers.replica_places(Serving(tensor_parallel=2))
 
 
 def test_on_a_cpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "vllm_on_cpu", lambda: True)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 6, 7, 8})
-    assert serving.replica_places(Serving()) == [()]
-    assert serving.replica_places(Serving(replicas=2)) == [("2", "3"), ("6", "7")]
+    assert servers.replica_places(Serving()) == [()]
+    assert servers.replica_places(Serving(replicas=2)) == [("2", "3"), ("6", "7")]
     for wrong in ({"replicas": 6}, {"tensor_parallel": 2}):
         with pytest.raises(ConfigError, match="can't run on 5 cores"):
-            serving.replica_places(Serving(**wrong))
+            servers.replica_places(Serving(**wrong))
 
 
 def test_what_is_a_replicas_own_is_in_its_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert engine.vllm_environment(Serving(), False, "k", ("2", "3"))["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert engine.vllm_environment(Serving(), False, "k")["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
-    on_cpu = engine.vllm_environment(Serving(), True, "k", ("6", "7"))
+    assert vllm.vllm_environment(Serving(), False, "k", ("2", "3"))["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert vllm.vllm_environment(Serving(), False, "k")["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    on_cpu = vllm.vllm_environment(Serving(), True, "k", ("6", "7"))
     assert (on_cpu["VLLM_CPU_OMP_THREADS_BIND"], on_cpu["OMP_NUM_THREADS"]) == ("6,7", "2")
 
 
@@ -83,9 +83,9 @@ def test_vllms_own_parser_takes_our_command_lines_and_those_of_the_readme(tmp_pa
     import json
 
     ours = [
-        engine.vllm_command(tmp_path, Serving(tensor_parallel=4, concurrency=300), 8000, {}, False)[3:],
-        engine.vllm_command(tmp_path, Serving(), 8000, {}, True)[3:],
-        engine.vllm_command(tmp_path, Serving(concurrency=5), 8000, {}, True, compiled=True)[3:],
+        vllm.vllm_command(tmp_path, Serving(tensor_parallel=4, concurrency=300), 8000, {}, False)[3:],
+        vllm.vllm_command(tmp_path, Serving(), 8000, {}, True)[3:],
+        vllm.vllm_command(tmp_path, Serving(concurrency=5), 8000, {}, True, compiled=True)[3:],
     ]
     shown = re.findall(r"^vllm serve (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     theirs = [shlex.split(line.replace("FIRST", "10.0.0.1")) for line in shown]
@@ -124,7 +124,7 @@ def test_a_cpu_serves_and_trains_in_bfloat16_only_where_it_has_instructions_for_
     from dsc_hub import distill
 
     monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
-    command = engine.vllm_command(Path("/m"), Serving(), 1, {}, True)
+    command = vllm.vllm_command(Path("/m"), Serving(), 1, {}, True)
     assert command[command.index("--dtype") + 1] == dtype
     assert str(distill._compute_dtype(on_cpu=True)) == f"torch.{dtype}"
 
@@ -148,7 +148,7 @@ def test_compiling_is_weighed_against_the_length_of_the_run(
     monkeypatch: pytest.MonkeyPatch, tokens: int, speed: float | None, flags: frozenset[str], pays: bool
 ):
     monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
-    assert serving.worth_compiling(tokens, speed) is pays
+    assert servers.worth_compiling(tokens, speed) is pays
 
 
 METRICS = """# HELP vllm:prefix_cache_queries_total Prefix cache queries, in terms of number of queried tokens.
@@ -175,18 +175,18 @@ def test_the_prefix_caches_rate_is_read_where_a_server_tells_it():
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    assert serving.prefix_cache([Endpoint(url, "m", "k")]) == [(43_776, 80_000)]
+    assert servers.prefix_cache([Endpoint(url, "m", "k")]) == [(43_776, 80_000)]
     assert (
-        serving.prefix_cache([Endpoint(url, "m", "wrong"), Endpoint("http://127.0.0.1:1/v1", "m", "k")]) == [None] * 2
+        servers.prefix_cache([Endpoint(url, "m", "wrong"), Endpoint("http://127.0.0.1:1/v1", "m", "k")]) == [None] * 2
     )
     server.shutdown()
 
 
 def test_what_the_prefix_cache_gave_is_that_of_servers_that_told_it_twice():
-    assert serving.cache_use([(10, 100), (5, 50)], [(60, 200), (5, 50)]) == (50, 100)
-    assert serving.cache_use([(0, 100), None, (1, 2)], [None, (7, 7), (500, 600)]) == (499, 598)
-    assert serving.cache_use([(900, 1000)], [(30, 40)]) == (30, 40)  # started anew in between
-    assert serving.cache_use([(900, 1000)], [(300, 5000)]) == (300, 5000)
+    assert servers.cache_use([(10, 100), (5, 50)], [(60, 200), (5, 50)]) == (50, 100)
+    assert servers.cache_use([(0, 100), None, (1, 2)], [None, (7, 7), (500, 600)]) == (499, 598)
+    assert servers.cache_use([(900, 1000)], [(30, 40)]) == (30, 40)  # started anew in between
+    assert servers.cache_use([(900, 1000)], [(300, 5000)]) == (300, 5000)
 
 
 @pytest.mark.parametrize("value", ["0", "5000", "many", "1.5", "[0]"])

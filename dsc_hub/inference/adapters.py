@@ -7,13 +7,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dsc_hub import launcher
 from dsc_hub.config.recipe import Distill
 from dsc_hub.config.untrusted import QUANTIZATION
 from dsc_hub.errors import ConfigError
-from dsc_hub.models import BaseModel
+from dsc_hub.inference.base_model import BaseModel
 from dsc_hub.system import plain_yaml
-from dsc_hub.system.files import read_object
+from dsc_hub.system.files import read_json, read_object
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -62,9 +61,17 @@ def trained_how(reference: str, folder: Path) -> Distill:
             raise ValueError(f"quantization.{unknown[0]}")
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as e:
         raise ConfigError(
-            f"{reference} has a recipe.yaml that tells not how it was trained: {type(e).__name__}",
+            f"{reference} has a recipe.yaml that does not say how the adapter was trained: {type(e).__name__}",
             "Ask its owner; an adapter repo without a recipe.yaml is scored as plain LoRA.",
         ) from None
-    if problems := launcher.check(found.model_dump(mode="json")):
-        raise ConfigError(f"{reference} has a recipe.yaml with settings that can't be used", problems=problems)
     return found
+
+
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
+
+
+def max_lora_rank(adapter: Path) -> int:
+    """The smallest --max-lora-rank that serves an adapter folder, by its adapter_config.json."""
+    config = read_json(adapter / "adapter_config.json")
+    rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
+    return next((r for r in LORA_RANKS if r >= rank), rank)

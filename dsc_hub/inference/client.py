@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 import aiohttp  # a client of the servers' makers takes ten times as long for a request (3 ms), and longer with more in flight
 
-from dsc_hub import lanes
 from dsc_hub.config.recipe import Generation
 from dsc_hub.errors import ServingError
-from dsc_hub.flow import go_on
-from dsc_hub.lanes import Concurrency, Gone, Lane, Lanes
-from dsc_hub.serving import Endpoint
+from dsc_hub.inference import server_pool
+from dsc_hub.inference.server_pool import Concurrency, Gone, Lane, Lanes
+from dsc_hub.inference.servers import Endpoint
+from dsc_hub.inference.task_pool import go_on
 
 RETRIES = 5  # of a request for the same reason: 404, 408, 409, 5xx, a lost connection or an answer that can't be used
 TIMEOUTS = 2  # retries after no answer at all: each has waited for long
@@ -176,7 +176,9 @@ class Generator:
                     if tries[e.reason] > e.most:
                         raise RequestFailed(f"{e}, {tries[e.reason]} times") from None
                     self.retries[e.reason] += 1
-                    wait_s = e.wait_s or min(lanes.LONGEST_S, lanes.WAIT_S * 2**waits) * random.uniform(0.75, 1.25)
+                    wait_s = e.wait_s or min(server_pool.LONGEST_S, server_pool.WAIT_S * 2**waits) * random.uniform(
+                        0.75, 1.25
+                    )
                     waits += 1
                 except Gone as e:
                     self.retries["server gone"] += 1
@@ -252,7 +254,7 @@ class Generator:
 def _seconds(asked: str) -> float | None:
     """What `Retry-After` asks to wait for, if it is a number; never longer than our own longest wait."""
     try:
-        return min(lanes.LONGEST_S, max(0.1, float(asked))) * random.uniform(1.0, 1.25)
+        return min(server_pool.LONGEST_S, max(0.1, float(asked))) * random.uniform(1.0, 1.25)
     except ValueError:
         return None
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from dsc_hub.errors import ServingError
-from dsc_hub.level import Level
-from dsc_hub.serving import Endpoint
+from dsc_hub.inference.concurrency import Level
+from dsc_hub.inference.servers import Endpoint
 from dsc_hub.system.progress import say
 
 Concurrency = int | Literal["auto"]

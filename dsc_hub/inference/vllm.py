@@ -21,26 +21,18 @@ from pathlib import Path
 
 from dsc_hub.config.recipe import Serving
 from dsc_hub.errors import ServingError
-from dsc_hub.level import MOST
-from dsc_hub.system.files import read_json
+from dsc_hub.inference.adapters import max_lora_rank
+from dsc_hub.inference.concurrency import MOST
 from dsc_hub.system.machine import cores, cpu_dtype, for_child, openmp_library, vllm_on_cpu
 from dsc_hub.system.progress import duration
 
 BASE = "base"  # the name under which the base model is served; adapters have names of their own
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM's --max-lora-rank takes
 BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of what turns have in common is in no whole block
 GOING_S = 15.0  # from the death of a part of vLLM to the end of all its processes, at most
 ON_CPU_AT_ONCE = 256  # sequences in a batch, at most
 # The last line of a traceback, as it is or logged: "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] ValueError: ..."
 _ERROR = re.compile(r"(\([^)]*\) )?(ERROR [^\]]*\] )?[\w.]+(Error|Exception)(: |\s*$)")
 _SAYS_NOTHING = ("Engine core initialization failed", "EngineCore encountered an issue")
-
-
-def max_lora_rank(adapter: Path) -> int:
-    """The smallest --max-lora-rank that serves an adapter folder, by its adapter_config.json."""
-    config = read_json(adapter / "adapter_config.json")
-    rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
-    return next((r for r in LORA_RANKS if r >= rank), rank)
 
 
 def at_once(section: Serving, on_cpu: bool) -> int:

@@ -23,8 +23,8 @@ from pydantic import ValidationError
 
 from dsc_hub.config import messages
 from dsc_hub.config.recipe import Critic, Serving
-from dsc_hub.engine import BASE, Engine
 from dsc_hub.errors import ConfigError, ServingError
+from dsc_hub.inference.vllm import BASE, Engine
 from dsc_hub.system import machine
 from dsc_hub.system.progress import duration, moving_line
 
