@@ -58,10 +58,10 @@ def served(
 
 def load_veto(job: Job, identity: Mapping[str, str]) -> VetoText:
     """What blocks acceptance; without a veto no revision makes the way through the scorers' thread."""
-    from dsc_hub import metrics
-    from dsc_hub.scoring import Scoring
+    from dsc_hub.metrics import loading
+    from dsc_hub.metrics.batching import Scoring
 
-    return Scoring(metrics.load_veto(job.recipe, identity)) if veto_of(job.recipe) else no_veto
+    return Scoring(loading.load_veto(job.recipe, identity)) if veto_of(job.recipe) else no_veto
 
 
 def chains_of(
@@ -71,7 +71,7 @@ def chains_of(
     KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
     from dsc_hub import sampling
     from dsc_hub.inference import servers
-    from dsc_hub.scoring import Scoring
+    from dsc_hub.metrics.batching import Scoring
 
     generator, scoring, before = generator_of(job, endpoints), Scoring(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
@@ -154,7 +154,8 @@ def processors(job: Job) -> tuple[int, str] | tuple[None, None]:
 
 def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
     """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
-    from dsc_hub import metrics, sampling
+    from dsc_hub import sampling
+    from dsc_hub.metrics import loading
 
     announce_servers(job.recipe)
     found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
@@ -164,7 +165,7 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         tried = replace(job, recipe=one_each, run=Run(Path(folder)))
         tried.run.add_facts(model={"folder": str(base_model.materialize(job.model))})
         started = time.monotonic()
-        reward = metrics.load_named("reward", job.recipe, job.identity, job.path.parent)
+        reward = loading.load_named("reward", job.recipe, job.identity, job.path.parent)
         veto = load_veto(job, job.identity)
         with served(tried, log=cache.cache_home() / "try.vllm.log") as endpoints:
             tally, seconds = chains_of(tried, endpoints, some, reward.score, veto)

@@ -497,7 +497,7 @@ def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None,
     """
     from dsc_hub import show as screen
     from dsc_hub.config.recipe_files import parse_options
-    from dsc_hub.metrics.identity import Code
+    from dsc_hub.metrics.registry import Code
     from dsc_hub.score import score as scored
 
     code = Code(Path(), click.get_current_context().meta["allowed_code"])

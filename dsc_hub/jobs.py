@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import metrics, prompts
+from dsc_hub import prompts
 from dsc_hub.config import origin, recipe_files, untrusted
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.fingerprints import stage_fingerprints
@@ -22,6 +22,7 @@ from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, least_gain, metr
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.inference import base_model
+from dsc_hub.metrics import registry
 from dsc_hub.records import Prompt
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import Run, siblings
@@ -61,12 +62,12 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
     recipe that is wrong in itself, then one with all that its names lead to.
     """
     path, checked = load_recipe(reference, overrides)
-    code = metrics.Code(path.parent, allowed_code)
+    code = registry.Code(path.parent, allowed_code)
     ways = {
         "model": lambda: base_model.identify(checked.model),
         "prompts": lambda: prompts.identify(checked.prompts, path.parent),
     } | {
-        place: lambda section=section: metrics.identify(section, code)
+        place: lambda section=section: registry.identify(section, code)
         for place, section in all_scorers(checked).items()
     }
     found: dict[str, Any] = {}
@@ -274,7 +275,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     estimate["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
     problems += preflight.disk(job.runs, estimate["disk_bytes"])
     for place, section in all_scorers(job.recipe).items():
-        if wrong := metrics.of_no_kind(section, found):
+        if wrong := registry.of_no_kind(section, found):
             problems.append(f"{place}: {wrong}")
         if section.metric == "judge":  # it may be asked for the first time hours from now
             problems += [f"{place}: {told}" for told in inference_servers.unusable(section.options)]

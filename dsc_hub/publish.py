@@ -24,7 +24,7 @@ from dsc_hub.hub import push
 from dsc_hub.hub import repos as hub_repos
 from dsc_hub.hub.account import Account, web_address
 from dsc_hub.inference.base_model import WANTED
-from dsc_hub.metrics.identity import commit_of
+from dsc_hub.metrics.registry import commit_of
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
 from dsc_hub.system.hashing import file_hash

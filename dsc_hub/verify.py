@@ -275,7 +275,7 @@ def _evaluation(rows: Rows) -> str:
 
 def _scores(rows: Rows) -> str:
     """The packaged scorers once more on the published answers."""
-    from dsc_hub import metrics
+    from dsc_hub.metrics import loading, registry
 
     told = []
     texts = [row["text"] for row in rows.answers]
@@ -283,12 +283,12 @@ def _scores(rows: Rows) -> str:
     asked = [by_id[row["prompt_id"]] for row in rows.answers]
     for name in recipe_module.scorers(rows.recipe):
         terms = recipe_module.terms(rows.recipe, name)
-        if other := [s for s in terms.values() if not metrics.is_packaged(s)]:
+        if other := [s for s in terms.values() if not registry.is_packaged(s)]:
             told.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
             continue
-        mine = {place: metrics.identify(section) for place, section in terms.items()}
+        mine = {place: registry.identify(section) for place, section in terms.items()}
         theirs = {place: rows.facts["identity"][place] for place in terms}
-        scored: list[Score] = metrics.load_named(name, rows.recipe, mine, rows.folder).score(texts, asked)
+        scored: list[Score] = loading.load_named(name, rows.recipe, mine, rows.folder).score(texts, asked)
         off = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
         if off:
             other = (

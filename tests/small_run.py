@@ -8,14 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import __version__, arms, cards, dataset, diagnostics, evaluation, metrics, prompts, sampling
+from dsc_hub import __version__, arms, cards, dataset, diagnostics, evaluation, prompts, sampling
 from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.inference.client import Completion
+from dsc_hub.metrics import loading, registry
+from dsc_hub.metrics.batching import Scoring
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.cost import add_session, cost_of
 from dsc_hub.runs.run import Run
-from dsc_hub.scoring import Scoring
 from dsc_hub.system.files import write_json
 from tests import fixture_run
 
@@ -51,10 +52,10 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
         rows.append(asdict(prompt))
     rows.close()
     identity = {"model": "package:x@abc", "prompts": "0123"} | {
-        place: metrics.identify(section, metrics.Code(recipe_file.parent))
+        place: registry.identify(section, registry.Code(recipe_file.parent))
         for place, section in recipe.all_scorers(r).items()
     }
-    scorers = {name: s.score for name, s in metrics.load_all(r, identity, recipe_file.parent).items()}
+    scorers = {name: s.score for name, s in loading.load_all(r, identity, recipe_file.parent).items()}
     facts = fixture_run.facts()
     names = {"owner": "local", "dataset": "local/little-dsc", "adapter": "local/little-dsc-lora", "base": None}
     facts |= {"recipe": r.model_dump(mode="json"), "identity": identity, "repos": names}

@@ -9,10 +9,11 @@ import fixture_run
 import pytest
 from click.testing import CliRunner
 
-from dsc_hub import claim, evaluation, metrics, show
+from dsc_hub import claim, evaluation, show
 from dsc_hub.cli import cli
 from dsc_hub.config.recipe import Recipe, Reward
 from dsc_hub.errors import RunError
+from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.verdict import Setting
@@ -26,7 +27,7 @@ KINDER = {"brutal": "tender", "harsh": "gentle", "bad": "good", "violence": "war
 
 @pytest.fixture(scope="module")
 def scorers() -> dict[str, Any]:
-    return {name: metrics.load(Reward(scorer=s), "").score for name, s in (("reward", "vader"), ("second", "textblob"))}
+    return {name: loading.load(Reward(scorer=s), "").score for name, s in (("reward", "vader"), ("second", "textblob"))}
 
 
 SCORES = {name: {"higher_is_better": True, "low": -1.0, "high": 1.0} for name in ("reward", "second")}

@@ -8,9 +8,9 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from dsc_hub import metrics
 from dsc_hub.config.recipe import Reward, Scorer
 from dsc_hub.errors import MetricError
+from dsc_hub.metrics import loading, registry
 from dsc_hub.records import Prompt, Score
 from tests.conftest import ROOT
 
@@ -19,7 +19,7 @@ FOLDER = str(ROOT / "dsc_hub" / "metrics" / "sentiment")
 
 def load(scorer: str, **keys: object) -> Callable[[Sequence[str]], list[Score]]:
     section = Reward(scorer=scorer, **keys)
-    loaded = metrics.load(section, metrics.identify(section))
+    loaded = loading.load(section, registry.identify(section))
     return lambda texts: loaded.score(texts, [Prompt("p", "Write.", "g", "test")] * len(texts))
 
 
@@ -60,12 +60,12 @@ def test_the_language_of_other_scorers_is_not_judged(classifier):
 
 
 def test_the_languages_are_those_of_packaged_scorers():
-    for name, shipped in metrics.SHIPPED.items():
+    for name, shipped in registry.SHIPPED.items():
         assert set(shipped.languages) <= set(shipped.scorers), name
     german = "Frau Käthe Groß wohnt jetzt mit ihrer Familie in der Stadt, und sie arbeitet dort sehr gern."
     for scorer, reason in (("spacy", "not English: it is in German"), ("rampart", "")):
         section = Scorer(metric="privacy", scorer=scorer)
-        found = metrics.load(section, metrics.identify(section)).score([german], [Prompt("p", "?", "g", "test")])
+        found = loading.load(section, registry.identify(section)).score([german], [Prompt("p", "?", "g", "test")])
         assert found[0].reason == reason
 
 

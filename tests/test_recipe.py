@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics, prompts
+from dsc_hub import prompts
 from dsc_hub.config import fingerprints, recipe, recipe_files, stages
 from dsc_hub.errors import ConfigError
+from dsc_hub.metrics import registry
 from tests.conftest import RECIPE
 
 IDENTITY = {"prompts": "a", "model": "b", "reward": "c", "second_scorer": "", "third_scorer": ""}
@@ -130,8 +131,8 @@ def test_a_hub_variant_has_the_same_prompts_and_rule_and_names_models_of_the_hub
     packaged = recipe_files.packaged_recipes()
     offline, hub = (recipe_files.load(packaged[n]) for n in (name, f"{name}/hub"))
     assert (offline.prompts, offline.chain.acceptance) == (hub.prompts, hub.chain.acceptance)
-    assert all(metrics.is_packaged(s) for s in recipe.all_scorers(offline).values())
-    assert not all(metrics.is_packaged(s) for s in recipe.all_scorers(hub).values())
+    assert all(registry.is_packaged(s) for s in recipe.all_scorers(offline).values())
+    assert not all(registry.is_packaged(s) for s in recipe.all_scorers(hub).values())
     assert hub.publish.to == "hub" and hub.publish.private and "/" in hub.model.source
 
 

@@ -25,9 +25,9 @@ from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
+from dsc_hub.metrics.batching import Scoring
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.run import Run
-from dsc_hub.scoring import Scoring
 from tests.conftest import ROOT, ScriptedModel, length_score
 
 

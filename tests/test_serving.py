@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import launcher, metrics
+from dsc_hub import launcher
 from dsc_hub.config.recipe import Generation, Scorer, Serving
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.inference import client, vllm
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Generator, RequestFailed
 from dsc_hub.inference.servers import Endpoint
+from dsc_hub.metrics import loading, registry
 from dsc_hub.system import machine
 from tests.scripted_server import make_server
 
@@ -164,7 +165,7 @@ def test_a_redirect_never_takes_a_key_to_another_host(monkeypatch: pytest.Monkey
         assert inference_servers.prefix_cache([Endpoint(f"{url}/v1", "m", "hush-hush")]) == [None]
         section = Scorer(metric="judge", scorer="guard", options={"endpoint": f"{url}/v1", "model": "m"})
         with pytest.raises(MetricError, match=f"answered {code}"):
-            metrics.load(section, metrics.identify(section))
+            loading.load(section, registry.identify(section))
     assert seen == []
 
 

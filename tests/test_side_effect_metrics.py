@@ -9,8 +9,8 @@ from typing import Any
 import evaluate
 import pytest
 
-from dsc_hub import metrics
 from dsc_hub.config.recipe import Scorer
+from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.side_effects.side_effects import SCORERS
 from dsc_hub.records import Prompt
 from tests.conftest import ROOT
@@ -55,7 +55,7 @@ def test_only_the_english_ones_leave_other_languages_unscored():
     texts = ["我喜欢这部电影。", "I'm sorry, I can't help."]
     for name in SCORERS:
         section = Scorer(metric="side_effects", scorer=name)
-        loaded = metrics.load(section, metrics.identify(section), as_measured=True)
+        loaded = loading.load(section, registry.identify(section), as_measured=True)
         chinese, english = loaded.score(texts, [Prompt("p", "?", "g", "test")] * 2)
         assert english.value is not None
         assert chinese.reason == (name in ("refusal", "meta_talk")) * "not English: it is in another script"
@@ -73,7 +73,7 @@ def test_evaluate_combine_takes_them():
 
 def test_as_a_term_of_a_reward_less_counts_with_a_minus():
     section = Scorer(metric="side_effects", scorer="repetition", weight=3.0)
-    loaded = metrics.load(section, metrics.identify(section))
+    loaded = loading.load(section, registry.identify(section))
     assert [s.value for s in loaded.score(TEXTS[:2], [Prompt("p", "?", "g", "test")] * 2)] == pytest.approx([0, -1])
 
 

@@ -29,10 +29,10 @@ from typing import Any
 from dsc_hub import dataset, diagnostics, sampling
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.inference.client import Completion
+from dsc_hub.metrics.batching import Scoring
 from dsc_hub.records import Prompt, Score, prompt_id
 from dsc_hub.runs.row_index import Stored
 from dsc_hub.runs.run import Run
-from dsc_hub.scoring import Scoring
 from dsc_hub.system import machine
 
 SAID = [

@@ -14,13 +14,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import claim, evaluation, metrics, stats
+from dsc_hub import claim, evaluation, stats
 from dsc_hub.chain import hygiene, subject
 from dsc_hub.chain.chain import seed_of
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.inference import weights
 from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.inference.servers import serve
+from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import find
 from dsc_hub.sampling import fixed_level
@@ -39,7 +40,7 @@ def main() -> None:
     recipe = Recipe.model_validate(first.facts["recipe"])
     prompts = [p for p in first.rows("prompts.jsonl").as_type(Prompt) if p.split == "validation"]
     identity = first.facts["identity"]
-    scored = {name: s.score for name, s in metrics.load_all(recipe, identity, Path()).items()}
+    scored = {name: s.score for name, s in loading.load_all(recipe, identity, Path()).items()}
     log = Path(tempfile.mkdtemp(prefix="trials-")) / "vllm.log"
     adapters = {name: run["adapter"] for name, run in runs.items()}
     base = Path(first.facts["model"]["folder"])

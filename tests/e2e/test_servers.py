@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics
 from dsc_hub.config.recipe import Model, Scorer, Serving
 from dsc_hub.inference import base_model, servers
+from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import rating_of
 from dsc_hub.records import Prompt
 
@@ -37,7 +37,7 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
     if scorer == "rating":
         options |= {"instruction": "Is this polite?\n\n{answer}\n\n1: rude, 5: polite.", "votes": 3, "max_tokens": 60}
     section = Scorer(metric="judge", scorer=scorer, options=options)
-    loaded = metrics.load(section, metrics.identify(section))
+    loaded = loading.load(section, registry.identify(section))
     found = loaded.score(ANSWERS * 4, [PROMPT] * 12)
     assert all((s.value is None) == bool(s.reason) and (s.value is None or 0 <= s.value <= 1) for s in found)
     assert [s.reason for s in found[2::3]] == ["no words"] * 4

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import metrics, publish_metric
+from dsc_hub import publish_metric
 from dsc_hub.config.recipe import Publish, Reward
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.hub.account import login
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.metrics.identity import SHIPPED
+from dsc_hub.metrics import loading, registry
+from dsc_hub.metrics.registry import SHIPPED
 from dsc_hub.records import Prompt, Score
 from tests.hub.at_hub import point
 from tests.test_own_metrics import OWN
@@ -63,7 +64,7 @@ def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
     section = Reward(scorer=scorer)
-    ours = metrics.load(section, metrics.identify(section)).score(TEXTS, [PROMPT] * len(TEXTS))
+    ours = loading.load(section, registry.identify(section)).score(TEXTS, [PROMPT] * len(TEXTS))
     assert theirs["scores"] == pytest.approx([s.value for s in ours]) and theirs["scores"][2] is None
     assert theirs["n_unscored"] == 1 and theirs["reasons"][2] == "no words"
 
@@ -78,16 +79,16 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
     assert found["load"] == 'evaluate.load("local/loudness")'
     section = Reward(metric="local/loudness", scorer="default")
     with pytest.raises(ConfigError, match=f"--allow-code local/loudness@{found['commit']}"):
-        metrics.identify(section)
+        registry.identify(section)
     assert not (tmp_path / "cache").exists()  # nothing of it was even fetched
-    identity = metrics.identify(section, metrics.Code(allowed=[f"local/loudness@{found['commit']}"]))
+    identity = registry.identify(section, registry.Code(allowed=[f"local/loudness@{found['commit']}"]))
     # What came later is other code, and is not what was allowed.
     account.api.upload_file(
         path_or_fileobj=b"raise SystemExit(1)", path_in_repo="loudness.py", repo_id="local/loudness", repo_type="space"
     )
-    assert metrics.load(section, identity).score(["ABC", "a"], [PROMPT] * 2) == [Score(-3.0), Score(-0.0)]
+    assert loading.load(section, identity).score(["ABC", "a"], [PROMPT] * 2) == [Score(-3.0), Score(-0.0)]
     with pytest.raises(ConfigError, match="somebody's code"):
-        metrics.identify(section, metrics.Code(allowed=[f"local/loudness@{found['commit']}"]))
+        registry.identify(section, registry.Code(allowed=[f"local/loudness@{found['commit']}"]))
 
 
 @pytest.mark.parametrize("scorer", ["rule", "minilm"])
@@ -108,7 +109,7 @@ def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_p
     theirs = json.loads(done.stdout.splitlines()[-1])["scores"]
     section = Reward(metric="safety", scorer=scorer)
     prompts = [Prompt("p", "How?", "g", "test", kind) for kind in columns["kinds"]]
-    ours = metrics.load(section, metrics.identify(section)).score(columns["data"], prompts)
+    ours = loading.load(section, registry.identify(section)).score(columns["data"], prompts)
     assert theirs == pytest.approx([s.value for s in ours]) and theirs[2] is None and theirs[0] > 0.5 > theirs[1]
 
 

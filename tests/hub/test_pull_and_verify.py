@@ -23,13 +23,14 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from dsc_hub import cards, jobs, metrics, publish
+from dsc_hub import cards, jobs, publish
 from dsc_hub.config.origin import MARK
 from dsc_hub.errors import ConfigError, HubError, RunError
 from dsc_hub.hub import client
 from dsc_hub.hub.account import login
 from dsc_hub.hub.pull import is_safe, pull
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.metrics import loading, registry
 from dsc_hub.records import Prompt
 from dsc_hub.verify import verify
 from tests import small_run
@@ -173,7 +174,7 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         job = jobs.describe(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
         assert job.identity["reward"].endswith(allowed[0])
         section = job.recipe.reward
-        scored = metrics.load(section, job.identity["reward"], metrics.Code(allowed=allowed)).score(["abc"], [PROMPT])
+        scored = loading.load(section, job.identity["reward"], registry.Code(allowed=allowed)).score(["abc"], [PROMPT])
         assert [s.value for s in scored] == [3 / 7]
         checks = verify(DATASET, rescore=True)[1]
         assert all(c.agrees is not False for c in checks), checks
