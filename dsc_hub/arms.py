@@ -28,7 +28,7 @@ from dsc_hub.inference.task_pool import Flow
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.reuse import copy_files
 from dsc_hub.runs.run import Run
-from dsc_hub.sampling import Failures, Tally, fixed_level, read_chains, run_with_line
+from dsc_hub.sampling.sample import Failures, Tally, fixed_level, read_chains, run_with_line
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import pace, prompts
+from dsc_hub import pace
 from dsc_hub.chain.chain import VetoText, no_veto
 from dsc_hub.config.recipe import Generation
 from dsc_hub.config.recipe import veto as veto_of
+from dsc_hub.data import prompts
 from dsc_hub.inference import base_model
 from dsc_hub.jobs import Job, announce_servers
 from dsc_hub.records import Chain, Prompt
@@ -69,9 +70,9 @@ def chains_of(
 ) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost.
     KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
-    from dsc_hub import sampling
     from dsc_hub.inference import servers
     from dsc_hub.metrics.batching import Scoring
+    from dsc_hub.sampling import sample
 
     generator, scoring, before = generator_of(job, endpoints), Scoring(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
@@ -79,7 +80,7 @@ def chains_of(
         tally = asyncio.run(
             ask(
                 generator,
-                lambda: sampling.run_with_line(
+                lambda: sample.run_with_line(
                     job.run,
                     job.recipe,
                     some,
@@ -154,11 +155,11 @@ def processors(job: Job) -> tuple[int, str] | tuple[None, None]:
 
 def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
     """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
-    from dsc_hub import sampling
     from dsc_hub.metrics import loading
+    from dsc_hub.sampling import sample
 
     announce_servers(job.recipe)
-    found, _ = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
+    found, _ = prompts.load_prompts(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     some = [p for p in found if p.split == "train"][:count]
     one_each = job.recipe.model_copy(update={"chain": job.recipe.chain.model_copy(update={"chains_per_prompt": 1})})
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
@@ -173,4 +174,4 @@ def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, in
         by_id = {p.id: p for p in some}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
-        return [(by_id[c.prompt_id], c) for c in sampling.read_chains(tried.run)], seconds, tally.failed
+        return [(by_id[c.prompt_id], c) for c in sample.read_chains(tried.run)], seconds, tally.failed

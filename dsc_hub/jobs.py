@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import prompts
 from dsc_hub.config import origin, recipe_files, untrusted
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, least_gain, metric_files, repo_names, servers, veto
 from dsc_hub.config.stages import STAGES
+from dsc_hub.data.prompts import identify, load_prompts
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
@@ -65,7 +65,7 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
     code = registry.Code(path.parent, allowed_code)
     ways = {
         "model": lambda: base_model.identify(checked.model),
-        "prompts": lambda: prompts.identify(checked.prompts, path.parent),
+        "prompts": lambda: identify(checked.prompts, path.parent),
     } | {
         place: lambda section=section: registry.identify(section, code)
         for place, section in all_scorers(checked).items()
@@ -256,7 +256,8 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
 
     ConfigError with all problems. Weights are not fetched for it.
     """
-    from dsc_hub import launcher, preflight
+    from dsc_hub import preflight
+    from dsc_hub.distill import launcher
     from dsc_hub.inference import servers as inference_servers
 
     announce_servers(job.recipe)
@@ -266,7 +267,7 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
                 f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
                 "publish.metrics=true publishes the file as a Space, too"
             )
-    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
+    found, dropped = load_prompts(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     folder = base_model.materialize(job.model, weights=False)
     problems = preflight.too_long(job.recipe, found, folder) + preflight.without_group(job.recipe, dropped.ungrouped)
     outlook = reusable_stages(job.run, STAGES, job.fingerprints, siblings(job.runs, job.recipe.name))

@@ -16,9 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import launcher, stages
+from dsc_hub import stages
 from dsc_hub.config.recipe import repo_names
 from dsc_hub.config.stages import STAGES
+from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
 from dsc_hub.jobs import Job, check, hub_account, record, set_owner

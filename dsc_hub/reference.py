@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import diagnostics, jobs, pipeline, sampling
+from dsc_hub import jobs, pipeline
 from dsc_hub.chain.acceptance import make_rule
 from dsc_hub.chain.chain import Message, Texts, dice_of, run_chain
 from dsc_hub.chain.hygiene import inspect
@@ -26,6 +26,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ConfigError, DataError
 from dsc_hub.jobs import Job
 from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
+from dsc_hub.sampling import convergence, summary
 from dsc_hub.system.files import write_whole
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say
@@ -190,9 +191,9 @@ def _write(job: Job, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[s
             file.append(chain)
         file.close()
         c, group_of = job.recipe.chain, {p.id: p.group for p in found}.__getitem__
-        numbers = sampling.summary(chains, group_of, len(chains), 1) | {
-            "mixing": diagnostics.mixing(chains, c.acceptance, 1, c.chains_per_prompt),
-            "last_step": diagnostics.last_step(chains, group_of, 1),
+        numbers = summary.summary(chains, group_of, len(chains), 1) | {
+            "mixing": convergence.mixing(chains, c.acceptance, 1, c.chains_per_prompt),
+            "last_step": convergence.last_step(chains, group_of, 1),
         }
         unknown = dict.fromkeys(("prompt_tokens", "new_tokens", "seconds", "tokens_per_s"))
         numbers |= unknown | {"reused_turns": 0}
@@ -204,6 +205,6 @@ def _write(job: Job, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[s
         f"imported  {counts['rows']} rows, {counts['better']} strictly better after the revision; {counts['chains']} chains, "
         f"{counts['held_out']} rows of held-out or left-out prompts -> {job.run.folder}"
     )
-    for what, n in sampling.waterfall(numbers):
+    for what, n in summary.waterfall(numbers):
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
     return counts

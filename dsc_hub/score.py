@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import prompts, stats
+from dsc_hub import stats
 from dsc_hub.config.recipe import Scorer
+from dsc_hub.data import table_files
 from dsc_hub.errors import DataError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.registry import SHIPPED, Code
@@ -22,7 +23,7 @@ def score(
     {"metric", "identity", "unit", "higher_is_better", "estimate": of the mean over texts, "unscored", "rows": [{text, score,
     reason}]}. DataError for a file that can't be read, MetricError for a scorer that can't be had.
     """
-    rows = list(prompts.read_rows(file, column))
+    rows = list(table_files.read_rows(file, column))
     if not rows:
         raise DataError(f"{file} holds no texts")
     shipped = SHIPPED.get(metric)

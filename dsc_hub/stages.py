@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, pace, preflight, prompts, sentences, wording
+from dsc_hub import asking, pace, preflight, sentences, wording
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.recipe import generation_at_evaluation
+from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.jobs import Job
@@ -32,7 +33,7 @@ COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours
 
 
 def _prompts(job: Job) -> Result:
-    found, dropped = prompts.load(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
+    found, dropped = load_prompts(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
     job.run["prompts.jsonl"].unlink(missing_ok=True)
     rows = job.run.rows("prompts.jsonl")
     for prompt in found:
@@ -50,8 +51,8 @@ def _prompts(job: Job) -> Result:
 
 
 def _sampling(job: Job) -> Result:
-    from dsc_hub import sampling
     from dsc_hub.metrics import loading
+    from dsc_hub.sampling import sample
 
     if job.shard is None and shards.are_waiting(job.run):
         raise RunError(
@@ -62,7 +63,7 @@ def _sampling(job: Job) -> Result:
     wanted = wanted_prompts(job)
     reward = loading.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
     veto = asking.load_veto(job, job.run.facts["identity"])
-    if known := sampling.turns_of_others(job.run, run.siblings(job.runs, job.recipe.name)):
+    if known := sample.turns_of_others(job.run, run.siblings(job.runs, job.recipe.name)):
         say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
     c = job.recipe.chain
     new_tokens = len(wanted) * c.chains_per_prompt * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
@@ -80,11 +81,11 @@ def wanted_prompts(job: Job) -> Stored:
 
 def sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
     """The numbers of the chains in the run folder, said and returned. ServingError if there is no chain."""
-    from dsc_hub import sampling
+    from dsc_hub.sampling import sample, summary
 
     c, total = job.recipe.chain, len(wanted) * job.recipe.chain.chains_per_prompt
-    chains = sampling.read_chains(job.run)
-    numbers = sampling.summary(chains, lambda i: wanted[i].group, total, c.steps) | _diagnosed(job, chains, wanted)
+    chains = sample.read_chains(job.run)
+    numbers = summary.summary(chains, lambda i: wanted[i].group, total, c.steps) | _diagnosed(job, chains, wanted)
     numbers |= cost_of(job.run, "sampling", "turns.jsonl") | {"reused_turns": reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
@@ -92,7 +93,7 @@ def sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
         f"-> {job.run['chains.jsonl']}"
     )
     say(f"  {wording.sampling_cost(numbers)}")
-    for what, n in sampling.waterfall(numbers):
+    for what, n in summary.waterfall(numbers):
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
     if numbers["stripped"]:
         say(f"  {numbers['stripped']:>8,}  of these texts lost an opening that talked about the task")
@@ -107,20 +108,21 @@ def sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
 
 def _diagnosed(job: Job, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> Result:
     """Did the chains settle, and what did the last step give?"""
-    from dsc_hub import diagnostics
+    from dsc_hub.sampling import convergence
 
     c = job.recipe.chain
     return {
-        "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": diagnostics.last_step(chains, lambda i: prompts[i].group, c.steps),
+        "mixing": convergence.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
+        "last_step": convergence.last_step(chains, lambda i: prompts[i].group, c.steps),
     }
 
 
 def _dataset(job: Job) -> Result:
-    from dsc_hub import dataset, sampling
+    from dsc_hub.data import dataset
+    from dsc_hub.sampling import sample
 
     found = Stored(job.run.rows("prompts.jsonl"), *SPLITS)
-    chains = sampling.read_chains(job.run)
+    chains = sample.read_chains(job.run)
     if len(chains) != (finished := job.run.marker("sampling")["result"]["finished"]):
         raise RunError(
             f"{job.run['chains.jsonl']} holds {len(chains)} chains, and {finished} were finished",
@@ -137,7 +139,7 @@ def _dataset(job: Job) -> Result:
 
 
 def _distill(job: Job) -> Result:
-    from dsc_hub import launcher
+    from dsc_hub.distill import launcher
 
     result = launcher.launch(job.run)
     return result | {"adapter_sha256": hashing.file_hash(job.run["adapter"] / WEIGHTS)}

@@ -21,17 +21,20 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, dataset, diagnostics, evaluation, prompts, sampling
+from dsc_hub import __version__, cards, evaluation
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
 from dsc_hub.config.origin import MARK
 from dsc_hub.config.recipe import Recipe, publishes_rejected
+from dsc_hub.data import dataset
+from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.errors import DscError, HubError
 from dsc_hub.hub import client
 from dsc_hub.hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling import convergence, summary
 from dsc_hub.system import parquet
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import file_hash
@@ -140,8 +143,8 @@ class Rows:
         return untrusted.read_to_compare("its recipe", self.folder / "recipe.yaml")
 
     @cached_property
-    def prompts(self) -> tuple[list[Prompt], prompts.Counts]:
-        return prompts.load(self.recipe.prompts, self.folder, self.recipe.seed, self.facts["identity"]["prompts"])
+    def prompts(self) -> tuple[list[Prompt], Counts]:
+        return load_prompts(self.recipe.prompts, self.folder, self.recipe.seed, self.facts["identity"]["prompts"])
 
     @cached_property
     def chains(self) -> list[Chain]:
@@ -252,9 +255,9 @@ def _training_rows(rows: Rows) -> str:
 def _sampling(rows: Rows) -> str:
     c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
-    found = sampling.summary(rows.chains, group_of, recorded["chains"], c.steps) | {
-        "mixing": diagnostics.mixing(rows.chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": diagnostics.last_step(rows.chains, group_of, c.steps),
+    found = summary.summary(rows.chains, group_of, recorded["chains"], c.steps) | {
+        "mixing": convergence.mixing(rows.chains, c.acceptance, c.steps, c.chains_per_prompt),
+        "last_step": convergence.last_step(rows.chains, group_of, c.steps),
     }
     n = _same({k: v for k, v in recorded.items() if k not in UNTOLD_OF_SAMPLING}, found, "sampling")
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"

@@ -28,8 +28,8 @@ import signal
 
 import pytest
 
-from dsc_hub import launcher
 from dsc_hub.config.recipe import Serving
+from dsc_hub.distill import launcher
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Completion
 from dsc_hub.inference.servers import Endpoint

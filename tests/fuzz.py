@@ -32,8 +32,9 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from dsc_hub import cards, jobs, prompts, publish
+from dsc_hub import cards, jobs, publish
 from dsc_hub.config import recipe_files, untrusted
+from dsc_hub.data import prompts
 from dsc_hub.errors import DscError
 from dsc_hub.hub.account import login
 from dsc_hub.hub.client import MANIFEST
@@ -145,7 +146,7 @@ def recipes(rng: random.Random, place: Path) -> str:
     for read in (
         lambda: untrusted.read("a recipe", Path(path), overrides),
         lambda: jobs.load_recipe(path, overrides),
-        lambda: (r := recipe_files.load(Path(path), overrides)) and prompts.load(r.prompts, folder, r.seed),
+        lambda: (r := recipe_files.load(Path(path), overrides)) and prompts.load_prompts(r.prompts, folder, r.seed),
     ):
         only_errors_for_users(read)
     return text[:3000]

@@ -15,7 +15,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import cards, dataset, evaluation, publish
+from dsc_hub import cards, evaluation, publish
+from dsc_hub.data import dataset
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json
 from tests.conftest import ROOT

@@ -8,15 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import __version__, arms, cards, dataset, diagnostics, evaluation, prompts, sampling
+from dsc_hub import __version__, arms, cards, evaluation
 from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.data import dataset, prompts
 from dsc_hub.inference.client import Completion
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.batching import Scoring
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.cost import add_session, cost_of
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling import convergence, sample, summary
 from dsc_hub.system.files import write_json
 from tests import fixture_run
 
@@ -46,7 +48,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
     """Prompts, chains, dataset, adapter (bytes that stand for one) and evaluation in a run folder, with cards."""
     run, r = Run(folder), recipe_files.load(recipe_file, [*OVERRIDES, *overrides])
     folder.mkdir(parents=True)
-    found, dropped = prompts.load(r.prompts, recipe_file.parent, r.seed)
+    found, dropped = prompts.load_prompts(r.prompts, recipe_file.parent, r.seed)
     rows = run.rows("prompts.jsonl")
     for prompt in found:
         rows.append(asdict(prompt))
@@ -66,7 +68,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
     groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
     run.add_metrics("prompts", counts | {"groups": groups} | dropped.as_metrics())
     _sample(run, r, [p for p in found if p.split != "test"], scorers)
-    chains = sampling.read_chains(run)
+    chains = sample.read_chains(run)
     run.add_metrics("dataset", dataset.build(run, r, {p.id: p for p in found}, chains))
     _adapter(run)
     _evaluate(run, r, [p for p in found if p.split == "test"], scorers)
@@ -78,11 +80,11 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
 
 
 def _sample(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -> None:
-    asyncio.run(sampling.sample(run, r, asked, complete, Scoring(scorers["reward"])))
-    chains, group_of, c = sampling.read_chains(run), {p.id: p.group for p in asked}.__getitem__, r.chain
-    numbers = sampling.summary(chains, group_of, len(asked) * c.chains_per_prompt, c.steps) | {
-        "mixing": diagnostics.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": diagnostics.last_step(chains, group_of, c.steps),
+    asyncio.run(sample.sample(run, r, asked, complete, Scoring(scorers["reward"])))
+    chains, group_of, c = sample.read_chains(run), {p.id: p.group for p in asked}.__getitem__, r.chain
+    numbers = summary.summary(chains, group_of, len(asked) * c.chains_per_prompt, c.steps) | {
+        "mixing": convergence.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
+        "last_step": convergence.last_step(chains, group_of, c.steps),
     }
     new_tokens = sum(row["new_tokens"] for row in run.rows("turns.jsonl"))
     add_session(run, "sampling", {"seconds": 2.0, "new_tokens": new_tokens})

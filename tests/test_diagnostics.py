@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from dsc_hub.diagnostics import last_step, mixing
 from dsc_hub.records import Chain, Score, Step
+from dsc_hub.sampling.convergence import last_step, mixing
 
 
 def chain(prompt: str, number: int, first: float | None, rewards: list[float | None], defect: str = "") -> Chain:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import sampling
 from dsc_hub.errors import disk_error
 from dsc_hub.runs.jsonl import Rows
+from dsc_hub.sampling import sample
 from tests.conftest import ROOT, ScriptedModel, length_score
 from tests.test_sampling import setup, sorted_rows
 
@@ -48,9 +48,9 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_when_there_is_room(
     assert (tmp_path / "run" / "turns.jsonl").stat().st_size <= size
     run, r, some = setup(recipe_file, tmp_path / "run")
     model = ScriptedModel()
-    asyncio.run(sampling.sample(run, r, some, model, length_score))
+    asyncio.run(sample.sample(run, r, some, model, length_score))
     whole, _, _ = setup(recipe_file, tmp_path / "whole")
-    asyncio.run(sampling.sample(whole, r, some, ScriptedModel(), length_score))
+    asyncio.run(sample.sample(whole, r, some, ScriptedModel(), length_score))
     for name in ("turns.jsonl", "chains.jsonl"):
         assert sorted_rows(run[name]) == sorted_rows(whole[name])
     assert 0 < len(model.seeds) < len(sorted_rows(whole["turns.jsonl"]))
@@ -85,11 +85,11 @@ def test_a_clock_that_jumps_changes_nothing(recipe_file: Path, tmp_path: Path, m
     run, r, some = setup(recipe_file, tmp_path / "run")
     jumps = iter(range(10**9))
     monkeypatch.setattr(time, "time", lambda: 1e9 + (-1) ** next(jumps) * 86_400.0)
-    tally = asyncio.run(sampling.sample(run, r, some, ScriptedModel(), length_score))
+    tally = asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score))
     monkeypatch.undo()
     assert tally.finished == len(some) and 0 <= time.monotonic() - tally.started < 60
     whole, _, _ = setup(recipe_file, tmp_path / "whole")
-    asyncio.run(sampling.sample(whole, r, some, ScriptedModel(), length_score))
+    asyncio.run(sample.sample(whole, r, some, ScriptedModel(), length_score))
     assert sorted_rows(run["chains.jsonl"]) == sorted_rows(whole["chains.jsonl"])
 
 

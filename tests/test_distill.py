@@ -31,7 +31,9 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dsc_hub import distill, distill_checks, launcher
+from dsc_hub.distill import launcher
+from dsc_hub.distill import train as distill_train
+from dsc_hub.distill.config import check, plan_of
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
@@ -99,7 +101,7 @@ def make_run(folder: Path, base: Path, rows=None, validation=None, system=None, 
     return run
 
 
-class Spy(distill.SFTTrainer):
+class Spy(distill_train.SFTTrainer):
     """The real trainer; remembers its batches and what the parameters were before."""
 
     last: Spy
@@ -124,8 +126,8 @@ def trained(tmp_path_factory, base):
         sft={**QUICK, "num_train_epochs": 2},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill, "SFTTrainer", Spy)
-        return run, distill.train(run), Spy.last
+        patch.setattr(distill_train, "SFTTrainer", Spy)
+        return run, distill_train.train(run), Spy.last
 
 
 # -- what the training does
@@ -214,14 +216,14 @@ def test_the_adapter_loads_onto_the_base_and_changes_what_it_says(trained, base)
 
 def test_the_same_seed_gives_the_same_bytes_and_without_validation_rows_there_is_no_validation_loss(tmp_path, base):
     runs = [make_run(tmp_path / name, base, validation=validation) for name, validation in (("a", None), ("b", []))]
-    assert [distill.train(run)["validation_loss"] for run in runs] == [None, None]
+    assert [distill_train.train(run)["validation_loss"] for run in runs] == [None, None]
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (runs[0]["adapter"] / name).read_bytes() == (runs[1]["adapter"] / name).read_bytes()
 
 
 def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(distill, "SFTTrainer", Spy)
-    summary = distill.train(
+    monkeypatch.setattr(distill_train, "SFTTrainer", Spy)
+    summary = distill_train.train(
         make_run(tmp_path / "run", base, method="lora", lora={"r": 4, "target_modules": ["q_proj"]})
     )
     assert (summary["method"], summary["quantization"]) == ("lora", "none")
@@ -231,9 +233,9 @@ def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_adapter_is_trained_in_what_the_processor_computes_in(tmp_path, base, monkeypatch, dtype: str):
-    monkeypatch.setattr(distill, "SFTTrainer", Spy)
-    monkeypatch.setattr(distill.machine, "cpu_dtype", lambda: dtype)
-    summary = distill.train(make_run(tmp_path / "run", base))
+    monkeypatch.setattr(distill_train, "SFTTrainer", Spy)
+    monkeypatch.setattr(distill_train.machine, "cpu_dtype", lambda: dtype)
+    summary = distill_train.train(make_run(tmp_path / "run", base))
     assert summary["compute_dtype"] == dtype
     dtypes = {str(p.dtype) for p in Spy.last.model.parameters() if p.requires_grad}
     assert dtypes == {f"torch.{dtype}"}
@@ -253,7 +255,7 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
         quantization={"bnb_4bit_quant_typ": "nf4"},
     )
     with pytest.raises(ConfigError) as error:
-        distill.preflight(run)
+        distill_train.preflight(run)
     problems = "\n".join(error.value.problems)
     assert len(error.value.problems) == 7
     assert "distill.sft.learing_rate: unknown key; did you mean 'learning_rate'?" in problems
@@ -276,7 +278,7 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
 )
 def test_values_that_would_fail_in_training_or_mean_another_thing_are_told_by_the_plan(section, told):
     with pytest.raises(ConfigError) as error:
-        distill_checks.check({"method": "qlora", "sft": {}, "lora": {}, "quantization": {}} | section)
+        check({"method": "qlora", "sft": {}, "lora": {}, "quantization": {}} | section)
     (problem,) = error.value.problems
     assert re.search(told, problem)
 
@@ -301,7 +303,7 @@ def test_a_section_that_was_found_right_is_not_looked_at_again(tmp_path: Path, m
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number():
-    plan = distill_checks.plan_of({"method": "qlora", "sft": {"learning_rate": "2e-4"}, "lora": {}, "quantization": {}})
+    plan = plan_of({"method": "qlora", "sft": {"learning_rate": "2e-4"}, "lora": {}, "quantization": {}})
     assert plan.sft["learning_rate"] == 0.0002
 
 
@@ -318,21 +320,21 @@ def test_a_number_that_yaml_reads_as_text_is_a_number():
 )
 def test_what_could_not_be_served_as_a_plain_adapter_is_refused(tmp_path, base, lora):
     with pytest.raises(ConfigError, match=f"distill.lora.{next(iter(lora))}"):
-        distill.preflight(make_run(tmp_path / "run", base, lora=lora))
+        distill_train.preflight(make_run(tmp_path / "run", base, lora=lora))
 
 
 def test_unknown_target_modules_are_a_config_error(tmp_path, base):
     with pytest.raises(ConfigError, match="target_modules"):
-        distill.train(make_run(tmp_path / "run", base, lora={"target_modules": ["query"]}))
+        distill_train.train(make_run(tmp_path / "run", base, lora={"target_modules": ["query"]}))
 
 
 def test_test_rows_are_refused(tmp_path, base):
     run = make_run(tmp_path / "file", base)
     (run["dataset"] / "sft" / "test-00000-of-00001.parquet").touch()
     with pytest.raises(DataError, match="test rows"):
-        distill.preflight(run)
+        distill_train.preflight(run)
     with pytest.raises(DataError, match="test rows"):
-        distill.preflight(
+        distill_train.preflight(
             make_run(tmp_path / "column", base, rows=[row(0) | {"split": "train"}, row(1) | {"split": "test"}])
         )
 
@@ -361,7 +363,7 @@ def test_nothing_but_the_recipe_and_the_training_rows_is_read(tmp_path, base, mo
     watch = libc.inotify_init1(os.O_NONBLOCK)
     assert watch >= 0 and all(libc.inotify_add_watch(watch, str(p).encode(), 0x20) >= 0 for p in others)  # IN_OPEN
     monkeypatch.setitem(globals(), "OPENED", [])
-    distill.train(run)
+    distill_train.train(run)
     opened = {
         Path(p).relative_to(run.folder).as_posix()
         for p in OPENED
@@ -382,16 +384,16 @@ def test_nothing_but_the_recipe_and_the_training_rows_is_read(tmp_path, base, mo
 def test_rows_that_do_not_fit_are_counted_and_refused(tmp_path, base):
     rows = [row(0), row(1), row(3, "long " * 300), row(4, "long " * 200)]
     with pytest.raises(DataError, match="2 of 4 rows are longer than serving.context = 128 tokens"):
-        distill.preflight(make_run(tmp_path / "context", base, rows=rows, context=128))
+        distill_train.preflight(make_run(tmp_path / "context", base, rows=rows, context=128))
     with pytest.raises(DataError, match=r"2 of 4 rows are longer than distill.sft.max_length = 100 tokens"):
-        distill.preflight(make_run(tmp_path / "length", base, rows=rows, sft={"max_length": 100}))
+        distill_train.preflight(make_run(tmp_path / "length", base, rows=rows, sft={"max_length": 100}))
     # longer than trl's silent 1024, and not cut
-    checked = distill.preflight(make_run(tmp_path / "long", base, rows=[row(0), row(2, "long " * 500)]))
+    checked = distill_train.preflight(make_run(tmp_path / "long", base, rows=[row(0), row(2, "long " * 500)]))
     assert checked["max_length"] == checked["longest"] > 1500
 
 
 def test_preflight_shows_which_tokens_are_trained(tmp_path, base):
-    checked = distill.preflight(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
+    checked = distill_train.preflight(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
     trained = [t["text"] for t in checked["table"] if t["trained"]]
     masked = "".join(t["text"] for t in checked["table"] if not t["trained"])
     assert (
@@ -406,7 +408,7 @@ def test_a_system_text_other_than_the_recipes_is_refused(tmp_path, base):
     other = row(0)
     other["prompt"].insert(0, {"role": "system", "content": "Be rude."})
     with pytest.raises(DataError, match="chain.system"):
-        distill.preflight(make_run(tmp_path / "run", base, rows=[other], system="Be kind."))
+        distill_train.preflight(make_run(tmp_path / "run", base, rows=[other], system="Be kind."))
 
 
 def with_template(base: Path, folder: Path, template: str | None) -> Path:
@@ -425,7 +427,7 @@ def test_a_template_without_an_end_of_turn_is_refused(tmp_path, base):
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
     )
     with pytest.raises(DataError, match="does not end with a token that ends the turn"):
-        distill.preflight(make_run(tmp_path / "run", model))
+        distill_train.preflight(make_run(tmp_path / "run", model))
 
 
 def test_a_template_that_renders_no_answer_is_refused(tmp_path, base):
@@ -433,12 +435,12 @@ def test_a_template_that_renders_no_answer_is_refused(tmp_path, base):
         base, tmp_path / "m", "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}"
     )
     with pytest.raises(DataError, match="nothing would be trained"):
-        distill.preflight(make_run(tmp_path / "run", model))
+        distill_train.preflight(make_run(tmp_path / "run", model))
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, base):
     with pytest.raises(ModelError, match="no chat template"):
-        distill.preflight(make_run(tmp_path / "run", with_template(base, tmp_path / "m", None)))
+        distill_train.preflight(make_run(tmp_path / "run", with_template(base, tmp_path / "m", None)))
 
 
 def test_a_collator_that_hides_the_end_with_the_padding_is_caught(tmp_path, base, monkeypatch):
@@ -453,7 +455,7 @@ def test_a_collator_that_hides_the_end_with_the_padding_is_caught(tmp_path, base
 
     monkeypatch.setattr(Collator, "torch_call", masks_padding_by_its_id)
     with pytest.raises(ModelError, match="the end of an answer is not trained"):
-        distill.train(make_run(tmp_path / "run", base))
+        distill_train.train(make_run(tmp_path / "run", base))
 
 
 # -- when it breaks
@@ -467,15 +469,15 @@ def test_a_training_that_dies_leaves_no_adapter(tmp_path, base, monkeypatch):
             return super().training_step(*args, **kwargs)
 
     run = make_run(tmp_path / "run", base)
-    monkeypatch.setattr(distill, "SFTTrainer", Dies)
+    monkeypatch.setattr(distill_train, "SFTTrainer", Dies)
     with pytest.raises(RuntimeError, match="cosmic ray"):
-        distill.train(run)
+        distill_train.train(run)
     assert not run["adapter"].exists() and not run["adapter.part"].exists()
 
 
 def test_a_half_written_adapter_never_passes_for_one(tmp_path, base, monkeypatch):
     run = make_run(tmp_path / "run", base)
-    real = distill.write_json
+    real = distill_train.write_json
 
     def full_disk(path, value):
         if path.name == "summary.json":
@@ -483,9 +485,9 @@ def test_a_half_written_adapter_never_passes_for_one(tmp_path, base, monkeypatch
             raise OSError(28, "No space left on device", str(path))
         real(path, value)
 
-    monkeypatch.setattr(distill, "write_json", full_disk)
+    monkeypatch.setattr(distill_train, "write_json", full_disk)
     with pytest.raises(RunError, match="no space left"):
-        distill.train(run)
+        distill_train.train(run)
     assert not run["adapter"].exists() and not run["adapter.part"].exists()
 
 
@@ -494,9 +496,9 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, base, monkeypatch)
         def compute_loss(self, *args, **kwargs):
             return super().compute_loss(*args, **kwargs) * float("nan")
 
-    monkeypatch.setattr(distill, "SFTTrainer", Broken)
+    monkeypatch.setattr(distill_train, "SFTTrainer", Broken)
     with pytest.raises(RunError, match="the loss is nan at step 1"):
-        distill.train(make_run(tmp_path / "run", base))
+        distill_train.train(make_run(tmp_path / "run", base))
 
 
 # -- in processes of its own
@@ -506,7 +508,7 @@ def test_launch_trains_from_a_parent_without_torch_and_ignores_a_stale_launcher(
     run = make_run(tmp_path / "run", base, sft={**QUICK, "max_steps": 1})
     code = (
         "import json, sys; from pathlib import Path\n"
-        "from dsc_hub.launcher import launch; from dsc_hub.runs.run import Run\n"
+        "from dsc_hub.distill.launcher import launch; from dsc_hub.runs.run import Run\n"
         "summary = launch(Run(Path(sys.argv[1])))\n"
         "print(json.dumps({'summary': summary, 'torch': 'torch' in sys.modules}))"
     )
@@ -558,7 +560,7 @@ def test_a_crash_of_the_child_is_told_with_its_last_lines_and_the_log(tmp_path, 
 
 def test_the_child_says_one_line_and_exits_with_2(tmp_path, base, capsys):
     run = make_run(tmp_path / "run", base, lora={"r": 0})
-    assert distill.main([str(run.folder)]) == 2
+    assert distill_train.main([str(run.folder)]) == 2
     assert (
         capsys.readouterr().err == "ConfigError: distill has 1 problem\n  distill.lora.r: must be at least 1, got 0\n"
     )

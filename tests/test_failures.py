@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import jobs, pipeline, sampling
+from dsc_hub import jobs, pipeline
 from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool, servers, vllm
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.servers import Endpoint
+from dsc_hub.sampling import sample as sampling_sample
 from tests.conftest import ROOT, end_of, length_score
 from tests.scripted_server import FAULTS
 from tests.test_sampling import setup, sorted_rows
@@ -50,7 +51,9 @@ def sampled(
 
     async def go() -> Any:
         async with generator:
-            return await sampling.sample(run, r, some, generator.complete, length_score, level=level or generator.level)
+            return await sampling_sample.sample(
+                run, r, some, generator.complete, length_score, level=level or generator.level
+            )
 
     return run, some, asyncio.run(go()), generator
 

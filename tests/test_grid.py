@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import grid, prompts, sampling
+from dsc_hub import grid
 from dsc_hub.config import recipe_files
+from dsc_hub.data import prompts
 from dsc_hub.errors import ConfigError
 from dsc_hub.records import Turn
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling import sample
 from dsc_hub.system.files import write_json
 from tests.conftest import ScriptedModel, length_score
 from tests.test_cli import error
@@ -26,12 +28,12 @@ def written(folder: Path, text: str) -> Path:
 
 def sampled(recipe_file: Path, folder: Path, *overrides: str, others: tuple[Run, ...] = (), **more: Any):
     r = recipe_files.load(recipe_file, overrides)
-    some = [p for p in prompts.load(r.prompts, recipe_file.parent, r.seed)[0] if p.split == "train"]
+    some = [p for p in prompts.load_prompts(r.prompts, recipe_file.parent, r.seed)[0] if p.split == "train"]
     folder.mkdir()
     run, model = Run(folder), ScriptedModel()
     write_json(run["run.json"], {"recipe": r.model_dump(mode="json"), "identity": {"model": "m"}})
-    known = sampling.turns_of_others(run, others)
-    tally = asyncio.run(sampling.sample(run, r, some, model, length_score, known=known, **more))
+    known = sample.turns_of_others(run, others)
+    tally = asyncio.run(sample.sample(run, r, some, model, length_score, known=known, **more))
     return run, model, tally
 
 
@@ -52,7 +54,7 @@ def test_chains_of_more_steps_begin_with_the_turns_of_those_with_fewer(recipe_fi
     two, second, tally = sampled(recipe_file, tmp_path / "two", "chain.steps=2", others=(one,))
     alone, all_of_it, _ = sampled(recipe_file, tmp_path / "alone", "chain.steps=2")
     assert len(second.seeds) == len(all_of_it.seeds) - len(first.seeds) and tally.reused_turns == len(first.seeds)
-    assert list(sampling.read_chains(two)) == list(sampling.read_chains(alone))
+    assert list(sample.read_chains(two)) == list(sample.read_chains(alone))
     assert len(list(two.rows("turns.jsonl"))) == len(all_of_it.seeds)
 
 
@@ -70,7 +72,7 @@ def test_chains_of_more_steps_begin_with_the_turns_of_those_with_fewer(recipe_fi
 def test_what_is_asked_otherwise_is_asked_anew(recipe_file: Path, tmp_path: Path, override: str, reused: str):
     one, first, _ = sampled(recipe_file, tmp_path / "one")
     other, second, tally = sampled(recipe_file, tmp_path / "two", override, others=(one,))
-    chains = len(sampling.read_chains(other))
+    chains = len(sample.read_chains(other))
     assert len(second.seeds) + tally.reused_turns == len(first.seeds)
     assert {"nothing": tally.reused_turns == 0, "first answers": tally.reused_turns == chains}.get(
         reused, tally.reused_turns > chains

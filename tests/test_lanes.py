@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms, sampling
+from dsc_hub import arms
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ARMS
 from dsc_hub.config.recipe import Generation, Serving
@@ -27,6 +27,7 @@ from dsc_hub.inference.client import Generator, RequestFailed
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling import sample
 from tests.conftest import ScriptedModel, end_of, length_score
 from tests.scripted_server import answer_to
 from tests.test_sampling import setup
@@ -365,7 +366,7 @@ def test_after_ctrl_c_what_waits_for_a_place_is_not_sent(recipe_file: Path, tmp_
 
     async def go() -> Any:
         async with Generator([end_of(server)], Generation(), 20, concurrency=2) as g:
-            return await sampling.sample(run, r, some, g.complete, length_score, level=lambda: 50)
+            return await sample.sample(run, r, some, g.complete, length_score, level=lambda: 50)
 
     threading.Timer(0.6, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     assert asyncio.run(go()).interrupted and 2 <= len(bodies) <= 4

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from dsc_hub import diagnostics, evaluation, sampling, side_effects, stats
+from dsc_hub import evaluation, side_effects, stats
 from dsc_hub.chain.chain import NOT_COMPARABLE
 from dsc_hub.cli import cli
 from dsc_hub.config import recipe_files
@@ -21,6 +21,7 @@ from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.metrics_schema import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.runs.results import evaluated
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling import convergence, summary
 
 PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(8)]
 
@@ -68,9 +69,9 @@ def test_what_sampling_makes_fits(tmp_path: Path):
         for k in (0, 1)
     ]
     groups = {p.id: p.group for p in PROMPTS}
-    made = sampling.summary(chains, groups.__getitem__, 17, 1) | {
-        "mixing": diagnostics.mixing(chains, "improve", 1, 2),
-        "last_step": diagnostics.last_step(chains, groups.__getitem__, 1),
+    made = summary.summary(chains, groups.__getitem__, 17, 1) | {
+        "mixing": convergence.mixing(chains, "improve", 1, 2),
+        "last_step": convergence.last_step(chains, groups.__getitem__, 1),
     }
     run = Run(tmp_path)
     run.rows("turns.jsonl").append({"prompt_tokens": 1, "new_tokens": 2})
@@ -156,8 +157,8 @@ def test_rewards_by_step_are_of_clean_scored_texts(tmp_path: Path):
         chain(2, None, 0.8, rejected=NOT_COMPARABLE),
         chain(3, 0.1, 0.99, of_revision="repeats itself"),
     ]
-    made = sampling.summary(chains, lambda i: i, 4, 1)
-    last = diagnostics.last_step(chains, lambda i: i, 1)
+    made = summary.summary(chains, lambda i: i, 4, 1)
+    last = convergence.last_step(chains, lambda i: i, 1)
     assert (made["first_reward"]["mean"], made["first_reward"]["n"]) == (pytest.approx(0.15), 2)
     step = made["steps"][0]
     assert (step["reward_proposed"]["mean"], step["reward_proposed"]["n"]) == (pytest.approx(0.6), 3)

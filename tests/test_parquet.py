@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dsc_hub import prompts
+from dsc_hub.data import table_files
 from dsc_hub.errors import DataError
 from dsc_hub.system import parquet
 
@@ -27,7 +27,7 @@ def test_rows_come_in_order_and_whole(tmp_path: Path):
     table = pa.table({"prompt": [f"{n}" for n in range(1000)], "n": list(range(1000))})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=300)
     assert list(parquet.rows(tmp_path / "a.parquet")) == table.to_pylist()
-    assert [row["n"] for row in prompts.read_rows(tmp_path / "a.parquet", "prompt")] == list(range(1000))
+    assert [row["n"] for row in table_files.read_rows(tmp_path / "a.parquet", "prompt")] == list(range(1000))
 
 
 @pytest.mark.parametrize("compressed", ["by the dictionary", "by zstd"])
@@ -43,7 +43,7 @@ def test_a_bomb_is_refused_in_little_memory(tmp_path: Path, compressed: str):
     assert path.stat().st_size < 5 * MIB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"stands for more than 2\.0 GiB"):
-        for _ in prompts.read_rows(path, "prompt"):
+        for _ in table_files.read_rows(path, "prompt"):
             pass
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 3 * 2**30
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import preflight, prompts
+from dsc_hub import preflight
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Prompts, SplitShares
+from dsc_hub.data import prompts
 from dsc_hub.errors import DataError
 
 
@@ -19,7 +20,9 @@ def section(**keys: object) -> Prompts:
 
 def test_all_phrasings_of_a_film_lie_in_one_split(tmp_path: Path):
     (tmp_path / "films.txt").write_text("\n".join(f"Film {i}" for i in range(40)))
-    found, _ = prompts.load(section(templates=["Praise {value}.", "Tell of {value}."], values="films.txt"), tmp_path, 0)
+    found, _ = prompts.load_prompts(
+        section(templates=["Praise {value}.", "Tell of {value}."], values="films.txt"), tmp_path, 0
+    )
     by_group: dict[str, set[str]] = {}
     for p in found:
         by_group.setdefault(p.group, set()).add(p.split)
@@ -39,7 +42,7 @@ def test_duplicates_by_normalised_text_are_dropped_and_counted(tmp_path: Path):
     (tmp_path / "p.txt").write_text(
         "Write a review.\nwrite  a review.\nWRITE A REVIEW.\nWrite a poem.\nWrite a song.\n\n"
     )
-    found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
+    found, dropped = prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
     assert len(found) == 3
     assert dropped.as_metrics() == {"read": 5, "duplicates_dropped": 2, "overlapping_dropped": 0}
     assert dropped.first_duplicates[0] == prompts.Drop("write  a review.", "Write a review.")
@@ -58,7 +61,7 @@ def test_duplicates_by_normalised_text_are_dropped_and_counted(tmp_path: Path):
 )
 def test_texts_that_differ_in_a_sign_are_no_duplicates(tmp_path: Path, texts: list[str]):
     (tmp_path / "p.txt").write_text("\n".join([*texts, texts[0]]), encoding="utf-8")
-    found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
+    found, dropped = prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
     assert {p.text for p in found} == set(texts) and dropped.duplicates == 1
 
 
@@ -66,7 +69,9 @@ def test_a_row_without_a_group_is_its_own_and_counted(tmp_path: Path):
     rows = [{"prompt": f"Ask about thing {i}.", "topic": None if i % 2 else f"t{i}", "kind": None} for i in range(12)]
     rows[3]["topic"] = "  "
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found, dropped = prompts.load(section(path="p.jsonl", group_column="topic", kind_column="kind"), tmp_path, 0)
+    found, dropped = prompts.load_prompts(
+        section(path="p.jsonl", group_column="topic", kind_column="kind"), tmp_path, 0
+    )
     assert len({p.group for p in found}) == 12 and dropped.ungrouped == 6 and {p.kind for p in found} == {""}
     assert {p.group for p in found if "thing 3" in p.text} == {"Ask about thing 3."}
 
@@ -92,28 +97,30 @@ def test_phrasings_of_a_topic_are_kept_where_groups_keep_topics_apart(tmp_path: 
     rows = [{"prompt": w.format(t), "topic": t} for t in topics for w in wordings]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     shares = {"train": 0.4, "validation": 0.2, "test": 0.4}
-    found, dropped = prompts.load(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
+    found, dropped = prompts.load_prompts(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
     assert len(found) == 20 and dropped.overlaps == 0
     # asked for, the check says which and why
     asked = section(path="p.jsonl", group_column="topic", split=shares, drop_overlaps=True)
     with pytest.raises(DataError, match=r"no prompt is left for the split(?s:.*)drop_overlaps=false"):
-        prompts.load(asked, tmp_path, 0)
+        prompts.load_prompts(asked, tmp_path, 0)
     off = section(path="p.jsonl", split=shares, drop_overlaps=False)
-    assert prompts.load(off, tmp_path, 0)[1].overlaps == 0
+    assert prompts.load_prompts(off, tmp_path, 0)[1].overlaps == 0
 
 
 def test_a_held_out_near_copy_of_a_training_prompt_is_dropped_but_common_wording_is_not(tmp_path: Path):
     wording = "Please write a short and honest review of the following film for our readers"
     lines = [f"{wording}: film number {i}" for i in range(20)]
     (tmp_path / "p.txt").write_text("\n".join(lines))
-    found, dropped = prompts.load(section(path="p.txt"), tmp_path, 0)
+    found, dropped = prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
     assert len(found) == 20 and dropped.overlaps == 0
     story = "the old man rowed out alone before dawn and said nothing to the boy"
     held_out = next(p.text for p in found if p.split == "test")
     trained = next(p.text for p in found if p.split == "train")
     rows = [{"prompt": text + (f" {story}" if text in (held_out, trained) else ""), "group": text} for text in lines]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found, dropped = prompts.load(section(path="p.jsonl", group_column="group", drop_overlaps=True), tmp_path, 0)
+    found, dropped = prompts.load_prompts(
+        section(path="p.jsonl", group_column="group", drop_overlaps=True), tmp_path, 0
+    )
     assert dropped.overlaps == 1 and held_out not in {p.group for p in found}
     (drop,) = dropped.first_overlaps
     assert drop.text.startswith(held_out) and drop.kept.startswith(trained) and len(drop.shared.split()) == 8
@@ -123,15 +130,15 @@ def test_a_held_out_prompt_of_the_same_words_is_dropped_also_where_groups_are_na
     rows = [{"prompt": f"Say no to thing {i}.", "topic": f"t{i}"} for i in range(20)]
     shares = {"train": 0.5, "validation": 0.1, "test": 0.4}
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found, _ = prompts.load(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
+    found, _ = prompts.load_prompts(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
     split = {p.text: p.split for p in found}
     held_out = next(t for t, s in split.items() if s == "test")
     trained = next(r for r in rows if split[r["prompt"]] == "train")
     rows[[r["prompt"] for r in rows].index(held_out)]["prompt"] = f"{trained['prompt'][:-1].upper()}!"
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    _, dropped = prompts.load(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
+    _, dropped = prompts.load_prompts(section(path="p.jsonl", group_column="topic", split=shares), tmp_path, 0)
     assert dropped.overlaps == 1 and dropped.first_overlaps[0].kept == trained["prompt"]
-    kept, _ = prompts.load(
+    kept, _ = prompts.load_prompts(
         section(path="p.jsonl", group_column="topic", split=shares, drop_overlaps=False), tmp_path, 0
     )
     assert len(kept) == 20
@@ -147,7 +154,7 @@ def test_a_split_that_overlaps_away_is_an_error_not_an_empty_test_set(tmp_path: 
     story = "the old man rowed out alone before dawn and said nothing to the boy"
     (tmp_path / "p.txt").write_text("\n".join(f"{story} {i}" for i in range(3)))
     with pytest.raises(DataError, match="no prompt is left for the split"):
-        prompts.load(section(path="p.txt"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 7, 20])
@@ -161,19 +168,19 @@ def test_every_split_that_is_asked_for_gets_a_group(n: int, shares: tuple[float,
 def test_a_csv_that_loses_text_is_refused(tmp_path: Path):
     (tmp_path / "p.csv").write_text("prompt\nWrite a review, please\n")
     with pytest.raises(DataError, match="more cells than the header"):
-        prompts.load(section(path="p.csv"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.csv"), tmp_path, 0)
     (tmp_path / "p.csv").write_bytes("prompt\nécrire\n".encode("cp1252"))
     with pytest.raises(DataError, match="not UTF-8"):
-        prompts.load(section(path="p.csv"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.csv"), tmp_path, 0)
     (tmp_path / "p.parquet").write_bytes(b"nonsense")
     with pytest.raises(DataError, match="p.parquet can.t be read as Parquet"):
-        prompts.load(section(path="p.parquet"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.parquet"), tmp_path, 0)
 
 
 def test_a_line_separator_inside_a_prompt_does_not_cut_it(tmp_path: Path):
     rows = [json.dumps({"prompt": f"one\u2028two {i}"}, ensure_ascii=False) for i in range(5)]
     (tmp_path / "p.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    found, _ = prompts.load(section(path="p.jsonl"), tmp_path, 0)
+    found, _ = prompts.load_prompts(section(path="p.jsonl"), tmp_path, 0)
     assert len(found) == 5 and all("\u2028" in p.text for p in found)
 
 
@@ -190,7 +197,7 @@ def test_tables_are_read_by_column(tmp_path: Path, suffix: str):
         import pyarrow.parquet as pq
 
         pq.write_table(pa.Table.from_pylist(rows), path)
-    found, _ = prompts.load(section(path=path.name, column="goal", group_column="topic"), tmp_path, 0)
+    found, _ = prompts.load_prompts(section(path=path.name, column="goal", group_column="topic"), tmp_path, 0)
     assert sorted(p.text for p in found) == [f"do {i}" for i in range(10)] and {p.group for p in found} == {
         f"t{i}" for i in range(5)
     }
@@ -199,7 +206,7 @@ def test_tables_are_read_by_column(tmp_path: Path, suffix: str):
 def test_a_missing_column_shows_the_columns_there_are(tmp_path: Path):
     (tmp_path / "p.jsonl").write_text('{"goal": "a", "target": "b"}\n')
     with pytest.raises(DataError, match=r"no column 'prompt'; it has \['goal', 'target'\]"):
-        prompts.load(section(path="p.jsonl"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.jsonl"), tmp_path, 0)
 
 
 @pytest.mark.parametrize(
@@ -208,22 +215,22 @@ def test_a_missing_column_shows_the_columns_there_are(tmp_path: Path):
 def test_too_few_prompts_are_refused(tmp_path: Path, content: str, message: str):
     (tmp_path / "p.txt").write_text(content)
     with pytest.raises(DataError, match=message):
-        prompts.load(section(path="p.txt"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
 
 
 def test_a_missing_file_and_bytes_that_are_no_text_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="not found"):
-        prompts.load(section(path="p.txt"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
     (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00bad")
     with pytest.raises(DataError, match="not UTF-8"):
-        prompts.load(section(path="p.txt"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
 
 
 def test_a_column_says_of_what_kind_a_prompt_is(tmp_path: Path):
     rows = [{"prompt": f"Ask {i} about a thing.", "sort": "harmful" if i % 2 else "harmless"} for i in range(12)]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    found, _ = prompts.load(section(path="p.jsonl", kind_column="sort"), tmp_path, 0)
+    found, _ = prompts.load_prompts(section(path="p.jsonl", kind_column="sort"), tmp_path, 0)
     assert {p.text: p.kind for p in found} == {r["prompt"]: r["sort"] for r in rows}
-    assert {p.kind for p in prompts.load(section(path="p.jsonl"), tmp_path, 0)[0]} == {""}
+    assert {p.kind for p in prompts.load_prompts(section(path="p.jsonl"), tmp_path, 0)[0]} == {""}
     with pytest.raises(DataError, match=r"no column 'kind'(?s:.*)prompts\.kind_column"):
-        prompts.load(section(path="p.jsonl", kind_column="kind"), tmp_path, 0)
+        prompts.load_prompts(section(path="p.jsonl", kind_column="kind"), tmp_path, 0)

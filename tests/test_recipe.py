@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import prompts
 from dsc_hub.config import fingerprints, recipe, recipe_files, stages
+from dsc_hub.data import prompts
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics import registry
 from tests.conftest import RECIPE
@@ -139,7 +139,7 @@ def test_a_hub_variant_has_the_same_prompts_and_rule_and_names_models_of_the_hub
 def test_the_prompts_of_safety_are_two_of_each_kind_about_every_subject():
     path = recipe_files.packaged_recipes()["safety"]
     r = recipe_files.load(path)
-    found, dropped = prompts.load(r.prompts, path.parent, r.seed)
+    found, dropped = prompts.load_prompts(r.prompts, path.parent, r.seed)
     kinds = Counter((p.group, p.kind) for p in found)
     assert len(kinds) == 2 * len({p.group for p in found}) and set(kinds.values()) == {2}
     assert dropped.duplicates == dropped.overlaps == 0

@@ -260,7 +260,7 @@ def test_a_damaged_marker_or_run_json_is_one_line_and_names_the_file(tmp_path: P
 
 
 def test_a_row_of_another_kind_is_an_error_that_names_its_line(tmp_path: Path):
-    from dsc_hub.sampling import read_chains
+    from dsc_hub.sampling.sample import read_chains
 
     run = a_run(tmp_path)
     for row in ('{"a": 1}', "3"):

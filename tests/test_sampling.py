@@ -19,21 +19,22 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import prompts, sampling
 from dsc_hub.chain.chain import LOST_MEANING
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.metrics.batching import Scoring
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling import sample, summary
 from tests.conftest import ROOT, ScriptedModel, length_score
 
 
 def setup(recipe_file: Path, folder: Path, *overrides: str) -> tuple[Run, Recipe, list[Prompt]]:
     r = recipe_files.load(recipe_file, overrides)
-    found, _ = prompts.load(r.prompts, recipe_file.parent, r.seed)
+    found, _ = load_prompts(r.prompts, recipe_file.parent, r.seed)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(folder), r, [p for p in found if p.split != "test"]
 
@@ -59,15 +60,15 @@ def sorted_rows(path: Path) -> list[bytes]:
 def test_every_chain_and_turn_is_written_once_and_counts_add_up(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=3", "chain.steps=2")
     model = ScriptedModel()
-    tally = asyncio.run(sampling.sample(run, r, some, model, length_score))
+    tally = asyncio.run(sample.sample(run, r, some, model, length_score))
     assert tally.finished == tally.total == len(some) * 3 and tally.failed == 0
     assert len(list(run.rows("turns.jsonl"))) == len(some) * 3 * 5
     keys = Counter((row["prompt_id"], row["chain"], row["step"], row["role"]) for row in run.rows("turns.jsonl"))
     assert set(keys.values()) == {1} and len(set(model.seeds)) == len(model.seeds)
-    numbers = sampling.summary(sampling.read_chains(run), {p.id: p.group for p in some}.__getitem__, tally.total, 2)
+    numbers = summary.summary(sample.read_chains(run), {p.id: p.group for p in some}.__getitem__, tally.total, 2)
     for step in numbers["steps"]:
         assert step["proposals"] == step["accepted"] + sum(step["rejected"].values()) == tally.total
-    assert_it_adds_up(sampling.waterfall(numbers))
+    assert_it_adds_up(summary.waterfall(numbers))
 
 
 def assert_it_adds_up(fall: list[tuple[str, int]]) -> None:
@@ -96,7 +97,7 @@ def test_the_waterfall_tells_every_loss_by_its_reason():
             {"proposals": 10, "accepted": 6, "rejected": {"not accepted by the rule": 3, "empty": 1}},
         ],
     }
-    fall = sampling.waterfall(numbers)
+    fall = summary.waterfall(numbers)
     assert_it_adds_up(fall)
     assert dict(fall)["clean revisions"] == 14 and dict(fall)["without a clean final state"] == -1
     assert [n for what, n in fall if what == "empty"] == [-2, -6]
@@ -104,9 +105,9 @@ def test_the_waterfall_tells_every_loss_by_its_reason():
 
 def test_same_seed_same_bytes_whatever_the_order_and_the_concurrency(recipe_file: Path, tmp_path: Path):
     a, r, some = setup(recipe_file, tmp_path / "a", "serving.concurrency=1")
-    asyncio.run(sampling.sample(a, r, some, ScriptedModel(), length_score))
+    asyncio.run(sample.sample(a, r, some, ScriptedModel(), length_score))
     b, r2, _ = setup(recipe_file, tmp_path / "b", "serving.concurrency=64")
-    asyncio.run(sampling.sample(b, r2, random.Random(1).sample(some, len(some)), ScriptedModel(0.001), length_score))
+    asyncio.run(sample.sample(b, r2, random.Random(1).sample(some, len(some)), ScriptedModel(0.001), length_score))
     assert sorted_rows(a["chains.jsonl"]) == sorted_rows(b["chains.jsonl"]) and len(
         sorted_rows(a["chains.jsonl"])
     ) == len(some)
@@ -126,7 +127,7 @@ def test_at_most_so_many_chains_are_in_flight(recipe_file: Path, tmp_path: Path)
         finally:
             now -= 1
 
-    asyncio.run(sampling.sample(run, r, some, model, length_score))
+    asyncio.run(sample.sample(run, r, some, model, length_score))
     assert most == 4
 
 
@@ -141,10 +142,10 @@ def test_a_request_that_fails_costs_one_chain_with_its_reason_and_is_tried_again
             raise RequestFailed("the server answered 400: too long")
         return await good(messages, seed)
 
-    tally = asyncio.run(sampling.sample(run, r, some, flaky, length_score))
+    tally = asyncio.run(sample.sample(run, r, some, flaky, length_score))
     assert (tally.failed, tally.finished) == (1, len(some) - 1)
     assert [row["reason"] for row in run.rows("failed.jsonl")] == ["the server answered 400: too long"]
-    tally = asyncio.run(sampling.sample(run, r, some, good, length_score))
+    tally = asyncio.run(sample.sample(run, r, some, good, length_score))
     assert (tally.total, tally.finished) == (1, 1) and len(list(run.rows("chains.jsonl"))) == len(some)
 
 
@@ -152,7 +153,7 @@ def test_refused_prompts_never_keep_a_run_from_its_end(recipe_file: Path, tmp_pa
     """More of them than make a server that refuses everything; alone at last; and as many chains of one prompt."""
     (recipe_file.parent / "films.txt").write_text("\n".join(f"Film number {n}" for n in range(60)))
     run, r, some = setup(recipe_file, tmp_path / "run", "serving.concurrency=4")
-    good, bad = ScriptedModel(), {p.text for p in some[: sampling.MOST_FAILURES_IN_A_ROW + 5]}
+    good, bad = ScriptedModel(), {p.text for p in some[: sample.MOST_FAILURES_IN_A_ROW + 5]}
 
     def picky(refused: bool):
         async def ask(messages, seed):
@@ -164,12 +165,12 @@ def test_refused_prompts_never_keep_a_run_from_its_end(recipe_file: Path, tmp_pa
 
     for refused in (True, True, False):
         mixed = some[::-1] if not run["chains.jsonl"].exists() else some
-        tally = asyncio.run(sampling.sample(run, r, mixed, picky(refused), length_score))
+        tally = asyncio.run(sample.sample(run, r, mixed, picky(refused), length_score))
         assert tally.failed == len(bad) == len(list(run.rows("failed.jsonl")))
     assert len(list(run.rows("chains.jsonl"))) == len(some) - len(bad)
     run, r, some = setup(recipe_file, tmp_path / "many", "chain.chains_per_prompt=64", "serving.concurrency=64")
     bad = {some[0].text}
-    tally = asyncio.run(sampling.sample(run, r, some[:3], picky(True), length_score))
+    tally = asyncio.run(sample.sample(run, r, some[:3], picky(True), length_score))
     assert (tally.failed, tally.finished) == (64, 128)
 
 
@@ -187,14 +188,14 @@ def test_what_failed_is_remembered_until_it_is_done(recipe_file: Path, tmp_path:
 
     for model in (picky, picky, dead):  # nothing is lost by a session that is broken off, and nothing doubled
         with contextlib.suppress(ServingError):
-            asyncio.run(sampling.sample(run, r, some, model, length_score))
+            asyncio.run(sample.sample(run, r, some, model, length_score))
         assert [row["reason"] for row in run.rows("failed.jsonl")] == ["too long"]
     with run["failed.jsonl"].open("a") as file:
         file.write('{"reason": "of nothing"}\n')
     with pytest.raises(RunError, match="failed.jsonl line 2 is damaged"):
-        asyncio.run(sampling.sample(run, r, some, good, length_score))
+        asyncio.run(sample.sample(run, r, some, good, length_score))
     run["failed.jsonl"].write_text(json.dumps({"prompt_id": some[0].id, "number": 0, "reason": "too long"}) + "\n")
-    asyncio.run(sampling.sample(run, r, some, good, length_score))
+    asyncio.run(sample.sample(run, r, some, good, length_score))
     assert not run["failed.jsonl"].exists() and len(list(run.rows("chains.jsonl"))) == len(some)
 
 
@@ -202,13 +203,13 @@ def test_a_server_that_begins_to_fail_stops_the_run(recipe_file: Path, tmp_path:
     run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=4", "serving.concurrency=2")
     model = Breaking(20, RequestFailed("answered 500, 6 times"))
     with pytest.raises(ServingError, match="20 requests failed one after the other.*500"):
-        asyncio.run(sampling.sample(run, r, some, model, length_score))
-    assert model.asked <= 20 + sampling.MOST_FAILURES_IN_A_ROW + 2
+        asyncio.run(sample.sample(run, r, some, model, length_score))
+    assert model.asked <= 20 + sample.MOST_FAILURES_IN_A_ROW + 2
 
 
 def test_a_turn_is_not_taken_for_an_answer_to_other_words(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run")
-    asyncio.run(sampling.sample(run, r, some, ScriptedModel(), length_score))
+    asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score))
     whole = {row["prompt_id"]: row for row in run.rows("chains.jsonl")}
     # As if the line of its first answer had been damaged and taken out, before its chain was finished.
     lost = some[0].id
@@ -222,7 +223,7 @@ def test_a_turn_is_not_taken_for_an_answer_to_other_words(recipe_file: Path, tmp
             done = await super().__call__(messages, seed)
             return done if len(messages) > 1 else replace(done, text=f"Another {done.text}")
 
-    asyncio.run(sampling.sample(run, r, some, Other(), length_score))
+    asyncio.run(sample.sample(run, r, some, Other(), length_score))
     (chain,) = (row for row in run.rows("chains.jsonl") if row["prompt_id"] == lost)
     assert chain["answer"] == f"Another {whole[lost]['answer']}"
     assert chain["steps"][0]["critique"] != whole[lost]["steps"][0]["critique"]
@@ -235,18 +236,18 @@ def test_a_server_that_refuses_everything_stops_the_run(recipe_file: Path, tmp_p
         raise RequestFailed("500")
 
     with pytest.raises(ServingError, match="20 requests failed one after the other"):
-        asyncio.run(sampling.sample(run, r, some, broken, length_score))
+        asyncio.run(sample.sample(run, r, some, broken, length_score))
 
 
 def test_a_dead_server_stops_the_run_at_once_and_what_is_finished_stays(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run", "serving.concurrency=2")
     good, dies = ScriptedModel(), Breaking(23, ServingError("vLLM ended by itself"))
     with pytest.raises(ServingError, match="ended by itself"):
-        asyncio.run(sampling.sample(run, r, some, dies, length_score))
+        asyncio.run(sample.sample(run, r, some, dies, length_score))
     assert len(list(run.rows("turns.jsonl"))) == 23
-    asyncio.run(sampling.sample(run, r, some, good, length_score))
+    asyncio.run(sample.sample(run, r, some, good, length_score))
     whole, r2, _ = setup(recipe_file, tmp_path / "whole")
-    asyncio.run(sampling.sample(whole, r2, some, ScriptedModel(), length_score))
+    asyncio.run(sample.sample(whole, r2, some, ScriptedModel(), length_score))
     assert sorted_rows(run["chains.jsonl"]) == sorted_rows(whole["chains.jsonl"])
 
 
@@ -257,7 +258,7 @@ def test_a_scorer_that_fails_ends_the_run_with_its_own_error(recipe_file: Path, 
         raise ZeroDivisionError("in the scorer")
 
     async def go():
-        return await sampling.sample(run, r, some, ScriptedModel(), Scoring(broken))
+        return await sample.sample(run, r, some, ScriptedModel(), Scoring(broken))
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(asyncio.wait_for(go(), 20))
@@ -278,7 +279,7 @@ def test_generation_does_not_wait_for_the_scorer(recipe_file: Path, tmp_path: Pa
         return [Score(0.5) for _ in texts]
 
     async def go():
-        return await sampling.sample(run, r, some, asked, Scoring(scorer))
+        return await sample.sample(run, r, some, asked, Scoring(scorer))
 
     assert asyncio.run(go()).finished == len(some) and all(waited)
 
@@ -338,7 +339,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes_as_one_never_kill
     recipe_file: Path, tmp_path: Path, moments: int
 ):
     whole, r, some = setup(recipe_file, tmp_path / "whole", "chain.chains_per_prompt=6")
-    asyncio.run(sampling.sample(whole, r, some, ScriptedModel(), length_score))
+    asyncio.run(sample.sample(whole, r, some, ScriptedModel(), length_score))
     total = len(some) * 6 * 5
     dice = random.Random(moments)
     kill_and_resume(recipe_file, tmp_path / "killed", sorted(dice.sample(range(1, total - 40), moments)))
@@ -363,14 +364,14 @@ def test_a_veto_and_the_drawn_principle_reach_every_chain_and_the_losses_add_up(
     def length_of(text: str) -> int:
         return int(hashlib.sha256(text.encode()).hexdigest()[0], 16)
 
-    asyncio.run(sampling.sample(run, r, some, listening, length_score, veto=veto))
+    asyncio.run(sample.sample(run, r, some, listening, length_score, veto=veto))
     drawn = Counter(text for text in asked if text.startswith("Mind"))
     assert set(drawn) == {"Mind one thing.", "Mind another."} and sum(drawn.values()) == 2 * len(some)
-    chains = sampling.read_chains(run)
+    chains = sample.read_chains(run)
     steps = [s for c in chains for s in c.steps]
     blocked = [s for s in steps if s.rejected == LOST_MEANING]
     assert blocked and all(length_of(s.revision) % 2 for s in blocked)
     assert not any(s.accepted for s in steps if length_of(s.revision) % 2)
-    fall = sampling.waterfall(sampling.summary(chains, {p.id: p.group for p in some}.__getitem__, len(chains), 2))
+    fall = summary.waterfall(summary.summary(chains, {p.id: p.group for p in some}.__getitem__, len(chains), 2))
     assert (LOST_MEANING, -len(blocked)) in fall
     assert_it_adds_up(fall)

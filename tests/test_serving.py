@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import launcher
 from dsc_hub.config.recipe import Generation, Scorer, Serving
+from dsc_hub.distill import launcher
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.inference import client, vllm
 from dsc_hub.inference import servers as inference_servers

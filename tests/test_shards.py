@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import jobs, pipeline, prompts
+from dsc_hub import jobs, pipeline
+from dsc_hub.data import prompts
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.shards import Shard, parse

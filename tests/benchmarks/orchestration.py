@@ -26,13 +26,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import dataset, diagnostics, sampling
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.data import dataset
 from dsc_hub.inference.client import Completion
 from dsc_hub.metrics.batching import Scoring
 from dsc_hub.records import Prompt, Score, prompt_id
 from dsc_hub.runs.row_index import Stored
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling import convergence, summary
+from dsc_hub.sampling import sample as sampling_sample
 from dsc_hub.system import machine
 
 SAID = [
@@ -111,7 +113,7 @@ def _one(n: int) -> dict[str, Any]:
         prompts = Stored(file, "train", "validation")
         warm = Run(Path(folder) / "warm")  # what is loaded once isn't counted
         warm.folder.mkdir()
-        asyncio.run(sampling.sample(warm, recipe, [next(iter(prompts.values()))], _at_once, _scored))
+        asyncio.run(sampling_sample.sample(warm, recipe, [next(iter(prompts.values()))], _at_once, _scored))
         out: dict[str, Any] = {"chains": n}
 
         def timed(what: str, work: Any) -> Any:
@@ -124,12 +126,12 @@ def _one(n: int) -> dict[str, Any]:
 
         def sample(into: Run = run, hygiene: bool = True) -> Any:
             r = recipe if hygiene else Recipe.model_validate(RECIPE | {"hygiene": WITHOUT})
-            return asyncio.run(sampling.sample(into, r, prompts.values(), _at_once, _scored))
+            return asyncio.run(sampling_sample.sample(into, r, prompts.values(), _at_once, _scored))
 
         def numbers() -> None:
-            chains = sampling.read_chains(run)
-            sampling.summary(chains, lambda i: prompts[i].group, n, 1)
-            diagnostics.last_step(chains, lambda i: prompts[i].group, 1)
+            chains = sampling_sample.read_chains(run)
+            summary.summary(chains, lambda i: prompts[i].group, n, 1)
+            convergence.last_step(chains, lambda i: prompts[i].group, 1)
 
         bare = Run(Path(folder) / "bare")
         bare.folder.mkdir()
@@ -137,7 +139,7 @@ def _one(n: int) -> dict[str, Any]:
         shutil.rmtree(bare.folder)
         assert timed("sampling", sample).finished == n
         assert timed("started again", sample).finished == 0
-        counts = timed("dataset", lambda: dataset.build(run, recipe, prompts, sampling.read_chains(run)))
+        counts = timed("dataset", lambda: dataset.build(run, recipe, prompts, sampling_sample.read_chains(run)))
         assert sum(counts["chains"].values()) == n
         timed("numbers", numbers)
     return out
@@ -200,7 +202,7 @@ async def _with_scorer(run: Run, recipe: Recipe, prompts: list[Prompt], wait: fl
             busy -= 1
         return Completion(" ".join(dice.sample(SAID, 3)), "stop", 60, 40)
 
-    return await sampling.sample(run, recipe, prompts, complete, Scoring(score))
+    return await sampling_sample.sample(run, recipe, prompts, complete, Scoring(score))
 
 
 if __name__ == "__main__":

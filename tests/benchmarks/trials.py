@@ -24,7 +24,7 @@ from dsc_hub.inference.servers import serve
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import find
-from dsc_hub.sampling import fixed_level
+from dsc_hub.sampling.sample import fixed_level
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from dsc_hub import prompts, recipe, recipe_files
 r = recipe_files.load(Path(sys.argv[1]), sys.argv[3:])
 identity = sys.argv[2] or prompts.identify(r.prompts, Path("."))
-found, dropped = prompts.load(r.prompts, Path("."), r.seed, identity)
+found, dropped = prompts.load_prompts(r.prompts, Path("."), r.seed, identity)
 print(json.dumps({"identity": identity, "prompts": [[p.text, p.group] for p in found], "read": dropped.read}))
 """
 

@@ -7,10 +7,7 @@ ranked by a seeded hash.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import math
 import unicodedata
 from collections import defaultdict
@@ -19,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.config.recipe import TABLES, Prompts, SplitShares
+from dsc_hub.data.table_files import Row, check_row, read_lines, read_table
 from dsc_hub.errors import DataError
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
-from dsc_hub.system import parquet
 
-Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own), kind
 EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"  # punctuation of sentences
 SHOWN = 3  # prompts of each kind that were dropped, for people
 OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words with training is dropped
@@ -70,7 +66,7 @@ class Counts:
         return {"read": self.read, "duplicates_dropped": self.duplicates, "overlapping_dropped": self.overlaps}
 
 
-def load(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], Counts]:
+def load_prompts(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], Counts]:
     """All prompts with their splits, and the counts of what was dropped. `identity` (of `identify`) says at which commit a
     dataset is read; without it, at the recipe's revision.
 
@@ -214,20 +210,8 @@ def _file(base: Path, name: str) -> Path:
     return path
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start})", "Save it as UTF-8.") from None
-
-
-def _lines(path: Path) -> Iterator[str]:
-    # Not splitlines(): it also cuts at characters that may well stand inside a prompt.
-    yield from (stripped for line in _text(path).split("\n") if (stripped := line.strip()))
-
-
 def _from_templates(section: Prompts, base: Path) -> Iterator[Row]:
-    for value in _lines(_file(base, str(section.values))):
+    for value in read_lines(_file(base, str(section.values))):
         for template in section.templates:
             yield template.replace("{value}", value), value, ""
 
@@ -235,22 +219,9 @@ def _from_templates(section: Prompts, base: Path) -> Iterator[Row]:
 def _from_file(section: Prompts, base: Path) -> Iterator[Row]:
     path = _file(base, str(section.path))
     if path.suffix not in TABLES:
-        yield from ((line, "", "") for line in _lines(path))
+        yield from ((line, "", "") for line in read_lines(path))
         return
-    yield from _from_rows(section, _table(path), str(path))
-
-
-def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
-    """Rows of a .jsonl, .csv or .parquet file, each with this column; of any other file a row a line, the line being the column.
-    DataError if it can't be read."""
-    if not path.is_file():
-        raise DataError(f"file {path} not found")
-    if path.suffix not in TABLES:
-        yield from ({column: line} for line in _lines(path))
-        return
-    for number, row in enumerate(_table(path), 1):
-        _check_row(row, f"{path} row {number}", {"--column": column})
-        yield row
+    yield from _from_rows(section, read_table(path), str(path))
 
 
 def _from_dataset(section: Prompts, revision: str) -> Iterator[Row]:
@@ -263,7 +234,7 @@ def _from_dataset(section: Prompts, revision: str) -> Iterator[Row]:
 def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         keys = ("column", "group_column", "kind_column")
-        _check_row(row, f"{where} row {number}", {f"prompts.{key}": getattr(section, key) for key in keys})
+        check_row(row, f"{where} row {number}", {f"prompts.{key}": getattr(section, key) for key in keys})
         text = row[section.column]
         if not isinstance(text, str):
             raise DataError(f"{where} row {number}: '{section.column}' should be text, got {type(text).__name__}")
@@ -276,35 +247,3 @@ def _cell(row: Mapping[str, object], column: str | None) -> str:
     value = row[column] if column else None
     is_empty = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if is_empty else str(value).strip()
-
-
-def _check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | None]) -> None:
-    """Has the row the columns that settings name (setting -> column, None: not wanted)?"""
-    if None in row:  # what csv calls the cells that no header names
-        raise DataError(f"{where} has more cells than the header", "Put texts with commas into double quotes.")
-    for setting, column in wanted.items():
-        if column and column not in row:
-            raise DataError(
-                f"{where} has no column '{column}'; it has {sorted(row)}", f"Set {setting} to one of these."
-            )
-
-
-def _table(path: Path) -> Iterator[dict[str, object]]:
-    if path.suffix == ".parquet":
-        yield from parquet.rows(path)
-    elif path.suffix == ".csv":
-        try:
-            yield from csv.DictReader(io.StringIO(_text(path), newline=""))
-        except csv.Error as e:
-            raise DataError(f"{path} is not valid CSV: {e}") from None
-    else:
-        for number, line in enumerate(_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise DataError(f"{path} line {number} is not JSON: {e}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path} line {number}: expected an object, got {type(row).__name__}")
-            yield row

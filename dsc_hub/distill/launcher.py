@@ -1,4 +1,4 @@
-"""Training in processes of its own: `launch` starts `python -m dsc_hub.distill RUN` under accelerate and waits for it.
+"""Training in processes of its own: `launch` starts `python -m dsc_hub.distill.train RUN` under accelerate and waits for it.
 
 The parent imports no torch, so it stays small while the children train; their memory is free when they end.
 What they print goes through: into the run's distill.log whole, to the user as lines and as one that moves.
@@ -78,7 +78,7 @@ def check(section: dict[str, Any]) -> list[str]:
     )
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "dsc_hub.distill_checks", str(CHECKED_IN_BYTES)],
+            [sys.executable, "-m", "dsc_hub.distill.config", str(CHECKED_IN_BYTES)],
             input=json.dumps(section),
             capture_output=True,
             text=True,
@@ -99,7 +99,7 @@ def check(section: dict[str, Any]) -> list[str]:
 
 def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
     """What starts the training processes. Always with a configuration: without one, accelerate takes the user's own."""
-    worker = ["-m", "dsc_hub.distill", str(run.folder)]
+    worker = ["-m", "dsc_hub.distill.train", str(run.folder)]
     # Without --quiet, accelerate adds its own traceback to every failure of its child.
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     if config_file is not None:

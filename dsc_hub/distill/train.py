@@ -5,7 +5,7 @@ the completion alone, rendered with the model's own chat template. Two promises 
 the first step: the prompt is not trained, and the token that ends the answer is. Reads the run's recipe and the
 train and validation rows of `dataset/sft`, nothing else: test rows are refused.
 
-`python -m dsc_hub.distill RUN` trains; so does `train` in every process that accelerate or torchrun started. The parent
+`python -m dsc_hub.distill.train RUN` trains; so does `train` in every process that accelerate or torchrun started. The parent
 of such processes is `launcher.launch`.
 """
 
@@ -46,15 +46,9 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
-from dsc_hub.distill_checks import (
-    Plan,
-    ends,
-    plan_of,
-    preflight,
-    rows_of,
-    stop_tokens,
-    tokenizer_of,
-)
+from dsc_hub.distill.config import Plan, plan_of
+from dsc_hub.distill.launcher import ERROR_FILE, PROGRESS, main_process, shown_error
+from dsc_hub.distill.preflight import ends, preflight, rows_of, stop_tokens, tokenizer_of
 from dsc_hub.errors import (
     ConfigError,
     DscError,
@@ -62,7 +56,6 @@ from dsc_hub.errors import (
     RunError,
     disk_error,
 )
-from dsc_hub.launcher import ERROR_FILE, PROGRESS, main_process, shown_error
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine, progress
 from dsc_hub.system.files import write_json, write_whole
@@ -495,9 +488,9 @@ def _quiet() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m dsc_hub.distill RUN`: 0, or 2 for an error that the user can mend, said in one line."""
+    """`python -m dsc_hub.distill.train RUN`: 0, or 2 for an error that the user can mend, said in one line."""
     if len(arguments) != 1:
-        print("usage: python -m dsc_hub.distill RUN_FOLDER", file=sys.stderr)
+        print("usage: python -m dsc_hub.distill.train RUN_FOLDER", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the half adapter is swept away
     error_file = os.environ.get(ERROR_FILE)

@@ -1,0 +1,4 @@
+"""Prompts in, training rows out.
+
+Imports `errors`, `records`, `system`, `config`, `runs`, `chain` and `hub`.
+"""

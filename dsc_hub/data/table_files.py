@@ -1,0 +1,72 @@
+"""Rows of CSV, TSV, JSON lines, Parquet and text files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dsc_hub.config.recipe import TABLES
+from dsc_hub.errors import DataError
+from dsc_hub.system import parquet
+
+Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own), kind
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start})", "Save it as UTF-8.") from None
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    # Not splitlines(): it also cuts at characters that may well stand inside a prompt.
+    yield from (stripped for line in _text(path).split("\n") if (stripped := line.strip()))
+
+
+def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
+    """Rows of a .jsonl, .csv or .parquet file, each with this column; of any other file a row a line, the line being the column.
+    DataError if it can't be read."""
+    if not path.is_file():
+        raise DataError(f"file {path} not found")
+    if path.suffix not in TABLES:
+        yield from ({column: line} for line in read_lines(path))
+        return
+    for number, row in enumerate(read_table(path), 1):
+        check_row(row, f"{path} row {number}", {"--column": column})
+        yield row
+
+
+def check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | None]) -> None:
+    """Has the row the columns that settings name (setting -> column, None: not wanted)?"""
+    if None in row:  # what csv calls the cells that no header names
+        raise DataError(f"{where} has more cells than the header", "Put texts with commas into double quotes.")
+    for setting, column in wanted.items():
+        if column and column not in row:
+            raise DataError(
+                f"{where} has no column '{column}'; it has {sorted(row)}", f"Set {setting} to one of these."
+            )
+
+
+def read_table(path: Path) -> Iterator[dict[str, object]]:
+    if path.suffix == ".parquet":
+        yield from parquet.rows(path)
+    elif path.suffix == ".csv":
+        try:
+            yield from csv.DictReader(io.StringIO(_text(path), newline=""))
+        except csv.Error as e:
+            raise DataError(f"{path} is not valid CSV: {e}") from None
+    else:
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as e:
+                raise DataError(f"{path} line {number} is not JSON: {e}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path} line {number}: expected an object, got {type(row).__name__}")
+            yield row

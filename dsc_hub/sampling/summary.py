@@ -1,0 +1,100 @@
+"""What the chains did: rewards by step, acceptance, and why proposals were dropped. Chains in, numbers out."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dsc_hub import stats
+from dsc_hub.chain.chain import (
+    BY_VETO,
+    NOT_BETTER,
+    NOT_COMPARABLE,
+    UNSCORED,
+)
+from dsc_hub.records import Chain, word
+
+
+def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int, steps: int) -> dict[str, Any]:
+    """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went. `group_of` gives a
+    prompt's group by its id.
+
+    All rewards are of clean, scored texts: first answers, proposals, and the states after each step
+    (`Chain.reward_after`). In every step proposals = accepted + sum of rejected; finished + failed = chains.
+    """
+    counts, dirty, rejected = Counter[str](), Counter[str](), [Counter[str]() for _ in range(steps)]
+    # Eight bytes for each number of each chain, NaN where there is none.
+    groups = array("Q")
+    proposed, states = [array("d") for _ in range(steps)], [array("d") for _ in range(1 + steps)]
+
+    def add(values: array[float], value: float | None) -> None:
+        values.append(math.nan if value is None else value)
+
+    def estimate(values: array[float]) -> dict[str, Any]:
+        known = ~np.isnan(values)
+        return stats.estimate(np.asarray(values)[known], np.asarray(groups)[known])
+
+    for chain in chains:
+        groups.append(word(group_of(chain.prompt_id)))
+        add(states[0], chain.reward_after(0))
+        dirty.update([chain.answer_defect] if chain.answer_defect else [])
+        counts["finished"] += 1
+        counts["unscored"] += chain.answer_score.value is None
+        counts["usable"] += not chain.final_defect
+        counts["stripped"] += bool(chain.answer_raw)
+        for i, s in enumerate(chain.steps):
+            counts["unscored"] += s.score.value is None
+            counts["stripped"] += bool(s.raw)
+            rejected[i].update([s.rejected])
+            add(proposed[i], None if s.defect else s.score.value)
+            add(states[i + 1], chain.reward_after(i + 1))
+    return {
+        "chains": total,
+        "finished": counts["finished"],
+        "failed": total - counts["finished"],
+        "dirty_answers": dirty.total(),
+        "dirty_answers_by_reason": dict(dirty.most_common()),
+        "unscored": counts["unscored"],
+        "usable": counts["usable"],
+        "first_reward": estimate(states[0]),
+        "stripped": counts["stripped"],
+        "steps": [
+            {
+                "step": i + 1,
+                "proposals": rejected[i].total(),
+                "accepted": rejected[i].pop("", 0),
+                "rejected": dict(rejected[i].most_common()),
+                "reward_proposed": estimate(proposed[i]),
+                "reward_state": estimate(states[i + 1]),
+            }
+            for i in range(steps)
+        ],
+    }
+
+
+def waterfall(numbers: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """What became of the texts, from `summary`: (what, how many); losses are negative and add up to what follows them."""
+    losses: Counter[str] = Counter()
+    for step in numbers["steps"]:
+        losses.update(step["rejected"])
+    later = (UNSCORED, *BY_VETO, NOT_BETTER, NOT_COMPARABLE)  # what happens to clean revisions
+    dirty = sum(losses[r] for r in losses if r not in later)
+    proposals = sum(s["proposals"] for s in numbers["steps"])
+    return [
+        ("first answers", numbers["finished"]),
+        *((reason, -n) for reason, n in numbers["dirty_answers_by_reason"].items()),
+        ("clean first answers", numbers["finished"] - numbers["dirty_answers"]),
+        ("revisions proposed", proposals),
+        *((reason, -n) for reason, n in losses.most_common() if reason not in later),
+        ("clean revisions", proposals - dirty),
+        *((reason, -losses[reason]) for reason in later if losses[reason]),
+        ("accepted revisions", sum(s["accepted"] for s in numbers["steps"])),
+        ("chains", numbers["finished"]),
+        ("without a clean final state", numbers["usable"] - numbers["finished"]),
+        ("chains with a clean final state", numbers["usable"]),
+    ]
