@@ -1,4 +1,4 @@
-from dsc_hub.cli import main
+from dsc_hub.cli.main import main
 
 if __name__ == "__main__":
     main()

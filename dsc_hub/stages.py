@@ -151,7 +151,7 @@ def _ask_arms(
     """Have the arms answered, those of the base only if no other run has them whole (`base`: their digest). The nats of
     neutral texts by arm, and how it went, without what the rest of the stage takes; None where that says nothing of the
     machine."""
-    from dsc_hub import arms
+    from dsc_hub.evaluation import arms
     from dsc_hub.metrics.batching import Scoring
 
     e, endpoints = job.recipe.evaluation, job.recipe.serving.endpoints
@@ -178,7 +178,9 @@ def _ask_arms(
 
 
 def _evaluation(job: Job) -> Result:
-    from dsc_hub import arms, blind, evaluation
+    from dsc_hub.evaluation import arms, blind
+    from dsc_hub.evaluation.answers import collect, count_adapters, write_answers
+    from dsc_hub.evaluation.summary import summarise
     from dsc_hub.metrics import loading
 
     e, identity, started = job.recipe.evaluation, job.run.facts["identity"], time.monotonic()
@@ -191,7 +193,7 @@ def _evaluation(job: Job) -> Result:
         folder, weights = evaluation_weights(folder, job.model.identity, job.recipe.distill.model_dump())
     base = arms.base_digest(job.recipe, job.fingerprints["sampling"])
     neutral, measured = _ask_arms(job, held_out, score["reward"], folder, served, base)
-    answers = evaluation.collect(job.run, job.recipe, held_out, score)
+    answers = collect(job.run, job.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
@@ -203,8 +205,8 @@ def _evaluation(job: Job) -> Result:
         for name, s in scorers.items()
     }
     trained = job.run["adapter"] / WEIGHTS if served else None
-    looks = evaluation.count_adapters(job.runs, held_out, trained) if e.split == "test" else {}
-    numbers = evaluation.summarise(
+    looks = count_adapters(job.runs, held_out, trained) if e.split == "test" else {}
+    numbers = summarise(
         job.recipe,
         held_out,
         answers,
@@ -219,7 +221,7 @@ def _evaluation(job: Job) -> Result:
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
     numbers["served_on"] = _served_on(job, weights, adapter=served is not None)
-    evaluation.write_answers(job.run, answers, e.split)
+    write_answers(job.run, answers, e.split)
     if measured:
         other_s = round(time.monotonic() - started - measured.generating_s, 2)
         pace.remember(job.model.identity, replace(measured, other_s=other_s))

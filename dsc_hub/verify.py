@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards, evaluation
+from dsc_hub import __version__, cards
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
 from dsc_hub.config.origin import MARK
@@ -29,6 +29,7 @@ from dsc_hub.config.recipe import Recipe, publishes_rejected
 from dsc_hub.data import dataset
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.errors import DscError, HubError
+from dsc_hub.evaluation.summary import summarise
 from dsc_hub.hub import client
 from dsc_hub.hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
@@ -267,9 +268,7 @@ def _evaluation(rows: Rows) -> str:
     recorded, checked = rows.metrics["evaluation"], rows.recipe
     asked = [p for p in rows.prompts[0] if p.split == checked.evaluation.split]
     look = (rows.metrics.get("test_set") or {}).get("position")
-    found = evaluation.summarise(
-        checked, asked, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look
-    )
+    found = summarise(checked, asked, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look)
     n = _same(recorded, found | {"neutral": recorded["neutral"]}, "evaluation", UNTOLD)
     claim = recorded["claim"]
     told = "" if claim is None else f"; claim: {claim['verdict']}"

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import side_effects
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.evaluation import side_effects
 from dsc_hub.records import prompt_id
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.verdict import Criterion

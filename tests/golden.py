@@ -15,8 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import cards, evaluation, publish
+from dsc_hub import cards, publish
 from dsc_hub.data import dataset
+from dsc_hub.evaluation.answers import ANSWERS
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json
 from tests.conftest import ROOT
@@ -60,7 +61,7 @@ def render(name: str, folder: Path) -> dict[str, str]:
     answers = sum(a["reward"]["n"] + a["reward"]["unscored"] for a in numbers["evaluation"]["arms"].values())
     counts["evaluation"] = {numbers["evaluation"]["split"]: answers}
     for config, splits in counts.items():
-        schema = dataset.SCHEMAS.get(config, evaluation.ANSWERS)
+        schema = dataset.SCHEMAS.get(config, ANSWERS)
         for split, n in splits.items():
             path = run[f"dataset/{config}/{split}-00000-of-00001.parquet"]
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import __version__, arms, cards, evaluation
+from dsc_hub import __version__, cards
 from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.data import dataset, prompts
+from dsc_hub.evaluation import arms
+from dsc_hub.evaluation.answers import collect, write_answers
+from dsc_hub.evaluation.summary import summarise
 from dsc_hub.inference.client import Completion
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.batching import Scoring
@@ -104,13 +107,13 @@ def _adapter(run: Run) -> None:
 
 def _evaluate(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -> None:
     asyncio.run(arms.ask(run, r, asked, complete, Scoring(scorers["reward"])))
-    answers = evaluation.collect(run, r, asked, scorers)
+    answers = collect(run, r, asked, scorers)
     about = fixture_run.metrics()["evaluation"]["scores"]
     neutral = {"base": {"one": 3.0, "two": 3.5}, "distilled": {"one": 3.1, "two": 3.4}}
-    numbers = evaluation.summarise(r, asked, answers, about, dict.fromkeys(r.evaluation.arms), neutral, look=1)
+    numbers = summarise(r, asked, answers, about, dict.fromkeys(r.evaluation.arms), neutral, look=1)
     rest = {"processors": "core", "neutral_texts": 2, "neutral": neutral, "scores": about, "served_on": "a script"}
     run.add_metrics("evaluation", numbers | rest)
     run.add_metrics("test_set", {"id": "abc", "adapters_scored": 1, "position": 1})
     run.add_metrics("stages", {"sampling": 2.0})
-    evaluation.write_answers(run, answers, r.evaluation.split)
+    write_answers(run, answers, r.evaluation.split)
     run.finish("evaluation", "e", 1.0, {"result": numbers})

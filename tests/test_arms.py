@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms, evaluation, preflight
+from dsc_hub import preflight
 from dsc_hub.chain.chain import no_veto, seed_of
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ADAPTER, ARMS
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ServingError
+from dsc_hub.evaluation import answers, arms, summary
 from dsc_hub.inference.client import RequestFailed
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.run import Run
@@ -122,8 +123,8 @@ def test_what_failed_is_counted_and_is_no_answer(tmp_path: Path, recipe_file: Pa
 
     r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
     run, _ = run_arms(tmp_path, r, Refusing())
-    rows = evaluation.collect(run, r, PROMPTS, {"reward": score_all})
-    numbers = evaluation.summarise(r, PROMPTS, rows, {"reward": {}})
+    rows = answers.collect(run, r, PROMPTS, {"reward": score_all})
+    numbers = summary.summarise(r, PROMPTS, rows, {"reward": {}})
     assert [numbers["arms"][a]["reward"]["failed"] for a in ("base", "distilled")] == [0, 1]
     assert numbers["differences"]["distilled - base"]["reward"]["n"] == 3
     assert any(c["name"] == "as many answers" and c["distilled"] > c["base"] == 0 for c in numbers["claim"]["criteria"])
@@ -140,14 +141,14 @@ def test_openings_are_stripped_off_all_arms_alike(tmp_path: Path, recipe_file: P
     (tmp_path / "whole").mkdir()
     run, _ = run_arms(tmp_path / "strip", recipe_with(recipe_file, "hygiene.meta_talk=strip"), Talking())
     r = recipe_with(recipe_file, "hygiene.meta_talk=strip")
-    rows = evaluation.collect(run, r, PROMPTS, {"reward": score_all})
+    rows = answers.collect(run, r, PROMPTS, {"reward": score_all})
     assert {row["arm"] for row in rows} == set(ALL) and not any(opening in row["text"] for row in rows)
     assert all(row["raw"].startswith(opening) for row in rows)
-    numbers = evaluation.summarise(r, PROMPTS, rows, {"reward": {}})
+    numbers = summary.summarise(r, PROMPTS, rows, {"reward": {}})
     assert {arm: a["stripped"] for arm, a in numbers["arms"].items()} == dict.fromkeys(ALL, len(PROMPTS))
     # without stripping all are looked at as they are
     whole, _ = run_arms(tmp_path / "whole", recipe_with(recipe_file), Talking())
-    rows = evaluation.collect(whole, recipe_with(recipe_file), PROMPTS, {"reward": score_all})
+    rows = answers.collect(whole, recipe_with(recipe_file), PROMPTS, {"reward": score_all})
     assert all(opening in row["text"] and not row["raw"] and row["defect"] for row in rows)
 
 
@@ -163,13 +164,13 @@ def test_missing_scores_bound_a_difference_where_the_arms_differ_in_them(recipe_
     base = [row("base", i, value) for i, value in enumerate((1.0, 0.0, 0.0, 1.0))]
     lost = [row("distilled", i, value) for i, value in enumerate((1.0, None, None, 1.0))]
     bounded = {"reward": {"low": 0.0, "high": 1.0}}
-    d = evaluation.summarise(r, PROMPTS, [*base, *lost], bounded)["differences"]["distilled - base"]["reward"]
+    d = summary.summarise(r, PROMPTS, [*base, *lost], bounded)["differences"]["distilled - base"]["reward"]
     assert (d["mean"], d["n"], d["if_missing_worst"], d["if_missing_best"]) == (0.0, 2, 0.0, 0.5)
     for scores, rows in (
         ({"reward": {}}, [*base, *lost]),
         (bounded, [*base, *[x | {"arm": "distilled"} for x in base]]),
     ):
-        d = evaluation.summarise(r, PROMPTS, rows, scores)["differences"]["distilled - base"]["reward"]
+        d = summary.summarise(r, PROMPTS, rows, scores)["differences"]["distilled - base"]["reward"]
         assert "if_missing_worst" not in d
 
 
@@ -190,13 +191,13 @@ def test_a_broken_off_session_leaves_the_time_unknown(tmp_path: Path, recipe_fil
 
 
 def test_pairs_are_each_arm_with_the_first_and_what_distilling_spares():
-    assert evaluation.pairs_of(["base", "self_critique", "distilled"]) == [
+    assert summary.pairs_of(["base", "self_critique", "distilled"]) == [
         ("self_critique", "base"),
         ("distilled", "base"),
         ("distilled", "self_critique"),
     ]
-    assert evaluation.pairs_of(["self_critique", "distilled"]) == [("distilled", "self_critique")]
-    assert evaluation.pairs_of(["distilled", "base", "self_critique"]) == [
+    assert summary.pairs_of(["self_critique", "distilled"]) == [("distilled", "self_critique")]
+    assert summary.pairs_of(["distilled", "base", "self_critique"]) == [
         ("base", "distilled"),
         ("self_critique", "distilled"),
     ]  # and not the mirror of it too
@@ -217,7 +218,7 @@ def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
         for arm, tokens, reward in (("base", 40, 0.1), ("distilled", 50, 0.4))
         for p in PROMPTS
     ]
-    numbers = evaluation.summarise(r, PROMPTS, rows, {"reward": {}}, {"base": 90.0, "distilled": None}, None, 4)
+    numbers = summary.summarise(r, PROMPTS, rows, {"reward": {}}, {"base": 90.0, "distilled": None}, None, 4)
     base, distilled = numbers["arms"]["base"], numbers["arms"]["distilled"]
     assert distilled["gain_per_1000_tokens"] == pytest.approx(1000 * 0.3 / 50) and base["gain_per_1000_tokens"] is None
     assert base["processor_hours"] == pytest.approx(4 * 90 / 3600) and distilled["processor_hours"] is None
@@ -286,7 +287,7 @@ def evaluated_run(folder: Path, r: Recipe, model: Model, base: str, others: list
     donor = arms.adopt_base(run, base, others)
     models = (ADAPTER,) if arms.finished_base(run, base) is not None else (None, ADAPTER)
     asyncio.run(arms.ask(run, r, PROMPTS, model.as_model, length_score, models=models))
-    rows = evaluation.collect(run, r, PROMPTS, {"reward": score_all})
+    rows = answers.collect(run, r, PROMPTS, {"reward": score_all})
     arms.finish_base(run, base, rows, len(PROMPTS) * r.evaluation.samples, {"base": {"text": 2.0}})
     return run, donor
 
@@ -345,20 +346,20 @@ def test_the_ledger_keeps_the_order_in_which_adapters_were_scored(tmp_path: Path
     adapters = [tmp_path / f"{name}.safetensors" for name in ("z", "a", "m")]
     for path in adapters:
         path.write_bytes(path.name.encode())
-    looks = [evaluation.count_adapters(runs, PROMPTS, path) for path in (*adapters, adapters[0])]
+    looks = [answers.count_adapters(runs, PROMPTS, path) for path in (*adapters, adapters[0])]
     assert [(look["position"], look["adapters_scored"]) for look in looks] == [(1, 1), (2, 2), (3, 3), (1, 3)]
-    assert evaluation.count_adapters(runs, PROMPTS, None)["position"] is None
-    assert evaluation.count_adapters(runs, PROMPTS[:2], adapters[2])["position"] == 1  # another test set
+    assert answers.count_adapters(runs, PROMPTS, None)["position"] is None
+    assert answers.count_adapters(runs, PROMPTS[:2], adapters[2])["position"] == 1  # another test set
     # of what an older dsc wrote, sorted, the order is not known
     write_json(runs / "test_sets.json", {looks[0]["id"]: ["a", "b"]})
-    old = evaluation.count_adapters(runs, PROMPTS, adapters[0])
+    old = answers.count_adapters(runs, PROMPTS, adapters[0])
     assert (old["position"], old["adapters_scored"]) == (3, 3)
     write_json(runs / "test_sets.json", {looks[0]["id"]: sorted([file_hash(adapters[0]), "b"])})
-    assert evaluation.count_adapters(runs, PROMPTS, adapters[0])["position"] is None
+    assert answers.count_adapters(runs, PROMPTS, adapters[0])["position"] is None
     write_json(runs / "test_sets.json", {looks[0]["id"]: [file_hash(adapters[0])]})
-    assert evaluation.count_adapters(runs, PROMPTS, adapters[0])["position"] == 1
+    assert answers.count_adapters(runs, PROMPTS, adapters[0])["position"] == 1
     for path in adapters:
-        evaluation.count_adapters(runs, PROMPTS, path)
+        answers.count_adapters(runs, PROMPTS, path)
     # whoever shows the first run's numbers shows today's count
     shown = with_current_looks(Run(runs / "r" / "f"), {"test_set": looks[0]})
     assert shown["test_set"] == looks[0] | {"adapters_scored": 3}

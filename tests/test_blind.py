@@ -15,8 +15,11 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import blind, cards, report, show, stats, tables, wording
+from dsc_hub import cards, report, stats, tables, wording
+from dsc_hub.cli import terminal
+from dsc_hub.cli.blind import compare
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.evaluation import blind
 from dsc_hub.records import prompt_id
 from dsc_hub.runs.reuse import reuse
 from dsc_hub.runs.run import Run
@@ -62,7 +65,7 @@ def verdicts(run: Run) -> list[dict]:
 def screen(monkeypatch) -> io.StringIO:
     """What is printed, on a terminal too narrow for two columns: A stands above B."""
     text = io.StringIO()
-    monkeypatch.setattr(show, "out", Console(file=text, width=80, highlight=False))
+    monkeypatch.setattr(terminal, "out", Console(file=text, width=80, highlight=False))
     return text
 
 
@@ -74,7 +77,7 @@ def typed(monkeypatch, *lines: str) -> list[str]:
         asked.append(prompt)
         return left.pop(0) if left else None
 
-    monkeypatch.setattr(show, "ask", ask)
+    monkeypatch.setattr(terminal, "ask", ask)
     return asked
 
 
@@ -111,8 +114,8 @@ def test_the_winner_does_not_depend_on_which_arm_is_shown_first(tmp_path, screen
         last = screen.getvalue()[screen.getvalue().rindex("of 20 ─") :]
         return "a" if last.index("A warm one.") < last.index("A cold one.") else "B"
 
-    monkeypatch.setattr(show, "ask", prefers_warmth)
-    blind.compare(run, 1000, "ann")
+    monkeypatch.setattr(terminal, "ask", prefers_warmth)
+    compare(run, 1000, "ann")
     rows = verdicts(run)
     assert len(rows) == 20 and {r["won"] for r in rows} == {"distilled"}
     assert {(r["choice"], tuple(r["shown"])) for r in rows} == {
@@ -128,42 +131,42 @@ def test_the_winner_does_not_depend_on_which_arm_is_shown_first(tmp_path, screen
 def test_nothing_is_asked_twice_and_another_judge_is_asked_everything(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     asked = typed(monkeypatch, "a", "t", "b", "q")
-    blind.compare(run, 8, "ann")
+    compare(run, 8, "ann")
     assert len(asked) == 4 and len(verdicts(run)) == 3
     asked = typed(monkeypatch, *"ttttttttt")
-    blind.compare(run, 8, "ann")
+    compare(run, 8, "ann")
     assert len(asked) == 5
     seen = [r["prompt_id"] for r in verdicts(run)]
     assert seen == [p.prompt_id for p in blind.pick(blind.read_pairs(run), 7, 8)]
     asked = typed(monkeypatch, "t")
-    blind.compare(run, 8, "ann")
+    compare(run, 8, "ann")
     assert asked == [] and "All 8 pairs are judged under this name already." in screen.getvalue()
     asked = typed(monkeypatch, *"aaaaaaaaa")
-    blind.compare(run, 8, "bob")
+    compare(run, 8, "bob")
     assert len(asked) == 8 and run.metrics["blind"]["judges"] == 2 and run.metrics["blind"]["prompts"] == 8
 
 
 def test_going_on_shows_the_same_order_of_the_same_pair(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "q")
-    blind.compare(run, 5, "ann")
+    compare(run, 5, "ann")
     first = screen.getvalue()
     first = first[first.index("─ 1 of 5") : first.index("Nothing was judged")]
     screen.truncate(0), screen.seek(0)
     typed(monkeypatch, "q")
-    blind.compare(run, 5, "ann")
+    compare(run, 5, "ann")
     assert first in screen.getvalue() and "A warm one." in first
     other = run_of(tmp_path / "elsewhere")
     for same in (run, other):
         typed(monkeypatch, *"t" * 20)
-        blind.compare(same, 20, "ann")
+        compare(same, 20, "ann")
     assert verdicts(run) == verdicts(other) and len({tuple(r["shown"]) for r in verdicts(run)}) == 2
 
 
 def test_what_is_no_answer_is_asked_again_in_one_line(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     asked = typed(monkeypatch, "", "c", "ab", " A ", "TIE", "Q")
-    blind.compare(run, 30, "ann")
+    compare(run, 30, "ann")
     assert len(asked) == 6 and [r["choice"] for r in verdicts(run)] == ["A", "t"]
     assert screen.getvalue().count("That is none of A, B, t, q.\n") == 3
 
@@ -171,7 +174,7 @@ def test_what_is_no_answer_is_asked_again_in_one_line(tmp_path, screen, monkeypa
 def test_the_end_of_input_and_ctrl_c_keep_what_was_judged(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "a", "b")
-    blind.compare(run, 30, "ann")
+    compare(run, 30, "ann")
     assert len(verdicts(run)) == 2 and run.metrics["blind"]["verdicts"] == 2
     left = iter(["t"])
 
@@ -181,8 +184,8 @@ def test_the_end_of_input_and_ctrl_c_keep_what_was_judged(tmp_path, screen, monk
         os.kill(os.getpid(), signal.SIGINT)
         return "never"
 
-    monkeypatch.setattr(show, "ask", interrupted)
-    blind.compare(run, 30, "ann")
+    monkeypatch.setattr(terminal, "ask", interrupted)
+    compare(run, 30, "ann")
     assert len(verdicts(run)) == 3 and run.metrics["blind"]["verdicts"] == 3
 
 
@@ -194,8 +197,8 @@ def test_which_one_is_which_is_not_told_before_the_end(tmp_path, screen, monkeyp
         seen.append(screen.getvalue() + prompt)
         return "a" if len(seen) < 6 else None
 
-    monkeypatch.setattr(show, "ask", ask)
-    blind.compare(run, 30, "ann")
+    monkeypatch.setattr(terminal, "ask", ask)
+    compare(run, 30, "ann")
     assert len(seen) == 6 and not any(word in seen[-1].lower() for word in ("base", "distilled", "ann"))
     assert "the distilled answer was preferred" in " ".join(screen.getvalue().split())
 
@@ -208,9 +211,9 @@ def test_control_characters_do_not_reach_the_terminal_and_markup_is_not_read(tmp
         row["prompt"] += evil
     run = fixture_run.write(tmp_path, answers=rows)
     text = io.StringIO()
-    monkeypatch.setattr(show, "out", Console(file=text, width=width, force_terminal=True, color_system=None))
+    monkeypatch.setattr(terminal, "out", Console(file=text, width=width, force_terminal=True, color_system=None))
     typed(monkeypatch, "a")
-    blind.compare(run, 5, "ann")
+    compare(run, 5, "ann")
     shown = text.getvalue()
     assert shown.count("[bold]as it is[/bold]") == 3 and "\N{REPLACEMENT CHARACTER}" in shown
     assert not any(c in shown for c in "\x1b\x07\r\x08\x9b\u202e")
@@ -282,7 +285,7 @@ def test_there_is_no_interval_where_none_can_be_had():
 def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, *"aaa")
-    blind.compare(run, 3, "ann")
+    compare(run, 3, "ann")
     changed = verdicts(run)[1]["prompt_id"]
     rows = list(run.rows("evaluation/answers.jsonl"))
     for row in rows:
@@ -293,14 +296,14 @@ def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(
     assert (run.metrics["blind"]["prompts"], run.metrics["blind"]["outdated"]) == (2, 1)
     assert "Not counted: 1 verdict on answers that have changed since." in wording.blind_lines(run.metrics)
     asked = typed(monkeypatch, *"bbb")
-    blind.compare(run, 3, "ann")
+    compare(run, 3, "ann")
     assert len(asked) == 1 and "Another adapter's." in screen.getvalue() and run.metrics["blind"]["prompts"] == 3
 
 
 def test_a_tally_of_answers_that_are_all_gone_is_taken_out_of_the_numbers(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, *"aa")
-    blind.compare(run, 2, "ann")
+    compare(run, 2, "ann")
     fixture_run._jsonl(run["evaluation/answers.jsonl"], answers(distilled="All of them new."))
     assert blind.retell(run) is None and "blind" not in run.metrics and "evaluation" in run.metrics
 
@@ -314,7 +317,7 @@ def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatc
     card, page = run["cards/adapter/README.md"], run["report.html"]
     assert "Judged blind" not in card.read_text() + page.read_text()
     typed(monkeypatch, *"ababtaaaaa")
-    blind.compare(run, 10, "Ann Smith")
+    compare(run, 10, "Ann Smith")
     told = " ".join(screen.getvalue().split())
     assert "no longer counted as done: report, cards, publish." in told and "`dsc publish RECIPE`" in told
     assert [run.marker(s) is None for s in ("evaluation", "report", "cards", "publish")] == [False, True, True, True]
@@ -331,17 +334,17 @@ def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatc
 def test_the_same_tally_again_makes_nothing_undone(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "a")
-    blind.compare(run, 5, "ann")
+    compare(run, 5, "ann")
     run.finish("report", "x", 1.0, {})
     typed(monkeypatch, "q")
-    blind.compare(run, 5, "ann")
+    compare(run, 5, "ann")
     assert run.marker("report")
 
 
 def test_nothing_judged_records_nothing(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "q")
-    blind.compare(run, 5, "ann")
+    compare(run, 5, "ann")
     assert "blind" not in run.metrics and run.marker("publish") and "Nothing was judged" in screen.getvalue()
 
 
@@ -351,7 +354,7 @@ def test_a_report_without_the_tally_is_not_taken_over_from_another_run(tmp_path,
     write_json(other["evaluation.done.json"], mine.marker("evaluation"))
     typed(monkeypatch, "a")
     assert mine.marker("report")
-    blind.compare(mine, 5, "ann")
+    compare(mine, 5, "ann")
     assert reuse(mine, "report", "fingerprint of report", ["evaluation"], [other]) is None
     other.add_metrics("blind", mine.metrics["blind"])
     assert reuse(mine, "report", "fingerprint of report", ["evaluation"], [other]) == other.folder
@@ -360,7 +363,7 @@ def test_a_report_without_the_tally_is_not_taken_over_from_another_run(tmp_path,
 def test_an_evaluation_is_taken_over_with_its_tally_but_never_over_verdicts(tmp_path, screen, monkeypatch):
     donor = run_of(tmp_path / "a")
     typed(monkeypatch, *"ab")
-    blind.compare(donor, 5, "ann")
+    compare(donor, 5, "ann")
     taker = run_of(tmp_path / "b", stages=())
     taker.add_metrics("blind", {"stale": True})
     assert reuse(taker, "evaluation", "fingerprint of evaluation", [], [donor]) == donor.folder
@@ -375,20 +378,20 @@ def test_an_evaluation_is_taken_over_with_its_tally_but_never_over_verdicts(tmp_
 def test_no_evaluation_a_missing_arm_and_an_empty_name_are_told(tmp_path, screen):
     run = run_of(tmp_path / "a", stages=())
     with pytest.raises(RunError, match="no finished evaluation") as e:
-        blind.compare(run, 5, "ann")
+        compare(run, 5, "ann")
     assert "dsc evaluate" in str(e.value)
     run = run_of(tmp_path / "b", rows=[r for r in answers() if r["arm"] == "base"])
     with pytest.raises(RunError, match="no answers of: distilled"):
-        blind.compare(run, 5, "ann")
+        compare(run, 5, "ann")
     with pytest.raises(ConfigError, match="--judge is empty"):
-        blind.compare(run_of(tmp_path / "c"), 5, " ")
+        compare(run_of(tmp_path / "c"), 5, " ")
 
 
 def test_verdicts_are_kept_when_another_process_holds_the_run(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, *"ab")
     with Run(tmp_path).lock(), pytest.raises(RunError, match="in use by another process") as e:
-        blind.compare(run, 5, "ann")
+        compare(run, 5, "ann")
     assert "verdicts are kept" in str(e.value) and len(verdicts(run)) == 2 and "blind" not in run.metrics
 
 

@@ -17,7 +17,7 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import chat, show
+from dsc_hub.cli import chat, terminal
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference import base_model, servers
 from dsc_hub.inference.client import Completion
@@ -52,13 +52,13 @@ def run_of(folder: Path, endpoint: str = "", *, system: str | None = None, conte
 @pytest.fixture
 def screen(monkeypatch) -> io.StringIO:
     text = io.StringIO()
-    monkeypatch.setattr(show, "out", Console(file=text, width=140, highlight=False))
+    monkeypatch.setattr(terminal, "out", Console(file=text, width=140, highlight=False))
     return text
 
 
 def typed(monkeypatch, *lines: str) -> None:
     left = list(lines)
-    monkeypatch.setattr(show, "ask", lambda prompt: left.pop(0) if left else None)
+    monkeypatch.setattr(terminal, "ask", lambda prompt: left.pop(0) if left else None)
 
 
 def said(text: io.StringIO) -> str:
@@ -187,7 +187,7 @@ def test_base_and_adapter_share_a_batch_only_on_a_gpu_of_our_own(tmp_path, scree
 
 def test_a_narrow_terminal_shows_one_above_the_other(tmp_path, monkeypatch):
     text = io.StringIO()
-    monkeypatch.setattr(show, "out", Console(file=text, width=70, highlight=False))
+    monkeypatch.setattr(terminal, "out", Console(file=text, width=70, highlight=False))
     with served() as url:
         typed(monkeypatch, "Hello?")
         chat.chat(run_of(tmp_path, url))
@@ -212,7 +212,7 @@ def test_ctrl_c_at_the_prompt_drops_the_line(screen, monkeypatch):
     def interrupted(prompt: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(show, "ask", interrupted)
+    monkeypatch.setattr(terminal, "ask", interrupted)
     assert chat._read() == "" and "/quit or Ctrl-D ends" in said(screen)
 
 
@@ -240,7 +240,7 @@ def test_forgetting_is_told(tmp_path, screen, monkeypatch):
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path, monkeypatch):
     text = io.StringIO()
-    monkeypatch.setattr(show, "out", Console(file=text, width=140, force_terminal=True, color_system=None))
+    monkeypatch.setattr(terminal, "out", Console(file=text, width=140, force_terminal=True, color_system=None))
     monkeypatch.setattr(scripted_server, "answer_to", lambda body: "\x1b[2J\x07[bold]shown[/bold]\u202e")
     with served() as url:
         typed(monkeypatch, "Hello?")

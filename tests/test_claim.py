@@ -9,10 +9,12 @@ import fixture_run
 import pytest
 from click.testing import CliRunner
 
-from dsc_hub import claim, evaluation, show
-from dsc_hub.cli import cli
+from dsc_hub.cli import screens
+from dsc_hub.cli.main import cli
 from dsc_hub.config.recipe import Recipe, Reward
 from dsc_hub.errors import RunError
+from dsc_hub.evaluation import claim, summary
+from dsc_hub.evaluation.answers import score_answers
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
@@ -40,10 +42,10 @@ def judged(scorers: dict[str, Any], write: Any, **hygiene: Any) -> dict[str, Any
     assert len(BASE) == 60
     for a in answers:
         a["defect"] = ""
-    evaluation.score_answers(answers, {p.id: p for p in PROMPTS}, scorers)
+    score_answers(answers, {p.id: p for p in PROMPTS}, scorers)
     changed = {"evaluation": {"arms": ["base", "distilled"]}, "hygiene": hygiene}
     recipe = Recipe.model_validate(fixture_run.RECIPE | changed)
-    return evaluation.summarise(recipe, PROMPTS, answers, SCORES, look=1)["claim"]
+    return summary.summarise(recipe, PROMPTS, answers, SCORES, look=1)["claim"]
 
 
 def of_verdict(found: dict[str, Any], verdict: str) -> set[str]:
@@ -341,4 +343,4 @@ def test_a_verdict_that_its_criteria_do_not_add_up_to_is_none(tmp_path, change: 
     numbers = run.metrics["evaluation"]
     run.add_metrics("evaluation", numbers | {"claim": numbers["claim"] | change})
     with pytest.raises(RunError, match="not what its criteria add up to"):
-        show.claim(run)
+        screens.claim(run)

@@ -10,9 +10,9 @@ import fixture_run
 import pytest
 from click.testing import CliRunner
 
-from dsc_hub.cli import cli
-from dsc_hub.compare import compare
+from dsc_hub.cli.main import cli
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.evaluation.compare import compare
 from dsc_hub.runs.run import Run
 
 
@@ -120,11 +120,11 @@ def test_show_tells_all_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     from rich.console import Console
 
-    from dsc_hub import show
+    from dsc_hub.cli import screens, terminal
 
     text = io.StringIO()
-    monkeypatch.setattr(show, "out", Console(file=text, width=200, highlight=False))
-    show.numbers(run_with(tmp_path / "one"))
+    monkeypatch.setattr(terminal, "out", Console(file=text, width=200, highlight=False))
+    screens.numbers(run_with(tmp_path / "one"))
     said = text.getvalue()
     for words in (
         "what else moved",

@@ -16,9 +16,11 @@ import fixture_run
 import pytest
 from click.testing import CliRunner
 
-from dsc_hub import blind, cards, compare, jobs, report, show, tables
-from dsc_hub.cli import cli
+from dsc_hub import cards, jobs, report, tables
+from dsc_hub.cli import screens
+from dsc_hub.cli.main import cli
 from dsc_hub.errors import DscError, RunError
+from dsc_hub.evaluation import blind, compare
 from dsc_hub.recorded import Recorded
 from dsc_hub.runs import metrics_schema, verdict
 from dsc_hub.runs.run import Run, find
@@ -95,7 +97,7 @@ def test_numbers_that_do_not_fit_are_refused_with_the_way_out(tmp_path: Path, pa
     run = fixture_run.write(tmp_path)
     write_json(run["metrics.json"], changed(run.metrics, path, to))
     other = fixture_run.write(tmp_path / "other")
-    for look in (show.numbers, show.claim, lambda r: compare.compare([other, r]), report.build, cards.build):
+    for look in (screens.numbers, screens.claim, lambda r: compare.compare([other, r]), report.build, cards.build):
         with pytest.raises(RunError) as e:
             look(run)
         assert told in str(e.value) and str(run["metrics.json"]) in str(e.value) and e.value.hint

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dsc_hub import claim, stats
+from dsc_hub import stats
+from dsc_hub.evaluation import claim
 from dsc_hub.records import Prompt
 from dsc_hub.runs import verdict
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import arms
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ARMS
 from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
+from dsc_hub.evaluation import arms
 from dsc_hub.inference import server_pool
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Generator, RequestFailed

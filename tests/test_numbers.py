@@ -10,11 +10,13 @@ import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
 
-from dsc_hub import evaluation, side_effects, stats
+from dsc_hub import stats
 from dsc_hub.chain.chain import NOT_COMPARABLE
-from dsc_hub.cli import cli
+from dsc_hub.cli.main import cli
 from dsc_hub.config import recipe_files
 from dsc_hub.errors import RunError
+from dsc_hub.evaluation import side_effects
+from dsc_hub.evaluation.summary import summarise
 from dsc_hub.records import Chain, Prompt, Score, Step
 from dsc_hub.report import build
 from dsc_hub.runs.cost import cost_of
@@ -53,7 +55,7 @@ def test_what_evaluation_makes_fits(recipe_file):
         for i, p in enumerate(PROMPTS)
     ]
     neutral = {"base": {"text": 2.0, "other": 2.5}}
-    made = evaluation.summarise(r, PROMPTS, rows, {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2)
+    made = summarise(r, PROMPTS, rows, {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2)
     rest = {
         key: fixture_run.metrics()["evaluation"][key]
         for key in ("processors", "neutral_texts", "neutral", "scores", "served_on")

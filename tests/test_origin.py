@@ -181,7 +181,7 @@ def test_a_slip_in_a_downloaded_recipe_is_no_reason_to_adopt_it(tmp_path: Path):
 
 
 def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from dsc_hub import chat
+    from dsc_hub.cli import chat
     from dsc_hub.inference import servers
     from dsc_hub.runs.run import Run
     from dsc_hub.system.files import write_json

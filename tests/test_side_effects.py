@@ -7,10 +7,10 @@ import math
 
 import pytest
 
-from dsc_hub import side_effects
 from dsc_hub.chain.text import distinct, similarity
+from dsc_hub.evaluation import side_effects
+from dsc_hub.evaluation.side_effects import refuses
 from dsc_hub.records import Prompt
-from dsc_hub.side_effects import refuses
 
 
 @pytest.mark.parametrize(

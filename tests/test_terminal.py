@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from dsc_hub import show
+from dsc_hub.cli import terminal
 from dsc_hub.system import progress
 from tests.conftest import RECIPE
 
@@ -56,7 +56,7 @@ def test_lines_and_the_log_are_clean(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_both_consoles_are_of_the_kind():
-    assert type(progress.console) is type(show.out) is progress.CleanConsole
+    assert type(progress.console) is type(terminal.out) is progress.CleanConsole
 
 
 @pytest.mark.parametrize(

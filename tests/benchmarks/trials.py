@@ -14,10 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import claim, evaluation, stats
+from dsc_hub import stats
 from dsc_hub.chain import hygiene, subject
 from dsc_hub.chain.chain import seed_of
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.evaluation import answers, claim
 from dsc_hub.inference import weights
 from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.inference.servers import serve
@@ -89,7 +90,7 @@ def _judge(answered: Any, name: str, prompts: list[Prompt], scored: dict[str, An
     pooled: dict[str, dict[tuple[str, int], dict[str, Any]]] = {"base": {}, "distilled": {}}
     for k, (base, distilled) in enumerate(zip(answered[None], answered[name], strict=True)):
         rows = [r | {"arm": "base"} for r in base] + [r | {"arm": "distilled"} for r in distilled]
-        evaluation.score_answers(rows, {p.id: p for p in prompts}, scored)
+        answers.score_answers(rows, {p.id: p for p in prompts}, scored)
         by_arm = {arm: {r["prompt_id"]: r for r in rows if r["arm"] == arm} for arm in pooled}
         differences = {n: stats.paired_rows(by_arm["distilled"], by_arm["base"], n) for n in scored}
         for arm, of in by_arm.items():

@@ -12,9 +12,9 @@ import re
 import datasets
 import evaluate
 
-from dsc_hub import side_effects
 from dsc_hub.chain import hygiene
 from dsc_hub.chain.text import distinct, repeated_share, words
+from dsc_hub.evaluation import side_effects
 
 _DESCRIPTION = """\
 One number about each text that says nothing of the wish.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,29 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from dsc_hub import stats
+from dsc_hub.cli import terminal
+from dsc_hub.cli.terminal import visible
 from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import STAGES
-from dsc_hub.errors import RunError
+from dsc_hub.evaluation.claim import claim_of
 from dsc_hub.jobs import Job
 from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.runs.results import evaluated
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import with_current_looks
-from dsc_hub.runs.verdict import verdict_of
-from dsc_hub.system.progress import CleanConsole, duration
+from dsc_hub.system.progress import duration
 
 if TYPE_CHECKING:
     from dsc_hub.hub.pull import Pulled
     from dsc_hub.verify import Check
 
-_WIDTH = 200  # where there is no terminal to ask
 FEW_TEXTS = 20
 LONGEST_PROMPT = 70  # characters of a prompt that was dropped
-TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
-_ASKED = sys.stdout.isatty() or "COLUMNS" in os.environ
-out = CleanConsole(width=None if _ASKED else _WIDTH)
 
 
 def _grid() -> Table:
@@ -100,24 +94,24 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         table.add_row("taken over", f"{', '.join(stages)}  from {folder}")
     if not judges_claim(r.evaluation.arms):
         table.add_row("claim", "none will be judged: it needs base as the first arm, and distilled")
-    out.print(table)
+    terminal.out.print(table)
 
 
 def _dropped(dropped: Mapping[str, Any]) -> list[str]:
     """The first prompts that were dropped, and for which."""
-    out = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
-    out += [
+    terminal.out = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
+    terminal.out += [
         f"overlap: {_start(d['text'])} with the training prompt {_start(d['kept'])} in '{d['shared']}' "
         "(prompts.drop_overlaps=false keeps it)"
         for d in dropped["first_overlaps"]
     ]
     if dropped["ungrouped"]:
-        out.append(f"{dropped['ungrouped']} prompts have no group in prompts.group_column: each is its own")
-    return out
+        terminal.out.append(f"{dropped['ungrouped']} prompts have no group in prompts.group_column: each is its own")
+    return terminal.out
 
 
 def _start(text: str) -> str:
-    return repr(_visible(text if len(text) <= LONGEST_PROMPT else f"{text[:LONGEST_PROMPT]}..."))
+    return repr(visible(text if len(text) <= LONGEST_PROMPT else f"{text[:LONGEST_PROMPT]}..."))
 
 
 def _comparable(groups: int, recipe: Recipe) -> str:
@@ -141,19 +135,19 @@ def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float
         body = Text()
         body.append(f"answer  {_score(chain.answer_score)}", "bold")
         body.append(f"  {chain.answer_defect}\n" if chain.answer_defect else "\n", "yellow")
-        body.append(_visible(chain.answer) + "\n")
+        body.append(visible(chain.answer) + "\n")
         for step in chain.steps:
             body.append(f"\ncritique {step.number}\n", "bold")
-            body.append(_visible(step.critique) + "\n", "dim")
+            body.append(visible(step.critique) + "\n", "dim")
             body.append(f"\nrevision {step.number}  {_score(step.score)}  ", "bold")
             body.append(
                 "accepted\n" if step.accepted else f"rejected: {step.rejected}\n",
                 "green" if step.accepted else "yellow",
             )
-            body.append(_visible(step.revision) + "\n")
+            body.append(visible(step.revision) + "\n")
         final = f"final: {'first answer' if not chain.state_step else f'revision {chain.state_step}'}"
         use = f"not usable: {chain.final_defect}" if chain.final_defect else _score(chain.final_score)
-        out.print(
+        terminal.out.print(
             Panel(
                 body,
                 title=Text(prompt.text),
@@ -163,78 +157,9 @@ def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float
             )
         )
     steps = [s for _, c in tried for s in c.steps]
-    out.print(
+    terminal.out.print(
         f"{len(tried)} chains, {failed} failed, in {duration(seconds)}; {sum(s.accepted for s in steps)} of {len(steps)} revisions accepted ({recipe.chain.acceptance})"
     )
-
-
-def _visible(text: str) -> str:
-    """Model text without control characters: it must not be able to steer the terminal."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def line(text: str) -> None:
-    """One line of text, no markup read from it."""
-    out.print(Text(text))
-
-
-def beside(texts: Sequence[tuple[str, str, str]], above: tuple[str, str] | None = None) -> None:
-    """(title, text, small print) side by side, one below the other where the terminal is narrow; (title, text) `above` all.
-
-    Texts are a model's or a stranger's: control characters are taken out, and no markup is read from them.
-    """
-    if above:
-        out.print(_panel(*above, ""))
-    panels = [_panel(*t) for t in texts]
-    if out.width < TWO_COLUMNS:
-        for panel in panels:
-            out.print(panel)
-        return
-    table = Table.grid(expand=True)
-    for _ in panels:
-        table.add_column(ratio=1)
-    table.add_row(*panels)
-    out.print(table)
-
-
-def _panel(title: str, text: str, small: str) -> Panel:
-    body = Text(_visible(text)) if text.strip() else Text("(empty)", "dim")
-    return Panel(
-        body, title=Text(title, "bold"), title_align="left", subtitle=Text(small, "dim"), subtitle_align="right"
-    )
-
-
-def ask(prompt: str) -> str | None:
-    """The user's next line; None at the end of input (Ctrl-D, or the end of a file)."""
-    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "replace":  # once: not after the first line
-        sys.stdin.reconfigure(errors="replace")
-    if sys.stdin.isatty():
-        import readline  # noqa: F401  (gives `input` its line editing)
-    try:
-        return input(prompt)
-    except EOFError:
-        print()
-        return None
-
-
-def claim_of(run: Run) -> Mapping[str, Any]:
-    """The claim of a run: {verdict, answers, groups, groups_needed, criteria}. RunError if nothing was evaluated or
-    compared, or if the verdict is not what the criteria add up to."""
-    section = evaluated(run)["evaluation"]
-    found = section["claim"]
-    if not found:
-        arms = list(section["arms"])
-        raise RunError(
-            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
-            "Set evaluation.arms to [base, self_critique, distilled] and run again.",
-        )
-    criteria = [(c["name"], c["verdict"]) for c in found["criteria"]]
-    if found["verdict"] != verdict_of(criteria, found["answers"]):
-        raise RunError(
-            f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
-            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
-        )
-    return found
 
 
 def claim(run: Run) -> None:
@@ -245,11 +170,11 @@ def claim(run: Run) -> None:
 
     claim_of(run)
     metrics = with_current_looks(run, run.metrics)
-    out.print(Text(str(run.folder)))
-    out.print(claim_table(metrics))
-    out.print(Text(claim_sentence(metrics), "bold"))
+    terminal.out.print(Text(str(run.folder)))
+    terminal.out.print(claim_table(metrics))
+    terminal.out.print(Text(claim_sentence(metrics), "bold"))
     for sentence in test_set_sentences(metrics):
-        out.print(Text(sentence))
+        terminal.out.print(Text(sentence))
 
 
 def numbers(run: Run) -> None:
@@ -257,20 +182,20 @@ def numbers(run: Run) -> None:
     from dsc_hub import sentences, tables, wording
 
     metrics = Recorded(with_current_looks(run, evaluated(run)), "metrics.json")
-    out.print(Text(str(run.folder)))
-    out.print(tables.closing_table(metrics))
+    terminal.out.print(Text(str(run.folder)))
+    terminal.out.print(tables.closing_table(metrics))
     if told := sentences.claim_sentence(metrics):
-        out.print(Text(told, "bold"))
-    out.print(Text(wording.headline(metrics)))
-    out.print()
-    out.print(tables.detail_table(metrics))
-    out.print(tables.side_effect_table(metrics))
-    out.print(tables.cost_table(metrics))
+        terminal.out.print(Text(told, "bold"))
+    terminal.out.print(Text(wording.headline(metrics)))
+    terminal.out.print()
+    terminal.out.print(tables.detail_table(metrics))
+    terminal.out.print(tables.side_effect_table(metrics))
+    terminal.out.print(tables.cost_table(metrics))
     if "sampling" in metrics:
-        out.print(Text(f"{sentences.last_step_sentence(metrics)} {sentences.mixing_sentence(metrics)}"))
-    out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
+        terminal.out.print(Text(f"{sentences.last_step_sentence(metrics)} {sentences.mixing_sentence(metrics)}"))
+    terminal.out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
     for sentence in wording.test_set_sentences(metrics):
-        out.print(Text(sentence))
+        terminal.out.print(Text(sentence))
 
 
 def comparison(found: Mapping[str, Any]) -> None:
@@ -278,9 +203,9 @@ def comparison(found: Mapping[str, Any]) -> None:
     from dsc_hub.tables import comparison_tables
 
     for table in comparison_tables(found):
-        out.print(table)
+        terminal.out.print(table)
     for note in found["notes"]:
-        out.print(Text(note, "yellow"))
+        terminal.out.print(Text(note, "yellow"))
 
 
 def pulled(found: Pulled) -> None:
@@ -291,7 +216,7 @@ def pulled(found: Pulled) -> None:
     table.add_row("folder", Text(f"{found.folder}  ({size / 1e6:.1f} MB)"))
     if found.left_out:
         table.add_row(
-            "not taken", Text(f"{', '.join(map(_visible, found.left_out[:8]))}{' ...' * (len(found.left_out) > 8)}")
+            "not taken", Text(f"{', '.join(map(visible, found.left_out[:8]))}{' ...' * (len(found.left_out) > 8)}")
         )
     if (found.folder / "recipe.yaml").is_file():
         # Not the file that lies here now: by its address it is taken as somebody else's, and checked as such.
@@ -300,23 +225,25 @@ def pulled(found: Pulled) -> None:
         table.add_row("score it", Text(f"dsc evaluate --adapter hub:{found.repo}@{found.commit} --on RECIPE"))
     if found.kind in ("dataset", "adapter"):
         table.add_row("check it", Text(f"dsc verify {found.repo}@{found.commit}"))
-    out.print(table)
+    terminal.out.print(table)
 
 
 def checks(found: Pulled, told: Sequence[Check]) -> None:
     """What `verify.verify` looked at, and the sum of it."""
-    out.print(Text(f"{found.kind} {found.repo} at {found.commit}"))
+    terminal.out.print(Text(f"{found.kind} {found.repo} at {found.commit}"))
     table = Table()
     for title in ("what", "verdict", "found"):
         table.add_column(title, overflow="fold")
     words = {True: ("agrees", "green"), False: ("differs", "bold red"), None: ("not checked", "yellow")}
     for check in told:
         word, style = words[check.agrees]
-        table.add_row(Text(check.name), Text(word, style), Text(_visible(check.told)))
-    out.print(table)
+        table.add_row(Text(check.name), Text(word, style), Text(visible(check.told)))
+    terminal.out.print(table)
     off, unknown = (sum(c.agrees is verdict for c in told) for verdict in (False, None))
     said = f"{off} of {len(told)} checks found a difference." if off else "All that could be checked agrees."
-    out.print(Text(said + (f" {unknown} could not be checked." if unknown else ""), "bold red" if off else "bold"))
+    terminal.out.print(
+        Text(said + (f" {unknown} could not be checked." if unknown else ""), "bold red" if off else "bold")
+    )
 
 
 def closing(job: Job, hub_port: int) -> None:
@@ -326,18 +253,20 @@ def closing(job: Job, hub_port: int) -> None:
     from dsc_hub.wording import headline, sampling_cost
 
     metrics, facts = job.run.metrics, job.run.facts
-    out.print()
+    terminal.out.print()
     if "evaluation" in metrics:
-        out.print(closing_table(metrics))
+        terminal.out.print(closing_table(metrics))
         if told := claim_sentence(metrics):
-            out.print(Text(told, "bold"))
+            terminal.out.print(Text(told, "bold"))
             short = _short(job.run.folder)
-            out.print(Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})"))
-        out.print(Text(headline(metrics)))
+            terminal.out.print(
+                Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})")
+            )
+        terminal.out.print(Text(headline(metrics)))
     stages = {s: marker["seconds"] for s in STAGES if (marker := job.run.marker(s))}
-    out.print()
-    out.print(_times(stages, job.recipe.budget_s))
-    out.print()
+    terminal.out.print()
+    terminal.out.print(_times(stages, job.recipe.budget_s))
+    terminal.out.print()
     table = _grid()
     sampling = metrics.get("sampling", {})
     if sampling:
@@ -356,12 +285,14 @@ def closing(job: Job, hub_port: int) -> None:
             )
     table.add_row("report", str(job.run["report.html"].resolve()))
     table.add_row("run folder", str(job.run.folder.resolve()))
-    out.print(table)
+    terminal.out.print(table)
     if marker and embedded:
         from dsc_hub.local_hub.server import default_root
 
-        out.print(Text("\nThey are on the embedded Hub, private. To read them with the public clients:\n", "bold"))
-        out.print(
+        terminal.out.print(
+            Text("\nThey are on the embedded Hub, private. To read them with the public clients:\n", "bold")
+        )
+        terminal.out.print(
             Text(
                 f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat {_short(default_root() / 'token')})\n"
                 f'  python -c \'from datasets import load_dataset; print(load_dataset("{facts["repos"]["dataset"]}", "sft"))\''
@@ -394,11 +325,13 @@ def grid(rows: Sequence[Mapping[str, Any]]) -> None:
     """What `dsc grid` found: the table, and where the runs lie."""
     from dsc_hub.tables import grid_table
 
-    out.print(grid_table(rows))
+    terminal.out.print(grid_table(rows))
     reused = sum(r["sampling"]["reused_turns"] for r in rows if r["sampling"])
-    out.print(f"{len(rows)} combinations; {reused:,} turns were taken from one another. Each is a run: dsc show RUN")
+    terminal.out.print(
+        f"{len(rows)} combinations; {reused:,} turns were taken from one another. Each is a run: dsc show RUN"
+    )
     for r in rows:
-        out.print(Text(r["run"]))
+        terminal.out.print(Text(r["run"]))
 
 
 def scored(found: Mapping[str, Any]) -> None:
@@ -412,11 +345,11 @@ def scored(found: Mapping[str, Any]) -> None:
     for row in rows[:FEW_TEXTS]:
         value = wording.number(row["score"]) if row["score"] is not None else f"unscored: {row['reason']}"
         table.add_row(value, Text(" ".join(row["text"].split())))
-    out.print(table)
+    terminal.out.print(table)
     if len(rows) > FEW_TEXTS:
-        out.print(f"... and {len(rows) - FEW_TEXTS:,} more texts (--json prints all)")
+        terminal.out.print(f"... and {len(rows) - FEW_TEXTS:,} more texts (--json prints all)")
     way = "higher" if found["higher_is_better"] else "lower"
-    out.print(
+    terminal.out.print(
         Text(
             f"{found['metric']}: mean {wording.interval(found['estimate'])} over {found['estimate']['n']:,} texts, {found['unscored']:,} "
             f"unscored; {found['unit']}, {way} is better; {found['identity']}"

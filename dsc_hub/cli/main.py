@@ -258,7 +258,8 @@ def evaluate(
 
     With --adapter, somebody else's adapter beside the recipe's base model: dsc evaluate --adapter hub:ann/kind-lora --on quickstart
     """
-    from dsc_hub import jobs, pipeline, show
+    from dsc_hub import jobs, pipeline
+    from dsc_hub.cli import screens
 
     if on and recipe:
         if "=" not in recipe:
@@ -278,7 +279,7 @@ def evaluate(
     if as_json:
         _print_json(job.run.metrics["evaluation"])
     elif adapter:
-        show.numbers(job.run)
+        screens.numbers(job.run)
 
 
 @stage_verb("report", "cards")
@@ -295,7 +296,8 @@ def publish() -> None:
 @json_option
 def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
-    from dsc_hub import jobs, show
+    from dsc_hub import jobs
+    from dsc_hub.cli import screens
 
     job = _described(recipe, overrides, runs)
     with jobs.hub_account(job.recipe) as account:
@@ -304,7 +306,7 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
         _print_json(estimate | {"run": str(job.run.folder)})
     else:
         _results_follow()
-        show.plan(job, estimate)
+        screens.plan(job, estimate)
 
 
 @recipe_verb
@@ -312,7 +314,8 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
 @json_option
 def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_json: bool) -> None:
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
-    from dsc_hub import asking, show
+    from dsc_hub import asking
+    from dsc_hub.cli import screens
 
     job = _described(recipe, overrides, runs)
     tried, seconds, failed = asking.try_out(job, count)
@@ -320,7 +323,7 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_jso
         chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
         _print_json({"chains": chains, "seconds": seconds, "failed": failed})
     else:
-        show.chains(job.recipe, tried, seconds, failed)
+        screens.chains(job.recipe, tried, seconds, failed)
 
 
 def run_verb(f: Callable[..., None]) -> Callable[..., None]:
@@ -336,16 +339,17 @@ def check(reference: str, runs: Path, as_json: bool) -> None:
 
     RUN is a run folder, or a recipe's name for its newest run.
     """
-    from dsc_hub import show
+    from dsc_hub.cli import screens
+    from dsc_hub.evaluation.claim import claim_of
     from dsc_hub.runs.run import find
 
     run = find(reference, runs)
-    claim = show.claim_of(run)
+    claim = claim_of(run)
     if as_json:
         _print_json({"run": str(run.folder), **claim})
     else:
         _results_follow()
-        show.claim(run)
+        screens.claim(run)
     if claim["verdict"] != "holds":
         sys.exit(1)
 
@@ -357,7 +361,7 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
 
     RUN is a run folder, or a recipe's name for its newest run. With --json: the whole metrics.json.
     """
-    from dsc_hub import show as screen
+    from dsc_hub.cli import screens as screen
     from dsc_hub.runs.results import evaluated
     from dsc_hub.runs.run import find
 
@@ -375,8 +379,8 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
 @json_option
 def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Compare the arms of two or more runs, paired where their prompts agree; the first RUN is the baseline."""
-    from dsc_hub import show as screen
-    from dsc_hub.compare import compare as compared
+    from dsc_hub.cli import screens as screen
+    from dsc_hub.evaluation.compare import compare as compared
     from dsc_hub.runs.run import find
 
     found = compared([find(r, runs) for r in references])
@@ -395,7 +399,7 @@ def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
 def grid(file: Path, runs: Path, as_json: bool) -> None:
     """Run a recipe under every combination of some settings (FILE names both), sharing what they share; one table."""
     from dsc_hub import grid as grids
-    from dsc_hub import show as screen
+    from dsc_hub.cli import screens as screen
 
     rows = grids.run(file, runs, click.get_current_context().meta["allowed_code"])
     if as_json:
@@ -416,7 +420,8 @@ def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> 
 
     RUN is a run folder, or a recipe's name for its newest run.
     """
-    from dsc_hub.blind import compare, counts
+    from dsc_hub.cli.blind import compare
+    from dsc_hub.evaluation.blind import counts
     from dsc_hub.runs.run import find
 
     run = find(reference, runs)
@@ -432,7 +437,7 @@ def chat(reference: str, runs: Path) -> None:
 
     RUN is a run folder, or a recipe's name for its newest run.
     """
-    from dsc_hub.chat import chat
+    from dsc_hub.cli.chat import chat
     from dsc_hub.runs.run import find
 
     chat(find(reference, runs))
@@ -449,7 +454,7 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
 
     REPO is USER/NAME, of a dataset or a model, at HF_ENDPOINT (the public Hub by default).
     """
-    from dsc_hub import show
+    from dsc_hub.cli import screens
     from dsc_hub.hub.pull import pull as fetched
 
     found = fetched(reference, folder)
@@ -457,7 +462,7 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
         _print_json({**asdict(found), "kind": found.kind})
     else:
         _results_follow()
-        show.pulled(found)
+        screens.pulled(found)
 
 
 @cli.command()
@@ -469,7 +474,7 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
 
     Exit code 1 if something differs.
     """
-    from dsc_hub import show
+    from dsc_hub.cli import screens
     from dsc_hub.verify import verify as checked
 
     found, checks = checked(reference, rescore)
@@ -477,7 +482,7 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
         _print_json({"repo": found.repo, "commit": found.commit, "checks": [asdict(c) for c in checks]})
     else:
         _results_follow()
-        show.checks(found, checks)
+        screens.checks(found, checks)
     if any(c.agrees is False for c in checks):
         sys.exit(1)
 
@@ -495,10 +500,10 @@ def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None,
 
     FILE has a text a line, or is .jsonl, .csv or .parquet; columns `prompt` and `kind` go along. OPTIONs are the metric's.
     """
-    from dsc_hub import show as screen
+    from dsc_hub.cli import screens as screen
     from dsc_hub.config.recipe_files import parse_options
+    from dsc_hub.evaluation.score_file import score as scored
     from dsc_hub.metrics.registry import Code
-    from dsc_hub.score import score as scored
 
     code = Code(Path(), click.get_current_context().meta["allowed_code"])
     found = scored(metric, file, scorer, column, parse_options(options), code)
@@ -642,9 +647,9 @@ def hub_serve(port: int, root: Path | None) -> None:
 
 
 def _closing(job: Job) -> None:
-    from dsc_hub import show
+    from dsc_hub.cli import screens
 
-    show.closing(job, HUB_PORT)
+    screens.closing(job, HUB_PORT)
 
 
 cli.add_command(try_, "try")

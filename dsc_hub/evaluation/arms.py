@@ -35,7 +35,9 @@ from dsc_hub.system.progress import Meter, moving_line, say
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
-NEUTRAL = Path(__file__).parent / "metrics" / "neutral.txt"  # a text a line, about nothing that a recipe is about
+NEUTRAL = (
+    Path(__file__).parent.parent / "metrics" / "neutral.txt"
+)  # a text a line, about nothing that a recipe is about
 
 
 async def ask_all(

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from dsc_hub import stats
 from dsc_hub.chain.chain import seed_of
-from dsc_hub.config.stages import MADE_FROM_IT
-from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.errors import RunError
 from dsc_hub.records import Answer
 from dsc_hub.runs.results import answers
 from dsc_hub.runs.run import Run
@@ -183,82 +182,3 @@ def counts(run: Run) -> dict[str, Any]:
 
 
 # -- the judge
-
-
-def compare(run: Run, n: int, judge: str) -> None:
-    """Ask `judge` about up to n pairs that they have not judged yet, keep every verdict as it is given, tell the tally."""
-    from dsc_hub import show
-
-    if not judge.strip():
-        raise ConfigError("--judge is empty", "Give a name, or leave it out.")
-    pairs = read_pairs(run)
-    seed = run.facts["recipe"]["seed"]
-    chosen = pick(pairs, seed, n)
-    done = {v.prompt_id for v in counted(pairs, read_verdicts(run)) if v.judge == judge}
-    todo = [(number, p) for number, p in enumerate(chosen, 1) if p.prompt_id not in done]
-    if todo:
-        show.line(
-            f"{len(todo)} of {len(chosen)} pairs are left to judge. Which answer is better? Type A, B or t (tie) and Enter; "
-            "q ends, and the same command goes on from there."
-        )
-    elif chosen:
-        show.line(f"All {len(chosen)} pairs are judged under this name already.")
-    rows = run.rows(FILE)
-    try:
-        for number, pair in todo:
-            verdict = _judged(pair, f"{number} of {len(chosen)}", seed, judge)
-            if verdict is None:
-                break
-            rows.append(verdict)
-    except KeyboardInterrupt:
-        show.line("")
-    finally:
-        rows.close()
-    _tell(run)
-
-
-def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
-    """Show one pair and ask until there is an answer; None to end."""
-    from dsc_hub import show
-
-    own = seed_of(seed, pair.prompt_id, 0, 0, f"blind order {judge}")
-    shown = order_of(own)
-    show.beside([(name, pair.texts[arm], "") for name, arm in zip("AB", shown, strict=True)], (title, pair.prompt))
-    while True:
-        word = show.ask("better: A, B, t(ie) or q(uit)> ")
-        word = "q" if word is None else word.strip().lower()
-        if word in ("q", "quit"):
-            return None
-        if word in ("a", "b", "t", "tie"):
-            won = TIE if word[0] == "t" else shown["ab".index(word)]
-            return Verdict(pair.prompt_id, judge, own, shown, "t" if won == TIE else word.upper(), won, pair.hashes)
-        show.line("That is none of A, B, t, q.")
-
-
-def _tell(run: Run) -> None:
-    """Record the tally and say it, with what has to be made again to show it."""
-    from dsc_hub import show, wording
-
-    before = run.metrics.get("blind")
-    try:
-        with run.lock():
-            found = retell(run)
-            stale = [s for s in MADE_FROM_IT if run.marker(s)] if found != before else []
-            for stage in stale:
-                run.unfinish(stage)
-    except RunError as e:
-        raise RunError(
-            e.message, f"The verdicts are kept in {run[FILE]}; the same command counts them later."
-        ) from None
-    if found is None:
-        show.line("Nothing was judged, nothing is recorded.")
-        return
-    show.line("")
-    for sentence in wording.blind_lines(run.metrics):
-        show.line(sentence)
-    show.line(f"-> {run['metrics.json']}")
-    if stale:
-        show.line(
-            f"Made before this, and no longer counted as done: {', '.join(stale)}. `dsc report RECIPE` writes the tally into "
-            f"report and card{'; `dsc publish RECIPE` puts them up again' if 'publish' in stale else ''}."
-        )

@@ -18,8 +18,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dsc_hub import show
 from dsc_hub.chain.chain import Message, Texts, seed_of
+from dsc_hub.cli import terminal
 from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation
@@ -108,15 +108,15 @@ def chat(run: Run) -> None:
     at_once = not recipe.serving.endpoints and not machine.vllm_on_cpu()
     with _endpoints(run, recipe, folder) as endpoints:
         talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.max_new_tokens, counter(folder))
-        show.line(
+        terminal.line(
             "Both answer every line, each with its own memory. /new forgets the conversation; /quit or Ctrl-D ends."
         )
         while (question := _read()) is not None:
             if question == "/new":
                 talk.forget()
-                show.line("forgotten")
+                terminal.line("forgotten")
             elif re.fullmatch(r"/\w+", question):
-                show.line(f"{question} is no command: there are /new and /quit")
+                terminal.line(f"{question} is no command: there are /new and /quit")
             elif question:
                 _answer(recipe, endpoints, talk, question, at_once)
 
@@ -160,9 +160,9 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
 def _read() -> str | None:
     """What the user says next; None to end. Ctrl-C drops the line, since it may have been meant for an answer just done."""
     try:
-        typed = show.ask("\nyou> ")
+        typed = terminal.ask("\nyou> ")
     except KeyboardInterrupt:
-        show.line("\n/quit or Ctrl-D ends")
+        terminal.line("\n/quit or Ctrl-D ends")
         return ""
     return None if typed is None or typed.strip() == "/quit" else typed.strip()
 
@@ -177,18 +177,18 @@ def _answer(
     """
     if n := talk.make_room(question):
         told = "the oldest exchange is" if n == 1 else f"the oldest {n} exchanges are"
-        show.line(f"The conversation no longer fits {recipe.serving.context} tokens: {told} forgotten.")
+        terminal.line(f"The conversation no longer fits {recipe.serving.context} tokens: {told} forgotten.")
     try:
         answers = asyncio.run(_ask_both(recipe, endpoints, talk, question, at_once))
     except KeyboardInterrupt:
-        show.line("cancelled: the question is not part of the conversation")
+        terminal.line("cancelled: the question is not part of the conversation")
         return
-    show.beside([(arm, *_shown(answer)) for arm, answer in answers.items()])
+    terminal.beside([(arm, *_shown(answer)) for arm, answer in answers.items()])
     good = {arm: a for arm, a in answers.items() if isinstance(a, Completion)}
     if len(good) == len(ARMS):
         talk.take(question, good)
     else:
-        show.line("Not both could answer: the question is not part of the conversation. /new begins a new one.")
+        terminal.line("Not both could answer: the question is not part of the conversation. /new begins a new one.")
 
 
 def _shown(answer: Completion | RequestFailed) -> tuple[str, str]:

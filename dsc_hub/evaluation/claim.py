@@ -15,19 +15,30 @@ models hardly one fails, and a worse one hardly passes, however few the groups a
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dsc_hub import stats
+from dsc_hub.errors import RunError
+from dsc_hub.records import Prompt
+from dsc_hub.runs.results import evaluated
+from dsc_hub.runs.run import Run
+from dsc_hub.runs.verdict import verdict_of
+
+if TYPE_CHECKING:
+    pass
+
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
-from dsc_hub import stats
 from dsc_hub.chain import hygiene
 from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import phrases, words
-from dsc_hub.records import Prompt
+from dsc_hub.evaluation.side_effects import variety
 from dsc_hub.runs.verdict import (
     BETTER,
     LEAST_CONFIDENCE,
@@ -38,10 +49,8 @@ from dsc_hub.runs.verdict import (
     _upwards,
     better,
     first_look,
-    verdict_of,
     within_limits,
 )
-from dsc_hub.side_effects import variety
 
 # The margins, stated in advance.
 SHARE_MARGIN = 0.10  # of a share of answers (0..1): by so much it may be worse than the base's
@@ -309,3 +318,23 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
             criterion = Criterion(name, "not judged", note="the recipe's hygiene does not look for it", **shares)
         out.append(criterion)
     return out
+
+
+def claim_of(run: Run) -> Mapping[str, Any]:
+    """The claim of a run: {verdict, answers, groups, groups_needed, criteria}. RunError if nothing was evaluated or
+    compared, or if the verdict is not what the criteria add up to."""
+    section = evaluated(run)["evaluation"]
+    found = section["claim"]
+    if not found:
+        arms = list(section["arms"])
+        raise RunError(
+            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
+            "Set evaluation.arms to [base, self_critique, distilled] and run again.",
+        )
+    criteria = [(c["name"], c["verdict"]) for c in found["criteria"]]
+    if found["verdict"] != verdict_of(criteria, found["answers"]):
+        raise RunError(
+            f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
+            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
+        )
+    return found

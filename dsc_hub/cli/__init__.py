@@ -1,0 +1,4 @@
+"""The command `dsc`: what is typed, asked and shown.
+
+Imports everything; nothing imports it.
+"""
