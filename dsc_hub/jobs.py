@@ -300,8 +300,8 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     if "distill" not in outlook:
         problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
     if account:
-        from dsc_hub import publish_metric
         from dsc_hub.hub import repos as hub_repos
+        from dsc_hub.publish import metric_space
 
         wanted, by = _repos(job.recipe, account.owner), job.names_by.get("base")
         base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
@@ -313,8 +313,8 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         how, spaces = job.recipe.publish, []
         if how.metrics:
             files = sorted(set(metric_files(job.recipe).values()))
-            problems += publish_metric.preflight(account, job.path.parent, files, how)
-            spaces = [f"space {account.owner}/{publish_metric.name_of(file)}" for file in files]
+            problems += metric_space.preflight(account, job.path.parent, files, how)
+            spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
         problems += hub_repos.preflight(account, [hub_repos.of(how, *kind) for kind in kinds])
         if how.collection and how.private:
             problems += hub_repos.collection_is_public(account, how.collection)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, pace, preflight, sentences, wording
+from dsc_hub import asking, pace, preflight
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
@@ -21,6 +21,7 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.jobs import Job
 from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.report import formatting, sentences
 from dsc_hub.runs import run, shards, test_sets
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.row_index import Stored
@@ -92,7 +93,7 @@ def sampled(job: Job, wanted: Stored, reused_turns: int) -> Result:
         f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']} "
         f"-> {job.run['chains.jsonl']}"
     )
-    say(f"  {wording.sampling_cost(numbers)}")
+    say(f"  {formatting.sampling_cost(numbers)}")
     for what, n in summary.waterfall(numbers):
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
     if numbers["stripped"]:
@@ -249,24 +250,25 @@ def _served_on(job: Job, weights: str, *, adapter: bool) -> str:
 
 
 def _report(job: Job) -> Result:
-    from dsc_hub import report
+    from dsc_hub.report import page
 
     metrics = test_sets.with_current_looks(job.run, job.run.metrics)
     if "test_set" in metrics:  # others may have been scored on it since
         job.run.add_metrics("test_set", metrics["test_set"])
-    result = report.build(job.run)
+    result = page.build(job.run)
     say(f"report  {result['plots']} plots -> {job.run['report.html']}")
     return result
 
 
 def _cards(job: Job) -> Result:
-    from dsc_hub import cards
+    from dsc_hub.report import cards
 
     return {"files": cards.build(job.run)}
 
 
 def publish(job: Job, account: Any) -> Result:
-    from dsc_hub import cards, publish
+    from dsc_hub.publish import upload
+    from dsc_hub.report import cards
 
     trained = job.run.marker("distill")["result"]["adapter_sha256"]
     if hashing.file_hash(job.run["adapter"] / WEIGHTS) != trained:
@@ -275,7 +277,7 @@ def publish(job: Job, account: Any) -> Result:
             f"Remove {job.run['distill.done.json']} and run again.",
         )
     job.run.add_facts(repos=job.run.facts["repos"] | {"endpoint": account.endpoint})
-    return publish.publish(
+    return upload.publish(
         job.run,
         account,
         Path(job.run.facts["model"]["folder"]),

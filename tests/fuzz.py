@@ -32,7 +32,7 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from dsc_hub import cards, jobs, publish
+from dsc_hub import jobs
 from dsc_hub.config import recipe_files, untrusted
 from dsc_hub.data import prompts
 from dsc_hub.errors import DscError
@@ -41,7 +41,9 @@ from dsc_hub.hub.client import MANIFEST
 from dsc_hub.hub.pull import pull
 from dsc_hub.local_hub import app
 from dsc_hub.local_hub.server import Address, running
-from dsc_hub.verify import verify
+from dsc_hub.publish import upload
+from dsc_hub.publish.verify import verify
+from dsc_hub.report import cards
 from tests import small_run
 from tests.conftest import FILMS, RECIPE
 from tests.hub import at_hub
@@ -177,7 +179,7 @@ class Repo:
         run, r = small_run.make(place / "run", place / "made" / "recipe.yaml")
         account = login(None, address.endpoint, address.token)
         self.api: HfApi = account.api
-        publish.publish(run, account, place, place / "made", r.publish, lambda: cards.build(run))
+        upload.publish(run, account, place, place / "made", r.publish, lambda: cards.build(run))
         self.repos = {"dataset": "local/little-dsc", "model": "local/little-dsc-lora"}
         self.files = {
             kind: {p.relative_to(f).as_posix(): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}

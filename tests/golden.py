@@ -15,9 +15,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub import cards, publish
 from dsc_hub.data import dataset
 from dsc_hub.evaluation.answers import ANSWERS
+from dsc_hub.publish import bundle
+from dsc_hub.report import cards
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json
 from tests.conftest import ROOT
@@ -32,7 +33,7 @@ def keep(run: Run) -> str:
     folder = KEPT / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        publish._public_facts(run.facts, "adapter", Path(work)).replace(folder / "run.json")
+        bundle._public_facts(run.facts, "adapter", Path(work)).replace(folder / "run.json")
         config = read_json(run["adapter/adapter_config.json"])
     write_json(folder / "metrics.json", run.metrics)
     write_json(folder / "adapter_config.json", {key: config[key] for key in ("r", "rank_pattern")})

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import __version__, cards
+from dsc_hub import __version__
 from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.data import dataset, prompts
@@ -19,6 +19,7 @@ from dsc_hub.inference.client import Completion
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.batching import Scoring
 from dsc_hub.records import SPLITS, Prompt
+from dsc_hub.report import cards
 from dsc_hub.runs.cost import add_session, cost_of
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import convergence, sample, summary

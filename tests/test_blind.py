@@ -15,12 +15,15 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import cards, report, stats, tables, wording
+from dsc_hub import stats
 from dsc_hub.cli import terminal
 from dsc_hub.cli.blind import compare
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.evaluation import blind
 from dsc_hub.records import prompt_id
+from dsc_hub.report import cards, tables
+from dsc_hub.report.page import build
+from dsc_hub.report.verdicts import blind_lines
 from dsc_hub.runs.reuse import reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
@@ -246,7 +249,7 @@ def test_the_tally_is_the_one_worked_out_by_hand():
     assert t["p"] == pytest.approx(
         2 * (1 + 7 + 21) / 128
     )  # 5 or more of 7 by a fair coin, and as far to the other side
-    line = " ".join(wording.blind_lines({"blind": t}))
+    line = " ".join(blind_lines({"blind": t}))
     assert "67 % (95 % interval over groups" in line and "to 100 %)" in line and "Of the 7 decided: 71 %" in line
     assert "by 1 person: of 9 prompts in 6 groups" in line and "not necessarily independent" in line
 
@@ -259,7 +262,7 @@ def test_several_judges_of_one_prompt_count_once_with_their_mean():
     assert (t["prompts"], t["verdicts"], t["judges"]) == (2, 6, 3)
     assert (t["distilled"], t["base"], t["tie"]) == (1, 0, 1)  # means 2/3 and 1/2
     assert t["win_rate"]["mean"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert "by 3 people" in wording.blind_lines({"blind": t})[0]
+    assert "by 3 people" in blind_lines({"blind": t})[0]
     again = blind.tally(pairs, [*ann, *bob, *eve, *ann])
     assert again == t  # a judge's last verdict counts, not both
 
@@ -268,14 +271,14 @@ def test_there_is_no_interval_where_none_can_be_had():
     one_group = blind.tally(*judged({"Ash": [1, 0, 1]}))
     assert (
         one_group["win_rate"]["low"] is None
-        and "no interval: 1 group; an interval needs 6" in wording.blind_lines({"blind": one_group})[1]
+        and "no interval: 1 group; an interval needs 6" in blind_lines({"blind": one_group})[1]
     )
     alike = blind.tally(*judged({film: [1] for film in "abcdef"}))
     assert alike["win_rate"]["low"] is None and alike["p"] == 2 / 2**6
-    assert "100 % (no interval: all groups are alike)" in wording.blind_lines({"blind": alike})[1]
+    assert "100 % (no interval: all groups are alike)" in blind_lines({"blind": alike})[1]
     ties = blind.tally(*judged({"Ash": [0.5], "Kestrel": [0.5]}))
     assert ties["p"] is None and ties["share_decided"] is None and stats.sign_test(0, 0) is None
-    assert "Of the 0 decided: –, exact sign test p –" in wording.blind_lines({"blind": ties})[1]
+    assert "Of the 0 decided: –, exact sign test p –" in blind_lines({"blind": ties})[1]
     assert blind.tally(blind.pairs_of(answers()), []) is None
 
 
@@ -294,7 +297,7 @@ def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(
     fixture_run._jsonl(run["evaluation/answers.jsonl"], rows)
     assert blind.retell(run) == run.metrics["blind"]
     assert (run.metrics["blind"]["prompts"], run.metrics["blind"]["outdated"]) == (2, 1)
-    assert "Not counted: 1 verdict on answers that have changed since." in wording.blind_lines(run.metrics)
+    assert "Not counted: 1 verdict on answers that have changed since." in blind_lines(run.metrics)
     asked = typed(monkeypatch, *"bbb")
     compare(run, 3, "ann")
     assert len(asked) == 1 and "Another adapter's." in screen.getvalue() and run.metrics["blind"]["prompts"] == 3
@@ -313,7 +316,7 @@ def test_a_tally_of_answers_that_are_all_gone_is_taken_out_of_the_numbers(tmp_pa
 
 def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
-    cards.build(run), report.build(run)
+    cards.build(run), build(run)
     card, page = run["cards/adapter/README.md"], run["report.html"]
     assert "Judged blind" not in card.read_text() + page.read_text()
     typed(monkeypatch, *"ababtaaaaa")
@@ -321,8 +324,8 @@ def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatc
     told = " ".join(screen.getvalue().split())
     assert "no longer counted as done: report, cards, publish." in told and "`dsc publish RECIPE`" in told
     assert [run.marker(s) is None for s in ("evaluation", "report", "cards", "publish")] == [False, True, True, True]
-    cards.build(run), report.build(run)
-    for line in wording.blind_lines(run.metrics):
+    cards.build(run), build(run)
+    for line in blind_lines(run.metrics):
         assert line in card.read_text() and line in page.read_text().replace("&#39;", "'")
     assert "Judged blind" not in run["cards/dataset/README.md"].read_text()
     assert "Ann" not in run["metrics.json"].read_text() + card.read_text() + page.read_text()

@@ -12,9 +12,10 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from markdown_it import MarkdownIt
 
-from dsc_hub import cards, report
 from dsc_hub.errors import DataError, DscError
 from dsc_hub.records import prompt_id
+from dsc_hub.report import cards
+from dsc_hub.report.page import build
 from tests.conftest import ROOT
 
 HOSTILE = (
@@ -114,7 +115,7 @@ def hostile_run(folder):
 
 def test_each_repo_gets_its_card_and_its_plots(tmp_path):
     run = fixture_run.write(tmp_path)
-    report.build(run)
+    build(run)
     written = cards.build(run)
     assert written == {
         "dataset": ["README.md", "steps.png"],
@@ -550,7 +551,7 @@ def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_the_c
     }
     facts["identity"] |= {"reward.plus.0": "privacy/spacy (1.2)", "chain.veto": "similarity/minilm (0.1.0)"}
     run = written_run(tmp_path, run_facts=facts)
-    report.build(run)
+    build(run)
     for told in (card(run, "dataset"), card(run, "adapter")):
         assert "; plus 0.25 times privacy/spacy (1.2)" in told and "- Be brief." in told and "<b>" not in told
         assert "critiques were written by another model: big-" in told

@@ -16,12 +16,13 @@ import fixture_run
 import pytest
 from click.testing import CliRunner
 
-from dsc_hub import cards, jobs, report, tables
+from dsc_hub import jobs
 from dsc_hub.cli import screens
 from dsc_hub.cli.main import cli
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.evaluation import blind, compare
-from dsc_hub.recorded import Recorded
+from dsc_hub.report import cards, page, tables
+from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs import metrics_schema, verdict
 from dsc_hub.runs.run import Run, find
 from dsc_hub.system.files import write_json
@@ -58,7 +59,7 @@ def looked_at(metrics: Any) -> None:
         verdict.verdict_of([(x["name"], x["verdict"]) for x in c.criteria], c.answers)
         tables.claim_table(m)
     if "sampling" in m:
-        report.step_rows(m)
+        page.step_rows(m)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_numbers_that_do_not_fit_are_refused_with_the_way_out(tmp_path: Path, pa
     run = fixture_run.write(tmp_path)
     write_json(run["metrics.json"], changed(run.metrics, path, to))
     other = fixture_run.write(tmp_path / "other")
-    for look in (screens.numbers, screens.claim, lambda r: compare.compare([other, r]), report.build, cards.build):
+    for look in (screens.numbers, screens.claim, lambda r: compare.compare([other, r]), page.build, cards.build):
         with pytest.raises(RunError) as e:
             look(run)
         assert told in str(e.value) and str(run["metrics.json"]) in str(e.value) and e.value.hint
@@ -114,7 +115,7 @@ def test_damaged_answers_are_told_by_their_line(tmp_path: Path, row: Any):
     lines[2] = row if isinstance(row, str) else json.dumps(json.loads(lines[2]) | row)
     run["evaluation/answers.jsonl"].write_text("\n".join(lines) + "\n")
     before = run["report.html"].write_text("the old one")
-    for look in (lambda r: compare.compare([other, r]), report.build, cards.build, blind.read_pairs):
+    for look in (lambda r: compare.compare([other, r]), page.build, cards.build, blind.read_pairs):
         with pytest.raises(RunError, match=r"answers\.jsonl (line 3 is damaged|doesn't hold)") as e:
             look(run)
         assert "evaluation.done.json" in e.value.hint
@@ -131,7 +132,7 @@ def test_fewer_answers_than_were_counted_are_told(tmp_path: Path, how: str):
         "torn": lambda: file.write_bytes(file.read_bytes()[:-1]),
     }[how]()
     other = fixture_run.write(tmp_path / "other")
-    for look in (lambda r: compare.compare([other, r]), report.build, cards.build):
+    for look in (lambda r: compare.compare([other, r]), page.build, cards.build):
         with pytest.raises(RunError, match="doesn't hold the answers that metrics.json counts"):
             look(run)
 

@@ -18,7 +18,7 @@ from dsc_hub.errors import RunError
 from dsc_hub.evaluation import side_effects
 from dsc_hub.evaluation.summary import summarise
 from dsc_hub.records import Chain, Prompt, Score, Step
-from dsc_hub.report import build
+from dsc_hub.report.page import build
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.metrics_schema import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.runs.results import evaluated

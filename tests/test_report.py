@@ -11,8 +11,9 @@ import fixture_run
 import pytest
 from rich.console import Console
 
-from dsc_hub import report, tables, wording
 from dsc_hub.errors import DataError
+from dsc_hub.report import formatting, tables, verdicts
+from dsc_hub.report.page import build, step_rows
 
 HOSTILE = (
     "<script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(1)></div></section><a href='javascript:1'>x</a>"
@@ -43,7 +44,7 @@ class Page(HTMLParser):
 
 
 def page_of(run) -> Page:
-    report.build(run)
+    build(run)
     return Page(run["report.html"].read_text(encoding="utf-8"))
 
 
@@ -56,26 +57,26 @@ SCORE = {"name": "sentiment (vader)", "unit": "polarity", "higher_is_better": Tr
 
 def test_an_interval_without_zero_is_no_difference_if_the_adjusted_p_says_otherwise():
     """Distilled "beat" base with p 0.530 after Holm."""
-    verdict = wording.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.53), SCORE, 0.95)
+    verdict = verdicts.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.53), SCORE, 0.95)
     assert (
         verdict.kind == "unclear"
         and verdict.sentence.startswith("No difference shown")
         and "p 0.530" in verdict.sentence
     )
-    assert wording.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.049), SCORE, 0.95).kind == "better"
-    assert wording.compare("distilled - base", difference(0.3, 0.01, 0.6, p=None), SCORE, 0.95).kind == "unclear"
+    assert verdicts.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.049), SCORE, 0.95).kind == "better"
+    assert verdicts.compare("distilled - base", difference(0.3, 0.01, 0.6, p=None), SCORE, 0.95).kind == "unclear"
 
 
 def test_where_arms_differ_in_what_is_unscored_the_verdict_gives_the_bounds():
     d = difference(0.3, 0.2, 0.4, p=0.001) | {"if_missing_worst": -0.05, "if_missing_best": 0.41}
-    said = wording.compare("distilled - base", d, SCORE, 0.95).sentence
+    said = verdicts.compare("distilled - base", d, SCORE, 0.95).sentence
     assert "with what is unscored counted as worst \N{MINUS SIGN}0.05, as best 0.41" in said
-    assert "unscored" not in wording.compare("distilled - base", difference(0.3, 0.2, 0.4), SCORE, 0.95).sentence
+    assert "unscored" not in verdicts.compare("distilled - base", difference(0.3, 0.2, 0.4), SCORE, 0.95).sentence
 
 
 def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
     run = fixture_run.write(tmp_path)
-    result = report.build(run)
+    result = build(run)
     assert result == {"bytes": run["report.html"].stat().st_size, "plots": 3}
     assert (
         "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.003 after Holm; 39 pairs of answers in 10 groups)."
@@ -85,7 +86,7 @@ def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
 
 def test_the_plots_for_the_cards_are_written_and_small(tmp_path):
     run = fixture_run.write(tmp_path)
-    report.build(run)
+    build(run)
     sizes = {p.name: p.stat().st_size for p in run["cards"].glob("*.png")}
     assert sorted(sizes) == ["arms.png", "loss.png", "steps.png"]
     assert all(1_000 < size < 100_000 for size in sizes.values())
@@ -93,7 +94,7 @@ def test_the_plots_for_the_cards_are_written_and_small(tmp_path):
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):
     one, two = fixture_run.write(tmp_path / "one"), fixture_run.write(tmp_path / "two")
-    report.build(one), report.build(two)
+    build(one), build(two)
     assert one["report.html"].read_bytes() == two["report.html"].read_bytes()
     assert one["cards/arms.png"].read_bytes() == two["cards/arms.png"].read_bytes()
 
@@ -152,15 +153,15 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     ],
 )
 def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_better, kind, words):
-    assert wording.compare(
+    assert verdicts.compare(
         "distilled - base", d, SCORE | {"higher_is_better": higher_is_better}, 0.95
-    ) == wording.Verdict(kind, words)
+    ) == verdicts.Verdict(kind, words)
 
 
 def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     metrics = fixture_run.metrics()
     metrics["evaluation"]["differences"]["distilled - base"]["second"] = difference(0.01, -0.04, 0.06, 0.7)
-    assert "The second scorer does not follow: No difference shown" in wording.headline(metrics)
+    assert "The second scorer does not follow: No difference shown" in verdicts.headline(metrics)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     ],
 )
 def test_an_absent_number_is_never_written_as_zero_nor_a_small_one(value, text):
-    assert wording.number(value) == text
+    assert formatting.number(value) == text
 
 
 def test_what_was_not_measured_is_a_dash_with_its_reason(tmp_path):
@@ -231,7 +232,7 @@ def test_proposals_that_nothing_accounts_for_are_shown(tmp_path):
     metrics["sampling"]["steps"][0]["accepted"] -= 17
     page = page_of(fixture_run.write(tmp_path / "short", run_metrics=metrics))
     assert "+ not accounted for" in page.text
-    rows = report.step_rows(metrics)
+    rows = step_rows(metrics)
     assert [r["unexplained"] for r in rows] == [17, 0]
     assert all(r["proposals"] == r["accepted"] + sum(r["rejected"]) + r["unexplained"] for r in rows)
 
@@ -291,7 +292,7 @@ def test_a_missing_fact_is_an_error_with_its_stage(tmp_path):
     metrics = fixture_run.metrics()
     del metrics["distill"]["final_loss"]
     with pytest.raises(DataError, match="metrics.json has no 'distill.final_loss'") as error:
-        report.build(fixture_run.write(tmp_path, run_metrics=metrics))
+        build(fixture_run.write(tmp_path, run_metrics=metrics))
     assert "stage 'distill'" in error.value.hint
 
 
@@ -344,16 +345,16 @@ def test_the_terminal_table_reads_no_markup_from_names():
 
 def test_what_got_worse_besides_the_scores_is_told():
     facts, metrics = fixture_run.facts(), fixture_run.metrics()
-    told = " ".join(wording.caveats(facts, metrics))
+    told = " ".join(verdicts.caveats(facts, metrics))
     assert "ends by itself less often than the base (25 % against 30 % of answers)" in told
     assert "not clean than of the base's (81 % against 77 %)" in told
     metrics["evaluation"]["arms"]["distilled"] |= {"stops_by_itself": 0.31, "defects": 0.5}
-    told = " ".join(wording.caveats(facts, metrics))
+    told = " ".join(verdicts.caveats(facts, metrics))
     assert "less often" not in told and "not clean than" not in told
 
 
 def test_what_sampling_cost_is_told_as_far_as_it_is_known():
-    from dsc_hub.wording import sampling_cost
+    from dsc_hub.report.formatting import sampling_cost
 
     sampled = {"new_tokens": 49152, "prompt_tokens": 79745, "seconds": 118.2, "tokens_per_s": 415.8}
     assert sampling_cost(sampled) == "49,152 tokens written, 79,745 read; 416 tokens/s; 1 min 58 s"

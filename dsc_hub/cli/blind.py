@@ -72,8 +72,8 @@ def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
 
 def _tell(run: Run) -> None:
     """Record the tally and say it, with what has to be made again to show it."""
-    from dsc_hub import wording
     from dsc_hub.cli import terminal
+    from dsc_hub.report import verdicts
 
     before = run.metrics.get("blind")
     try:
@@ -90,7 +90,7 @@ def _tell(run: Run) -> None:
         terminal.line("Nothing was judged, nothing is recorded.")
         return
     terminal.line("")
-    for sentence in wording.blind_lines(run.metrics):
+    for sentence in verdicts.blind_lines(run.metrics):
         terminal.line(sentence)
     terminal.line(f"-> {run['metrics.json']}")
     if stale:

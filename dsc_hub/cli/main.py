@@ -475,7 +475,7 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
     Exit code 1 if something differs.
     """
     from dsc_hub.cli import screens
-    from dsc_hub.verify import verify as checked
+    from dsc_hub.publish.verify import verify as checked
 
     found, checks = checked(reference, rescore)
     if as_json:
@@ -537,8 +537,8 @@ def schema(of: str) -> None:
 def publish_metric(metric: str, to: str, owner: str | None, name: str | None, public: bool, as_json: bool) -> None:
     """Publish METRIC, a shipped one's name or your own FILE.py, as a Space that evaluate.load("USER/METRIC") loads without dsc_hub."""
     from dsc_hub import jobs
-    from dsc_hub.publish_metric import name_of
-    from dsc_hub.publish_metric import publish as put
+    from dsc_hub.publish.metric_space import name_of
+    from dsc_hub.publish.metric_space import publish as put
 
     with jobs.account_at(to, owner) as account:
         found = put(metric, account, name or name_of(metric), not public)

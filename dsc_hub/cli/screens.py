@@ -18,8 +18,8 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import STAGES
 from dsc_hub.evaluation.claim import claim_of
 from dsc_hub.jobs import Job
-from dsc_hub.recorded import Recorded
 from dsc_hub.records import Chain, Prompt, Score
+from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs.results import evaluated
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import with_current_looks
@@ -27,7 +27,7 @@ from dsc_hub.system.progress import duration
 
 if TYPE_CHECKING:
     from dsc_hub.hub.pull import Pulled
-    from dsc_hub.verify import Check
+    from dsc_hub.publish.verify import Check
 
 FEW_TEXTS = 20
 LONGEST_PROMPT = 70  # characters of a prompt that was dropped
@@ -164,9 +164,9 @@ def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float
 
 def claim(run: Run) -> None:
     """The criteria of a run's claim and the verdict."""
-    from dsc_hub.sentences import claim_sentence
-    from dsc_hub.tables import claim_table
-    from dsc_hub.wording import test_set_sentences
+    from dsc_hub.report.sentences import claim_sentence
+    from dsc_hub.report.tables import claim_table
+    from dsc_hub.report.verdicts import test_set_sentences
 
     claim_of(run)
     metrics = with_current_looks(run, run.metrics)
@@ -179,14 +179,14 @@ def claim(run: Run) -> None:
 
 def numbers(run: Run) -> None:
     """All tables of an evaluated run: arms and differences, what else moved, what it cost, how the chains fared."""
-    from dsc_hub import sentences, tables, wording
+    from dsc_hub.report import sentences, tables, verdicts
 
     metrics = Recorded(with_current_looks(run, evaluated(run)), "metrics.json")
     terminal.out.print(Text(str(run.folder)))
     terminal.out.print(tables.closing_table(metrics))
     if told := sentences.claim_sentence(metrics):
         terminal.out.print(Text(told, "bold"))
-    terminal.out.print(Text(wording.headline(metrics)))
+    terminal.out.print(Text(verdicts.headline(metrics)))
     terminal.out.print()
     terminal.out.print(tables.detail_table(metrics))
     terminal.out.print(tables.side_effect_table(metrics))
@@ -194,13 +194,13 @@ def numbers(run: Run) -> None:
     if "sampling" in metrics:
         terminal.out.print(Text(f"{sentences.last_step_sentence(metrics)} {sentences.mixing_sentence(metrics)}"))
     terminal.out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
-    for sentence in wording.test_set_sentences(metrics):
+    for sentence in verdicts.test_set_sentences(metrics):
         terminal.out.print(Text(sentence))
 
 
 def comparison(found: Mapping[str, Any]) -> None:
     """What `compare.compare` found, as a table of the runs' arms and one of their differences."""
-    from dsc_hub.tables import comparison_tables
+    from dsc_hub.report.tables import comparison_tables
 
     for table in comparison_tables(found):
         terminal.out.print(table)
@@ -248,9 +248,10 @@ def checks(found: Pulled, told: Sequence[Check]) -> None:
 
 def closing(job: Job, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
-    from dsc_hub.sentences import claim_sentence
-    from dsc_hub.tables import closing_table
-    from dsc_hub.wording import headline, sampling_cost
+    from dsc_hub.report.formatting import sampling_cost
+    from dsc_hub.report.sentences import claim_sentence
+    from dsc_hub.report.tables import closing_table
+    from dsc_hub.report.verdicts import headline
 
     metrics, facts = job.run.metrics, job.run.facts
     terminal.out.print()
@@ -323,7 +324,7 @@ def _short(path: Path) -> str:
 
 def grid(rows: Sequence[Mapping[str, Any]]) -> None:
     """What `dsc grid` found: the table, and where the runs lie."""
-    from dsc_hub.tables import grid_table
+    from dsc_hub.report.tables import grid_table
 
     terminal.out.print(grid_table(rows))
     reused = sum(r["sampling"]["reused_turns"] for r in rows if r["sampling"])
@@ -336,14 +337,14 @@ def grid(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def scored(found: Mapping[str, Any]) -> None:
     """What `dsc score` found: the first texts and the mean."""
-    from dsc_hub import wording
+    from dsc_hub.report import formatting
 
     rows = found["rows"]
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
     table.add_column("text", overflow="ellipsis", no_wrap=True)
     for row in rows[:FEW_TEXTS]:
-        value = wording.number(row["score"]) if row["score"] is not None else f"unscored: {row['reason']}"
+        value = formatting.number(row["score"]) if row["score"] is not None else f"unscored: {row['reason']}"
         table.add_row(value, Text(" ".join(row["text"].split())))
     terminal.out.print(table)
     if len(rows) > FEW_TEXTS:
@@ -351,7 +352,7 @@ def scored(found: Mapping[str, Any]) -> None:
     way = "higher" if found["higher_is_better"] else "lower"
     terminal.out.print(
         Text(
-            f"{found['metric']}: mean {wording.interval(found['estimate'])} over {found['estimate']['n']:,} texts, {found['unscored']:,} "
+            f"{found['metric']}: mean {formatting.interval(found['estimate'])} over {found['estimate']['n']:,} texts, {found['unscored']:,} "
             f"unscored; {found['unit']}, {way} is better; {found['identity']}"
         )
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
-from dsc_hub import publish
 from dsc_hub.errors import HubError
 from dsc_hub.hub import client, repos
 from dsc_hub.hub import push as push_
 from dsc_hub.hub.account import Account, login
 from dsc_hub.hub.repos import Target
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.publish import bundle
 from tests import fixture_run
 from tests.hub.at_hub import point
 
@@ -248,7 +248,7 @@ def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine
     facts["recipe"]["chain"] |= {"veto": {"similarity": 0.5, "scorer": "ann/encoder", "revision": "main"}}
     facts["recipe"]["chain"]["critic"] = {"model": "big", "endpoint": "http://10.0.0.2/v1", "api_key_env": "KEY"}
     facts["identity"] |= {"reward.plus.0": f"privacy/ann/ner@{'a' * 40}", "chain.veto": f"similarity/x@{'b' * 40}"}
-    told = publish._public_recipe(facts)
+    told = bundle._public_recipe(facts)
     assert told["reward"]["metric"] == "brevity.py" and told["reward"]["options"] == {"votes": 3}
     assert told["reward"]["plus"][0]["revision"] == "a" * 40 and told["reward"]["plus"][0]["options"] == {}
     assert told["chain"]["veto"]["revision"] == "b" * 40

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import publish_metric
 from dsc_hub.config.recipe import Publish, Reward
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.hub.account import login
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.registry import SHIPPED
+from dsc_hub.publish import metric_space
 from dsc_hub.records import Prompt, Score
 from tests.hub.at_hub import point
 from tests.test_own_metrics import OWN
@@ -48,8 +48,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 @pytest.mark.parametrize("scorer", ["vader", "textblob", "minilm"])
 def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
     account = login(None, address.endpoint, address.token)
-    found = publish_metric.publish("sentiment", account, "kindness", private=True)
-    assert publish_metric.publish("sentiment", account, "kindness", private=True)["commit"] == found["commit"]
+    found = metric_space.publish("sentiment", account, "kindness", private=True)
+    assert metric_space.publish("sentiment", account, "kindness", private=True)["commit"] == found["commit"]
     assert account.api.space_info("local/kindness").private
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
     env |= {"HF_ENDPOINT": address.endpoint, "HF_TOKEN": address.token, "HF_HOME": str(tmp_path / "hf")}
@@ -75,7 +75,7 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
     point(monkeypatch, address, tmp_path / "cache")
     (tmp_path / "shouting.py").write_text(OWN)
     account = login(None, address.endpoint, address.token)
-    found = publish_metric.publish(str(tmp_path / "shouting.py"), account, "loudness", private=True)
+    found = metric_space.publish(str(tmp_path / "shouting.py"), account, "loudness", private=True)
     assert found["load"] == 'evaluate.load("local/loudness")'
     section = Reward(metric="local/loudness", scorer="default")
     with pytest.raises(ConfigError, match=f"--allow-code local/loudness@{found['commit']}"):
@@ -94,7 +94,7 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
 @pytest.mark.parametrize("scorer", ["rule", "minilm"])
 def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
     account = login(None, address.endpoint, address.token)
-    publish_metric.publish("safety", account, "harm", private=True)
+    metric_space.publish("safety", account, "harm", private=True)
     columns = {
         "data": ["I'm sorry, I can't help.", "Take a knife.", ""],
         "prompts": ["How?"] * 3,
@@ -116,7 +116,7 @@ def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_p
 @pytest.mark.parametrize("metric", sorted(SHIPPED))
 def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path, metric: str):
     account = login(None, address.endpoint, address.token)
-    publish_metric.publish(metric, account, metric, private=True)
+    metric_space.publish(metric, account, metric, private=True)
     path = account.api.hf_hub_download(f"local/{metric}", "README.md", repo_type="space", cache_dir=tmp_path)
     card = Path(path).read_text()
     assert "data=[...]" in card and "scores: list of float" in card and "config_name=" in card
@@ -126,19 +126,19 @@ def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path,
 
 def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_path: Path):
     account = login(None, address.endpoint, address.token)
-    publish_metric.publish("sentiment", account, "sentiment", private=True)
+    metric_space.publish("sentiment", account, "sentiment", private=True)
     path = account.api.hf_hub_download("local/sentiment", "README.md", repo_type="space", cache_dir=tmp_path)
     card = Path(path).read_text()
     for word in ("- measurement", "from -1 (negative) to 1 (positive)", "higher is better", "batch_size: int", "vader"):
         assert word in card
     with pytest.raises(ConfigError, match=r"no metric 'nosuch'(?s:.*)Shipped: sentiment"):
-        publish_metric.publish("nosuch", account, "x", private=True)
+        metric_space.publish("nosuch", account, "x", private=True)
     with pytest.raises(ConfigError, match="becomes a Python file"):
-        publish_metric.publish("sentiment", account, "my-metric", private=True)
+        metric_space.publish("sentiment", account, "my-metric", private=True)
     account.api.create_repo("local/theirs", repo_type="space", space_sdk="static", private=True)
     account.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.py", repo_id="local/theirs", repo_type="space")
     with pytest.raises(ConfigError, match="was not published by dsc"):
-        publish_metric.publish("sentiment", account, "theirs", private=True)
+        metric_space.publish("sentiment", account, "theirs", private=True)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_what_stands_in_the_way_of_metrics_is_said_before_any_work(
     own.write_text(OWN)
     for name in ("there", "edited"):
         account.api.delete_repo(f"local/{name}", repo_type="space", missing_ok=True)
-        publish_metric.publish(str(own), account, name, private=True)
+        metric_space.publish(str(own), account, name, private=True)
     account.api.upload_file(
         path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="local/edited", repo_type="space"
     )
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    problems = publish_metric.preflight(account, tmp_path, sorted(files), Publish(**settings))
+    problems = metric_space.preflight(account, tmp_path, sorted(files), Publish(**settings))
     assert len(problems) == (told is not None) and all(told in p for p in problems), problems
 
 
@@ -177,7 +177,7 @@ def test_requirements_are_packages_that_an_index_has(tmp_path: Path):
     own.write_text(
         "import torch\nimport dsc_hub\nimport os.path\nimport google.protobuf.message\nimport no_such\n" + OWN
     )
-    made = publish_metric.files(str(own), "own", tmp_path / "space")
+    made = metric_space.files(str(own), "own", tmp_path / "space")
     lines = made["requirements.txt"].read_text().split()
     names = {line.partition("==")[0] for line in lines}
     assert {"evaluate", "datasets", "torch", "protobuf"} <= names and not any("+" in line for line in lines)
@@ -189,5 +189,5 @@ def test_a_file_that_is_no_metric_is_not_published(address: Address, tmp_path: P
     (tmp_path / "bad.py").write_text(text)
     account = login(None, address.endpoint, address.token)
     with pytest.raises(MetricError, match=told):
-        publish_metric.publish(str(tmp_path / "bad.py"), account, "bad", private=True)
+        metric_space.publish(str(tmp_path / "bad.py"), account, "bad", private=True)
     assert not account.api.repo_exists("local/bad", repo_type="space")

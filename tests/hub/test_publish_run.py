@@ -15,7 +15,6 @@ import yaml
 from faults import Fault, Faulty
 from huggingface_hub import HfApi
 
-from dsc_hub import cards, publish
 from dsc_hub.config.recipe import Publish
 from dsc_hub.errors import HubError
 from dsc_hub.hub import retry
@@ -23,6 +22,8 @@ from dsc_hub.hub.account import Account, login
 from dsc_hub.local_hub.app import make_app
 from dsc_hub.local_hub.server import hosted
 from dsc_hub.local_hub.store import Store
+from dsc_hub.publish import upload
+from dsc_hub.report import cards
 from dsc_hub.runs.run import Run
 
 TOKEN = "hf_" + "t" * 34
@@ -42,7 +43,7 @@ class Bench:
 
     def publish(self, **how: Any) -> dict[str, Any]:
         how = Publish(to="local", **how)
-        return publish.publish(
+        return upload.publish(
             self.run,
             self.account,
             self.folder / "model",

@@ -23,7 +23,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from dsc_hub import cards, jobs, publish
+from dsc_hub import jobs
 from dsc_hub.config.origin import MARK
 from dsc_hub.errors import ConfigError, HubError, RunError
 from dsc_hub.hub import client
@@ -31,8 +31,10 @@ from dsc_hub.hub.account import login
 from dsc_hub.hub.pull import is_safe, pull
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.metrics import loading, registry
+from dsc_hub.publish import upload
+from dsc_hub.publish.verify import verify
 from dsc_hub.records import Prompt
-from dsc_hub.verify import verify
+from dsc_hub.report import cards
 from tests import small_run
 from tests.conftest import FILMS, RECIPE, ROOT
 
@@ -62,7 +64,7 @@ def published(address: Address, tmp_path_factory: pytest.TempPathFactory) -> dic
     (place / "recipe" / "recipe.yaml").write_text(RECIPE)
     run, r = small_run.make(place / "run", place / "recipe" / "recipe.yaml")
     account = login(None, address.endpoint, address.token)
-    out = publish.publish(run, account, place, place / "recipe", r.publish, lambda: cards.build(run))
+    out = upload.publish(run, account, place, place / "recipe", r.publish, lambda: cards.build(run))
     return {kind: of["commit"] for kind, of in out.items()}
 
 
@@ -114,7 +116,7 @@ def test_a_reward_of_several_terms_is_scored_again_whole(tmp_path: Path, monkeyp
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
         account = login(None, other.endpoint, other.token)
-        publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         scores = next(c for c in verify(DATASET, rescore=True)[1] if c.name == "scores")
     assert scores.agrees and scores.told.startswith("reward of "), scores
 
@@ -146,7 +148,7 @@ def test_a_run_with_a_metric_of_one_s_own_is_verified_but_for_the_scores(tmp_pat
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
         account = login(None, other.endpoint, other.token)
-        publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         checks = verify(DATASET, rescore=True)[1]
     assert all(c.agrees is not False for c in checks), checks
     assert "reward not scored again: cheer.py" in next(c.told for c in checks if c.name == "scores")
@@ -163,7 +165,7 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
         account = login(None, other.endpoint, other.token)
-        out = publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        out = upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         space = out["metric cheer"]
         assert account.api.space_info("local/cheer").private and space["files"] == 3
         written = Path(client.pull_recipe("local/little-dsc")).read_text()
@@ -186,7 +188,7 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         assert title == "cheer.py by dsc"
         (tmp_path / "cheer.py").write_text(CHEER + "# more\n")
         with pytest.raises(RunError, match="cheer.py was changed since it scored this run"):
-            publish.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+            upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         (tmp_path / "cheer.py").write_text(CHEER)
         # Without it, `plan` says what others will lack.
         mine = jobs.describe(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
@@ -491,7 +493,7 @@ def test_what_was_not_kept_stays_here_where_a_warning_asks_for_it(address, tmp_p
     facts["repos"] |= {"dataset": "local/harm-dsc", "adapter": "local/harm-dsc-lora"}
     run.add_facts(repos=facts["repos"])
     account = login(None, address.endpoint, address.token)
-    out = publish.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run))
+    out = upload.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run))
     found = pull("local/harm-dsc@v1", tmp_path / "here")
     assert found.commit == out["dataset"]["commit"] and account.api.dataset_info("local/harm-dsc").gated == "manual"
     names = {str(p.relative_to(found.folder)) for p in found.folder.rglob("*.parquet")}

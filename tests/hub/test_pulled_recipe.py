@@ -11,13 +11,15 @@ import at_hub
 import pytest
 import yaml
 
-from dsc_hub import cards, jobs, publish
+from dsc_hub import jobs
 from dsc_hub.config import recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.hub.account import login
 from dsc_hub.hub.pull import pull
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.publish import upload
 from dsc_hub.reference import import_rows
+from dsc_hub.report import cards
 from dsc_hub.system import hashing
 from tests import small_run
 from tests.conftest import FILMS, RECIPE
@@ -258,7 +260,7 @@ def test_plan_and_publish_refuse_to_write_where_a_stranger_says(address: Address
         jobs.check(job, account)
     assert any(f"by a recipe of somebody else ({REPO})" in p for p in error.value.problems)
     with pytest.raises(HubError, match="by a recipe of somebody else"):
-        publish.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run), job.names_by)
+        upload.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run), job.names_by)
     assert "years.csv" in account.api.list_repo_files("local/little-dsc", repo_type="dataset")
 
 

@@ -1,15 +1,9 @@
-"""Put a finished run on a Hub: dataset, adapter and, where it is on no Hub yet, the base model. One commit each, read back.
-
-What goes up is assembled here as plain maps (path in the repo -> local file), so that it can be looked at and tested
-without any Hub.
-"""
+"""The files of each repo that a run is published as."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dsc_hub import publish_metric
-from dsc_hub.config.recipe import PUBLISHERS_OWN, SCORERS, SERVERS, Publish, is_folder, publishes_rejected
-from dsc_hub.errors import HubError, RunError
-from dsc_hub.hub import push
-from dsc_hub.hub import repos as hub_repos
-from dsc_hub.hub.account import Account, web_address
+from dsc_hub.config.recipe import PUBLISHERS_OWN, SCORERS, SERVERS, is_folder, publishes_rejected
+from dsc_hub.errors import RunError
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.registry import commit_of
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
-from dsc_hub.system.hashing import file_hash
-from dsc_hub.system.progress import say
 
 TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
 
@@ -110,7 +98,7 @@ def _named_base(run: Run, work: Path) -> Path:
     return work / "adapter_config.json"
 
 
-def _check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
+def check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
     """Nothing that goes up may name a folder of this machine. RunError that names the file: it would be a bug of ours,
     or a base model that somebody saved with a path in it."""
     for name, path in files.items():
@@ -126,7 +114,7 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe as others can run it: what it names on the Hub at the commits that were used. Endpoints and key names are this
     machine's business: left out."""
     data = deepcopy(dict(facts["recipe"]))
-    for place, section in _named_by(data).items():
+    for place, section in named_by(data).items():
         if commit := commit_of(facts["identity"].get(place)):
             section["revision"] = commit
     if facts["model"]["published_as"] == facts["model"]["source"]:
@@ -140,7 +128,7 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
         data["publish"].pop(key, None)
     if is_folder(data["model"]["source"]):
         data["model"] |= {"source": facts["model"]["published_as"], "revision": "main"}
-    for section in _named_by(data).values():
+    for section in named_by(data).values():
         if "scorer" in section and is_folder(section["scorer"]):
             section["scorer"] = Path(section["scorer"]).name
         if (file := section.get("metric", "")).endswith(".py"):
@@ -154,7 +142,7 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _named_by(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def named_by(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections of a recipe that name something with a revision, by their place."""
     found = {key: data[key] for key in ("prompts", *SCORERS.values()) if data[key]}
     found |= {f"reward.plus.{i}": section for i, section in enumerate(data["reward"].get("plus") or ())}
@@ -169,97 +157,3 @@ def _recipe_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[st
     data = _public_recipe(facts)
     write_whole(target, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
     return files | {"recipe.yaml": target}
-
-
-def publish(
-    run: Run,
-    account: Account,
-    model_folder: Path,
-    recipe_folder: Path,
-    settings: Publish,
-    render_cards: Callable[[], Any],
-    names_by: Mapping[str, hub_repos.Stranger] | None = None,
-) -> dict[str, Any]:
-    """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
-    `settings` says how (private, branch, tag, collection); where to, run.json; `names_by` which of the names somebody else's recipe
-    chose (kind -> that recipe).
-
-    The adapter names dataset and base at their commits, which are known only then: `render_cards` is called in between.
-    """
-    repos, out = run.facts["repos"], {}
-    render_cards()  # they may have been made without an account, or taken over
-    local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
-    with tempfile.TemporaryDirectory() as work:
-        planned = trees(run, model_folder, recipe_folder, Path(work))
-        own = _metric_files(run.facts, recipe_folder, Path(work)) if settings.metrics else {}
-        _check({**planned, **{file: ("space", made) for file, made in own.items()}}, local, account)
-        spaces = {file: _publish_metric(account, file, made, settings) for file, made in own.items()}
-        run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
-        for kind in planned:
-            if kind == "adapter":
-                facts = run.facts
-                known = {"published_commit": out["base"]["commit"]} if "base" in out else {}
-                run.add_facts(
-                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=facts["model"] | known
-                )
-                render_cards()
-            repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
-            _check_no_paths(files, local)
-            size = sum(p.stat().st_size for p in files.values())
-            seen = "private" if settings.private else "PUBLIC"
-            say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = hub_repos.of(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
-            if kind == "base":
-                target = replace(target, gated=None, named_by=by and by.with_weights(files.values()))
-            try:
-                commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
-            except HubError as e:
-                there = (f"Published: {k} at {of['address']}." for k, of in out.items())
-                raise HubError(e.message, " ".join([e.hint, *there])) from None
-            out[kind] = {
-                "repo": repos[kind],
-                "type": repo_type,
-                "commit": commit,
-                "files": len(files),
-                "bytes": size,
-                "address": web_address(account, repo_type, repos[kind]),
-            }
-    out |= {f"metric {Path(file).stem}": space for file, space in spaces.items()}
-    if settings.collection:
-        items = [(of["type"], of["repo"]) for of in out.values()]
-        push.collect(account, settings.collection, items, settings.private)
-    return out
-
-
-def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, dict[str, Path]]:
-    """What goes into the Spaces of the recipe's metric files: {metric file: {path in the Space: local file}}. RunError if one is
-    no longer what scored."""
-    out = {}
-    for place, section in _named_by(dict(facts["recipe"])).items():
-        if (file := section.get("metric", "")).endswith(".py"):
-            if f"(file {file_hash(folder / file)[:12]})" not in facts["identity"][place]:
-                raise RunError(
-                    f"{file} was changed since it scored this run ({place})", "Put it back, or run the recipe again."
-                )
-            name = publish_metric.name_of(file)
-            out[file] = publish_metric.files(str(folder / file), name, work / f"metric-{name}")
-    return out
-
-
-def _publish_metric(account: Account, file: str, made: Mapping[str, Path], settings: Publish) -> dict[str, Any]:
-    target = publish_metric.space(account, publish_metric.name_of(file), settings.private, settings.overwrite)
-    say(f"publish  metric {file} -> {target.repo}  {'private' if settings.private else 'PUBLIC'}")
-    return publish_metric.put(account, target, made, file) | {"type": "space"}
-
-
-def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: Account) -> None:
-    """Look at all that is to go up before any of it does. RunError for a path of this machine, HubError with every card that
-    the Hub refuses and every file that it won't take."""
-    problems = []
-    for kind, (repo_type, files) in planned.items():
-        _check_no_paths(files, local)
-        problems += hub_repos.oversized(kind, files)
-        card = files["README.md"].read_text(encoding="utf-8")
-        problems += [f"{kind}: {p}" for p in hub_repos.check_readme(account, repo_type, card)]
-    if problems:
-        raise HubError("\n  ".join(["this can't be published:", *problems]), "Nothing was sent.")

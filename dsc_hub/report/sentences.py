@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsc_hub.wording import count, many, measured, number, percent
+from dsc_hub.report.formatting import count, many, measured, number, percent
 
 # What a criterion's value, limits and two numbers are: a share of answers, a score's difference, words, or a ratio.
 SHARES = {

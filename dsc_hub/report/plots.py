@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsc_hub.wording import SCORE_TITLES, arm_name, count, interval, measured, number, score_names
+from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, interval, measured, number, score_names
 
 INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
 # What is kept and the tuned model share the accent; the rest stays quiet.

@@ -12,13 +12,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from dsc_hub.sentences import criterion_sentence
-from dsc_hub.system.progress import duration
-from dsc_hub.wording import (
+from dsc_hub.report.formatting import (
     ABSENT,
     SCORE_TITLES,
     arm_name,
-    blind_lines,
     count,
     difference_name,
     families,
@@ -30,6 +27,9 @@ from dsc_hub.wording import (
     score_names,
     shares,
 )
+from dsc_hub.report.sentences import criterion_sentence
+from dsc_hub.report.verdicts import blind_lines
+from dsc_hub.system.progress import duration
 
 
 def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -13,8 +13,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import plots, sentences, tables, wording
-from dsc_hub.recorded import Recorded
+from dsc_hub.report import formatting, plots, sentences, tables, verdicts
+from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs.results import answers, evaluated
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
@@ -52,15 +52,15 @@ def build(run: Run) -> dict[str, Any]:
             costs=tables.cost_rows(metrics) if "evaluation" in metrics else [],
             last_step=sentences.last_step_sentence(metrics) if "sampling" in metrics else "",
             mixing=sentences.mixing_sentence(metrics) if "sampling" in metrics else "",
-            blind=wording.blind_lines(metrics),
+            blind=verdicts.blind_lines(metrics),
             claim=sentences.claim_sentence(metrics) if "evaluation" in metrics else "",
             criteria=tables.claim_rows(metrics) if "evaluation" in metrics else [],
             steps=step_rows(metrics) if "sampling" in metrics else [],
             reasons=plots.rejection_reasons(metrics.sampling.steps) if "sampling" in metrics else [],
             examples=_examples(run, metrics),
-            caveats=wording.caveats(facts, metrics) if "evaluation" in metrics else [],
-            source=wording.model_source(facts.model),
-            model=wording.model_name(facts.model),
+            caveats=verdicts.caveats(facts, metrics) if "evaluation" in metrics else [],
+            source=formatting.model_source(facts.model),
+            model=formatting.model_name(facts.model),
         )
     )
     write_whole(run["report.html"], page)
@@ -75,16 +75,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= wording.FILTERS | {
+    env.filters |= formatting.FILTERS | {
         "shorten": _shorten,
     }
     return env
 
 
-def _verdicts(metrics: Recorded) -> list[wording.Verdict]:
+def _verdicts(metrics: Recorded) -> list[verdicts.Verdict]:
     if "evaluation" not in metrics:
-        return [wording.Verdict("unmeasured", "Not evaluated: no numbers of the stage 'evaluation' are recorded.")]
-    return wording.verdicts(metrics)
+        return [verdicts.Verdict("unmeasured", "Not evaluated: no numbers of the stage 'evaluation' are recorded.")]
+    return verdicts.verdicts(metrics)
 
 
 def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _of_n(estimate: Mapping[str, Any]) -> str:
     """A mean with its interval and the number of texts that it is of."""
-    return f"{wording.interval(estimate)}, n {wording.count(estimate['n'])}"
+    return f"{formatting.interval(estimate)}, n {formatting.count(estimate['n'])}"
 
 
 def _shorten(text: str) -> str:
@@ -134,6 +134,6 @@ def _worst(by_prompt: Mapping[str, Mapping[str, Any]], metrics: Recorded) -> str
     change = {
         i: sign * (arms["distilled"]["reward"] - arms["base"]["reward"])
         for i, arms in sorted(by_prompt.items())
-        if all(a in arms and wording.measured(arms[a]["reward"]) for a in ("base", "distilled"))
+        if all(a in arms and formatting.measured(arms[a]["reward"]) for a in ("base", "distilled"))
     }
     return min(change, key=change.__getitem__) if change else None

@@ -26,12 +26,12 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub import plots, sentences, tables, wording
 from dsc_hub.config.recipe import SCORERS, publishes_rejected, quantization
 from dsc_hub.errors import DataError
 from dsc_hub.inference.adapters import max_lora_rank
-from dsc_hub.recorded import Recorded
 from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.report import formatting, plots, sentences, tables, verdicts
+from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs.results import answers, evaluated
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
@@ -79,8 +79,8 @@ def build(run: Run) -> dict[str, list[str]]:
         "paper": PAPER,
         "longest": LONGEST_EXAMPLE,
         "base_id": _base_id(facts),
-        "source": wording.model_source(facts.model),
-        "model": wording.model_name(facts.model),
+        "source": formatting.model_source(facts.model),
+        "model": formatting.model_name(facts.model),
         "arms": tables.arm_rows(metrics),
         "differences": tables.difference_rows(metrics),
         "details": tables.detail_rows(metrics),
@@ -89,10 +89,10 @@ def build(run: Run) -> dict[str, list[str]]:
         "costs": tables.cost_rows(metrics),
         "last_step": sentences.last_step_sentence(metrics),
         "mixing": sentences.mixing_sentence(metrics),
-        "verdict": " ".join(filter(None, (sentences.claim_sentence(metrics), wording.headline(metrics)))),
+        "verdict": " ".join(filter(None, (sentences.claim_sentence(metrics), verdicts.headline(metrics)))),
         "criteria": tables.claim_rows(metrics),
-        "blind": wording.blind_lines(metrics),
-        "caveats": wording.caveats(facts, metrics),
+        "blind": verdicts.blind_lines(metrics),
+        "caveats": verdicts.caveats(facts, metrics),
         "reasons": plots.rejection_reasons(metrics.sampling.steps),
         "chains": _example_chains(run) if rejected_too else [],
         "answers": _example_answers(run) if rejected_too else [],
@@ -141,10 +141,10 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    env.filters |= wording.FILTERS | {
+    env.filters |= formatting.FILTERS | {
         "fenced": fenced,
         "id": _vouched_id,
-        "arm_name": wording.arm_name,
+        "arm_name": formatting.arm_name,
         "python": _literal,
     }
     return env
@@ -287,8 +287,8 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> dict[str, EvalResult]:
             metric_name=evaluation.scores[s].name,
             metric_value=arm[s].mean,
         )
-        for s in wording.score_names(evaluation)
-        if wording.measured(arm[s].mean)
+        for s in formatting.score_names(evaluation)
+        if formatting.measured(arm[s].mean)
     }
 
 
@@ -302,7 +302,7 @@ def _result_entries(facts: Recorded, metrics: Recorded) -> list[EvalResultEntry]
             dataset_revision=r.dataset_revision,
             date=facts.started_at,
             notes=f"{r.metric_name}, {metrics.evaluation.scores[s].unit}: mean of {arm.n} answers of the distilled model in "
-            f"{arm.groups} groups, {wording.interval(arm)}; {r.dataset_split} split",
+            f"{arm.groups} groups, {formatting.interval(arm)}; {r.dataset_split} split",
         )
         for s, r in _eval_results(facts, metrics).items()
         for arm in [metrics.evaluation.arms.distilled[s]]

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__, cards
+from dsc_hub import __version__
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
 from dsc_hub.config.origin import MARK
@@ -33,6 +33,7 @@ from dsc_hub.evaluation.summary import summarise
 from dsc_hub.hub import client
 from dsc_hub.hub.pull import Pulled, differences, kind_of, pull
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
+from dsc_hub.report import cards
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import convergence, summary

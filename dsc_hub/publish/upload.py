@@ -1,0 +1,118 @@
+"""Put a finished run on a Hub: dataset, adapter and, where it is on no Hub yet, the base model. One commit each, read back.
+
+What goes up is assembled here as plain maps (path in the repo -> local file), so that it can be looked at and tested
+without any Hub.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dsc_hub.config.recipe import Publish
+from dsc_hub.errors import HubError, RunError
+from dsc_hub.hub import push
+from dsc_hub.hub import repos as hub_repos
+from dsc_hub.hub.account import Account, web_address
+from dsc_hub.publish import metric_space
+from dsc_hub.publish.bundle import check_no_paths, named_by, trees
+from dsc_hub.runs.run import Run
+from dsc_hub.system.hashing import file_hash
+from dsc_hub.system.progress import say
+
+
+def publish(
+    run: Run,
+    account: Account,
+    model_folder: Path,
+    recipe_folder: Path,
+    settings: Publish,
+    render_cards: Callable[[], Any],
+    names_by: Mapping[str, hub_repos.Stranger] | None = None,
+) -> dict[str, Any]:
+    """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
+    `settings` says how (private, branch, tag, collection); where to, run.json; `names_by` which of the names somebody else's recipe
+    chose (kind -> that recipe).
+
+    The adapter names dataset and base at their commits, which are known only then: `render_cards` is called in between.
+    """
+    repos, out = run.facts["repos"], {}
+    render_cards()  # they may have been made without an account, or taken over
+    local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
+    with tempfile.TemporaryDirectory() as work:
+        planned = trees(run, model_folder, recipe_folder, Path(work))
+        own = _metric_files(run.facts, recipe_folder, Path(work)) if settings.metrics else {}
+        _check({**planned, **{file: ("space", made) for file, made in own.items()}}, local, account)
+        spaces = {file: _publish_metric(account, file, made, settings) for file, made in own.items()}
+        run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
+        for kind in planned:
+            if kind == "adapter":
+                facts = run.facts
+                known = {"published_commit": out["base"]["commit"]} if "base" in out else {}
+                run.add_facts(
+                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=facts["model"] | known
+                )
+                render_cards()
+            repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
+            check_no_paths(files, local)
+            size = sum(p.stat().st_size for p in files.values())
+            seen = "private" if settings.private else "PUBLIC"
+            say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
+            target = hub_repos.of(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
+            if kind == "base":
+                target = replace(target, gated=None, named_by=by and by.with_weights(files.values()))
+            try:
+                commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
+            except HubError as e:
+                there = (f"Published: {k} at {of['address']}." for k, of in out.items())
+                raise HubError(e.message, " ".join([e.hint, *there])) from None
+            out[kind] = {
+                "repo": repos[kind],
+                "type": repo_type,
+                "commit": commit,
+                "files": len(files),
+                "bytes": size,
+                "address": web_address(account, repo_type, repos[kind]),
+            }
+    out |= {f"metric {Path(file).stem}": space for file, space in spaces.items()}
+    if settings.collection:
+        items = [(of["type"], of["repo"]) for of in out.values()]
+        push.collect(account, settings.collection, items, settings.private)
+    return out
+
+
+def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, dict[str, Path]]:
+    """What goes into the Spaces of the recipe's metric files: {metric file: {path in the Space: local file}}. RunError if one is
+    no longer what scored."""
+    out = {}
+    for place, section in named_by(dict(facts["recipe"])).items():
+        if (file := section.get("metric", "")).endswith(".py"):
+            if f"(file {file_hash(folder / file)[:12]})" not in facts["identity"][place]:
+                raise RunError(
+                    f"{file} was changed since it scored this run ({place})", "Put it back, or run the recipe again."
+                )
+            name = metric_space.name_of(file)
+            out[file] = metric_space.files(str(folder / file), name, work / f"metric-{name}")
+    return out
+
+
+def _publish_metric(account: Account, file: str, made: Mapping[str, Path], settings: Publish) -> dict[str, Any]:
+    target = metric_space.space(account, metric_space.name_of(file), settings.private, settings.overwrite)
+    say(f"publish  metric {file} -> {target.repo}  {'private' if settings.private else 'PUBLIC'}")
+    return metric_space.put(account, target, made, file) | {"type": "space"}
+
+
+def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: Account) -> None:
+    """Look at all that is to go up before any of it does. RunError for a path of this machine, HubError with every card that
+    the Hub refuses and every file that it won't take."""
+    problems = []
+    for kind, (repo_type, files) in planned.items():
+        check_no_paths(files, local)
+        problems += hub_repos.oversized(kind, files)
+        card = files["README.md"].read_text(encoding="utf-8")
+        problems += [f"{kind}: {p}" for p in hub_repos.check_readme(account, repo_type, card)]
+    if problems:
+        raise HubError("\n  ".join(["this can't be published:", *problems]), "Nothing was sent.")
