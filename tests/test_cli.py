@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import jobs
 from dsc_hub.config import recipe_files
+from dsc_hub.pipeline import resolve
 from tests.conftest import ROOT
 
 
@@ -220,7 +220,7 @@ def test_a_model_without_chat_template_or_that_is_none(dsc, recipe_file: Path, t
 
 
 def test_a_full_disk_keeps_what_is_done_and_no_marker_claims_more(dsc, recipe_file: Path, server: str):
-    job = jobs.describe(str(recipe_file), [f"serving.endpoints=[{server}]"], dsc.work / "runs")
+    job = resolve.describe(str(recipe_file), [f"serving.endpoints=[{server}]"], dsc.work / "runs")
     job.run.folder.mkdir(parents=True)
     os.symlink("/dev/full", job.run["turns.jsonl"])  # every write there is answered with ENOSPC
     message = error(sample(dsc, recipe_file, server))

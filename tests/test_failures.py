@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import jobs, pipeline
 from dsc_hub.config.recipe import Generation, Serving
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool, servers, vllm
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.servers import Endpoint
+from dsc_hub.pipeline import resolve
+from dsc_hub.pipeline.run import run_all
 from dsc_hub.sampling import sample as sampling_sample
 from tests.conftest import ROOT, end_of, length_score
 from tests.scripted_server import FAULTS
@@ -114,8 +115,8 @@ def test_retry_failed_takes_up_just_what_failed(
     address = f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]"
 
     def sample(retry_failed: bool = False) -> tuple[int, int]:
-        job = jobs.describe(str(recipe_file), [address], tmp_path / "runs")
-        pipeline.run_all(job, "sampling", retry_failed)
+        job = resolve.describe(str(recipe_file), [address], tmp_path / "runs")
+        run_all(job, "sampling", retry_failed)
         result = job.run.marker("sampling")["result"]
         return result["finished"], result["failed"]
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dsc_hub import grid
 from dsc_hub.config import recipe_files
 from dsc_hub.data import prompts
 from dsc_hub.errors import ConfigError
+from dsc_hub.pipeline import grid
 from dsc_hub.records import Turn
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample

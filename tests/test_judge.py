@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from dsc_hub import grid
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Scorer
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of
+from dsc_hub.pipeline import grid
 from dsc_hub.records import Prompt
 from tests.conftest import ROOT
 from tests.scripted_server import make_server

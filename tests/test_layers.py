@@ -1,4 +1,4 @@
-"""The house: imports go downward only, and a light command stays light."""
+"""Imports go one way only, and a light command stays light."""
 
 from __future__ import annotations
 
@@ -6,188 +6,140 @@ import ast
 import subprocess
 import sys
 import time
-from pathlib import Path
-
-import pytest
+from collections.abc import Iterator
 
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
-VOCABULARY = {
+# A module imports its own package and those above it, nowhere else and at no time.
+ORDER = (
     "errors",
-    "addresses",
-    "plain_yaml",
-    "explain",
     "records",
-    "recorded",
-    "recipe",
-    "recipe_files",
-    "numbers",
-}
-SCIENCE = {
-    "chain",
-    "acceptance",
-    "text",
-    "language",
-    "hygiene",
-    "claim",
     "stats",
-    "side_effects",
-    "diagnostics",
-    "upgrade",
-}
-GROUND = {
+    "system",
+    "local_hub",
+    "config",
     "runs",
-    "rows",
-    "index",
-    "shards",
-    "flow",
-    "level",
-    "engine",
-    "progress",
-    "machine",
-    "packaged",
-    "origin",
-    "parquet",
-    "pace",
-    "models",
-    "adapters",
-    "keeper",
-    "serving",
-    "lanes",
-    "generation",
-    "scoring",
-    "launcher",
+    "chain",
     "hub",
-    "push",
-    "targets",
-    "waiting",
-    "preflight",
-}
-WANTED = {"metrics"}
-BORROWED = {
-    "side_effects": {"metrics"},  # the rule of refusals, pure: it lies with the metric, whose folder stands alone
-    "runs": {"upgrade"},  # which makes p values anew for today's families
-}
-SHOWN = {"wording", "sentences", "tables", "plots"}  # numbers as people read them: used by the stages that show
-STAGES = {
-    "prompts",
+    "inference",
+    "metrics",
+    "data",
     "sampling",
-    "dataset",
     "distill",
-    "distill_checks",
-    "arms",
     "evaluation",
     "report",
-    "cards",
     "publish",
-    "publish_metric",
-}
-TOP = {
-    "grid",
-    "jobs",
-    "untrusted",
-    "asking",
-    "stages",
     "pipeline",
-    "show",
     "cli",
-    "blind",
-    "chat",
-    "compare",
-    "pull",
-    "verify",
-    "reference",
-    "score",
-}
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
-AT_HOME = {
-    "distill": {"torch", "transformers", "trl", "peft", "datasets"},
-    "distill_checks": {"transformers", "trl", "peft"},
-    "hub": {"huggingface_hub"},
-    "push": {"huggingface_hub"},
-    "targets": {"huggingface_hub"},
-    "waiting": {"huggingface_hub"},
-    "cards": {"huggingface_hub"},
-    "plots": {"matplotlib"},
-}
-
-
-def imported(path: Path, everywhere: bool) -> set[str]:
-    """Modules a file imports, at its top or everywhere in it; our own as their short names."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = ast.walk(tree) if everywhere else _outside_functions(tree)
-    out: set[str] = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            out |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            out |= {f"dsc_hub.{a.name}" for a in node.names} if node.module == "dsc_hub" else {node.module}
-    return {m.removeprefix("dsc_hub.").split(".")[0] if m.startswith("dsc_hub.") else m.split(".")[0] for m in out}
-
-
-def _outside_functions(tree: ast.AST):
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or (
-            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        ):
-            continue
-        yield node
-        yield from _outside_functions(node)
-
-
-def modules() -> dict[str, Path]:
-    found = {p.stem: p for p in PACKAGE.glob("*.py") if not p.stem.startswith("__")} | {
-        "metrics": PACKAGE / "metrics" / "__init__.py"
-    }
-    assert len(found) >= 30
-    return found
-
-
-def test_every_module_has_a_place_in_the_house():
-    assert set(modules()) == VOCABULARY | SCIENCE | GROUND | WANTED | SHOWN | STAGES | TOP
-
-
-@pytest.mark.parametrize(
-    ("layer", "may"),
-    [
-        (VOCABULARY, VOCABULARY),
-        (SCIENCE, VOCABULARY | SCIENCE),
-        (GROUND, VOCABULARY | GROUND),
-        (WANTED, VOCABULARY | SCIENCE | GROUND),
-        (SHOWN, VOCABULARY | GROUND | SHOWN),
-    ],
 )
-def test_imports_go_downward_only(layer: set[str], may: set[str]):
-    ours = set(modules()) | {"local_hub"}
-    for name, path in modules().items():
-        if name in layer:
-            assert imported(path, everywhere=True) & ours - {name} <= may | BORROWED.get(name, set()), name
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
+# Modules that are about a heavy library, and import it at their top; all others import it where they use it.
+ABOUT = {
+    "distill.train": {"torch", "transformers", "trl", "peft", "datasets"},
+    "distill.config": {"transformers", "trl", "peft"},
+    "distill.preflight": {"transformers", "trl", "peft"},
+    **dict.fromkeys(
+        ("hub.account", "hub.client", "hub.errors", "hub.push", "hub.repos", "hub.retry"), {"huggingface_hub"}
+    ),
+    "report.cards": {"huggingface_hub"},
+    "report.plots": {"matplotlib"},
+}
 
 
-def test_stages_do_not_import_the_pipeline_and_hardly_each_other():
-    allowed = {
-        ("distill", "distill_checks"),
-        ("arms", "sampling"),  # the self-critique arm is sampling, on held-out prompts
-        ("evaluation", "arms"),
-        ("publish", "publish_metric"),  # a run's own metric files go up with it
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package, by its name below dsc_hub."""
+    trees = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        trees[name] = ast.parse(path.read_text(encoding="utf-8"))
+    assert len(trees) >= 60
+    return trees
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """What is imported in a tree: dotted names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{a.name}" for a in node.names)
+
+
+def at_the_top(tree: ast.AST) -> Iterator[str]:
+    """What is imported when the module is."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from imports(ast.Module([node], []))
+        yield from at_the_top(node)
+
+
+def test_every_package_has_a_place_in_the_order():
+    parts = {name.split(".")[0] for name in modules()}
+    assert parts == {*ORDER, "__init__", "__main__"}
+
+
+def test_a_package_imports_only_packages_above_it():
+    upward = []
+    for name, tree in modules().items():
+        package = name.split(".")[0]
+        if package not in ORDER:
+            continue
+        for target in imports(tree):
+            if target.startswith("dsc_hub.") and target != "dsc_hub.__version__":
+                other = target.split(".")[1]
+                if ORDER.index(other) > ORDER.index(package):
+                    upward.append(f"{name} imports {target}")
+    assert not upward
+
+
+def test_modules_of_a_package_do_not_import_each_other_in_a_circle():
+    graph = {
+        f"dsc_hub.{name}": {
+            t if f"{t.removeprefix('dsc_hub.')}" in modules_seen else t.rpartition(".")[0]
+            for t in imports(tree)
+            if t.startswith("dsc_hub.")
+        }
+        for modules_seen in [modules()]
+        for name, tree in modules_seen.items()
     }
-    for name in STAGES:
-        seen = imported(PACKAGE / f"{name}.py", everywhere=True)
-        assert not seen & TOP, name
-        assert {(name, other) for other in seen & STAGES - {name}} <= allowed
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module in done:
+            return
+        for other in graph.get(module, ()):
+            visit(other, (*path, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
-def test_heavy_libraries_are_imported_at_the_top_of_their_own_stage_only():
-    for name, path in modules().items():
-        assert imported(path, everywhere=False) & HEAVY <= AT_HOME.get(name, set()), name
-    for name, path in modules().items():
-        assert "vllm" not in imported(path, everywhere=True), name
+def test_init_files_hold_a_docstring_and_nothing_else():
+    for name, tree in modules().items():
+        if name.endswith(".__init__"):
+            assert ast.get_docstring(tree) and len(tree.body) == 1, name
+
+
+def test_a_heavy_library_is_imported_at_the_top_of_the_modules_about_it_only():
+    for name, tree in modules().items():
+        heavy = {target.split(".")[0] for target in at_the_top(tree)} & HEAVY
+        parts = name.split(".")
+        if parts[0] == "metrics" and len(parts) > 2:  # a measurement is loaded by `evaluate`, and needs it
+            continue
+        assert heavy <= ABOUT.get(name, set()), name
+        assert "vllm" not in {target.split(".")[0] for target in imports(tree)}, name
 
 
 def test_help_is_instant_and_loads_nothing_heavy():
     code = (
-        "import sys; from dsc_hub import cli; cli.cli(['--help'], standalone_mode=False); "
+        "import sys; from dsc_hub.cli.main import cli; cli(['--help'], standalone_mode=False); "
         f"sys.exit(','.join(sorted({HEAVY | {'pydantic', 'rich', 'openai', 'numpy', 'scipy'}!r} & set(sys.modules))) or None)"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -201,5 +153,8 @@ def test_help_is_instant_and_loads_nothing_heavy():
 
 
 def test_planning_and_sampling_load_no_torch():
-    code = "import sys; from dsc_hub import pipeline, sampling, preflight, launcher, show; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from dsc_hub.pipeline import run, preflight; from dsc_hub.sampling import sample; "
+        "from dsc_hub.distill import launcher; from dsc_hub.cli import screens; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dsc_hub import grid, jobs
 from dsc_hub.config import origin, recipe, untrusted
 from dsc_hub.config.recipe import Recipe, Scorer, Serving
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.registry import identify
+from dsc_hub.pipeline import grid, resolve
 from dsc_hub.system.addresses import checked_address, checked_key_name, host, is_open
 from tests.conftest import FILMS, RECIPE
 
@@ -89,7 +89,7 @@ def test_a_downloaded_recipe_is_refused_what_a_pulled_one_is_however_it_is_named
     names = [path, path.parent, tmp_path / "link.yaml", tmp_path / "folder", "..", "../recipe.yaml"]
     for name in names:
         with pytest.raises(ConfigError, match=r"chain\.critic\.endpoint: servers and keys") as e:
-            jobs.load_recipe(str(name), [])
+            resolve.load_recipe(str(name), [])
         assert "dsc recipes adopt" in str(e.value), name
 
 
@@ -101,7 +101,7 @@ def test_in_the_cache_of_the_hub_s_client_nothing_is_one_s_own(tmp_path: Path, c
     (snapshot / "recipe.yaml").symlink_to(blob)
     for path in (blob, snapshot / "recipe.yaml"):
         with pytest.raises(ConfigError, match="servers and keys"):
-            jobs.load_recipe(str(path), [])
+            resolve.load_recipe(str(path), [])
     with pytest.raises(ConfigError, match="cache of a Hub"):
         origin.adopt(snapshot)
 
@@ -109,7 +109,7 @@ def test_in_the_cache_of_the_hub_s_client_nothing_is_one_s_own(tmp_path: Path, c
 def test_one_s_own_recipe_may_name_servers(tmp_path: Path):
     path = written(tmp_path / "mine", THIEF)
     (path.parent / "manifest.json").write_text('{"name": "an app"}')  # some other tool's
-    assert jobs.load_recipe(str(path), [])[1].chain.critic is not None
+    assert resolve.load_recipe(str(path), [])[1].chain.critic is not None
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -118,7 +118,7 @@ def test_what_was_adopted_is_one_s_own_and_what_comes_after_it_is_not(tmp_path: 
     way(path.parent)
     origin.adopt(path.parent)
     assert origin.of_another(path) is None
-    assert jobs.load_recipe(str(path), [])[1].chain.critic is not None
+    assert resolve.load_recipe(str(path), [])[1].chain.critic is not None
     with pytest.raises(ConfigError, match="your own already"):
         origin.adopt(path.parent)
     origin.mark(path.parent, "evil/other@def")  # another download into the same place
@@ -176,7 +176,7 @@ def test_a_slip_in_a_downloaded_recipe_is_no_reason_to_adopt_it(tmp_path: Path):
     by_pull(path.parent)
     path.write_text(path.read_text() + "\nchian: {steps: 1}\n")
     with pytest.raises(ConfigError, match="chian: unknown key") as e:
-        jobs.load_recipe(str(path), [])
+        resolve.load_recipe(str(path), [])
     assert "adopt" not in str(e.value)
 
 
@@ -201,12 +201,12 @@ def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkey
 def test_a_downloaded_recipe_reads_no_file_through_a_link(tmp_path: Path):
     path = written(tmp_path / "shared")
     by_clone(path.parent)
-    jobs.load_recipe(str(path), [])
+    resolve.load_recipe(str(path), [])
     (tmp_path / "secret.txt").write_text("hush")
     (path.parent / "films.txt").unlink()
     (path.parent / "films.txt").symlink_to(tmp_path / "secret.txt")
     with pytest.raises(ConfigError, match="'films.txt' is a link out"):
-        jobs.load_recipe(str(path), [])
+        resolve.load_recipe(str(path), [])
 
 
 def test_a_downloaded_grid_is_refused(tmp_path: Path):
@@ -278,7 +278,7 @@ def test_no_address_but_of_a_web_server(address: str):
     with pytest.raises(MetricError, match="option endpoint"):
         identify(Scorer(metric="judge", scorer="guard", options={"endpoint": address, "model": "m"}))
     with pytest.raises(ConfigError, match=r"serving\.endpoints"):
-        jobs.load_recipe("quickstart", [f"serving.endpoints={json.dumps([address])}"])
+        resolve.load_recipe("quickstart", [f"serving.endpoints={json.dumps([address])}"])
 
 
 def test_where_a_key_would_cross_a_network_unencrypted():

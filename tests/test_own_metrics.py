@@ -12,9 +12,9 @@ from dsc_hub.config import recipe
 from dsc_hub.config.recipe import Recipe, Reward
 from dsc_hub.errors import ConfigError, DataError, MetricError
 from dsc_hub.evaluation.score_file import score
-from dsc_hub.jobs import _resolved
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.registry import _options
+from dsc_hub.pipeline.context import _resolved
 from dsc_hub.records import Prompt, Score
 from tests.conftest import ROOT
 from tests.fixture_run import RECIPE

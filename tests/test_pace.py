@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import pace
-from dsc_hub.pace import Pace, expect
+from dsc_hub.pipeline import pace
+from dsc_hub.pipeline.pace import Pace, expect
 from dsc_hub.system import cache
 
 QUIET = Pace("sampling", 2560, 512, 147_578, 253.0, 98.0)  # 583 tokens/s with 128 in flight

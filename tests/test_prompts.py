@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import preflight
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Prompts, SplitShares
 from dsc_hub.data import prompts
 from dsc_hub.errors import DataError
+from dsc_hub.pipeline import preflight
 
 
 def section(**keys: object) -> Prompts:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub import jobs, pipeline
 from dsc_hub.data import prompts
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.pipeline import resolve, run
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.shards import Shard, parse
 from tests.scripted_server import make_server
@@ -27,16 +27,16 @@ def place(recipe_file: Path, tmp_path: Path, home: Path, server: str, monkeypatc
         def __init__(self, name: str = "runs", *overrides: str, at: str = server) -> None:
             self.runs = tmp_path / name
             words = [f"serving.endpoints=[{at}]", "chain.chains_per_prompt=2", *overrides]
-            self.job = jobs.describe(str(recipe_file), words, self.runs)
+            self.job = resolve.describe(str(recipe_file), words, self.runs)
             self.run = self.job.run
 
         def sample(self, shard: str = "") -> Path:
-            job = jobs.of_shard(self.job, parse(shard)) if shard else self.job
-            pipeline.run_all(job, "sampling")
+            job = resolve.of_shard(self.job, parse(shard)) if shard else self.job
+            run.run_all(job, "sampling")
             return job.run.folder
 
         def merge(self, *folders: Path) -> None:
-            pipeline.merge(self.job, folders)
+            run.merge(self.job, folders)
 
     return Place
 
@@ -72,7 +72,7 @@ def test_shards_in_any_order_merge_into_what_one_machine_would_have_made(place):
     # The dataset that is made of them is the same, byte for byte.
     made = []
     for of in (split, whole):
-        pipeline.run_one(of.job, "dataset")
+        run.run_one(of.job, "dataset")
         made.append({f.name: f.read_bytes() for f in sorted(of.run["dataset"].rglob("*.parquet"))})
     assert made[0] == made[1] and made[0]
 
@@ -92,7 +92,7 @@ def test_a_merge_that_is_broken_off_leaves_nothing_that_passes_for_done(place, m
         here.sample(f"{i}/2")
     here.merge()
     with monkeypatch.context() as broken:
-        broken.setattr("dsc_hub.stages.sampled", lambda *_: 1 / 0)
+        broken.setattr("dsc_hub.pipeline.stages.sampled", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             here.merge()
     assert not here.run.is_done("sampling", here.job.fingerprints["sampling"])

@@ -28,7 +28,7 @@ from dsc_hub.inference import servers
 from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
 from dsc_hub.inference.client import Completion, Generator, RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
-from dsc_hub.jobs import announce_servers
+from dsc_hub.pipeline.context import announce_servers
 from dsc_hub.records import prompt_id
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine

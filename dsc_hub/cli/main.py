@@ -24,7 +24,7 @@ import click
 from dsc_hub import __version__
 
 if TYPE_CHECKING:
-    from dsc_hub.jobs import Job
+    from dsc_hub.pipeline.context import Job
 
 HUB_PORT = 8765
 
@@ -138,9 +138,9 @@ allow_option = click.option(
 
 
 def _described(recipe: str, overrides: tuple[str, ...], runs: Path) -> Job:
-    from dsc_hub import jobs
+    from dsc_hub.pipeline import resolve
 
-    return jobs.describe(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
+    return resolve.describe(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
 
 
 def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
@@ -157,12 +157,12 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
         @functools.wraps(f)
         @json_option
         def verb(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
-            from dsc_hub import pipeline
+            from dsc_hub.pipeline.run import run_one
 
             job = _described(recipe, overrides, runs)
-            pipeline.run_one(job, stage)
+            run_one(job, stage)
             if last_too:
-                pipeline.run_one(job, last_too)
+                run_one(job, last_too)
             if as_json:
                 _print_json(job.run.marker(stage))
 
@@ -176,10 +176,10 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
 @json_option
 def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, as_json: bool) -> None:
     """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
-    from dsc_hub import pipeline
+    from dsc_hub.pipeline.run import run_all
 
     job = _described(recipe, overrides, runs)
-    pipeline.run_all(job, retry_failed=retry_failed)
+    run_all(job, retry_failed=retry_failed)
     if as_json:
         _print_json({"run": str(job.run.folder), "metrics": job.run.metrics})
     else:
@@ -197,14 +197,15 @@ def sample(
 
     On N machines, or as a job array: dsc sample RECIPE --shard I/N on each, in any order, then dsc merge RECIPE.
     """
-    from dsc_hub import jobs, pipeline
+    from dsc_hub.pipeline import resolve
+    from dsc_hub.pipeline.run import run_all
     from dsc_hub.runs import shards
 
     share = shards.parse(shard) if shard else None
     job = _described(recipe, overrides, runs)
     if share:
-        job = jobs.of_shard(job, share)
-    pipeline.run_all(job, "sampling", retry_failed)
+        job = resolve.of_shard(job, share)
+    run_all(job, "sampling", retry_failed)
     if as_json:
         _print_json(job.run.marker("sampling"))
 
@@ -221,12 +222,12 @@ def merge(recipe: str, overrides_and_folders: tuple[str, ...], runs: Path, as_js
     FOLDERs are run folders that `dsc sample RECIPE --shard I/N` wrote (default: those below the run folder, where a shared
     disk has them). The overrides must be the same as there.
     """
-    from dsc_hub import pipeline
+    from dsc_hub.pipeline import run as pipeline_run
 
     folders = [Path(word) for word in overrides_and_folders if "=" not in word or Path(word).is_dir()]
     overrides = tuple(word for word in overrides_and_folders if Path(word) not in folders)
     job = _described(recipe, overrides, runs)
-    pipeline.merge(job, folders)
+    pipeline_run.merge(job, folders)
     if as_json:
         _print_json(job.run.marker("sampling"))
 
@@ -258,8 +259,9 @@ def evaluate(
 
     With --adapter, somebody else's adapter beside the recipe's base model: dsc evaluate --adapter hub:ann/kind-lora --on quickstart
     """
-    from dsc_hub import jobs, pipeline
     from dsc_hub.cli import screens
+    from dsc_hub.pipeline import resolve
+    from dsc_hub.pipeline.run import evaluate_adapter, run_one
 
     if on and recipe:
         if "=" not in recipe:
@@ -271,10 +273,10 @@ def evaluate(
         )
     if adapter is None:
         job = _described(recipe, overrides, runs)
-        pipeline.run_one(job, "evaluation")
+        run_one(job, "evaluation")
     else:
-        job = pipeline.evaluate_adapter(
-            _described(recipe, (*jobs.ARMS_OF_ANOTHER, *overrides, *jobs.OF_ANOTHER), runs), adapter
+        job = evaluate_adapter(
+            _described(recipe, (*resolve.ARMS_OF_ANOTHER, *overrides, *resolve.OF_ANOTHER), runs), adapter
         )
     if as_json:
         _print_json(job.run.metrics["evaluation"])
@@ -296,12 +298,13 @@ def publish() -> None:
 @json_option
 def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
-    from dsc_hub import jobs
     from dsc_hub.cli import screens
+    from dsc_hub.pipeline import preflight
+    from dsc_hub.pipeline.context import hub_account
 
     job = _described(recipe, overrides, runs)
-    with jobs.hub_account(job.recipe) as account:
-        estimate = jobs.check(job, account)
+    with hub_account(job.recipe) as account:
+        estimate = preflight.check(job, account)
     if as_json:
         _print_json(estimate | {"run": str(job.run.folder)})
     else:
@@ -314,11 +317,11 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
 @json_option
 def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_json: bool) -> None:
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
-    from dsc_hub import asking
     from dsc_hub.cli import screens
+    from dsc_hub.pipeline import session
 
     job = _described(recipe, overrides, runs)
-    tried, seconds, failed = asking.try_out(job, count)
+    tried, seconds, failed = session.try_out(job, count)
     if as_json:
         chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
         _print_json({"chains": chains, "seconds": seconds, "failed": failed})
@@ -398,8 +401,8 @@ def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
 @json_option
 def grid(file: Path, runs: Path, as_json: bool) -> None:
     """Run a recipe under every combination of some settings (FILE names both), sharing what they share; one table."""
-    from dsc_hub import grid as grids
     from dsc_hub.cli import screens as screen
+    from dsc_hub.pipeline import grid as grids
 
     rows = grids.run(file, runs, click.get_current_context().meta["allowed_code"])
     if as_json:
@@ -536,11 +539,11 @@ def schema(of: str) -> None:
 @json_option
 def publish_metric(metric: str, to: str, owner: str | None, name: str | None, public: bool, as_json: bool) -> None:
     """Publish METRIC, a shipped one's name or your own FILE.py, as a Space that evaluate.load("USER/METRIC") loads without dsc_hub."""
-    from dsc_hub import jobs
+    from dsc_hub.pipeline.context import account_at
     from dsc_hub.publish.metric_space import name_of
     from dsc_hub.publish.metric_space import publish as put
 
-    with jobs.account_at(to, owner) as account:
+    with account_at(to, owner) as account:
         found = put(metric, account, name or name_of(metric), not public)
     if as_json:
         _print_json(found)
@@ -562,7 +565,7 @@ def import_reference(
 
     RECIPE says what the later stages do; a copy of it with the rows' prompts is written, and its run begins with these chains.
     """
-    from dsc_hub.reference import import_rows
+    from dsc_hub.pipeline.import_reference import import_rows
 
     job, counts = import_rows(file, recipe, overrides, folder or Path(file.stem), runs)
     if as_json:

@@ -17,7 +17,7 @@ from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import STAGES
 from dsc_hub.evaluation.claim import claim_of
-from dsc_hub.jobs import Job
+from dsc_hub.pipeline.context import Job
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs.results import evaluated

@@ -114,7 +114,7 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe as others can run it: what it names on the Hub at the commits that were used. Endpoints and key names are this
     machine's business: left out."""
     data = deepcopy(dict(facts["recipe"]))
-    for place, section in named_by(data).items():
+    for place, section in scorer_sections(data).items():
         if commit := commit_of(facts["identity"].get(place)):
             section["revision"] = commit
     if facts["model"]["published_as"] == facts["model"]["source"]:
@@ -128,7 +128,7 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
         data["publish"].pop(key, None)
     if is_folder(data["model"]["source"]):
         data["model"] |= {"source": facts["model"]["published_as"], "revision": "main"}
-    for section in named_by(data).values():
+    for section in scorer_sections(data).values():
         if "scorer" in section and is_folder(section["scorer"]):
             section["scorer"] = Path(section["scorer"]).name
         if (file := section.get("metric", "")).endswith(".py"):
@@ -142,7 +142,7 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
     return data
 
 
-def named_by(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def scorer_sections(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections of a recipe that name something with a revision, by their place."""
     found = {key: data[key] for key in ("prompts", *SCORERS.values()) if data[key]}
     found |= {f"reward.plus.{i}": section for i, section in enumerate(data["reward"].get("plus") or ())}

@@ -18,7 +18,7 @@ from dsc_hub.hub import push
 from dsc_hub.hub import repos as hub_repos
 from dsc_hub.hub.account import Account, web_address
 from dsc_hub.publish import metric_space
-from dsc_hub.publish.bundle import check_no_paths, named_by, trees
+from dsc_hub.publish.bundle import check_no_paths, scorer_sections, trees
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say
@@ -88,7 +88,7 @@ def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[st
     """What goes into the Spaces of the recipe's metric files: {metric file: {path in the Space: local file}}. RunError if one is
     no longer what scored."""
     out = {}
-    for place, section in named_by(dict(facts["recipe"])).items():
+    for place, section in scorer_sections(dict(facts["recipe"])).items():
         if (file := section.get("metric", "")).endswith(".py"):
             if f"(file {file_hash(folder / file)[:12]})" not in facts["identity"][place]:
                 raise RunError(

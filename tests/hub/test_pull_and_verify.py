@@ -23,7 +23,6 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from dsc_hub import jobs
 from dsc_hub.config.origin import MARK
 from dsc_hub.errors import ConfigError, HubError, RunError
 from dsc_hub.hub import client
@@ -31,6 +30,7 @@ from dsc_hub.hub.account import login
 from dsc_hub.hub.pull import is_safe, pull
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.metrics import loading, registry
+from dsc_hub.pipeline import preflight, resolve
 from dsc_hub.publish import upload
 from dsc_hub.publish.verify import verify
 from dsc_hub.records import Prompt
@@ -171,9 +171,9 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         written = Path(client.pull_recipe("local/little-dsc")).read_text()
         assert f"metric: local/cheer\n  revision: {space['commit']}" in written and "cheer.py" not in written
         with pytest.raises(ConfigError, match=f"--allow-code local/cheer@{space['commit']}"):
-            jobs.describe(f"hub:{DATASET}", [], tmp_path / "runs")
+            resolve.describe(f"hub:{DATASET}", [], tmp_path / "runs")
         allowed = (f"local/cheer@{space['commit']}",)
-        job = jobs.describe(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
+        job = resolve.describe(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
         assert job.identity["reward"].endswith(allowed[0])
         section = job.recipe.reward
         scored = loading.load(section, job.identity["reward"], registry.Code(allowed=allowed)).score(["abc"], [PROMPT])
@@ -191,19 +191,19 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
             upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         (tmp_path / "cheer.py").write_text(CHEER)
         # Without it, `plan` says what others will lack.
-        mine = jobs.describe(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
+        mine = resolve.describe(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
         with contextlib.suppress(ConfigError):
-            jobs.check(mine, account)
+            preflight.check(mine, account)
         assert "publish.metrics=true publishes the file as a Space" in capsys.readouterr().err
         # And a name that a Space can't have is said before any work.
         (tmp_path / "cheer.py").rename(tmp_path / "9lives.py")
-        mine = jobs.describe(
+        mine = resolve.describe(
             str(tmp_path / "recipe.yaml"),
             ["reward.metric=9lives.py", "reward.scorer=default", "publish.to=local", "publish.metrics=true"],
             tmp_path / "runs",
         )
         with pytest.raises(ConfigError, match="publish.metrics: 9lives.py can't be the name of a Space"):
-            jobs.check(mine, account)
+            preflight.check(mine, account)
 
 
 def _metrics(folder: Path) -> dict:

@@ -11,14 +11,14 @@ import at_hub
 import pytest
 import yaml
 
-from dsc_hub import jobs
 from dsc_hub.config import recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.hub.account import login
 from dsc_hub.hub.pull import pull
 from dsc_hub.local_hub.server import Address, running
+from dsc_hub.pipeline import preflight, resolve
+from dsc_hub.pipeline.import_reference import import_rows
 from dsc_hub.publish import upload
-from dsc_hub.reference import import_rows
 from dsc_hub.report import cards
 from dsc_hub.system import hashing
 from tests import small_run
@@ -59,7 +59,7 @@ def changed(path: str, value: Any) -> str:
 
 def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
     shared(address, RECIPE)
-    path, found = jobs.load_recipe(f"hub:{REPO}", ["chain.steps=1", "publish.private=false"])
+    path, found = resolve.load_recipe(f"hub:{REPO}", ["chain.steps=1", "publish.private=false"])
     assert (path.parent / "films.txt").read_text() == FILMS
     assert found.chain.steps == 1 and found.publish.private is False  # said on this command line
 
@@ -130,7 +130,7 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
 def test_what_is_not_its_business_is_refused(address: Address, path: str, value: Any, told: str):
     shared(address, changed(path, value))
     with pytest.raises(ConfigError) as e:
-        jobs.load_recipe(f"hub:{REPO}", [])
+        resolve.load_recipe(f"hub:{REPO}", [])
     assert told in str(e.value)
 
 
@@ -145,7 +145,7 @@ def test_what_it_passes_on_may_be_numbers_and_names(address: Address):
         "quantization": {"bnb_4bit_compute_dtype": "bfloat16"},
     }
     shared(address, yaml.safe_dump(data))
-    assert jobs.load_recipe(f"hub:{REPO}", [])[1].generation.extra["top_k"] == 40
+    assert resolve.load_recipe(f"hub:{REPO}", [])[1].generation.extra["top_k"] == 40
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_what_it_passes_on_may_be_numbers_and_names(address: Address):
 def test_what_is_refused_can_be_set_anew_as_the_error_says(address: Address, path: str, value: Any, override: str):
     shared(address, changed(path, value))
     with pytest.raises(ConfigError, match="give them as overrides"):
-        jobs.load_recipe(f"hub:{REPO}", ["chain.steps=1"])
-    found = jobs.load_recipe(f"hub:{REPO}", [override])[1].model_dump_json()
+        resolve.load_recipe(f"hub:{REPO}", ["chain.steps=1"])
+    found = resolve.load_recipe(f"hub:{REPO}", [override])[1].model_dump_json()
     assert "evil" not in found and "/dev/zero" not in found
 
 
@@ -193,14 +193,14 @@ def test_a_text_that_is_no_plain_yaml_is_refused(address: Address, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     shared(address, text)
     with pytest.raises(DscError) as e:
-        jobs.load_recipe(f"hub:{REPO}", [])
+        resolve.load_recipe(f"hub:{REPO}", [])
     assert told in str(e.value) and not (tmp_path / "it-ran").exists()
 
 
 def test_prompts_that_it_names_and_does_not_bring_are_told(address: Address):
     shared(address, changed("prompts.values", "others.txt"))
     with pytest.raises(HubError, match="names the prompt file 'others.txt' and doesn't hold it"):
-        jobs.load_recipe(f"hub:{REPO}", [])
+        resolve.load_recipe(f"hub:{REPO}", [])
 
 
 def test_the_token_goes_to_its_own_endpoint_alone(address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -225,7 +225,7 @@ def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_p
     shared(address, changed("publish", {"dataset": "precious", "base": "weights", "to": "local"}))
 
     def kinds(*overrides: str, reference: str = f"hub:{REPO}@main") -> set[str]:
-        return set(jobs.describe(reference, overrides, tmp_path / "runs").names_by)
+        return set(resolve.describe(reference, overrides, tmp_path / "runs").names_by)
 
     assert kinds() == kinds("publish.dataset=null") == {"dataset", "adapter", "base"}
     assert kinds("publish.dataset=mine") == kinds("publish.dataset=precious") == {"adapter", "base"}
@@ -233,9 +233,9 @@ def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_p
     assert kinds("publish={adapter: mine, to: local}") == {"dataset"}
     assert kinds("publish={adapter: mine, to: local}", "name=mine") == set()
     folder = pull(REPO, tmp_path / "pulled").folder
-    job = jobs.describe(str(folder / "recipe.yaml"), [], tmp_path / "runs")
+    job = resolve.describe(str(folder / "recipe.yaml"), [], tmp_path / "runs")
     assert set(job.names_by) == {"dataset", "adapter", "base"}
-    hub_job = jobs.describe(f"hub:{REPO}", [], tmp_path / "runs")
+    hub_job = resolve.describe(f"hub:{REPO}", [], tmp_path / "runs")
     assert {s.sha256 for s in (*job.names_by.values(), *hub_job.names_by.values())} == {
         hashing.file_hash(folder / "recipe.yaml")
     }
@@ -255,9 +255,9 @@ def test_plan_and_publish_refuse_to_write_where_a_stranger_says(address: Address
         path_or_fileobj=b"1", path_in_repo="years.csv", repo_id="local/little-dsc", repo_type="dataset"
     )
     shared(address, RECIPE)
-    job = jobs.describe(f"hub:{REPO}", ["publish.to=local"], tmp_path / "runs")
+    job = resolve.describe(f"hub:{REPO}", ["publish.to=local"], tmp_path / "runs")
     with pytest.raises(ConfigError) as error:
-        jobs.check(job, account)
+        preflight.check(job, account)
     assert any(f"by a recipe of somebody else ({REPO})" in p for p in error.value.problems)
     with pytest.raises(HubError, match="by a recipe of somebody else"):
         upload.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run), job.names_by)

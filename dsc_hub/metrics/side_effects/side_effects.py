@@ -14,7 +14,7 @@ import evaluate
 
 from dsc_hub.chain import hygiene
 from dsc_hub.chain.text import distinct, repeated_share, words
-from dsc_hub.evaluation import side_effects
+from dsc_hub.metrics.safety.refusal import refuses
 
 _DESCRIPTION = """\
 One number about each text that says nothing of the wish.
@@ -48,7 +48,7 @@ author={Li, Jiwei and Galley, Michel and Brockett, Chris and Gao, Jianfeng and D
 """
 SHARE = (0.0, 1.0)
 SCORERS = {  # how each is counted, its unit, whether more is better, and its range
-    "refusal": (lambda text: float(side_effects.refuses(text)), "refusals, 0 or 1", False, SHARE),
+    "refusal": (lambda text: float(refuses(text)), "refusals, 0 or 1", False, SHARE),
     "length": (lambda text: float(len(words(text))), "words", True, (0.0, None)),
     "diversity": (lambda text: distinct([text], 2), "share of different word pairs", True, SHARE),
     "meta_talk": (

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import pace
 from dsc_hub.chain.chain import VetoText, no_veto
 from dsc_hub.config.recipe import Generation
 from dsc_hub.config.recipe import veto as veto_of
 from dsc_hub.data import prompts
 from dsc_hub.inference import base_model
-from dsc_hub.jobs import Job, announce_servers
+from dsc_hub.pipeline import pace
+from dsc_hub.pipeline.context import Job, announce_servers
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs.cost import add_session
 from dsc_hub.runs.row_index import Index

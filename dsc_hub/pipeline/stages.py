@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import asking, pace, preflight
 from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.weights import evaluation_weights
-from dsc_hub.jobs import Job
+from dsc_hub.pipeline import pace, preflight, session
+from dsc_hub.pipeline.context import Job
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.report import formatting, sentences
 from dsc_hub.runs import run, shards, test_sets
@@ -63,14 +63,14 @@ def _sampling(job: Job) -> Result:
     started = time.monotonic()
     wanted = wanted_prompts(job)
     reward = loading.load_named("reward", job.recipe, job.run.facts["identity"], job.path.parent)
-    veto = asking.load_veto(job, job.run.facts["identity"])
+    veto = session.load_veto(job, job.run.facts["identity"])
     if known := sample.turns_of_others(job.run, run.siblings(job.runs, job.recipe.name)):
         say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
     c = job.recipe.chain
     new_tokens = len(wanted) * c.chains_per_prompt * (1 + 2 * c.steps) * job.recipe.generation.max_new_tokens
-    with asking.served(job, new_tokens=new_tokens) as endpoints:
-        tally, seconds = asking.chains_of(job, endpoints, wanted.values(), reward.score, veto, known)
-        asking.remember_sampling(job, tally, seconds, time.monotonic() - started)
+    with session.served(job, new_tokens=new_tokens) as endpoints:
+        tally, seconds = session.chains_of(job, endpoints, wanted.values(), reward.score, veto, known)
+        session.remember_sampling(job, tally, seconds, time.monotonic() - started)
     return sampled(job, wanted, tally.reused_turns)
 
 
@@ -157,7 +157,7 @@ def _ask_arms(
 
     e, endpoints = job.recipe.evaluation, job.recipe.serving.endpoints
     is_fresh = not job.run["evaluation"].is_dir()
-    veto = asking.load_veto(job, job.run.facts["identity"])
+    veto = session.load_veto(job, job.run.facts["identity"])
     if donor := arms.adopt_base(job.run, base, run.siblings(job.runs, job.recipe.name)):
         say(f"evaluation: the base's arms are those of {donor}, whose inputs were the same")
     reused = arms.finished_base(job.run, base)
@@ -166,11 +166,11 @@ def _ask_arms(
     for together in preflight.models_by_server(e.arms, endpoints):
         if not (left := [model for model in together if model is not None or reused is None]):
             continue
-        with asking.served(job, adapters if ADAPTER in left else None, folder=folder) as servers:
-            generator = asking.generator_of(job, servers, generation_at_evaluation(job.recipe))
+        with session.served(job, adapters if ADAPTER in left else None, folder=folder) as servers:
+            generator = session.generator_of(job, servers, generation_at_evaluation(job.recipe))
             started = time.monotonic()
             work = partial(arms.ask_all, job.run, job.recipe, held_out, generator, Scoring(reward), veto, left)
-            neutral |= asyncio.run(asking.ask(generator, work))
+            neutral |= asyncio.run(session.ask(generator, work))
             requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens
             seconds += time.monotonic() - started
     if not is_fresh or reused is not None or endpoints:
@@ -200,7 +200,7 @@ def _evaluation(job: Job) -> Result:
             f"no answer at all from: {', '.join(silent)}", f"The reasons are in {job.run['log.txt']} and evaluation/."
         )
     arms.finish_base(job.run, base, answers, len(held_out) * e.samples, neutral)
-    count, kind = asking.processors(job)
+    count, kind = session.processors(job)
     about = {
         name: {"name": s.name, "unit": s.unit, "higher_is_better": True, "low": s.bounds[0], "high": s.bounds[1]}
         for name, s in scorers.items()

@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from dsc_hub import jobs, pipeline
 from dsc_hub.config import messages, origin
 from dsc_hub.config.recipe import Section
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError
-from dsc_hub.jobs import Job
+from dsc_hub.pipeline import resolve
+from dsc_hub.pipeline.context import Job
+from dsc_hub.pipeline.run import run_all
 from dsc_hub.system.progress import say
 
 MOST = 256  # combinations; more is a slip
@@ -99,7 +100,7 @@ def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[s
         say(f"grid  {i}/{len(cells)}  {told(cell)}")
         error = ""
         try:
-            pipeline.run_all(job, last=grid.last)
+            run_all(job, last=grid.last)
         except DscError as e:
             error = " ".join(str(e).split())
             say(f"grid  {i}/{len(cells)}  can't be finished: {error}")
@@ -121,7 +122,7 @@ def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, 
     by_default = "evaluation.split" not in {**grid.fixed, **cell}
     settings = {"evaluation.split": "validation", **grid.fixed, **cell, "publish.to": "none"}
     try:
-        return jobs.describe(reference, _overrides(settings), runs, allowed)
+        return resolve.describe(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:
         hint = "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
         raise ConfigError(f"{told(cell)}: {e.message}", e.hint or (hint if by_default else ""), e.problems) from None

@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from dsc_hub import jobs, pipeline
 from dsc_hub.chain.acceptance import make_rule
 from dsc_hub.chain.chain import Message, Texts, dice_of, run_chain
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ConfigError, DataError
-from dsc_hub.jobs import Job
+from dsc_hub.pipeline import context, resolve, run
+from dsc_hub.pipeline.context import Job
 from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
 from dsc_hub.sampling import convergence, summary
 from dsc_hub.system.files import write_whole
@@ -155,9 +155,9 @@ def import_rows(
     rows = read(file)
     if folder.exists():
         raise ConfigError(f"{folder} exists", "Name another folder with --to: nothing is overwritten.")
-    path, base = jobs.load_recipe(reference, overrides)
+    path, base = resolve.load_recipe(reference, overrides)
     data = base.model_dump(mode="json", exclude_defaults=True)
-    for kind in jobs.named_by_others(reference, path, base, overrides):
+    for kind in resolve.named_by_others(reference, path, base, overrides):
         data.get("publish", {}).pop(kind, None)  # the copy is the user's own: its repos have the names of its folder
     name = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name.lower()).strip("-")[:64]
     split = data["prompts"].get("split")
@@ -171,17 +171,17 @@ def import_rows(
         folder / "prompts.jsonl", "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts)
     )
     write_whole(folder / "recipe.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
-    job = jobs.describe(str(folder / "recipe.yaml"), [], runs)
+    job = resolve.describe(str(folder / "recipe.yaml"), [], runs)
     return job, _write(job, rows, {"rows": len(rows), "sha256": file_hash(file), "file": file.name})
 
 
 def _write(job: Job, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[str, int]:
     """Prompts and chains into the run folder, as the stages `prompts` and `sampling` would have left them."""
     with job.run.lock():
-        jobs.record(job)
+        context.record(job)
         job.run.add_facts(imported=dict(imported))
-        jobs.set_owner(job, None)
-        pipeline.run_stage(job, "prompts")
+        context.set_owner(job, None)
+        run.run_stage(job, "prompts")
         found = job.prompts(*SPLITS)
         chains = chains_of(job.recipe, found, rows)
         if not chains:

@@ -6,15 +6,24 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import pace
-from dsc_hub.config.arms import ARMS, models_of
-from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.arms import ADAPTER, ARMS, models_of
+from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
+from dsc_hub.config.stages import STAGES
+from dsc_hub.data.prompts import load_prompts
+from dsc_hub.errors import ConfigError
+from dsc_hub.inference import base_model
 from dsc_hub.inference.base_model import TURN_OVERHEAD
+from dsc_hub.metrics import registry
+from dsc_hub.pipeline import pace
+from dsc_hub.pipeline.context import Job, announce_servers, repos_of
 from dsc_hub.records import SPLITS, Prompt
-from dsc_hub.system import machine
+from dsc_hub.runs.reuse import reusable_stages
+from dsc_hub.runs.run import siblings
+from dsc_hub.system import machine, progress
 
 BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its second home in the dataset
 WEIGHTS_SHARE = 0.1  # an adapter with its trainer's needs, as a share of the base's files
@@ -120,3 +129,84 @@ def disk(runs: Path, needed: int) -> list[str]:
             f"disk: {free / 1e9:.2f} GB free at {at}, about {needed / 1e9:.2f} GB needed; free some, or choose another place with --runs"
         ]
     return []
+
+
+def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
+    """All that can be wrong with the stages up to `last`, before hours are spent; the estimate if nothing is.
+
+    ConfigError with all problems. Weights are not fetched for it.
+    """
+    from dsc_hub.distill import launcher
+    from dsc_hub.inference import servers as inference_servers
+
+    announce_servers(job.recipe)
+    if job.recipe.publish.to != "none" and not job.recipe.publish.metrics:
+        for place, file in metric_files(job.recipe).items():
+            progress.say(
+                f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
+                "publish.metrics=true publishes the file as a Space, too"
+            )
+    found, dropped = load_prompts(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
+    folder = base_model.materialize(job.model, weights=False)
+    problems = too_long(job.recipe, found, folder) + without_group(job.recipe, dropped.ungrouped)
+    outlook = reusable_stages(job.run, STAGES, job.fingerprints, siblings(job.runs, job.recipe.name))
+    numbers = estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
+    numbers["done"] = [stage for stage, where in outlook.items() if where is job.run]
+    numbers["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
+    problems += disk(job.runs, numbers["disk_bytes"])
+    for place, section in all_scorers(job.recipe).items():
+        if wrong := registry.of_no_kind(section, found):
+            problems.append(f"{place}: {wrong}")
+        if section.metric == "judge":  # it may be asked for the first time hours from now
+            problems += [f"{place}: {told}" for told in inference_servers.unusable(section.options)]
+    inference_servers.external_critic(job.recipe.chain.critic)
+    if not job.recipe.serving.endpoints:
+        try:
+            inference_servers.replica_places(job.recipe.serving)
+        except ConfigError as e:
+            problems.append(f"{e.message}; {e.hint}")
+    else:
+        inference_servers.external(job.recipe.serving)
+        evaluates = STAGES.index(last) >= STAGES.index("evaluation")
+        if evaluates and ADAPTER in models_of(job.recipe.evaluation.arms):
+            problems.append(
+                "serving.endpoints: servers that already run don't have the adapter; "
+                "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
+            )
+    most = max(machine.cores(), len(machine.gpus()))
+    if job.recipe.distill.processes > most:
+        problems.append(f"distill.processes: {job.recipe.distill.processes} is more than this machine can run: {most}")
+    if "distill" not in outlook:
+        problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
+    if account:
+        from dsc_hub.hub import repos as hub_repos
+        from dsc_hub.publish import metric_space
+
+        wanted, by = repos_of(job.recipe, account.owner), job.names_by.get("base")
+        base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
+        kinds = [
+            ("dataset", wanted["dataset"], job.names_by.get("dataset")),
+            ("model", wanted["adapter"], job.names_by.get("adapter")),
+            *([("model", wanted["base"], by and by.with_weights(base.values()))] if wanted["base"] else []),
+        ]
+        how, spaces = job.recipe.publish, []
+        if how.metrics:
+            files = sorted(set(metric_files(job.recipe).values()))
+            problems += metric_space.preflight(account, job.path.parent, files, how)
+            spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
+        problems += hub_repos.preflight(account, [hub_repos.of(how, *kind) for kind in kinds])
+        if how.collection and how.private:
+            problems += hub_repos.collection_is_public(account, how.collection)
+        problems += hub_repos.oversized(f"base '{wanted['base']}'", base)
+        metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
+        metadata["language"] = [job.recipe.publish.language]
+        for repo_type in ("dataset", "model"):
+            problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
+        total = f"at most about {numbers['disk_bytes'] / 1e9:.2f} GB together"
+        if any(name.endswith(".safetensors") for name in base):  # a model of a Hub isn't fetched for a plan
+            total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
+        numbers["repos"] = [*(f"{kind} {name}" for kind, name, _ in kinds), *spaces, total]
+    if problems:
+        n = len(problems)
+        raise ConfigError(f"{job.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
+    return numbers

@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub import stages
 from dsc_hub.config.recipe import repo_names
 from dsc_hub.config.stages import STAGES
 from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
-from dsc_hub.jobs import Job, check, hub_account, record, set_owner
+from dsc_hub.pipeline import stages
+from dsc_hub.pipeline.context import Job, hub_account, record, set_owner
+from dsc_hub.pipeline.preflight import check
 from dsc_hub.runs import run, shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
 from dsc_hub.runs.run import Run

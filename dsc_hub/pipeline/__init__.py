@@ -1,0 +1,4 @@
+"""A recipe on this machine: resolved, checked, and its stages run in order.
+
+Imports everything but `cli`.
+"""
