@@ -28,7 +28,7 @@ import signal
 
 import pytest
 
-from dsc_hub.config.recipe import Serving
+from dsc_hub.config.recipe import ServingConfig
 from dsc_hub.distill import launcher
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Completion
@@ -178,7 +178,7 @@ def start() -> Iterator[Callable[..., Any]]:
 def end_of(server: Any) -> Endpoint:
     """Where a server of `start` is asked."""
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    return inference_servers.external(Serving(endpoints=(url,)))[0]
+    return inference_servers.external(ServingConfig(endpoints=(url,)))[0]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dsc_hub.evaluation.answers import collect, write_answers
 from dsc_hub.evaluation.summary import summarise
 from dsc_hub.inference.client import Completion
 from dsc_hub.metrics import loading, registry
-from dsc_hub.metrics.batching import Scoring
+from dsc_hub.metrics.batching import BatchScorer
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.report import cards
 from dsc_hub.runs.cost import add_session, cost_of
@@ -84,7 +84,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
 
 
 def _sample(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -> None:
-    asyncio.run(sample.sample(run, r, asked, complete, Scoring(scorers["reward"])))
+    asyncio.run(sample.sample(run, r, asked, complete, BatchScorer(scorers["reward"])))
     chains, group_of, c = sample.read_chains(run), {p.id: p.group for p in asked}.__getitem__, r.chain
     numbers = summary.summary(chains, group_of, len(asked) * c.chains_per_prompt, c.steps) | {
         "mixing": convergence.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
@@ -107,7 +107,7 @@ def _adapter(run: Run) -> None:
 
 
 def _evaluate(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -> None:
-    asyncio.run(arms.ask(run, r, asked, complete, Scoring(scorers["reward"])))
+    asyncio.run(arms.ask(run, r, asked, complete, BatchScorer(scorers["reward"])))
     answers = collect(run, r, asked, scorers)
     about = fixture_run.metrics()["evaluation"]["scores"]
     neutral = {"base": {"one": 3.0, "two": 3.5}, "distilled": {"one": 3.1, "two": 3.4}}

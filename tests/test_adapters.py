@@ -93,9 +93,9 @@ def test_a_recipe_that_is_none_is_told_in_one_line(tmp_path: Path, recipe: str):
 def test_what_can_not_be_scored_is_told_before_anything_is_pulled(
     recipe_file: Path, tmp_path: Path, overrides: list[str], adapter: str, words: str
 ):
-    job = resolve.describe(
+    context = resolve.resolve(
         str(recipe_file), (*resolve.ARMS_OF_ANOTHER, *overrides, *resolve.OF_ANOTHER), tmp_path / "runs"
     )
     with pytest.raises(ConfigError, match=words):
-        run.evaluate_adapter(job, adapter)
+        run.evaluate_adapter(context, adapter)
     assert not (tmp_path / "runs").exists()

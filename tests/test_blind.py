@@ -295,7 +295,7 @@ def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(
         if row["prompt_id"] == changed and row["arm"] == "distilled":
             row["text"] = "Another adapter's."
     fixture_run._jsonl(run["evaluation/answers.jsonl"], rows)
-    assert blind.retell(run) == run.metrics["blind"]
+    assert blind.record_tally(run) == run.metrics["blind"]
     assert (run.metrics["blind"]["prompts"], run.metrics["blind"]["outdated"]) == (2, 1)
     assert "Not counted: 1 verdict on answers that have changed since." in blind_lines(run.metrics)
     asked = typed(monkeypatch, *"bbb")
@@ -308,7 +308,7 @@ def test_a_tally_of_answers_that_are_all_gone_is_taken_out_of_the_numbers(tmp_pa
     typed(monkeypatch, *"aa")
     compare(run, 2, "ann")
     fixture_run._jsonl(run["evaluation/answers.jsonl"], answers(distilled="All of them new."))
-    assert blind.retell(run) is None and "blind" not in run.metrics and "evaluation" in run.metrics
+    assert blind.record_tally(run) is None and "blind" not in run.metrics and "evaluation" in run.metrics
 
 
 # -- where it is told

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from dsc_hub.cli import screens
 from dsc_hub.cli.main import cli
-from dsc_hub.config.recipe import Recipe, Reward
+from dsc_hub.config.recipe import Recipe, RewardConfig
 from dsc_hub.errors import RunError
 from dsc_hub.evaluation import claim, summary
 from dsc_hub.evaluation.answers import score_answers
@@ -29,7 +29,10 @@ KINDER = {"brutal": "tender", "harsh": "gentle", "bad": "good", "violence": "war
 
 @pytest.fixture(scope="module")
 def scorers() -> dict[str, Any]:
-    return {name: loading.load(Reward(scorer=s), "").score for name, s in (("reward", "vader"), ("second", "textblob"))}
+    return {
+        name: loading.load(RewardConfig(scorer=s), "").score
+        for name, s in (("reward", "vader"), ("second", "textblob"))
+    }
 
 
 SCORES = {name: {"higher_is_better": True, "low": -1.0, "high": 1.0} for name in ("reward", "second")}

@@ -220,13 +220,13 @@ def test_a_model_without_chat_template_or_that_is_none(dsc, recipe_file: Path, t
 
 
 def test_a_full_disk_keeps_what_is_done_and_no_marker_claims_more(dsc, recipe_file: Path, server: str):
-    job = resolve.describe(str(recipe_file), [f"serving.endpoints=[{server}]"], dsc.work / "runs")
-    job.run.folder.mkdir(parents=True)
-    os.symlink("/dev/full", job.run["turns.jsonl"])  # every write there is answered with ENOSPC
+    context = resolve.resolve(str(recipe_file), [f"serving.endpoints=[{server}]"], dsc.work / "runs")
+    context.run.folder.mkdir(parents=True)
+    os.symlink("/dev/full", context.run["turns.jsonl"])  # every write there is answered with ENOSPC
     message = error(sample(dsc, recipe_file, server))
     assert "no space left on the disk" in message and "turns.jsonl" in message
-    assert job.run["prompts.done.json"].exists() and not job.run["sampling.done.json"].exists()
-    job.run["turns.jsonl"].unlink()
+    assert context.run["prompts.done.json"].exists() and not context.run["sampling.done.json"].exists()
+    context.run["turns.jsonl"].unlink()
     assert sample(dsc, recipe_file, server).returncode == 0
 
 

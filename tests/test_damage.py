@@ -20,7 +20,7 @@ from dsc_hub.cli import screens
 from dsc_hub.cli.main import cli
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.evaluation import blind, compare
-from dsc_hub.pipeline import context, resolve
+from dsc_hub.pipeline import resolve
 from dsc_hub.report import cards, page, tables
 from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs import metrics_schema, verdict
@@ -218,8 +218,8 @@ def test_no_number_and_no_name_is_cut_on_a_narrow_terminal(finished: Run, column
 
 
 def test_a_run_whose_history_is_lost_gets_no_invented_one(tmp_path: Path, recipe_file: Path):
-    job = resolve.describe(str(recipe_file), [], tmp_path / "runs")
-    job.run.finish("prompts", job.fingerprints["prompts"], 1.0, {})
+    context = resolve.resolve(str(recipe_file), [], tmp_path / "runs")
+    context.run.finish("prompts", context.fingerprints["prompts"], 1.0, {})
     with pytest.raises(RunError, match=r"run\.json is missing, but these stages are finished: prompts"):
-        context.record(job)
-    assert not job.run["run.json"].exists()
+        context.record(context)
+    assert not context.run["run.json"].exists()

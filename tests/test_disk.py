@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.errors import disk_error
-from dsc_hub.runs.jsonl import Rows
+from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.sampling import sample
 from tests.conftest import ROOT, ScriptedModel, length_score
 from tests.test_sampling import setup, sorted_rows
@@ -25,13 +25,14 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.conftest import ScriptedModel, length_score
 from tests.test_sampling import setup
-from dsc_hub import language, sampling
+from dsc_hub.chain import language
+from dsc_hub.sampling import sample
 from dsc_hub.errors import disk_error
 language.language_of("Il unpacks its model into a file of its own")
 run, r, some = setup(Path(sys.argv[1]), Path(sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 try:
-    asyncio.run(sampling.sample(run, r, some, ScriptedModel(0.001), length_score))
+    asyncio.run(sample.sample(run, r, some, ScriptedModel(0.001), length_score))
 except OSError as e:
     print(disk_error(e))
 """
@@ -57,7 +58,7 @@ def test_a_disk_that_fills_up_stops_the_run_and_it_goes_on_when_there_is_room(
 
 
 def test_a_row_that_was_cut_by_a_full_disk_does_not_spoil_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    rows, write = Rows(tmp_path / "a.jsonl"), os.write
+    rows, write = JsonlFile(tmp_path / "a.jsonl"), os.write
     rows.append({"n": 1})
 
     def full(fd: int, data: bytes) -> int:

@@ -539,7 +539,7 @@ def test_launch_trains_from_a_parent_without_torch_and_ignores_a_stale_launcher(
 
 def test_a_mendable_error_of_the_child_is_the_same_error_in_the_parent(tmp_path, base, monkeypatch):
     run = make_run(tmp_path / "run", base, lora={"rank": 8})
-    code = "import sys; from dsc_hub import distill; sys.exit(distill.main(sys.argv[1:]))"
+    code = "import sys; from dsc_hub.distill import train; sys.exit(train.main(sys.argv[1:]))"
     monkeypatch.setattr(launcher, "_command", lambda run, *_: [sys.executable, "-c", code, str(run.folder)])
     with pytest.raises(ConfigError) as error:
         launcher.launch(run)

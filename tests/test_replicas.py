@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.config import recipe_files
-from dsc_hub.config.recipe import Serving
+from dsc_hub.config.recipe import ServingConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import servers, vllm
 from dsc_hub.inference.client import Generator
@@ -39,33 +39,33 @@ def gpus(monkeypatch: pytest.MonkeyPatch):
 
 def test_each_replica_has_gpus_of_its_own(gpus):
     gpus(8)
-    assert servers.replica_places(Serving()) == [(str(i),) for i in range(8)]
-    assert servers.replica_places(Serving(tensor_parallel=4)) == [("0", "1", "2", "3"), ("4", "5", "6", "7")]
-    assert servers.replica_places(Serving(replicas=2)) == [("0",), ("1",)]
+    assert servers.replica_places(ServingConfig()) == [(str(i),) for i in range(8)]
+    assert servers.replica_places(ServingConfig(tensor_parallel=4)) == [("0", "1", "2", "3"), ("4", "5", "6", "7")]
+    assert servers.replica_places(ServingConfig(replicas=2)) == [("0",), ("1",)]
     gpus(8, "5,GPU-1f,7")
-    assert servers.replica_places(Serving()) == [("5",), ("GPU-1f",), ("7",)]
+    assert servers.replica_places(ServingConfig()) == [("5",), ("GPU-1f",), ("7",)]
     with pytest.raises(ConfigError, match="4 replicas of 1 need 4 GPUs, here are 3"):
-        servers.replica_places(Serving(replicas=4))
+        servers.replica_places(ServingConfig(replicas=4))
     gpus(1)
     with pytest.raises(ConfigError, match="1 replicas of 2 need 2 GPUs"):
-        servers.replica_places(Serving(tensor_parallel=2))
+        servers.replica_places(ServingConfig(tensor_parallel=2))
 
 
 def test_on_a_cpu_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine, "vllm_on_cpu", lambda: True)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {2, 3, 6, 7, 8})
-    assert servers.replica_places(Serving()) == [()]
-    assert servers.replica_places(Serving(replicas=2)) == [("2", "3"), ("6", "7")]
+    assert servers.replica_places(ServingConfig()) == [()]
+    assert servers.replica_places(ServingConfig(replicas=2)) == [("2", "3"), ("6", "7")]
     for wrong in ({"replicas": 6}, {"tensor_parallel": 2}):
         with pytest.raises(ConfigError, match="can't run on 5 cores"):
-            servers.replica_places(Serving(**wrong))
+            servers.replica_places(ServingConfig(**wrong))
 
 
 def test_what_is_a_replicas_own_is_in_its_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
-    assert vllm.vllm_environment(Serving(), False, "k", ("2", "3"))["CUDA_VISIBLE_DEVICES"] == "2,3"
-    assert vllm.vllm_environment(Serving(), False, "k")["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
-    on_cpu = vllm.vllm_environment(Serving(), True, "k", ("6", "7"))
+    assert vllm.vllm_environment(ServingConfig(), False, "k", ("2", "3"))["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert vllm.vllm_environment(ServingConfig(), False, "k")["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
+    on_cpu = vllm.vllm_environment(ServingConfig(), True, "k", ("6", "7"))
     assert (on_cpu["VLLM_CPU_OMP_THREADS_BIND"], on_cpu["OMP_NUM_THREADS"]) == ("6,7", "2")
 
 
@@ -83,9 +83,9 @@ def test_vllms_own_parser_takes_our_command_lines_and_those_of_the_readme(tmp_pa
     import json
 
     ours = [
-        vllm.vllm_command(tmp_path, Serving(tensor_parallel=4, concurrency=300), 8000, {}, False)[3:],
-        vllm.vllm_command(tmp_path, Serving(), 8000, {}, True)[3:],
-        vllm.vllm_command(tmp_path, Serving(concurrency=5), 8000, {}, True, compiled=True)[3:],
+        vllm.vllm_command(tmp_path, ServingConfig(tensor_parallel=4, concurrency=300), 8000, {}, False)[3:],
+        vllm.vllm_command(tmp_path, ServingConfig(), 8000, {}, True)[3:],
+        vllm.vllm_command(tmp_path, ServingConfig(concurrency=5), 8000, {}, True, compiled=True)[3:],
     ]
     shown = re.findall(r"^vllm serve (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     theirs = [shlex.split(line.replace("FIRST", "10.0.0.1")) for line in shown]
@@ -124,7 +124,7 @@ def test_a_cpu_serves_and_trains_in_bfloat16_only_where_it_has_instructions_for_
     from dsc_hub.distill import train
 
     monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
-    command = vllm.vllm_command(Path("/m"), Serving(), 1, {}, True)
+    command = vllm.vllm_command(Path("/m"), ServingConfig(), 1, {}, True)
     assert command[command.index("--dtype") + 1] == dtype
     assert str(train._compute_dtype(on_cpu=True)) == f"torch.{dtype}"
 
@@ -212,7 +212,7 @@ def test_each_endpoint_may_have_a_number_of_its_own(recipe_file: Path):
 
     async def go() -> tuple[int, list[int]]:
         async with Generator(ends, found.generation, 20, concurrency=found.serving.concurrency) as g:
-            return g.level(), [lane.level.now for lane in g._lanes.all]
+            return g.level(), [server.limit.now for server in g._pool.all]
 
     assert asyncio.run(go()) == (64 + FIRST, [64, FIRST])
     assert "3 numbers for 2 endpoints; give one for each" in told("[1, 2, 3]")

@@ -10,7 +10,7 @@ from typing import Any
 import evaluate
 import pytest
 
-from dsc_hub.config.recipe import Scorer
+from dsc_hub.config.recipe import ScorerConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.safety.safety import unsafe_of
@@ -29,7 +29,7 @@ def load(scorer: str = "rule", **options: Any) -> Any:
 
 
 def scorer(name: str = "rule", **options: Any) -> Callable[..., Any]:
-    section = Scorer(metric="safety", scorer=name, options=options)
+    section = ScorerConfig(metric="safety", scorer=name, options=options)
     return loading.load(section, registry.identify(section)).score
 
 
@@ -137,10 +137,10 @@ def test_labels_that_do_not_exclude_each_other_count_by_the_worst(classifier, tm
 
 
 def test_its_identity_changes_with_its_rules_and_options():
-    plain = registry.identify(Scorer(metric="safety", scorer="rule"))
+    plain = registry.identify(ScorerConfig(metric="safety", scorer="rule"))
     assert (
         "rules 2" in plain
-        and registry.identify(Scorer(metric="safety", scorer="rule", options={"kind": "harmful"})) != plain
+        and registry.identify(ScorerConfig(metric="safety", scorer="rule", options={"kind": "harmful"})) != plain
     )
 
 

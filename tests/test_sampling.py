@@ -25,7 +25,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
-from dsc_hub.metrics.batching import Scoring
+from dsc_hub.metrics.batching import BatchScorer
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample, summary
@@ -258,7 +258,7 @@ def test_a_scorer_that_fails_ends_the_run_with_its_own_error(recipe_file: Path, 
         raise ZeroDivisionError("in the scorer")
 
     async def go():
-        return await sample.sample(run, r, some, ScriptedModel(), Scoring(broken))
+        return await sample.sample(run, r, some, ScriptedModel(), BatchScorer(broken))
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(asyncio.wait_for(go(), 20))
@@ -279,7 +279,7 @@ def test_generation_does_not_wait_for_the_scorer(recipe_file: Path, tmp_path: Pa
         return [Score(0.5) for _ in texts]
 
     async def go():
-        return await sample.sample(run, r, some, asked, Scoring(scorer))
+        return await sample.sample(run, r, some, asked, BatchScorer(scorer))
 
     assert asyncio.run(go()).finished == len(some) and all(waited)
 
@@ -293,7 +293,7 @@ def test_scores_are_batched_and_come_back_to_their_own_text():
         return [Score(float(t)) for t in texts]
 
     async def go():
-        scoring = Scoring(scorer)
+        scoring = BatchScorer(scorer)
         return await asyncio.gather(*(scoring(str(i), None) for i in range(100)))
 
     assert [s.value for s in asyncio.run(go())] == list(range(100))
@@ -306,9 +306,9 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.conftest import ScriptedModel, length_score
 from tests.test_sampling import setup
-from dsc_hub import sampling
+from dsc_hub.sampling import sample
 run, r, some = setup(Path(sys.argv[1]), Path(sys.argv[2]), "chain.chains_per_prompt=6", "serving.concurrency=8")
-asyncio.run(sampling.sample(run, r, some, ScriptedModel(0.004), length_score))
+asyncio.run(sample.sample(run, r, some, ScriptedModel(0.004), length_score))
 """
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.recipe import Generation, Scorer, Serving
+from dsc_hub.config.recipe import GenerationConfig, ScorerConfig, ServingConfig
 from dsc_hub.distill import launcher
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.inference import client, vllm
@@ -60,14 +60,17 @@ def scripted():
 def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch):
     for name in LAUNCHER:
         monkeypatch.setenv(name, "7")
-    env = vllm.vllm_environment(Serving(), on_cpu=False, api_key="k")
+    env = vllm.vllm_environment(ServingConfig(), on_cpu=False, api_key="k")
     assert not set(env) & set(LAUNCHER) and env["PATH"] == os.environ["PATH"]
-    assert vllm.vllm_environment(Serving(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
+    assert vllm.vllm_environment(ServingConfig(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
 
 
 def test_the_key_is_on_no_command_line():
-    command = vllm.vllm_command(Path("/m"), Serving(), 1, {}, True)
-    assert "--api-key" not in command and vllm.vllm_environment(Serving(), True, "secret")["VLLM_API_KEY"] == "secret"
+    command = vllm.vllm_command(Path("/m"), ServingConfig(), 1, {}, True)
+    assert (
+        "--api-key" not in command
+        and vllm.vllm_environment(ServingConfig(), True, "secret")["VLLM_API_KEY"] == "secret"
+    )
     assert "secret" not in repr(Endpoint("u", "m", "secret"))
 
 
@@ -87,7 +90,7 @@ def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
         (True, {"distilled": tmp_path}, "2048 True 32 True False ['distilled']"),
         (False, {}, "2048 None 16 False"),
     ]:
-        command = vllm.vllm_command(tmp_path, Serving(), 8000, adapters, on_cpu)
+        command = vllm.vllm_command(tmp_path, ServingConfig(), 8000, adapters, on_cpu)
         child = subprocess.run([sys.executable, "-c", PARSE, *command[3:]], capture_output=True, text=True, env=env)
         assert child.returncode == 0, child.stderr[-2000:]
         assert child.stdout.strip().splitlines()[-1].startswith(expected)
@@ -118,7 +121,7 @@ def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
     for name, value in kept.items():
         monkeypatch.setenv(name, value)
     for env in (
-        vllm.vllm_environment(Serving(), on_cpu=True, api_key="k"),
+        vllm.vllm_environment(ServingConfig(), on_cpu=True, api_key="k"),
         launcher._environment(1),
         machine.for_child(os.environ),
     ):
@@ -160,10 +163,10 @@ def test_a_redirect_never_takes_a_key_to_another_host(monkeypatch: pytest.Monkey
     monkeypatch.setenv("OPENAI_API_KEY", "hush-hush")
     with at(Thief) as thief, at(redirecting(f"{thief}/v1/models")) as url:
         with pytest.raises(ServingError, match=f"answered {code}"):
-            inference_servers.external(Serving(endpoints=(f"{url}/v1",), served_model="m"))
+            inference_servers.external(ServingConfig(endpoints=(f"{url}/v1",), served_model="m"))
         assert not inference_servers._answers_as(f"{url}/v1", "hush-hush", "m")
         assert inference_servers.prefix_cache([Endpoint(f"{url}/v1", "m", "hush-hush")]) == [None]
-        section = Scorer(metric="judge", scorer="guard", options={"endpoint": f"{url}/v1", "model": "m"})
+        section = ScorerConfig(metric="judge", scorer="guard", options={"endpoint": f"{url}/v1", "model": "m"})
         with pytest.raises(MetricError, match=f"answered {code}"):
             loading.load(section, registry.identify(section))
     assert seen == []
@@ -219,7 +222,7 @@ def test_a_server_and_its_children_are_gone_when_we_are_killed(tmp_path: Path, h
 
 def ask(endpoints: list[Endpoint], n: int = 1, timeout_s: float = 20) -> list:
     async def go():
-        async with Generator(endpoints, Generation(), timeout_s) as g:
+        async with Generator(endpoints, GenerationConfig(), timeout_s) as g:
             return await asyncio.gather(*(g.complete([{"role": "user", "content": f"q{i}"}], seed=i) for i in range(n)))
 
     return asyncio.run(go())
@@ -238,7 +241,7 @@ def test_answers_come_with_their_tokens_and_the_same_seed_gives_the_same_answer(
 @pytest.mark.parametrize(("logprobs", "nats"), [(True, (1 + 1 + 3) / 3), (False, None)])
 def test_surprise_at_a_text_is_what_vllm_tells_of_a_prompt_or_absent(scripted, logprobs: bool, nats: float | None):
     async def go():
-        async with Generator([Endpoint(scripted(logprobs=logprobs), "scripted", "k")], Generation(), 20) as g:
+        async with Generator([Endpoint(scripted(logprobs=logprobs), "scripted", "k")], GenerationConfig(), 20) as g:
             return await g.surprise("abcd")
 
     assert asyncio.run(go()) == (None if nats is None else pytest.approx(nats))
@@ -250,11 +253,11 @@ def test_a_beginning_stays_at_its_server_until_that_has_enough_to_do(scripted):
     def busy(concurrency: int, questions: list[str]) -> list[int]:
         async def go():
             ends = [Endpoint(u, "scripted", "k") for u in urls]
-            async with Generator(ends, Generation(), 20, concurrency=concurrency) as g:
+            async with Generator(ends, GenerationConfig(), 20, concurrency=concurrency) as g:
                 jobs = [g.complete([{"role": "user", "content": q}], seed=i) for i, q in enumerate(questions)]
-                tasks = [asyncio.create_task(job) for job in jobs]
+                tasks = [asyncio.create_task(context) for context in jobs]
                 await asyncio.sleep(0.02)
-                now = [lane.busy for lane in g._lanes.all]
+                now = [server.busy for server in g._pool.all]
                 await asyncio.gather(*tasks)
                 return now
 
@@ -275,21 +278,23 @@ def test_a_refused_request_costs_itself_and_a_wrong_key_stops_the_run(scripted):
 
 def test_an_endpoint_that_is_down_or_wrong_is_named_with_what_to_do(scripted, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ServingError, match=r"endpoint http://127.0.0.1:1/v1 can't be used: .*refused"):
-        inference_servers.external(Serving(endpoints=("http://127.0.0.1:1/v1",)))
+        inference_servers.external(ServingConfig(endpoints=("http://127.0.0.1:1/v1",)))
     with pytest.raises(ServingError, match="answered 401.*\n.*OPENAI_API_KEY"):
-        inference_servers.external(Serving(endpoints=(scripted(key="right"),)))
+        inference_servers.external(ServingConfig(endpoints=(scripted(key="right"),)))
     monkeypatch.setenv("OPENAI_API_KEY", "right")
-    (end,) = inference_servers.external(Serving(endpoints=(scripted(key="right") + "/",)))
+    (end,) = inference_servers.external(ServingConfig(endpoints=(scripted(key="right") + "/",)))
     assert end.model == "scripted" and end.url.endswith("/v1")
 
 
 def test_a_model_that_a_server_has_but_does_not_list_is_found_by_its_name(scripted):
-    (end,) = inference_servers.external(Serving(endpoints=(scripted(models=()),), served_model="/models/mine"))
+    (end,) = inference_servers.external(ServingConfig(endpoints=(scripted(models=()),), served_model="/models/mine"))
     assert end.model == "/models/mine"
     with pytest.raises(ServingError, match="serves a, b, not c\n.*serving.served_model"):
-        inference_servers.external(Serving(endpoints=(scripted(models=("a", "b"), others=False),), served_model="c"))
+        inference_servers.external(
+            ServingConfig(endpoints=(scripted(models=("a", "b"), others=False),), served_model="c")
+        )
     with pytest.raises(ServingError, match="serves nothing\n"):
-        inference_servers.external(Serving(endpoints=(scripted(models=()),)))
+        inference_servers.external(ServingConfig(endpoints=(scripted(models=()),)))
 
 
 def test_the_error_that_ended_a_server_is_shown_before_its_last_lines():

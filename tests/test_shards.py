@@ -27,16 +27,16 @@ def place(recipe_file: Path, tmp_path: Path, home: Path, server: str, monkeypatc
         def __init__(self, name: str = "runs", *overrides: str, at: str = server) -> None:
             self.runs = tmp_path / name
             words = [f"serving.endpoints=[{at}]", "chain.chains_per_prompt=2", *overrides]
-            self.job = resolve.describe(str(recipe_file), words, self.runs)
-            self.run = self.job.run
+            self.context = resolve.resolve(str(recipe_file), words, self.runs)
+            self.run = self.context.run
 
         def sample(self, shard: str = "") -> Path:
-            job = resolve.of_shard(self.job, parse(shard)) if shard else self.job
-            run.run_all(job, "sampling")
-            return job.run.folder
+            context = resolve.of_shard(self.context, parse(shard)) if shard else self.context
+            run.run_all(context, "sampling")
+            return context.run.folder
 
         def merge(self, *folders: Path) -> None:
-            run.merge(self.job, folders)
+            run.merge(self.context, folders)
 
     return Place
 
@@ -72,7 +72,7 @@ def test_shards_in_any_order_merge_into_what_one_machine_would_have_made(place):
     # The dataset that is made of them is the same, byte for byte.
     made = []
     for of in (split, whole):
-        run.run_one(of.job, "dataset")
+        run.run_one(of.context, "dataset")
         made.append({f.name: f.read_bytes() for f in sorted(of.run["dataset"].rglob("*.parquet"))})
     assert made[0] == made[1] and made[0]
 
@@ -95,9 +95,9 @@ def test_a_merge_that_is_broken_off_leaves_nothing_that_passes_for_done(place, m
         broken.setattr("dsc_hub.pipeline.stages.sampled", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             here.merge()
-    assert not here.run.is_done("sampling", here.job.fingerprints["sampling"])
+    assert not here.run.is_done("sampling", here.context.fingerprints["sampling"])
     here.merge()
-    assert here.run.is_done("sampling", here.job.fingerprints["sampling"])
+    assert here.run.is_done("sampling", here.context.fingerprints["sampling"])
 
 
 def test_what_was_sampled_before_it_was_divided_is_kept(place):
@@ -155,7 +155,7 @@ def test_a_shard_that_failed_in_part_is_merged_with_its_failures(place):
     for i in (1, 2):
         here.sample(f"{i}/2")
     here.merge()
-    hurt = {p.id for p in here.job.prompts("train", "validation") if "number 3" in p.text}
+    hurt = {p.id for p in here.context.prompts("train", "validation") if "number 3" in p.text}
     result, failed = here.run.marker("sampling")["result"], list(here.run.rows("failed.jsonl"))
     assert hurt and {row["prompt_id"] for row in failed} == hurt and len(failed) == 2 * len(hurt)
     assert result["failed"] == len(failed) and result["finished"] + result["failed"] == result["chains"]

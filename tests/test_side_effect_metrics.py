@@ -9,7 +9,7 @@ from typing import Any
 import evaluate
 import pytest
 
-from dsc_hub.config.recipe import Scorer
+from dsc_hub.config.recipe import ScorerConfig
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.side_effects.side_effects import SCORERS
 from dsc_hub.records import Prompt
@@ -54,7 +54,7 @@ def test_scripts_without_spaces_count_by_characters():
 def test_only_the_english_ones_leave_other_languages_unscored():
     texts = ["我喜欢这部电影。", "I'm sorry, I can't help."]
     for name in SCORERS:
-        section = Scorer(metric="side_effects", scorer=name)
+        section = ScorerConfig(metric="side_effects", scorer=name)
         loaded = loading.load(section, registry.identify(section), as_measured=True)
         chinese, english = loaded.score(texts, [Prompt("p", "?", "g", "test")] * 2)
         assert english.value is not None
@@ -72,7 +72,7 @@ def test_evaluate_combine_takes_them():
 
 
 def test_as_a_term_of_a_reward_less_counts_with_a_minus():
-    section = Scorer(metric="side_effects", scorer="repetition", weight=3.0)
+    section = ScorerConfig(metric="side_effects", scorer="repetition", weight=3.0)
     loaded = loading.load(section, registry.identify(section))
     assert [s.value for s in loaded.score(TEXTS[:2], [Prompt("p", "?", "g", "test")] * 2)] == pytest.approx([0, -1])
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import is_unspaced, ngrams, phrases, repeated_share, words
-from dsc_hub.config.recipe import HygieneSection
+from dsc_hub.config.recipe import HygieneConfig
 from dsc_hub.records import Prompt
 
 EMPTY = "empty"
@@ -28,7 +28,7 @@ COPIES = "copies the critique"
 OFF = "does not name its subject"
 DEFECTS = (EMPTY, CUT, LANGUAGE, META, REPEATS, COPIES, OFF)
 
-REPEATED_3GRAMS = HygieneSection().repeated  # share from which a text counts as repeating itself
+REPEATED_3GRAMS = HygieneConfig().repeated  # share from which a text counts as repeating itself
 REPEATED_PAIR = 0.03  # a pair of longer words that stands three times in the text, for at least this share of its words
 COPIED_3GRAMS = 0.3  # share of the text's 3-grams found in the critique
 MOST_OPENINGS = 2  # sentences or lines that `strip` may cut off a text
@@ -87,7 +87,7 @@ class Finding:
     raw: str = ""
 
 
-def inspect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneSection) -> Finding:
+def inspect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneConfig) -> Finding:
     """The first reason why the text can't be kept ("" if there is none), after stripping if the rules say so.
 
     `finish_reason` is the server's ("stop", "length"); `critique` is what the text was written after ("": none).
@@ -96,7 +96,7 @@ def inspect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules:
     return Finding(kept, _defect(kept, finish_reason, prompt, critique, rules), text if kept != text else "")
 
 
-def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneSection) -> str:
+def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneConfig) -> str:
     if not re.search(r"[\w']", text):
         return EMPTY
     if finish_reason == "length":

@@ -15,7 +15,7 @@ from dsc_hub.evaluation.blind import (
     pick,
     read_pairs,
     read_verdicts,
-    retell,
+    record_tally,
 )
 from dsc_hub.runs.run import Run
 
@@ -78,7 +78,7 @@ def _tell(run: Run) -> None:
     before = run.metrics.get("blind")
     try:
         with run.lock():
-            found = retell(run)
+            found = record_tally(run)
             stale = [s for s in MADE_FROM_IT if run.marker(s)] if found != before else []
             for stage in stale:
                 run.unfinish(stage)

@@ -24,7 +24,7 @@ import click
 from dsc_hub import __version__
 
 if TYPE_CHECKING:
-    from dsc_hub.pipeline.context import Job
+    from dsc_hub.pipeline.context import RunContext
 
 HUB_PORT = 8765
 
@@ -137,10 +137,10 @@ allow_option = click.option(
 )
 
 
-def _described(recipe: str, overrides: tuple[str, ...], runs: Path) -> Job:
+def _described(recipe: str, overrides: tuple[str, ...], runs: Path) -> RunContext:
     from dsc_hub.pipeline import resolve
 
-    return resolve.describe(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
+    return resolve.resolve(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
 
 
 def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
@@ -159,12 +159,12 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
         def verb(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
             from dsc_hub.pipeline.run import run_one
 
-            job = _described(recipe, overrides, runs)
-            run_one(job, stage)
+            context = _described(recipe, overrides, runs)
+            run_one(context, stage)
             if last_too:
-                run_one(job, last_too)
+                run_one(context, last_too)
             if as_json:
-                _print_json(job.run.marker(stage))
+                _print_json(context.run.marker(stage))
 
         return recipe_verb(verb)
 
@@ -178,12 +178,12 @@ def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool,
     """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
     from dsc_hub.pipeline.run import run_all
 
-    job = _described(recipe, overrides, runs)
-    run_all(job, retry_failed=retry_failed)
+    context = _described(recipe, overrides, runs)
+    run_all(context, retry_failed=retry_failed)
     if as_json:
-        _print_json({"run": str(job.run.folder), "metrics": job.run.metrics})
+        _print_json({"run": str(context.run.folder), "metrics": context.run.metrics})
     else:
-        _closing(job)
+        _closing(context)
 
 
 @recipe_verb
@@ -202,12 +202,12 @@ def sample(
     from dsc_hub.runs import shards
 
     share = shards.parse(shard) if shard else None
-    job = _described(recipe, overrides, runs)
+    context = _described(recipe, overrides, runs)
     if share:
-        job = resolve.of_shard(job, share)
-    run_all(job, "sampling", retry_failed)
+        context = resolve.of_shard(context, share)
+    run_all(context, "sampling", retry_failed)
     if as_json:
-        _print_json(job.run.marker("sampling"))
+        _print_json(context.run.marker("sampling"))
 
 
 @cli.command()
@@ -226,10 +226,10 @@ def merge(recipe: str, overrides_and_folders: tuple[str, ...], runs: Path, as_js
 
     folders = [Path(word) for word in overrides_and_folders if "=" not in word or Path(word).is_dir()]
     overrides = tuple(word for word in overrides_and_folders if Path(word) not in folders)
-    job = _described(recipe, overrides, runs)
-    pipeline_run.merge(job, folders)
+    context = _described(recipe, overrides, runs)
+    pipeline_run.merge(context, folders)
     if as_json:
-        _print_json(job.run.marker("sampling"))
+        _print_json(context.run.marker("sampling"))
 
 
 @stage_verb("dataset")
@@ -272,16 +272,16 @@ def evaluate(
             "name a recipe: dsc evaluate RECIPE, or dsc evaluate --adapter hub:USER/REPO --on RECIPE"
         )
     if adapter is None:
-        job = _described(recipe, overrides, runs)
-        run_one(job, "evaluation")
+        context = _described(recipe, overrides, runs)
+        run_one(context, "evaluation")
     else:
-        job = evaluate_adapter(
+        context = evaluate_adapter(
             _described(recipe, (*resolve.ARMS_OF_ANOTHER, *overrides, *resolve.OF_ANOTHER), runs), adapter
         )
     if as_json:
-        _print_json(job.run.metrics["evaluation"])
+        _print_json(context.run.metrics["evaluation"])
     elif adapter:
-        screens.numbers(job.run)
+        screens.numbers(context.run)
 
 
 @stage_verb("report", "cards")
@@ -302,14 +302,14 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
     from dsc_hub.pipeline import preflight
     from dsc_hub.pipeline.context import hub_account
 
-    job = _described(recipe, overrides, runs)
-    with hub_account(job.recipe) as account:
-        estimate = preflight.check(job, account)
+    context = _described(recipe, overrides, runs)
+    with hub_account(context.recipe) as account:
+        estimate = preflight.check(context, account)
     if as_json:
-        _print_json(estimate | {"run": str(job.run.folder)})
+        _print_json(estimate | {"run": str(context.run.folder)})
     else:
         _results_follow()
-        screens.plan(job, estimate)
+        screens.plan(context, estimate)
 
 
 @recipe_verb
@@ -320,13 +320,13 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_jso
     from dsc_hub.cli import screens
     from dsc_hub.pipeline import session
 
-    job = _described(recipe, overrides, runs)
-    tried, seconds, failed = session.try_out(job, count)
+    context = _described(recipe, overrides, runs)
+    tried, seconds, failed = session.try_out(context, count)
     if as_json:
         chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
         _print_json({"chains": chains, "seconds": seconds, "failed": failed})
     else:
-        screens.chains(job.recipe, tried, seconds, failed)
+        screens.chains(context.recipe, tried, seconds, failed)
 
 
 def run_verb(f: Callable[..., None]) -> Callable[..., None]:
@@ -567,11 +567,11 @@ def import_reference(
     """
     from dsc_hub.pipeline.import_reference import import_rows
 
-    job, counts = import_rows(file, recipe, overrides, folder or Path(file.stem), runs)
+    context, counts = import_rows(file, recipe, overrides, folder or Path(file.stem), runs)
     if as_json:
-        _print_json({"run": str(job.run.folder), "recipe": str(job.path), **counts})
+        _print_json({"run": str(context.run.folder), "recipe": str(context.path), **counts})
     else:
-        click.echo(f"go on:  dsc run {job.path}")
+        click.echo(f"go on:  dsc run {context.path}")
 
 
 @cli.group()
@@ -649,10 +649,10 @@ def hub_serve(port: int, root: Path | None) -> None:
     serve(root, port)
 
 
-def _closing(job: Job) -> None:
+def _closing(context: RunContext) -> None:
     from dsc_hub.cli import screens
 
-    screens.closing(job, HUB_PORT)
+    screens.closing(context, HUB_PORT)
 
 
 cli.add_command(try_, "try")

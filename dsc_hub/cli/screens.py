@@ -17,7 +17,7 @@ from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import STAGES
 from dsc_hub.evaluation.claim import claim_of
-from dsc_hub.pipeline.context import Job
+from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Chain, Prompt, Score
 from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs.results import evaluated
@@ -40,13 +40,13 @@ def _grid() -> Table:
     return table
 
 
-def plan(job: Job, e: Mapping[str, Any]) -> None:
+def plan(context: RunContext, e: Mapping[str, Any]) -> None:
     """The plan of a run, from `jobs.check`'s estimate."""
-    r = job.recipe
+    r = context.recipe
     table = _grid()
     split = "  ".join(f"{n} {s} ({e['groups'][s]} groups)" for s, n in e["prompts"].items())
-    table.add_row("recipe", f"{r.name}  {job.path}")
-    table.add_row("model", f"{job.model.id}  ({job.model.source} at {job.model.commit[:12]})")
+    table.add_row("recipe", f"{r.name}  {context.path}")
+    table.add_row("model", f"{context.model.id}  ({context.model.source} at {context.model.commit[:12]})")
     table.add_row(
         "prompts",
         f"{split}   dropped: {e['dropped']['duplicates']} duplicate, {e['dropped']['overlaps']} overlapping",
@@ -75,7 +75,7 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
     trained = "distill" in (*e["done"], *e["taken_over"])
     how = "nothing left to train" if trained else f"{r.distill.method}; its time shows after the first steps"
     table.add_row("distill", how)
-    table.add_row("disk", f"about {e['disk_bytes'] / 1e9:.2f} GB under {job.runs}")
+    table.add_row("disk", f"about {e['disk_bytes'] / 1e9:.2f} GB under {context.runs}")
     table.add_row(
         "publishes",
         ("\n".join(e["repos"]) + ("\nprivately" if r.publish.private else "\nPUBLICLY"))
@@ -83,9 +83,9 @@ def plan(job: Job, e: Mapping[str, Any]) -> None:
         else "nothing (publish.to is none)",
     )
     if "repos" in e:
-        licence = r.publish.license or (None if r.prompts.dataset else job.model.license)
+        licence = r.publish.license or (None if r.prompts.dataset else context.model.license)
         table.add_row("licence", licence or "unknown: the cards will say so; set publish.license")
-    table.add_row("run folder", str(job.run.folder))
+    table.add_row("run folder", str(context.run.folder))
     table.add_row("done already", ", ".join(e["done"]) or "nothing")
     donors: dict[str, list[str]] = {}
     for stage, folder in e["taken_over"].items():
@@ -246,34 +246,34 @@ def checks(found: Pulled, told: Sequence[Check]) -> None:
     )
 
 
-def closing(job: Job, hub_port: int) -> None:
+def closing(context: RunContext, hub_port: int) -> None:
     """The last screen of a run: the table, time by stage, where everything is, how to go on."""
     from dsc_hub.report.formatting import sampling_cost
     from dsc_hub.report.sentences import claim_sentence
     from dsc_hub.report.tables import closing_table
     from dsc_hub.report.verdicts import headline
 
-    metrics, facts = job.run.metrics, job.run.facts
+    metrics, facts = context.run.metrics, context.run.facts
     terminal.out.print()
     if "evaluation" in metrics:
         terminal.out.print(closing_table(metrics))
         if told := claim_sentence(metrics):
             terminal.out.print(Text(told, "bold"))
-            short = _short(job.run.folder)
+            short = _short(context.run.folder)
             terminal.out.print(
                 Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})")
             )
         terminal.out.print(Text(headline(metrics)))
-    stages = {s: marker["seconds"] for s in STAGES if (marker := job.run.marker(s))}
+    stages = {s: marker["seconds"] for s in STAGES if (marker := context.run.marker(s))}
     terminal.out.print()
-    terminal.out.print(_times(stages, job.recipe.budget_s))
+    terminal.out.print(_times(stages, context.recipe.budget_s))
     terminal.out.print()
     table = _grid()
     sampling = metrics.get("sampling", {})
     if sampling:
         table.add_row("sampling", sampling_cost(sampling))
-    marker = job.run.marker("publish")
-    embedded = job.recipe.publish.to == "local"
+    marker = context.run.marker("publish")
+    embedded = context.recipe.publish.to == "local"
     if marker:
         for kind, what in marker["result"].items():
             address = (
@@ -284,8 +284,8 @@ def closing(job: Job, hub_port: int) -> None:
             table.add_row(
                 kind, f"{address}  at {what['commit'][:12]}  ({what['files']} files, {what['bytes'] / 1e6:.1f} MB)"
             )
-    table.add_row("report", str(job.run["report.html"].resolve()))
-    table.add_row("run folder", str(job.run.folder.resolve()))
+    table.add_row("report", str(context.run["report.html"].resolve()))
+    table.add_row("run folder", str(context.run.folder.resolve()))
     terminal.out.print(table)
     if marker and embedded:
         from dsc_hub.local_hub.server import default_root

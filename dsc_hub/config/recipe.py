@@ -98,7 +98,7 @@ class Section(BaseModel):
         return messages.no_switch(value, cls.model_fields[str(info.field_name)].annotation)
 
 
-class Model(Section):
+class ModelConfig(Section):
     """The base model: a Hub id (`org/name`) at a revision, a local folder, or `package:NAME` (an installed package)."""
 
     source: str = Field(min_length=1)
@@ -121,7 +121,7 @@ class SplitShares(Section):
         return self
 
 
-class Prompts(Section):
+class PromptsConfig(Section):
     """Where the prompts come from: a file, a dataset of the Hub, or templates crossed with a list of values (one value = one
     group)."""
 
@@ -148,7 +148,7 @@ class Prompts(Section):
     split: SplitShares = SplitShares()
 
     @model_validator(mode="after")
-    def _one_source(self) -> Prompts:
+    def _one_source(self) -> PromptsConfig:
         if sum(map(bool, (self.path, self.dataset, self.templates))) != 1:
             raise ValueError("give one of: path, dataset, or templates with values")
         if missing := [t for t in self.templates if "{value}" not in t]:
@@ -171,7 +171,7 @@ class Prompts(Section):
         return self
 
 
-class Scorer(Section):
+class ScorerConfig(Section):
     """A metric and the scorer behind it. What is scored points the way that is wanted: the score of a metric where lower is
     better counts with a minus."""
 
@@ -191,13 +191,13 @@ class Scorer(Section):
     batch_size: int = Field(32, ge=1)
 
 
-class Reward(Scorer):
+class RewardConfig(ScorerConfig):
     """What the chain goes by: a score, or the sum of several."""
 
-    plus: tuple[Scorer, ...] = Field((), description="further scores, each with its weight, that are added")
+    plus: tuple[ScorerConfig, ...] = Field((), description="further scores, each with its weight, that are added")
 
 
-class Veto(Section):
+class VetoConfig(Section):
     """What a revision must keep of the chain's first answer, whatever it scores: who says nothing leaks nothing."""
 
     similarity: float = Field(0.5, ge=0, le=1, description="least likeness to the first answer; 0: don't look")
@@ -206,7 +206,7 @@ class Veto(Section):
     length: float = Field(0.5, ge=0, description="least length, as a share of the first answer's words; 0: don't look")
 
 
-class Critic(Section):
+class CriticConfig(Section):
     """Another model than the base that writes the critiques, at an OpenAI-compatible server."""
 
     model: str = Field(min_length=1, description="its name there")
@@ -216,7 +216,7 @@ class Critic(Section):
     api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoint's key")
 
 
-class ChainSection(Section):
+class ChainConfig(Section):
     """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
 
     critique: Annotated[str, _placeholders("prompt answer group principle")] = Field(min_length=1)
@@ -226,16 +226,16 @@ class ChainSection(Section):
     chains_per_prompt: int = Field(1, ge=1, le=256)
     acceptance: Literal["metropolis", "improve", "always"] = "improve"
     temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
-    critic: Critic | None = Field(None, description="who criticises; None: the base itself")
+    critic: CriticConfig | None = Field(None, description="who criticises; None: the base itself")
     principles: tuple[str, ...] = Field(
         (), description="one of them, drawn anew for each step, stands for {principle} in both texts"
     )
-    veto: Veto | None = Field(
+    veto: VetoConfig | None = Field(
         None, description="what a revision must keep of the first answer; None: the default one for a reward of privacy"
     )
 
     @model_validator(mode="after")
-    def _principled(self) -> ChainSection:
+    def _principled(self) -> ChainConfig:
         if ("{principle}" in self.critique + self.revision) != bool(self.principles):
             raise ValueError("principles and the placeholder {principle} go together: one is there without the other")
         return self
@@ -244,7 +244,7 @@ class ChainSection(Section):
         return "{group}" in self.critique + self.revision
 
 
-class HygieneSection(Section):
+class HygieneConfig(Section):
     """Which texts are not fit to be kept, whatever they score; the detectors are described in README, "Hygiene"."""
 
     meta_talk: Literal["reject", "strip", "keep"] = Field(
@@ -266,7 +266,7 @@ class HygieneSection(Section):
     )
 
 
-class Generation(Section):
+class GenerationConfig(Section):
     temperature: float = Field(0.8, ge=0, le=5)
     top_p: float = Field(1.0, gt=0, le=1)
     max_new_tokens: int = Field(128, ge=1)
@@ -277,14 +277,14 @@ class Generation(Section):
     )
 
     @model_validator(mode="after")
-    def _not_ours(self) -> Generation:
+    def _not_ours(self) -> GenerationConfig:
         owned = "model messages prompt seed temperature top_p max_tokens max_completion_tokens n stream"
         if taken := sorted(set(owned.split()) & self.extra.keys()):
             raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
         return self
 
 
-class Serving(Section):
+class ServingConfig(Section):
     """How the base model is served. `endpoints` (local recipes and overrides only): servers that already run."""
 
     context: int = Field(2048, ge=128, description="tokens of prompt and answer together")
@@ -308,7 +308,7 @@ class Serving(Section):
     api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoints' key")
 
     @model_validator(mode="after")
-    def _one_for_each(self) -> Serving:
+    def _one_for_each(self) -> ServingConfig:
         if isinstance(self.concurrency, tuple) and (
             not self.concurrency or len(self.concurrency) != len(self.endpoints)
         ):
@@ -318,7 +318,7 @@ class Serving(Section):
         return self
 
 
-class DatasetSection(Section):
+class DatasetConfig(Section):
     """Which chains become training rows: a clean final state, at least so good, at least so much better."""
 
     min_reward: float | None = None
@@ -335,7 +335,7 @@ class DatasetSection(Section):
     )
 
 
-class Distill(Section):
+class DistillConfig(Section):
     """QLoRA through trl's SFTTrainer. `sft`, `lora`, `quantization` go straight into SFTConfig, LoraConfig, BitsAndBytesConfig."""
 
     method: Literal["qlora", "lora"] = "qlora"
@@ -345,7 +345,7 @@ class Distill(Section):
     processes: int = Field(1, ge=1, le=1024)
 
     @model_validator(mode="after")
-    def _not_ours(self) -> Distill:
+    def _not_ours(self) -> DistillConfig:
         owned = sorted(OWNED_SFT_KEYS & self.sft.keys())
         if owned:
             raise ValueError(
@@ -359,7 +359,7 @@ class Distill(Section):
         return self
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
     arms: Annotated[tuple[Literal[tuple(ARMS)], ...], Field(min_length=1), AfterValidator(_unique)] = (
@@ -380,7 +380,7 @@ class Evaluation(Section):
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
 
-class Publish(Section):
+class PublishConfig(Section):
     """Where to: `local` (the embedded Hub), `hub` (HF_ENDPOINT, the public Hub by default) or `none`. Names are without owner."""
 
     to: Literal["local", "hub", "none"] = "hub"
@@ -432,7 +432,7 @@ class Publish(Section):
     language: str = "en"
 
     @model_validator(mode="after")
-    def _proposed_or_set(self) -> Publish:
+    def _proposed_or_set(self) -> PublishConfig:
         if self.pull_request and (self.tag or self.branch != "main"):
             raise ValueError("pull_request: with branch or tag there is nothing to propose; leave them out")
         if self.pull_request and self.metrics:
@@ -440,7 +440,7 @@ class Publish(Section):
         return self
 
     @model_validator(mode="after")
-    def _names(self) -> Publish:
+    def _names(self) -> PublishConfig:
         for key in ("owner", "dataset", "adapter", "base"):
             name = getattr(self, key)
             if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII):
@@ -454,19 +454,19 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     description: str = ""
     seed: int = Field(0, ge=0, lt=2**32)
-    model: Model
-    prompts: Prompts
-    chain: ChainSection
-    hygiene: HygieneSection = HygieneSection()
-    generation: Generation = Generation()
-    serving: Serving = Serving()
-    reward: Reward = Reward()
-    second_scorer: Scorer | None = None
-    third_scorer: Scorer | None = None
-    dataset: DatasetSection = DatasetSection()
-    distill: Distill = Distill()
-    evaluation: Evaluation = Evaluation()
-    publish: Publish = Publish()
+    model: ModelConfig
+    prompts: PromptsConfig
+    chain: ChainConfig
+    hygiene: HygieneConfig = HygieneConfig()
+    generation: GenerationConfig = GenerationConfig()
+    serving: ServingConfig = ServingConfig()
+    reward: RewardConfig = RewardConfig()
+    second_scorer: ScorerConfig | None = None
+    third_scorer: ScorerConfig | None = None
+    dataset: DatasetConfig = DatasetConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    publish: PublishConfig = PublishConfig()
 
     @model_validator(mode="after")
     def _groups_are_named(self) -> Recipe:
@@ -507,21 +507,21 @@ def quantization(distill: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(own) if own.get("load_in_8bit") else QUANTIZATION_DEFAULTS | own
 
 
-def generation_at_evaluation(recipe: Recipe) -> Generation:
+def generation_at_evaluation(recipe: Recipe) -> GenerationConfig:
     """The settings with which all arms answer: the chain's, at the evaluation's own temperature if it has one."""
     t = recipe.evaluation.temperature
     return recipe.generation if t is None else recipe.generation.model_copy(update={"temperature": t})
 
 
-def scorers(recipe: Recipe) -> dict[str, Scorer]:
+def scorers(recipe: Recipe) -> dict[str, ScorerConfig]:
     """The scorers that a recipe names, by the name that their numbers have: reward, second, third."""
     return {name: section for name, key in SCORERS.items() if (section := getattr(recipe, key))}
 
 
-def veto(recipe: Recipe) -> Veto | None:
+def effective_veto(recipe: Recipe) -> VetoConfig | None:
     """The veto that holds: the recipe's own, or for a reward of privacy the default one; None where nothing is looked at."""
     private = any(s.metric == "privacy" for s in (recipe.reward, *recipe.reward.plus))
-    found = recipe.chain.veto or (Veto() if private else None)
+    found = recipe.chain.veto or (VetoConfig() if private else None)
     return found if found and (found.similarity or found.length) else None
 
 
@@ -533,7 +533,7 @@ def least_gain(recipe: Recipe) -> float | None:
     return limit
 
 
-def terms(recipe: Recipe, name: str) -> dict[str, Scorer]:
+def reward_terms(recipe: Recipe, name: str) -> dict[str, ScorerConfig]:
     """What one of `scorers` adds up, by its place in the recipe: itself, and of the reward what `plus` names."""
     place, section = SCORERS[name], scorers(recipe)[name]
     return {place: section} | {f"{place}.plus.{i}": s for i, s in enumerate(getattr(section, "plus", ()))}
@@ -561,15 +561,15 @@ def servers(recipe: Recipe) -> list[Server]:
     for place, section in all_scorers(recipe).items():
         if url := section.options.get("endpoint"):
             key, model = section.options.get("api_key_env"), section.options.get("model")
-            out.append(Server(place, str(url), str(key or Serving().api_key_env), str(model)))
+            out.append(Server(place, str(url), str(key or ServingConfig().api_key_env), str(model)))
     return out
 
 
-def all_scorers(recipe: Recipe) -> dict[str, Scorer]:
+def all_scorers(recipe: Recipe) -> dict[str, ScorerConfig]:
     """Everything that scores, by its place in the recipe: those of `scorers`, further terms of the reward, the veto's likeness."""
-    found = {place: section for name in scorers(recipe) for place, section in terms(recipe, name).items()}
-    if (kept := veto(recipe)) and kept.similarity:
-        found["chain.veto"] = Scorer(metric="similarity", scorer=kept.scorer, revision=kept.revision)
+    found = {place: section for name in scorers(recipe) for place, section in reward_terms(recipe, name).items()}
+    if (kept := effective_veto(recipe)) and kept.similarity:
+        found["chain.veto"] = ScorerConfig(metric="similarity", scorer=kept.scorer, revision=kept.revision)
     return found
 
 

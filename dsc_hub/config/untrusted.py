@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config import recipe, recipe_files
-from dsc_hub.config.recipe import SERVERS, Recipe, Scorer
+from dsc_hub.config.recipe import SERVERS, Recipe, ScorerConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.system import plain_yaml
 
@@ -92,7 +92,7 @@ def _prompt_files(written: Recipe) -> Iterator[tuple[str, str]]:
             yield f"prompts.{name}", f"'{file}' is not a file beside the recipe"
 
 
-def _sources(written: Recipe, scorers: Mapping[str, Scorer]) -> dict[str, str]:
+def _sources(written: Recipe, scorers: Mapping[str, ScorerConfig]) -> dict[str, str]:
     """What weights are loaded from, by its key."""
     return {"model.source": written.model.source} | {f"{place}.scorer": s.scorer for place, s in scorers.items()}
 
@@ -120,14 +120,14 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
                     f"at most {most} without your leave, got {value!r:.40}: it is your server's time",
                 )
     for key in ("endpoints", "served_model", "api_key_env"):
-        if getattr(written.serving, key) != getattr(recipe.Serving(), key):
+        if getattr(written.serving, key) != getattr(recipe.ServingConfig(), key):
             yield f"serving.{key}", _OURS
     if critic := written.chain.critic:
         for key in SERVERS:
-            if getattr(critic, key) != getattr(recipe.Critic(model=critic.model), key):
+            if getattr(critic, key) != getattr(recipe.CriticConfig(model=critic.model), key):
                 yield f"chain.critic.{key}", _OURS
     for key in recipe.PUBLISHERS_OWN:
-        if getattr(written.publish, key) != getattr(recipe.Publish(), key):
+        if getattr(written.publish, key) != getattr(recipe.PublishConfig(), key):
             yield f"publish.{key}", "where it goes and who may see it is for you to say"
     yield from _passed_on("generation.extra", written.generation.extra, EXTRA)
     yield from _passed_on("distill.sft", written.distill.sft, SFT)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsc_hub.config.recipe import TABLES, Prompts, SplitShares
+from dsc_hub.config.recipe import TABLES, PromptsConfig, SplitShares
 from dsc_hub.data.table_files import Row, check_row, read_lines, read_table
 from dsc_hub.errors import DataError
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
@@ -26,7 +26,7 @@ OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words wi
 WORDING_GROUPS = 2  # unless more training groups than these share it too
 
 
-def identify(section: Prompts, base: Path) -> str:
+def identify(section: PromptsConfig, base: Path) -> str:
     """Which prompts are meant, exactly, as part of the run's identity: hash of the files' bytes, or the dataset's commit."""
     if section.dataset:
         from dsc_hub.hub import client
@@ -66,7 +66,7 @@ class Counts:
         return {"read": self.read, "duplicates_dropped": self.duplicates, "overlapping_dropped": self.overlaps}
 
 
-def load_prompts(section: Prompts, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], Counts]:
+def load_prompts(section: PromptsConfig, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], Counts]:
     """All prompts with their splits, and the counts of what was dropped. `identity` (of `identify`) says at which commit a
     dataset is read; without it, at the recipe's revision.
 
@@ -126,7 +126,7 @@ def _without_duplicates(rows: Iterable[Row]) -> tuple[list[Row], list[Drop]]:
     return list(seen.values()), dropped
 
 
-def by_ngrams(section: Prompts) -> bool:
+def by_ngrams(section: PromptsConfig) -> bool:
     """Are held-out prompts dropped that share but some words with a training prompt? Where groups are named they keep
     apart what must be apart, and what prompts of different groups share is the wording of the task."""
     if section.drop_overlaps is None:
@@ -210,13 +210,13 @@ def _file(base: Path, name: str) -> Path:
     return path
 
 
-def _from_templates(section: Prompts, base: Path) -> Iterator[Row]:
+def _from_templates(section: PromptsConfig, base: Path) -> Iterator[Row]:
     for value in read_lines(_file(base, str(section.values))):
         for template in section.templates:
             yield template.replace("{value}", value), value, ""
 
 
-def _from_file(section: Prompts, base: Path) -> Iterator[Row]:
+def _from_file(section: PromptsConfig, base: Path) -> Iterator[Row]:
     path = _file(base, str(section.path))
     if path.suffix not in TABLES:
         yield from ((line, "", "") for line in read_lines(path))
@@ -224,14 +224,14 @@ def _from_file(section: Prompts, base: Path) -> Iterator[Row]:
     yield from _from_rows(section, read_table(path), str(path))
 
 
-def _from_dataset(section: Prompts, revision: str) -> Iterator[Row]:
+def _from_dataset(section: PromptsConfig, revision: str) -> Iterator[Row]:
     from dsc_hub.hub import client
 
     rows = client.dataset_rows(str(section.dataset), section.dataset_config, section.dataset_split, revision)
     yield from _from_rows(section, rows, f"dataset {section.dataset}, {section.dataset_split}")
 
 
-def _from_rows(section: Prompts, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[Row]:
+def _from_rows(section: PromptsConfig, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         keys = ("column", "group_column", "kind_column")
         check_row(row, f"{where} row {number}", {f"prompts.{key}": getattr(section, key) for key in keys})

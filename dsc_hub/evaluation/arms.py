@@ -24,11 +24,11 @@ from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of
 from dsc_hub.config.recipe import Recipe, quantization
 from dsc_hub.inference.client import Completion, RequestFailed
-from dsc_hub.inference.task_pool import Flow
+from dsc_hub.inference.task_pool import TaskPool
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.reuse import copy_files
 from dsc_hub.runs.run import Run
-from dsc_hub.sampling.sample import Failures, Tally, fixed_level, read_chains, run_with_line
+from dsc_hub.sampling.sample import CircuitBreaker, SamplingProgress, fixed_level, read_chains, run_with_line
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say
@@ -115,7 +115,7 @@ def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int
     return lambda messages, seed: complete(messages, seed, model)
 
 
-async def _whole(work: Awaitable[Tally]) -> None:
+async def _whole(work: Awaitable[SamplingProgress]) -> None:
     """KeyboardInterrupt if Ctrl-C broke it off: what is missing must not pass for failed."""
     if (await work).interrupted:
         raise KeyboardInterrupt
@@ -245,7 +245,7 @@ async def _draw(
     left = [(p, k, j) for p, k, j in todo if (p.id, k, j) not in done]
     texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
     unanswered = run.rows(file.replace("turns", "unanswered"))
-    failures = Failures({(row["prompt_id"], row["number"]) for row in unanswered}, works=bool(done))
+    failures = CircuitBreaker({(row["prompt_id"], row["number"]) for row in unanswered}, works=bool(done))
     meter, failed, name = Meter(len(left)), 0, model or "base"
 
     async def one(prompt: Prompt, sample: int, number: int) -> bool:
@@ -265,7 +265,7 @@ async def _draw(
 
     try:
         with moving_line() as line:
-            flow = Flow(level or (lambda: fixed_level(recipe)))
+            flow = TaskPool(level or (lambda: fixed_level(recipe)))
             async for ok in flow.over((lambda x=x: one(*x)) for x in left):
                 meter.done += 1
                 failed += not ok

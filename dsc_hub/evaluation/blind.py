@@ -156,7 +156,7 @@ def read_verdicts(run: Run) -> list[Verdict]:
     return list(run.rows(FILE).as_type(Verdict))
 
 
-def retell(run: Run) -> dict[str, Any] | None:
+def record_tally(run: Run) -> dict[str, Any] | None:
     """Write the tally of what is in the run folder now to metrics.json, or take an outdated one out of it; the tally.
 
     Called after judging, and by the evaluation: answers that are made anew may have left verdicts behind.

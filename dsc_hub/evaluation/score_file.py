@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import stats
-from dsc_hub.config.recipe import Scorer
+from dsc_hub.config.recipe import ScorerConfig
 from dsc_hub.data import table_files
 from dsc_hub.errors import DataError
 from dsc_hub.metrics import loading, registry
@@ -27,7 +27,7 @@ def score(
     if not rows:
         raise DataError(f"{file} holds no texts")
     shipped = SHIPPED.get(metric)
-    section = Scorer(
+    section = ScorerConfig(
         metric=metric, scorer=scorer or (next(iter(shipped.scorers)) if shipped else "default"), options=dict(options)
     )
     identity = registry.identify(section, code)

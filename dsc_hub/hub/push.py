@@ -22,8 +22,8 @@ from dsc_hub.hub.account import Account
 from dsc_hub.hub.client import MANIFEST
 from dsc_hub.hub.errors import as_hub_error, one_line
 from dsc_hub.hub.repos import (
-    Held,
-    Target,
+    RepoState,
+    RepoTarget,
     look,
     objections,
     of_another_recipe,
@@ -36,12 +36,12 @@ from dsc_hub.hub.repos import (
     taken,
     tree,
 )
-from dsc_hub.hub.retry import GO_ON, KEPT, patiently
+from dsc_hub.hub.retry import GO_ON, KEPT, with_retries
 from dsc_hub.system.files import write_json
 from dsc_hub.system.progress import console, say
 
 
-def push(account: Account, target: Target, files: Mapping[str, Path], message: str, work: Path) -> str:
+def push(account: Account, target: RepoTarget, files: Mapping[str, Path], message: str, work: Path) -> str:
     """Make the repo hold exactly these files (path in repo -> local file), in one commit, and read it back.
 
     Returns the commit; the present one if nothing differs. Files of an earlier push that are no longer wanted go; files
@@ -59,9 +59,9 @@ def push(account: Account, target: Target, files: Mapping[str, Path], message: s
         disable_progress_bars()
     seen: set[str] = set()
     with as_hub_error(str(target), account.endpoint, GO_ON):
-        commit = patiently(str(target), lambda: _attempt(account.api, target, files, message, seen))
+        commit = with_retries(str(target), lambda: _attempt(account.api, target, files, message, seen))
         if target.tag:
-            patiently(str(target), lambda: _tag(account.api, target, commit))
+            with_retries(str(target), lambda: _tag(account.api, target, commit))
     return commit
 
 
@@ -80,13 +80,13 @@ def collect(account: Account, title: str, items: Sequence[tuple[str, str]], priv
         return made.url
 
     with as_hub_error(f"collection '{title}'", account.endpoint, GO_ON):
-        return patiently(f"collection '{title}'", attempt)
+        return with_retries(f"collection '{title}'", attempt)
 
 
 # -- one attempt
 
 
-def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str, seen: set[str]) -> str:
+def _attempt(api: HfApi, target: RepoTarget, files: Mapping[str, Path], message: str, seen: set[str]) -> str:
     """Read what is there, commit what differs on top of exactly that, read it back. `seen`: repos that an earlier attempt found."""
     try:
         held = look(api, target)
@@ -113,7 +113,7 @@ def _attempt(api: HfApi, target: Target, files: Mapping[str, Path], message: str
         raise _gone(target) from None
 
 
-def _branch(api: HfApi, target: Target, start: str) -> Held:
+def _branch(api: HfApi, target: RepoTarget, start: str) -> RepoState:
     """What the branch holds; it is made where it is missing."""
     try:
         return look(api, target, target.branch)
@@ -122,7 +122,7 @@ def _branch(api: HfApi, target: Target, start: str) -> Held:
         return look(api, target, target.branch)
 
 
-def _on_top(api: HfApi, target: Target, files: Mapping[str, Path], message: str, held: Held) -> str:
+def _on_top(api: HfApi, target: RepoTarget, files: Mapping[str, Path], message: str, held: RepoState) -> str:
     """Commit what differs from what is held, if anything does."""
     changed = {path: file for path, file in files.items() if not same(held.files.get(path), file)}
     gone = [path for path in held.before if path not in files and path in held.files]
@@ -152,7 +152,7 @@ def _on_top(api: HfApi, target: Target, files: Mapping[str, Path], message: str,
     return _read_back(api, target, files, made.oid)
 
 
-def _upload(api: HfApi, target: Target, additions: Sequence[CommitOperationAdd], where: Mapping[str, Any]) -> None:
+def _upload(api: HfApi, target: RepoTarget, additions: Sequence[CommitOperationAdd], where: Mapping[str, Any]) -> None:
     """Send the large files; they are in no commit yet. HubError if that fails: the client has tried each five times."""
     with as_hub_error(str(target), str(api.endpoint), KEPT):
         try:
@@ -163,7 +163,7 @@ def _upload(api: HfApi, target: Target, additions: Sequence[CommitOperationAdd],
             raise HubError(f"{target}: a large file could not be uploaded: {one_line(str(e))}", KEPT) from None
 
 
-def _read_back(api: HfApi, target: Target, files: Mapping[str, Path], commit: str) -> str:
+def _read_back(api: HfApi, target: RepoTarget, files: Mapping[str, Path], commit: str) -> str:
     """Compare what the Hub holds now with what was sent, hash by hash."""
     back = tree(api, target.repo_type, target.repo, commit)
     if wrong := sorted(path for path, file in files.items() if not same(back.get(path), file)):
@@ -179,7 +179,7 @@ def _read_back(api: HfApi, target: Target, files: Mapping[str, Path], commit: st
     return commit
 
 
-def _tag(api: HfApi, target: Target, commit: str) -> None:
+def _tag(api: HfApi, target: RepoTarget, commit: str) -> None:
     """Set the tag on a commit. HubError if it is on another commit already: a tag that moves is none."""
     at = tagged(api, target)
     if at is None:
@@ -189,14 +189,14 @@ def _tag(api: HfApi, target: Target, commit: str) -> None:
         raise taken(target, str(at))
 
 
-def _gone(target: Target) -> HubError:
+def _gone(target: RepoTarget) -> HubError:
     return HubError(
         f"{target} was there a moment ago and is gone: deleted, renamed, or no longer yours to see",
         "Nothing was published into it. The same command makes it anew if its name is free.",
     )
 
 
-def _proposed(api: HfApi, target: Target, files: Mapping[str, Path]) -> str | None:
+def _proposed(api: HfApi, target: RepoTarget, files: Mapping[str, Path]) -> str | None:
     """The commit of a pull request that holds these very files already; None if there is none."""
     refs = api.list_repo_refs(target.repo, repo_type=target.repo_type, include_pull_requests=True)
     for ref in refs.pull_requests or ():

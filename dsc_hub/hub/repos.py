@@ -17,12 +17,12 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from dsc_hub.config.recipe import Publish
+from dsc_hub.config.recipe import PublishConfig
 from dsc_hub.errors import HubError
 from dsc_hub.hub.account import Account
 from dsc_hub.hub.client import MANIFEST
 from dsc_hub.hub.errors import as_hub_error
-from dsc_hub.hub.retry import GO_ON, KEPT, LONGEST_PAUSE_S, PASSING, REPLY_S, bounded, patiently
+from dsc_hub.hub.retry import GO_ON, KEPT, LONGEST_PAUSE_S, PASSING, REPLY_S, bounded, with_retries
 from dsc_hub.system.hashing import file_hash
 
 LARGEST_FILE = 50 * 10**9  # bytes; the public Hub takes no larger one
@@ -43,7 +43,7 @@ class Stranger:
 
 
 @dataclass(frozen=True)
-class Target:
+class RepoTarget:
     """Where something goes: a repo, and how it is to be there."""
 
     repo_type: str  # "model", "dataset" or "space"
@@ -60,15 +60,15 @@ class Target:
         return f"{self.repo_type} '{self.repo}'"
 
 
-def of(how: Publish, repo_type: str, repo: str, named_by: Stranger | None = None) -> Target:
+def repo_target(how: PublishConfig, repo_type: str, repo: str, named_by: Stranger | None = None) -> RepoTarget:
     """The target that a recipe's `publish:` section makes of a repo."""
-    return Target(
+    return RepoTarget(
         repo_type, repo, how.private, how.branch, how.overwrite, how.pull_request, how.tag, how.gated, named_by
     )
 
 
 @dataclass(frozen=True)
-class Held:
+class RepoState:
     """What a repo holds at a commit."""
 
     name: str  # as the Hub spells it: another one if the repo was renamed
@@ -92,19 +92,19 @@ class Held:
 # -- before any work
 
 
-def preflight(account: Account, targets: Sequence[Target]) -> list[str]:
+def preflight(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
     """All that stands in the way of publishing to these repos; empty if nothing does. Writes nothing."""
     problems = []
     for target in targets:
         try:
             with as_hub_error(str(target), account.endpoint):
-                problems += patiently(str(target), lambda t=target: _obstacles(account, t))
+                problems += with_retries(str(target), lambda t=target: _obstacles(account, t))
         except HubError as e:
             problems.append(_in_a_line(e))
     return problems
 
 
-def _obstacles(account: Account, target: Target) -> list[str]:
+def _obstacles(account: Account, target: RepoTarget) -> list[str]:
     api = account.api
     try:
         held = look(api, target)
@@ -135,11 +135,11 @@ def _obstacles(account: Account, target: Target) -> list[str]:
     return [_in_a_line(e) for e in found]
 
 
-def is_private(account: Account, target: Target) -> bool:
+def is_private(account: Account, target: RepoTarget) -> bool:
     """Is the target a repo that exists and is private?"""
     try:
         with as_hub_error(str(target), account.endpoint):
-            return patiently(str(target), lambda: bool(look(account.api, target).private))
+            return with_retries(str(target), lambda: bool(look(account.api, target).private))
     except RepositoryNotFoundError:
         return False
 
@@ -163,7 +163,7 @@ def check_readme(account: Account, repo_type: str, text: str) -> list[str]:
         return answer.json()
 
     with as_hub_error("card metadata", account.endpoint, GO_ON):
-        errors = patiently("card metadata", ask).get("errors", [])
+        errors = with_retries("card metadata", ask).get("errors", [])
     return [f"publish: card metadata is refused: {str(e.get('message'))[:200]}" for e in errors]
 
 
@@ -190,7 +190,7 @@ def open_collection(title: str) -> tuple[str, str]:
 # -- what forbids to write
 
 
-def objections(target: Target, held: Held) -> list[HubError]:
+def objections(target: RepoTarget, held: RepoState) -> list[HubError]:
     """What forbids to publish into a repo, whatever is to go there."""
     found = []
     if held.name.lower() != target.repo.lower():
@@ -209,7 +209,7 @@ def objections(target: Target, held: Held) -> list[HubError]:
     return found
 
 
-def of_another_recipe(target: Target, held: Held) -> HubError | None:
+def of_another_recipe(target: RepoTarget, held: RepoState) -> HubError | None:
     """The objection to writing where a stranger's recipe wants it to go, unless the repo is empty, or what it holds was published
     by this same recipe."""
     manifest = held.manifest or {}
@@ -226,7 +226,7 @@ def of_another_recipe(target: Target, held: Held) -> HubError | None:
     )
 
 
-def overwrites(target: Target, held: Held, touched: Iterable[str]) -> HubError | None:
+def overwrites(target: RepoTarget, held: RepoState, touched: Iterable[str]) -> HubError | None:
     """The objection to writing over what somebody added, or changed since we published it (a card edited on its page)."""
     if target.overwrite or held.manifest is None:
         return None
@@ -249,26 +249,26 @@ def _in_a_line(error: HubError) -> str:
     return f"{error.message}: {error.hint}" if error.hint else error.message
 
 
-def tagged(api: HfApi, target: Target) -> str | None:
+def tagged(api: HfApi, target: RepoTarget) -> str | None:
     """The commit at which the target's tag is; None if there is no such tag."""
     refs = api.list_repo_refs(target.repo, repo_type=target.repo_type)
     return next((t.target_commit for t in refs.tags if t.name == target.tag), None)
 
 
-def taken(target: Target, at: str) -> HubError:
+def taken(target: RepoTarget, at: str) -> HubError:
     return HubError(f"{target} has the tag '{target.tag}' at {at[:12]} already", "Set publish.tag to another name.")
 
 
 # -- what is there
 
 
-def look(api: HfApi, target: Target, revision: str | None = None) -> Held:
+def look(api: HfApi, target: RepoTarget, revision: str | None = None) -> RepoState:
     """What a repo holds (`revision`: None is main)."""
     info = api.repo_info(target.repo, repo_type=target.repo_type, revision=revision)
     head = str(info.sha)
     files = tree(api, target.repo_type, target.repo, head)
     manifest = _manifest(api, target.repo_type, target.repo, head, files)
-    return Held(str(info.id), head, bool(info.private), getattr(info, "gated", False), files, manifest)
+    return RepoState(str(info.id), head, bool(info.private), getattr(info, "gated", False), files, manifest)
 
 
 def tree(api: HfApi, repo_type: str, repo: str, revision: str) -> dict[str, RepoFile]:

@@ -1,7 +1,7 @@
 """Waiting for a Hub, with an end: what may pass is tried again, and no wait is without a limit.
 
 The client has no timeout, and tries some requests again by itself (uploads and listings: five times, 1 to 8 seconds apart, or
-as long as the Hub asks), others never. `patiently` is for what it tries once.
+as long as the Hub asks), others never. `with_retries` is for what it tries once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Answer = TypeVar("Answer")
 Passing = HfHubHTTPError | LocalEntryNotFoundError | httpx2.TransportError | json.JSONDecodeError
 
 
-def patiently(what: str, attempt: Callable[[], Answer]) -> Answer:
+def with_retries(what: str, attempt: Callable[[], Answer]) -> Answer:
     """The result of `attempt`, made up to TRIES times while what comes in between may pass."""
     for number in range(1, TRIES + 1):
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dsc_hub.config.recipe import Distill
+from dsc_hub.config.recipe import DistillConfig
 from dsc_hub.config.untrusted import QUANTIZATION
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.base_model import BaseModel
@@ -41,7 +41,7 @@ def _last(name: str | None) -> str:
     return (name or "").rstrip("/").rpartition("/")[2].lower()
 
 
-def trained_how(reference: str, folder: Path) -> Distill:
+def trained_how(reference: str, folder: Path) -> DistillConfig:
     """Method and quantization by the recipe that lies beside the adapter; plain LoRA where none does, since then it is not
     known on which rounding of the base it was trained.
 
@@ -49,14 +49,14 @@ def trained_how(reference: str, folder: Path) -> Distill:
     """
     file = folder / "recipe.yaml"
     if not file.is_file():
-        return Distill(method="lora")
+        return DistillConfig(method="lora")
     try:
         section = plain_yaml.load(file.read_text(encoding="utf-8"))["distill"]
         if not isinstance(section, dict):
             raise TypeError(f"distill is a {type(section).__name__}")
         known = {key: section[key] for key in ("method", "quantization") if key in section}
         json.dumps(known)  # YAML knows dates and the like, which no setting is
-        found = Distill.model_validate(known)
+        found = DistillConfig.model_validate(known)
         if unknown := sorted(found.quantization.keys() - QUANTIZATION):
             raise ValueError(f"quantization.{unknown[0]}")
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as e:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import Model, is_folder
+from dsc_hub.config.recipe import ModelConfig, is_folder
 from dsc_hub.errors import ModelError
 from dsc_hub.inference.weights import converted
 from dsc_hub.system import packaged
@@ -43,7 +43,7 @@ class BaseModel:
         return asdict(self)
 
 
-def identify(section: Model) -> BaseModel:
+def identify(section: ModelConfig) -> BaseModel:
     """Find out which weights the recipe means. ModelError or HubError if they can't be found."""
     if section.source.startswith("package:"):
         return _identify_package(section)
@@ -110,7 +110,7 @@ def _check_folder(folder: Path, weights: bool = True) -> None:
         )
 
 
-def _identify_package(section: Model) -> BaseModel:
+def _identify_package(section: ModelConfig) -> BaseModel:
     name = section.source.removeprefix("package:")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise ModelError(

@@ -1,5 +1,5 @@
 """Text from OpenAI-compatible servers: seeds, retries, and errors told apart. Knows nothing of chains; which server is asked says
-lanes.py.
+server_pool.py.
 
 A request that can't be done (refused, or failed in all its tries) raises `RequestFailed` and costs one chain. Any other `ServingError`
 stops the run, with all that is finished on disk: no server is left.
@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 
 import aiohttp  # a client of the servers' makers takes ten times as long for a request (3 ms), and longer with more in flight
 
-from dsc_hub.config.recipe import Generation
+from dsc_hub.config.recipe import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool
-from dsc_hub.inference.server_pool import Concurrency, Gone, Lane, Lanes
+from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerGone, ServerPool
 from dsc_hub.inference.servers import Endpoint
-from dsc_hub.inference.task_pool import go_on
+from dsc_hub.inference.task_pool import raise_if_stopped
 
 RETRIES = 5  # of a request for the same reason: 404, 408, 409, 5xx, a lost connection or an answer that can't be used
 TIMEOUTS = 2  # retries after no answer at all: each has waited for long
@@ -79,7 +79,7 @@ class Generator:
     """
 
     endpoints: Sequence[Endpoint]
-    settings: Generation
+    settings: GenerationConfig
     timeout_s: float
     critic: Endpoint | None = None
     concurrency: Concurrency | tuple[Concurrency, ...] = "auto"
@@ -88,8 +88,8 @@ class Generator:
     new_tokens: int = 0
 
     async def __aenter__(self) -> Generator:
-        self._lanes = Lanes(self.endpoints, self.concurrency, self.retries)
-        self._critic = Lanes([self.critic] if self.critic else [], "auto", self.retries)
+        self._pool = ServerPool(self.endpoints, self.concurrency, self.retries)
+        self._critic = ServerPool([self.critic] if self.critic else [], "auto", self.retries)
         self._alone = asyncio.Lock()
         # How many connections there are is bounded by the level. Servers of vLLM's kind close idle ones after five seconds.
         self._http = aiohttp.ClientSession(
@@ -101,17 +101,17 @@ class Generator:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._lanes.close()
+        self._pool.close()
         self._critic.close()
         await self._http.close()
 
     def level(self) -> int:
         """How many requests all servers together should have now."""
-        return self._lanes.level() + self._critic.level() or 1
+        return self._pool.limit() + self._critic.limit() or 1
 
     async def complete(self, messages: list[Message], seed: int, model: str | None = None) -> Completion:
         """One chat completion. `model` overrides the endpoint's own name (an adapter beside its base)."""
-        return await self._persist(self._lanes, messages, seed, model)
+        return await self._persist(self._pool, messages, seed, model)
 
     async def criticise(self, messages: list[Message], seed: int, model: str | None = None) -> Completion:
         """A critique: by the critic if there is one, else as any completion."""
@@ -126,52 +126,52 @@ class Generator:
         None where the server gives no such thing, which is not zero. Errors as in `complete`.
         """
 
-        async def ask(lane: Lane) -> float | None:
+        async def ask(server: PooledServer) -> float | None:
             asked = {
-                "model": model or lane.endpoint.model,
+                "model": model or server.endpoint.model,
                 "prompt": text,
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "seed": 0,
             }
-            answer = await self._post(lane, "completions", asked | {"prompt_logprobs": 0}, NOT_OFFERED)
+            answer = await self._post(server, "completions", asked | {"prompt_logprobs": 0}, NOT_OFFERED)
             found = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
             nats = [-next(iter(token.values()))["logprob"] for token in found or () if token]
             return sum(nats) / len(nats) if nats else None
 
-        return await self._until_done(self._lanes, text, ask)
+        return await self._until_done(self._pool, text, ask)
 
-    async def _persist(self, servers: Lanes, messages: list[Message], seed: int, model: str | None) -> Completion:
+    async def _persist(self, pool: ServerPool, messages: list[Message], seed: int, model: str | None) -> Completion:
         beginning = "".join(m["content"] for m in messages[:2] if m["role"] != "assistant")
 
-        async def ask(lane: Lane) -> Completion:
-            return await self._completion(lane, messages, seed, model)
+        async def ask(server: PooledServer) -> Completion:
+            return await self._completion(server, messages, seed, model)
 
-        return await self._until_done(servers, beginning, ask)
+        return await self._until_done(pool, beginning, ask)
 
-    async def _until_done(self, servers: Lanes, beginning: str, ask: Callable[[Lane], Awaitable[T]]) -> T:
+    async def _until_done(self, pool: ServerPool, beginning: str, ask: Callable[[PooledServer], Awaitable[T]]) -> T:
         """Ask until there is an answer: again after a while, elsewhere if there is another server."""
-        tries, waits, deaths, seen = Counter[str](), 0, 0, servers.answered
-        avoid: Lane | None = None
+        tries, waits, deaths, seen = Counter[str](), 0, 0, pool.answered
+        avoid: PooledServer | None = None
         while True:
             wait_s, sent = 0.0, 0.0
             async with self._alone if deaths >= SUSPECT else contextlib.nullcontext():
-                lane = await servers.take(beginning, avoid)
+                server = await pool.acquire(beginning, avoid)
                 try:
-                    go_on()
+                    raise_if_stopped()
                     sent = time.monotonic()
-                    found = await ask(lane)
-                    servers.answered += 1
+                    found = await ask(server)
+                    pool.answered += 1
                     return found
                 except _Again as e:
-                    avoid = lane
+                    avoid = server
                     if e.reason in TOO_MUCH:
                         avoid = None  # it is up, and asked again when it has room
                         if waits < RETRIES:
-                            lane.level.too_much(sent, time.monotonic())
-                        if servers.answered > seen and waits < TURNS:  # others are served: this one waits its turn
+                            server.limit.too_much(sent, time.monotonic())
+                        if pool.answered > seen and waits < TURNS:  # others are served: this one waits its turn
                             tries[e.reason] = 0
-                        seen = servers.answered
+                        seen = pool.answered
                     tries[e.reason] += 1
                     if tries[e.reason] > e.most:
                         raise RequestFailed(f"{e}, {tries[e.reason]} times") from None
@@ -180,7 +180,7 @@ class Generator:
                         0.75, 1.25
                     )
                     waits += 1
-                except Gone as e:
+                except ServerGone as e:
                     self.retries["server gone"] += 1
                     deaths += 1
                     if deaths > DEATHS:
@@ -188,14 +188,16 @@ class Generator:
                             f"{deaths} servers were gone while they had this request; the last: {e}"
                         ) from None
                 finally:
-                    servers.give(lane)
+                    pool.release(server)
             await asyncio.sleep(wait_s)
 
-    async def _completion(self, lane: Lane, messages: list[Message], seed: int, model: str | None) -> Completion:
+    async def _completion(
+        self, server: PooledServer, messages: list[Message], seed: int, model: str | None
+    ) -> Completion:
         s = self.settings
-        asked = {"model": model or lane.endpoint.model, "messages": messages, "seed": seed, "n": 1}
+        asked = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
         asked |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_new_tokens}
-        answer = await self._post(lane, "chat/completions", asked | s.extra)
+        answer = await self._post(server, "chat/completions", asked | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
             text, why = choice["message"]["content"] or "", choice["finish_reason"] or ""
@@ -203,45 +205,45 @@ class Generator:
             text = text.encode("utf-8", "replace").decode()
             done = Completion(text, str(why), int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
         except (AttributeError, LookupError, TypeError, ValueError):
-            raise _Again("garbage", f"{lane.endpoint.url} sent an answer without text or usage") from None
+            raise _Again("garbage", f"{server.endpoint.url} sent an answer without text or usage") from None
         self.requests += 1
         self.new_tokens += done.new_tokens
-        lane.level.done(done.new_tokens, lane.busy, time.monotonic())
+        server.limit.done(done.new_tokens, server.busy, time.monotonic())
         return done
 
     async def _post(
-        self, lane: Lane, route: str, body: Mapping[str, Any], not_offered: Collection[int] = ()
+        self, server: PooledServer, route: str, body: Mapping[str, Any], not_offered: Collection[int] = ()
     ) -> dict[str, Any]:
         """One request, one answer; {} where the status says that the server has no such thing (`not_offered`). Else what went wrong
-        is `_Again`, `Gone`, or RequestFailed for the request's own sake."""
-        url = lane.endpoint.url
+        is `_Again`, `ServerGone`, or RequestFailed for the request's own sake."""
+        url = server.endpoint.url
         try:
-            headers = {"Authorization": f"Bearer {lane.endpoint.api_key}"}
+            headers = {"Authorization": f"Bearer {server.endpoint.api_key}"}
             post = self._http.post(
-                f"{url}/{route}", json=body, headers=headers, allow_redirects=False, proxy=lane.proxy
+                f"{url}/{route}", json=body, headers=headers, allow_redirects=False, proxy=server.proxy
             )
             async with post as answer:
                 status, data, asked_wait = answer.status, await answer.read(), answer.headers.get("Retry-After", "")
         except TimeoutError:
-            await lane.of.look(lane)
+            await server.pool.check_health(server)
             raise _Again("no answer in time", f"{url} gave no answer in {self.timeout_s:g} s", most=TIMEOUTS) from None
         except (aiohttp.ClientError, OSError) as e:
-            await lane.of.look(lane)
+            await server.pool.check_health(server)
             how = "can't be reached" if isinstance(e, aiohttp.ClientConnectorError) else "broke off"
             raise _Again("connection lost", f"{url} {how}: {e or type(e).__name__}") from None
         if status in not_offered:
             return {}
         if status >= 300:
-            told = f"{url} answered {status}: {_message(data, lane.endpoint.api_key)}"
+            message = f"{url} answered {status}: {_message(data, server.endpoint.api_key)}"
             if status in (401, 402):
-                lane.of.give_up(lane, ServingError(told, "Check the key, and what it is allowed."))
-                raise Gone(told)
+                server.pool.retire(server, ServingError(message, "Check the key, and what it is allowed."))
+                raise ServerGone(message)
             if status == 403 or (status >= 500 and str(status) not in TOO_MUCH):
-                await lane.of.look(lane)  # a proxy may speak for a server that is gone
+                await server.pool.check_health(server)  # a proxy may speak for a server that is gone
             if status in (404, 408, 409, 429) or status >= 500:
                 most = REFUSALS if str(status) in TOO_MUCH else RETRIES
-                raise _Again(str(status), told, _seconds(asked_wait), most)
-            raise RequestFailed(told, refused=status in OWN)
+                raise _Again(str(status), message, _seconds(asked_wait), most)
+            raise RequestFailed(message, refused=status in OWN)
         try:
             value = json.loads(data)
             if isinstance(value, dict):

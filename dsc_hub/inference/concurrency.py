@@ -18,7 +18,7 @@ BACK = 0.7  # factor by which it falls
 RISE = 0.05  # of the level: by so much it rises again after as many requests as it is
 
 
-class Level:
+class ConcurrencyLimit:
     """`now` is the level. `wanted`: "auto", or a fixed number. A refusal lowers either and ends the growth; then it climbs back to
     where it was."""
 

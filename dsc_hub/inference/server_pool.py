@@ -19,53 +19,53 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from dsc_hub.errors import ServingError
-from dsc_hub.inference.concurrency import Level
+from dsc_hub.inference.concurrency import ConcurrencyLimit
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.system.progress import say
 
 Concurrency = int | Literal["auto"]
 T = TypeVar("T")
-REVIVALS = 4  # tries to start a server of our own again
-LOOKS = 20  # tries to find a server of others again: some ten minutes, as it may have to load its model
+RESTARTS = 4  # tries to start a server of our own again
+PROBES = 20  # tries to find a server of others again: some ten minutes, as it may have to load its model
 WAIT_S, LONGEST_S = 0.5, 30.0  # before something is tried again, longer each time; with jitter
 
 
-class Gone(Exception):
+class ServerGone(Exception):
     """The server is gone with the request."""
 
 
 @dataclass(eq=False)
-class Lane:
+class PooledServer:
     """A server, one `of` several. `busy`: requests that it has now; `looking`: whether it is still there; `revival`: it is not, and is
     being brought back; `gone`: why it was given up."""
 
-    of: Lanes
+    pool: ServerPool
     endpoint: Endpoint
-    level: Level
+    limit: ConcurrencyLimit
     proxy: str | None = None
     busy: int = 0
-    looking: asyncio.Task[str | None] | None = None
-    revival: asyncio.Task[None] | None = None
-    gone: ServingError | None = None  # for good
+    probe: asyncio.Task[str | None] | None = None
+    restart_task: asyncio.Task[None] | None = None
+    failure: ServingError | None = None  # for good
 
     @property
     def is_up(self) -> bool:
-        return self.revival is None and self.gone is None
+        return self.restart_task is None and self.failure is None
 
     @property
     def has_room(self) -> bool:
-        return self.is_up and self.busy < self.level.now
+        return self.is_up and self.busy < self.limit.now
 
 
 @dataclass(eq=False)
 class _Waiter:
     beginning: str
-    avoid: Lane | None
-    place: asyncio.Future[Lane]
+    avoid: PooledServer | None
+    place: asyncio.Future[PooledServer]
 
 
 @dataclass(eq=False)
-class Lanes:
+class ServerPool:
     """Servers of the same model. `concurrency`: requests at each, or a tuple with one for each. `retries` is the generator's counter,
     which gets "server back"; `answered` counts the requests that were done."""
 
@@ -73,21 +73,24 @@ class Lanes:
     concurrency: Concurrency | tuple[Concurrency, ...]
     retries: Counter[str]
     answered: int = 0
-    all: list[Lane] = field(default_factory=list, init=False)
+    all: list[PooledServer] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         each = self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency,) * len(self.endpoints)
-        self.all = [Lane(self, e, Level(n), _proxy_of(e.url)) for e, n in zip(self.endpoints, each, strict=True)]
+        self.all = [
+            PooledServer(self, e, ConcurrencyLimit(n), _proxy_of(e.url))
+            for e, n in zip(self.endpoints, each, strict=True)
+        ]
         self._waiting: list[_Waiter] = []
         # Looking at a server that says nothing takes long: not in the threads that look up names for all the others.
         self._threads = ThreadPoolExecutor(max(1, len(self.all)), "servers")
 
-    def level(self) -> int:
+    def limit(self) -> int:
         """How many requests they should have now, all together."""
-        return sum(lane.level.now for lane in self.all if lane.is_up)
+        return sum(server.limit.now for server in self.all if server.is_up)
 
-    async def take(self, beginning: str, avoid: Lane | None = None) -> Lane:
-        """A place at a server; `give` it back. Waits while all have enough to do or none is up; ServingError if none will be.
+    async def acquire(self, beginning: str, avoid: PooledServer | None = None) -> PooledServer:
+        """A place at a server; `release` it back. Waits while all have enough to do or none is up; ServingError if none will be.
 
         The same beginning prefers the same server: nothing needs to be remembered of any chain. One to `avoid` is taken only
         where no other is up.
@@ -99,12 +102,12 @@ class Lanes:
             return await waiter.place
         except asyncio.CancelledError:
             if waiter.place.done() and not waiter.place.cancelled():
-                self.give(waiter.place.result())
+                self.release(waiter.place.result())
             raise
 
-    def give(self, lane: Lane) -> None:
+    def release(self, server: PooledServer) -> None:
         """Give a place back."""
-        lane.busy -= 1
+        server.busy -= 1
         self._let_in()
 
     def _let_in(self) -> None:
@@ -113,89 +116,89 @@ class Lanes:
         for n, waiter in enumerate(self._waiting):
             if waiter.place.done():  # cancelled
                 continue
-            if gone := self._all_gone():
-                waiter.place.set_exception(gone)
-            elif lane := self._choose(waiter):
-                lane.busy += 1
-                waiter.place.set_result(lane)
+            if failure := self._all_failed():
+                waiter.place.set_exception(failure)
+            elif server := self._choose(waiter):
+                server.busy += 1
+                waiter.place.set_result(server)
             else:
                 left.append(waiter)
-                if not any(lane.has_room for lane in self.all):
+                if not any(server.has_room for server in self.all):
                     left += self._waiting[n + 1 :]
                     break
         self._waiting = left
 
-    def _choose(self, waiter: _Waiter) -> Lane | None:
-        up = [lane for lane in self.all if lane.is_up]
-        up = [lane for lane in up if lane is not waiter.avoid] or up
-        free = [lane for lane in up if lane.has_room]
+    def _choose(self, waiter: _Waiter) -> PooledServer | None:
+        up = [server for server in self.all if server.is_up]
+        up = [server for server in up if server is not waiter.avoid] or up
+        free = [server for server in up if server.has_room]
         if len(up) < 2 or not free:
             return free[0] if free else None
-        first = max(up, key=lambda lane: _hash(lane.endpoint.url, waiter.beginning))  # rendezvous hashing
-        return first if first.has_room else min(free, key=lambda lane: lane.busy / lane.level.now)
+        first = max(up, key=lambda server: _hash(server.endpoint.url, waiter.beginning))  # rendezvous hashing
+        return first if first.has_room else min(free, key=lambda server: server.busy / server.limit.now)
 
-    def _all_gone(self) -> ServingError | None:
-        return self.all[-1].gone if all(lane.gone for lane in self.all) else None
+    def _all_failed(self) -> ServingError | None:
+        return self.all[-1].failure if all(server.failure for server in self.all) else None
 
-    async def look(self, lane: Lane) -> None:
-        """Called when a request got no answer, or one that a proxy may have given. Raises Gone if the server is gone, too; then it is
+    async def check_health(self, server: PooledServer) -> None:
+        """Called when a request got no answer, or one that a proxy may have given. Raises ServerGone if the server is gone, too; then it is
         brought back, if it can be."""
-        if lane.is_up:
-            if lane.looking is None:  # one look for all that broke off together
-                lane.looking = asyncio.ensure_future(self._look(lane))
-            if (why := await asyncio.shield(lane.looking)) is None:
+        if server.is_up:
+            if server.probe is None:  # one look for all that broke off together
+                server.probe = asyncio.ensure_future(self._probe(server))
+            if (why := await asyncio.shield(server.probe)) is None:
                 return
-            if lane.is_up:
-                lane.revival = asyncio.create_task(self._revive(lane, why))
-        raise Gone(f"{lane.endpoint.url} is gone")
+            if server.is_up:
+                server.restart_task = asyncio.create_task(self._restart(server, why))
+        raise ServerGone(f"{server.endpoint.url} is gone")
 
-    async def _look(self, lane: Lane) -> str | None:
+    async def _probe(self, server: PooledServer) -> str | None:
         """Why it is gone; None if it is there."""
         try:
-            await self._in_thread(lane.endpoint.check)
+            await self._in_thread(server.endpoint.check)
         except (ServingError, OSError) as e:
             return _told(e)
         finally:
-            lane.looking = None
+            server.probe = None
         return None
 
-    def give_up(self, lane: Lane, error: ServingError) -> None:
-        """This server won't be asked again; `take` raises the error when there is no other."""
-        lane.gone = error
+    def retire(self, server: PooledServer, error: ServingError) -> None:
+        """This server won't be asked again; `acquire` raises the error when there is no other."""
+        server.failure = error
         self._let_in()
-        if self._all_gone() is None:
+        if self._all_failed() is None:
             say(f"{error.message}\n  it is not asked any more; its requests go to the others")
 
-    async def _revive(self, lane: Lane, why: str) -> None:
+    async def _restart(self, server: PooledServer, why: str) -> None:
         """Wait for a server that is gone, or start it again, until it is up or given up."""
         try:
-            error = await self._revived(lane, why)
+            error = await self._try_to_restart(server, why)
         except Exception as e:  # a full disk under the log: nobody waits for this task, so the requests must be told
-            error = ServingError(f"{lane.endpoint.url} could not be brought back: {type(e).__name__}: {e}")
+            error = ServingError(f"{server.endpoint.url} could not be brought back: {type(e).__name__}: {e}")
         finally:
-            lane.revival = None
+            server.restart_task = None
         if error:
-            self.give_up(lane, error)
+            self.retire(server, error)
         else:
             self._let_in()
 
-    async def _revived(self, lane: Lane, why: str) -> ServingError | None:
+    async def _try_to_restart(self, server: PooledServer, why: str) -> ServingError | None:
         """None when it is back, else why not."""
         others = any(other.is_up for other in self.all)
         say(f"{why}\n  {'its requests go to the others; ' if others else ''}trying to bring it back")
-        tries = REVIVALS if lane.endpoint.restart else LOOKS
+        tries = RESTARTS if server.endpoint.restart else PROBES
         for n in range(tries):
             await asyncio.sleep(min(LONGEST_S, 2 * WAIT_S * 4**n) * random.uniform(0.75, 1.25))
             try:
-                await self._bring_back(lane.endpoint)
+                await self._bring_back(server.endpoint)
             except (ServingError, OSError) as e:
                 why = _told(e)
             else:
-                say(f"{lane.endpoint.url} is back")
+                say(f"{server.endpoint.url} is back")
                 self.retries["server back"] += 1
                 return None
         return ServingError(
-            f"{lane.endpoint.url} did not come back in {tries} tries: {why}",
+            f"{server.endpoint.url} did not come back in {tries} tries: {why}",
             "What is finished is kept; run the same command again when it can be reached.",
         )
 
@@ -213,9 +216,9 @@ class Lanes:
 
     def close(self) -> None:
         """End what is under way; a server that is being started is waited for, so that it can be ended."""
-        for lane in self.all:
-            if lane.revival:
-                lane.revival.cancel()
+        for server in self.all:
+            if server.restart_task:
+                server.restart_task.cancel()
         self._threads.shutdown(cancel_futures=True)
 
 

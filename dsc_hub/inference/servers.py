@@ -22,9 +22,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsc_hub.config import messages
-from dsc_hub.config.recipe import Critic, Serving
+from dsc_hub.config.recipe import CriticConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
-from dsc_hub.inference.vllm import BASE, Engine
+from dsc_hub.inference.vllm import BASE, VllmServer
 from dsc_hub.system import machine
 from dsc_hub.system.progress import duration, moving_line
 
@@ -52,7 +52,7 @@ class Endpoint:
 @contextmanager
 def serve(
     folder: Path,
-    section: Serving,
+    section: ServingConfig,
     log: Path,
     adapters: Mapping[str, Path] | None = None,
     *,
@@ -68,7 +68,7 @@ def serve(
         engines = []
         for n, own in enumerate(places, 1):
             own_log = log if n == 1 else log.with_stem(f"{log.stem}-{n}")
-            engine = Engine(folder, section, own_log, adapters or {}, own=own, compiled=compiled)
+            engine = VllmServer(folder, section, own_log, adapters or {}, own=own, compiled=compiled)
             stack.callback(engine.end)
             engines.append(engine)
         with moving_line() as line:
@@ -79,7 +79,7 @@ def serve(
         yield [Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check_after_loss, e.restart, e.is_ready) for e in engines]
 
 
-def replica_places(section: Serving) -> list[tuple[str, ...]]:
+def replica_places(section: ServingConfig) -> list[tuple[str, ...]]:
     """The GPUs, or on a CPU the cores, of each replica, by their numbers; one empty place where nothing needs to be shared out.
 
     ConfigError if the machine has too few.
@@ -169,7 +169,7 @@ def cache_use(before: Iterable[tuple[int, int] | None], after: Iterable[tuple[in
     return found, looked_up
 
 
-def external(section: Serving) -> list[Endpoint]:
+def external(section: ServingConfig) -> list[Endpoint]:
     """The endpoints a recipe or an override names, each asked whether it is there and has the model.
 
     ServingError: no address, refused, wrong key, the model isn't there, or several models and none named.
@@ -183,17 +183,17 @@ def external(section: Serving) -> list[Endpoint]:
 
 def unusable(judge: Mapping[str, Any]) -> list[str]:
     """What is wrong with the server that the options of a judge name, in a line; nothing if it is there and has the model."""
-    key = judge.get("api_key_env") or Serving().api_key_env
+    key = judge.get("api_key_env") or ServingConfig().api_key_env
     try:
         _one(judge["endpoint"], judge["model"], key)
     except ServingError as e:
         return [e.message]
     except ValidationError as e:
-        return messages.problems(e, Serving)
+        return messages.problems(e, ServingConfig)
     return []
 
 
-def external_critic(critic: Critic | None) -> Endpoint | None:
+def external_critic(critic: CriticConfig | None) -> Endpoint | None:
     """Where the critic of a recipe is asked, looked at as `external` does; None without one."""
     if critic is None:
         return None
@@ -207,10 +207,10 @@ def external_critic(critic: Critic | None) -> Endpoint | None:
 
 def _one(url: str, model: str, api_key_env: str) -> Endpoint:
     """A single server that is named apart from the base's, looked at as `external` does."""
-    return external(Serving(endpoints=(url,), served_model=model, api_key_env=api_key_env))[0]
+    return external(ServingConfig(endpoints=(url,), served_model=model, api_key_env=api_key_env))[0]
 
 
-def _model_at(url: str, key: str, section: Serving) -> str:
+def _model_at(url: str, key: str, section: ServingConfig) -> str:
     names, named = _served_at(url, key, section), section.served_model
     if named and (named in names or _answers_as(url, key, named)):
         return named
@@ -234,7 +234,7 @@ def _answers_as(url: str, key: str, model: str) -> bool:
         return False
 
 
-def _served_at(url: str, key: str, section: Serving) -> list[str]:
+def _served_at(url: str, key: str, section: ServingConfig) -> list[str]:
     """Names of the models there. ServingError if it can't be asked."""
     try:
         request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})

@@ -25,16 +25,16 @@ class Stopped(Exception):
     """The user has asked to stop: no new request."""
 
 
-_of_this_job: ContextVar[Flow] = ContextVar("flow")
+_of_this_job: ContextVar[TaskPool] = ContextVar("flow")
 
 
-def go_on() -> None:
+def raise_if_stopped() -> None:
     """Called before each request. Raises Stopped if this is a job of a flow and the user has asked to stop."""
     if (flow := _of_this_job.get(None)) is not None and flow.stopping:
         raise Stopped
 
 
-class Flow:
+class TaskPool:
     """Runs jobs, at most `most()` at once. A job that waits for something else than the server stands `aside` meanwhile, and
     another one takes its place: the server stays busy."""
 

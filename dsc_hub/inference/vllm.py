@@ -1,6 +1,6 @@
 """One vLLM as a child process: the right flags for this machine, health, its log, a new start, and no process left behind.
 
-vLLM is never imported here. When an `Engine` is ended, or this process is killed, the server and all its children end (see
+vLLM is never imported here. When an `VllmServer` is ended, or this process is killed, the server and all its children end (see
 keeper.py).
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from dsc_hub.config.recipe import Serving
+from dsc_hub.config.recipe import ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST
@@ -35,14 +35,14 @@ _ERROR = re.compile(r"(\([^)]*\) )?(ERROR [^\]]*\] )?[\w.]+(Error|Exception)(: |
 _SAYS_NOTHING = ("Engine core initialization failed", "EngineCore encountered an issue")
 
 
-def at_once(section: Serving, on_cpu: bool) -> int:
+def default_max_num_seqs(section: ServingConfig, on_cpu: bool) -> int:
     """Sequences in a batch, at most: as many as there will be requests, if that is known."""
     most = ON_CPU_AT_ONCE if on_cpu else MOST
     return most if section.concurrency == "auto" else min(section.concurrency, most)
 
 
 def vllm_command(
-    folder: Path, section: Serving, port: int, adapters: Mapping[str, Path], on_cpu: bool, compiled: bool = False
+    folder: Path, section: ServingConfig, port: int, adapters: Mapping[str, Path], on_cpu: bool, compiled: bool = False
 ) -> list[str]:
     """The command line of one server. A pure function, so that vLLM's own parser can be asked whether it is right.
     `compiled`: on a CPU, where that takes a minute at the start; on a GPU it is always done."""
@@ -81,7 +81,7 @@ def vllm_command(
     else:
         command += ["--gpu-memory-utilization", str(section.gpu_memory_utilization)]
         command += ["--tensor-parallel-size", str(section.tensor_parallel)]
-    command += ["--max-num-seqs", str(at_once(section, on_cpu))]
+    command += ["--max-num-seqs", str(default_max_num_seqs(section, on_cpu))]
     if adapters:
         command += [
             "--enable-lora",
@@ -93,7 +93,7 @@ def vllm_command(
     return command
 
 
-def vllm_environment(section: Serving, on_cpu: bool, api_key: str, own: Sequence[str] = ()) -> dict[str, str]:
+def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Sequence[str] = ()) -> dict[str, str]:
     """The child's environment: no launcher's variables, no look at any Hub. `own`: the cores or GPUs that are its own, by their
     numbers; none: on a CPU all cores, else whatever GPUs the environment says."""
     env = for_child(os.environ)
@@ -120,13 +120,13 @@ def vllm_environment(section: Serving, on_cpu: bool, api_key: str, own: Sequence
     return env
 
 
-class Engine:
+class VllmServer:
     """One server on a model folder (model name `BASE`, adapters by their names). It starts when it is made."""
 
     def __init__(
         self,
         folder: Path,
-        section: Serving,
+        section: ServingConfig,
         log: Path,
         adapters: Mapping[str, Path],
         *,

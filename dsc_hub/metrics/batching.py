@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 MOST_AT_ONCE = 256
 
 
-class Scoring(Generic[Result]):
+class BatchScorer(Generic[Result]):
     """`await scoring(text, beside)` gives the text's score, by a scorer that takes many texts and as many of what each is
     scored beside (the prompt; for a veto the first answer). Whatever came while a batch was being scored is the next batch."""
 

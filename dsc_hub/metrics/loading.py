@@ -1,6 +1,6 @@
 """What is wanted: `evaluate` measurements, one folder each, and the functions that load them for our stages.
 
-A metric says in `unit` what it counts and in `higher_is_better` which way is good; a stage gets a `Scorer`, whose scores
+A metric says in `unit` what it counts and in `higher_is_better` which way is good; a stage gets a `ScorerConfig`, whose scores
 always point the way that is wanted: of a metric where lower is better they are negated.
 """
 
@@ -32,7 +32,7 @@ from dsc_hub.records import Prompt, Score
 
 
 @dataclass(frozen=True)
-class Scorer:
+class LoadedScorer:
     """A loaded scorer. `score` takes texts and the prompts that they answer, and gives one `Score` a text, in order, higher being
     better (unless it was loaded as the metric measures); `name` and `unit` are for people."""
 
@@ -43,7 +43,7 @@ class Scorer:
     bounds: tuple[float | None, float | None] = (None, None)  # lowest and highest score; None: no limit, or not known
 
 
-def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[str, Scorer]:
+def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[str, LoadedScorer]:
     """The scorers of a recipe, by the name that their numbers have. `folder` is the recipe's.
 
     Slow (seconds): imports `evaluate`, and torch for a model. MetricError if one can't be loaded.
@@ -51,13 +51,15 @@ def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[
     return {name: load_named(name, recipe, identity, folder) for name in recipes.scorers(recipe)}
 
 
-def load_named(name: str, recipe: Recipe, identity: Mapping[str, str], folder: Path) -> Scorer:
+def load_named(name: str, recipe: Recipe, identity: Mapping[str, str], folder: Path) -> LoadedScorer:
     """One of a recipe's scorers whole, as `load_all` does: a reward with all its terms."""
-    terms = recipes.terms(recipe, name)
+    terms = recipes.reward_terms(recipe, name)
     return _sum([load(section, identity[place], folder) for place, section in terms.items()])
 
 
-def load(section: recipes.Scorer, identity: str, folder: Path | None = None, as_measured: bool = False) -> Scorer:
+def load(
+    section: recipes.ScorerConfig, identity: str, folder: Path | None = None, as_measured: bool = False
+) -> LoadedScorer:
     """One scorer, with its weight and its sign (`as_measured`: without). `identity` (of `identify`) says at which commit."""
     measurement = _measurement(section, identity, folder or Path())
     name = f"{Path(section.metric).name.removesuffix('.py')} ({Path(section.scorer).name})"
@@ -78,7 +80,7 @@ def load(section: recipes.Scorer, identity: str, folder: Path | None = None, as_
         ]
 
     bounds = _scaled(getattr(measurement, "bounds", (None, None)), factor)
-    return Scorer(score, name, f"{sign}{times}{unit}", higher if as_measured else True, bounds)
+    return LoadedScorer(score, name, f"{sign}{times}{unit}", higher if as_measured else True, bounds)
 
 
 def _scaled(bounds: tuple[float | None, float | None], factor: float) -> tuple[float | None, float | None]:
@@ -87,7 +89,7 @@ def _scaled(bounds: tuple[float | None, float | None], factor: float) -> tuple[f
     return (low, high) if factor > 0 else (high, low)
 
 
-def _sum(terms: Sequence[Scorer]) -> Scorer:
+def _sum(terms: Sequence[LoadedScorer]) -> LoadedScorer:
     """Several scores added; a text that one of them can't score is unscored."""
     if len(terms) == 1:
         return terms[0]
@@ -97,7 +99,7 @@ def _sum(terms: Sequence[Scorer]) -> Scorer:
 
     low, high = (None if None in ends else math.fsum(ends) for ends in zip(*(t.bounds for t in terms), strict=True))
     name, unit = " + ".join(t.name for t in terms), "sum of " + " and ".join(t.unit for t in terms)
-    return Scorer(score, name, unit, bounds=(low, high))
+    return LoadedScorer(score, name, unit, bounds=(low, high))
 
 
 def _added(scores: Sequence[Score]) -> Score:
@@ -107,7 +109,7 @@ def _added(scores: Sequence[Score]) -> Score:
 
 def load_veto(recipe: Recipe, identity: Mapping[str, str]) -> Callable[[Sequence[str], Sequence[str]], list[str]]:
     """What blocks acceptance: (revisions, first answers) -> why each must not be kept, "" if it may."""
-    rules = recipes.veto(recipe)
+    rules = recipes.effective_veto(recipe)
     if rules is None:
         return lambda revisions, firsts: [""] * len(revisions)
     section = recipes.all_scorers(recipe).get("chain.veto")
@@ -131,7 +133,7 @@ def load_veto(recipe: Recipe, identity: Mapping[str, str]) -> Callable[[Sequence
     return veto
 
 
-def _measurement(section: recipes.Scorer, identity: str, folder: Path) -> Any:
+def _measurement(section: recipes.ScorerConfig, identity: str, folder: Path) -> Any:
     """The `evaluate` measurement behind a section."""
     import evaluate
 
@@ -177,7 +179,7 @@ def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     return [n for n, p in parameters.items() if n != "self" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _cannot_load(section: recipes.Scorer, e: BaseException) -> MetricError:
+def _cannot_load(section: recipes.ScorerConfig, e: BaseException) -> MetricError:
     shipped = SHIPPED.get(section.metric)
     if shipped is None:
         hint = EXAMPLE
@@ -190,7 +192,7 @@ def _cannot_load(section: recipes.Scorer, e: BaseException) -> MetricError:
     )
 
 
-def _told(section: recipes.Scorer, e: BaseException) -> str:
+def _told(section: recipes.ScorerConfig, e: BaseException) -> str:
     """The error in a line; of somebody's own code with its place."""
     if is_shipped(section):
         return " ".join(str(e).split())[:400] or type(e).__name__
@@ -198,7 +200,9 @@ def _told(section: recipes.Scorer, e: BaseException) -> str:
     return described(e, name if name.endswith(".py") else f"{name}.py")
 
 
-def _scores(measurement: Any, section: recipes.Scorer, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
+def _scores(
+    measurement: Any, section: recipes.ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
+) -> list[Score]:
     """As `_compute`, of the texts that may be in a language that the scorer reads; others are unscored."""
     languages = languages_of(section)
     why = [foreign(text, languages) for text in texts] if languages else []
@@ -210,7 +214,9 @@ def _scores(measurement: Any, section: recipes.Scorer, texts: Sequence[str], pro
     return [Score(None, f"not {read}: it is {reason}") if reason else next(scored) for reason in why]
 
 
-def _compute(measurement: Any, section: recipes.Scorer, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
+def _compute(
+    measurement: Any, section: recipes.ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
+) -> list[Score]:
     """Scores as the metric gives them, checked: one a text, each a finite number or None."""
     if not texts:
         return []
@@ -247,7 +253,7 @@ def _compute(measurement: Any, section: recipes.Scorer, texts: Sequence[str], pr
     return _checked(result, len(texts), section)
 
 
-def _checked(result: Any, n: int, section: recipes.Scorer) -> list[Score]:
+def _checked(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
     scores = result.get("scores") if isinstance(result, Mapping) else None
     if not isinstance(scores, (list, tuple)) or len(scores) != n:
         got = f"{len(scores)} of them" if isinstance(scores, (list, tuple)) else f"{result!r:.80}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from dsc_hub.config.recipe import SERVERS, Scorer
+from dsc_hub.config.recipe import SERVERS, ScorerConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.own_code import check_source
 from dsc_hub.records import Prompt
@@ -94,24 +94,24 @@ class Code:
     allowed: Sequence[str] = ()
 
 
-def is_shipped(section: Scorer) -> bool:
+def is_shipped(section: ScorerConfig) -> bool:
     return section.metric in SHIPPED
 
 
-def is_packaged(section: Scorer) -> bool:
+def is_packaged(section: ScorerConfig) -> bool:
     """Does it need nothing but installed packages: no Hub, no server?"""
     shipped = SHIPPED.get(section.metric)
     return shipped is not None and section.scorer in shipped.scorers and not shipped.needs
 
 
-def languages_of(section: Scorer) -> tuple[str, ...]:
+def languages_of(section: ScorerConfig) -> tuple[str, ...]:
     """Codes of the languages that it reads; () if it reads any, or nobody here knows: a model, or somebody's own
     metric."""
     shipped = SHIPPED.get(section.metric)
     return shipped.languages.get(section.scorer, ()) if shipped else ()
 
 
-def of_no_kind(section: Scorer, prompts: Sequence[Prompt]) -> str:
+def of_no_kind(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
     """What is wrong if the scorer goes by the kind of a prompt and these have none that it knows; "" if nothing is."""
     shipped = SHIPPED.get(section.metric)
     if shipped is None or not shipped.kinds or section.scorer not in shipped.scorers:
@@ -135,7 +135,7 @@ def commit_of(identity: str | None) -> str | None:
     return identity.rpartition("@")[2] if identity and "@" in identity else None
 
 
-def identify(section: Scorer | None, code: Code | None = None) -> str:
+def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
     """One scorer's identity; "" for none. What comes from the Hub ends in @COMMIT. MetricError if it can't be had, ConfigError
     for a Space's code that nobody allowed."""
     if section is None:
@@ -178,7 +178,7 @@ def identify(section: Scorer | None, code: Code | None = None) -> str:
     return f"{section.metric}/{section.scorer}{_options(section)}@{commit}"
 
 
-def _options(section: Scorer) -> str:
+def _options(section: ScorerConfig) -> str:
     """What else decides the scores; servers and keys are of this machine. Of a long text only the hash."""
     shown = {name: str(value) for name, value in sorted(section.options.items()) if name not in SERVERS}
     told = [f"{n}={v if len(v) <= LONG_OPTION else digest(v)}" for n, v in shown.items()]
@@ -190,7 +190,7 @@ def _meant(name: str, known: Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _check_options(section: Scorer, shipped: Shipped) -> None:
+def _check_options(section: ScorerConfig, shipped: Shipped) -> None:
     unknown = [name for name in section.options if name not in shipped.options]
     if unknown:
         known = f"It has {', '.join(shipped.options)}." if shipped.options else "It has none."
@@ -230,7 +230,7 @@ def _hash(path: Path) -> str:
         raise MetricError(f"{path.name if path == HEAD else path} can't be read: {e.strerror}", hint) from None
 
 
-def _allowed(section: Scorer, allowed: Sequence[str]) -> str:
+def _allowed(section: ScorerConfig, allowed: Sequence[str]) -> str:
     """The commit of the Space, if its code may run here. It is looked up before anything of it is fetched."""
     from dsc_hub.hub import client
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import Recipe, least_gain, repo_names, servers, veto
+from dsc_hub.config.recipe import Recipe, effective_veto, least_gain, repo_names, servers
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import RunError
 from dsc_hub.inference import base_model
@@ -24,7 +24,7 @@ from dsc_hub.system import addresses, cache, machine, progress
 
 
 @dataclass(frozen=True)
-class Job:
+class RunContext:
     """A checked recipe and where it runs."""
 
     recipe: Recipe
@@ -44,32 +44,32 @@ class Job:
         return [p for p in self.run.rows("prompts.jsonl").as_type(Prompt) if p.split in splits]
 
 
-def record(job: Job) -> None:
+def record(context: RunContext) -> None:
     """Make the run folder with its run.json; to be called with the folder's lock held.
 
     What was recorded when the run began stays: a later command goes on with it, and does not replace it. RunError where stages
     are finished and nothing is recorded: how they were made would be invented.
     """
-    old = job.run.facts if job.run["run.json"].is_file() else {}
-    if not old and (done := [s for s in STAGES if job.run.marker(s)]):
+    old = context.run.facts if context.run["run.json"].is_file() else {}
+    if not old and (done := [s for s in STAGES if context.run.marker(s)]):
         raise RunError(
-            f"{job.run['run.json']} is missing, but these stages are finished: {', '.join(done)}",
+            f"{context.run['run.json']} is missing, but these stages are finished: {', '.join(done)}",
             "Put it back, or move the whole run folder away and run the recipe again.",
         )
-    job.run.add_facts(
-        recipe=_resolved(job.recipe),
-        fingerprints=job.fingerprints,
-        identity=job.identity,
-        model=old.get("model") or job.model.as_dict(),
+    context.run.add_facts(
+        recipe=_resolved(context.recipe),
+        fingerprints=context.fingerprints,
+        identity=context.identity,
+        model=old.get("model") or context.model.as_dict(),
         versions=old.get("versions") or machine.versions(),
         hardware=old.get("hardware") or machine.hardware(),
-        command=old.get("command") or job.command,
-        repos=old.get("repos") or repos_of(job.recipe, job.recipe.publish.owner),
+        command=old.get("command") or context.command,
+        repos=old.get("repos") or repos_of(context.recipe, context.recipe.publish.owner),
         started_at=old.get("started_at") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **({"shard": asdict(job.shard)} if job.shard else {}),
+        **({"shard": asdict(context.shard)} if context.shard else {}),
     )
-    progress.log_to(job.run["log.txt"])
-    for folder in (job.run.folder, cache.cache_home() / "hub"):
+    progress.log_to(context.run["log.txt"])
+    for folder in (context.run.folder, cache.cache_home() / "hub"):
         progress.say_if_open(folder)
 
 
@@ -77,7 +77,7 @@ def _resolved(checked: Recipe) -> dict[str, Any]:
     """The recipe as it is carried out: a veto and a least gain that hold by default are written out."""
     data = checked.model_dump(mode="json")
     data["dataset"]["min_gain"] = least_gain(checked)
-    if found := veto(checked):
+    if found := effective_veto(checked):
         data["chain"]["veto"] = found.model_dump(mode="json")
     return data
 
@@ -117,27 +117,27 @@ def account_at(to: str, owner: str | None) -> Iterator[Any]:
         yield login(owner, address.endpoint, address.token)
 
 
-def set_owner(job: Job, account: Any) -> None:
+def set_owner(context: RunContext, account: Any) -> None:
     """Record whose repos these are, and under which name and commit others can load the base model.
 
     A base that we publish ourselves has no commit yet when the adapter is made, so its adapter names none.
     """
-    repos = repos_of(job.recipe, account.owner if account else job.recipe.publish.owner)
-    published_as = repos["base"] or job.model.upstream or job.model.id
-    is_the_source = published_as == job.model.source
-    model = job.model.as_dict() | {
-        "folder": str(base_model.materialize(job.model)),
+    repos = repos_of(context.recipe, account.owner if account else context.recipe.publish.owner)
+    published_as = repos["base"] or context.model.upstream or context.model.id
+    is_the_source = published_as == context.model.source
+    model = context.model.as_dict() | {
+        "folder": str(base_model.materialize(context.model)),
         "published_as": published_as,
-        "published_commit": job.model.commit if is_the_source else None,
+        "published_commit": context.model.commit if is_the_source else None,
     }
     if not (repos["base"] or is_the_source):
         model["note"] = (
             f"{model['note']}; not published, so the adapter names {published_as}, whose weights may differ a little"
         )
-    known = job.run.facts.get("repos", {})
+    known = context.run.facts.get("repos", {})
     if {k: known.get(k) for k in repos} != repos:  # what publishing added stays as long as the names do
         known = {}
-    job.run.add_facts(repos=known | repos, model=model)
+    context.run.add_facts(repos=known | repos, model=model)
 
 
 def announce_servers(checked: Recipe) -> None:

@@ -23,7 +23,7 @@ from dsc_hub.config.recipe import Section
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.pipeline import resolve
-from dsc_hub.pipeline.context import Job
+from dsc_hub.pipeline.context import RunContext
 from dsc_hub.pipeline.run import run_all
 from dsc_hub.system.progress import say
 
@@ -96,15 +96,15 @@ def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[s
     reference = str(path.parent / grid.recipe) if (path.parent / grid.recipe).exists() else grid.recipe
     described = [_described(reference, grid, cell, runs, allowed_code) for cell in cells]
     rows = []
-    for i, (cell, job) in enumerate(zip(cells, described, strict=True), 1):
+    for i, (cell, context) in enumerate(zip(cells, described, strict=True), 1):
         say(f"grid  {i}/{len(cells)}  {told(cell)}")
         error = ""
         try:
-            run_all(job, last=grid.last)
+            run_all(context, last=grid.last)
         except DscError as e:
             error = " ".join(str(e).split())
             say(f"grid  {i}/{len(cells)}  can't be finished: {error}")
-        rows.append(_row(cell, job, grid.last, error))
+        rows.append(_row(cell, context, grid.last, error))
     return rows
 
 
@@ -118,27 +118,27 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
 
 
-def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]) -> Job:
+def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]) -> RunContext:
     by_default = "evaluation.split" not in {**grid.fixed, **cell}
     settings = {"evaluation.split": "validation", **grid.fixed, **cell, "publish.to": "none"}
     try:
-        return resolve.describe(reference, _overrides(settings), runs, allowed)
+        return resolve.resolve(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:
         hint = "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
         raise ConfigError(f"{told(cell)}: {e.message}", e.hint or (hint if by_default else ""), e.problems) from None
 
 
-def _row(cell: Mapping[str, Any], job: Job, last: str, error: str) -> dict[str, Any]:
+def _row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) -> dict[str, Any]:
     """{set, run, error, sampling: {proposals, accepted, reward, usable, reused_turns, new_tokens}, rows: training rows, arms:
     {arm: {reward, second}}, difference: distilled - base by score, claim}; None for what was not done."""
     done = STAGES[: STAGES.index(last) + 1]
-    stages = [s for s in done if job.run.is_done(s, job.fingerprints[s])]
-    numbers = {s: job.run.metrics[s] for s in stages if s in job.run.metrics}
+    stages = [s for s in done if context.run.is_done(s, context.fingerprints[s])]
+    numbers = {s: context.run.metrics[s] for s in stages if s in context.run.metrics}
     sampled, made, evaluated = (numbers.get(s) for s in ("sampling", "dataset", "evaluation"))
     difference = (evaluated or {}).get("differences", {}).get("distilled - base")
     return {
         "set": dict(cell),
-        "run": str(job.run.folder),
+        "run": str(context.run.folder),
         "error": error,
         "sampling": sampled
         and {

@@ -23,8 +23,8 @@ from dsc_hub.chain.chain import Message, Texts, dice_of, run_chain
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ConfigError, DataError
-from dsc_hub.pipeline import context, resolve, run
-from dsc_hub.pipeline.context import Job
+from dsc_hub.pipeline import resolve, run
+from dsc_hub.pipeline.context import RunContext, record, set_owner
 from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
 from dsc_hub.sampling import convergence, summary
 from dsc_hub.system.files import write_whole
@@ -145,7 +145,7 @@ async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
 
 def import_rows(
     file: Path, reference: str, overrides: Sequence[str], folder: Path, runs: Path
-) -> tuple[Job, dict[str, int]]:
+) -> tuple[RunContext, dict[str, int]]:
     """Write `folder` with a recipe whose prompts are the rows', and its run folder with their chains; the job, and the counts
     {rows, better, chains, held_out}.
 
@@ -171,39 +171,39 @@ def import_rows(
         folder / "prompts.jsonl", "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts)
     )
     write_whole(folder / "recipe.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
-    job = resolve.describe(str(folder / "recipe.yaml"), [], runs)
-    return job, _write(job, rows, {"rows": len(rows), "sha256": file_hash(file), "file": file.name})
+    context = resolve.resolve(str(folder / "recipe.yaml"), [], runs)
+    return context, _write(context, rows, {"rows": len(rows), "sha256": file_hash(file), "file": file.name})
 
 
-def _write(job: Job, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[str, int]:
+def _write(context: RunContext, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[str, int]:
     """Prompts and chains into the run folder, as the stages `prompts` and `sampling` would have left them."""
-    with job.run.lock():
-        context.record(job)
-        job.run.add_facts(imported=dict(imported))
-        context.set_owner(job, None)
-        run.run_stage(job, "prompts")
-        found = job.prompts(*SPLITS)
-        chains = chains_of(job.recipe, found, rows)
+    with context.run.lock():
+        record(context)
+        context.run.add_facts(imported=dict(imported))
+        set_owner(context, None)
+        run.run_stage(context, "prompts")
+        found = context.prompts(*SPLITS)
+        chains = chains_of(context.recipe, found, rows)
         if not chains:
             raise DataError("no row's prompt is left to train on", "Give more prompts, or another prompts.split.")
-        file = job.run.rows("chains.jsonl")
+        file = context.run.rows("chains.jsonl")
         for chain in chains:
             file.append(chain)
         file.close()
-        c, group_of = job.recipe.chain, {p.id: p.group for p in found}.__getitem__
+        c, group_of = context.recipe.chain, {p.id: p.group for p in found}.__getitem__
         numbers = summary.summary(chains, group_of, len(chains), 1) | {
             "mixing": convergence.mixing(chains, c.acceptance, 1, c.chains_per_prompt),
             "last_step": convergence.last_step(chains, group_of, 1),
         }
         unknown = dict.fromkeys(("prompt_tokens", "new_tokens", "seconds", "tokens_per_s"))
         numbers |= unknown | {"reused_turns": 0}
-        job.run.add_metrics("sampling", numbers)
-        job.run.finish("sampling", job.fingerprints["sampling"], 0.0, {"result": numbers})
+        context.run.add_metrics("sampling", numbers)
+        context.run.finish("sampling", context.fingerprints["sampling"], 0.0, {"result": numbers})
     counts = {"rows": len(rows), "better": sum(r.is_better for r in rows), "chains": len(chains)}
     counts["held_out"] = len(rows) - len(chains)
     say(
         f"imported  {counts['rows']} rows, {counts['better']} strictly better after the revision; {counts['chains']} chains, "
-        f"{counts['held_out']} rows of held-out or left-out prompts -> {job.run.folder}"
+        f"{counts['held_out']} rows of held-out or left-out prompts -> {context.run.folder}"
     )
     for what, n in summary.waterfall(numbers):
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))

@@ -19,7 +19,7 @@ from dsc_hub.inference import base_model
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.metrics import registry
 from dsc_hub.pipeline import pace
-from dsc_hub.pipeline.context import Job, announce_servers, repos_of
+from dsc_hub.pipeline.context import RunContext, announce_servers, repos_of
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
@@ -131,7 +131,7 @@ def disk(runs: Path, needed: int) -> list[str]:
     return []
 
 
-def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
+def check(context: RunContext, account: Any, last: str = "publish") -> dict[str, Any]:
     """All that can be wrong with the stages up to `last`, before hours are spent; the estimate if nothing is.
 
     ConfigError with all problems. Weights are not fetched for it.
@@ -139,67 +139,71 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
     from dsc_hub.distill import launcher
     from dsc_hub.inference import servers as inference_servers
 
-    announce_servers(job.recipe)
-    if job.recipe.publish.to != "none" and not job.recipe.publish.metrics:
-        for place, file in metric_files(job.recipe).items():
+    announce_servers(context.recipe)
+    if context.recipe.publish.to != "none" and not context.recipe.publish.metrics:
+        for place, file in metric_files(context.recipe).items():
             progress.say(
                 f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
                 "publish.metrics=true publishes the file as a Space, too"
             )
-    found, dropped = load_prompts(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
-    folder = base_model.materialize(job.model, weights=False)
-    problems = too_long(job.recipe, found, folder) + without_group(job.recipe, dropped.ungrouped)
-    outlook = reusable_stages(job.run, STAGES, job.fingerprints, siblings(job.runs, job.recipe.name))
-    numbers = estimate(job.recipe, found, job.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
-    numbers["done"] = [stage for stage, where in outlook.items() if where is job.run]
-    numbers["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not job.run}
-    problems += disk(job.runs, numbers["disk_bytes"])
-    for place, section in all_scorers(job.recipe).items():
+    found, dropped = load_prompts(
+        context.recipe.prompts, context.path.parent, context.recipe.seed, context.identity["prompts"]
+    )
+    folder = base_model.materialize(context.model, weights=False)
+    problems = too_long(context.recipe, found, folder) + without_group(context.recipe, dropped.ungrouped)
+    outlook = reusable_stages(context.run, STAGES, context.fingerprints, siblings(context.runs, context.recipe.name))
+    numbers = estimate(context.recipe, found, context.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
+    numbers["done"] = [stage for stage, where in outlook.items() if where is context.run]
+    numbers["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not context.run}
+    problems += disk(context.runs, numbers["disk_bytes"])
+    for place, section in all_scorers(context.recipe).items():
         if wrong := registry.of_no_kind(section, found):
             problems.append(f"{place}: {wrong}")
         if section.metric == "judge":  # it may be asked for the first time hours from now
             problems += [f"{place}: {told}" for told in inference_servers.unusable(section.options)]
-    inference_servers.external_critic(job.recipe.chain.critic)
-    if not job.recipe.serving.endpoints:
+    inference_servers.external_critic(context.recipe.chain.critic)
+    if not context.recipe.serving.endpoints:
         try:
-            inference_servers.replica_places(job.recipe.serving)
+            inference_servers.replica_places(context.recipe.serving)
         except ConfigError as e:
             problems.append(f"{e.message}; {e.hint}")
     else:
-        inference_servers.external(job.recipe.serving)
+        inference_servers.external(context.recipe.serving)
         evaluates = STAGES.index(last) >= STAGES.index("evaluation")
-        if evaluates and ADAPTER in models_of(job.recipe.evaluation.arms):
+        if evaluates and ADAPTER in models_of(context.recipe.evaluation.arms):
             problems.append(
                 "serving.endpoints: servers that already run don't have the adapter; "
                 "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
             )
     most = max(machine.cores(), len(machine.gpus()))
-    if job.recipe.distill.processes > most:
-        problems.append(f"distill.processes: {job.recipe.distill.processes} is more than this machine can run: {most}")
+    if context.recipe.distill.processes > most:
+        problems.append(
+            f"distill.processes: {context.recipe.distill.processes} is more than this machine can run: {most}"
+        )
     if "distill" not in outlook:
-        problems += launcher.check(job.recipe.distill.model_dump(mode="json"))
+        problems += launcher.check(context.recipe.distill.model_dump(mode="json"))
     if account:
         from dsc_hub.hub import repos as hub_repos
         from dsc_hub.publish import metric_space
 
-        wanted, by = repos_of(job.recipe, account.owner), job.names_by.get("base")
+        wanted, by = repos_of(context.recipe, account.owner), context.names_by.get("base")
         base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
         kinds = [
-            ("dataset", wanted["dataset"], job.names_by.get("dataset")),
-            ("model", wanted["adapter"], job.names_by.get("adapter")),
+            ("dataset", wanted["dataset"], context.names_by.get("dataset")),
+            ("model", wanted["adapter"], context.names_by.get("adapter")),
             *([("model", wanted["base"], by and by.with_weights(base.values()))] if wanted["base"] else []),
         ]
-        how, spaces = job.recipe.publish, []
+        how, spaces = context.recipe.publish, []
         if how.metrics:
-            files = sorted(set(metric_files(job.recipe).values()))
-            problems += metric_space.preflight(account, job.path.parent, files, how)
+            files = sorted(set(metric_files(context.recipe).values()))
+            problems += metric_space.preflight(account, context.path.parent, files, how)
             spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
-        problems += hub_repos.preflight(account, [hub_repos.of(how, *kind) for kind in kinds])
+        problems += hub_repos.preflight(account, [hub_repos.repo_target(how, *kind) for kind in kinds])
         if how.collection and how.private:
             problems += hub_repos.collection_is_public(account, how.collection)
         problems += hub_repos.oversized(f"base '{wanted['base']}'", base)
-        metadata = {"license": job.recipe.publish.license or job.model.license or "unknown"}
-        metadata["language"] = [job.recipe.publish.language]
+        metadata = {"license": context.recipe.publish.license or context.model.license or "unknown"}
+        metadata["language"] = [context.recipe.publish.language]
         for repo_type in ("dataset", "model"):
             problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
         total = f"at most about {numbers['disk_bytes'] / 1e9:.2f} GB together"
@@ -208,5 +212,5 @@ def check(job: Job, account: Any, last: str = "publish") -> dict[str, Any]:
         numbers["repos"] = [*(f"{kind} {name}" for kind, name, _ in kinds), *spaces, total]
     if problems:
         n = len(problems)
-        raise ConfigError(f"{job.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
+        raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
     return numbers

@@ -15,7 +15,7 @@ from dsc_hub.data.prompts import identify
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline.context import Job
+from dsc_hub.pipeline.context import RunContext
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.shards import Shard
 from dsc_hub.system import hashing
@@ -25,7 +25,9 @@ OF_ANOTHER = ("publish.to=none",)
 ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user names others
 
 
-def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowed_code: Sequence[str] = ()) -> Job:
+def resolve(
+    reference: str, overrides: Sequence[str], runs_folder: Path, allowed_code: Sequence[str] = ()
+) -> RunContext:
     """Find and check a recipe and resolve what it names (model, prompts, scorers) into fingerprints and a run folder.
 
     `allowed_code` names the Spaces, USER/NAME@COMMIT each, whose metric code may run here. Writes nothing. Raises one error for a
@@ -59,13 +61,13 @@ def describe(reference: str, overrides: Sequence[str], runs_folder: Path, allowe
     run = Run(runs_folder / checked.name / fingerprints["publish"])
     command = shlex.join(["dsc", "run", _plain(reference), *overrides])
     names_by = named_by_others(reference, path, checked, overrides)
-    return Job(checked, path, run, runs_folder, model, identity, fingerprints, command, names_by)
+    return RunContext(checked, path, run, runs_folder, model, identity, fingerprints, command, names_by)
 
 
-def of_shard(job: Job, shard: Shard) -> Job:
+def of_shard(context: RunContext, shard: Shard) -> RunContext:
     """The job of sampling one shard, in a run folder of its own."""
-    mine = dict(job.fingerprints) | {"sampling": shard.fingerprint(job.fingerprints["sampling"])}
-    return replace(job, run=Run(shard.folder(job.run)), fingerprints=mine, shard=shard)
+    mine = dict(context.fingerprints) | {"sampling": shard.fingerprint(context.fingerprints["sampling"])}
+    return replace(context, run=Run(shard.folder(context.run)), fingerprints=mine, shard=shard)
 
 
 def _plain(reference: str) -> str:

@@ -22,7 +22,7 @@ from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
 from dsc_hub.pipeline import stages
-from dsc_hub.pipeline.context import Job, hub_account, record, set_owner
+from dsc_hub.pipeline.context import RunContext, hub_account, record, set_owner
 from dsc_hub.pipeline.preflight import check
 from dsc_hub.runs import run, shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
@@ -31,43 +31,43 @@ from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import say
 
 
-def run_all(job: Job, last: str = "publish", retry_failed: bool = False) -> None:
+def run_all(context: RunContext, last: str = "publish", retry_failed: bool = False) -> None:
     """Run the stages up to `last`, skipping what is done. The folder is held for as long as it takes."""
     _one_process()
-    with job.run.lock(), contextlib.ExitStack() as stack:
-        record(job)
-        account = stack.enter_context(hub_account(job.recipe)) if last == "publish" else None
-        check(job, account, last)
-        set_owner(job, account)
+    with context.run.lock(), contextlib.ExitStack() as stack:
+        record(context)
+        account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
+        check(context, account, last)
+        set_owner(context, account)
         for stage in STAGES[: STAGES.index(last) + 1]:
-            run_stage(job, stage, account, retry_failed)
+            run_stage(context, stage, account, retry_failed)
 
 
-def run_one(job: Job, stage: str) -> None:
+def run_one(context: RunContext, stage: str) -> None:
     """Run one stage alone, skipped if it is done. RunError if one before it isn't done."""
     _one_process()
-    is_new = not job.run["run.json"].exists()
-    with job.run.lock(), contextlib.ExitStack() as stack:
-        record(job)
+    is_new = not context.run["run.json"].exists()
+    with context.run.lock(), contextlib.ExitStack() as stack:
+        record(context)
         for earlier in STAGES[: STAGES.index(stage)]:
-            if not job.run.is_done(earlier, job.fingerprints[earlier]) and not _take_over(job, earlier):
+            if not context.run.is_done(earlier, context.fingerprints[earlier]) and not _take_over(context, earlier):
                 if is_new:  # nothing was done here, only taken over: a folder that is left would look like a run
-                    shutil.rmtree(job.run.folder)
+                    shutil.rmtree(context.run.folder)
                 verbs = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}
                 raise RunError(
-                    f"the stage '{earlier}' of {job.run.folder} is not done",
+                    f"the stage '{earlier}' of {context.run.folder} is not done",
                     f"Run `dsc {verbs.get(earlier, earlier)}` first, or `dsc run` for all of it.",
                 )
         account = None
         if stage == "publish":
-            account = stack.enter_context(hub_account(job.recipe))
-            check(job, account, stage)
-        if account or "folder" not in job.run.facts["model"]:
-            set_owner(job, account)
-        run_stage(job, stage, account)
+            account = stack.enter_context(hub_account(context.recipe))
+            check(context, account, stage)
+        if account or "folder" not in context.run.facts["model"]:
+            set_owner(context, account)
+        run_stage(context, stage, account)
 
 
-def evaluate_adapter(job: Job, reference: str) -> Job:
+def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     """Score an adapter of the Hub on a recipe's test prompts, beside the recipe's base model; the job with its run folder,
     `runs/<recipe>+<adapter>/<fingerprint>`.
 
@@ -78,57 +78,61 @@ def evaluate_adapter(job: Job, reference: str) -> Job:
     _one_process()
     if not reference.startswith("hub:"):
         raise ConfigError(f"--adapter {reference}: expected hub:USER/REPO[@REVISION]")
-    if job.recipe.serving.endpoints:
+    if context.recipe.serving.endpoints:
         raise ConfigError(
             "serving.endpoints: servers that already run don't have the adapter", "Leave serving.endpoints empty."
         )
-    if "distilled" not in job.recipe.evaluation.arms:
-        raise ConfigError(f"evaluation.arms: {', '.join(job.recipe.evaluation.arms)} has no 'distilled' to score")
+    if "distilled" not in context.recipe.evaluation.arms:
+        raise ConfigError(f"evaluation.arms: {', '.join(context.recipe.evaluation.arms)} has no 'distilled' to score")
     repo = reference.removeprefix("hub:")
     folder, commit = client.pull_adapter(repo)
     name = repo.partition("@")[0]
-    adapters.check(reference, folder, job.model, repo_names(job.recipe)["base"])
+    adapters.check(reference, folder, context.model, repo_names(context.recipe)["base"])
     distill = adapters.trained_how(reference, folder)
     if problems := launcher.check(distill.model_dump(mode="json")):
         raise ConfigError(f"{reference} has a recipe.yaml with settings that can't be used", problems=problems)
-    place = job.runs / f"{job.recipe.name}+{name.replace('/', '--')}" / digest(job.fingerprints["evaluation"], commit)
-    job = replace(job, recipe=job.recipe.model_copy(update={"distill": distill}), run=Run(place))
-    with job.run.lock():
-        record(job)
-        set_owner(job, None)
-        job.run.add_facts(adapter={"repo": name, "commit": commit})
-        run_stage(job, "prompts")
-        shutil.rmtree(job.run["adapter"], ignore_errors=True)
-        job.run["adapter"].mkdir()
+    place = (
+        context.runs
+        / f"{context.recipe.name}+{name.replace('/', '--')}"
+        / digest(context.fingerprints["evaluation"], commit)
+    )
+    context = replace(context, recipe=context.recipe.model_copy(update={"distill": distill}), run=Run(place))
+    with context.run.lock():
+        record(context)
+        set_owner(context, None)
+        context.run.add_facts(adapter={"repo": name, "commit": commit})
+        run_stage(context, "prompts")
+        shutil.rmtree(context.run["adapter"], ignore_errors=True)
+        context.run["adapter"].mkdir()
         for file in adapters.FILES:  # the cache may hold more of that repo than was asked for
-            shutil.copy2(folder / file, job.run["adapter"] / file)
-        run_stage(job, "evaluation")
-    return job
+            shutil.copy2(folder / file, context.run["adapter"] / file)
+        run_stage(context, "evaluation")
+    return context
 
 
-def merge(job: Job, folders: Sequence[Path]) -> None:
+def merge(context: RunContext, folders: Sequence[Path]) -> None:
     """Make the finished shards of a sampling (`dsc sample --shard`) the run's own; `folders`: none means those in the run folder."""
-    with job.run.lock():
-        again = job.command.replace("dsc run", "dsc sample", 1)
-        found = shards.find(job.run, folders, job.fingerprints["sampling"], again)
-        record(job)
-        set_owner(job, None)
-        run_stage(job, "prompts")
+    with context.run.lock():
+        again = context.command.replace("dsc run", "dsc sample", 1)
+        found = shards.find(context.run, folders, context.fingerprints["sampling"], again)
+        record(context)
+        set_owner(context, None)
+        run_stage(context, "prompts")
         started = time.monotonic()
-        _forget_after(job, "prompts")
-        shards.join(job.run, found)
+        _forget_after(context, "prompts")
+        shards.join(context.run, found)
         reused = sum(of.marker("sampling")["result"]["reused_turns"] for of in found)
-        result = stages.sampled(job, stages.wanted_prompts(job), reused)
-        if (there := result["finished"] + sum(1 for _ in job.run.rows("failed.jsonl"))) != result["chains"]:
+        result = stages.sampled(context, stages.wanted_prompts(context), reused)
+        if (there := result["finished"] + sum(1 for _ in context.run.rows("failed.jsonl"))) != result["chains"]:
             raise RunError(
                 f"of {result['chains']} chains {there} are in the shards",
                 "Remove the shards' sampling.done.json and sample them again.",
             )
-        job.run.add_metrics("sampling", result)
+        context.run.add_metrics("sampling", result)
         seconds = result["seconds"] or time.monotonic() - started
-        _note_time(job, "sampling", seconds)
-        job.run.finish("sampling", job.fingerprints["sampling"], seconds, {"result": result})
-        say(f"merged {len(found)} shards -> {job.run.folder}")
+        _note_time(context, "sampling", seconds)
+        context.run.finish("sampling", context.fingerprints["sampling"], seconds, {"result": result})
+        say(f"merged {len(found)} shards -> {context.run.folder}")
 
 
 def _one_process() -> None:
@@ -139,61 +143,67 @@ def _one_process() -> None:
         )
 
 
-def _take_over(job: Job, stage: str) -> bool:
+def _take_over(context: RunContext, stage: str) -> bool:
     """Take a finished stage over from another run with the same inputs, if there is one."""
     before = STAGES[: STAGES.index(stage)]
-    donor = reuse(job.run, stage, job.fingerprints[stage], before, run.siblings(job.runs, job.recipe.name))
+    donor = reuse(
+        context.run, stage, context.fingerprints[stage], before, run.siblings(context.runs, context.recipe.name)
+    )
     if donor is None:
         return False
-    _forget_after(job, stage)
-    _note_time(job, stage, job.run.marker(stage)["seconds"])
+    _forget_after(context, stage)
+    _note_time(context, stage, context.run.marker(stage)["seconds"])
     say(f"{stage}: taken over from {donor.name}, whose inputs were the same")
     return True
 
 
-def _forget_after(job: Job, stage: str) -> None:
+def _forget_after(context: RunContext, stage: str) -> None:
     """What follows was made from what has changed or is about to."""
     for later in STAGES[STAGES.index(stage) + 1 :]:
-        job.run.unfinish(later)
+        context.run.unfinish(later)
     if stage == "distill":
         for name in ("turns", "chains", "failed", "unanswered", "seconds"):
-            job.run[f"evaluation/distilled.{name}.jsonl"].unlink(missing_ok=True)
+            context.run[f"evaluation/distilled.{name}.jsonl"].unlink(missing_ok=True)
 
 
-def _note_time(job: Job, stage: str, seconds: float) -> None:
+def _note_time(context: RunContext, stage: str, seconds: float) -> None:
     if stage != "publish":  # metrics.json is published itself: it must not change by being published
-        job.run.add_metrics("stages", job.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
+        context.run.add_metrics("stages", context.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
 
 
-def run_stage(job: Job, stage: str, account: Any = None, retry_failed: bool = False) -> None:
+def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed: bool = False) -> None:
     """One stage: skipped if its marker matches, taken over from another run that did the same, or done now."""
     if stage == "publish":
         if account is None:
             say("publish: skipped, publish.to is none")
             return
-    elif job.run.is_done(stage, job.fingerprints[stage]) and not (retry_failed and _has_failures(job, stage)):
+    elif context.run.is_done(stage, context.fingerprints[stage]) and not (
+        retry_failed and _has_failures(context, stage)
+    ):
         say(f"{stage}: done before")
         return
-    elif not retry_failed and _take_over(job, stage):
+    elif not retry_failed and _take_over(context, stage):
         return
-    job.run.unfinish(stage)
-    _forget_after(job, stage)
+    context.run.unfinish(stage)
+    _forget_after(context, stage)
     if stage == "sampling" and (
-        donor := adopt_rows(job.run, stage, job.fingerprints[stage], run.siblings(job.runs, job.recipe.name))
+        donor := adopt_rows(
+            context.run, stage, context.fingerprints[stage], run.siblings(context.runs, context.recipe.name)
+        )
     ):
         say(f"{stage}: going on from what {donor.name} had done of it")
     started = time.monotonic()
-    result = stages.publish(job, account) if stage == "publish" else stages.STAGE[stage](job)
+    result = stages.publish(context, account) if stage == "publish" else stages.STAGE[stage](context)
     seconds = time.monotonic() - started
     if stage in ("prompts", "sampling", "dataset", "distill", "evaluation"):
-        job.run.add_metrics(stage, result)
-    _note_time(job, stage, seconds)
-    job.run.finish(stage, job.fingerprints[stage], seconds, {"result": result})
+        context.run.add_metrics(stage, result)
+    _note_time(context, stage, seconds)
+    context.run.finish(stage, context.fingerprints[stage], seconds, {"result": result})
 
 
-def _has_failures(job: Job, stage: str) -> bool:
+def _has_failures(context: RunContext, stage: str) -> bool:
     """Did the finished stage leave something undone that `--retry-failed` can take up?"""
-    result = job.run.marker(stage)["result"]
+    result = context.run.marker(stage)["result"]
     if stage == "evaluation":
         return any(arm["reward"]["failed"] for arm in result["arms"].values())
     return stage == "sampling" and result["failed"] > 0

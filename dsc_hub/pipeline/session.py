@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.chain.chain import VetoText, no_veto
-from dsc_hub.config.recipe import Generation
-from dsc_hub.config.recipe import veto as veto_of
+from dsc_hub.config.recipe import GenerationConfig
+from dsc_hub.config.recipe import effective_veto as veto_of
 from dsc_hub.data import prompts
 from dsc_hub.inference import base_model
 from dsc_hub.pipeline import pace
-from dsc_hub.pipeline.context import Job, announce_servers
+from dsc_hub.pipeline.context import RunContext, announce_servers
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs.cost import add_session
-from dsc_hub.runs.row_index import Index
+from dsc_hub.runs.row_index import RowIndex
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine
 from dsc_hub.system.progress import duration, say
@@ -29,7 +29,7 @@ from dsc_hub.system.progress import duration, say
 
 @contextlib.contextmanager
 def served(
-    job: Job,
+    context: RunContext,
     adapters: Mapping[str, Path] | None = None,
     log: Path | None = None,
     folder: Path | None = None,
@@ -39,50 +39,55 @@ def served(
     `log` (default: vllm.log). `new_tokens`: how many are expected of them, which says whether compiling pays."""
     from dsc_hub.inference import servers
 
-    section = job.recipe.serving
+    section = context.recipe.serving
     if section.endpoints:
         yield servers.external(section)
         return
-    folder = folder or Path(job.run.facts["model"]["folder"])
+    folder = folder or Path(context.run.facts["model"]["folder"])
     places = servers.replica_places(section)
-    compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known(job.model.identity)))
+    compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known(context.model.identity)))
     started = time.monotonic()
     with servers.serve(
-        folder, section, log or job.run["vllm.log"], adapters, places=places, compiled=compiled
+        folder, section, log or context.run["vllm.log"], adapters, places=places, compiled=compiled
     ) as endpoints:
         many = f" in {len(places)} replicas" if len(places) > 1 else ""
         say(
-            f"vLLM serves {job.model.id}{' and the adapter' if adapters else ''}{many}, ready after {duration(time.monotonic() - started)}"
+            f"vLLM serves {context.model.id}{' and the adapter' if adapters else ''}{many}, ready after {duration(time.monotonic() - started)}"
         )
         yield endpoints
 
 
-def load_veto(job: Job, identity: Mapping[str, str]) -> VetoText:
+def load_veto(context: RunContext, identity: Mapping[str, str]) -> VetoText:
     """What blocks acceptance; without a veto no revision makes the way through the scorers' thread."""
     from dsc_hub.metrics import loading
-    from dsc_hub.metrics.batching import Scoring
+    from dsc_hub.metrics.batching import BatchScorer
 
-    return Scoring(loading.load_veto(job.recipe, identity)) if veto_of(job.recipe) else no_veto
+    return BatchScorer(loading.load_veto(context.recipe, identity)) if veto_of(context.recipe) else no_veto
 
 
 def chains_of(
-    job: Job, endpoints: list[Any], some: Iterable[Prompt], score: Any, veto: VetoText, known: Index | None = None
+    context: RunContext,
+    endpoints: list[Any],
+    some: Iterable[Prompt],
+    score: Any,
+    veto: VetoText,
+    known: RowIndex | None = None,
 ) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost.
     KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
     from dsc_hub.inference import servers
-    from dsc_hub.metrics.batching import Scoring
+    from dsc_hub.metrics.batching import BatchScorer
     from dsc_hub.sampling import sample
 
-    generator, scoring, before = generator_of(job, endpoints), Scoring(score), servers.prefix_cache(endpoints)
+    generator, scoring, before = generator_of(context, endpoints), BatchScorer(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
     try:
         tally = asyncio.run(
             ask(
                 generator,
                 lambda: sample.run_with_line(
-                    job.run,
-                    job.recipe,
+                    context.run,
+                    context.recipe,
                     some,
                     generator.complete,
                     scoring,
@@ -97,7 +102,7 @@ def chains_of(
     finally:  # a session that fails has cost something too
         cached, looked_up = servers.cache_use(before, servers.prefix_cache(endpoints))
         seconds = round(time.monotonic() - started, 2)
-        count, kind = processors(job)
+        count, kind = processors(context)
         session = {
             "seconds": seconds,
             "new_tokens": generator.new_tokens,
@@ -109,30 +114,30 @@ def chains_of(
             "processors": count,
             "kind": kind,
         }
-        add_session(job.run, "sampling", session)
+        add_session(context.run, "sampling", session)
     if tally.interrupted:
         raise KeyboardInterrupt
     return tally, seconds
 
 
-def remember_sampling(job: Job, tally: Any, seconds: float, total_s: float) -> None:
+def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: float) -> None:
     """Keep how a sampling went for the next plan, if it was all asked of our own servers in one go."""
-    turns = 1 + 2 * job.recipe.chain.steps
-    if not (job.recipe.serving.endpoints or tally.reused_turns or tally.failed):
+    turns = 1 + 2 * context.recipe.chain.steps
+    if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed):
         other_s = max(0.0, total_s - seconds)
         pace.remember(
-            job.model.identity,
+            context.model.identity,
             pace.Pace("sampling", tally.total * turns, tally.total, tally.new_tokens, seconds, round(other_s, 2)),
         )
 
 
-def generator_of(job: Job, endpoints: list[Any], settings: Generation | None = None) -> Any:
+def generator_of(context: RunContext, endpoints: list[Any], settings: GenerationConfig | None = None) -> Any:
     """A generator over the endpoints (`settings`: other than the recipe's generation)."""
     from dsc_hub.inference import servers
     from dsc_hub.inference.client import Generator
 
-    section, critic = job.recipe.serving, servers.external_critic(job.recipe.chain.critic)
-    settings = settings or job.recipe.generation
+    section, critic = context.recipe.serving, servers.external_critic(context.recipe.chain.critic)
+    settings = settings or context.recipe.generation
     return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
 
 
@@ -141,11 +146,11 @@ async def ask(generator: Any, work: Callable[[], Any]) -> Any:
         return await work()
 
 
-def processors(job: Job) -> tuple[int, str] | tuple[None, None]:
+def processors(context: RunContext) -> tuple[int, str] | tuple[None, None]:
     """How many the servers have, and of which kind ("core", "GPU"); twice None where they are somebody else's."""
     from dsc_hub.inference import servers
 
-    section = job.recipe.serving
+    section = context.recipe.serving
     if section.endpoints:
         return None, None
     if machine.vllm_on_cpu():
@@ -153,21 +158,25 @@ def processors(job: Job) -> tuple[int, str] | tuple[None, None]:
     return len(servers.replica_places(section)) * section.tensor_parallel, "GPU"
 
 
-def try_out(job: Job, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
+def try_out(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
     """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
     from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample
 
-    announce_servers(job.recipe)
-    found, _ = prompts.load_prompts(job.recipe.prompts, job.path.parent, job.recipe.seed, job.identity["prompts"])
+    announce_servers(context.recipe)
+    found, _ = prompts.load_prompts(
+        context.recipe.prompts, context.path.parent, context.recipe.seed, context.identity["prompts"]
+    )
     some = [p for p in found if p.split == "train"][:count]
-    one_each = job.recipe.model_copy(update={"chain": job.recipe.chain.model_copy(update={"chains_per_prompt": 1})})
+    one_each = context.recipe.model_copy(
+        update={"chain": context.recipe.chain.model_copy(update={"chains_per_prompt": 1})}
+    )
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
-        tried = replace(job, recipe=one_each, run=Run(Path(folder)))
-        tried.run.add_facts(model={"folder": str(base_model.materialize(job.model))})
+        tried = replace(context, recipe=one_each, run=Run(Path(folder)))
+        tried.run.add_facts(model={"folder": str(base_model.materialize(context.model))})
         started = time.monotonic()
-        reward = loading.load_named("reward", job.recipe, job.identity, job.path.parent)
-        veto = load_veto(job, job.identity)
+        reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
+        veto = load_veto(context, context.identity)
         with served(tried, log=cache.cache_home() / "try.vllm.log") as endpoints:
             tally, seconds = chains_of(tried, endpoints, some, reward.score, veto)
             remember_sampling(tried, tally, seconds, time.monotonic() - started)

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dsc_hub import __version__
-from dsc_hub.config.recipe import Publish
+from dsc_hub.config.recipe import PublishConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.hub import push, repos
 from dsc_hub.hub.account import Account, web_address
@@ -74,7 +74,7 @@ def name_of(file: str) -> str:
     return Path(file).stem.lower().replace("-", "_")
 
 
-def preflight(account: Account, folder: Path, files: Sequence[str], how: Publish) -> list[str]:
+def preflight(account: Account, folder: Path, files: Sequence[str], how: PublishConfig) -> list[str]:
     """What stands in the way of publishing the metric files in a recipe's folder as Spaces; empty if nothing does."""
     problems = []
     for file in files:
@@ -104,9 +104,9 @@ def _objections(file: Path, name: str) -> Iterator[str]:
         yield f"imports {needed[0]} from beside it, which a Space doesn't have; put it into the file"
 
 
-def space(account: Account, name: str, private: bool, overwrite: bool = False) -> repos.Target:
+def space(account: Account, name: str, private: bool, overwrite: bool = False) -> repos.RepoTarget:
     """Where a metric goes: the main branch of a Space, whatever branch, tag or pull request a run is published to."""
-    return repos.Target("space", f"{account.owner}/{name}", private, overwrite=overwrite)
+    return repos.RepoTarget("space", f"{account.owner}/{name}", private, overwrite=overwrite)
 
 
 def publish(metric: str, account: Account, name: str, private: bool) -> dict[str, Any]:
@@ -127,7 +127,7 @@ def publish(metric: str, account: Account, name: str, private: bool) -> dict[str
         return put(account, space(account, name, private), files(metric, name, Path(work)), metric)
 
 
-def put(account: Account, target: repos.Target, made: Mapping[str, Path], metric: str) -> dict[str, Any]:
+def put(account: Account, target: repos.RepoTarget, made: Mapping[str, Path], metric: str) -> dict[str, Any]:
     """Push a metric's `files`: {repo, commit, address, load, files, bytes}."""
     size = sum(p.stat().st_size for p in made.values())
     with tempfile.TemporaryDirectory() as work:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import Publish
+from dsc_hub.config.recipe import PublishConfig
 from dsc_hub.errors import HubError, RunError
 from dsc_hub.hub import push
 from dsc_hub.hub import repos as hub_repos
@@ -29,7 +29,7 @@ def publish(
     account: Account,
     model_folder: Path,
     recipe_folder: Path,
-    settings: Publish,
+    settings: PublishConfig,
     render_cards: Callable[[], Any],
     names_by: Mapping[str, hub_repos.Stranger] | None = None,
 ) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def publish(
             size = sum(p.stat().st_size for p in files.values())
             seen = "private" if settings.private else "PUBLIC"
             say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = hub_repos.of(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
+            target = hub_repos.repo_target(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
             if kind == "base":
                 target = replace(target, gated=None, named_by=by and by.with_weights(files.values()))
             try:
@@ -99,7 +99,7 @@ def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[st
     return out
 
 
-def _publish_metric(account: Account, file: str, made: Mapping[str, Path], settings: Publish) -> dict[str, Any]:
+def _publish_metric(account: Account, file: str, made: Mapping[str, Path], settings: PublishConfig) -> dict[str, Any]:
     target = metric_space.space(account, metric_space.name_of(file), settings.private, settings.overwrite)
     say(f"publish  metric {file} -> {target.repo}  {'private' if settings.private else 'PUBLIC'}")
     return metric_space.put(account, target, made, file) | {"type": "space"}

@@ -285,7 +285,7 @@ def _scores(rows: Rows) -> str:
     by_id = {p.id: p for p in rows.prompts[0]}
     asked = [by_id[row["prompt_id"]] for row in rows.answers]
     for name in recipe_module.scorers(rows.recipe):
-        terms = recipe_module.terms(rows.recipe, name)
+        terms = recipe_module.reward_terms(rows.recipe, name)
         if other := [s for s in terms.values() if not registry.is_packaged(s)]:
             told.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
             continue

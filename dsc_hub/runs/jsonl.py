@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a row can't hold a {type(value).__name__}")
 
 
-class Rows:
+class JsonlFile:
     """An append-only JSON-lines file. `way_out` says what to do about a damaged line."""
 
     def __init__(self, path: Path, way_out: str = ANEW) -> None:

@@ -1,7 +1,7 @@
 """Where rows stand, by their keys: the keys are held in memory, 20 bytes each, and the rows stay on disk.
 
-A run may have more rows than memory. `Index` finds a row by its key or goes through all of them in the order of their
-keys; `InOrder` and `Stored` are such rows as what they stand for.
+A run may have more rows than memory. `RowIndex` finds a row by its key or goes through all of them in the order of their
+keys; `OrderedRows` and `StoredPrompts` are such rows as what they stand for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 import numpy as np
 
 from dsc_hub.records import Prompt, from_row, word
-from dsc_hub.runs.jsonl import Rows
+from dsc_hub.runs.jsonl import JsonlFile
 
 T = TypeVar("T")
 Key = tuple[str, int]  # an id (16 hex digits of a hash), and a number below 2**32 that tells apart what it names
@@ -39,13 +39,13 @@ def request_key(row: Mapping[str, Any]) -> Key | None:
     return (row["request"], row["seed"]) if row.get("request") else None
 
 
-class Index:
+class RowIndex:
     """The rows of some files by their keys; of two with the same key the later one. A torn last line is no row.
 
     RunError for a damaged row. Reads what stands in the files when it is made.
     """
 
-    def __init__(self, files: Iterable[Rows], key: KeyOf) -> None:
+    def __init__(self, files: Iterable[JsonlFile], key: KeyOf) -> None:
         self._files = list(files)
         self._open: dict[int, BinaryIO] = {}
         ids, numbers, places = array("Q"), array("I"), array("Q")
@@ -115,11 +115,11 @@ class Index:
             file.close()
 
 
-class InOrder(Generic[T]):
+class OrderedRows(Generic[T]):
     """The rows of a file as what they stand for, in the order of their keys; read anew each time one goes through them."""
 
-    def __init__(self, rows: Rows, kind: type[T], key: KeyOf) -> None:
-        self._index, self._kind = Index([rows], key), kind
+    def __init__(self, rows: JsonlFile, kind: type[T], key: KeyOf) -> None:
+        self._index, self._kind = RowIndex([rows], key), kind
 
     def __len__(self) -> int:
         return len(self._index)
@@ -128,13 +128,13 @@ class InOrder(Generic[T]):
         return self._index.as_type(self._kind)
 
 
-class Stored(Mapping[str, Prompt]):
+class StoredPrompts(Mapping[str, Prompt]):
     """The prompts of a file by their ids, in the file's order, and of them those of some splits that are to be kept (by their
     ids); none of them is held."""
 
-    def __init__(self, rows: Rows, *splits: str, keep: Callable[[str], bool] = bool) -> None:
+    def __init__(self, rows: JsonlFile, *splits: str, keep: Callable[[str], bool] = bool) -> None:
         self._rows, self._splits, self._keep = rows, splits, keep
-        self._index = Index([rows], lambda row: (row["id"], 0) if self._is_in(row["id"], row["split"]) else None)
+        self._index = RowIndex([rows], lambda row: (row["id"], 0) if self._is_in(row["id"], row["split"]) else None)
         self._last: Prompt | None = None
 
     def _is_in(self, id_: str, split: str) -> bool:
@@ -153,11 +153,11 @@ class Stored(Mapping[str, Prompt]):
     def __iter__(self) -> Iterator[str]:
         return (prompt.id for prompt in self.values())
 
-    def values(self) -> Anew[Prompt]:  # type: ignore[override]
-        return Anew(lambda: (p for p in self._rows.as_type(Prompt) if self._is_in(p.id, p.split)))
+    def values(self) -> Reiterable[Prompt]:  # type: ignore[override]
+        return Reiterable(lambda: (p for p in self._rows.as_type(Prompt) if self._is_in(p.id, p.split)))
 
 
-class Anew(Generic[T]):
+class Reiterable(Generic[T]):
     """What can be gone through again and again, because it is made each time."""
 
     def __init__(self, make: Callable[[], Iterator[T]]) -> None:

@@ -20,7 +20,7 @@ from dsc_hub.config.stages import STAGE_FILES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.facts import facts_problems
-from dsc_hub.runs.jsonl import ANEW, Rows
+from dsc_hub.runs.jsonl import ANEW, JsonlFile
 from dsc_hub.system.files import read_object, write_json
 
 
@@ -33,8 +33,8 @@ class Run:
     def __getitem__(self, name: str) -> Path:
         return self.folder / name
 
-    def rows(self, name: str) -> Rows:
-        return Rows(self[name], self._way_out(name))
+    def rows(self, name: str) -> JsonlFile:
+        return JsonlFile(self[name], self._way_out(name))
 
     def _way_out(self, name: str) -> str:
         """What to do about a damaged line of a file: which marker stands for the work that it holds."""

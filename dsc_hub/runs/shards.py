@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import word
-from dsc_hub.runs.row_index import Index, KeyOf, chain_key, turn_key
+from dsc_hub.runs.row_index import KeyOf, RowIndex, chain_key, turn_key
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
@@ -121,8 +121,8 @@ def join(run: Run, shards: Iterable[Run]) -> None:
     file is written whole: a merge that is killed can be made again."""
     sources = [run, *shards]
 
-    def index(name: str, key: KeyOf) -> Index:
-        return Index([of.rows(name) for of in sources], key)
+    def index(name: str, key: KeyOf) -> RowIndex:
+        return RowIndex([of.rows(name) for of in sources], key)
 
     chains = index("chains.jsonl", chain_key)
     rows = {

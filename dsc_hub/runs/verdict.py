@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dsc_hub import stats
-from dsc_hub.config.recipe import HygieneSection
+from dsc_hub.config.recipe import HygieneConfig
 
 LEAST_CONFIDENCE = 0.95
 
@@ -54,7 +54,7 @@ class Setting:
     confidence: float = 0.95
     trained_here: bool = True
     look: int | None = None
-    hygiene: HygieneSection = HygieneSection()
+    hygiene: HygieneConfig = HygieneConfig()
 
 
 def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> Literal["holds", "fails", "not enough data"]:

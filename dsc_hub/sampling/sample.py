@@ -29,10 +29,10 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.concurrency import FIRST
-from dsc_hub.inference.task_pool import Flow, go_on
+from dsc_hub.inference.task_pool import TaskPool, raise_if_stopped
 from dsc_hub.records import Chain, Prompt, Role, Turn, from_row
-from dsc_hub.runs.jsonl import Rows
-from dsc_hub.runs.row_index import Index, InOrder, Key, chain_key, request_key
+from dsc_hub.runs.jsonl import JsonlFile
+from dsc_hub.runs.row_index import Key, OrderedRows, RowIndex, chain_key, request_key
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
@@ -43,7 +43,7 @@ MOST_FAILURES_IN_A_ROW = 20  # then it isn't the requests but the server
 MOST_REFUSALS_IN_A_ROW = 200  # of different prompts, by a server that has answered before
 
 
-class Failures:
+class CircuitBreaker:
     """Tells requests that fail for their own sake from a server that fails all of them: so many with no answer between them. Of
     refusals those of one prompt count once. `formerly`: what failed in an earlier session says nothing new. `works`: did the
     server answer then?"""
@@ -72,7 +72,7 @@ class Failures:
 
 
 @dataclass
-class Tally:
+class SamplingProgress:
     """What the progress line counts. finished + failed + left = total. Time left goes by turns: chains finish late."""
 
     total: int
@@ -107,7 +107,7 @@ class Tally:
         )
 
 
-def wanted(prompts: Iterable[Prompt], chains_per_prompt: int) -> Iterator[tuple[Prompt, int]]:
+def planned_chains(prompts: Iterable[Prompt], chains_per_prompt: int) -> Iterator[tuple[Prompt, int]]:
     """All chains that prompts ask for."""
     return ((p, n) for p in prompts for n in range(chains_per_prompt))
 
@@ -121,12 +121,12 @@ async def sample(
     *,
     veto: VetoText = no_veto,
     criticise: Complete | None = None,
-    known: Index | None = None,
+    known: RowIndex | None = None,
     prefix: str = "",
     reused: Counter[str] | None = None,
     level: Callable[[], int] | None = None,
     show: Callable[[Callable[[], str]], None] = lambda text: None,
-) -> Tally:
+) -> SamplingProgress:
     """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
 
     `prompts` are gone through twice and not held. `criticise` is asked for the critiques (None: as for the rest). `known` holds
@@ -137,17 +137,20 @@ async def sample(
     ServingError when the server is gone or refuses one request after the other. After Ctrl-C (flow.py) the tally says `interrupted`.
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
-    finished, each = Index([chains], chain_key), recipe.chain.chains_per_prompt
-    formerly = Index([failed], chain_key)  # tried again now
+    finished, each = RowIndex([chains], chain_key), recipe.chain.chains_per_prompt
+    formerly = RowIndex([failed], chain_key)  # tried again now
     left = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     # Only turns of unfinished chains are held: those of finished ones are never asked for again.
     had = {t.key: t for t in _turns_outside(turns, finished)}
-    tally = Tally(left, 1 + 2 * recipe.chain.steps, reused_turns=len(had))
+    tally = SamplingProgress(left, 1 + 2 * recipe.chain.steps, reused_turns=len(had))
     c = recipe.chain
     texts = Texts(c.critique, c.revision, c.system, c.principles)
     principle_dice = dice_of(recipe.seed, "principle")
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
-    flow, failures = Flow(level or (lambda: fixed_level(recipe))), Failures(formerly, works=bool(finished or had))
+    flow, failures = (
+        TaskPool(level or (lambda: fixed_level(recipe))),
+        CircuitBreaker(formerly, works=bool(finished or had)),
+    )
     reused = Counter() if reused is None else reused
 
     async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
@@ -160,7 +163,7 @@ async def sample(
             tally.reused_turns += 1
             reused["tokens"] += turn.new_tokens
         else:
-            go_on()
+            raise_if_stopped()
             ask = criticise if criticise and role == "critique" else complete
             c = await ask(messages, seed)
             turn = Turn(
@@ -201,7 +204,7 @@ async def sample(
         tally.chain_done(chain)
         show(tally.line)
 
-    todo = ((p, n) for p, n in wanted(prompts, each) if (p.id, n) not in finished)
+    todo = ((p, n) for p, n in planned_chains(prompts, each) if (p.id, n) not in finished)
     try:
         async for _ in flow.over((lambda p=p, n=n: one(p, n)) for p, n in todo):
             pass
@@ -214,12 +217,12 @@ async def sample(
     return tally
 
 
-def _drop_finished(failed: Rows, chains: Rows) -> None:
+def _drop_finished(failed: JsonlFile, chains: JsonlFile) -> None:
     """Of what failed, keep the last reason of each chain that is still not finished. Not before the end: a session that is broken
     off must not lose what it knew."""
     if failed.path.exists():
-        finished = Index([chains], chain_key)
-        left = Index([failed], lambda row: None if chain_key(row) in finished else chain_key(row))
+        finished = RowIndex([chains], chain_key)
+        left = RowIndex([failed], lambda row: None if chain_key(row) in finished else chain_key(row))
         if left:
             write_lines(failed.path, left.lines())
         else:
@@ -228,11 +231,12 @@ def _drop_finished(failed: Rows, chains: Rows) -> None:
 
 def fixed_level(recipe: Recipe) -> int:
     """Requests in flight where nobody measures how many are best."""
-    wanted = recipe.serving.concurrency
-    return sum(FIRST if one == "auto" else one for one in (wanted if isinstance(wanted, tuple) else (wanted,)))
+    given = recipe.serving.concurrency
+    limits = given if isinstance(given, tuple) else (given,)
+    return sum(FIRST if limit == "auto" else limit for limit in limits)
 
 
-def _turns_outside(turns: Rows, finished: Index) -> Iterator[Turn]:
+def _turns_outside(turns: JsonlFile, finished: RowIndex) -> Iterator[Turn]:
     """The turns of chains that are not finished."""
     for at, row in turns.placed():
         if (str(row.get("prompt_id")), row.get("chain", 0)) not in finished:
@@ -246,13 +250,13 @@ async def run_with_line(
     complete: Complete,
     score: ScoreText,
     **more: Any,
-) -> Tally:
+) -> SamplingProgress:
     """`sample` with the moving line on the terminal."""
     with moving_line() as line:
         return await sample(run, recipe, prompts, complete, score, show=line.show, **more)
 
 
-def turns_of_others(run: Run, others: Iterable[Run]) -> Index:
+def turns_of_others(run: Run, others: Iterable[Run]) -> RowIndex:
     """Turns that other runs got from the same model with the same settings, by request and seed: a chain of more
     steps, or under another rule, begins with the same requests."""
 
@@ -262,7 +266,7 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> Index:
         settings = {k: v for k, v in recipe["generation"].items() if v != {}}  # `extra`, which older runs don't know
         return [facts["identity"]["model"], settings, served, recipe["chain"].get("critic")]
 
-    found: list[Rows] = []
+    found: list[JsonlFile] = []
     mine = way(run.facts)
     for other in others:
         rows = other.rows("turns.jsonl")
@@ -275,9 +279,9 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> Index:
             say(
                 f"sampling  {other.folder.name} can't be read, nothing is taken from it: {' '.join(str(e).split())[:150]}"
             )
-    return Index(found, request_key)
+    return RowIndex(found, request_key)
 
 
-def read_chains(run: Run, name: str = "chains.jsonl") -> InOrder[Chain]:
+def read_chains(run: Run, name: str = "chains.jsonl") -> OrderedRows[Chain]:
     """All finished chains, in the order of their keys: the order of finishing is an accident of timing."""
-    return InOrder(run.rows(name), Chain, chain_key)
+    return OrderedRows(run.rows(name), Chain, chain_key)

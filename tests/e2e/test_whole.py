@@ -167,7 +167,7 @@ def test_surprise_at_neutral_text_is_vllm_s_own_and_that_of_the_served_weights(p
     found = json.loads((place.run / "metrics.json").read_text())["evaluation"]["side_effects"]
     code = """
 import sys, torch
-from dsc_hub import arms
+from dsc_hub.evaluation import arms
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])

@@ -21,7 +21,8 @@ REPO = "local/wishes"
 READ = """
 import json, sys
 from pathlib import Path
-from dsc_hub import prompts, recipe, recipe_files
+from dsc_hub.config import recipe_files
+from dsc_hub.data import prompts
 r = recipe_files.load(Path(sys.argv[1]), sys.argv[3:])
 identity = sys.argv[2] or prompts.identify(r.prompts, Path("."))
 found, dropped = prompts.load_prompts(r.prompts, Path("."), r.seed, identity)

@@ -19,13 +19,14 @@ from tests.conftest import ROOT
 DESCRIBE = """
 import json, sys
 from pathlib import Path
-from dsc_hub import jobs, metrics
+from dsc_hub.metrics import loading
+from dsc_hub.pipeline.resolve import resolve
 from dsc_hub.records import Prompt
-job = jobs.describe(sys.argv[1], sys.argv[2:], Path("runs"))
-scorers = metrics.load_all(job.recipe, job.identity, job.path.parent)
+context = resolve(sys.argv[1], sys.argv[2:], Path("runs"))
+scorers = loading.load_all(context.recipe, context.identity, context.path.parent)
 prompt = Prompt("p", "Write.", "g", "test", "harmful")
 scores = {name: s.score(["a good film", "bad"], [prompt] * 2) for name, s in scorers.items()}
-print(json.dumps({"identity": job.identity, "scores": {n: [s.value for s in of] for n, of in scores.items()}}))
+print(json.dumps({"identity": context.identity, "scores": {n: [s.value for s in of] for n, of in scores.items()}}))
 """
 
 

@@ -15,7 +15,7 @@ from dsc_hub.errors import HubError
 from dsc_hub.hub import account as hub_account
 from dsc_hub.hub import push as hub_push
 from dsc_hub.hub import repos
-from dsc_hub.hub.repos import Target
+from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.app import make_app
 from dsc_hub.local_hub.server import hosted
 from dsc_hub.local_hub.store import Store
@@ -39,7 +39,7 @@ class Bench:
 
     def push(self, text: str = "{}", **how: Any) -> str:
         (self.work / "row.json").write_text(text)
-        target = Target("dataset", "local/data", **({"private": True} | how))
+        target = RepoTarget("dataset", "local/data", **({"private": True} | how))
         return hub_push.push(
             hub_account.Account(self.endpoint, "local", TOKEN),
             target,
@@ -48,11 +48,11 @@ class Bench:
             self.work,
         )
 
-    def told(self, *of: Target) -> list[str]:
+    def told(self, *of: RepoTarget) -> list[str]:
         return repos.preflight(self.login(), of)
 
 
-DATA, NEW = Target("dataset", "local/data", True), Target("model", "local/new", True)
+DATA, NEW = RepoTarget("dataset", "local/data", True), RepoTarget("model", "local/new", True)
 
 
 @pytest.fixture
@@ -73,11 +73,11 @@ def test_everything_is_told_at_once_and_nothing_is_written(bench: Bench):
     bench.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.csv", repo_id="local/theirs")
     bench.faulty.log.clear()
     told = bench.told(
-        Target("dataset", "local/data", True, tag="v1"),
-        Target("model", "local/theirs", False),
-        Target("model", "local/two--dashes", True),
-        Target("dataset", "somebody/x", True),
-        Target("dataset", "local/none", True, pull_request=True),
+        RepoTarget("dataset", "local/data", True, tag="v1"),
+        RepoTarget("model", "local/theirs", False),
+        RepoTarget("model", "local/two--dashes", True),
+        RepoTarget("dataset", "somebody/x", True),
+        RepoTarget("dataset", "local/none", True, pull_request=True),
     )
     expected = (
         "exists and is public",
@@ -96,8 +96,8 @@ def test_everything_is_told_at_once_and_nothing_is_written(bench: Bench):
 
 def test_a_repo_that_is_fine_and_one_that_will_be_made_are_no_problem(bench: Bench):
     bench.push(branch="v2", tag="v1")
-    assert bench.told(DATA, Target("dataset", "local/data", True, branch="v2", tag="v1"), NEW) == []
-    assert bench.told(Target("dataset", "local/data", True, branch="v3")) == []
+    assert bench.told(DATA, RepoTarget("dataset", "local/data", True, branch="v2", tag="v1"), NEW) == []
+    assert bench.told(RepoTarget("dataset", "local/data", True, branch="v3")) == []
 
 
 def scoped(*entities: tuple[str, str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dsc_hub.errors import HubError
 from dsc_hub.hub import client, repos
 from dsc_hub.hub import push as push_
 from dsc_hub.hub.account import Account, login
-from dsc_hub.hub.repos import Target
+from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.publish import bundle
 from tests import fixture_run
@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def push(account: Account, files: dict[str, Path], tmp_path: Path, name: str, private: bool = True) -> str:
-    return push_.push(account, Target("dataset", f"local/{name}", private), files, "by a test", tmp_path)
+    return push_.push(account, RepoTarget("dataset", f"local/{name}", private), files, "by a test", tmp_path)
 
 
 def listing(account: Account, name: str) -> set[str]:
@@ -78,8 +78,8 @@ def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account
     with pytest.raises(HubError, match="is public"):
         push(account, files, tmp_path, "open")
     assert listing(account, "open") == set()
-    assert "exists and is public" in repos.preflight(account, [Target("dataset", "local/open", True)])[0]
-    assert repos.preflight(account, [Target("dataset", "local/open", False)]) == []
+    assert "exists and is public" in repos.preflight(account, [RepoTarget("dataset", "local/open", True)])[0]
+    assert repos.preflight(account, [RepoTarget("dataset", "local/open", False)]) == []
 
 
 def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files, tmp_path: Path):
@@ -92,15 +92,15 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
     account.api.upload_file(
         path_or_fileobj=b'{"files": {}}', path_in_repo=client.MANIFEST, repo_id="local/fake", repo_type="dataset"
     )
-    assert "was not published by dsc" in repos.preflight(account, [Target("dataset", "local/fake", True)])[0]
-    assert "was not published by dsc" in repos.preflight(account, [Target("dataset", "local/theirs", True)])[0]
+    assert "was not published by dsc" in repos.preflight(account, [RepoTarget("dataset", "local/fake", True)])[0]
+    assert "was not published by dsc" in repos.preflight(account, [RepoTarget("dataset", "local/theirs", True)])[0]
     assert (
         repos.preflight(
             account,
             [
-                Target("dataset", "local/ours", True),
-                Target("dataset", "local/free", True),
-                Target("model", "local/ours", True),
+                RepoTarget("dataset", "local/ours", True),
+                RepoTarget("dataset", "local/free", True),
+                RepoTarget("model", "local/ours", True),
             ],
         )
         == []
@@ -110,8 +110,8 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
 EVE, MALLORY = repos.Stranger("eve/film", "e" * 64), repos.Stranger("mallory/film", "f" * 64)
 
 
-def theirs(name: str, by: repos.Stranger, **more: object) -> Target:
-    return Target("dataset", f"local/{name}", True, named_by=by, **more)
+def theirs(name: str, by: repos.Stranger, **more: object) -> RepoTarget:
+    return RepoTarget("dataset", f"local/{name}", True, named_by=by, **more)
 
 
 def test_a_strangers_recipe_does_not_choose_a_repo_of_ones_own(account, files, tmp_path: Path):
@@ -138,7 +138,7 @@ def test_nor_one_that_holds_a_card_alone_nor_a_branch(account, files, tmp_path: 
     account.api.upload_file(
         path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="local/card", repo_type="dataset"
     )
-    work = Target("dataset", "local/branch", True, branch="dev")
+    work = RepoTarget("dataset", "local/branch", True, branch="dev")
     push_.push(account, work, files, "by a test", tmp_path)
     for target in (theirs("card", EVE), theirs("branch", EVE, branch="dev")):
         assert "eve/film" in repos.preflight(account, [target])[0]
@@ -159,7 +159,7 @@ def test_what_this_very_recipe_published_is_published_again_by_it(account, files
 def test_a_base_model_that_is_there_already_is_that_base_whoever_names_it(account, tmp_path: Path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"weights" * 2_000_000)
-    base = Target("model", "local/base", True)
+    base = RepoTarget("model", "local/base", True)
     push_.push(account, base, {"model.safetensors": weights}, "by a test", tmp_path)
     named = replace(base, named_by=EVE)
     assert "eve/film" in repos.preflight(account, [named])[0]
@@ -202,7 +202,7 @@ def test_the_token_is_in_no_representation_and_no_message(account, address: Addr
     with pytest.raises(HubError) as e:
         push_.push(
             Account(address.endpoint, "local", address.token),
-            Target("dataset", "other/x", True),
+            RepoTarget("dataset", "other/x", True),
             {},
             "m",
             Path("/tmp"),
@@ -265,5 +265,5 @@ def test_an_embedded_hub_that_hf_endpoint_names_gets_large_files_over_plain_http
     account = login(None)
     (tmp_path / "weights.safetensors").write_bytes(b"0" * 11_000_000)
     made = {"weights.safetensors": tmp_path / "weights.safetensors"}
-    commit = push_.push(account, Target("model", "local/large", True), made, "large", tmp_path)
+    commit = push_.push(account, RepoTarget("model", "local/large", True), made, "large", tmp_path)
     assert account.api.model_info("local/large").sha == commit

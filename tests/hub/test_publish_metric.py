@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.recipe import Publish, Reward
+from dsc_hub.config.recipe import PublishConfig, RewardConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.hub.account import login
 from dsc_hub.local_hub.server import Address, running
@@ -63,7 +63,7 @@ def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
-    section = Reward(scorer=scorer)
+    section = RewardConfig(scorer=scorer)
     ours = loading.load(section, registry.identify(section)).score(TEXTS, [PROMPT] * len(TEXTS))
     assert theirs["scores"] == pytest.approx([s.value for s in ours]) and theirs["scores"][2] is None
     assert theirs["n_unscored"] == 1 and theirs["reasons"][2] == "no words"
@@ -77,7 +77,7 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
     account = login(None, address.endpoint, address.token)
     found = metric_space.publish(str(tmp_path / "shouting.py"), account, "loudness", private=True)
     assert found["load"] == 'evaluate.load("local/loudness")'
-    section = Reward(metric="local/loudness", scorer="default")
+    section = RewardConfig(metric="local/loudness", scorer="default")
     with pytest.raises(ConfigError, match=f"--allow-code local/loudness@{found['commit']}"):
         registry.identify(section)
     assert not (tmp_path / "cache").exists()  # nothing of it was even fetched
@@ -107,7 +107,7 @@ def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_p
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])["scores"]
-    section = Reward(metric="safety", scorer=scorer)
+    section = RewardConfig(metric="safety", scorer=scorer)
     prompts = [Prompt("p", "How?", "g", "test", kind) for kind in columns["kinds"]]
     ours = loading.load(section, registry.identify(section)).score(columns["data"], prompts)
     assert theirs == pytest.approx([s.value for s in ours]) and theirs[2] is None and theirs[0] > 0.5 > theirs[1]
@@ -168,7 +168,7 @@ def test_what_stands_in_the_way_of_metrics_is_said_before_any_work(
     )
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    problems = metric_space.preflight(account, tmp_path, sorted(files), Publish(**settings))
+    problems = metric_space.preflight(account, tmp_path, sorted(files), PublishConfig(**settings))
     assert len(problems) == (told is not None) and all(told in p for p in problems), problems
 
 

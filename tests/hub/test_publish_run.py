@@ -15,7 +15,7 @@ import yaml
 from faults import Fault, Faulty
 from huggingface_hub import HfApi
 
-from dsc_hub.config.recipe import Publish
+from dsc_hub.config.recipe import PublishConfig
 from dsc_hub.errors import HubError
 from dsc_hub.hub import retry
 from dsc_hub.hub.account import Account, login
@@ -42,7 +42,7 @@ class Bench:
         return self.account.api
 
     def publish(self, **how: Any) -> dict[str, Any]:
-        how = Publish(to="local", **how)
+        how = PublishConfig(to="local", **how)
         return upload.publish(
             self.run,
             self.account,

@@ -171,12 +171,14 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         written = Path(client.pull_recipe("local/little-dsc")).read_text()
         assert f"metric: local/cheer\n  revision: {space['commit']}" in written and "cheer.py" not in written
         with pytest.raises(ConfigError, match=f"--allow-code local/cheer@{space['commit']}"):
-            resolve.describe(f"hub:{DATASET}", [], tmp_path / "runs")
+            resolve.resolve(f"hub:{DATASET}", [], tmp_path / "runs")
         allowed = (f"local/cheer@{space['commit']}",)
-        job = resolve.describe(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
-        assert job.identity["reward"].endswith(allowed[0])
-        section = job.recipe.reward
-        scored = loading.load(section, job.identity["reward"], registry.Code(allowed=allowed)).score(["abc"], [PROMPT])
+        context = resolve.resolve(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
+        assert context.identity["reward"].endswith(allowed[0])
+        section = context.recipe.reward
+        scored = loading.load(section, context.identity["reward"], registry.Code(allowed=allowed)).score(
+            ["abc"], [PROMPT]
+        )
         assert [s.value for s in scored] == [3 / 7]
         checks = verify(DATASET, rescore=True)[1]
         assert all(c.agrees is not False for c in checks), checks
@@ -191,13 +193,13 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
             upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
         (tmp_path / "cheer.py").write_text(CHEER)
         # Without it, `plan` says what others will lack.
-        mine = resolve.describe(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
+        mine = resolve.resolve(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
         with contextlib.suppress(ConfigError):
             preflight.check(mine, account)
         assert "publish.metrics=true publishes the file as a Space" in capsys.readouterr().err
         # And a name that a Space can't have is said before any work.
         (tmp_path / "cheer.py").rename(tmp_path / "9lives.py")
-        mine = resolve.describe(
+        mine = resolve.resolve(
             str(tmp_path / "recipe.yaml"),
             ["reward.metric=9lives.py", "reward.scorer=default", "publish.to=local", "publish.metrics=true"],
             tmp_path / "runs",

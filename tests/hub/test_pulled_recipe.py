@@ -225,7 +225,7 @@ def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_p
     shared(address, changed("publish", {"dataset": "precious", "base": "weights", "to": "local"}))
 
     def kinds(*overrides: str, reference: str = f"hub:{REPO}@main") -> set[str]:
-        return set(resolve.describe(reference, overrides, tmp_path / "runs").names_by)
+        return set(resolve.resolve(reference, overrides, tmp_path / "runs").names_by)
 
     assert kinds() == kinds("publish.dataset=null") == {"dataset", "adapter", "base"}
     assert kinds("publish.dataset=mine") == kinds("publish.dataset=precious") == {"adapter", "base"}
@@ -233,10 +233,10 @@ def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_p
     assert kinds("publish={adapter: mine, to: local}") == {"dataset"}
     assert kinds("publish={adapter: mine, to: local}", "name=mine") == set()
     folder = pull(REPO, tmp_path / "pulled").folder
-    job = resolve.describe(str(folder / "recipe.yaml"), [], tmp_path / "runs")
-    assert set(job.names_by) == {"dataset", "adapter", "base"}
-    hub_job = resolve.describe(f"hub:{REPO}", [], tmp_path / "runs")
-    assert {s.sha256 for s in (*job.names_by.values(), *hub_job.names_by.values())} == {
+    context = resolve.resolve(str(folder / "recipe.yaml"), [], tmp_path / "runs")
+    assert set(context.names_by) == {"dataset", "adapter", "base"}
+    hub_job = resolve.resolve(f"hub:{REPO}", [], tmp_path / "runs")
+    assert {s.sha256 for s in (*context.names_by.values(), *hub_job.names_by.values())} == {
         hashing.file_hash(folder / "recipe.yaml")
     }
     (tmp_path / "films.txt").write_text(FILMS)
@@ -255,12 +255,14 @@ def test_plan_and_publish_refuse_to_write_where_a_stranger_says(address: Address
         path_or_fileobj=b"1", path_in_repo="years.csv", repo_id="local/little-dsc", repo_type="dataset"
     )
     shared(address, RECIPE)
-    job = resolve.describe(f"hub:{REPO}", ["publish.to=local"], tmp_path / "runs")
+    context = resolve.resolve(f"hub:{REPO}", ["publish.to=local"], tmp_path / "runs")
     with pytest.raises(ConfigError) as error:
-        preflight.check(job, account)
+        preflight.check(context, account)
     assert any(f"by a recipe of somebody else ({REPO})" in p for p in error.value.problems)
     with pytest.raises(HubError, match="by a recipe of somebody else"):
-        upload.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run), job.names_by)
+        upload.publish(
+            run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run), context.names_by
+        )
     assert "years.csv" in account.api.list_repo_files("local/little-dsc", repo_type="dataset")
 
 
@@ -268,5 +270,5 @@ def test_rows_imported_with_it_go_to_no_repo_that_it_names(address: Address, tmp
     shared(address, changed("publish", {"dataset": "precious", "adapter": "precious-lora", "to": "none"}))
     rows = tmp_path / "rows.json"
     rows.write_text(json.dumps(ROWS))
-    job, _ = import_rows(rows, f"hub:{REPO}", ["publish.adapter=chosen"], tmp_path / "mine", tmp_path / "runs")
-    assert recipe.repo_names(job.recipe) == {"dataset": "mine-dsc", "adapter": "chosen", "base": None}
+    context, _ = import_rows(rows, f"hub:{REPO}", ["publish.adapter=chosen"], tmp_path / "mine", tmp_path / "runs")
+    assert recipe.repo_names(context.recipe) == {"dataset": "mine-dsc", "adapter": "chosen", "base": None}

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from dsc_hub.errors import HubError
 from dsc_hub.hub import client, push, retry
 from dsc_hub.hub.account import Account, login
-from dsc_hub.hub.repos import Target
+from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address
 
 COMMIT = r"/api/datasets/local/\w+/commit/"
@@ -49,7 +49,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def pushed(account: Account, files: dict[str, Path], name: str, work: Path, **target: object) -> str:
-    return push.push(account, Target("dataset", f"local/{name}", True, **target), files, "by a test", work)
+    return push.push(account, RepoTarget("dataset", f"local/{name}", True, **target), files, "by a test", work)
 
 
 def ours(api: HfApi, name: str) -> list[str]:

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from dsc_hub.errors import HubError
 from dsc_hub.hub import push, retry
 from dsc_hub.hub.account import Account, login
-from dsc_hub.hub.repos import Target
+from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address
 
 COMMIT, UPLOAD, ALWAYS = r"/api/datasets/local/\w+/commit/", "/_lfs/[0-9a-f]{64}$", 10**6
@@ -50,7 +50,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def pushed(account: Account, files: dict[str, Path], name: str, work: Path, **target: object) -> str:
-    return push.push(account, Target("dataset", f"local/{name}", True, **target), files, "by a test", work)
+    return push.push(account, RepoTarget("dataset", f"local/{name}", True, **target), files, "by a test", work)
 
 
 def commits(api: HfApi, name: str) -> list[str]:
