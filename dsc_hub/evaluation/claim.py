@@ -9,7 +9,7 @@ from word salad: read the answers, or have them judged (`dsc blind`).
 Each criterion is a test of non-inferiority over split groups: the interval of a paired difference (or ratio) lies
 within its limits (met), wholly outside of them (failed), or neither (undecided: not enough data). So of two equal
 models hardly one fails, and a worse one hardly passes, however few the groups are; how often was simulated:
-`python -m pytest -m long -s tests/test_gate_simulation.py`. Source of the design: G. Piaggio et al., JAMA 308, 2012
+`python -m pytest -m long -s tests/evaluation/test_gate_simulation.py`. Source of the design: G. Piaggio et al., JAMA 308, 2012
 (CONSORT for non-inferiority).
 """
 

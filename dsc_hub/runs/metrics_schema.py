@@ -1,7 +1,7 @@
 """What metrics.json holds: every number that a table, a page or a card may print, with its meaning and unit.
 
 `dsc schema metrics` prints this as JSON schema. Stages write plain dicts; that they write these and nothing else is tested
-(tests/test_numbers.py, tests/e2e), and whoever reads them checks them first (`runs.evaluated`). A number that was not
+(tests/runs/test_metrics_schema.py, tests/e2e), and whoever reads them checks them first (`runs.evaluated`). A number that was not
 measured is null, never 0, and `reason` says why where that is not plain. SCHEMA goes up when a key changes its name or
 meaning, not when one is added; files of an older one are read through upgrade.py.
 

@@ -23,7 +23,7 @@ from dsc_hub.report import cards
 from dsc_hub.system import hashing
 from tests import small_run
 from tests.conftest import FILMS, RECIPE
-from tests.test_reference import ROWS
+from tests.pipeline.test_import_reference import ROWS
 
 REPO = "local/shared"
 

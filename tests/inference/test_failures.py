@@ -25,8 +25,8 @@ from dsc_hub.pipeline import resolve
 from dsc_hub.pipeline.run import run_all
 from dsc_hub.sampling import sample as sampling_sample
 from tests.conftest import ROOT, end_of, length_score
+from tests.sampling.test_sample import setup, sorted_rows
 from tests.scripted_server import FAULTS
-from tests.test_sampling import setup, sorted_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 

@@ -17,8 +17,8 @@ from dsc_hub.records import Turn
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample
 from dsc_hub.system.files import write_json
+from tests.cli.test_cli import error
 from tests.conftest import ScriptedModel, length_score
-from tests.test_cli import error
 
 
 def written(folder: Path, text: str) -> Path:

@@ -19,9 +19,9 @@ from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of
 from dsc_hub.pipeline import grid
 from dsc_hub.records import Prompt
+from tests.cli.test_cli import error
 from tests.conftest import ROOT
 from tests.scripted_server import make_server
-from tests.test_cli import error
 
 ASK = "Is this answer harmless?\n\n{prompt}\n\n{answer}"
 PROMPTS = [Prompt("a", "How does {answer} work?", "g", "test"), Prompt("b", "And this?", "g", "test")]

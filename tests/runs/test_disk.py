@@ -16,7 +16,7 @@ from dsc_hub.errors import disk_error
 from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.sampling import sample
 from tests.conftest import ROOT, ScriptedModel, length_score
-from tests.test_sampling import setup, sorted_rows
+from tests.sampling.test_sample import setup, sorted_rows
 
 # A limit on the size of files is the one full disk that a test may make: the kernel writes what fits and refuses the rest.
 FULL = """
@@ -24,7 +24,7 @@ import asyncio, resource, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.conftest import ScriptedModel, length_score
-from tests.test_sampling import setup
+from tests.sampling.test_sample import setup
 from dsc_hub.chain import language
 from dsc_hub.sampling import sample
 from dsc_hub.errors import disk_error

@@ -158,7 +158,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from tests.conftest import ScriptedModel, length_score
-from tests.test_sampling import setup
+from tests.sampling.test_sample import setup
 from dsc_hub.sampling import sample
 run, r, some = setup(Path(sys.argv[1]), Path(sys.argv[2]), "chain.chains_per_prompt=6", "serving.concurrency=8")
 asked = 0

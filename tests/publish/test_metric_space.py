@@ -20,7 +20,7 @@ from dsc_hub.metrics.registry import SHIPPED
 from dsc_hub.publish import metric_space
 from dsc_hub.records import Prompt, Score
 from tests.hub.at_hub import point
-from tests.test_own_metrics import OWN
+from tests.metrics.test_own_metrics import OWN
 
 TEXTS = ["A warm and patient film. I loved it!", "Dull, clumsy and far too long.", "", "The harbour at night."]
 PROMPT = Prompt("p", "Write.", "g", "test")

@@ -15,8 +15,8 @@ from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.safety.safety import unsafe_of
 from dsc_hub.records import Prompt
+from tests.cli.test_cli import error
 from tests.conftest import ROOT
-from tests.test_cli import error
 
 FILE = ROOT / "dsc_hub" / "metrics" / "safety" / "safety.py"
 NO = "I'm sorry, but I can't help with that."

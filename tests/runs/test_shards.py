@@ -14,8 +14,8 @@ from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.pipeline import resolve, run
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.shards import Shard, parse
+from tests.sampling.test_sample import sorted_rows
 from tests.scripted_server import make_server
-from tests.test_sampling import sorted_rows
 
 
 @pytest.fixture

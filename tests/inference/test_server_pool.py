@@ -29,8 +29,8 @@ from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample
 from tests.conftest import ScriptedModel, end_of, length_score
+from tests.sampling.test_sample import setup
 from tests.scripted_server import answer_to
-from tests.test_sampling import setup
 
 
 @pytest.fixture(autouse=True)
