@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dsc_hub.chain.chain import seed_of
-from dsc_hub.config.stages import MADE_FROM_IT
+from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.evaluation.blind import (
     FILE,
@@ -79,7 +79,7 @@ def _tell(run: Run) -> None:
     try:
         with run.lock():
             found = record_tally(run)
-            stale = [s for s in MADE_FROM_IT if run.marker(s)] if found != before else []
+            stale = [s.name for s in STAGES if s.shows_judgements and run.marker(s.name)] if found != before else []
             for stage in stale:
                 run.unfinish(stage)
     except RunError as e:

@@ -15,7 +15,7 @@ from dsc_hub.cli import terminal
 from dsc_hub.cli.terminal import visible
 from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.stages import STAGES
+from dsc_hub.config.stages import NAMES
 from dsc_hub.evaluation.claim import claim_of
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Chain, Prompt, Score
@@ -264,7 +264,7 @@ def closing(context: RunContext, hub_port: int) -> None:
                 Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})")
             )
         terminal.out.print(Text(headline(metrics)))
-    stages = {s: marker["seconds"] for s in STAGES if (marker := context.run.marker(s))}
+    stages = {s: marker["seconds"] for s in NAMES if (marker := context.run.marker(s))}
     terminal.out.print()
     terminal.out.print(_times(stages, context.recipe.budget_s))
     terminal.out.print()
@@ -309,7 +309,7 @@ def _times(stages: Mapping[str, float], budget: Mapping[str, float]) -> Table:
     table.add_column("took", justify="right")
     if budget:
         table.add_column("budget", justify="right")
-    rows = [(s, stages[s], budget.get(s)) for s in STAGES if s in stages]
+    rows = [(s, stages[s], budget.get(s)) for s in NAMES if s in stages]
     rows.append(("together", sum(stages.values()), sum(budget.values()) or None))
     for name, took, allowed in rows:
         shown = [duration(allowed) if allowed else ""] if budget else []

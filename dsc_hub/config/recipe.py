@@ -25,7 +25,7 @@ from pydantic import (
 
 from dsc_hub.config import messages
 from dsc_hub.config.arms import ARMS
-from dsc_hub.config.stages import STAGES
+from dsc_hub.config.stages import NAMES
 from dsc_hub.system.addresses import checked_address, checked_key_name
 from dsc_hub.system.hashing import digest
 
@@ -492,7 +492,7 @@ class Recipe(Section):
             raise ValueError("reward, second_scorer and third_scorer: the same scorer twice tells nothing new")
         return self
 
-    budget_s: dict[Literal[STAGES], Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
+    budget_s: dict[Literal[NAMES], Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
         {},
         description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.recipe import Recipe, effective_veto, least_gain, repo_names, servers
-from dsc_hub.config.stages import STAGES
+from dsc_hub.config.stages import NAMES
 from dsc_hub.errors import RunError
 from dsc_hub.inference import base_model
 from dsc_hub.records import Prompt
@@ -51,7 +51,7 @@ def record(context: RunContext) -> None:
     are finished and nothing is recorded: how they were made would be invented.
     """
     old = context.run.facts if context.run["run.json"].is_file() else {}
-    if not old and (done := [s for s in STAGES if context.run.marker(s)]):
+    if not old and (done := [s for s in NAMES if context.run.marker(s)]):
         raise RunError(
             f"{context.run['run.json']} is missing, but these stages are finished: {', '.join(done)}",
             "Put it back, or move the whole run folder away and run the recipe again.",

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from dsc_hub.config import messages, origin
 from dsc_hub.config.recipe import Section
-from dsc_hub.config.stages import STAGES
+from dsc_hub.config.stages import up_to
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.pipeline import resolve
 from dsc_hub.pipeline.context import RunContext
@@ -131,7 +131,7 @@ def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, 
 def _row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) -> dict[str, Any]:
     """{set, run, error, sampling: {proposals, accepted, reward, usable, reused_turns, new_tokens}, rows: training rows, arms:
     {arm: {reward, second}}, difference: distilled - base by score, claim}; None for what was not done."""
-    done = STAGES[: STAGES.index(last) + 1]
+    done = up_to(last)
     stages = [s for s in done if context.run.is_done(s, context.fingerprints[s])]
     numbers = {s: context.run.metrics[s] for s in stages if s in context.run.metrics}
     sampled, made, evaluated = (numbers.get(s) for s in ("sampling", "dataset", "evaluation"))

@@ -12,7 +12,7 @@ from typing import Any
 
 from dsc_hub.config.arms import ADAPTER, ARMS, models_of
 from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
-from dsc_hub.config.stages import STAGES
+from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import base_model
@@ -151,7 +151,7 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
     )
     folder = base_model.materialize(context.model, weights=False)
     problems = too_long(context.recipe, found, folder) + without_group(context.recipe, dropped.ungrouped)
-    outlook = reusable_stages(context.run, STAGES, context.fingerprints, siblings(context.runs, context.recipe.name))
+    outlook = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, context.recipe.name))
     numbers = estimate(context.recipe, found, context.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
     numbers["done"] = [stage for stage, where in outlook.items() if where is context.run]
     numbers["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not context.run}
@@ -169,8 +169,7 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
             problems.append(f"{e.message}; {e.hint}")
     else:
         inference_servers.external(context.recipe.serving)
-        evaluates = STAGES.index(last) >= STAGES.index("evaluation")
-        if evaluates and ADAPTER in models_of(context.recipe.evaluation.arms):
+        if "evaluation" in up_to(last) and ADAPTER in models_of(context.recipe.evaluation.arms):
             problems.append(
                 "serving.endpoints: servers that already run don't have the adapter; "
                 "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.recipe import repo_names
-from dsc_hub.config.stages import STAGES
+from dsc_hub.config.stages import BY_NAME, after, before, up_to
 from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
@@ -39,7 +39,7 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
         check(context, account, last)
         set_owner(context, account)
-        for stage in STAGES[: STAGES.index(last) + 1]:
+        for stage in up_to(last):
             run_stage(context, stage, account, retry_failed)
 
 
@@ -49,14 +49,13 @@ def run_one(context: RunContext, stage: str) -> None:
     is_new = not context.run["run.json"].exists()
     with context.run.lock(), contextlib.ExitStack() as stack:
         record(context)
-        for earlier in STAGES[: STAGES.index(stage)]:
+        for earlier in before(stage):
             if not context.run.is_done(earlier, context.fingerprints[earlier]) and not _take_over(context, earlier):
                 if is_new:  # nothing was done here, only taken over: a folder that is left would look like a run
                     shutil.rmtree(context.run.folder)
-                verbs = {"prompts": "sample", "sampling": "sample", "evaluation": "evaluate", "cards": "report"}
                 raise RunError(
                     f"the stage '{earlier}' of {context.run.folder} is not done",
-                    f"Run `dsc {verbs.get(earlier, earlier)}` first, or `dsc run` for all of it.",
+                    f"Run `dsc {BY_NAME[earlier].command}` first, or `dsc run` for all of it.",
                 )
         account = None
         if stage == "publish":
@@ -145,9 +144,8 @@ def _one_process() -> None:
 
 def _take_over(context: RunContext, stage: str) -> bool:
     """Take a finished stage over from another run with the same inputs, if there is one."""
-    before = STAGES[: STAGES.index(stage)]
     donor = reuse(
-        context.run, stage, context.fingerprints[stage], before, run.siblings(context.runs, context.recipe.name)
+        context.run, stage, context.fingerprints[stage], before(stage), run.siblings(context.runs, context.recipe.name)
     )
     if donor is None:
         return False
@@ -159,15 +157,14 @@ def _take_over(context: RunContext, stage: str) -> bool:
 
 def _forget_after(context: RunContext, stage: str) -> None:
     """What follows was made from what has changed or is about to."""
-    for later in STAGES[STAGES.index(stage) + 1 :]:
+    for later in after(stage):
         context.run.unfinish(later)
-    if stage == "distill":
-        for name in ("turns", "chains", "failed", "unanswered", "seconds"):
-            context.run[f"evaluation/distilled.{name}.jsonl"].unlink(missing_ok=True)
+    for name in BY_NAME[stage].stale_files:
+        context.run[name].unlink(missing_ok=True)
 
 
 def _note_time(context: RunContext, stage: str, seconds: float) -> None:
-    if stage != "publish":  # metrics.json is published itself: it must not change by being published
+    if BY_NAME[stage].is_timed:
         context.run.add_metrics("stages", context.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
 
 
@@ -195,7 +192,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     started = time.monotonic()
     result = stages.publish(context, account) if stage == "publish" else stages.STAGE[stage](context)
     seconds = time.monotonic() - started
-    if stage in ("prompts", "sampling", "dataset", "distill", "evaluation"):
+    if BY_NAME[stage].sections:
         context.run.add_metrics(stage, result)
     _note_time(context, stage, seconds)
     context.run.finish(stage, context.fingerprints[stage], seconds, {"result": result})

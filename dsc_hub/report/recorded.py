@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dsc_hub.config.stages import WRITTEN_BY
+from dsc_hub.config.stages import writer_of
 from dsc_hub.errors import DataError
 
 
@@ -44,7 +44,7 @@ class Recorded(Mapping[str, Any]):
     def _way_out(self, path: tuple[str, ...]) -> str:
         if self._file == "run.json":
             return "It is recorded when a run starts: run the recipe again with `dsc run`."
-        stage = WRITTEN_BY.get(path[0], path[0])
+        stage = writer_of(path[0])
         return (
             f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again."
         )

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import RunError
 from dsc_hub.records import Answer
 from dsc_hub.runs import metrics_schema
@@ -25,7 +26,7 @@ def evaluated(run: Run) -> dict[str, Any]:
     if problems := metrics_schema.problems(metrics):
         shown = "; ".join(p[:200] for p in problems[:3]) + (f" and {len(problems) - 3} more" * (len(problems) > 3))
         section = problems[0].split(".")[0]
-        if section in ("prompts", "sampling", "dataset", "distill"):
+        if section in BY_NAME and section != "evaluation":
             again = f"Remove {run[f'{section}.done.json']} and run the recipe again."
         elif section == "blind":
             again = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."

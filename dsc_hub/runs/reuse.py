@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from dsc_hub.config.stages import STAGE_FILES
+from dsc_hub.config.stages import BY_NAME
 from dsc_hub.runs.run import Run
 
 
@@ -21,14 +21,14 @@ def reuse(run: Run, stage: str, fingerprint: str, before: Iterable[str], sibling
     donor = find_reusable(run, stage, fingerprint, dict.fromkeys(before, run), siblings)
     if donor is None:
         return None
-    for name in STAGE_FILES[stage]:
+    for name in BY_NAME[stage].files:
         target = run[name]
         shutil.rmtree(target, ignore_errors=True)
         if donor[name].is_dir():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(donor[name], target)
-    copy_files(run, donor, STAGE_FILES[stage])
-    for name in (stage, *({"evaluation": ["test_set", "blind"]}.get(stage, []))):
+    copy_files(run, donor, BY_NAME[stage].files)
+    for name in BY_NAME[stage].sections:
         if (section := donor.metrics.get(name)) is not None:
             run.add_metrics(name, section)
         else:
@@ -52,7 +52,7 @@ def find_reusable(
         # Report and cards tell what people judged, which belongs to no stage.
         if "evaluation" in before and donor.metrics.get("blind") != before["evaluation"].metrics.get("blind"):
             continue
-        if any(donor[name].exists() for name in STAGE_FILES.get(stage, ())):
+        if any(donor[name].exists() for name in BY_NAME[stage].files):
             return donor
     return None
 
@@ -78,7 +78,7 @@ def adopt_rows(run: Run, stage: str, fingerprint: str, siblings: Iterable[Run]) 
 
     A recipe that is changed further down while it samples goes on from what is there.
     """
-    names = STAGE_FILES[stage]
+    names = BY_NAME[stage].files
     if any(run[name].exists() for name in names):
         return None
     for donor in siblings:

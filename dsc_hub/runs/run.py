@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.stages import STAGE_FILES
+from dsc_hub.config.stages import BY_NAME, STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.facts import facts_problems
@@ -40,9 +40,9 @@ class Run:
         """What to do about a damaged line of a file: which marker stands for the work that it holds."""
         if name.endswith("blind.jsonl"):
             return "Remove that line: a verdict less counts."
-        for stage, names in STAGE_FILES.items():
-            if name in names or name.split("/", maxsplit=1)[0] in names:
-                marker = self[f"{stage}.done.json"]
+        for stage in STAGES:
+            if name in stage.files or name.split("/", maxsplit=1)[0] in stage.files:
+                marker = self[f"{stage.name}.done.json"]
                 return f"Remove that line and {marker}, and run the recipe again: only what is missing is made anew."
         return ANEW
 
@@ -64,7 +64,7 @@ class Run:
     def is_done(self, stage: str, fingerprint: str) -> bool:
         """Is there a marker of this very work, and is what it speaks of still there?"""
         marker = self.marker(stage)
-        here = all(self[name].exists() for name in STAGE_FILES.get(stage, ())[:1])
+        here = all(self[name].exists() for name in BY_NAME[stage].files[:1])
         return marker is not None and marker.get("fingerprint") == fingerprint and here
 
     def finish(self, stage: str, fingerprint: str, seconds: float, result: Mapping[str, Any]) -> None:

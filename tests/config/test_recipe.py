@@ -148,7 +148,7 @@ def test_the_prompts_of_safety_are_two_of_each_kind_about_every_subject():
 def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_follows(recipe_file: Path):
     a = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
     b = fingerprints.stage_fingerprints(recipe_files.load(recipe_file, ["distill.lora.r=4"]), IDENTITY)
-    same = [s for s in stages.STAGES if a[s] == b[s]]
+    same = [s for s in stages.NAMES if a[s] == b[s]]
     assert same == ["prompts", "sampling", "dataset"]
 
 
@@ -172,7 +172,7 @@ def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_fo
 def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: str, first_changed: str):
     a = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
     b = fingerprints.stage_fingerprints(recipe_files.load(recipe_file, [override]), IDENTITY)
-    assert next(s for s in stages.STAGES if a[s] != b[s]) == first_changed
+    assert next(s for s in stages.NAMES if a[s] != b[s]) == first_changed
 
 
 def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
