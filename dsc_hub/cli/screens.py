@@ -99,15 +99,15 @@ def plan(context: RunContext, e: Mapping[str, Any]) -> None:
 
 def _dropped(dropped: Mapping[str, Any]) -> list[str]:
     """The first prompts that were dropped, and for which."""
-    terminal.out = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
-    terminal.out += [
+    lines = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
+    lines += [
         f"overlap: {_start(d['text'])} with the training prompt {_start(d['kept'])} in '{d['shared']}' "
         "(prompts.drop_overlaps=false keeps it)"
         for d in dropped["first_overlaps"]
     ]
     if dropped["ungrouped"]:
-        terminal.out.append(f"{dropped['ungrouped']} prompts have no group in prompts.group_column: each is its own")
-    return terminal.out
+        lines.append(f"{dropped['ungrouped']} prompts have no group in prompts.group_column: each is its own")
+    return lines
 
 
 def _start(text: str) -> str:
