@@ -31,6 +31,7 @@ ORDER = (
     "report",
     "publish",
     "pipeline",
+    "api",
     "cli",
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}

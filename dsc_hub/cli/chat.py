@@ -31,7 +31,7 @@ from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline.context import announce_servers
 from dsc_hub.records import prompt_id
 from dsc_hub.runs.run import Run
-from dsc_hub.system import cache, machine
+from dsc_hub.system import cache, event_loop, machine
 from dsc_hub.system.progress import duration, moving_line, say
 
 ARMS: Mapping[str, str | None] = {
@@ -179,7 +179,7 @@ def _answer(
         told = "the oldest exchange is" if n == 1 else f"the oldest {n} exchanges are"
         terminal.line(f"The conversation no longer fits {recipe.serving.context} tokens: {told} forgotten.")
     try:
-        answers = asyncio.run(_ask_both(recipe, endpoints, talk, question, at_once))
+        answers = event_loop.run(_ask_both(recipe, endpoints, talk, question, at_once))
     except KeyboardInterrupt:
         terminal.line("cancelled: the question is not part of the conversation")
         return

@@ -7,7 +7,6 @@ of acceptance are the recipe's.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 from collections import Counter
@@ -27,6 +26,7 @@ from dsc_hub.pipeline import resolve, run
 from dsc_hub.pipeline.context import RunContext, record, set_owner
 from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
 from dsc_hub.sampling import convergence, summary
+from dsc_hub.system import event_loop
 from dsc_hub.system.files import write_whole
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say
@@ -110,7 +110,7 @@ def chains_of(made: Recipe, prompts: Sequence[Prompt], rows: Sequence[Row]) -> l
     out = []
     for row in rows:
         if (prompt := by_text.get(row.prompt)) is not None:
-            out.append(asyncio.run(_chain(made, prompt, seen[prompt.id], row)))
+            out.append(event_loop.run(_chain(made, prompt, seen[prompt.id], row)))
             seen[prompt.id] += 1
     return sorted(out, key=lambda c: c.key)
 

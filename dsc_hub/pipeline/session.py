@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import tempfile
 import time
@@ -23,7 +22,7 @@ from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs.cost import add_session
 from dsc_hub.runs.row_index import RowIndex
 from dsc_hub.runs.run import Run
-from dsc_hub.system import cache, machine
+from dsc_hub.system import cache, event_loop, machine
 from dsc_hub.system.progress import duration, say
 
 
@@ -82,7 +81,7 @@ def chains_of(
     generator, scoring, before = generator_of(context, endpoints), BatchScorer(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
     try:
-        tally = asyncio.run(
+        tally = event_loop.run(
             ask(
                 generator,
                 lambda: sample.run_with_line(

@@ -5,7 +5,6 @@ The modules that do the work are imported when it is done, so that a stage that 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -25,7 +24,7 @@ from dsc_hub.report import formatting, sentences
 from dsc_hub.runs import run, shards, test_sets
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.row_index import StoredPrompts
-from dsc_hub.system import hashing, machine
+from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
 Result = dict[str, Any]
@@ -179,7 +178,7 @@ def _ask_arms(
             work = partial(
                 arms.ask_all, context.run, context.recipe, held_out, generator, BatchScorer(reward), veto, left
             )
-            neutral |= asyncio.run(session.ask(generator, work))
+            neutral |= event_loop.run(session.ask(generator, work))
             requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens
             seconds += time.monotonic() - started
     if not is_fresh or reused is not None or endpoints:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +11,7 @@ from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import RunError
 from dsc_hub.records import Answer
 from dsc_hub.runs import metrics_schema
+from dsc_hub.runs.metrics_schema import Metrics
 from dsc_hub.runs.run import Run
 
 
@@ -18,6 +20,12 @@ def evaluated(run: Run) -> dict[str, Any]:
     metrics = run.metrics
     if run.marker("evaluation") is None or "evaluation" not in metrics:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
+    recorded(metrics, run)
+    return metrics
+
+
+def recorded(metrics: Mapping[str, Any], run: Run) -> Metrics:
+    """Numbers of a run (metrics.json) as their type; RunError, with what to do, if they are damaged or of another schema."""
     again = f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew."
     if (schema := metrics.get("schema")) != metrics_schema.SCHEMA:
         raise RunError(
@@ -31,7 +39,7 @@ def evaluated(run: Run) -> dict[str, Any]:
         elif section == "blind":
             again = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."
         raise RunError(f"{run['metrics.json']} is damaged: {shown}", again)
-    return metrics
+    return Metrics.model_validate(metrics)
 
 
 def answers(run: Run) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -160,6 +161,21 @@ def test_every_stage_left_its_marker_and_its_numbers(place: Place):
     # as many tokens for the best of n as for the chain, as near as whole answers allow
     chain, best = (arms[a]["new_tokens"] for a in ("self_critique", "best_of_n"))
     assert 0.5 < best / chain < 2
+
+
+def test_the_example_for_python_runs_as_it_stands(place: Place):
+    """The code of docs/python.md on the finished run: its recipe is named with the overrides that the run had."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+    overrides = [*TINY, FASTER]
+    code = example.replace('["publish.to=none"]', repr(overrides)).replace(
+        "results = run(context)", 'results = run(context, "cards")'
+    )
+    assert code.count(repr(overrides)) == 1 and '"cards"' in code
+    child = subprocess.run([sys.executable, "-c", code], cwd=place.work, env=place.env, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert str(place.run.relative_to(place.work)) in child.stdout and "vLLM is starting" not in child.stderr
+    assert all(arm in child.stdout for arm in ("base", "self_critique", "best_of_n", "distilled"))
+    assert re.search(r"^(holds|fails|not enough data)$", child.stdout, re.MULTILINE)
 
 
 def test_surprise_at_neutral_text_is_vllm_s_own_and_that_of_the_served_weights(place: Place):
