@@ -35,7 +35,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExc
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_pool, "WAIT_S", 0.01)
     monkeypatch.setattr(server_pool, "LONGEST_S", 1.0)
-    monkeypatch.setattr(server_pool, "LOOKS", 4)
+    monkeypatch.setattr(server_pool, "PROBES", 4)
 
 
 def sampled(
