@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "records",
     "stats",
+    "acceptance",
     "system",
     "local_hub",
     "config",

@@ -14,7 +14,7 @@ import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from dsc_hub.chain.acceptance import Rule
+from dsc_hub.acceptance import Rule
 from dsc_hub.chain.hygiene import Finding
 from dsc_hub.records import Chain, Prompt, Role, Score, Step, Turn
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,11 +23,22 @@ from pydantic import (
     model_validator,
 )
 
+from dsc_hub.acceptance import RULES
 from dsc_hub.config import messages
 from dsc_hub.config.arms import ARMS
 from dsc_hub.config.stages import NAMES
 from dsc_hub.system.addresses import checked_address, checked_key_name
 from dsc_hub.system.hashing import digest
+
+# The names in a table: pydantic refuses all others. A type checker can't read such a Literal; to it they are texts.
+if TYPE_CHECKING:
+    ArmName = str
+    RuleName = str
+    StageName = str
+else:
+    ArmName = Literal[tuple(ARMS)]
+    RuleName = Literal[tuple(RULES)]
+    StageName = Literal[NAMES]
 
 TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other has a prompt a line
 # Name of a score in tables and rows -> the section of the recipe (and of its identity) that it comes from.
@@ -224,7 +235,7 @@ class ChainConfig(Section):
     system: str | None = None
     steps: int = Field(1, ge=1, le=64)
     chains_per_prompt: int = Field(1, ge=1, le=256)
-    acceptance: Literal["metropolis", "improve", "always"] = "improve"
+    acceptance: RuleName = "improve"
     temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
     critic: CriticConfig | None = Field(None, description="who criticises; None: the base itself")
     principles: tuple[str, ...] = Field(
@@ -362,7 +373,7 @@ class DistillConfig(Section):
 class EvaluationConfig(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
-    arms: Annotated[tuple[Literal[tuple(ARMS)], ...], Field(min_length=1), AfterValidator(_unique)] = (
+    arms: Annotated[tuple[ArmName, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "base",
         "self_critique",
         "best_of_n",
@@ -492,7 +503,7 @@ class Recipe(Section):
             raise ValueError("reward, second_scorer and third_scorer: the same scorer twice tells nothing new")
         return self
 
-    budget_s: dict[Literal[NAMES], Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
+    budget_s: dict[StageName, Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
         {},
         description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
     )
@@ -529,7 +540,7 @@ def least_gain(recipe: Recipe) -> float | None:
     """The gain over the first answer that a training row must exceed (`dataset.min_gain`); None: it needs none."""
     limit = recipe.dataset.min_gain
     if limit == "auto":
-        return None if recipe.chain.acceptance == "metropolis" else 0.0
+        return None if RULES[recipe.chain.acceptance].can_descend else 0.0
     return limit
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from dsc_hub.chain.acceptance import make_rule
+from dsc_hub.acceptance import make_rule
 from dsc_hub.chain.chain import Message, Texts, dice_of, run_chain
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.recipe import Recipe

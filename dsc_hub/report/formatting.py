@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dsc_hub.acceptance import RULES
 from dsc_hub.system.progress import duration
 
 ABSENT = "–"
@@ -123,6 +124,11 @@ def many(n: int, what: str) -> str:
     return f"{count(n)} {what}{'' if n == 1 else 's'}"
 
 
+def acceptance_meaning(chain: Mapping[str, Any]) -> str:
+    """When the chain's rule keeps a revision, in words; `chain` is the recipe's section."""
+    return RULES[chain["acceptance"]].meaning.format(temperature=chain["temperature"])
+
+
 def families(evaluation: Mapping[str, Any]) -> str:
     """Which p are adjusted for which."""
     primary = evaluation.get("primary")
@@ -143,6 +149,7 @@ FILTERS = {
     "percent": percent,
     "interval": interval,
     "sampling_cost": sampling_cost,
+    "acceptance_meaning": acceptance_meaning,
     "families": families,
     "duration": lambda seconds: duration(seconds) if measured(seconds) else ABSENT,
 }

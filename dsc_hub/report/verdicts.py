@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dsc_hub.acceptance import RULES
 from dsc_hub.report.formatting import (
     SCORE_TITLES,
     arm_name,
@@ -139,11 +140,7 @@ def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
 def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     """What a careful reader would hold against these numbers, one sentence or two each, from recorded facts only."""
     evaluation, chain = metrics["evaluation"], facts["recipe"]["chain"]
-    rule = {
-        "improve": "With the rule 'improve' it is a hill climb.",
-        "always": "With the rule 'always' nothing is rejected for its reward: it is plain self-critique.",
-        "metropolis": f"The rule 'metropolis' at T = {chain['temperature']:g} does not mend that.",
-    }[chain["acceptance"]]
+    rule = RULES[chain["acceptance"]].caveat.format(temperature=chain["temperature"])
     out = [
         "Critique-and-revise is not a reversible proposal, so the chain does not sample p(x|c)·exp(r(x)/T) exactly: "
         f"it is a heuristic sampler. {rule}"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dsc_hub import stats
+from dsc_hub.acceptance import RULES
 from dsc_hub.records import Chain, word
 
 LEAST_STEPS, LEAST_CHAINS = 20, 2
@@ -31,7 +32,7 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
     {median, lowest} in draws, of `draws` for each prompt.
     """
     why = []
-    if acceptance != "metropolis":
+    if not RULES[acceptance].can_descend:
         why.append(f"the rule is '{acceptance}', whose chains only climb")
     if chains_per_prompt < LEAST_CHAINS:
         why.append(f"{chains_per_prompt} chain a prompt, {LEAST_CHAINS} are needed")

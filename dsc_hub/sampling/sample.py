@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dsc_hub.chain.acceptance import make_rule
+from dsc_hub.acceptance import make_rule
 from dsc_hub.chain.chain import (
     Message,
     ScoreText,

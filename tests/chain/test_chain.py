@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scipy import stats as sps
 
-from dsc_hub.chain.acceptance import make_rule, metropolis
+from dsc_hub.acceptance import make_rule
 from dsc_hub.chain.chain import NOT_BETTER, NOT_COMPARABLE, UNSCORED, Texts, dice_of, run_chain, seed_of
 from dsc_hub.chain.hygiene import Finding, inspect
 from dsc_hub.config.recipe import HygieneConfig
@@ -145,12 +145,6 @@ def test_a_chain_without_a_clean_state_says_so():
 def test_a_chain_survives_its_row_unchanged():
     chain = go(Script("a", "c", "b", "c", "d"), {"a": 0, "b": None, "d": 1}, steps=2)
     assert from_row(Chain, chain.as_row()) == chain
-
-
-def test_metropolis_keeps_with_the_probability_of_the_formula():
-    # exp((0.2 - 0.5) / 0.3) = exp(-1) = 0.3679: kept just below, left just above
-    assert metropolis(0.5, 0.2, 0.3, 0.3678) and not metropolis(0.5, 0.2, 0.3, 0.3680)
-    assert metropolis(-math.inf, -5.0, 0.01, 0.999) and not metropolis(1e9, 0.0, 1e-9, 0.0001)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])

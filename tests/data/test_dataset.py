@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from dsc_hub.chain.acceptance import make_rule
+from dsc_hub.acceptance import make_rule
 from dsc_hub.chain.chain import NOT_BETTER, NOT_COMPARABLE
 from dsc_hub.config import recipe_files
 from dsc_hub.data import dataset
