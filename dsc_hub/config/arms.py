@@ -11,10 +11,11 @@ ADAPTER = "distilled"  # the name under which the adapter is served
 
 @dataclass(frozen=True)
 class Arm:
-    """`model`: None is the base. `way`: one plain answer, a whole chain, or the best of several answers."""
+    """`model`: None is the base. `way`: one plain answer, a whole chain, or the best of several answers. `title` is for people."""
 
     model: str | None
     way: Literal["answer", "chain", "best"]
+    title: str
 
     @property
     def prefix(self) -> str:
@@ -24,11 +25,11 @@ class Arm:
 
 # All that is known of the arms (arms.py says what they are for); in this order they are asked.
 ARMS = {
-    "base": Arm(None, "answer"),
-    "self_critique": Arm(None, "chain"),
-    "best_of_n": Arm(None, "best"),
-    "distilled": Arm(ADAPTER, "answer"),
-    "distilled_self_critique": Arm(ADAPTER, "chain"),
+    "base": Arm(None, "answer", "base"),
+    "self_critique": Arm(None, "chain", "self-critique"),
+    "best_of_n": Arm(None, "best", "best of n"),
+    "distilled": Arm(ADAPTER, "answer", "distilled"),
+    "distilled_self_critique": Arm(ADAPTER, "chain", "distilled + self-critique"),
 }
 
 

@@ -7,17 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsc_hub.acceptance import RULES
+from dsc_hub.config.arms import ARMS
 from dsc_hub.system.progress import duration
 
 ABSENT = "–"
 SCORE_TITLES = {"reward": "reward", "second": "second scorer", "third": "third scorer"}
-ARM_NAMES = {
-    "base": "base",
-    "self_critique": "self-critique",
-    "best_of_n": "best of n",
-    "distilled": "distilled",
-    "distilled_self_critique": "distilled + self-critique",
-}
 
 
 def measured(value: float | None) -> bool:
@@ -96,7 +90,7 @@ def score_names(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def arm_name(arm: str) -> str:
-    return ARM_NAMES.get(arm, arm)
+    return ARMS[arm].title if arm in ARMS else arm
 
 
 def difference_name(key: str) -> str:
