@@ -1,5 +1,6 @@
 # make demo    the whole of it on this machine: sample, distill, evaluate, report, publish to the embedded Hub
 # make test    everything that CI runs (real vLLM, real small model)
+# make quick   the inner loop of development: no vLLM, no training, no Hub
 # make sbom    what is installed, as CycloneDX in sbom.json
 # make fuzz    ten minutes of damaged recipes, repos and requests each
 # make long    what takes longer: kills, soak, simulation
@@ -9,12 +10,20 @@ VENV := .venv
 # The GPU lock where the driver shows a CUDA device, the CPU lock elsewhere.
 LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
 
-.PHONY: demo test long fuzz lint sbom setup
+.PHONY: demo test quick long fuzz lint sbom setup
 demo: setup
 	$(VENV)/bin/dsc run quickstart
 
 test: setup lint
 	$(VENV)/bin/python -m pytest -m "not long"
+
+# What needs a model, a server of a model, a Hub or the whole command line is left to `make test`.
+QUICK := chain config data evaluation report runs/test_run.py runs/test_row_index.py runs/test_metrics_schema.py sampling system \
+  test_acceptance.py test_layers.py test_stats.py
+
+quick: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -q -m "not long and not engine" $(addprefix tests/,$(QUICK))
 
 long: setup
 	$(VENV)/bin/python -m pytest -m long
@@ -24,6 +33,7 @@ fuzz: setup
 
 lint: setup
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 sbom: setup
 	$(VENV)/bin/cyclonedx-py environment $(VENV) --no-validate --output-reproducible --output-file sbom.json
