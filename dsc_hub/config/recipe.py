@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -28,6 +28,14 @@ from dsc_hub.config.arms import ARMS
 from dsc_hub.config.stages import NAMES
 from dsc_hub.system.addresses import checked_address, checked_key_name
 from dsc_hub.system.hashing import digest
+
+# The names in a table: pydantic refuses all others. A type checker can't read such a Literal; to it they are texts.
+if TYPE_CHECKING:
+    ArmName = str
+    StageName = str
+else:
+    ArmName = Literal[tuple(ARMS)]
+    StageName = Literal[NAMES]
 
 TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other has a prompt a line
 # Name of a score in tables and rows -> the section of the recipe (and of its identity) that it comes from.
@@ -362,7 +370,7 @@ class DistillConfig(Section):
 class EvaluationConfig(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
-    arms: Annotated[tuple[Literal[tuple(ARMS)], ...], Field(min_length=1), AfterValidator(_unique)] = (
+    arms: Annotated[tuple[ArmName, ...], Field(min_length=1), AfterValidator(_unique)] = (
         "base",
         "self_critique",
         "best_of_n",
@@ -492,7 +500,7 @@ class Recipe(Section):
             raise ValueError("reward, second_scorer and third_scorer: the same scorer twice tells nothing new")
         return self
 
-    budget_s: dict[Literal[NAMES], Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
+    budget_s: dict[StageName, Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
         {},
         description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
     )
