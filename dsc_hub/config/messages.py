@@ -93,8 +93,9 @@ def _meant(section: type[BaseModel] | None, got: Any) -> str | None:
     if section is None or isinstance(got, bool) or not isinstance(got, (str, int, float)) or len(str(got)) > 60:
         return None
     for name, field in section.model_fields.items():
+        hint: Any = Annotated[field.annotation, field]
         try:
-            TypeAdapter(Annotated[field.annotation, field]).validate_python(got, strict=True)
+            TypeAdapter(hint).validate_python(got, strict=True)
         except ValidationError:
             continue
         return name

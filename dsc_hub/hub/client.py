@@ -70,7 +70,7 @@ def model_info(repo: str, revision: str) -> Info:
         return Info(folder.name, None, private=True)
     with as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
         info = HfApi().model_info(repo, revision=revision)
-    return Info(str(info.sha), (info.card_data or {}).get("license"), bool(info.private))
+    return Info(str(info.sha), info.card_data.get("license") if info.card_data else None, bool(info.private))
 
 
 def download_model(repo: str, commit: str, patterns: Sequence[str]) -> Path:
@@ -112,7 +112,7 @@ def listing(reference: str) -> Listing:
                 if repo_type == "model":
                     raise
             else:
-                names = sorted(s.rfilename for s in info.siblings or ())
+                names = sorted(s.rfilename for s in getattr(info, "siblings", None) or ())
                 return Listing(repo, repo_type, revision, str(info.sha), tuple(names))
     raise AssertionError("unreachable")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -65,7 +65,9 @@ def push(account: Account, target: RepoTarget, files: Mapping[str, Path], messag
     return commit
 
 
-def collect(account: Account, title: str, items: Sequence[tuple[str, str]], private: bool) -> str:
+def collect(
+    account: Account, title: str, items: Sequence[tuple[Literal["model", "dataset", "space"], str]], private: bool
+) -> str:
     """Put (type, id) repos into the account's collection of that title, made if it isn't there; its address on the Hub.
 
     A collection that is there already keeps its visibility and what is in it. HubError if `private` and it is public.
@@ -95,7 +97,7 @@ def _attempt(api: HfApi, target: RepoTarget, files: Mapping[str, Path], message:
             raise _gone(target) from None
         if target.pull_request:
             raise
-        sdk = {"space_sdk": "static"} if target.repo_type == "space" else {}
+        sdk: dict[str, Any] = {"space_sdk": "static"} if target.repo_type == "space" else {}
         api.create_repo(target.repo, repo_type=target.repo_type, private=target.private, exist_ok=True, **sdk)
         held = look(api, target)
     seen.add(target.repo)
@@ -106,8 +108,8 @@ def _attempt(api: HfApi, target: RepoTarget, files: Mapping[str, Path], message:
             api.update_repo_settings(target.repo, gated=target.gated, repo_type=target.repo_type)
         if target.branch != "main":
             held = _branch(api, target, held.commit)
-            if objection := of_another_recipe(target, held):
-                raise objection
+            if another := of_another_recipe(target, held):
+                raise another
         return _on_top(api, target, files, message, held)
     except RepositoryNotFoundError:
         raise _gone(target) from None
@@ -136,7 +138,7 @@ def _on_top(api: HfApi, target: RepoTarget, files: Mapping[str, Path], message: 
         raise objection
     if target.tag and (at := tagged(api, target)):
         raise taken(target, at)
-    where = {"repo_type": target.repo_type, "revision": target.branch, "create_pr": target.pull_request}
+    where: dict[str, Any] = {"repo_type": target.repo_type, "revision": target.branch, "create_pr": target.pull_request}
     additions = [CommitOperationAdd(path, str(file)) for path, file in changed.items()]
     _upload(api, target, additions, where)
     if target.private and not api.repo_info(target.repo, repo_type=target.repo_type).private:
@@ -145,8 +147,10 @@ def _on_top(api: HfApi, target: RepoTarget, files: Mapping[str, Path], message: 
             f"{target} was made public while the files were uploaded; they were not committed",
             "Make it private again, or set publish.private=false.",
         )
-    operations = [*additions, *(CommitOperationDelete(path) for path in gone)]
-    made = api.create_commit(target.repo, operations, commit_message=message, parent_commit=held.commit, **where)
+    deletions = [CommitOperationDelete(path) for path in gone]
+    made = api.create_commit(
+        target.repo, [*additions, *deletions], commit_message=message, parent_commit=held.commit, **where
+    )
     if made.pr_url:
         say(f"{target}: proposed at {made.pr_url}")
     return _read_back(api, target, files, made.oid)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +87,8 @@ class RepoState:
     @property
     def before(self) -> Mapping[str, Any]:
         """Paths and hashes of what we published last."""
-        return (self.manifest or {}).get("files", {})
+        files: Mapping[str, Any] = (self.manifest or {}).get("files", {})
+        return files
 
 
 # -- before any work
@@ -98,7 +100,7 @@ def preflight(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
     for target in targets:
         try:
             with as_hub_error(str(target), account.endpoint):
-                problems += with_retries(str(target), lambda t=target: _obstacles(account, t))
+                problems += with_retries(str(target), partial(_obstacles, account, target))
         except HubError as e:
             problems.append(_in_a_line(e))
     return problems
@@ -301,7 +303,7 @@ def _is(there: RepoFile, signature: Mapping[str, Any]) -> bool:
     """Is what the Hub holds what a manifest says? True where the manifest lacks the hash that the Hub tells."""
     if there.lfs:
         return there.lfs.sha256 == signature.get("sha256")
-    return there.blob_id == signature.get("git", there.blob_id)
+    return bool(there.blob_id == signature.get("git", there.blob_id))
 
 
 def _manifest(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> dict[str, Any] | None:

@@ -63,7 +63,7 @@ def _pause(number: int, error: Passing) -> float:
     """Seconds before the next attempt: what the server asks for, or longer and longer, never in step with others."""
     response = getattr(error, "response", None)
     asked = (asked_wait(response) if response is not None else None) or 0.0
-    longer = PAUSE_S * 2 ** (number - 1) * (1 + random.random())
+    longer: float = PAUSE_S * 2 ** (number - 1) * (1 + random.random())
     return max(min(LONGEST_PAUSE_S, longer), asked * (1 + random.random() / 10))
 
 

@@ -38,7 +38,10 @@ _SAYS_NOTHING = ("Engine core initialization failed", "EngineCore encountered an
 def default_max_num_seqs(section: ServingConfig, on_cpu: bool) -> int:
     """Sequences in a batch, at most: as many as there will be requests, if that is known."""
     most = ON_CPU_AT_ONCE if on_cpu else MOST
-    return most if section.concurrency == "auto" else min(section.concurrency, most)
+    if section.concurrency == "auto":
+        return most
+    assert isinstance(section.concurrency, int)  # a list is for servers that already run
+    return min(section.concurrency, most)
 
 
 def vllm_command(

@@ -17,7 +17,8 @@ from .store import Refusal, Repo, Store
 
 
 def store_of(request: Request) -> Store:
-    return request.app.state.store
+    store: Store = request.app.state.store
+    return store
 
 
 def caller(request: Request) -> str | None:
@@ -25,7 +26,7 @@ def caller(request: Request) -> str | None:
     token = _token(request)
     if token is None:
         return None
-    user = request.app.state.users.get(token)
+    user: str | None = request.app.state.users.get(token)
     if user is None:
         raise Refusal(401, "Invalid credentials in Authorization header")
     return user
@@ -33,7 +34,8 @@ def caller(request: Request) -> str | None:
 
 def rights(request: Request) -> dict[str, Any]:
     """What the token of the request may do, as the Hub tells it: its role and, of a fine-grained one, its scopes."""
-    return request.app.state.rights.get(_token(request), {"role": "write"})
+    told: dict[str, Any] = request.app.state.rights.get(_token(request), {"role": "write"})
+    return told
 
 
 def may_write(request: Request, repo_type: str, repo_id: str) -> bool:

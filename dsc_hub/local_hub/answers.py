@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -70,7 +70,7 @@ def parsed(raw: bytes) -> Any:
         raise Refusal(400, "The request body is not valid JSON") from None
 
 
-def takes_json(handler: Callable[[Request, dict], Response]):
+def takes_json(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
     """An endpoint that is handed the JSON body and may block: it runs in the thread pool."""
 
     @functools.wraps(handler)
@@ -83,7 +83,7 @@ def takes_json(handler: Callable[[Request, dict], Response]):
     return endpoint
 
 
-def page(request: Request, items: list, default_size: int = MAX_PAGE) -> Response:
+def page(request: Request, items: list[Any], default_size: int = MAX_PAGE) -> Response:
     """One page of a listing; the Link header leads to the next one."""
     start = _natural(request, "cursor", 0)
     size = min(max(_natural(request, "limit", default_size), 1), MAX_PAGE)

@@ -6,6 +6,9 @@ Not spoken: Xet, discussions (a pull request can be opened, not merged), request
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -23,10 +26,12 @@ ANY = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 PULLS = "Discussions, and merging pull requests"
 
 
-def make_app(store: Store, users: dict[str, str], rights: dict[str, dict] | None = None) -> Starlette:
+def make_app(store: Store, users: dict[str, str], rights: dict[str, dict[str, Any]] | None = None) -> Starlette:
     """The application over a store. `users` maps a token to the name of its user, `rights` one that may not write
     everything to what whoami tells of it (`role`, `fineGrained`)."""
     tables = (repos.ROUTES, commits.ROUTES, files.ROUTES, collections.ROUTES, ROUTES, pages.ROUTES)
+    # Each takes the class that it is named for; starlette's types ask that it take any exception.
+    handlers: dict[Any, Any] = {Refusal: answers.refusal_response, HTTPException: _no_such_route}
     app = Starlette(
         routes=[route for table in tables for route in table],
         middleware=[
@@ -34,7 +39,7 @@ def make_app(store: Store, users: dict[str, str], rights: dict[str, dict] | None
             Middleware(LimitBody),
             Middleware(RawPath),
         ],
-        exception_handlers={Refusal: answers.refusal_response, HTTPException: _no_such_route},
+        exception_handlers=handlers,
     )
     app.state.store, app.state.users, app.state.rights = store, users, {} if rights is None else rights
     return app
@@ -62,7 +67,7 @@ def whoami(request: Request) -> Response:
 
 
 @answers.takes_json
-def validate_yaml(request: Request, body: dict) -> Response:
+def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
     """Check a card's metadata; RepoCard.validate asks for plain text and shows it as it is."""
     errors, warnings = cards.problems(answers.wanted(body, "content"), answers.optional(body, "repoType", "model"))
     status = 400 if errors else 200
@@ -82,7 +87,7 @@ def harnesses(_: Request) -> Response:
     return JSONResponse({"harnesses": {}})
 
 
-def unsupported(what: str, way_out: str = ""):
+def unsupported(what: str, way_out: str = "") -> Callable[[Request], Response]:
     """An endpoint of the real Hub that is missing here, with the way around it."""
 
     def endpoint(_: Request) -> Response:

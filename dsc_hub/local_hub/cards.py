@@ -38,7 +38,7 @@ TAG_PREFIXES = {
 }
 
 
-def metadata(readme: bytes | None) -> dict:
+def metadata(readme: bytes | None) -> dict[str, Any]:
     """The card's metadata as plain JSON values; empty when there is none or it can't be read."""
     block = FRONT_MATTER.match((readme or b"").decode("utf-8", "replace"))
     try:
@@ -48,7 +48,7 @@ def metadata(readme: bytes | None) -> dict:
     return plain(data) if isinstance(data, dict) else {}
 
 
-def tags(card: dict, repo_type: str) -> list[str]:
+def tags(card: dict[str, Any], repo_type: str) -> list[str]:
     """The tags that follow from a card, in the Hub's spelling."""
     found = []
     for key, prefix in TAG_PREFIXES.items():
@@ -96,7 +96,7 @@ def _model_index_problems(index: Any) -> list[str]:
     return errors
 
 
-def _listed(value: Any) -> list:
+def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value in (None, "") else [value]
 
 

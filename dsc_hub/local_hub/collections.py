@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -30,7 +31,7 @@ def _file(request: Request, namespace: str, slug: str) -> Path:
     return _folder(request) / namespace.lower() / f"{slug}.json"
 
 
-def _stored(file: Path) -> dict | None:
+def _stored(file: Path) -> dict[str, Any] | None:
     """A stored collection; None if there is none that can be read, so that one damaged file doesn't hide the others."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
@@ -39,7 +40,7 @@ def _stored(file: Path) -> dict | None:
         return None
 
 
-def _read(request: Request) -> dict:
+def _read(request: Request) -> dict[str, Any]:
     """The collection that the route names, if the caller may see it; hidden and missing ones look the same."""
     file = _file(request, request.path_params["ns"], request.path_params["slug"])
     found = _stored(file)
@@ -48,14 +49,14 @@ def _read(request: Request) -> dict:
     return found
 
 
-def _write(request: Request, collection: dict) -> None:
+def _write(request: Request, collection: dict[str, Any]) -> None:
     namespace, slug = collection["slug"].split("/")
     file = _file(request, namespace, slug)
     file.parent.mkdir(parents=True, exist_ok=True)
     access.store_of(request).write_json(file, collection | {"lastUpdated": now()})
 
 
-def _of_the_caller(request: Request) -> dict:
+def _of_the_caller(request: Request) -> dict[str, Any]:
     found, user = _read(request), access.signed_in(request)
     if found["owner"]["name"] != user:
         raise Refusal(403, "You don't have the rights to change this collection")
@@ -63,7 +64,7 @@ def _of_the_caller(request: Request) -> dict:
 
 
 @answers.takes_json
-def create(request: Request, body: dict) -> Response:
+def create(request: Request, body: dict[str, Any]) -> Response:
     """A new collection; 409 with its slug if the owner has one of that title."""
     user, title = access.signed_in(request), answers.wanted(body, "title")
     namespace = answers.optional(body, "namespace", user)
@@ -107,7 +108,7 @@ def listing(request: Request) -> Response:
 
 
 @answers.takes_json
-def add(request: Request, body: dict) -> Response:
+def add(request: Request, body: dict[str, Any]) -> Response:
     """Put something into it; 409 if it is in it."""
     item = answers.wanted(body, "item", dict)
     what, kind = answers.wanted(item, "id"), answers.wanted(item, "type")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -19,7 +20,7 @@ STALE = "The branch was updated since you opened this page. Please refresh and t
 
 
 @answers.takes_json
-def preupload(request: Request, body: dict) -> Response:
+def preupload(request: Request, body: dict[str, Any]) -> Response:
     """For each file: how it must be sent (regular or lfs), whether .gitignore drops it, and what is there already."""
     repo = access.writable(request)
     head = repo.at(request.path_params["rev"])
@@ -72,12 +73,12 @@ def _commit(request: Request, raw: bytes) -> Response:
     return JSONResponse(told | ({"pullRequestUrl": f"{page}/discussions/{number}"} if number else {}))
 
 
-def _read_operations(raw: bytes) -> tuple[dict, list[tuple[str, dict]]]:
+def _read_operations(raw: bytes) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
     """Header and operations of a commit, every path checked."""
     rows = [answers.parsed(line) for line in raw.splitlines() if line.strip()]
     if not all(isinstance(row, dict) and isinstance(row.get("value"), dict) for row in rows):
         raise Refusal(400, "Each line of a commit must hold a key and a value")
-    header = next((row["value"] for row in rows if row.get("key") == "header"), {})
+    header: dict[str, Any] = next((row["value"] for row in rows if row.get("key") == "header"), {})
     if not header.get("summary") or not isinstance(header["summary"], str):
         raise Refusal(400, '"header.summary" is required')
     operations = [(row.get("key"), row["value"]) for row in rows if row.get("key") != "header"]
@@ -89,12 +90,12 @@ def _read_operations(raw: bytes) -> tuple[dict, list[tuple[str, dict]]]:
     return header, operations
 
 
-def _content(op: dict) -> bytes:
+def _content(op: dict[str, Any]) -> bytes:
     text = answers.wanted(op, "content")
     return _decoded(text) if op.get("encoding") == "base64" else text.encode()
 
 
-def _apply(repo: Repo, files: dict[str, Entry], key: str, op: dict, patterns: list[str]) -> None:
+def _apply(repo: Repo, files: dict[str, Entry], key: str, op: dict[str, Any], patterns: list[str]) -> None:
     """Carry out one operation on the file list of the commit to be."""
     path = op["path"]
     if key == "file":
@@ -149,7 +150,7 @@ def history(request: Request) -> Response:
     return answers.page(request, list(_log_rows(log, formatted)), default_size=50)
 
 
-def _log_rows(log: Iterable[Commit], formatted: bool) -> Iterable[dict]:
+def _log_rows(log: Iterable[Commit], formatted: bool) -> Iterable[dict[str, Any]]:
     for c in log:
         row = {"id": c.id, "title": c.title, "message": c.message, "date": c.date, "authors": [{"user": c.author}]}
         yield row | ({"formatted": {"title": c.title, "message": c.message}} if formatted else {})
@@ -172,13 +173,13 @@ def refs(request: Request) -> Response:
 
 
 @answers.takes_json
-def create_branch(request: Request, body: dict) -> Response:
+def create_branch(request: Request, body: dict[str, Any]) -> Response:
     start = answers.optional(body, "startingPoint", "main")
     return _create_ref(access.writable(request), "heads", request.path_params["ref"], start)
 
 
 @answers.takes_json
-def create_tag(request: Request, body: dict) -> Response:
+def create_tag(request: Request, body: dict[str, Any]) -> Response:
     return _create_ref(access.writable(request), "tags", answers.wanted(body, "tag"), request.path_params["ref"])
 
 

@@ -10,6 +10,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Iterable
+from typing import Any
 from urllib.parse import parse_qs, quote
 
 from starlette.concurrency import run_in_threadpool
@@ -64,7 +65,7 @@ def _paths_info(request: Request, body: bytes) -> Response:
     return JSONResponse(_with_last_commits(repo, commit, rows) if expand else rows)
 
 
-def list_tree(commit: Commit, folder: str, recursive: bool) -> list[dict]:
+def list_tree(commit: Commit, folder: str, recursive: bool) -> list[dict[str, Any]]:
     """Folders first, then files, as the Hub writes them. Folders exist only through the files in them."""
     folder = folder.strip("/")
     if folder in commit.files:
@@ -83,7 +84,9 @@ def list_tree(commit: Commit, folder: str, recursive: bool) -> list[dict]:
             files.append(_file_row(path, entry))
     if folder and not folders and not files:
         raise Refusal(404, f'{folder} does not exist on "{commit.id}"', "EntryNotFound", {"X-Repo-Commit": commit.id})
-    rows = [{"type": "directory", "oid": sha1.hexdigest(), "size": 0, "path": path} for path, sha1 in folders.items()]
+    rows: list[dict[str, Any]] = [
+        {"type": "directory", "oid": sha1.hexdigest(), "size": 0, "path": path} for path, sha1 in folders.items()
+    ]
     return sorted(rows, key=lambda row: row["path"]) + files
 
 
@@ -101,14 +104,14 @@ def last_change(history: Iterable[Commit], path: str) -> Commit:
     return newest
 
 
-def _file_row(path: str, entry: Entry) -> dict:
-    row = {"type": "file", "oid": entry.oid, "size": entry.size, "path": path}
+def _file_row(path: str, entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {"type": "file", "oid": entry.oid, "size": entry.size, "path": path}
     if entry.lfs:
         row["lfs"] = {"oid": entry.sha256, "size": entry.size, "pointerSize": entry.pointer_size}
     return row
 
 
-def _with_last_commits(repo: Repo, commit: Commit, rows: list[dict]) -> list[dict]:
+def _with_last_commits(repo: Repo, commit: Commit, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     history = list(repo.history(commit))
     expanded = []
     for row in rows:
@@ -160,7 +163,7 @@ def blob_page(request: Request) -> Response:
 
 
 @answers.takes_json
-def lfs_batch(request: Request, body: dict) -> Response:
+def lfs_batch(request: Request, body: dict[str, Any]) -> Response:
     """For each object where to send it; an object without actions is here already."""
     repo = access.writable(request)
     if body.get("operation") != "upload":
@@ -194,14 +197,14 @@ async def lfs_put(request: Request) -> Response:
 
 
 @answers.takes_json
-def lfs_verify(request: Request, body: dict) -> Response:
+def lfs_verify(request: Request, body: dict[str, Any]) -> Response:
     if access.store_of(request).blob_size(_signed_oid(request)) != body.get("size"):
         raise Refusal(404, "The object was not uploaded")
     return JSONResponse({})
 
 
 def _signed_oid(request: Request) -> str:
-    oid = request.path_params["oid"]
+    oid: str = request.path_params["oid"]
     if not hmac.compare_digest(request.query_params.get("sig", "").encode(), _signature(oid).encode()):
         raise Refusal(403, "The upload address is not signed by this server")
     return oid

@@ -7,6 +7,7 @@ of a shared machine can reach it. The browser's own login box does: user `local`
 from __future__ import annotations
 
 from html import escape
+from typing import Any
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -113,7 +114,7 @@ def _commit_text(commit: Commit) -> str:
     return f"{escape(commit.title)} ({commit.id[:7]}, {escape(commit.author)}, {when} UTC)"
 
 
-def _visibility(meta: dict) -> str:
+def _visibility(meta: dict[str, Any]) -> str:
     return "private" if meta["private"] else "public"
 
 
@@ -136,7 +137,7 @@ def _login(why: str) -> Response:
     return _page("Sign in", f"<h1>Sign in</h1><p>{escape(why)}</p><p>{browser} {program}</p>", 401, ASK)
 
 
-def _page(title: str, body: str, status: int = 200, headers: dict | None = None) -> Response:
+def _page(title: str, body: str, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     head = f"<meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
     html = f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>"
     return HTMLResponse(html, status, HEADERS | (headers or {}))

@@ -6,6 +6,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -22,7 +23,7 @@ SORT_KEYS = ("lastModified", "createdAt", "downloads", "likes")
 
 
 @answers.takes_json
-def create(request: Request, body: dict) -> Response:
+def create(request: Request, body: dict[str, Any]) -> Response:
     user = access.signed_in(request)
     repo_type, repo_id = answers.optional(body, "type", "model"), _named(body, user)
     if not access.may_write(request, repo_type, repo_id):
@@ -41,7 +42,7 @@ def create(request: Request, body: dict) -> Response:
 
 
 @answers.takes_json
-def delete(request: Request, body: dict) -> Response:
+def delete(request: Request, body: dict[str, Any]) -> Response:
     repo_id = _named(body, access.signed_in(request))
     repo = access.for_writing(request, access.find(request, answers.optional(body, "type", "model"), repo_id))
     access.store_of(request).delete(repo)
@@ -49,7 +50,7 @@ def delete(request: Request, body: dict) -> Response:
 
 
 @answers.takes_json
-def settings(request: Request, body: dict) -> Response:
+def settings(request: Request, body: dict[str, Any]) -> Response:
     repo = access.writable(request)
     changes: dict[str, Any] = {}
     if (private := _asked_private(body)) is not None:
@@ -103,7 +104,7 @@ def nameless(request: Request) -> Response:
     return JSONResponse(access.find(request, "model", request.path_params["name"]).meta())
 
 
-def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict:
+def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict[str, Any]:
     """What the Hub tells about a repo at a commit."""
     meta, card = repo.meta(), cards.metadata(repo.file(commit, "README.md"))
     tags = cards.tags(card, repo.type)
@@ -133,10 +134,10 @@ def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict:
     return facts
 
 
-def _model_facts(repo: Repo, commit: Commit, card: dict, repo_id: str) -> dict:
+def _model_facts(repo: Repo, commit: Commit, card: dict[str, Any], repo_id: str) -> dict[str, Any]:
     guesses = (library for file, library in LIBRARY_FILES.items() if file in commit.files)
     library = card.get("library_name") or next(guesses, None)
-    facts = {
+    facts: dict[str, Any] = {
         "modelId": repo_id,
         "library_name": library,
         "pipeline_tag": card.get("pipeline_tag"),
@@ -152,7 +153,7 @@ def _model_facts(repo: Repo, commit: Commit, card: dict, repo_id: str) -> dict:
     return facts
 
 
-def _sibling(path: str, entry: Entry, with_blobs: bool) -> dict:
+def _sibling(path: str, entry: Entry, with_blobs: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"rfilename": path}
     if with_blobs:
         row |= {"size": entry.size, "blobId": entry.oid}
@@ -161,13 +162,13 @@ def _sibling(path: str, entry: Entry, with_blobs: bool) -> dict:
     return row
 
 
-def _expanded(facts: dict, request: Request) -> dict:
+def _expanded(facts: dict[str, Any], request: Request) -> dict[str, Any]:
     """Only the properties named by `expand`, if any are."""
     names = request.query_params.getlist("expand")
     return {k: v for k, v in facts.items() if k in names or k in ("id", "_id", "modelId")} if names else facts
 
 
-def _asked_for(row: dict, query) -> bool:
+def _asked_for(row: dict[str, Any], query: QueryParams) -> bool:
     return (
         query.get("author") in (None, "", row["author"])
         and all(text.lower() in row["id"].lower() for text in query.getlist("search"))
@@ -177,16 +178,16 @@ def _asked_for(row: dict, query) -> bool:
     )
 
 
-def _named(body: dict, user: str) -> str:
+def _named(body: dict[str, Any], user: str) -> str:
     return f"{answers.optional(body, 'organization', user)}/{answers.wanted(body, 'name')}"
 
 
-def _asked_private(body: dict) -> bool | None:
+def _asked_private(body: dict[str, Any]) -> bool | None:
     """What a request says about visibility; clients before 2.0 send `private`. None: nothing."""
     if "visibility" in body:
         if body["visibility"] not in ("public", "private", None):
             raise Refusal(400, f"Visibility {body['visibility']!r}: the local hub knows public and private")
-        return body["visibility"] == "private"
+        return bool(body["visibility"] == "private")
     return bool(body["private"]) if "private" in body else None
 
 

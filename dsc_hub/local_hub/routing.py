@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .store import REPO_TYPES
+
+Endpoint = Callable[[Request], Response | Awaitable[Response]]
 
 
 class RawPath:
@@ -57,7 +62,7 @@ PARTS = "{ns:part}/{name:part}"
 REPO = "/api/{type:kind}/" + PARTS
 
 
-def at_repo(path: str, endpoint, methods: list[str] | None = None) -> list[Route]:
+def at_repo(path: str, endpoint: Endpoint, methods: list[str] | None = None) -> list[Route]:
     """The routes of an endpoint below a repo's public address. Models live at the root, with no type in the address."""
     typed, model = "/{type:kind}/{ns:part}/{name:part}", "/{ns:part}/{name:part}"
     return [Route(typed + path, endpoint, methods=methods), Route(model + path, endpoint, methods=methods)]

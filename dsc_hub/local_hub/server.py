@@ -18,9 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsc_hub.errors import HubError
 from dsc_hub.system.cache import cache_home
+
+if TYPE_CHECKING:
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.types import ASGIApp
 
 USER = "local"
 START_TIMEOUT_S = 30.0
@@ -66,7 +72,7 @@ def serve(root: Path | None, port: int, host: str = "127.0.0.1") -> None:
 
 
 @contextmanager
-def hosted(app, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
+def hosted(app: ASGIApp, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
     """Any ASGI application in a daemon thread; its endpoint."""
     listening = _listen(host, port)
     endpoint, server = _endpoint(listening), _uvicorn(app)
@@ -106,7 +112,7 @@ def token_of(root: Path) -> str:
     return token
 
 
-def _prepare(root: Path):
+def _prepare(root: Path) -> tuple[str, Starlette]:
     """Token and application over a root that is made if need be."""
     from .app import make_app
     from .store import Store
@@ -138,7 +144,7 @@ def _endpoint(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _uvicorn(app):
+def _uvicorn(app: ASGIApp) -> uvicorn.Server:
     import uvicorn
 
     # log_config=None leaves the logging of the surrounding program alone.

@@ -44,10 +44,10 @@ _ID_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 class Refusal(Exception):
     """A request the hub turns down: HTTP status, a message for people, a code by which clients tell causes apart."""
 
-    def __init__(self, status: int, message: str, code: str = "", headers: dict | None = None):
+    def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None):
         super().__init__(message)
         self.status, self.message, self.code, self.headers = status, message, code, headers or {}
-        self.body: dict = {}  # fields of the answer beside the message
+        self.body: dict[str, Any] = {}  # fields of the answer beside the message
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def clean_path(path: Any) -> str:
     parts = path.split("/") if isinstance(path, str) else []
     if not parts or "\\" in path or "\0" in path or any(p in ("", ".", "..") or p.lower() == ".git" for p in parts):
         raise Refusal(422, f"Invalid path in the repository: {path!r}")
-    return path
+    return str(path)
 
 
 def clean_ref(name: Any) -> str:
@@ -133,13 +133,13 @@ class Store:
 
     # -- blobs
 
-    def blob_path(self, sha256: str) -> Path:
+    def blob_path(self, sha256: Any) -> Path:
         """Where a blob lies, or would."""
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise Refusal(422, f"Not a sha256: {sha256!r}")
         return self.root / "blobs" / sha256[:2] / sha256
 
-    def blob_size(self, sha256: str) -> int | None:
+    def blob_size(self, sha256: Any) -> int | None:
         """The size of a blob in bytes; None when it is not here."""
         try:
             return self.blob_path(sha256).stat().st_size
@@ -232,7 +232,7 @@ class Store:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def write_json(self, path: Path, data: dict) -> None:
+    def write_json(self, path: Path, data: dict[str, Any]) -> None:
         """Write so that a reader sees the old file or the new one, never half of either."""
         fd, part = tempfile.mkstemp(dir=self.tmp)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
@@ -295,7 +295,7 @@ class Repo:
             self.meta()  # it may have been deleted while we waited; a late write must not bring half of it back
             yield
 
-    def meta(self) -> dict:
+    def meta(self) -> dict[str, Any]:
         return self._read("meta.json")
 
     def change(self, **settings: Any) -> None:
@@ -306,7 +306,7 @@ class Repo:
     def refs(self) -> dict[str, dict[str, str]]:
         return self._read("refs.json")
 
-    def write_refs(self, refs: dict) -> None:
+    def write_refs(self, refs: dict[str, Any]) -> None:
         """Replace all refs; the caller holds the lock."""
         self.store.write_json(self.path / "refs.json", refs)
 
@@ -347,7 +347,7 @@ class Repo:
 
     def add_commit(self, parent: str | None, files: dict[str, Entry], title: str, message: str, author: str) -> Commit:
         """Write a commit. It is invisible until a ref names it, so this comes first and the ref last."""
-        row = {
+        row: dict[str, Any] = {
             "parent": parent,
             "title": title,
             "message": message,
@@ -365,7 +365,7 @@ class Repo:
         entry = commit.files.get(path)
         return None if entry is None else self.store.read(entry)
 
-    def _read(self, name: str) -> dict:
+    def _read(self, name: str) -> dict[str, Any]:
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:

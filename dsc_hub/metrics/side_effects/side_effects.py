@@ -8,6 +8,8 @@ counts with the very functions that the tables of a run are made with.
 import importlib
 import math
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -47,7 +49,10 @@ _CITATION = """\
 author={Li, Jiwei and Galley, Michel and Brockett, Chris and Gao, Jianfeng and Dolan, Bill}, booktitle={NAACL}, year={2016}}
 """
 SHARE = (0.0, 1.0)
-SCORERS = {  # how each is counted, its unit, whether more is better, and its range
+Count = Callable[[str], float | None]
+Surprise = Callable[[list[str], int], list[float | None]]  # texts, batch size -> nats a token
+# How each is counted, its unit, whether more is better, and its range.
+SCORERS: dict[str, tuple[Count | None, str, bool, tuple[float, float | None]]] = {
     "refusal": (lambda text: float(refuses(text)), "refusals, 0 or 1", False, SHARE),
     "length": (lambda text: float(len(words(text))), "words", True, (0.0, None)),
     "diversity": (lambda text: distinct([text], 2), "share of different word pairs", True, SHARE),
@@ -68,15 +73,15 @@ _MOST_TOKENS = 1024  # of a longer text the beginning counts
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
-class SideEffects(evaluate.Measurement):
-    def __init__(self, *args, model_revision=None, **kwargs):
+class SideEffects(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no types
+    def __init__(self, *args: Any, model_revision: str | None = None, **kwargs: Any) -> None:
         self._revision = model_revision
         super().__init__(*args, **kwargs)
         name = "length" if self.config_name == "default" else self.config_name
         surprise = (None, "nats a token", False, (0.0, None))
         self._count, self.unit, self.higher_is_better, self.bounds = SCORERS.get(name, surprise)
 
-    def _info(self):
+    def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
             module_type="measurement",
             description=_DESCRIPTION,
@@ -85,11 +90,11 @@ class SideEffects(evaluate.Measurement):
             features=datasets.Features({"data": datasets.Value("string")}),
         )
 
-    def _download_and_prepare(self, dl_manager):
+    def _download_and_prepare(self, dl_manager: Any) -> None:
         if self.config_name not in (*SCORERS, "default"):
             self._surprise = _language_model(self.config_name, self._revision)
 
-    def _compute(self, data, batch_size=8):
+    def _compute(self, data: Sequence[str], batch_size: int = 8) -> dict[str, Any]:
         full = [i for i, text in enumerate(data) if re.search(r"\w", text or "")]
         texts = [data[i] for i in full]
         values = [self._count(text) for text in texts] if self._count else self._surprise(texts, batch_size)
@@ -107,7 +112,7 @@ class SideEffects(evaluate.Measurement):
         }
 
 
-def _language_model(name, revision):
+def _language_model(name: str, revision: str | None) -> Surprise:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     where = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
@@ -116,7 +121,7 @@ def _language_model(name, revision):
         name, use_safetensors=True, dtype=torch.float32, **where
     ).eval()
 
-    def nats(windows):
+    def nats(windows: list[list[int]]) -> list[float | None]:
         """Mean surprise of each row of token ids; None for one without two tokens."""
         longest = max(map(len, windows))
         ids = torch.tensor([w + [0] * (longest - len(w)) for w in windows])
@@ -127,10 +132,10 @@ def _language_model(name, revision):
         sums = (surprise * mask[:, 1:]).sum(1).tolist()
         return [s / (len(w) - 1) if len(w) > 1 else None for s, w in zip(sums, windows, strict=True)]
 
-    def score(texts, batch_size):
+    def score(texts: list[str], batch_size: int) -> list[float | None]:
         windows = [w[:_MOST_TOKENS] for w in tokenizer(texts)["input_ids"]] if texts else []
         order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # texts of like length together
-        out = [None] * len(windows)
+        out: list[float | None] = [None] * len(windows)
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
             for i, value in zip(part, nats([windows[i] for i in part]), strict=True):

@@ -8,6 +8,8 @@ import functools
 import importlib
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import datasets
 import evaluate
@@ -41,6 +43,7 @@ booktitle={Text Summarization Branches Out}, year={2004}}
 author={Reimers, Nils and Gurevych, Iryna}, booktitle={EMNLP}, year={2019}}
 """
 WINDOW = 250  # tokens
+Alike = Callable[[Sequence[str], Sequence[str], int], list[float]]  # texts, references, batch size -> likenesses
 # Letters of scripts that put no spaces between words: each is one, with its marks. As dsc_hub/chain/text.py has them, which
 # is not installed where this file stands alone.
 _UNSPACED = (
@@ -52,30 +55,30 @@ _UNSPACED = (
 
 
 @functools.cache
-def _word():
+def _word() -> re.Pattern[str]:
     codes = [*range(0x300, 0x1F000), *range(0xE0100, 0xE01F0)]
     marks = "".join(c for c in map(chr, codes) if unicodedata.category(c).startswith("M")) + "\u200c\u200d"
     spaced = f"[^\\W{_UNSPACED}]"
     return re.compile(f"(?:{spaced}|')(?:{spaced}+|['{marks}]+)*|(?=\\w)[{_UNSPACED}][{marks}]*")
 
 
-def words(text):
+def words(text: str) -> list[str]:
     """The text's words in lower case."""
     lowered = text.lower()
     return (re.compile(r"[\w']+") if lowered.isascii() else _word()).findall(lowered)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
-class Similarity(evaluate.Measurement):
+class Similarity(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no types
     unit = "likeness 0..1"
     bounds = (0.0, 1.0)
     higher_is_better = True
 
-    def __init__(self, *args, model_revision=None, **kwargs):
+    def __init__(self, *args: Any, model_revision: str | None = None, **kwargs: Any) -> None:
         self._revision = model_revision
         super().__init__(*args, **kwargs)
 
-    def _info(self):
+    def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
             module_type="measurement",
             description=_DESCRIPTION,
@@ -84,7 +87,7 @@ class Similarity(evaluate.Measurement):
             features=datasets.Features({"data": datasets.Value("string"), "references": datasets.Value("string")}),
         )
 
-    def _download_and_prepare(self, dl_manager):
+    def _download_and_prepare(self, dl_manager: Any) -> None:
         if self.config_name in ("default", "rouge_l"):
             self._alike = _rouge_l()
         elif self.config_name == "minilm":
@@ -93,7 +96,7 @@ class Similarity(evaluate.Measurement):
         else:
             self._alike = _cosine(self.config_name, self._revision)
 
-    def _compute(self, data, references, batch_size=32):
+    def _compute(self, data: Sequence[str], references: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         full = [
             i
             for i, pair in enumerate(zip(data, references, strict=True))
@@ -111,44 +114,44 @@ class Similarity(evaluate.Measurement):
         }
 
 
-def _rouge_l():
+def _rouge_l() -> Alike:
     longest = importlib.import_module("rapidfuzz.distance").LCSseq
 
-    def one(text, reference):
+    def one(text: str, reference: str) -> float:
         a, b = (words(t) for t in (text, reference))
-        return 2 * longest.similarity(a, b) / (len(a) + len(b))
+        return 2 * int(longest.similarity(a, b)) / (len(a) + len(b))
 
     return lambda texts, references, batch_size: [one(*pair) for pair in zip(texts, references, strict=True)]
 
 
-def _cosine(name, revision):
+def _cosine(name: str, revision: str | None) -> Alike:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     where = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
     model = transformers.AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **where).eval()
 
-    def encode(windows):
+    def encode(windows: list[list[int]]) -> Any:
         inputs = tokenizer.pad({"input_ids": windows}, return_tensors="pt")
         mask = inputs["attention_mask"].unsqueeze(-1)
         with torch.inference_mode():
             states = model(**inputs).last_hidden_state
         return (states * mask).sum(1) / mask.sum(1)
 
-    def embed(texts, batch_size):
+    def embed(texts: list[str], batch_size: int) -> Any:
         """One vector of length 1 a text: the mean over its windows."""
         cut = tokenizer(texts, truncation=True, max_length=WINDOW, return_overflowing_tokens=True)
         windows = list(zip(cut["overflow_to_sample_mapping"], cut["input_ids"], strict=True))
         # Longest first, so that a batch holds windows of like length.
         windows.sort(key=lambda w: (-len(w[1]), w[0]))
-        sums = [0.0] * len(texts)
+        sums: list[Any] = [0.0] * len(texts)
         for start in range(0, len(windows), batch_size):
             part = windows[start : start + batch_size]
             for (i, of), vector in zip(part, encode([of for _, of in part]), strict=True):
                 sums[i] = sums[i] + vector * len(of)
         return torch.nn.functional.normalize(torch.stack(sums), dim=-1)
 
-    def alike(texts, references, batch_size):
+    def alike(texts: Sequence[str], references: Sequence[str], batch_size: int) -> list[float]:
         different = list(dict.fromkeys([*texts, *references]))
         place = {text: i for i, text in enumerate(different)}
         vectors = embed(different, batch_size)
