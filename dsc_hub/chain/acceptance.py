@@ -1,8 +1,8 @@
-"""The rules by which a chain keeps a revision or stays at its state. Pure; the dice are handed in.
+"""Acceptance rules: whether a chain accepts a revision or keeps its state. Pure; random numbers are arguments.
 
-What the Metropolis rule is not: exp((r' - r)/T) alone samples p(x|c) exp(r(x)/T) only if the proposal is reversible with
-respect to p(x|c). Critique-and-revise is not reversible, so the chain is a heuristic sampler, and `improve` a hill climb.
-Source: arXiv:2312.01957.
+Limitation: accepting with exp((r' - r)/T) alone samples p(x|c) exp(r(x)/T) only if the proposal is reversible with
+respect to p(x|c). Critique-and-revise is not reversible, so the chain is a heuristic sampler, and `improve` is a hill
+climb. Source: arXiv:2312.01957.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ RuleName = Literal["metropolis", "improve", "always"]
 
 
 class Rule(Protocol):
-    """Is the proposal kept? Rewards in the metric's unit; `u` is uniform on [0, 1).
+    """Return whether the proposal is accepted. Rewards in the metric's unit; `u` is uniform on [0, 1).
 
-    `current` is -inf for a first answer that is dirty, which any clean, scored revision beats, and None for a clean one
-    that the scorer gave no value: absent is not -inf, so a rule that compares rewards keeps nothing beside it.
+    `current` is -inf for a dirty first answer, which any clean, scored revision beats. It is None for a clean first
+    answer without a score: a missing score is not -inf, so rules that compare rewards accept nothing then.
     """
 
     def __call__(self, current: float | None, proposed: float, u: float) -> bool: ...
 
 
 def metropolis(current: float, proposed: float, temperature: float, u: float) -> bool:
-    """Metropolis test on the tempered reward: keep the proposal with probability min(1, exp((proposed - current) / T)).
+    """Metropolis test on the tempered reward: accept with probability min(1, exp((proposed - current) / T)).
 
-    Rewards are in the metric's unit, T > 0 in the same; `u` is uniform on [0, 1) and belongs to the caller. A state of
-    reward -inf (a first answer that is dirty) is always left for a finite one.
+    Rewards and T > 0 are in the metric's unit; the caller draws `u`, uniform on [0, 1). A proposal with a finite reward
+    is always accepted over a state of reward -inf (a dirty first answer).
     """
     return proposed >= current or u < math.exp((proposed - current) / temperature)
 
 
 def make_rule(name: RuleName, temperature: float) -> Rule:
-    """The rule a recipe names: `metropolis` at `temperature`, `improve` (strictly better) or `always`."""
+    """Return the rule that a recipe names: `metropolis` at `temperature`, `improve` (strictly better) or `always`."""
     if name == "metropolis":
         return lambda current, proposed, u: current is not None and metropolis(current, proposed, temperature, u)
     if name == "improve":
