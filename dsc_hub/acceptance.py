@@ -1,8 +1,8 @@
-"""The rules by which a chain keeps a revision or stays at its state: one table. Pure; the dice are passed in.
+"""Acceptance rules, in one table: whether a chain accepts a revision or keeps its state. Pure; random numbers are arguments.
 
-What the Metropolis rule is not: exp((r' - r)/T) alone samples p(x|c) exp(r(x)/T) only if the proposal is reversible with
-respect to p(x|c). Critique-and-revise is not reversible, so the chain is a heuristic sampler, and `improve` a hill climb.
-Source: arXiv:2312.01957.
+Limitation: accepting with exp((r' - r)/T) alone samples p(x|c) exp(r(x)/T) only if the proposal is reversible with
+respect to p(x|c). Critique-and-revise is not reversible, so the chain is a heuristic sampler, and `improve` is a hill
+climb. Source: arXiv:2312.01957.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Protocol
 
 
 class Rule(Protocol):
-    """Is the proposal kept? Rewards in the metric's unit; `u` is uniform on [0, 1).
+    """Return whether the proposal is accepted. Rewards in the metric's unit; `u` is uniform on [0, 1).
 
-    `current` is -inf for a first answer that is dirty, which any clean, scored revision beats, and None for a clean one
-    that the scorer gave no value: absent is not -inf, so a rule that compares rewards keeps nothing beside it.
+    `current` is -inf for a dirty first answer, which any clean, scored revision beats. It is None for a clean first
+    answer without a score: a missing score is not -inf, so rules that compare rewards accept nothing then.
     """
 
     def __call__(self, current: float | None, proposed: float, u: float) -> bool: ...
@@ -25,20 +25,24 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class AcceptanceRule:
-    """`keeps(current, proposed, temperature, u)`. `meaning` and `caveat` are for readers of cards, with {temperature} filled in."""
+    """An entry of the table.
 
-    keeps: Callable[[float, float, float, float], bool]
+    `accepts(current, proposed, temperature, u)` is the rule itself. `meaning` and `caveat` are phrases for cards, with
+    {temperature} to be filled in.
+    """
+
+    accepts: Callable[[float, float, float, float], bool]
     meaning: str
     caveat: str
-    compares: bool = True  # rewards; one that doesn't keeps a revision beside an unscored answer, too
-    can_descend: bool = False  # to a lower reward: then its draws are not filtered, and convergence can be measured
+    compares: bool = True  # rewards; a rule that does not accepts a revision of an unscored answer, too
+    can_descend: bool = False  # to a lower reward: its draws are not filtered, and their convergence can be measured
 
 
 def metropolis(current: float, proposed: float, temperature: float, u: float) -> bool:
-    """Metropolis test on the tempered reward: keep the proposal with probability min(1, exp((proposed - current) / T)).
+    """Metropolis test on the tempered reward: accept with probability min(1, exp((proposed - current) / T)).
 
-    Rewards are in the metric's unit, T > 0 in the same; `u` is uniform on [0, 1) and belongs to the caller. A state of
-    reward -inf (a first answer that is dirty) is always left for a finite one.
+    Rewards and T > 0 are in the metric's unit; the caller draws `u`, uniform on [0, 1). A proposal with a finite reward
+    is always accepted over a state of reward -inf (a dirty first answer).
     """
     return proposed >= current or u < math.exp((proposed - current) / temperature)
 
@@ -65,12 +69,12 @@ RULES = {
 
 
 def make_rule(name: str, temperature: float) -> Rule:
-    """The rule that a recipe names, at its temperature. KeyError for a name that RULES lacks."""
+    """Return the rule that a recipe names, at its temperature. KeyError for an unknown name."""
     rule = RULES[name]
 
-    def keeps(current: float | None, proposed: float, u: float) -> bool:
+    def accepts(current: float | None, proposed: float, u: float) -> bool:
         if current is None:
             return not rule.compares
-        return rule.keeps(current, proposed, temperature, u)
+        return rule.accepts(current, proposed, temperature, u)
 
-    return keeps
+    return accepts

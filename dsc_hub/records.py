@@ -1,7 +1,7 @@
-"""The nouns that cross stages. Frozen, plain, and each with one JSON form (`dataclasses.asdict` / `from_row`).
+"""Records shared by the stages: frozen dataclasses, each with one JSON form (`dataclasses.asdict` / `from_row`).
 
 Prompt -> Turn ... -> Chain(Step ...) -> dataset rows
-                   -> Answer, what an arm of the evaluation gave
+                   -> Answer of an arm of the evaluation
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def prompt_id(text: str) -> str:
-    """Identity of a prompt: the first 16 hex digits of the SHA-256 of its text."""
+    """Return the id of a prompt: the first 16 hex digits of the SHA-256 of its text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def word(text: str) -> int:
-    """An id as 64 bits: hex digits as their number, so that the order stays; anything else by its hash."""
+    """Return an id as a 64-bit integer. Hex ids keep their sort order; any other id is hashed."""
     if re.fullmatch(r"[0-9a-f]{1,16}", text):
         return int(text, 16)
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
@@ -36,8 +36,11 @@ def word(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction. `group` is the unit of splitting and of the statistics (a film, a topic), `kind` what sort of prompt it
-    is, where a metric asks (harmful, harmless)."""
+    """One instruction.
+
+    `group` is the unit of splitting and of the statistics (a film, a topic). `kind` is the category that some metrics
+    need (harmful, harmless).
+    """
 
     id: str
     text: str
@@ -48,7 +51,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A reward in the metric's unit, or None with the reason why the text could not be scored. Absent is not zero."""
+    """A reward in the metric's unit, or None with the reason why the text is unscored. A missing score is not zero."""
 
     value: float | None
     reason: str = ""
@@ -56,14 +59,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One finished generation: a line of turns.jsonl, keyed by (prompt_id, chain, step, role)."""
+    """One finished generation: a row of turns.jsonl, keyed by (prompt_id, chain, step, role)."""
 
     prompt_id: str
     chain: int
     step: int  # 0 is the first answer, 1.. the critiques and revisions
     role: Role
     text: str
-    finish_reason: str  # "stop": the model ended by itself; "length": cut at max_new_tokens
+    finish_reason: str  # "stop": the model ended the text; "length": cut at max_new_tokens
     prompt_tokens: int
     new_tokens: int
     seed: int
@@ -76,11 +79,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One critique and revision, and what became of it.
+    """One critique and revision, with the outcome.
 
-    `defect` is the hygiene reason for which the revision can't be kept ("" if it is clean); `rejected` says why the chain
-    stayed at its state ("" if the revision was accepted): a defect, "unscored", or the acceptance rule's own word. `raw` is
-    the model's whole text where an opening was stripped off it ("" where nothing was): defect and score are the rest's.
+    `defect` is the hygiene reason against the revision ("" if it is clean). `rejected` is the reason why the chain kept
+    its state ("" if the revision was accepted): a defect, "unscored", a veto, or the reason of the acceptance rule.
+    `raw` is the model's whole text if an opening was stripped ("" otherwise); defect and score refer to the stripped
+    text.
     """
 
     number: int
@@ -98,7 +102,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """One whole chain: a line of chains.jsonl, keyed by (prompt_id, number)."""
+    """One finished chain: a row of chains.jsonl, keyed by (prompt_id, number)."""
 
     prompt_id: str
     number: int
@@ -114,7 +118,7 @@ class Chain:
 
     @property
     def state_step(self) -> int:
-        """The step whose text is the chain's final state; 0 means the first answer."""
+        """The step whose revision is the chain's final state; 0 means the first answer."""
         return max((s.number for s in self.steps if s.accepted), default=0)
 
     @property
@@ -129,14 +133,16 @@ class Chain:
 
     @property
     def final_defect(self) -> str:
-        """Why the final state can't be used ("" if it can): accepted revisions are clean, a first answer may not be."""
+        """Why the final state is not usable, or "". Accepted revisions are clean; a first answer may be dirty."""
         if self.state_step:
             return ""
         return self.answer_defect or ("unscored" if self.answer_score.value is None else "")
 
     def reward_after(self, step: int) -> float | None:
-        """Reward of the chain's clean, scored state after `step` steps (0: the first answer); None while the state is a
-        first answer that is dirty or unscored."""
+        """Return the reward of the chain's clean, scored state after `step` steps (0: the first answer).
+
+        None while the state is a dirty or unscored first answer.
+        """
         kept = [s.score.value for s in self.steps[:step] if s.accepted]
         if kept:
             return kept[-1]
@@ -148,7 +154,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One evaluated answer: a line of evaluation/answers.jsonl, keyed by (arm, prompt_id, sample)."""
+    """One evaluated answer: a row of evaluation/answers.jsonl, keyed by (arm, prompt_id, sample)."""
 
     arm: str
     prompt_id: str
@@ -156,20 +162,22 @@ class Answer:
     group: str
     prompt: str
     text: str
-    reward: float | None  # None: unscored, and `unscored_reason` says why
+    reward: float | None  # None: unscored, with the reason in `unscored_reason`
     second: float | None
     third: float | None
     unscored_reason: str
     finish_reason: str
-    new_tokens: int  # of all turns and candidates that the arm took
+    new_tokens: int  # of all turns and candidates of the arm
     prompt_tokens: int
-    defect: str  # of hygiene; "" if clean
-    raw: str = ""  # the whole text where an opening was stripped off it
+    defect: str  # hygiene reason; "" if clean
+    raw: str = ""  # the whole text if an opening was stripped
 
 
 def from_row(kind: type[T], row: Mapping[str, Any]) -> T:
-    """A row of JSON as what it stands for; ValueError (pydantic's) if something is missing or of another type. Keys that
-    the noun doesn't know are left out."""
+    """Convert a JSON row to a record of type `kind`; ValueError (pydantic's) for missing keys or wrong types.
+
+    Unknown keys are ignored.
+    """
     return _adapter(kind).validate_python(row)
 
 

@@ -1,13 +1,14 @@
-"""Every number with an interval that a table or a card may print.
+"""Statistics: estimates with intervals, paired tests, and p values for tables and cards.
 
-The unit is the split group (film, topic), not the row: several phrasings of one film are correlated, and counting them
-as independent makes false alarms. So values are averaged within a group first; intervals and a sign-flip test are taken
-over the group means. Rates are treated alike: one verdict a group in McNemar's test, and Wilson's interval for as many
-trials as the groups are worth. How often intervals cover and tests cry wolf was simulated, for normal, skewed and
-bounded values and for groups of equal and of unequal size: `python -m pytest -m long -s tests/test_simulation.py`,
-figures in the README.
+The unit is the split group (film, topic), not the row: several phrasings of one film are correlated, and treating them
+as independent gives false positives. So values are averaged within a group first; intervals and a sign-flip test use
+the group means. Rates are treated likewise: one verdict per group in McNemar's test, and Wilson's interval for the
+effective number of trials. Coverage of the intervals and false-positive rates of the tests were simulated, for normal,
+skewed and bounded values and for groups of equal and of unequal size: `python -m pytest -m long -s
+tests/test_simulation.py`, figures in the README.
 
-Absent is not zero: what too few groups can't tell is None. Everything is deterministic: random resampling is seeded.
+A missing value is None, never zero; this includes numbers for which there are too few groups. Everything is
+deterministic: random resampling is seeded.
 """
 
 from __future__ import annotations
@@ -23,46 +24,46 @@ from scipy import optimize
 from scipy import stats as sps
 
 Floats = Sequence[float] | np.ndarray
-Groups = Sequence[Hashable] | np.ndarray  # names, or numbers of 64 bits
-Bounds = tuple[float | None, float | None]  # lowest and highest value that there can be; None: no limit
+Groups = Sequence[Hashable] | np.ndarray  # names, or 64-bit integers
+Bounds = tuple[float | None, float | None]  # lowest and highest possible value; None: no limit
 BATCH = 256  # resamples held in memory at once
-RESAMPLES = 2**14  # of the sign-flip test, which is exact up to 14 groups
+RESAMPLES = 2**14  # resamples of the sign-flip test, which is exact up to 14 groups
 BOOTSTRAP_RESAMPLES = 2000
-# Of a resample, as a share of the sample's: of nearly equal values the studentised mean would explode.
+# Minimum spread of a resample, as a fraction of the sample's: with nearly equal values the studentised mean diverges.
 LEAST_SPREAD = 0.2
-FEW_GROUPS = 10  # with as few, what the bootstrap reaches beyond t counts twice
-LEAST_GROUPS = 6  # with fewer a two-sided sign-flip test can't go below 0.05, and an interval means little
+FEW_GROUPS = 10  # up to this number, the bootstrap's excess over t counts twice
+LEAST_GROUPS = 6  # with fewer, a two-sided sign-flip test cannot go below 0.05, and intervals are unreliable
 ROUNDING = 1e-12  # relative
-RESAMPLE_TO = 5000  # groups; with more the mean is normal to all digits shown, and resampling would take hours
-POWER = 0.8  # of the minimum detectable difference
-ASSUMED_ICC = 0.3  # of rare events, whose own correlation within groups can't be told ...
+RESAMPLE_TO = 5000  # groups; with more, the mean is normal to all digits shown, and resampling would take hours
+POWER = 0.8  # power for the minimum detectable difference
+ASSUMED_ICC = 0.3  # intraclass correlation assumed for rare events, for which it cannot be estimated ...
 ASSUMED_EVENTS = 4  # ... and the weight of that assumption, in events
 ANYTHING: Bounds = (None, None)
 
 
 def _group_means(values: Floats, groups: Groups) -> np.ndarray:
-    """Means of the groups, in the order in which these come first."""
-    if isinstance(groups, np.ndarray):  # numbers, of many rows: without an object for each
-        _, first, which = np.unique(groups, return_index=True, return_inverse=True)
-        which = np.argsort(np.argsort(first))[which]
+    """Return the means of the groups, in order of their first occurrence."""
+    if isinstance(groups, np.ndarray):  # integers for many rows: avoids one object per row
+        _, first, index = np.unique(groups, return_index=True, return_inverse=True)
+        index = np.argsort(np.argsort(first))[index]
     else:
         number: dict[Hashable, int] = {}
-        which = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
-    sums = np.bincount(which, weights=np.asarray(values, dtype=float))
-    return sums / np.bincount(which)
+        index = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
+    sums = np.bincount(index, weights=np.asarray(values, dtype=float))
+    return sums / np.bincount(index)
 
 
 def too_few(groups: int) -> str:
-    """Why so few groups give no interval."""
+    """Return the reason why this number of groups gives no interval."""
     return f"{groups} group{'' if groups == 1 else 's'}; an interval needs {LEAST_GROUPS}"
 
 
 def estimate(values: Floats, groups: Groups, confidence: float = 0.95, bounds: Bounds = ANYTHING) -> dict[str, Any]:
-    """Mean of group means with its interval: {mean, low, high, n, groups}, and `reason` where there is no interval.
+    """Return the mean of group means with its interval: {mean, low, high, n, groups}, and `reason` without an interval.
 
-    `bounds`: the range of the values, which the interval doesn't leave. Absent numbers are None: the mean without
-    values, low and high with fewer than LEAST_GROUPS groups or where all are alike (an interval of no width would claim
-    too much).
+    `bounds` is the range of the values; the interval is clipped to it. Missing numbers are None: the mean without
+    values, low and high with fewer than LEAST_GROUPS groups or if all group means are equal (an interval of zero width
+    would claim too much).
     """
     means = _group_means(values, groups)
     out: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": len(values), "groups": len(means)}
@@ -83,15 +84,17 @@ def _clip(value: float, bounds: Bounds) -> float:
 
 
 def mean_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean of at least two values that differ: the t interval, on each side as much wider as the
-    studentised bootstrap reaches beyond it, times 1 + (FEW_GROUPS / n)^2, at most 2.
+    """Return the interval of the mean of at least two different values.
 
-    The t interval covers too little where values are skewed (86 % with 12 groups of counts); the studentised bootstrap
-    follows the skew (B. Efron, Canad. J. Statist. 9, 1981; P. Hall, Ann. Statist. 16, 1988), but covers too little
-    where values are symmetric with long tails. The spread of a resample counts as at least LEAST_SPREAD of the
-    sample's. Few groups hold too little of a long tail for resamples to show it, hence the factor. Tried besides, at 12
-    groups: no factor (heavy tails 91.8 %, differences 90.5 %), 1 + 18 / n (95.4 %, but counts 97.0 %, and 2.4 times as
-    wide as t). tests/test_simulation.py has the figures.
+    It is the t interval, extended on each side by the excess of the studentised bootstrap over it, times the factor
+    1 + (FEW_GROUPS / n)^2, at most 2.
+
+    The t interval undercovers skewed values (86 % with 12 groups of counts). The studentised bootstrap follows the skew
+    (B. Efron, Canad. J. Statist. 9, 1981; P. Hall, Ann. Statist. 16, 1988), but undercovers symmetric values with long
+    tails. The spread of a resample is at least LEAST_SPREAD of the sample's. A few groups contain too little of a long
+    tail for resamples to show it, hence the factor. Alternatives tried at 12 groups: no factor (heavy tails 91.8 %,
+    differences 90.5 %), 1 + 18 / n (95.4 %, but counts 97.0 %, and 2.4 times as wide as t). tests/test_simulation.py
+    has the figures.
     """
     n = len(means)
     mean, spread = float(means.mean()), float(means.std(ddof=1))
@@ -108,8 +111,10 @@ def mean_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, f
 
 
 def _studentised(means: np.ndarray, weights: np.ndarray, mean: float, spread: float) -> np.ndarray:
-    """(resampled mean - mean) / its standard error, of each resample; `weights` [resamples, n] say how often each value
-    is drawn."""
+    """Return (resampled mean - mean) / its standard error for each resample.
+
+    `weights` [resamples, n] holds how often each value is drawn.
+    """
     n = len(means)
     centred = means - mean
     resampled = weights @ centred / n
@@ -118,7 +123,7 @@ def _studentised(means: np.ndarray, weights: np.ndarray, mean: float, spread: fl
 
 
 def _resamples(n: int) -> list[np.ndarray]:
-    """Bootstrap resamples of n values as counts, in batches; the same ones for every n values."""
+    """Return bootstrap resamples of n values as counts, in batches; always the same ones for a given n."""
     return _drawn(n) if n <= BATCH else _draw(n)
 
 
@@ -134,14 +139,14 @@ _drawn = lru_cache(maxsize=8)(_draw)
 def paired_difference(
     a: Floats, b: Floats, groups: Groups, confidence: float = 0.95, bounds: Bounds = ANYTHING
 ) -> dict[str, Any]:
-    """`estimate` of a - b, pair by pair, and what it means. Values in the metric's unit, `bounds` their range.
+    """Return the `estimate` of a - b over pairs, with tests. Values in the metric's unit, `bounds` their range.
 
     p: two-sided sign-flip permutation test on group means; p_t: paired t test on the same. None with fewer than
     LEAST_GROUPS groups.
-    effect: mean over standard deviation of the group means (Cohen's d_z); None where they are all alike.
-    wins, ties, losses: pairs with a above, at, below b.
-    detectable: the difference that this many groups of this spread would show (two-sided at `confidence`) with
-    probability POWER; None with fewer than LEAST_GROUPS groups, or where they are all alike.
+    effect: mean over standard deviation of the group means (Cohen's d_z); None if they are all equal.
+    wins, ties, losses: pairs with a above, equal to, below b.
+    detectable: the difference that this number of groups with this spread detects (two-sided at `confidence`) with
+    probability POWER; None with fewer than LEAST_GROUPS groups, or if they are all equal.
     """
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     widest = None if None in bounds else float(bounds[1] - bounds[0])  # type: ignore[operator]
@@ -167,26 +172,28 @@ def paired_rows(
     confidence: float = 0.95,
     bounds: Bounds = ANYTHING,
 ) -> dict[str, Any]:
-    """`paired_difference` of two arms' answers, {prompt and sample: row with `group` and scores}, on one score: over
-    the keys that both have and that both have scored. `column_of_b`: what the score is called in b, if not `column`;
-    `bounds`: its range."""
+    """Return the `paired_difference` of two arms on one score, over the keys that are scored in both.
+
+    `a` and `b` map (prompt, sample) to rows with `group` and scores. `column_of_b` is the score's column in b, if it is
+    not `column`; `bounds` is its range.
+    """
     other = column_of_b or column
-    both = [k for k in sorted(a) if k in b and a[k][column] is not None and b[k][other] is not None]
-    values = [a[k][column] for k in both], [b[k][other] for k in both]
-    return paired_difference(*values, [a[k]["group"] for k in both], confidence, bounds)
+    shared = [k for k in sorted(a) if k in b and a[k][column] is not None and b[k][other] is not None]
+    values = [a[k][column] for k in shared], [b[k][other] for k in shared]
+    return paired_difference(*values, [a[k]["group"] for k in shared], confidence, bounds)
 
 
 def _spread(means: np.ndarray) -> float:
-    """Standard deviation of group means; 0 where they differ by rounding alone, which would pass for a sure difference."""
+    """Return the standard deviation of group means; 0 if they differ only by rounding, which is no real difference."""
     spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0
     return spread if spread > ROUNDING * max(1.0, float(np.abs(means).max(initial=0.0))) else 0.0
 
 
 def sign_flip(means: np.ndarray) -> float | None:
-    """Two-sided p of the sign-flip permutation test of mean zero: exact up to 14 groups, else of RESAMPLES random flips.
+    """Return the two-sided p of the sign-flip permutation test of mean zero; None with fewer than two groups.
 
-    With fewer than six groups it can't go below 0.05, whatever the data. None with fewer than two. With more than RESAMPLE_TO
-    groups, the normal distribution that the flips' sum has then.
+    Exact up to 14 groups, then from RESAMPLES random flips; above RESAMPLE_TO groups from the normal approximation of
+    the flips' sum. With fewer than six groups p cannot go below 0.05, whatever the data.
     """
     if len(means) < 2:
         return None
@@ -212,7 +219,7 @@ def _mean(x: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _t_test(means: np.ndarray, spread: float) -> float | None:
-    """p of the t test of mean zero; without any spread it is 1 for a mean of zero, and else there is none."""
+    """Return the p of the t test of mean zero; without spread, 1 for a mean of zero, else None."""
     if len(means) < 2:
         return None
     if spread == 0:
@@ -221,34 +228,34 @@ def _t_test(means: np.ndarray, spread: float) -> float | None:
 
 
 def detectable(spread: float, groups: int, confidence: float = 0.95, power: float = POWER) -> float | None:
-    """The smallest true mean that a two-sided t test at 1 - `confidence` finds with probability `power`.
+    """Return the smallest true mean that a two-sided t test at 1 - `confidence` detects with probability `power`.
 
-    `spread`: standard deviation of the group means, in their unit. By the noncentral t distribution. None with fewer than
-    two groups; 0 without spread.
+    `spread`: standard deviation of the group means, in their unit. Uses the noncentral t distribution. None with fewer
+    than two groups; 0 without spread.
     """
     if groups < 2:
         return None
     df = groups - 1
     critical = sps.t.ppf((1 + confidence) / 2, df)
 
-    def found(noncentrality: float) -> float:
-        wrong_side = sps.nct.cdf(-critical, df, noncentrality)  # scipy has NaN where it is as good as zero
+    def power_at(noncentrality: float) -> float:
+        wrong_side = sps.nct.cdf(-critical, df, noncentrality)  # scipy returns NaN if it is practically zero
         return float(sps.nct.sf(critical, df, noncentrality) + np.nan_to_num(wrong_side))
 
     upper = 2.0
-    while found(upper) < power:
+    while power_at(upper) < power:
         upper *= 2
-    return float(optimize.brentq(lambda x: found(x) - power, 0.0, upper)) * spread / math.sqrt(groups)
+    return float(optimize.brentq(lambda x: power_at(x) - power, 0.0, upper)) * spread / math.sqrt(groups)
 
 
 def groups_needed(
     estimate: Mapping[str, Any], limit: float, confidence: float = 0.95, power: float = POWER
 ) -> int | None:
-    """With how many groups an interval like this one, {mean, low, high, groups}, would stay on its mean's side of
-    `limit` with probability `power`, if the mean is what it is: the half width shrinks with the square root of the
-    groups.
+    """Return the number of groups for which the interval would lie on its mean's side of `limit`.
 
-    None where the mean is at the limit, or there is no interval.
+    This holds with probability `power` if the true mean is the estimated one; the half width of the interval, {mean,
+    low, high, groups}, shrinks with the square root of the number of groups. None if the mean equals the limit, or
+    without an interval.
     """
     mean, low, high = (estimate[k] for k in ("mean", "low", "high"))
     if mean is None or low is None or high is None or mean == limit:
@@ -263,14 +270,14 @@ def groups_needed(
 
 
 def rate(hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95) -> dict[str, Any]:
-    """Share of hits, as the mean of the groups' shares, with Wilson's interval for as many trials as the groups are worth:
-    {mean, low, high, n, groups, effective_n}.
+    """Return the share of hits (mean of the groups' shares) with Wilson's interval at the effective sample size.
 
-    effective_n = k / (ICC + (1 - ICC) mean(1 / n_i)) for k groups of n_i rows: the variance of a mean of group shares,
-    for groups of any sizes; times (z / t)**2 with t of k - 1 degrees of freedom, since the ICC is an estimate from so
-    many groups (Korn and Graubard, Survey Methodology 24, 1998). The ICC is that of a one-way analysis of variance, at
-    least 0; of rare events it can hardly be told, so it is drawn towards ASSUMED_ICC as if ASSUMED_EVENTS events had
-    shown that. With one row a group it is n. None without rows; no interval with fewer than LEAST_GROUPS groups.
+    The result is {mean, low, high, n, groups, effective_n}. effective_n = k / (ICC + (1 - ICC) mean(1 / n_i)) for k
+    groups of n_i rows, from the variance of a mean of group shares, for groups of any sizes; times (z / t)**2 with t of
+    k - 1 degrees of freedom, since the ICC is estimated from k groups (Korn and Graubard, Survey Methodology 24, 1998).
+    The ICC is that of a one-way analysis of variance, at least 0; for rare events it is poorly determined, so it is
+    shrunk towards ASSUMED_ICC with the weight of ASSUMED_EVENTS events. With one row per group effective_n is n. None
+    without rows; no interval with fewer than LEAST_GROUPS groups.
     """
     n, names = len(hits), len(set(groups))
     out: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": n, "groups": names, "effective_n": None}
@@ -279,23 +286,25 @@ def rate(hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95) 
     out["mean"] = share = float(_group_means([float(h) for h in hits], groups).mean())
     if names < LEAST_GROUPS:
         return out | {"reason": too_few(names)}
-    worth: float = n
+    effective: float = n
     if n > names:
         z, t = sps.norm.ppf((1 + confidence) / 2), sps.t.ppf((1 + confidence) / 2, names - 1)
         icc = _icc(hits, groups)
-        worth = names / (icc + (1 - icc) * _mean_inverse_size(groups)) * float(z / t) ** 2
-    low, high = wilson(share * worth, worth, confidence)
-    return out | {"low": low, "high": high, "effective_n": worth}
+        effective = names / (icc + (1 - icc) * _mean_inverse_size(groups)) * float(z / t) ** 2
+    low, high = wilson(share * effective, effective, confidence)
+    return out | {"low": low, "high": high, "effective_n": effective}
 
 
 def _mean_inverse_size(groups: Groups) -> float:
-    """mean(1 / n_i) for groups of n_i rows."""
+    """Return mean(1 / n_i) for groups of n_i rows."""
     return float(np.mean(1 / np.unique(np.asarray(groups), return_counts=True)[1]))
 
 
 def _icc(hits: Sequence[bool], groups: Sequence[str]) -> float:
-    """Intraclass correlation of hits, 0..1, by one-way analysis of variance, drawn towards ASSUMED_ICC: how alike the
-    rows of a group are. Needs two groups and more rows than groups."""
+    """Return the intraclass correlation of hits, 0..1, by one-way analysis of variance, shrunk towards ASSUMED_ICC.
+
+    It measures how alike the rows of a group are. Needs two groups and more rows than groups.
+    """
     by_group: dict[str, list[float]] = defaultdict(list)
     for hit, group in zip(hits, groups, strict=True):
         by_group[group].append(float(hit))
@@ -308,22 +317,22 @@ def _icc(hits: Sequence[bool], groups: Sequence[str]) -> float:
     between = sum(len(v) * (float(np.mean(v)) - mean) ** 2 for v in by_group.values()) / (k - 1)
     within = sum((x - float(np.mean(v))) ** 2 for v in by_group.values() for x in v) / (n - k)
     size = (n - sum(len(v) ** 2 for v in by_group.values()) / n) / (k - 1)
-    seen = min(1.0, max(0.0, (between - within) / (between + (size - 1) * within)))
-    return (events * seen + ASSUMED_EVENTS * ASSUMED_ICC) / (events + ASSUMED_EVENTS)
+    observed = min(1.0, max(0.0, (between - within) / (between + (size - 1) * within)))
+    return (events * observed + ASSUMED_EVENTS * ASSUMED_ICC) / (events + ASSUMED_EVENTS)
 
 
 def rate_difference(
     a: Sequence[bool], b: Sequence[bool], groups: Sequence[str], confidence: float = 0.95
 ) -> dict[str, Any]:
-    """Share of a minus share of b, paired: {mean, low, high, n, groups, wins, ties, losses, p}.
+    """Return the share of a minus the share of b, paired: {mean, low, high, n, groups, wins, ties, losses, p}.
 
-    The interval is Newcombe's hybrid of the two shares' own (`rate`), with the correlation of the group shares,
-    corrected for continuity where it is positive (R. G. Newcombe, Statist. Med. 17, 1998, method 10; with several pairs
-    a group the correction is that of their mean): it stays within -1..1 and has a width where no pair differs. With one
-    pair a group, a rate of a half and all differing pairs on one side it covers 91 to 92 % only. p is the exact McNemar
-    test's with one verdict a group (in which of a and b had more hits); with one pair a group this is McNemar's test
-    itself, and counting every pair instead would take phrasings of one film for independent. None with fewer than
-    LEAST_GROUPS groups.
+    The interval is Newcombe's hybrid of the two shares' intervals (`rate`), with the correlation of the group shares,
+    corrected for continuity if it is positive (R. G. Newcombe, Statist. Med. 17, 1998, method 10; with several pairs
+    per group the correction is that of their mean). It stays within -1..1 and has a positive width even if no pair
+    differs. With one pair per group, a rate of one half and all differing pairs on one side it covers only 91 to 92 %.
+    p is that of the exact McNemar test with one verdict per group (which of a and b had more hits); with one pair per
+    group this is McNemar's test itself. Counting every pair would treat phrasings of one film as independent. None with
+    fewer than LEAST_GROUPS groups.
 
     wins, ties, losses: groups with more, as many, fewer hits in a.
     """
@@ -353,29 +362,34 @@ def _hypotenuse(x: float, y: float, correlation: float) -> float:
 
 
 def wilson(hits: float, of: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share hits/of, both ends in 0..1; `of` > 0 trials (E. B. Wilson, JASA 22, 1927)."""
+    """Return Wilson's interval of a share hits/of, both ends in 0..1; `of` > 0 trials (E. B. Wilson, JASA 22, 1927)."""
     z = float(sps.norm.ppf((1 + confidence) / 2))
     share = hits / of
     centre = (share + z * z / (2 * of)) / (1 + z * z / of)
     half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    # At 0 and at all the ends are exact, but for rounding.
+    # For 0 hits and for all hits the ends are exact, except for rounding.
     return 0.0 if hits == 0 else max(0.0, centre - half), 1.0 if hits == of else min(1.0, centre + half)
 
 
 def sign_test(wins: int, losses: int) -> float | None:
-    """Two-sided p of the exact sign test (McNemar's, of decided pairs): how likely is a split so uneven if both sides are
-    preferred equally often. None without decided pairs. Ties are left out; pairs are taken as independent."""
+    """Return the two-sided p of the exact sign test (McNemar's test of decided pairs); None without decided pairs.
+
+    It is the probability of a split at least this uneven if both sides are equally likely. Ties are left out; pairs are
+    treated as independent.
+    """
     return float(sps.binomtest(wins, wins + losses).pvalue) if wins + losses else None
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """p values adjusted for the family they stand in: Holm's step-down (Scand. J. Statist. 6, 1979). A None stays one and
-    is no member of the family."""
-    known = sorted((p, name) for name, p in p_values.items() if p is not None)
+    """Return the p values adjusted for their family by Holm's step-down method (Scand. J. Statist. 6, 1979).
+
+    A None stays None and is not part of the family.
+    """
+    ranked = sorted((p, name) for name, p in p_values.items() if p is not None)
     out: dict[str, float | None] = dict.fromkeys(p_values)
     highest = 0.0
-    for i, (p, name) in enumerate(known):
-        highest = max(highest, min(1.0, p * (len(known) - i)))
+    for i, (p, name) in enumerate(ranked):
+        highest = max(highest, min(1.0, p * (len(ranked) - i)))
         out[name] = highest
     return out
 
@@ -386,11 +400,10 @@ PRIMARY_SCORES = ("reward", "second")
 def adjust_scores(
     differences: Mapping[str, Mapping[str, dict[str, Any]]], primary: str | None
 ) -> dict[str, Any] | None:
-    """Add `p_holm` to every difference of scores, in two families: the scores of the comparison `primary` that were
-    named before anything was measured (reward and second scorer), and all others. So another arm changes nothing about
-    the main question.
+    """Add `p_holm` to every difference of scores, in two families; return {difference, scores} of the primary one.
 
-    {difference, scores} of the primary comparison; None without one.
+    The first family has the scores of the comparison `primary` that were named in advance (reward and second scorer),
+    the second all others. So a further arm does not affect the primary comparison. None without a primary comparison.
     """
     named = {s: d for s, d in differences.get(primary or "", {}).items() if s in PRIMARY_SCORES}
     rest = {
@@ -403,7 +416,7 @@ def adjust_scores(
 
 
 def adjust(differences: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
-    """Add `p_holm` to every difference: its p adjusted for the family of all of them."""
+    """Add `p_holm` to every difference: its p adjusted for the family of all differences."""
     flat = {(pair, name): d for pair, by_name in differences.items() for name, d in by_name.items()}
     adjusted = holm({f"{pair}\0{name}": d["p"] for (pair, name), d in flat.items()})
     for (pair, name), d in flat.items():
@@ -414,21 +427,21 @@ def adjust(differences: Mapping[str, Mapping[str, dict[str, Any]]]) -> None:
 
 
 def group_mean(values: Floats, groups: Groups) -> float | None:
-    """Mean of the groups' means; None without values."""
+    """Return the mean of the groups' means; None without values."""
     return float(_group_means(values, groups).mean()) if len(values) else None
 
 
 def spread_of_groups(values: Floats, groups: Groups) -> float:
-    """Standard deviation of the groups' means, in the unit of the values; 0 with fewer than two groups."""
+    """Return the standard deviation of the groups' means, in the unit of the values; 0 with fewer than two groups."""
     return _spread(_group_means(values, groups)) if len(values) else 0.0
 
 
 def jackknife(whole: float, replicates: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
-    """An interval of a number that is no mean: {mean, low, high, groups}, `mean` being the number itself.
+    """Return the interval of a statistic that is not a mean: {mean, low, high, groups}; `mean` is the statistic itself.
 
-    `replicates`: the number without one group (or block of groups) after the other. Standard error by the delete-one
-    jackknife, the interval by t with one degree of freedom less than there are replicates (B. Efron, C. Stein, Ann.
-    Statist. 9, 1981). With fewer than LEAST_GROUPS replicates there is none.
+    `replicates` are the values of the statistic with one group (or block of groups) left out at a time. Standard error
+    by the delete-one jackknife, interval by t with n - 1 degrees of freedom for n replicates (B. Efron, C. Stein, Ann.
+    Statist. 9, 1981). No interval with fewer than LEAST_GROUPS replicates.
     """
     n = len(replicates)
     out: dict[str, Any] = {"mean": whole, "low": None, "high": None, "groups": n}

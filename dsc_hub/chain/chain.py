@@ -1,6 +1,7 @@
-"""One self-critique chain. Answers a prompt, criticises the answer, revises it, and keeps the revision if it is clean,
-scored, and the acceptance rule says so. Does not know where text comes from, what is clean or how it is scored: all three
-are handed in, and so are the dice. arXiv:2312.01957.
+"""One self-critique chain (arXiv:2312.01957).
+
+A chain answers a prompt, criticises the answer, revises it, and accepts the revision if it is clean and scored and the
+acceptance rule agrees. Generation, hygiene, scoring and random numbers are passed in as functions.
 
     x0 ~ p(x|c)      then, step by step:  z ~ p(z|x,c),  x' ~ p(x|z,x,c),  x <- x' or stay
 """
@@ -21,8 +22,8 @@ from dsc_hub.records import Chain, Prompt, Role, Score, Step, Turn
 Message = dict[str, str]
 Generate = Callable[[list[Message], Prompt, int, int, Role], Awaitable[Turn]]  # messages, prompt, chain, step, role
 ScoreText = Callable[[str, Prompt], Awaitable[Score]]
-VetoText = Callable[[str, str], Awaitable[str]]  # a revision, the first answer -> why it must not be kept ("": it may)
-Inspect = Callable[[Turn, Prompt, str], Finding]  # what was written, for which prompt, after which critique ("": none)
+VetoText = Callable[[str, str], Awaitable[str]]  # revision, first answer -> reason to reject ("": none)
+Inspect = Callable[[Turn, Prompt, str], Finding]  # turn, its prompt, its critique ("": none)
 Dice = Callable[[str, int, int], float]  # prompt id, chain, step -> u in [0, 1)
 Aside = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 
@@ -35,25 +36,27 @@ BY_VETO = (LOST_MEANING, TOO_SHORT)
 
 
 def seed_of(run_seed: int, prompt_id: str, chain: int, step: int, what: str) -> int:
-    """Seed of one request, 0 <= seed < 2**31: depends on what is asked alone, not on order, batch, replica or resumption."""
+    """Return the seed of a request, 0 <= seed < 2**31; independent of order, batch, replica and resumption."""
     key = f"{run_seed}/{prompt_id}/{chain}/{step}/{what}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> 1
 
 
 def dice_of(run_seed: int, what: str = "accept") -> Dice:
-    """Dice of a run, for acceptance or for something else: u in [0, 1) by (prompt, chain, step)."""
+    """Return the random numbers of a run for the purpose `what`: u in [0, 1) by (prompt id, chain, step)."""
     return lambda prompt_id, chain, step: seed_of(run_seed, prompt_id, chain, step, what) / 2**31
 
 
 async def no_veto(revision: str, first: str) -> str:
-    """Every revision may be kept."""
+    """Reject no revision."""
     return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What the model is asked: the system message if any, and the two requests with {prompt}, {answer}, {group} and
-    {principle}, one of `principles`."""
+    """Prompt templates of a chain: the critique and revision requests, an optional system message, and the principles.
+
+    Placeholders are {prompt}, {answer}, {group} and {principle}, which is one of `principles`.
+    """
 
     critique: str
     revision: str
@@ -65,19 +68,19 @@ class Texts:
         return [*system, {"role": "user", "content": prompt}]
 
     def principle(self, u: float) -> str:
-        """The principle that the dice, 0 <= u < 1, choose; "" where there are none."""
+        """Return the principle that u, 0 <= u < 1, selects; "" if there are none."""
         return self.principles[int(u * len(self.principles))] if self.principles else ""
 
     @staticmethod
     def fill(template: str, prompt: Prompt, answer: str, principle: str = "") -> str:
-        """All placeholders at once, so that braces in a prompt or in model text are never taken for placeholders."""
+        """Fill all placeholders in one pass, so that braces in a prompt or in model text are never placeholders."""
         parts = {"{prompt}": prompt.text, "{answer}": answer, "{group}": prompt.group, "{principle}": principle}
         out, rest = "", template
         while rest:
-            at, name = min(((rest.find(n), n) for n in parts if n in rest), default=(-1, ""))
-            if at < 0:
+            start, name = min(((rest.find(n), n) for n in parts if n in rest), default=(-1, ""))
+            if start < 0:
                 return out + rest
-            out, rest = out + rest[:at] + parts[name], rest[at + len(name) :]
+            out, rest = out + rest[:start] + parts[name], rest[start + len(name) :]
         return out
 
 
@@ -96,50 +99,50 @@ async def run_chain(
     principle_dice: Dice = lambda prompt_id, chain, step: 0.0,
     aside: Aside = contextlib.nullcontext,
 ) -> Chain:
-    """Run one chain of `steps` critiques and revisions and return it whole.
+    """Run one chain of `steps` critiques and revisions and return it.
 
-    The first answer is scored while its critique and revision are written, which don't depend on the score. `aside` is entered
-    while the chain waits for nothing but a score.
+    The first answer is scored while its critique and revision are generated, which do not depend on the score. The
+    context manager `aside` is entered while the chain waits only for a score.
 
-    A first answer that is dirty has reward -inf: any clean, scored revision is then better. Beside a clean one that is
-    unscored nothing can be better: a rule that compares rewards keeps no revision then. A revision that is dirty or
-    unscored, or that has lost too much of the first answer (`veto`), never becomes the state, whatever the rule.
+    A dirty first answer has reward -inf, so any clean, scored revision is better. With a clean but unscored first
+    answer, rules that compare rewards accept no revision. A revision that is dirty, unscored or vetoed (`veto`: it lost
+    too much of the first answer) never becomes the state, whatever the rule.
     """
     opening = texts.opening(prompt.text)
     first = await generate(opening, prompt, number, 0, "answer")
-    found = inspect(first, prompt, "")
-    first_score = asyncio.ensure_future(score(found.text, prompt))
+    answer = inspect(first, prompt, "")
+    first_score = asyncio.ensure_future(score(answer.text, prompt))
     try:
-        state: str = found.text
+        state: str = answer.text
         current: float | None = None
         done: list[Step] = []
         for i in range(1, steps + 1):
             principle = texts.principle(principle_dice(prompt.id, number, i))
-            asked = [
+            messages = [
                 *opening,
                 {"role": "assistant", "content": state},
                 {"role": "user", "content": texts.fill(texts.critique, prompt, state, principle)},
             ]
-            critique = await generate(asked, prompt, number, i, "critique")
-            asked = [
-                *asked,
+            critique = await generate(messages, prompt, number, i, "critique")
+            messages = [
+                *messages,
                 {"role": "assistant", "content": critique.text},
                 {"role": "user", "content": texts.fill(texts.revision, prompt, state, principle)},
             ]
-            revision = await generate(asked, prompt, number, i, "revision")
+            revision = await generate(messages, prompt, number, i, "revision")
             proposal = inspect(revision, prompt, critique.text)
             async with aside():
                 proposed = await score(proposal.text, prompt)
                 if i == 1:
-                    current = -math.inf if found.defect else (await first_score).value
+                    current = -math.inf if answer.defect else (await first_score).value
                 rejected = proposal.defect
                 if not rejected:
-                    rejected = UNSCORED if proposed.value is None else await veto(proposal.text, found.text)
+                    rejected = UNSCORED if proposed.value is None else await veto(proposal.text, answer.text)
             if not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
                 rejected = NOT_COMPARABLE if current is None else NOT_BETTER
             if not rejected:
                 state, current = proposal.text, proposed.value
             done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw))
-        return Chain(prompt.id, number, found.text, await first_score, found.defect, tuple(done), found.raw)
+        return Chain(prompt.id, number, answer.text, await first_score, answer.defect, tuple(done), answer.raw)
     finally:
         first_score.cancel()

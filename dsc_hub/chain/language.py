@@ -1,4 +1,4 @@
-"""In which language is a text? By identification (py3langid), and only where it is sure."""
+"""Language identification of texts (py3langid), used only if it is certain."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from dsc_hub.chain.text import words
 
-SURE = 0.5  # probability from which a language counts as known: broken or very short texts have none
-SURELY = 0.9  # probability from which a text counts as foreign, and is not scored
-FEWEST_LETTERS, TIMES = 5, 4  # of another script in a foreign text, and how many of them come on a Latin one
-FEWEST_WORDS = 10  # different words that a foreign text has at least
-RUN = 3  # words in small letters that follow each other in running text
-SHORT_WORDS = 0.25  # share of words of up to three letters: running text of any language has more, lists of names fewer
-ENGLISH_WORDS = 2  # different words such as only English has, from which a part of a foreign text may be English
+SURE = 0.5  # minimum probability of an identified language; broken or very short texts stay below
+SURELY = 0.9  # minimum probability to treat a text as foreign, so that it is not scored
+FEWEST_LETTERS, TIMES = 5, 4  # minimum letters of another script in a foreign text, in total and per Latin letter
+FEWEST_WORDS = 10  # minimum number of different words in a foreign text
+RUN = 3  # minimum length of a sequence of lower-case words in running text
+SHORT_WORDS = 0.25  # share of words of up to three letters: running text of any language has more, lists of names less
+ENGLISH_WORDS = 2  # number of different English-only words from which part of a foreign text may be English
 _TRANSLATE = re.compile(r"\b(?:translat|übersetz|tradu)", re.IGNORECASE)
-# How languages are called where prompts ask for them; a prompt that names another one than its own is not judged.
+# Names of languages in prompts; a prompt that names a language other than its own is not judged.
 _LANGUAGES = {
     "en": "english englisch anglais inglés inglese",
     "de": "german deutsch allemand alemán tedesco",
@@ -57,30 +57,35 @@ _ENGLISH = frozenset(  # none of these is a word of another language that is com
 )
 _LATIN = re.compile("[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1d00-\u1d25\u1e00-\u1eff]")
 _LETTER = re.compile(r"[^\W\d_]")
-# What stands between clauses, lines and parts of an address.
+# Separators of clauses, lines and parts of an address.
 _BREAK = re.compile(r"[^\w\s'\N{RIGHT SINGLE QUOTATION MARK}-]|[\d_\n]")
 
 
 def in_another_language(text: str, prompt: str) -> bool:
-    """Is the text in another language than the prompt? Only if both languages are sure (probability >= SURE), and never
-    where the prompt asks for a translation or names a language other than its own ("answer in Italian")."""
-    theirs, ours = language_of(text), language_of(prompt)
-    if not (theirs and ours) or theirs == ours or _TRANSLATE.search(prompt):
+    """Return whether the text is in another language than the prompt.
+
+    True only if both languages are certain (probability >= SURE), and never if the prompt asks for a translation or
+    names a language other than its own ("answer in Italian").
+    """
+    text_language, prompt_language = language_of(text), language_of(prompt)
+    if not (text_language and prompt_language) or text_language == prompt_language or _TRANSLATE.search(prompt):
         return False
-    return all(_CODE_OF.get(word, ours) == ours for word in words(prompt))
+    return all(_CODE_OF.get(word, prompt_language) == prompt_language for word in words(prompt))
 
 
 def _is_plainly_english(text: str) -> bool:
-    """Are a sixth of the words, and three different ones, such as only English has? Ten times as fast as identifying
-    the language."""
-    found = words(text)
-    theirs = [w for w in found if w in _ENGLISH]
-    return 6 * len(theirs) >= len(found) and len(set(theirs)) >= 3
+    """Return whether at least a sixth of the words, and three different ones, are English-only words.
+
+    Ten times as fast as language identification.
+    """
+    all_words = words(text)
+    english_words = [w for w in all_words if w in _ENGLISH]
+    return 6 * len(english_words) >= len(all_words) and len(set(english_words)) >= 3
 
 
 @functools.lru_cache(maxsize=4096)
 def language_of(text: str) -> str:
-    """ISO 639-1 code of the text's language; "" where it is not sure."""
+    """Return the ISO 639-1 code of the text's language; "" if it is not certain."""
     if _is_plainly_english(text):
         return "en"
     code, probability = _identifier().classify(text)
@@ -95,12 +100,12 @@ def _identifier() -> Any:
 
 
 def foreign(text: str, languages: Sequence[str]) -> str:
-    """What shows that a text is surely in none of these languages, for people; "" if it may be in one.
+    """Return a readable reason why a text is certainly in none of `languages`; "" if it may be in one of them.
 
-    `languages`: codes of ISO 639-1, of languages in Latin letters. A wrong word here hides a text, so: most letters are
-    of another script; or running text (ten different words, in runs of three in small letters, with short ones among
-    them, so that neither names nor addresses count) is of another language with a probability of 0.9, and no part is
-    English.
+    `languages` are ISO 639-1 codes of languages in Latin script. A false positive hides a text, so the conditions are
+    strict: most letters are of another script; or the running text is of another language with probability 0.9 and no
+    part is English. Running text has ten different words, in sequences of three lower-case words, with short ones among
+    them, so that neither names nor addresses count.
     """
     if "en" in languages and _is_plainly_english(text):
         return ""
@@ -119,12 +124,12 @@ def foreign(text: str, languages: Sequence[str]) -> str:
 
 
 def language_name(code: str) -> str:
-    """The English name of a language, where it has one here; else its code."""
+    """Return the English name of a language if it is listed here; else its code."""
     return _LANGUAGES[code].split()[0].capitalize() if code in _LANGUAGES else str(code)
 
 
 def _running(text: str) -> list[str]:
-    """The words that follow each other in small letters, at least `RUN` in a row without punctuation."""
+    """Return the words in sequences of at least `RUN` lower-case words without punctuation."""
     out = []
     for clause in _BREAK.split(text):
         for small, neighbours in itertools.groupby(clause.split(), str.islower):

@@ -1,10 +1,10 @@
-"""Chains -> training data: Parquet files laid out as the dataset repo will be.
+"""Build the training data from chains: Parquet files in the layout of the dataset repo.
 
     dataset/sft/{train,validation}-00000-of-00001.parquet          prompt -> completion, kept answers only
     dataset/preference/...                                         final answer over first answer, with the margin
     dataset/chains/...                                             every turn, score and decision
 
-Test prompts have no chains here, and a chain of one is refused: nothing that trains can see them.
+Test prompts have no chains here, and a chain of a test prompt is refused, so training never sees one.
 """
 
 from __future__ import annotations
@@ -78,8 +78,11 @@ NOT_COMPARED = "nothing to compare with: the first answer is unscored"
 
 
 def gain(chain: Chain) -> float | None:
-    """Final reward minus the first answer's; +inf where the first answer was dirty (its reward is -inf), None where one
-    of both is unscored: absent is not -inf."""
+    """Return the final reward minus the first answer's reward.
+
+    If the first answer was dirty (reward -inf): +inf with an accepted revision, else 0. None if one of the two texts is
+    unscored: a missing score is not -inf.
+    """
     if chain.answer_defect:
         return math.inf if chain.state_step else 0.0
     if chain.final_score.value is None or chain.answer_score.value is None:
@@ -88,17 +91,17 @@ def gain(chain: Chain) -> float | None:
 
 
 def is_compared(chain: Chain) -> bool:
-    """Was the reward of the final state ever compared with that of another clean text of its chain?
+    """Return whether the final state's reward was compared with that of another clean text of the chain.
 
-    The first clean revision after a dirty first answer is kept without a comparison, and stays so if no later one is
-    clean.
+    The first clean revision after a dirty first answer is accepted without a comparison, and stays uncompared if no
+    later revision is clean.
     """
     has_first = not chain.answer_defect and chain.answer_score.value is not None
     return has_first + sum(s.accepted or s.rejected == NOT_BETTER for s in chain.steps) > 1
 
 
 def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) -> str:
-    """Why a chain gives no training row; "" if it does."""
+    """Return why a chain yields no training row; "" if it yields one."""
     if chain.answer_defect and not chain.state_step:
         return "no clean final state"
     value = chain.final_score.value
@@ -114,27 +117,30 @@ def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) 
 
 
 class Phrases:
-    """Which phrases the rows of one split hold, and in how many rows each stands."""
+    """Number of rows of one split that contain each phrase."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit, self._rows = limit, Counter[tuple[str, ...]]()
 
     def admit(self, text: str, subject: str) -> bool:
-        """May a further row say this? False if `limit` rows share one of its phrases already. The subject's name is one
-        word, so that "X is a masterpiece of" is one phrase whatever X; which rows come first is for the caller to say."""
-        found = set(phrases(without(text, subject), PHRASE_WORDS)) if self._limit else set()
-        if any(self._rows[phrase] >= (self._limit or 0) for phrase in found):
+        """Count the phrases of a further row and return True; False if `limit` rows have one of its phrases already.
+
+        The subject's name counts as one word, so that "X is a masterpiece of" is the same phrase for every X. The
+        caller decides the order of the rows.
+        """
+        row_phrases = set(phrases(without(text, subject), PHRASE_WORDS)) if self._limit else set()
+        if any(self._rows[phrase] >= (self._limit or 0) for phrase in row_phrases):
             return False
-        self._rows.update(found)
+        self._rows.update(row_phrases)
         return True
 
 
 def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
-    """Write the Parquet files and return the counts by config and split, of what was dropped and why, and
-    (`uncompared`) of the sft rows by split that are revisions which were never compared with another clean text of
-    their chain (`is_compared`).
+    """Write the Parquet files and return the counts.
 
-    Raises DataError if a chain belongs to a test prompt or to none, or if no training row is left.
+    The counts are rows by config and split, `dropped` chains by reason, and `uncompared`: sft rows by split that are
+    revisions never compared with another clean text of their chain (`is_compared`). Raises DataError if a chain belongs
+    to a test prompt or to no prompt, or if no training row is left.
     """
     writers = {name: _Writer(run["dataset"], name) for name in SCHEMAS}
     dropped, uncompared = Counter[str](), Counter[str]()
@@ -226,9 +232,10 @@ def _chain_row(prompt: Prompt, chain: Chain) -> dict[str, Any]:
 
 
 def chain_of(row: Mapping[str, Any]) -> tuple[Prompt, Chain]:
-    """A row of the config `chains` as the prompt and chain that it was made of; the split is for the caller to say.
+    """Convert a row of the config `chains` back to its prompt and chain.
 
-    ValueError (pydantic's) or KeyError if it is no such row.
+    The row has no split: the prompt gets "train", and the caller has to set the real one.
+    ValueError (pydantic's) or KeyError if the row has another form.
     """
     steps = [
         {key: s[key] for key in ("number", "critique", "revision", "raw", "defect", "rejected")}
@@ -242,14 +249,14 @@ def chain_of(row: Mapping[str, Any]) -> tuple[Prompt, Chain]:
 
 
 class _Writer:
-    """One config's Parquet files, one a split, written in batches so that memory stays flat."""
+    """Writer of one config's Parquet files, one per split, in batches, so that memory use is constant."""
 
     def __init__(self, folder: Path, config: str) -> None:
         self._folder, self._schema = folder / config, SCHEMAS[config]
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._files: dict[str, pq.ParquetWriter] = {}
         self.counts: Counter[str] = Counter()
-        for old in self._folder.glob("*.parquet"):  # from an earlier, broken-off attempt
+        for old in self._folder.glob("*.parquet"):  # from an earlier, interrupted attempt
             old.unlink()
 
     def add(self, split: str, row: dict[str, Any]) -> None:
@@ -276,7 +283,7 @@ class _Writer:
 
 
 def rows_of(folder: Path, config: str, split: str) -> Iterator[dict[str, Any]]:
-    """Rows of one split of a written config; none if the split is empty."""
+    """Yield the rows of one split of a written config; none if the split is empty."""
     path = folder / config / f"{split}-00000-of-00001.parquet"
     if path.is_file():
         for batch in pq.ParquetFile(path).iter_batches(BATCH):

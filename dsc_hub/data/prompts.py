@@ -1,8 +1,8 @@
 """Load, clean, de-duplicate and split the prompts: files in, `Prompt` rows out.
 
-Splitting is by group (film, topic), so that no phrasing of a test film is ever trained on; where no groups are named it
-is checked again by n-gram overlap. The order of files and rows doesn't matter for which split a group gets: groups are
-ranked by a seeded hash.
+Splitting is by group (film, topic), so that no phrasing of a test film is in the training data; without named groups,
+n-gram overlap between splits is checked as well. The split of a group does not depend on the order of files and rows:
+groups are ranked by a seeded hash.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dsc_hub.errors import DataError
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 
 EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"  # punctuation of sentences
-SHOWN = 3  # prompts of each kind that were dropped, for people
-OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of so many words with training is dropped
-WORDING_GROUPS = 2  # unless more training groups than these share it too
+SHOWN = 3  # number of dropped prompts of each kind to show
+OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of this length with training is dropped ...
+WORDING_GROUPS = 2  # ... unless more than this many training groups share it
 
 
 def identify(section: PromptsConfig, base: Path) -> str:
-    """Which prompts are meant, exactly, as part of the run's identity: hash of the files' bytes, or the dataset's commit."""
+    """Return the prompts' identity for the run's fingerprint: hash of the files' bytes, or the dataset's commit."""
     if section.dataset:
         from dsc_hub.hub import client
 
@@ -41,7 +41,7 @@ def identify(section: PromptsConfig, base: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A prompt that was left out: of which prompt it is a copy, and (of an overlap) the words that they share."""
+    """A dropped prompt (`text`), the kept prompt that it copies, and for an overlap the shared words."""
 
     text: str
     kept: str
@@ -50,9 +50,11 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What became of the rows: how many were `read`, dropped as `duplicates` of others or as `overlaps` of held-out
-    with training prompts, and how many had no group and are each their own (`ungrouped`). `first_duplicates` and
-    `first_overlaps` are the first few of them, for people."""
+    """Counts of the rows: `read`, dropped as `duplicates`, dropped as `overlaps` of held-out with training prompts.
+
+    `ungrouped` rows have no group, so each is its own group. `first_duplicates` and `first_overlaps` are the first few
+    dropped prompts, for display.
+    """
 
     read: int
     duplicates: int = 0
@@ -62,15 +64,15 @@ class Counts:
     first_overlaps: tuple[Drop, ...] = ()
 
     def as_metrics(self) -> dict[str, int]:
-        """The counts by the names that they have in metrics.json."""
+        """Return the counts under their names in metrics.json."""
         return {"read": self.read, "duplicates_dropped": self.duplicates, "overlapping_dropped": self.overlaps}
 
 
 def load_prompts(section: PromptsConfig, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], Counts]:
-    """All prompts with their splits, and the counts of what was dropped. `identity` (of `identify`) says at which commit a
-    dataset is read; without it, at the recipe's revision.
+    """Return all prompts with their splits, and the counts of dropped rows.
 
-    Raises DataError: file missing or empty, column missing, too few groups for the splits asked for.
+    `identity` (from `identify`) holds the commit at which a dataset is read; without it the recipe's revision is used.
+    Raises DataError: file missing or empty, column missing, too few groups for the requested splits.
     """
     if section.templates:
         rows = list(_from_templates(section, base))
@@ -116,7 +118,7 @@ def load_prompts(section: PromptsConfig, base: Path, seed: int, identity: str = 
 
 
 def _without_duplicates(rows: Iterable[Row]) -> tuple[list[Row], list[Drop]]:
-    """The rows whose text didn't come before, and what was dropped for which."""
+    """Return the rows with distinct texts, and the dropped duplicates."""
     seen: dict[str, Row] = {}
     dropped = []
     for row in rows:
@@ -127,39 +129,41 @@ def _without_duplicates(rows: Iterable[Row]) -> tuple[list[Row], list[Drop]]:
 
 
 def by_ngrams(section: PromptsConfig) -> bool:
-    """Are held-out prompts dropped that share but some words with a training prompt? Where groups are named they keep
-    apart what must be apart, and what prompts of different groups share is the wording of the task."""
+    """Return whether held-out prompts that share an n-gram with a training prompt are dropped.
+
+    By default not if groups are named: splitting by group already separates related prompts, and text shared between
+    groups is the wording of the task.
+    """
     if section.drop_overlaps is None:
         return not (section.templates or section.group_column)
     return section.drop_overlaps
 
 
 def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[str, Split]:
-    """Which split each group belongs to. Every split with a share above 0 gets at least one group."""
+    """Assign each group to a split. Every split with a share above 0 gets at least one group."""
     ranked = sorted(set(groups), key=lambda g: hashlib.sha256(f"{seed}/{g}".encode()).digest())
-    wanted = {s: getattr(shares, s) for s in SPLITS if getattr(shares, s) > 0}
-    if len(ranked) < len(wanted):
+    positive = {s: getattr(shares, s) for s in SPLITS if getattr(shares, s) > 0}
+    if len(ranked) < len(positive):
         raise DataError(
-            f"{len(ranked)} prompt group(s) can't be split into {', '.join(wanted)}",
-            f"Give at least {len(wanted)} different groups, better 30 or more.",
+            f"{len(ranked)} prompt group(s) can't be split into {', '.join(positive)}",
+            f"Give at least {len(positive)} different groups, better 30 or more.",
         )
     n_test = max(1, round(len(ranked) * shares.test))
     n_validation = max(1, round(len(ranked) * shares.validation)) if shares.validation else 0
-    # Rounding must leave a group to each; what is tuned on is the first to give way.
+    # Rounding must leave a group for each split; validation is reduced first.
     n_validation = min(n_validation, len(ranked) - 2) if n_validation else 0
     n_test = min(n_test, len(ranked) - n_validation - 1)
-    named: list[Split] = ["test"] * n_test + ["validation"] * n_validation
-    named += ["train"] * (len(ranked) - len(named))
-    return dict(zip(ranked, named, strict=True))
+    split_names: list[Split] = ["test"] * n_test + ["validation"] * n_validation
+    split_names += ["train"] * (len(ranked) - len(split_names))
+    return dict(zip(ranked, split_names, strict=True))
 
 
 def without_overlaps(prompts: Sequence[Prompt], ngrams: bool = True) -> tuple[list[Prompt], list[Drop]]:
-    """The prompts without held-out near-copies of training prompts: those of the same words, whatever their
-    punctuation, and with `ngrams` those that share an n-gram of OVERLAP_WORDS words. Beside them what was dropped, and
-    for which training prompt.
+    """Drop held-out near-copies of training prompts; return the kept prompts and the dropped ones.
 
-    An n-gram that more than WORDING_GROUPS training groups share is the wording of the task ("Write a short review of
-    the following film") and no sign of a copy.
+    A near-copy has the same words as a training prompt, ignoring punctuation, or with `ngrams` shares an n-gram of
+    OVERLAP_WORDS words. An n-gram that more than WORDING_GROUPS training groups share is the wording of the task
+    ("Write a short review of the following film") and does not indicate a copy.
     """
     groups_of: dict[tuple[str, ...], set[str]] = defaultdict(set)
     first: dict[tuple[str, ...], str] = {}
@@ -193,13 +197,12 @@ def _ngrams(text: str) -> set[tuple[str, ...]]:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    """Words without the punctuation at their edges; signs that say something (+, #, %, *) stay."""
+    """Return the words without punctuation at their edges; meaningful signs (+, #, %, *) are kept."""
     return tuple(bare for word in _normal(text).split() if (bare := word.strip(EDGES)))
 
 
 def _normal(text: str) -> str:
-    """Text as it counts for duplicates: NFKC, case folded, single spaces. Signs count: C, C++ and C# are three
-    languages."""
+    """Normalise a text for duplicate detection: NFKC, case folded, single spaces. Signs stay: C, C++ and C# differ."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -243,7 +246,7 @@ def _from_rows(section: PromptsConfig, rows: Iterable[Mapping[str, object]], whe
 
 
 def _cell(row: Mapping[str, object], column: str | None) -> str:
-    """A cell as text; "" where it is empty, null, or no column is named."""
+    """Return a cell as text; "" if it is empty or null, or if no column is named."""
     value = row[column] if column else None
     is_empty = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if is_empty else str(value).strip()

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSON lines, Parquet and text files."""
+"""Read rows of CSV, JSON lines, Parquet and text files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dsc_hub.config.recipe import TABLES
 from dsc_hub.errors import DataError
 from dsc_hub.system import parquet
 
-Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own), kind
+Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own group), kind
 
 
 def _text(path: Path) -> str:
@@ -23,13 +23,15 @@ def _text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    # Not splitlines(): it also cuts at characters that may well stand inside a prompt.
+    # Not splitlines(): it also splits at characters that can occur inside a prompt.
     yield from (stripped for line in _text(path).split("\n") if (stripped := line.strip()))
 
 
 def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
-    """Rows of a .jsonl, .csv or .parquet file, each with this column; of any other file a row a line, the line being the column.
-    DataError if it can't be read."""
+    """Yield the rows of a .jsonl, .csv or .parquet file, each with this column; DataError if the file cannot be read.
+
+    Any other file is read as text: one row per line, with the line in this column.
+    """
     if not path.is_file():
         raise DataError(f"file {path} not found")
     if path.suffix not in TABLES:
@@ -41,8 +43,8 @@ def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
 
 
 def check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | None]) -> None:
-    """Has the row the columns that settings name (setting -> column, None: not wanted)?"""
-    if None in row:  # what csv calls the cells that no header names
+    """Check that the row has the columns that settings name (setting -> column; None: not required); else DataError."""
+    if None in row:  # the csv module's key for cells beyond the header
         raise DataError(f"{where} has more cells than the header", "Put texts with commas into double quotes.")
     for setting, column in wanted.items():
         if column and column not in row:

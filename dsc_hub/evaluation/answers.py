@@ -1,4 +1,4 @@
-"""What the arms answered: collected, scored and kept as rows."""
+"""Collect the answers of the arms, score them and store them as rows."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ ANSWERS = pa.schema(
 
 
 def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[Row]:
-    """One row an arm, prompt and sample: text, how it ended, the tokens it took, its scores (None with the reason).
+    """Return one row per arm, prompt and sample: text, finish reason, token counts and scores (None with a reason).
 
-    All arms are treated alike: where the recipe's hygiene strips openings about the task off a chain's texts, it strips
-    them off every arm's answers, and `raw` has the whole text ("" where nothing was cut).
+    All arms are treated alike: if the recipe's hygiene strips openings about the task from the texts of a chain, it
+    strips them from the answers of every arm, and `raw` holds the whole text ("" if nothing was stripped).
     """
     by_id = {p.id: p for p in prompts}
-    # With the measure whose figures are known: being stricter in what is learned from belongs to the chain.
+    # Use the repetition threshold with known error rates; stricter rules for training data belong to the chain.
     update = {"repeated": REPEATED_3GRAMS} | ({"meta_talk": "reject"} if recipe.hygiene.meta_talk == "keep" else {})
     rules = recipe.hygiene.model_copy(update=update)
     rows = []
     for arm in recipe.evaluation.arms:
         for a in arms.answers_of(run, recipe, arm, by_id, scorers["reward"]):
             prompt = by_id[a.prompt_id]
-            kept = hygiene.inspect(a.text, a.finish_reason, prompt, "", rules)
+            inspection = hygiene.inspect(a.text, a.finish_reason, prompt, "", rules)
             rows.append(
                 {
                     "arm": arm,
@@ -64,12 +64,12 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorer
                     "sample": a.sample,
                     "group": prompt.group,
                     "prompt": prompt.text,
-                    "text": kept.text,
-                    "raw": a.raw or kept.raw,
+                    "text": inspection.text,
+                    "raw": a.raw or inspection.raw,
                     "finish_reason": a.finish_reason,
                     "new_tokens": a.new_tokens,
                     "prompt_tokens": a.prompt_tokens,
-                    "defect": kept.defect,
+                    "defect": inspection.defect,
                 }
             )
     score_answers(rows, by_id, scorers)
@@ -77,11 +77,11 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorer
 
 
 def score_answers(answers: list[Row], prompts: Mapping[str, Prompt], scorers: Scorers) -> None:
-    """Add `reward`, `second` and `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
-    asked = [prompts[a["prompt_id"]] for a in answers]
+    """Add `reward`, `second`, `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
+    answer_prompts = [prompts[a["prompt_id"]] for a in answers]
     for name in SCORERS:
         scores = (
-            scorers[name]([a["text"] for a in answers], asked)
+            scorers[name]([a["text"] for a in answers], answer_prompts)
             if name in scorers
             else [Score(None, "no scorer")] * len(answers)
         )
@@ -92,7 +92,7 @@ def score_answers(answers: list[Row], prompts: Mapping[str, Prompt], scorers: Sc
 
 
 def write_answers(run: Run, answers: list[Row], split: str) -> Path:
-    """The answers as rows for the report and as Parquet for the dataset repo."""
+    """Write the answers as rows (for the report) and as Parquet (for the dataset repo); return the Parquet path."""
     rows = run.rows("evaluation/answers.jsonl")
     rows.path.unlink(missing_ok=True)
     for answer in answers:
@@ -105,10 +105,11 @@ def write_answers(run: Run, answers: list[Row], split: str) -> Path:
 
 
 def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) -> dict[str, Any]:
-    """Enter this adapter in the ledger of the test set: {id, adapters_scored: how many different adapters it has ever
-    scored, position: this one's place in their order, 1 being the first look; None without an adapter}.
+    """Add this adapter to the ledger of the test set, which lies beside the runs.
 
-    The more adapters one tries on a test set, the less its best number means; the ledger lies beside the runs.
+    Return {id, adapters_scored: number of different adapters scored on the set so far, position: position of this
+    adapter in scoring order (1: the first; None without an adapter, or if its position is unknown)}. The more adapters
+    are tried on a test set, the less its best number means.
     """
     import fcntl
     import hashlib
@@ -117,13 +118,13 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
     ledger = runs / LEDGER
     with (runs / "test_sets.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        known: dict[str, Any] = read_json(ledger) if ledger.is_file() else {}
-        scored, unordered = looks_of(known.get(test_set))
-        this = None if adapter is None else file_hash(adapter)
-        if this is not None and this not in scored:
-            scored = [*scored, this]
-        write_json(ledger, known | {test_set: {"adapters": scored, "unordered": unordered}})
-    position = None if this is None else 1 + scored.index(this)
+        entries: dict[str, Any] = read_json(ledger) if ledger.is_file() else {}
+        scored, unordered = looks_of(entries.get(test_set))
+        adapter_hash = None if adapter is None else file_hash(adapter)
+        if adapter_hash is not None and adapter_hash not in scored:
+            scored = [*scored, adapter_hash]
+        write_json(ledger, entries | {test_set: {"adapters": scored, "unordered": unordered}})
+    position = None if adapter_hash is None else 1 + scored.index(adapter_hash)
     if position is not None and unordered > 1 and position <= unordered:
         position = None
     return {"id": test_set, "adapters_scored": len(scored), "position": position}

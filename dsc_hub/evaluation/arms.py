@@ -1,13 +1,14 @@
-"""The arms of an evaluation: the same prompts with the same seeds, answered in every way that is compared.
+"""The arms of an evaluation: the methods under comparison answer the same prompts with the same seeds.
 
     base            one plain answer of the base model
     self_critique   the chain at test time: its final state
-    best_of_n       the best by reward of n answers of the base, n such that they cost as many tokens as the chain
+    best_of_n       the highest-reward answer of n answers of the base; n is chosen to match the chain's token cost
     distilled       one plain answer of the base with the adapter
     distilled_self_critique   the chain with the adapter
 
-The adapter is served unmerged beside its base, and the arms of one model are asked before those of the other. An arm's first
-answer is the very request that the plain arm of its model made, so it is asked for once. Scores and numbers are made in evaluation.py.
+The adapter is served unmerged beside its base; all arms of one model run before those of the other. The first answer of
+every arm is the same request as the plain arm of its model, so it is generated once. answers.py scores the answers,
+summary.py computes the numbers.
 """
 
 from __future__ import annotations
@@ -35,9 +36,8 @@ from dsc_hub.system.progress import Meter, moving_line, say
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
-NEUTRAL = (
-    Path(__file__).parent.parent / "metrics" / "neutral.txt"
-)  # a text a line, about nothing that a recipe is about
+# One text per line, unrelated to the topics of recipes.
+NEUTRAL = Path(__file__).parent.parent / "metrics" / "neutral.txt"
 
 
 async def ask_all(
@@ -49,7 +49,10 @@ async def ask_all(
     veto: VetoText,
     models: Sequence[str | None],
 ) -> dict[str, dict[str, float]]:
-    """`ask` with a `Generator`; gives the nats a token of the neutral texts, by arm and text, where the server tells them."""
+    """Run `ask` with a `Generator`, then measure the surprise of the neutral texts.
+
+    Return nats per token by arm and text; an arm's mapping is empty if the server reports no prompt log-probabilities.
+    """
     await ask(run, recipe, prompts, generator.complete, score, veto, models, generator.criticise, generator.level)
     texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     out: dict[str, dict[str, float]] = {}
@@ -63,7 +66,7 @@ async def ask_all(
                     say(f"evaluation: surprise at neutral text is not measured for {name}: {e}")
                     nats = None
                 if nats is None:
-                    out[name] = {}  # this server doesn't tell; what some texts gave would not be comparable
+                    out[name] = {}  # not available from this server; values of only some texts are not comparable
                     break
                 out[name][text] = nats
     return out
@@ -80,21 +83,21 @@ async def ask(
     criticise: CompleteAs | None = None,
     level: Callable[[], int] | None = None,
 ) -> None:
-    """Write the turns of the arms of `models` under evaluation/. What is there already is not asked for again.
+    """Generate the turns of the arms of `models` under evaluation/. Stored turns are not generated again.
 
-    One arm after the other: on a CPU vLLM lets an adapter leak into requests to the base that share a batch with it
+    The arms run one after the other: on a CPU, vLLM lets an adapter leak into requests to the base in the same batch
     (vllm-project/vllm#48421).
     """
     run["evaluation"].mkdir(exist_ok=True)
-    wanted = [name for name in ARMS if name in recipe.evaluation.arms]
+    planned = [name for name in ARMS if name in recipe.evaluation.arms]
     for model in models:
-        mine = [ARMS[name] for name in wanted if ARMS[name].model == model]
-        if mine:
-            await _timed(run, mine[0], "answer", _answers(run, recipe, prompts, complete, mine[0], level))
-        for arm in mine:
+        model_arms = [ARMS[name] for name in planned if ARMS[name].model == model]
+        if model_arms:
+            await _timed(run, model_arms[0], "answer", _answers(run, recipe, prompts, complete, model_arms[0], level))
+        for arm in model_arms:
             if arm.way == "chain":
-                few = {"chains_per_prompt": recipe.evaluation.samples}
-                chains = recipe.model_copy(update={"chain": recipe.chain.model_copy(update=few)})
+                update = {"chains_per_prompt": recipe.evaluation.samples}
+                chains = recipe.model_copy(update={"chain": recipe.chain.model_copy(update=update)})
                 work = run_with_line(
                     run,
                     chains,
@@ -116,13 +119,13 @@ def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int
 
 
 async def _whole(work: Awaitable[SamplingProgress]) -> None:
-    """KeyboardInterrupt if Ctrl-C broke it off: what is missing must not pass for failed."""
+    """Raise KeyboardInterrupt if Ctrl-C interrupted the work: missing answers must not count as failed."""
     if (await work).interrupted:
         raise KeyboardInterrupt
 
 
 async def _timed(run: Run, arm: Arm, what: str, work: Awaitable[Any]) -> None:
-    """Do a part of the work and note its seconds, over all sessions that did some of it; a broken-off one notes its start."""
+    """Run a part of the work and append its seconds; an interrupted session leaves only a row without seconds."""
     rows = run.rows(f"{arm.prefix}seconds.jsonl")
     rows.append({"what": what, "seconds": None})
     started = time.monotonic()
@@ -132,21 +135,23 @@ async def _timed(run: Run, arm: Arm, what: str, work: Awaitable[Any]) -> None:
 
 
 def seconds(run: Run, name: str) -> float | None:
-    """Seconds that an arm took: its model's first answers and what it asked for itself. None if a session on either was
-    broken off."""
+    """Return the seconds that an arm took: the first answers of its model plus its own requests.
+
+    None if a session of either part was interrupted.
+    """
     arm, total = ARMS[name], 0.0
     for what in dict.fromkeys(("answer", arm.way)):
-        noted = [row["seconds"] for row in run.rows(f"{arm.prefix}seconds.jsonl") if row["what"] == what]
-        if len(noted) != 2 * sum(s is not None for s in noted):
+        recorded = [row["seconds"] for row in run.rows(f"{arm.prefix}seconds.jsonl") if row["what"] == what]
+        if len(recorded) != 2 * sum(s is not None for s in recorded):
             return None
-        total += sum(s for s in noted if s is not None)
+        total += sum(s for s in recorded if s is not None)
     return round(total, 2)
 
 
-# -- the base's arms, which don't depend on the adapter: another run's are taken where all they depend on is the same
+# -- the arms of the base do not depend on the adapter: reusable from another run with the same inputs
 
-BASE = "evaluation/base_arms.json"  # written when they are whole: their digest, and the nats of neutral texts
-# The first one is the last to be there (`Run.copy_files`): without it nothing was taken.
+BASE = "evaluation/base_arms.json"  # written when these arms are complete: their digest, and the nats of neutral texts
+# `copy_files` writes the first file last: without it, nothing was reused.
 BASE_FILES = (
     "evaluation/turns.jsonl",
     "evaluation/chains.jsonl",
@@ -160,9 +165,11 @@ BASE_FILES = (
 
 
 def base_digest(recipe: Recipe, sampling: str) -> str:
-    """Of all that the base's answers depend on: model, prompts, chain, generation and reward (`sampling`, that stage's
-    fingerprint), what the evaluation asks of the base, and on which weights it is served, which is how training
-    quantises it."""
+    """Return the digest of everything that the base's answers depend on.
+
+    That is the fingerprint of the sampling stage (`sampling`: model, prompts, chain, generation and reward), the
+    evaluation settings for the base, and the served weights (training determines their quantisation).
+    """
     e, arms = recipe.evaluation, recipe.evaluation.arms
     names = [name for name in ARMS if name in arms and ARMS[name].model is None]
     weights = quantization(recipe.distill.model_dump()) if ADAPTER in models_of(arms) else None
@@ -170,19 +177,19 @@ def base_digest(recipe: Recipe, sampling: str) -> str:
 
 
 def adopt_base(run: Run, base: str, siblings: Iterable[Run]) -> str:
-    """Copy the base's arms from a sibling that has them whole, if there are none here; its name, "" without one."""
+    """Copy complete base arms from a sibling run, if this run has none; return the sibling's name, or ""."""
     if run[BASE_FILES[0]].exists():
         return ""
-    for donor in siblings:
-        if donor.folder != run.folder and finished_base(donor, base) is not None:
+    for source in siblings:
+        if source.folder != run.folder and finished_base(source, base) is not None:
             run["evaluation"].mkdir(exist_ok=True)
-            copy_files(run, donor, BASE_FILES)
-            return donor.folder.name
+            copy_files(run, source, BASE_FILES)
+            return source.folder.name
     return ""
 
 
 def finished_base(run: Run, base: str) -> dict[str, dict[str, float]] | None:
-    """Nats of neutral texts by arm, if the base's arms are whole here and of this digest; None if not."""
+    """Return the nats of neutral texts by arm if this run has complete base arms with this digest; else None."""
     if not (run[BASE].is_file() and run[BASE_FILES[0]].is_file()):
         return None
     recorded = read_object(run[BASE])
@@ -192,7 +199,7 @@ def finished_base(run: Run, base: str) -> dict[str, dict[str, float]] | None:
 def finish_base(
     run: Run, base: str, answers: Iterable[Mapping[str, Any]], each: int, neutral: Mapping[str, Mapping[str, float]]
 ) -> None:
-    """Record that the base's arms are whole, if they are: every one of them has `each` answers."""
+    """Write the marker of the base arms if they are complete, that is, if each arm has `each` answers."""
     names = [name for name in run.facts["recipe"]["evaluation"]["arms"] if ARMS[name].model is None]
     counts = Counter(a["arm"] for a in answers)
     if names and all(counts[name] == each for name in names):
@@ -200,13 +207,13 @@ def finish_base(
         write_json(run[BASE], {"digest": base, "neutral": measured})
 
 
-# -- asking
+# -- generation
 
 
 async def _answers(
     run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, arm: Arm, level: Callable[[], int] | None
 ) -> None:
-    """The first answer to every prompt and sample."""
+    """Generate the first answer to every prompt and sample."""
     todo = [(p, k, 0) for p in prompts for k in range(recipe.evaluation.samples)]
     await _draw(run, recipe, f"{arm.prefix}turns.jsonl", todo, complete, arm.model, level)
 
@@ -214,15 +221,17 @@ async def _answers(
 async def _more_answers(
     run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, level: Callable[[], int] | None
 ) -> None:
-    """Answers 1..n-1 beside the first, as many as make the chain's tokens. In their turns `step` numbers them."""
+    """Generate answers 1..n-1; n answers cost as many tokens as the chain. `Turn.step` holds the answer's number."""
     n = answers_for_the_same_tokens(run, recipe)
     todo = [(p, k, j) for p in prompts for k in range(recipe.evaluation.samples) for j in range(1, n)]
     await _draw(run, recipe, BEST_OF_N, todo, complete, None, level)
 
 
 def answers_for_the_same_tokens(run: Run, recipe: Recipe) -> int:
-    """How many answers of the base cost as many new tokens as the chains did (at least 2); without the arm
-    `self_critique`, as many as the chain has turns."""
+    """Return the number of base answers (at least 2) that cost as many new tokens as the chains did.
+
+    Without the arm `self_critique`, return the number of turns of a chain.
+    """
     if "self_critique" not in recipe.evaluation.arms:
         return 1 + 2 * recipe.chain.steps
     tokens = [(row["role"], row["new_tokens"]) for row in run.rows("evaluation/turns.jsonl")]
@@ -239,14 +248,14 @@ async def _draw(
     model: str | None,
     level: Callable[[], int] | None,
 ) -> None:
-    """Ask for plain answers: prompt, sample, number of the answer (0: the first)."""
+    """Generate the plain answers of `todo`: (prompt, sample, number of the answer; 0 is the first)."""
     rows = run.rows(file)
     done = {(row["prompt_id"], row["chain"], row["step"]) for row in rows if row["role"] == "answer"}
-    left = [(p, k, j) for p, k, j in todo if (p.id, k, j) not in done]
+    pending = [(p, k, j) for p, k, j in todo if (p.id, k, j) not in done]
     texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
     unanswered = run.rows(file.replace("turns", "unanswered"))
     failures = CircuitBreaker({(row["prompt_id"], row["number"]) for row in unanswered}, works=bool(done))
-    meter, failed, name = Meter(len(left)), 0, model or "base"
+    meter, failed, name = Meter(len(pending)), 0, model or "base"
 
     async def one(prompt: Prompt, sample: int, number: int) -> bool:
         seed = seed_of(recipe.seed, prompt.id, sample, number, "answer")
@@ -265,8 +274,8 @@ async def _draw(
 
     try:
         with moving_line() as line:
-            flow = TaskPool(level or (lambda: fixed_level(recipe)))
-            async for ok in flow.over((lambda x=x: one(*x)) for x in left):
+            pool = TaskPool(level or (lambda: fixed_level(recipe)))
+            async for ok in pool.over((lambda x=x: one(*x)) for x in pending):
                 meter.done += 1
                 failed += not ok
                 line.show(f"evaluation  {name}  answers {meter.done}/{meter.total}  failed {failed}{meter.left()}")
@@ -275,12 +284,12 @@ async def _draw(
         unanswered.close()
 
 
-# -- what came of it
+# -- results
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one arm gave to one prompt and sample: text, how it ended, and all new tokens that it took."""
+    """Answer of one arm to one prompt and sample: text, finish reason, and the tokens of all turns that it took."""
 
     prompt_id: str
     sample: int
@@ -288,7 +297,7 @@ class Answer:
     finish_reason: str
     new_tokens: int
     prompt_tokens: int
-    raw: str = ""  # the whole text where an opening was stripped off it
+    raw: str = ""  # the whole text if an opening was stripped
 
 
 def answers_of(
@@ -298,27 +307,27 @@ def answers_of(
     prompts: Mapping[str, Prompt],
     score: Callable[[Sequence[str], Sequence[Prompt]], list[Any]],
 ) -> list[Answer]:
-    """The answers of one arm, in the order of prompt ids and samples; `score` is the reward, by which best-of-n chooses."""
+    """Return the answers of one arm, sorted by prompt id and sample; `score` is the reward that best-of-n maximises."""
     arm = ARMS[name]
     turns = [t for t in run.rows(f"{arm.prefix}turns.jsonl").as_type(Turn) if t.prompt_id in prompts]
     first = [t for t in turns if t.role == "answer"]
     if arm.way == "answer":
-        found = [_single(t) for t in first]
+        answers = [_single(t) for t in first]
     elif arm.way == "chain":
         by_key = {t.key: t for t in turns}
         spent = _spent(turns)
-        found = []
+        answers = []
         for c in read_chains(run, f"{arm.prefix}chains.jsonl"):
             if c.prompt_id in prompts:
-                at = c.state_step
-                state = by_key[c.prompt_id, c.number, at, "revision" if at else "answer"]
-                raw = c.steps[at - 1].raw if at else c.answer_raw
+                step = c.state_step
+                state = by_key[c.prompt_id, c.number, step, "revision" if step else "answer"]
+                raw = c.steps[step - 1].raw if step else c.answer_raw
                 tokens = spent[c.prompt_id, c.number]
-                found.append(Answer(c.prompt_id, c.number, c.final, state.finish_reason, *tokens, raw))
+                answers.append(Answer(c.prompt_id, c.number, c.final, state.finish_reason, *tokens, raw))
     else:
         more = [t for t in run.rows(BEST_OF_N).as_type(Turn) if t.prompt_id in prompts]
-        found = _best(recipe, [*first, *more], prompts, score)
-    return sorted(found, key=lambda a: (a.prompt_id, a.sample))
+        answers = _best(recipe, [*first, *more], prompts, score)
+    return sorted(answers, key=lambda a: (a.prompt_id, a.sample))
 
 
 def _single(t: Turn) -> Answer:
@@ -329,8 +338,8 @@ def _spent(turns: Iterable[Turn]) -> dict[tuple[str, int], tuple[int, int]]:
     """New and prompt tokens by prompt and sample."""
     out: dict[tuple[str, int], tuple[int, int]] = {}
     for t in turns:
-        new, asked = out.get((t.prompt_id, t.chain), (0, 0))
-        out[t.prompt_id, t.chain] = (new + t.new_tokens, asked + t.prompt_tokens)
+        new_tokens, prompt_tokens = out.get((t.prompt_id, t.chain), (0, 0))
+        out[t.prompt_id, t.chain] = (new_tokens + t.new_tokens, prompt_tokens + t.prompt_tokens)
     return out
 
 
@@ -340,16 +349,24 @@ def _best(
     prompts: Mapping[str, Prompt],
     score: Callable[[Sequence[str], Sequence[Prompt]], list[Any]],
 ) -> list[Answer]:
-    """Of each prompt and sample the answer of highest reward among the clean and scored ones, as the chain would choose;
-    the first answer where none is."""
-    kept = [inspect(t.text, t.finish_reason, prompts[t.prompt_id], "", recipe.hygiene) for t in turns]
-    scores = score([k.text for k in kept], [prompts[t.prompt_id] for t in turns])
-    # prompt and sample -> reward, minus the number, text, how it ended, raw
+    """Return the clean answer with the highest reward for each prompt and sample, as the chain would choose.
+
+    If no answer is clean and scored, the first answer is returned.
+    """
+    inspections = [inspect(t.text, t.finish_reason, prompts[t.prompt_id], "", recipe.hygiene) for t in turns]
+    scores = score([k.text for k in inspections], [prompts[t.prompt_id] for t in turns])
+    # (prompt id, sample) -> (reward, minus the number, text, finish reason, raw)
     best: dict[tuple[str, int], tuple[float, int, str, str, str]] = {}
-    for t, found, s in zip(turns, kept, scores, strict=True):
-        fit = not found.defect and s.value is not None
-        if fit or t.step == 0:
-            candidate = (s.value if fit else float("-inf"), -t.step, found.text, t.finish_reason, found.raw)
+    for t, inspection, s in zip(turns, inspections, scores, strict=True):
+        is_usable = not inspection.defect and s.value is not None
+        if is_usable or t.step == 0:
+            candidate = (
+                s.value if is_usable else float("-inf"),
+                -t.step,
+                inspection.text,
+                t.finish_reason,
+                inspection.raw,
+            )
             best[t.prompt_id, t.chain] = max(best.get((t.prompt_id, t.chain), candidate), candidate)
     spent = _spent(turns)
     return [Answer(*key, text, why, *spent[key], raw) for key, (_, _, text, why, raw) in best.items()]

@@ -1,8 +1,8 @@
-"""A blind comparison by people: base and distilled on the same held-out prompts, shown as A and B, verdicts as numbers.
+"""Blind comparison by human judges: base and distilled answer the same held-out prompts and are shown as A and B.
 
-`pairs_of`, `pick`, `order_of` and `tally` are pure; `compare` asks on the terminal. A verdict is a row of
-evaluation/blind.jsonl, written as it is given, and holds the hashes of both answers: one on texts that have changed since
-does not count. Says nothing about who judged: the number of names in the rows is what is recorded.
+`pairs_of`, `pick`, `order_of` and `tally` are pure; cli/blind.py runs the dialogue on the terminal. A verdict is a row
+of evaluation/blind.jsonl, appended when it is given. It holds the hashes of both answers: a verdict on texts that have
+changed since does not count. The identity of the judges is not verified: only the number of names is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dsc_hub.runs.run import Run
 ARMS = ("base", "distilled")
 FILE = "evaluation/blind.jsonl"
 TIE = "tie"
-VALUE = {"distilled": 1.0, TIE: 0.5, "base": 0.0}  # of a verdict
+VALUE = {"distilled": 1.0, TIE: 0.5, "base": 0.0}  # value of a verdict
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,31 @@ class Pair:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """{arm: the first 16 hex digits of the SHA-256 of its answer}"""
+        """First 16 hex digits of the SHA-256 of each arm's answer, by arm."""
         return {a: hashlib.sha256(self.texts[a].encode("utf-8", "surrogatepass")).hexdigest()[:16] for a in ARMS}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A line of blind.jsonl: who preferred what, and all that is needed to check it."""
+    """A row of blind.jsonl: the judge, the choice, and the data needed to verify it."""
 
     prompt_id: str
     judge: str
-    seed: int  # of the order, 0 <= seed < 2**31
-    shown: Sequence[str]  # arms as A and B
+    seed: int  # seed of the order, 0 <= seed < 2**31
+    shown: Sequence[str]  # the arms shown as A and B
     choice: Literal["A", "B", "t"]
     won: Literal["base", "distilled", "tie"]
-    answers: Mapping[str, str]  # hashes of what was shown, by arm
+    answers: Mapping[str, str]  # hashes of the shown answers, by arm
 
 
-# -- which, in what order, with what result
+# -- selection, order, result
 
 
 def pairs_of(answers: Iterable[Mapping[str, Any]]) -> list[Pair]:
-    """Rows of evaluation/answers.jsonl -> a pair for every prompt that both arms answered, in the order of prompt ids; of
-    several answers to a prompt the first."""
+    """Return one pair per prompt that both arms answered, sorted by prompt id, from rows of evaluation/answers.jsonl.
+
+    Of several answers to a prompt the first one is used.
+    """
     by_prompt: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for row in answers:
         if row["sample"] == 0:
@@ -72,9 +74,9 @@ def pairs_of(answers: Iterable[Mapping[str, Any]]) -> list[Pair]:
 
 
 def pick(pairs: Sequence[Pair], seed: int, n: int) -> list[Pair]:
-    """At most n pairs in random order, the groups taking turns: no group twice before every other with pairs left came once.
+    """Return at most n pairs in random order, round-robin over the groups.
 
-    The same seed gives the same order, and a larger n the same beginning, so that one can go on later.
+    The same seed gives the same order, and a larger n the same beginning, so that judging can continue later.
     """
     by_group: dict[str, list[Pair]] = defaultdict(list)
     for pair in sorted(pairs, key=lambda p: seed_of(seed, p.prompt_id, 0, 0, "blind prompt")):
@@ -85,23 +87,23 @@ def pick(pairs: Sequence[Pair], seed: int, n: int) -> list[Pair]:
 
 
 def order_of(seed: int) -> tuple[str, str]:
-    """The arms as A and B: a fair coin that a pair's own seed decides."""
+    """Return the arms in the order A, B: a fair coin decided by the pair's seed."""
     return ARMS if seed % 2 else (ARMS[1], ARMS[0])
 
 
 def counted(pairs: Sequence[Pair], verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The last verdict of every judge on every prompt whose two answers are still those that were shown."""
+    """Return the last verdict of each judge on each prompt whose two answers have not changed since."""
     now = {p.prompt_id: p.hashes for p in pairs}
     last = {(v.judge, v.prompt_id): v for v in verdicts if now.get(v.prompt_id) == dict(v.answers)}
     return list(last.values())
 
 
 def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float = 0.95) -> dict[str, Any] | None:
-    """Counts, win rate and p over the prompts that were judged; None if none was.
+    """Return counts, win rate and p over the judged prompts; None if no prompt was judged.
 
-    A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), the mean over its judges where there are several; above
-    0.5 it counts as a win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over
-    groups and within 0..1. `p` is the exact sign test over decided prompts, and takes prompts as independent.
+    A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), averaged over its judges; a value above 0.5 counts as a
+    win of the distilled model. `win_rate` is `stats.estimate` of the values, so its interval is over groups and within
+    0..1. `p` is the exact sign test over decided prompts; it treats prompts as independent.
     """
     verdicts = list(verdicts)
     valid = counted(pairs, verdicts)
@@ -135,12 +137,12 @@ def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float 
 
 
 def read_pairs(run: Run) -> list[Pair]:
-    """The pairs of a finished evaluation. RunError if there is none, or if it lacks one of the two arms."""
+    """Return the pairs of a finished evaluation; RunError if there is none, or if one of the two arms is missing."""
     if run.marker("evaluation") is None or not run["evaluation/answers.jsonl"].is_file():
         raise RunError(f"{run.folder} has no finished evaluation, so there are no answers to compare", _first(run))
     rows = answers(run)
-    there = {a["arm"] for a in rows}
-    if missing := [arm for arm in ARMS if arm not in there]:
+    arms = {a["arm"] for a in rows}
+    if missing := [arm for arm in ARMS if arm not in arms]:
         raise RunError(
             f"the evaluation of {run.folder} has no answers of: {', '.join(missing)}; expected base and distilled",
             f"Have both in evaluation.arms of the recipe. {_first(run)}",
@@ -157,28 +159,28 @@ def read_verdicts(run: Run) -> list[Verdict]:
 
 
 def record_tally(run: Run) -> dict[str, Any] | None:
-    """Write the tally of what is in the run folder now to metrics.json, or take an outdated one out of it; the tally.
+    """Recompute the tally from the run folder, write it to metrics.json or remove an outdated one; return the tally.
 
-    Called after judging, and by the evaluation: answers that are made anew may have left verdicts behind.
+    Called after judging, and by the evaluation: recomputed answers can make stored verdicts outdated.
     """
     verdicts = read_verdicts(run)
-    found = None
+    result = None
     if verdicts:
         pairs = pairs_of(map(asdict, run.rows("evaluation/answers.jsonl").as_type(Answer)))
-        found = tally(pairs, verdicts, run.facts["recipe"]["evaluation"]["confidence"])
-    if found is not None:
-        run.add_metrics("blind", found)
+        result = tally(pairs, verdicts, run.facts["recipe"]["evaluation"]["confidence"])
+    if result is not None:
+        run.add_metrics("blind", result)
     else:
         run.drop_metrics("blind")
-    return found
+    return result
 
 
 def counts(run: Run) -> dict[str, Any]:
-    """The tally of what was judged so far (`tally`), from the verdicts themselves. RunError if nothing was."""
-    found = tally(read_pairs(run), read_verdicts(run), run.facts["recipe"]["evaluation"]["confidence"])
-    if found is None:
+    """Return the tally (`tally`) of the stored verdicts; RunError if nothing was judged yet."""
+    result = tally(read_pairs(run), read_verdicts(run), run.facts["recipe"]["evaluation"]["confidence"])
+    if result is None:
         raise RunError(f"nothing in {run.folder} was judged yet", "`dsc blind RUN` asks.")
-    return found
+    return result
 
 
 # -- the judge

@@ -1,16 +1,16 @@
-"""The gate: may one say that the distilled model is better than its base? Answers in, a list of criteria out. Pure.
+"""The gate: is the claim justified that the distilled model is better than its base? Answers in, criteria out. Pure.
 
-A small model games every reward, so a gain on the reward alone says little. The claim holds if distilled beats base on
-the reward and on a second scorer that chose nothing, *and* none of what usually goes with gaming has got worse by more
-than a margin that is stated in advance: losing the subject, saying the same of everything, growing or shrinking,
-talking about the conversation, repeating itself, not coming to an end, no answer. What it can't tell is fluent text
-from word salad: read the answers, or have them judged (`dsc blind`).
+A small model games every reward, so a gain on the reward alone is weak evidence. The claim holds if distilled beats
+base on the reward and on a second scorer that played no part in training, *and* no usual symptom of reward gaming got
+worse by more than a margin stated in advance: losing the subject, saying the same about everything, longer or shorter
+answers, talking about the conversation, repetition, unfinished answers, missing answers. The gate cannot distinguish
+fluent text from word salad: read the answers, or have them judged (`dsc blind`).
 
-Each criterion is a test of non-inferiority over split groups: the interval of a paired difference (or ratio) lies
-within its limits (met), wholly outside of them (failed), or neither (undecided: not enough data). So of two equal
-models hardly one fails, and a worse one hardly passes, however few the groups are; how often was simulated:
-`python -m pytest -m long -s tests/evaluation/test_gate_simulation.py`. Source of the design: G. Piaggio et al., JAMA 308, 2012
-(CONSORT for non-inferiority).
+Each criterion is a non-inferiority test over split groups: the interval of a paired difference (or ratio) lies within
+its limits (met), wholly outside of them (failed), or neither (undecided: not enough data). So an equal model rarely
+fails and a worse one rarely passes, however few groups there are. The error rates were simulated:
+`python -m pytest -m long -s tests/evaluation/test_gate_simulation.py`. Source of the design: G. Piaggio et al., JAMA
+308, 2012 (CONSORT for non-inferiority).
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ from dsc_hub.runs.verdict import (
     within_limits,
 )
 
-# The margins, stated in advance.
-SHARE_MARGIN = 0.10  # of a share of answers (0..1): by so much it may be worse than the base's
-SCORE_MARGIN = 0.05  # of a score that has a range: by so much of the range it may be worse
-SPREAD_MARGIN = 0.25  # of a score without a range: by so many standard deviations of the base's group means
+# Margins, fixed in advance.
+SHARE_MARGIN = 0.10  # for a share of answers (0..1): how much worse than the base it may be
+SCORE_MARGIN = 0.05  # for a score with a range: how much worse it may be, as a fraction of the range
+SPREAD_MARGIN = 0.25  # for a score without a range: in standard deviations of the base's group means
 LEAST_VARIETY = 0.8  # distinct-2 as a share of the base's
 SHORTEST, LONGEST = 0.7, 1.3  # length as a share of the base's
-PHRASE_WORDS = 8  # words of a phrase that may be a mannerism
-SENTENCE_WORDS = 3  # words that a sentence must have to be one
-BLOCKS = 50  # of groups, at most, that the jackknife leaves out one after the other
+PHRASE_WORDS = 8  # words per phrase when searching for mannerisms
+SENTENCE_WORDS = 3  # minimum number of words of a sentence
+BLOCKS = 50  # maximum number of blocks of groups that the jackknife leaves out in turn
 
 Key = tuple[str, int]  # prompt id, sample
 
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Answers of base and distilled to the same prompts and samples, side by side; groups are the prompts'."""
+    """Aligned answers of base and distilled to the same prompts and samples, with the prompts."""
 
     base: Sequence[Row]
     distilled: Sequence[Row]
@@ -85,10 +85,10 @@ def assess(
     differences: Mapping[str, Row],
     scores: Mapping[str, Row],
 ) -> dict[str, Any]:
-    """The claim of an evaluation: {verdict, answers (pairs compared), groups, groups_needed, criteria}.
+    """Return the claim of an evaluation: {verdict, answers (pairs compared), groups, groups_needed, criteria}.
 
-    `answers` are rows of the arms on `prompts`, `differences` the paired differences distilled - base by score name
-    with p and interval, `scores` what each score is: {higher_is_better, low, high (its range, or None)}.
+    `answers` are rows of the arms on `prompts`. `differences` are the paired differences distilled - base by score
+    name, with p and interval. `scores` describes each score: {higher_is_better, low, high (its range, or None)}.
     """
     by_id = {p.id: p for p in prompts}
     arms: dict[str, dict[Key, Row]] = {"base": {}, "distilled": {}}
@@ -105,7 +105,7 @@ def assess(
     ]
     if "third" in differences:
         criteria.append(_not_worse("third", pairs, differences["third"], scores.get("third", {}), setting))
-    # The texts are judged at no less than the claim's confidence, whatever the scores are shown with.
+    # The text criteria use at least the claim's confidence, whatever confidence the scores are shown with.
     setting = replace(setting, confidence=max(setting.confidence, LEAST_CONFIDENCE))
     if both:
         criteria += [
@@ -126,14 +126,16 @@ def assess(
 
 
 def where_alike(estimate: Row) -> dict[str, Any]:
-    """An estimate of groups that are all alike as an interval of no width: of so many groups that agree a margin may be
-    judged."""
+    """Return the estimate with an interval of zero width if all groups have the same value.
+
+    Enough groups that agree (`stats.LEAST_GROUPS`) suffice to judge a margin.
+    """
     is_alike = estimate["mean"] is not None and estimate["low"] is None and estimate["groups"] >= stats.LEAST_GROUPS
     return dict(estimate) | ({"low": estimate["mean"], "high": estimate["mean"]} if is_alike else {})
 
 
 def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: float | None, **more: Any) -> Criterion:
-    """`within_limits` of a ratio whose interval was made of its logarithm."""
+    """Apply `within_limits` to a ratio whose interval was computed on its logarithm."""
     limits = {"at_least": math.log(least), "at_most": None if most is None else math.log(most)}
     c = within_limits(name, logs, setting.confidence, **limits, **more)
     value, low, high = (None if end is None else math.exp(end) for end in (c.value, c.low, c.high))
@@ -156,11 +158,11 @@ def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Se
         note = f"margin: {SPREAD_MARGIN:g} standard deviations of the base's group means"
     upwards = where_alike(_upwards(difference, score))
     criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note)
-    # It was asked for: what could not be measured is open.
+    # The recipe requested this scorer, so an unmeasured result leaves the claim undecided.
     return replace(criterion, verdict="undecided") if criterion.verdict == "unmeasured" else criterion
 
 
-# -- what was asked, and how often
+# -- prompts and missing answers
 
 
 def _on_test_prompts(setting: Setting) -> Criterion:
@@ -177,8 +179,10 @@ def _on_test_prompts(setting: Setting) -> Criterion:
 def _answered(
     arms: Mapping[str, Mapping[Key, Row]], prompts: Sequence[Prompt], scores: Mapping[str, Row], setting: Setting
 ) -> Criterion:
-    """Failed, empty and unscored answers drop out of all means: more of them would flatter. Unscored is one that any of
-    the scores has no value for."""
+    """Compare the shares of missing answers: failed, empty, or without a value for any of the scores.
+
+    These answers drop out of all means, so more of them would bias the means upwards.
+    """
 
     def is_missing(row: Row | None) -> bool:
         if row is None or not words(row["text"]):
@@ -203,7 +207,7 @@ def _share(
     less_is_better: bool = True,
     note: str = "",
 ) -> Criterion:
-    """Is the share of answers of which something is true worse by less than the margin?"""
+    """Return the criterion that the share of answers with a property is worse by less than SHARE_MARGIN."""
     difference = stats.rate_difference(distilled, base, groups, setting.confidence)
     limits = {"at_most": SHARE_MARGIN} if less_is_better else {"at_least": -SHARE_MARGIN}
     before, after = (sum(side) / len(side) if side else None for side in (base, distilled))
@@ -222,8 +226,11 @@ def _names_subject(pairs: Pairs, setting: Setting) -> Criterion:
 
 
 def _varied(pairs: Pairs, setting: Setting) -> Criterion:
-    """Distinct-2 is one number of all texts, so its interval is the jackknife's, which leaves out one group (or block
-    of groups) after the other."""
+    """Compare distinct-2 of the two arms.
+
+    Distinct-2 is one number for all texts, so its interval comes from the jackknife, which leaves out one group (or
+    block of groups) at a time.
+    """
     name = "as varied"
     groups = pairs.groups
 
@@ -232,8 +239,8 @@ def _varied(pairs: Pairs, setting: Setting) -> Criterion:
         arms = {"base": [pairs.base[k] for k in kept], "distilled": [pairs.distilled[k] for k in kept]}
         return variety(arms, 2)[0]
 
-    whole = both(frozenset())
-    before, after = whole["base"], whole["distilled"]
+    full = both(frozenset())
+    before, after = full["base"], full["distilled"]
     if not before or not after:
         return Criterion(name, "unmeasured", note="an arm has no two words")
     blocks: dict[int, set[str]] = defaultdict(set)
@@ -246,8 +253,11 @@ def _varied(pairs: Pairs, setting: Setting) -> Criterion:
 
 
 def _long(pairs: Pairs, setting: Setting) -> Criterion:
-    """The geometric mean of the pairs' ratios of words, where both answers have words: one that runs on doesn't make up
-    for ten that are short."""
+    """Compare lengths by the geometric mean of the pairs' word-count ratios.
+
+    Only pairs in which both answers have words count. With this mean one overlong answer does not offset ten short
+    ones.
+    """
     sizes = [
         (len(words(base["text"])), len(words(distilled["text"])), group)
         for base, distilled, group in zip(pairs.base, pairs.distilled, pairs.groups, strict=True)
@@ -261,8 +271,10 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
 
 
 def phrases_of(row: Row, prompt: Prompt) -> set[str]:
-    """An answer's phrases of PHRASE_WORDS words and whole sentences, the subject's name as one mark, so that "X is a
-    wonderful film that everybody should see" is the same whatever X."""
+    """Return an answer's phrases of PHRASE_WORDS words and its sentences, with the subject's name replaced by a mark.
+
+    So "X is a wonderful film that everybody should see" is the same phrase for every X.
+    """
     subject = subject_of(prompt)
     out = {" ".join(g) for g in phrases(without(row["text"], subject), PHRASE_WORDS)}
     sentences = (without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row["text"]))
@@ -270,27 +282,29 @@ def phrases_of(row: Row, prompt: Prompt) -> set[str]:
 
 
 def _mannerisms(pairs: Pairs, setting: Setting) -> Criterion:
-    """The phrase, in answers of more than one group, whose share has grown most."""
+    """Judge the phrase whose share grew most, among phrases in answers of more than one group."""
     name = "no mannerisms"
-    said = {
+    phrase_sets = {
         arm: [phrases_of(row, p) for row, p in zip(rows, pairs.prompts, strict=True)]
         for arm, rows in (("base", pairs.base), ("distilled", pairs.distilled))
     }
-    more: Counter[str] = Counter(phrase for s in said["distilled"] for phrase in s)
-    more.subtract(phrase for s in said["base"] for phrase in s if phrase in more)
+    growth: Counter[str] = Counter(phrase for s in phrase_sets["distilled"] for phrase in s)
+    growth.subtract(phrase for s in phrase_sets["base"] for phrase in s if phrase in growth)
     groups: dict[str, set[str]] = defaultdict(set)
-    for s, group in zip(said["distilled"], pairs.groups, strict=True):
+    for s, group in zip(phrase_sets["distilled"], pairs.groups, strict=True):
         for phrase in s:
             groups[phrase].add(group)
-    worst = max((p for p in sorted(more) if len(groups[p]) > 1), key=lambda p: more[p], default="")
-    base, distilled = ([worst in s for s in said[arm]] for arm in ("base", "distilled"))
+    worst = max((p for p in sorted(growth) if len(groups[p]) > 1), key=lambda p: growth[p], default="")
+    base, distilled = ([worst in s for s in phrase_sets[arm]] for arm in ("base", "distilled"))
     note = f'"{worst}" (* is the subject)' if worst else "no phrase comes in answers of two groups"
     return _share(name, base, distilled, pairs.groups, setting, note=note)
 
 
 def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
-    """What hygiene looks for. What the recipe declares normal (by switching its detector off) is shown and not
-    judged."""
+    """Return one criterion per hygiene detector and one for unfinished answers.
+
+    A property that the recipe declares normal (by switching its detector off) is shown but not judged.
+    """
     rules = setting.hygiene
     detectors: dict[str, tuple[Callable[[Row, Prompt], bool], bool]] = {
         "no more talk about the conversation": (
@@ -321,20 +335,22 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
 
 
 def claim_of(run: Run) -> Mapping[str, Any]:
-    """The claim of a run: {verdict, answers, groups, groups_needed, criteria}. RunError if nothing was evaluated or
-    compared, or if the verdict is not what the criteria add up to."""
+    """Return the claim of a run: {verdict, answers, groups, groups_needed, criteria}.
+
+    RunError if nothing was evaluated or compared, or if the verdict does not follow from the criteria.
+    """
     section = evaluated(run)["evaluation"]
-    found = section["claim"]
-    if not found:
+    claim = section["claim"]
+    if not claim:
         arms = list(section["arms"])
         raise RunError(
             f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
-    criteria = [(c["name"], c["verdict"]) for c in found["criteria"]]
-    if found["verdict"] != verdict_of(criteria, found["answers"]):
+    criteria = [(c["name"], c["verdict"]) for c in claim["criteria"]]
+    if claim["verdict"] != verdict_of(criteria, claim["answers"]):
         raise RunError(
             f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
             f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
         )
-    return found
+    return claim

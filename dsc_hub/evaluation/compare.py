@@ -1,8 +1,8 @@
-"""Two or more evaluated runs beside each other: the same arm on the same prompts, paired where both answered.
+"""Comparison of two or more evaluated runs: the same arm on the same prompts, paired where both runs have an answer.
 
-Run folders in, numbers out; the first run is the baseline. Scores are matched by their scorer (package and version, or model
-and commit), not by the part they play: what chose the data in one run may be the second scorer of the other. Numbers of
-different prompts are never subtracted; where the arms ran on other weights or at another temperature, a note says so.
+Run folders in, numbers out; the first run is the baseline. Scores are matched by their scorer (package and version, or
+model and commit), not by their role: the reward of one run may be the second scorer of another. Numbers of different
+prompts are never subtracted; a note reports if the arms ran on different weights or at different temperatures.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ Row = Mapping[str, Any]
 
 
 def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
-    """{confidence, runs: [{name, folder, served_on, split, temperature, scores, arms}], differences: [{run, against, arm, prompts,
-    unshared, by_score}], notes: sentences}.
+    """Compare each further run with the first one.
 
-    `by_score` has a `stats.paired_difference` a scorer, run minus baseline, with `p_holm` over all of them together. `prompts`
-    counts answers that both runs gave (prompt and sample), `unshared` those that only one has. Arms or scorers that only one
-    run has are left out. ConfigError for fewer than two different runs; RunError for one that is not evaluated.
+    Return {confidence, runs: [{name, folder, served_on, split, temperature, scores, arms}], differences: [{run,
+    against, arm, prompts, unshared, by_score}], notes: sentences}. `by_score` has one `stats.paired_difference` per
+    scorer, run minus baseline, with `p_holm` over all of them together. `prompts` counts answers (prompt and sample)
+    that both runs have, `unshared` those that only one has. Arms or scorers that only one run has are left out.
+    ConfigError for fewer than two different runs; RunError for a run that is not evaluated.
     """
     if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
         raise ConfigError(
@@ -37,18 +38,18 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
     differences = []
     for name, other in zip(names[1:], read[1:], strict=True):
         for arm in (a for a in first["rows"] if a in other["rows"]):
-            mine, theirs = other["rows"][arm], first["rows"][arm]
-            shared = len(mine.keys() & theirs.keys())
+            run_rows, baseline_rows = other["rows"][arm], first["rows"][arm]
+            shared = len(run_rows.keys() & baseline_rows.keys())
             by_score = {
                 first["names"][scorer]: stats.paired_rows(
-                    mine, theirs, column, first["columns"][scorer], confidence, other["ranges"][column]
+                    run_rows, baseline_rows, column, first["columns"][scorer], confidence, other["ranges"][column]
                 )
                 for scorer, column in other["columns"].items()
                 if scorer in first["columns"]
             }
             differences.append(
                 {"run": name, "against": baseline, "arm": arm, "prompts": shared}
-                | {"unshared": len(mine) + len(theirs) - 2 * shared, "by_score": by_score}
+                | {"unshared": len(run_rows) + len(baseline_rows) - 2 * shared, "by_score": by_score}
             )
     stats.adjust({str(i): d["by_score"] for i, d in enumerate(differences)})
     shown = [
@@ -73,37 +74,37 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Recipe and fingerprint; the whole path where that doesn't tell them apart."""
+    """Return recipe/fingerprint of each run, or the full paths if these names are not unique."""
     short = ["/".join(run.folder.resolve().parts[-2:]) for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder.resolve()) for run in runs]
 
 
 def _read(run: Run) -> dict[str, Any]:
-    """Answers by arm, prompt and sample, and which column of them each scorer fills."""
+    """Return a run's answers by arm, prompt and sample, the column of each scorer, and the evaluation settings."""
     section = evaluated(run)["evaluation"]
     rows: dict[str, dict[tuple[str, int], Row]] = {arm: {} for arm in section["arms"]}
     for row in answers(run):
         rows[row["arm"]][row["prompt_id"], row["sample"]] = row
-    facts, shown = run.facts, {column: about["name"] for column, about in section["scores"].items()}
-    identity = {column: _meant(facts, column, name) for column, name in shown.items()}
-    own = facts["recipe"]["evaluation"].get("temperature")
+    facts, scorers = run.facts, {column: about["name"] for column, about in section["scores"].items()}
+    identity = {column: _meant(facts, column, name) for column, name in scorers.items()}
+    temperature = facts["recipe"]["evaluation"].get("temperature")
     return {
         "rows": rows,
-        "columns": {identity[column]: column for column in shown},
-        "names": {identity[column]: name for column, name in shown.items()},
+        "columns": {identity[column]: column for column in scorers},
+        "names": {identity[column]: name for column, name in scorers.items()},
         "ranges": {column: (about.get("low"), about.get("high")) for column, about in section["scores"].items()},
         "served_on": section["served_on"],
         "split": section["split"],
-        "temperature": facts["recipe"]["generation"]["temperature"] if own is None else own,
-        "scores": shown,
-        "arms": {arm: {s: numbers[s] for s in shown} for arm, numbers in section["arms"].items()},
+        "temperature": facts["recipe"]["generation"]["temperature"] if temperature is None else temperature,
+        "scores": scorers,
+        "arms": {arm: {s: numbers[s] for s in scorers} for arm, numbers in section["arms"].items()},
     }
 
 
 def _meant(facts: Mapping[str, Any], column: str, name: str) -> str:
-    """What a column measures, exactly, every term with its weight: runs are compared where it is the same."""
+    """Return the exact identity of a column: every scorer term with its weight. Equal identities are comparable."""
     place = SCORERS[column]
     section = facts["recipe"].get(place) or {}
     terms = [(place, section), *((f"{place}.plus.{i}", term) for i, term in enumerate(section.get("plus") or ()))]
-    told = [(term.get("weight", 1), str(facts["identity"].get(at) or name)) for at, term in terms]
-    return " + ".join(identity if weight == 1 else f"{weight:g} x {identity}" for weight, identity in told)
+    weighted = [(term.get("weight", 1), str(facts["identity"].get(location) or name)) for location, term in terms]
+    return " + ".join(identity if weight == 1 else f"{weight:g} x {identity}" for weight, identity in weighted)

@@ -1,4 +1,4 @@
-"""`dsc score`: a metric on the texts of a file, in the metric's own unit and direction."""
+"""`dsc score`: score the texts of a file with a metric, in the metric's own unit and direction."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from dsc_hub.records import Prompt
 def score(
     metric: str, file: Path, scorer: str | None, column: str, options: Mapping[str, Any], code: Code
 ) -> dict[str, Any]:
-    """Score every text of a file (a text a line, or `column` of .jsonl, .csv or .parquet; `prompt` and `kind` of its rows go along).
+    """Score every text of a file: one text per line, or `column` of .jsonl, .csv or .parquet.
 
-    {"metric", "identity", "unit", "higher_is_better", "estimate": of the mean over texts, "unscored", "rows": [{text, score,
-    reason}]}. DataError for a file that can't be read, MetricError for a scorer that can't be had.
+    The metric also gets `prompt` and `kind` of the rows. Return {"metric", "identity", "unit", "higher_is_better",
+    "estimate": estimate of the mean over texts, "unscored", "rows": [{text, score, reason}]}. DataError for a file that
+    cannot be read, MetricError for a scorer that is not available.
     """
     rows = list(table_files.read_rows(file, column))
     if not rows:
@@ -32,9 +33,9 @@ def score(
     )
     identity = registry.identify(section, code)
     loaded = loading.load(section, identity, code.folder, as_measured=True)
-    given = [Prompt("", str(row.get("prompt") or ""), "", "test", str(row.get("kind") or "")) for row in rows]
+    prompts = [Prompt("", str(row.get("prompt") or ""), "", "test", str(row.get("kind") or "")) for row in rows]
     texts = [str(row[column] if row[column] is not None else "") for row in rows]
-    scores = loaded.score(texts, given)
+    scores = loaded.score(texts, prompts)
     values = [s.value for s in scores if s.value is not None]
     return {
         "metric": loaded.name,

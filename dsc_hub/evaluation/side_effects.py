@@ -1,8 +1,8 @@
-"""What else moved: what a tuned model does besides scoring higher. Answers in, numbers with intervals out. Pure.
+"""Side effects: how a tuned model changed besides its scores. Answers in, numbers with intervals out. Pure.
 
-Shares and means of each arm, and their paired differences to the first arm: length, endings, refusals, talk about the
-conversation, repetition, likeness to the base's own answer, variety across answers, and how surprising plain neutral text
-has become to the model (a tuned model that has forgotten the language shows there first).
+Shares and means of each arm, and paired differences between arms: length, endings, refusals, talk about the
+conversation, repetition, similarity to the base's own answer, variety across answers, and the model's surprise at
+neutral text (a tuned model that has forgotten the language shows there first).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsc_hub.records import Prompt
 
 Row = Mapping[str, Any]  # an evaluated answer: arm, prompt_id, sample, group, text, finish_reason, new_tokens
 
-# name -> how it is called, its unit, and whether it is a share of answers ("rate") or a mean
+# name -> label, unit, and kind: share of answers ("rate"), mean, or one number for all answers ("whole")
 MEASURES: dict[str, dict[str, str]] = {
     "length": {"label": "length", "unit": "words", "kind": "mean"},
     "stops": {"label": "ends by itself", "unit": "share", "kind": "rate"},
@@ -33,13 +33,15 @@ MEASURES: dict[str, dict[str, str]] = {
     "neutral": {"label": "surprise at neutral text", "unit": "nats a token", "kind": "mean"},
 }
 
-# The range of a mean, which its interval doesn't leave; shares have their own (0..1).
+# Range of a mean, to which its interval is limited; shares have their own (0..1).
 RANGES: dict[str, stats.Bounds] = {"length": (0.0, None), "similarity": (0.0, 1.0), "neutral": (0.0, None)}
 
 
 def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
-    """What is measured of the answers to these prompts: `MEASURES`, and where prompts have kinds the refusals of each, so that
-    too many show as well as too few."""
+    """Return the measures for answers to these prompts: `MEASURES`, plus refusals by kind if prompts have kinds.
+
+    Refusals by kind show too many refusals as well as too few.
+    """
     kinds = sorted({p.kind for p in prompts} - {""})
     by_kind = {f"refuses_{k}": {"label": f"refuses what is {k}", "unit": "share", "kind": "rate"} for k in kinds}
     out: dict[str, dict[str, str]] = {}
@@ -49,24 +51,25 @@ def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
 
 
 def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float | None], int]:
-    """Distinct-n of each arm across the answers of one sample, mean over the samples: several answers to one prompt may be
-    alike. Of every arm as many n-grams count as the shortest has, for of a longer text a smaller share is new.
+    """Return distinct-n of each arm (None for an arm without n-grams), and how many n-grams of each arm were compared.
 
-    None for an arm without any; beside it how many n-grams of each arm were compared.
+    Distinct-n is computed across the answers of one sample and averaged over the samples, because several answers to
+    one prompt may be alike. All arms are cut to the n-gram count of the shortest arm, because distinct-n falls with
+    the length of the text.
     """
     texts: dict[str, dict[int, list[str]]] = {arm: defaultdict(list) for arm in arms}
     for arm, rows in arms.items():
         for row in rows:
             texts[arm][row["sample"]].append(row["text"])
-    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    values: dict[str, list[float]] = {arm: [] for arm in arms}
     compared = 0
     for k in sorted(set().union(*texts.values())):
-        most = min(sum(len(ngrams(words(t), n)) for t in of[k]) for of in texts.values())
+        most = min(sum(len(ngrams(words(t), n)) for t in by_sample[k]) for by_sample in texts.values())
         compared += most
-        for arm, of in texts.items():
-            if (d := distinct(of[k], n, most)) is not None:
-                found[arm].append(d)
-    return {arm: sum(of) / len(of) if of else None for arm, of in found.items()}, compared
+        for arm, by_sample in texts.items():
+            if (d := distinct(by_sample[k], n, most)) is not None:
+                values[arm].append(d)
+    return {arm: sum(v) / len(v) if v else None for arm, v in values.items()}, compared
 
 
 def summarise(
@@ -77,9 +80,12 @@ def summarise(
     neutral: Mapping[str, Mapping[str, float]],
     confidence: float,
 ) -> dict[str, Any]:
-    """{measures, arms: {arm: {measure: estimate}}, differences: {"a - b": {measure: difference}}}, None inside an estimate
-    for what was not measured. `neutral`: nats a token by arm and neutral text, of the arms that are one plain answer of their
-    model. Holm's family of a measure's p are all differences of all measures here, apart from those of the scores."""
+    """Return {measures, arms: {arm: {measure: estimate}}, differences: {"a - b": {measure: difference}}}.
+
+    An estimate of something that was not measured holds None. `neutral` has nats per token by arm and neutral text, for
+    the arms that are one plain answer of their model. All differences of all measures here form one Holm family,
+    separate from that of the scores.
+    """
     by_id = {p.id: p for p in prompts}
     measures = measures_of(prompts)
     kinds = {name: about["kind"] for name, about in measures.items()}
@@ -87,13 +93,13 @@ def summarise(
     base = rows[arms[0]]
     values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id) for arm in arms}
     samples = max((r["sample"] for r in answers), default=0) + 1
-    in_order = {arm: [row for _, row in sorted(of.items())] for arm, of in rows.items()}
+    in_order = {arm: [row for _, row in sorted(by_key.items())] for arm, by_key in rows.items()}
     distinct_n = {name: variety(in_order, n)[0] for name, n in (("distinct_1", 1), ("distinct_2", 2))}
-    told = {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": samples}
+    constants = {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": samples}
     out: dict[str, Any] = {"measures": measures, "arms": {}, "differences": {}}
     for arm in arms:
         out["arms"][arm] = {
-            name: {"mean": distinct_n[name][arm], "n": len(rows[arm]), **told}
+            name: {"mean": distinct_n[name][arm], "n": len(rows[arm]), **constants}
             if name in distinct_n
             else _one(name, kind, rows[arm], values[arm], neutral.get(arm), confidence)
             for name, kind in kinds.items()
@@ -114,8 +120,8 @@ Key = tuple[str, int]  # prompt id, sample
 def _values(
     rows: Mapping[Key, Row], base: Mapping[Key, Row], by_id: Mapping[str, Prompt]
 ) -> dict[str, dict[Key, float]]:
-    """Each measure of each answer."""
-    of: dict[str, Callable[[Key, Row], float | None]] = {
+    """Return the value of each measure for each answer."""
+    measures: dict[str, Callable[[Key, Row], float | None]] = {
         "length": lambda k, r: len(words(r["text"])),
         "stops": lambda k, r: r["finish_reason"] == "stop",
         "refuses": lambda k, r: refuses(r["text"]),
@@ -123,10 +129,12 @@ def _values(
         "repeats": lambda k, r: hygiene.repeats_itself(r["text"], subject.subject_of(by_id[r["prompt_id"]])),
         "similarity": lambda k, r: similarity(r["text"], base[k]["text"]) if k in base else None,
     }
-    found = {name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in of.items()}
+    values = {
+        name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in measures.items()
+    }
     for kind in {p.kind for p in by_id.values()} - {""}:
-        found[f"refuses_{kind}"] = {k: v for k, v in found["refuses"].items() if by_id[k[0]].kind == kind}
-    return found
+        values[f"refuses_{kind}"] = {k: v for k, v in values["refuses"].items() if by_id[k[0]].kind == kind}
+    return values
 
 
 def _one(
@@ -139,20 +147,20 @@ def _one(
 ) -> dict[str, Any]:
     if name == "neutral":
         return _neutral(neutral, confidence)
-    found = values[name]
-    if name == "similarity" and not found:
+    measured = values[name]
+    if name == "similarity" and not measured:
         return stats.estimate([], []) | {"reason": "the baseline"}
-    groups = [rows[k]["group"] for k in found]
+    groups = [rows[k]["group"] for k in measured]
     if kind == "rate":
-        return stats.rate([bool(v) for v in found.values()], groups, confidence)
-    return stats.estimate(list(found.values()), groups, confidence, RANGES[name])
+        return stats.rate([bool(v) for v in measured.values()], groups, confidence)
+    return stats.estimate(list(measured.values()), groups, confidence, RANGES[name])
 
 
 def _neutral(nats: Mapping[str, float] | None, confidence: float) -> dict[str, Any]:
     e = stats.estimate(list((nats or {}).values()), list(nats or {}), confidence, RANGES["neutral"])
     if e["mean"] is None:
-        told = "asked of plain arms only" if nats is None else "the endpoint gives no log-probabilities of prompts"
-        return e | {"reason": told, "perplexity": None}
+        reason = "asked of plain arms only" if nats is None else "the endpoint gives no log-probabilities of prompts"
+        return e | {"reason": reason, "perplexity": None}
     return e | {"perplexity": math.exp(e["mean"])}
 
 
@@ -167,8 +175,8 @@ def _two(
     confidence: float,
 ) -> dict[str, Any]:
     if name == "neutral":
-        both = [t for t in neutral_a if t in neutral_b]
-        return stats.paired_difference([neutral_a[t] for t in both], [neutral_b[t] for t in both], both, confidence)
+        texts = [t for t in neutral_a if t in neutral_b]
+        return stats.paired_difference([neutral_a[t] for t in texts], [neutral_b[t] for t in texts], texts, confidence)
     keys = sorted(k for k in a[name] if k in b[name])
     groups = [by_id[k[0]].group for k in keys]
     one, other = [a[name][k] for k in keys], [b[name][k] for k in keys]

@@ -1,7 +1,7 @@
-"""What the arms answered, scored, counted and compared: rows in, the numbers of a table out.
+"""Summary of the arms' answers: scored rows in, the numbers of the evaluation out.
 
-Every number is an estimate over split groups with its interval (stats.py); every difference is paired by prompt and sample.
-The answers themselves come from arms.py, what moved besides the scores from side_effects.py, the verdict from claim.py.
+Every number is an estimate over split groups with its interval (stats.py); every difference is paired by prompt and
+sample. arms.py provides the answers, side_effects.py the side effects, claim.py the verdict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dsc_hub.runs import verdict
 
 
 def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Which arms are compared: each with the first, and what distilling is meant to spare with what it gives."""
+    """Return the pairs to compare: each arm with the first, and distilled with the costlier arms it should replace."""
     others = [(name, names[0]) for name in names[1:]]
     extra = [
         ("distilled", "self_critique"),
@@ -40,12 +40,14 @@ def summarise(
     trained_here: bool = True,
     look: int | None = None,
 ) -> dict[str, Any]:
-    """The section `evaluation` of metrics.json, but for what only the pipeline knows (names of scores, what was served).
+    """Return the section `evaluation` of metrics.json.
 
-    `scores` are those of the rows: name -> {higher_is_better, low, high (its range; None or missing: no limit)};
-    `seconds` of each arm (None: not known); `neutral`: nats a token of neutral texts by arm and text; `processors`:
-    cores or GPUs that the arms had; `trained_here`: is the adapter one that can't have seen the test prompts? `look`:
-    which adapter it is on this test set.
+    Values that only the pipeline has (score names, served weights) are missing.
+
+    `scores` describes the scores of the rows: name -> {higher_is_better, low, high (its range; None or missing: no
+    limit)}. `seconds` of each arm (None: unknown). `neutral`: nats per token of neutral texts by arm and text.
+    `processors`: number of cores or GPUs. `trained_here`: whether this run trained the adapter, so that it cannot have
+    seen the test prompts. `look`: position of the adapter among those scored on this test set.
     """
     names, e = list(scores), recipe.evaluation
     ranges = {name: (about.get("low"), about.get("high")) for name, about in scores.items()}
@@ -106,9 +108,11 @@ def _if_missing(
     keys: Sequence[tuple[str, int, str]],
     bounds: tuple[float | None, float | None],
 ) -> dict[str, float]:
-    """Where the share of answers without a score differs between two arms, a mean over scored pairs may be too good:
-    the mean difference if all missing scores were the lowest, or the highest, value of the range. {} where there is
-    nothing to say."""
+    """Return the mean difference with all missing scores set to the lowest, and to the highest, value of the range.
+
+    If the share of unscored answers differs between two arms, the mean over scored pairs may be too high. {} if the
+    shares are equal or the score has no range.
+    """
     values = [[(arm.get((i, k)) or {}).get(name) for i, k, _ in keys] for arm in (a, b)]
     if None in bounds or len({side.count(None) for side in values}) < 2:
         return {}
@@ -121,7 +125,7 @@ def _if_missing(
 
 
 def _cost(rows: Sequence[Row], seconds: float | None, processors: int | None) -> dict[str, Any]:
-    """What an arm's answers took: tokens, seconds of the server, processor hours (cores, or GPUs where there are any)."""
+    """Return the cost of an arm's answers: tokens, server seconds, processor hours (of cores, or of GPUs if any)."""
     return {
         "new_tokens": sum(a["new_tokens"] for a in rows),
         "prompt_tokens": sum(a["prompt_tokens"] for a in rows),
@@ -131,7 +135,7 @@ def _cost(rows: Sequence[Row], seconds: float | None, processors: int | None) ->
 
 
 def _per_1000(gained: float | None, tokens: float | None) -> float | None:
-    """Reward gained over the baseline for 1,000 generated tokens; None for the baseline itself."""
+    """Return the reward gain over the baseline per 1,000 generated tokens; None for the baseline itself."""
     return None if gained is None or not tokens else 1000 * gained / tokens
 
 

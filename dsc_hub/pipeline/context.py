@@ -1,6 +1,6 @@
-"""A checked recipe on this machine: what it names resolved, its run folder, its account, and what is in its way.
+"""The run context: a checked recipe with its resolved model, prompts and scorers, its run folder and its Hub account.
 
-Everything that happens before a stage runs; of the run folder it writes run.json and nothing else.
+Covers everything before a stage runs. In the run folder it writes only run.json and log.txt.
 """
 
 from __future__ import annotations
@@ -25,30 +25,28 @@ from dsc_hub.system import addresses, cache, machine, progress
 
 @dataclass(frozen=True)
 class RunContext:
-    """A checked recipe and where it runs."""
+    """A checked recipe with its resolved names, fingerprints and run folder."""
 
     recipe: Recipe
-    path: Path  # of the recipe file; prompt files lie beside it
+    path: Path  # the recipe file; prompt files lie beside it
     run: Run
     runs: Path
     model: base_model.BaseModel
     identity: Mapping[str, str]
     fingerprints: Mapping[str, str]
-    command: str  # that does the whole of it, fit to be shown to others
-    names_by: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # kind of repo -> `targets.Stranger` whose recipe named it
-    shard: Shard | None = None  # the share of the chains that this run folder is for (`of_shard`)
+    command: str  # command that runs the whole recipe; contains no local paths
+    names_by: Mapping[str, Any] = field(default_factory=dict)  # kind of repo -> `Stranger` whose recipe named it
+    shard: Shard | None = None  # the shard that this run folder holds (`of_shard`); None: the whole run
 
     def prompts(self, *splits: str) -> list[Prompt]:
         return [p for p in self.run.rows("prompts.jsonl").as_type(Prompt) if p.split in splits]
 
 
 def record(context: RunContext) -> None:
-    """Make the run folder with its run.json; to be called with the folder's lock held.
+    """Create or update run.json in the run folder. Call it with the folder's lock held.
 
-    What was recorded when the run began stays: a later command goes on with it, and does not replace it. RunError where stages
-    are finished and nothing is recorded: how they were made would be invented.
+    Model, versions, hardware, command, repos and start time keep the values of the first session; a later command does
+    not replace them. RunError if stages are finished but run.json is missing, since their origin is then unknown.
     """
     old = context.run.facts if context.run["run.json"].is_file() else {}
     if not old and (done := [s for s in NAMES if context.run.marker(s)]):
@@ -74,16 +72,16 @@ def record(context: RunContext) -> None:
 
 
 def _resolved(checked: Recipe) -> dict[str, Any]:
-    """The recipe as it is carried out: a veto and a least gain that hold by default are written out."""
+    """Return the effective recipe as plain data: default veto and minimum gain are written out."""
     data = checked.model_dump(mode="json")
     data["dataset"]["min_gain"] = least_gain(checked)
-    if found := effective_veto(checked):
-        data["chain"]["veto"] = found.model_dump(mode="json")
+    if veto := effective_veto(checked):
+        data["chain"]["veto"] = veto.model_dump(mode="json")
     return data
 
 
 def repos_of(checked: Recipe, owner: str | None) -> dict[str, str | None]:
-    """Full names of the repos to be written. Without an account yet, the owner is a placeholder."""
+    """Return the full names of the repos to publish. Without an account the owner is a placeholder."""
     owner = owner or ("local" if checked.publish.to == "local" else "OWNER")
     names = repo_names(checked)
     return {
@@ -94,7 +92,7 @@ def repos_of(checked: Recipe, owner: str | None) -> dict[str, str | None]:
 
 @contextlib.contextmanager
 def hub_account(checked: Recipe) -> Iterator[Any]:
-    """The account to publish with: the embedded Hub's (running while the block does) or the user's own; None for `none`."""
+    """Yield the account for publishing: of the embedded Hub (running inside the block) or the user's; None for none."""
     if checked.publish.to == "none":
         yield None
         return
@@ -104,7 +102,7 @@ def hub_account(checked: Recipe) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def account_at(to: str, owner: str | None) -> Iterator[Any]:
-    """An account at the user's own Hub ("hub") or at the embedded one ("local"), which runs while the block does."""
+    """Yield an account at the user's Hub ("hub") or at the embedded one ("local"), which runs inside the block."""
     from dsc_hub.hub.account import login, prepare_for_embedded
 
     if to == "hub":
@@ -118,9 +116,9 @@ def account_at(to: str, owner: str | None) -> Iterator[Any]:
 
 
 def set_owner(context: RunContext, account: Any) -> None:
-    """Record whose repos these are, and under which name and commit others can load the base model.
+    """Record the owner of the repos, and the name and commit under which others can load the base model.
 
-    A base that we publish ourselves has no commit yet when the adapter is made, so its adapter names none.
+    A base model that this run publishes has no commit yet when the adapter is trained, so the adapter names none.
     """
     repos = repos_of(context.recipe, account.owner if account else context.recipe.publish.owner)
     published_as = repos["base"] or context.model.upstream or context.model.id
@@ -134,14 +132,14 @@ def set_owner(context: RunContext, account: Any) -> None:
         model["note"] = (
             f"{model['note']}; not published, so the adapter names {published_as}, whose weights may differ a little"
         )
-    known = context.run.facts.get("repos", {})
-    if {k: known.get(k) for k in repos} != repos:  # what publishing added stays as long as the names do
-        known = {}
-    context.run.add_facts(repos=known | repos, model=model)
+    recorded = context.run.facts.get("repos", {})
+    if {k: recorded.get(k) for k in repos} != repos:  # keep what publishing added only while the names are the same
+        recorded = {}
+    context.run.add_facts(repos=recorded | repos, model=model)
 
 
 def announce_servers(checked: Recipe) -> None:
-    """Say which servers of others will be asked and which key goes to which host, before anything is sent."""
+    """Report the external servers and which key is sent to which host, before the first request."""
     for server in servers(checked):
         has_key = server.key_name in os.environ
         key = f"with the key in {server.key_name}" if has_key else f"without a key ({server.key_name} is not set)"

@@ -1,9 +1,9 @@
-"""`dsc grid`: one recipe under every combination of some settings, each a run like any other, and one table of them all.
+"""`dsc grid`: run one recipe with every combination of some settings, each as a regular run, and tabulate the results.
 
-What two combinations have in common is done once: a stage whose inputs are equal is taken over from the run that did
-it, and a turn that another run asked for with the same request and seed is not asked for again (chains of three steps
-begin as those of two do). Cells are chosen among, so they are evaluated on the validation split unless the grid says
-otherwise: whoever tries twelve on the test set has looked at it twelve times.
+Work shared by two combinations is done once: a stage with equal inputs is reused from the run that did it, and a turn
+that another run generated with the same request and seed is reused (chains of three steps begin like those of two).
+Users select among the cells, so the cells are evaluated on the validation split unless the grid says otherwise:
+evaluating twelve cells on the test set means looking at it twelve times.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from dsc_hub.pipeline.context import RunContext
 from dsc_hub.pipeline.run import run_all
 from dsc_hub.system.progress import say
 
-MOST = 256  # combinations; more is a slip
+MOST = 256  # combinations; more is probably a mistake
 
 
 def _keys(varied: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """A key with no values would leave no combination; of the same value twice one would be nothing new."""
+    """Check that each key has values (else there is no combination) and that they differ (else runs would repeat)."""
     for key, values in varied.items():
         if len({yaml.safe_dump(v) for v in values}) != len(values) or not values:
             raise ValueError(f"{key}: expected one or more different values, got {values}")
@@ -52,7 +52,7 @@ class Grid(Section):
 
 
 def read(path: Path) -> Grid:
-    """The grid file, checked. ConfigError with every problem, and for one that was downloaded: it may set any key."""
+    """Read and check a grid file. ConfigError with every problem, or if it was downloaded: it may set any key."""
     if where := origin.of_another(path):
         raise ConfigError(
             f"{path}, downloaded from {where}, is refused: a grid file may set servers, keys and folders",
@@ -81,15 +81,15 @@ def read(path: Path) -> Grid:
 
 
 def combinations(grid: Grid) -> list[dict[str, Any]]:
-    """What each combination sets, in the order of the file: the last key varies fastest."""
+    """Return the settings of each combination, in file order: the last key varies fastest."""
     return [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]
 
 
 def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Run every combination up to `last`; one row each, as `_row` has it. All recipes are checked before the first one starts.
+    """Run every combination up to the stage `last`; return one row each (see `_row`). All recipes are checked first.
 
-    A combination that can't be finished (no row to train on, say) has its reason in `error`, and the others go on; the same
-    command takes up what is missing.
+    A combination that fails (for instance without training rows) has the reason in `error`, and the others continue.
+    Running the same command again completes missing work.
     """
     grid = read(path)
     cells = combinations(grid)
@@ -109,12 +109,12 @@ def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[s
 
 
 def told(cell: Mapping[str, Any]) -> str:
-    """A combination in a line."""
+    """Format a combination as one line."""
     return "  ".join(_overrides(cell))
 
 
 def _overrides(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as on a command line; JSON, whose values are YAML in one line."""
+    """Format settings as command-line overrides; values are JSON, which is valid one-line YAML."""
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
 
 
@@ -129,8 +129,11 @@ def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, 
 
 
 def _row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) -> dict[str, Any]:
-    """{set, run, error, sampling: {proposals, accepted, reward, usable, reused_turns, new_tokens}, rows: training rows, arms:
-    {arm: {reward, second}}, difference: distilled - base by score, claim}; None for what was not done."""
+    """Return the result row of a combination; None for stages that are not done.
+
+    {set, run, error, sampling: {proposals, accepted, reward, usable, reused_turns, new_tokens}, rows: training rows,
+    arms: {arm: {reward, second}}, difference: distilled - base by score, claim}.
+    """
     done = up_to(last)
     stages = [s for s in done if context.run.is_done(s, context.fingerprints[s])]
     numbers = {s: context.run.metrics[s] for s in stages if s in context.run.metrics}
@@ -151,7 +154,10 @@ def _row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) ->
         },
         "rows": made and made["sft"]["train"],
         "arms": evaluated
-        and {arm: {s: of[s] for s in ("reward", "second") if of.get(s)} for arm, of in evaluated["arms"].items()},
+        and {
+            arm: {s: arm_scores[s] for s in ("reward", "second") if arm_scores.get(s)}
+            for arm, arm_scores in evaluated["arms"].items()
+        },
         "difference": difference,
         "claim": evaluated and evaluated["claim"] and evaluated["claim"]["verdict"],
     }

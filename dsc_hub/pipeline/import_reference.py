@@ -1,8 +1,8 @@
-"""Result rows of the reference implementation as chains of a run, so that the other stages go on from what was sampled elsewhere.
+"""Import result rows of the reference implementation as chains of a run; the later stages continue from them.
 
-The rows are a JSON list of {prompt, summary_pre, summary_after, scores_pre, scores_after}: a first answer, its one revision and
-the reward of both. Critiques and tokens are not in them, and stay unknown. The rows' own rewards decide; hygiene and the rule
-of acceptance are the recipe's.
+The rows are a JSON list of {prompt, summary_pre, summary_after, scores_pre, scores_after}: a first answer, its single
+revision and the rewards of both. Critiques and token counts are not included and stay unknown. The rewards come from
+the rows; hygiene and the acceptance rule come from the recipe.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say
 
 KEYS = ("prompt", "summary_pre", "summary_after", "scores_pre", "scores_after")
-SHOWN = 20  # problems told at most
+SHOWN = 20  # maximum number of problems reported
 UNKNOWN = "not scored in the imported rows"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One result row; a reward is None where the row has none."""
+    """One result row; a reward is None if the row has none."""
 
     prompt: str
     texts: tuple[str, str]  # before, after
@@ -51,7 +51,7 @@ class Row:
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of a file. DataError with every problem (the first SHOWN of them)."""
+    """Read the rows of a file. DataError if it is no JSON list of rows; ConfigError with the first SHOWN bad rows."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,11 +64,11 @@ def read(file: Path) -> list[Row]:
         )
     rows, problems = [], []
     for number, value in enumerate(data, 1):
-        found = _row(value)
-        if isinstance(found, str):
-            problems.append(f"row {number}: {found}")
+        result = _row(value)
+        if isinstance(result, str):
+            problems.append(f"row {number}: {result}")
         else:
-            rows.append(found)
+            rows.append(result)
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ConfigError(
@@ -82,7 +82,7 @@ def _kind(value: Any) -> str:
 
 
 def _row(value: Any) -> Row | str:
-    """The row, or what is wrong with it."""
+    """Return the parsed row, or a message that describes its problem."""
     if not isinstance(value, dict):
         return f"expected an object, got {_kind(value)}"
     if missing := [key for key in KEYS if key not in value]:
@@ -104,7 +104,7 @@ def _row(value: Any) -> Row | str:
 
 
 def chains_of(made: Recipe, prompts: Sequence[Prompt], rows: Sequence[Row]) -> list[Chain]:
-    """A chain of one step for every row of a prompt that is not held out, as the recipe's own chains are made."""
+    """Build a one-step chain for each row whose prompt is not held out, with the recipe's acceptance and hygiene."""
     by_text = {p.text: p for p in prompts if p.split != "test"}
     seen: Counter[str] = Counter()
     out = []
@@ -123,12 +123,12 @@ async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
         return Turn(about.id, chain, step, role, texts[role], "stop", 0, 0, 0)
 
     def score(text: str, about: Prompt) -> Awaitable[Score]:
-        reward = next(rewards)  # the answer's is asked for before the revision's, whichever is waited for first
+        reward = next(rewards)  # at the call: the answer is scored first, whichever is awaited first
 
-        async def told() -> Score:
+        async def result() -> Score:
             return Score(reward, "" if reward is not None else UNKNOWN)
 
-        return told()
+        return result()
 
     return await run_chain(
         prompt,
@@ -146,11 +146,10 @@ async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
 def import_rows(
     file: Path, reference: str, overrides: Sequence[str], folder: Path, runs: Path
 ) -> tuple[RunContext, dict[str, int]]:
-    """Write `folder` with a recipe whose prompts are the rows', and its run folder with their chains; the job, and the counts
-    {rows, better, chains, held_out}.
+    """Write a recipe with the rows' prompts to `folder`, and a run folder with the rows' chains.
 
-    The recipe is `reference` with one step; its other sections say what the stages after sampling do. ConfigError if the
-    folder is there.
+    Return the run context and the counts {rows, better, chains, held_out}. The recipe is `reference` with one step; its
+    other sections configure the stages after sampling. ConfigError if the folder exists.
     """
     rows = read(file)
     if folder.exists():
@@ -158,12 +157,12 @@ def import_rows(
     path, base = resolve.load_recipe(reference, overrides)
     data = base.model_dump(mode="json", exclude_defaults=True)
     for kind in resolve.named_by_others(reference, path, base, overrides):
-        data.get("publish", {}).pop(kind, None)  # the copy is the user's own: its repos have the names of its folder
+        data.get("publish", {}).pop(kind, None)  # the copy is the user's: its folder names its repos
     name = "".join(c if c.isalnum() and c.isascii() else "-" for c in folder.resolve().name.lower()).strip("-")[:64]
     split = data["prompts"].get("split")
     data |= {"name": name or "imported", "prompts": {"path": "prompts.jsonl"} | ({"split": split} if split else {})}
     data["chain"] |= {"steps": 1, "chains_per_prompt": max(Counter(r.prompt for r in rows).values())}
-    data.get("hygiene", {}).pop("subject", None)  # prompts of the rows name no group
+    data.get("hygiene", {}).pop("subject", None)  # prompts of the rows have no group
     for key in ("critique", "revision"):
         data["chain"][key] = data["chain"][key].replace("{group}", "{prompt}")
     prompts = dict.fromkeys(row.prompt for row in rows)
@@ -176,21 +175,21 @@ def import_rows(
 
 
 def _write(context: RunContext, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[str, int]:
-    """Prompts and chains into the run folder, as the stages `prompts` and `sampling` would have left them."""
+    """Write prompts and chains into the run folder, as the stages `prompts` and `sampling` do."""
     with context.run.lock():
         record(context)
         context.run.add_facts(imported=dict(imported))
         set_owner(context, None)
         run.run_stage(context, "prompts")
-        found = context.prompts(*SPLITS)
-        chains = chains_of(context.recipe, found, rows)
+        prompts = context.prompts(*SPLITS)
+        chains = chains_of(context.recipe, prompts, rows)
         if not chains:
             raise DataError("no row's prompt is left to train on", "Give more prompts, or another prompts.split.")
         file = context.run.rows("chains.jsonl")
         for chain in chains:
             file.append(chain)
         file.close()
-        c, group_of = context.recipe.chain, {p.id: p.group for p in found}.__getitem__
+        c, group_of = context.recipe.chain, {p.id: p.group for p in prompts}.__getitem__
         numbers = summary.summary(chains, group_of, len(chains), 1) | {
             "mixing": convergence.mixing(chains, c.acceptance, 1, c.chains_per_prompt),
             "last_step": convergence.last_step(chains, group_of, 1),

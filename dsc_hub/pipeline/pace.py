@@ -1,7 +1,7 @@
-"""How long stages took on this machine, and how long one may take then: measurements in, a range of seconds out.
+"""Runtime estimates: stored measurements of past stages on this machine in, a range of seconds out.
 
-A single speed misleads: few requests don't fill the engine, starts take their time, and a run beside other work is
-slow. So the last few measurements of each stage are kept, and an estimate is a range that says what it rests on.
+A single speed is misleading: few requests do not fill the engine, server starts take time, and a run beside other work
+is slow. So the last few measurements of each stage are kept, and an estimate is a range together with its speeds.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from dsc_hub.inference.concurrency import FIRST
 from dsc_hub.system import cache
 
 FILE = "pace.json"
-KEPT = 8  # measurements of each stage
-LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer says little
-# Of the base's speed, at which an adapter answers on a CPU, where no evaluation was measured yet.
+KEPT = 8  # measurements kept per stage
+LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer tokens is unreliable
+# Speed of an adapter on a CPU as a fraction of the base's speed, used until an evaluation was measured.
 SLOWEST_ADAPTER = 0.15
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """One stage as it went: `requests` made, how many could be `at_once` (chains, or answers), `new_tokens` of all,
-    seconds of generating, and of everything else (starts of engines, scorers)."""
+    """Measurement of one stage.
+
+    `requests` made, how many could run `at_once` (chains, or answers), `new_tokens` of all requests, seconds of
+    generation, and seconds of everything else (engine starts, scorers).
+    """
 
     stage: str
     requests: int
@@ -39,61 +42,60 @@ class Pace:
 
 
 def remember(model_identity: str, pace: Pace) -> None:
-    """Keep a measurement; the oldest of the stage beyond KEPT goes. One of few tokens is not kept."""
+    """Store a measurement; drop the oldest ones of the stage beyond KEPT. Measurements of few tokens are not stored."""
     if pace.new_tokens < LEAST_TOKENS or pace.generating_s <= 0:
         return
-    before = known(model_identity)
-    rest = [p for p in before if p.stage != pace.stage]
-    same = [p for p in before if p.stage == pace.stage]
-    cache.remember_value(FILE, model_identity, [asdict(p) for p in (*rest, *same[1 - KEPT :], pace)])
+    stored = known(model_identity)
+    others = [p for p in stored if p.stage != pace.stage]
+    same = [p for p in stored if p.stage == pace.stage]
+    cache.remember_value(FILE, model_identity, [asdict(p) for p in (*others, *same[1 - KEPT :], pace)])
 
 
 def known(model_identity: str) -> list[Pace]:
-    """The measurements of this model on this machine, the oldest first. Damaged ones are as good as none: it is a
-    cache."""
+    """Return the measurements of this model on this machine, oldest first. Damaged entries of the cache are ignored."""
     out = []
     rows = cache.recall_value(FILE, model_identity)
     for row in rows if isinstance(rows, list) else ():
         try:
             pace = Pace(**row)
-            sound = pace.new_tokens > 0 and pace.generating_s > 0 and pace.requests > 0 and pace.at_once > 0
+            is_valid = pace.new_tokens > 0 and pace.generating_s > 0 and pace.requests > 0 and pace.at_once > 0
         except TypeError:
             continue
-        if sound:
+        if is_valid:
             out.append(pace)
     return out
 
 
 def fastest(paces: Sequence[Pace]) -> float | None:
-    """New tokens a second of the quickest sampling; None where none was measured."""
+    """Return the new tokens per second of the fastest sampling; None if none was measured."""
     return max((p.tokens_per_s for p in paces if p.stage == "sampling"), default=None)
 
 
 def expect(
     paces: Sequence[Pace], stage: str, requests: int, at_once: int, max_new_tokens: int, starts: int
 ) -> dict[str, Any] | None:
-    """{low, high} in seconds, {slow, fast} in tokens a second, that a stage may take; None where nothing was measured.
+    """Return the expected duration {low, high} in seconds and {slow, fast} in tokens per second; None without data.
 
-    low: answers as short as any seen, at the quickest speed, and the quickest start; high: answers of full length, at
-    the middle speed (so one run beside other work doesn't count as usual), and the slowest start. Where fewer requests
-    can be made at once than when a speed was measured, it may be less in proportion, and where more, more. `starts`: of
-    engines, where the stage itself was never measured and sampling's start stands for each; more than one means that an
-    adapter is asked on a CPU.
+    low: answers as short as the shortest measured mean, at the fastest speed, with the fastest start. high: answers of
+    full length, at the median speed (so that one run beside other work does not count as typical), with the slowest
+    start. Speeds are scaled by the number of concurrent requests, relative to the measurement: fewer lower the slow
+    speed, more raise the fast one. `starts` is the number of engine starts; it is used if the stage itself was never
+    measured, and sampling's start time then stands for each. More than one start means that an adapter runs on a CPU.
     """
-    same = [p for p in paces if p.stage == stage]
-    seen = same or [p for p in paces if p.stage == "sampling"]
-    if not seen or not requests:
+    stage_paces = [p for p in paces if p.stage == stage]
+    measured = stage_paces or [p for p in paces if p.stage == "sampling"]
+    if not measured or not requests:
         return None
     at_once = min(at_once, FIRST)
-    ratios = [at_once / min(p.at_once, FIRST) for p in seen]
-    fast = max(p.tokens_per_s * max(1.0, r) for p, r in zip(seen, ratios, strict=True))
-    slow = statistics.median_low(p.tokens_per_s * min(1.0, r) for p, r in zip(seen, ratios, strict=True))
-    slow *= 1 if same or starts == 1 else SLOWEST_ADAPTER
-    others, times = [p.other_s for p in seen], 1 if same else starts
-    shortest = min(max_new_tokens, *(p.new_tokens / p.requests for p in seen))
+    ratios = [at_once / min(p.at_once, FIRST) for p in measured]
+    fast = max(p.tokens_per_s * max(1.0, r) for p, r in zip(measured, ratios, strict=True))
+    slow = statistics.median_low(p.tokens_per_s * min(1.0, r) for p, r in zip(measured, ratios, strict=True))
+    slow *= 1 if stage_paces or starts == 1 else SLOWEST_ADAPTER
+    other_times, n_starts = [p.other_s for p in measured], 1 if stage_paces else starts
+    shortest = min(max_new_tokens, *(p.new_tokens / p.requests for p in measured))
     return {
-        "low": requests * shortest / fast + times * min(others),
-        "high": requests * max_new_tokens / slow + times * max(others),
+        "low": requests * shortest / fast + n_starts * min(other_times),
+        "high": requests * max_new_tokens / slow + n_starts * max(other_times),
         "slow": slow,
         "fast": fast,
     }

@@ -1,4 +1,4 @@
-"""What can be known before hours are spent: every problem of a recipe on this machine, at once, and what the run will take."""
+"""Checks before a long run: report every problem of a recipe on this machine at once, and estimate the run's cost."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
 from dsc_hub.system import machine, progress
 
-BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its second home in the dataset
-WEIGHTS_SHARE = 0.1  # an adapter with its trainer's needs, as a share of the base's files
+BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
+WEIGHTS_SHARE = 0.1  # size of an adapter with trainer state, as a fraction of the base's files
 
 
 def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> list[str]:
-    """Problems with lengths: prompts whose whole conversation can't fit the context, a context the model doesn't have."""
+    """Return length problems: conversations that exceed the context, or a context beyond the model's positions."""
     from tokenizers import Tokenizer
 
     problems = []
@@ -38,7 +38,7 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     if (most := config.get("max_position_embeddings")) and recipe.serving.context > most:
         problems.append(f"serving.context: {recipe.serving.context} is more than the model's {most} positions")
     file = model_folder / "tokenizer.json"
-    if not file.is_file():  # a slow tokenizer: the server will tell; nothing is guessed here
+    if not file.is_file():  # a slow tokenizer: the server will report overflows; no guess is made here
         return problems
     tokenizer = Tokenizer.from_file(str(file))
 
@@ -46,11 +46,11 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     c, new = recipe.chain, recipe.generation.max_new_tokens
-    # The last request holds prompt, answer, critique request, critique, revision request, and needs room for the revision.
+    # The last request has prompt, answer, critique request, critique and revision request; the revision must fit too.
     fixed = 3 * new + count(c.critique) + count(c.revision) + (count(c.system) if c.system else 0) + 6 * TURN_OVERHEAD
     fixed += new * (c.critique.count("{answer}") + c.revision.count("{answer}"))
     texts = c.critique + c.revision
-    times = 1 + texts.count("{prompt}") + texts.count("{group}")  # a group's name is hardly longer than its prompt
+    times = 1 + texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
     worst = [(fixed + times * count(p.text), p) for p in prompts]
     over = [(n, p) for n, p in worst if n > recipe.serving.context]
     if over:
@@ -63,8 +63,10 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
 
 
 def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
-    """Is a group asked for in the chain's texts that so many prompts don't have? In its place the whole prompt would
-    stand."""
+    """Return a problem if the chain's texts use {group} and some prompts have no group.
+
+    Without this check the whole prompt would be substituted for the group.
+    """
     if not (ungrouped and recipe.chain.asks_for_group()):
         return []
     return [
@@ -76,26 +78,29 @@ def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
 def estimate(
     recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
 ) -> dict[str, Any]:
-    """What the run will do: counts by split, chains, requests, tokens at most, a range of seconds with
-    the speeds that it rests on (None where nothing was measured, or nothing is left to ask for), disk. Stages
-    that are `done` ask for nothing."""
+    """Return the planned work: counts by split, chains, requests, maximum tokens, range of seconds, disk bytes.
+
+    The range of seconds comes with its speeds; it is None if nothing was measured or no request is left. Stages in
+    `done` make no requests.
+    """
     splits = Counter(p.split for p in prompts)
     sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
     turns = 1 + 2 * recipe.chain.steps
     evaluated = splits[recipe.evaluation.split] * recipe.evaluation.samples
-    ways: dict[str | None, set[str]] = {}  # in which each model answers one prompt and sample
+    ways: dict[str | None, set[str]] = {}  # model -> the ways in which it answers one prompt and sample
     for arm in (ARMS[name] for name in recipe.evaluation.arms):
         ways.setdefault(arm.model, set()).add(arm.way)
-    # A chain and the best of n begin with their model's plain answer, which is asked for once.
-    asked = sum((turns if "chain" in of else 1) + (turns - 1 if "best" in of else 0) for of in ways.values())
-    requests = {"sampling": sampled * turns, "evaluation": evaluated * asked}
+    # A chain and best-of-n begin with their model's plain answer, which is generated once.
+    per_sample = sum((turns if "chain" in w else 1) + (turns - 1 if "best" in w else 0) for w in ways.values())
+    requests = {"sampling": sampled * turns, "evaluation": evaluated * per_sample}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
-    seen = [] if recipe.serving.endpoints else pace.known(model_identity)
+    stored = [] if recipe.serving.endpoints else pace.known(model_identity)
     at_once = {"sampling": sampled, "evaluation": evaluated}
     starts = {"sampling": 1, "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints))}
     seconds = {
-        k: pace.expect(seen, k, n, at_once[k], recipe.generation.max_new_tokens, starts[k]) for k, n in requests.items()
+        k: pace.expect(stored, k, n, at_once[k], recipe.generation.max_new_tokens, starts[k])
+        for k, n in requests.items()
     }
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
     return {
@@ -112,8 +117,11 @@ def estimate(
 
 
 def models_by_server(arms: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
-    """Which models are asked of one server: base and adapter, or the base of one that knows no adapter first. On a CPU
-    serving an adapter makes requests to its base half as slow again, which costs more than another start."""
+    """Return the models per server start: base and adapter together, or first the base on a server without adapter.
+
+    On a CPU, serving an adapter makes requests to the base take half as long again, which costs more than another
+    start.
+    """
     models = models_of(arms)
     if len(models) < 2 or endpoints or not machine.vllm_on_cpu():
         return [models]
@@ -121,20 +129,20 @@ def models_by_server(arms: Sequence[str], endpoints: Sequence[str]) -> list[tupl
 
 
 def disk(runs: Path, needed: int) -> list[str]:
-    """Is there room where the runs lie?"""
-    at = next(p for p in (runs, *runs.parents) if p.exists())
-    free = shutil.disk_usage(at).free
+    """Return a problem if the disk of the runs folder has less than `needed` bytes free."""
+    folder = next(p for p in (runs, *runs.parents) if p.exists())
+    free = shutil.disk_usage(folder).free
     if free < needed:
         return [
-            f"disk: {free / 1e9:.2f} GB free at {at}, about {needed / 1e9:.2f} GB needed; free some, or choose another place with --runs"
+            f"disk: {free / 1e9:.2f} GB free at {folder}, about {needed / 1e9:.2f} GB needed; free some, or choose another place with --runs"
         ]
     return []
 
 
 def check(context: RunContext, account: Any, last: str = "publish") -> dict[str, Any]:
-    """All that can be wrong with the stages up to `last`, before hours are spent; the estimate if nothing is.
+    """Check the stages up to `last` before a long run and return the estimate.
 
-    ConfigError with all problems. Weights are not fetched for it.
+    ConfigError lists all problems. Model weights are not downloaded for the check.
     """
     from dsc_hub.distill import launcher
     from dsc_hub.inference import servers as inference_servers
@@ -146,21 +154,23 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
                 f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
                 "publish.metrics=true publishes the file as a Space, too"
             )
-    found, dropped = load_prompts(
+    prompts, dropped = load_prompts(
         context.recipe.prompts, context.path.parent, context.recipe.seed, context.identity["prompts"]
     )
     folder = base_model.materialize(context.model, weights=False)
-    problems = too_long(context.recipe, found, folder) + without_group(context.recipe, dropped.ungrouped)
-    outlook = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, context.recipe.name))
-    numbers = estimate(context.recipe, found, context.model.identity, folder, outlook) | {"dropped": asdict(dropped)}
-    numbers["done"] = [stage for stage, where in outlook.items() if where is context.run]
-    numbers["taken_over"] = {stage: str(where.folder) for stage, where in outlook.items() if where is not context.run}
+    problems = too_long(context.recipe, prompts, folder) + without_group(context.recipe, dropped.ungrouped)
+    reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, context.recipe.name))
+    numbers = estimate(context.recipe, prompts, context.model.identity, folder, reusable) | {"dropped": asdict(dropped)}
+    numbers["done"] = [stage for stage, source in reusable.items() if source is context.run]
+    numbers["taken_over"] = {
+        stage: str(source.folder) for stage, source in reusable.items() if source is not context.run
+    }
     problems += disk(context.runs, numbers["disk_bytes"])
     for place, section in all_scorers(context.recipe).items():
-        if wrong := registry.of_no_kind(section, found):
+        if wrong := registry.of_no_kind(section, prompts):
             problems.append(f"{place}: {wrong}")
-        if section.metric == "judge":  # it may be asked for the first time hours from now
-            problems += [f"{place}: {told}" for told in inference_servers.unusable(section.options)]
+        if section.metric == "judge":  # the first request may be hours away
+            problems += [f"{place}: {problem}" for problem in inference_servers.unusable(section.options)]
     inference_servers.external_critic(context.recipe.chain.critic)
     if not context.recipe.serving.endpoints:
         try:
@@ -179,34 +189,35 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
         problems.append(
             f"distill.processes: {context.recipe.distill.processes} is more than this machine can run: {most}"
         )
-    if "distill" not in outlook:
+    if "distill" not in reusable:
         problems += launcher.check(context.recipe.distill.model_dump(mode="json"))
     if account:
         from dsc_hub.hub import repos as hub_repos
         from dsc_hub.publish import metric_space
 
-        wanted, by = repos_of(context.recipe, account.owner), context.names_by.get("base")
-        base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if wanted["base"] else {}
+        names, stranger = repos_of(context.recipe, account.owner), context.names_by.get("base")
+        base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if names["base"] else {}
         kinds = [
-            ("dataset", wanted["dataset"], context.names_by.get("dataset")),
-            ("model", wanted["adapter"], context.names_by.get("adapter")),
-            *([("model", wanted["base"], by and by.with_weights(base.values()))] if wanted["base"] else []),
+            ("dataset", names["dataset"], context.names_by.get("dataset")),
+            ("model", names["adapter"], context.names_by.get("adapter")),
+            *([("model", names["base"], stranger and stranger.with_weights(base.values()))] if names["base"] else []),
         ]
-        how, spaces = context.recipe.publish, []
-        if how.metrics:
+        publish, spaces = context.recipe.publish, []
+        if publish.metrics:
             files = sorted(set(metric_files(context.recipe).values()))
-            problems += metric_space.preflight(account, context.path.parent, files, how)
+            problems += metric_space.preflight(account, context.path.parent, files, publish)
             spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
-        problems += hub_repos.preflight(account, [hub_repos.repo_target(how, *kind) for kind in kinds])
-        if how.collection and how.private:
-            problems += hub_repos.collection_is_public(account, how.collection)
-        problems += hub_repos.oversized(f"base '{wanted['base']}'", base)
+        problems += hub_repos.preflight(account, [hub_repos.repo_target(publish, *kind) for kind in kinds])
+        if publish.collection and publish.private:
+            problems += hub_repos.collection_is_public(account, publish.collection)
+        problems += hub_repos.oversized(f"base '{names['base']}'", base)
         metadata = {"license": context.recipe.publish.license or context.model.license or "unknown"}
         metadata["language"] = [context.recipe.publish.language]
         for repo_type in ("dataset", "model"):
             problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
         total = f"at most about {numbers['disk_bytes'] / 1e9:.2f} GB together"
-        if any(name.endswith(".safetensors") for name in base):  # a model of a Hub isn't fetched for a plan
+        # The weights of a Hub model are not downloaded for a plan.
+        if any(name.endswith(".safetensors") for name in base):
             total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
         numbers["repos"] = [*(f"{kind} {name}" for kind, name, _ in kinds), *spaces, total]
     if problems:

@@ -1,4 +1,4 @@
-"""From what the user typed to a run's context: the recipe, what it names, and its run folder."""
+"""Resolve the user's input into a run context: load the recipe, resolve its names, locate its run folder."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from dsc_hub.runs.run import Run
 from dsc_hub.runs.shards import Shard
 from dsc_hub.system import hashing
 
-# What is fixed where somebody else's adapter is scored: nothing is trained or published.
+# Overrides for scoring a third-party adapter: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
-ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user names others
+ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user sets other arms
 
 
 def resolve(
     reference: str, overrides: Sequence[str], runs_folder: Path, allowed_code: Sequence[str] = ()
 ) -> RunContext:
-    """Find and check a recipe and resolve what it names (model, prompts, scorers) into fingerprints and a run folder.
+    """Find and check a recipe; resolve its model, prompts and scorers into fingerprints and a run folder.
 
-    `allowed_code` names the Spaces, USER/NAME@COMMIT each, whose metric code may run here. Writes nothing. Raises one error for a
-    recipe that is wrong in itself, then one with all that its names lead to.
+    `allowed_code` lists the Spaces (USER/NAME@COMMIT) whose metric code may run here. Writes nothing. Raises one error
+    for an invalid recipe, or else one error with all names that cannot be resolved.
     """
     path, checked = load_recipe(reference, overrides)
     code = registry.Code(path.parent, allowed_code)
-    ways = {
+    resolvers = {
         "model": lambda: base_model.identify(checked.model),
         "prompts": lambda: identify(checked.prompts, path.parent),
     } | {
         place: lambda section=section: registry.identify(section, code)
         for place, section in all_scorers(checked).items()
     }
-    found: dict[str, Any] = {}
+    resolved: dict[str, Any] = {}
     errors: dict[str, DscError] = {}
-    for name, way in ways.items():
+    for name, resolver in resolvers.items():
         try:
-            found[name] = way()
+            resolved[name] = resolver()
         except DscError as e:
             errors[name] = e
     if len(errors) == 1:
@@ -55,8 +55,8 @@ def resolve(
         raise ConfigError(
             f"{path} names {len(errors)} things that can't be had", problems=[f"{n}: {e}" for n, e in errors.items()]
         )
-    model = found["model"]
-    identity = dict.fromkeys(SCORERS.values(), "") | found | {"model": model.identity}
+    model = resolved["model"]
+    identity = dict.fromkeys(SCORERS.values(), "") | resolved | {"model": model.identity}
     fingerprints = stage_fingerprints(checked, identity)
     run = Run(runs_folder / checked.name / fingerprints["publish"])
     command = shlex.join(["dsc", "run", _plain(reference), *overrides])
@@ -65,21 +65,21 @@ def resolve(
 
 
 def of_shard(context: RunContext, shard: Shard) -> RunContext:
-    """The job of sampling one shard, in a run folder of its own."""
-    mine = dict(context.fingerprints) | {"sampling": shard.fingerprint(context.fingerprints["sampling"])}
-    return replace(context, run=Run(shard.folder(context.run)), fingerprints=mine, shard=shard)
+    """Return the context for sampling one shard, in its own run folder."""
+    fingerprints = dict(context.fingerprints) | {"sampling": shard.fingerprint(context.fingerprints["sampling"])}
+    return replace(context, run=Run(shard.folder(context.run)), fingerprints=fingerprints, shard=shard)
 
 
 def _plain(reference: str) -> str:
-    """A reference as it may be shown to others: a path of this machine becomes its last part."""
+    """Return a reference that is safe to publish: a local path is reduced to its last part."""
     return reference if reference.startswith("hub:") or "/" not in reference else Path(reference).name
 
 
 def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]:
-    """`hub:USER/REPO[@REV]`, a packaged name or a path -> the file and the checked recipe.
+    """Load `hub:USER/REPO[@REV]`, a packaged name or a path; return the file and the checked recipe.
 
-    A recipe of somebody else, pulled now or downloaded before, is data: `untrusted` says what it may not set; ConfigError if
-    it does and no override sets it anew.
+    A third-party recipe, pulled now or downloaded before, is untrusted data: `untrusted` defines the keys that it must
+    not set. ConfigError if it sets one and no override replaces it.
     """
     if not reference.startswith("hub:"):
         path = recipe_files.find(reference)
@@ -97,8 +97,10 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
 
 
 def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequence[str]) -> dict[str, Any]:
-    """The kinds of repos (dataset, adapter, base) whose names a recipe of somebody else chose: kind -> `targets.Stranger`. Empty
-    for the user's own recipe; without the kinds that an override names anew."""
+    """Return the kinds of repos (dataset, adapter, base) named by a third-party recipe, as kind -> `Stranger`.
+
+    Empty for the user's own recipe. Kinds whose name an override replaces are left out.
+    """
     source = reference.removeprefix("hub:") if reference.startswith("hub:") else origin.of_another(path)
     if not source:
         return {}
@@ -109,6 +111,6 @@ def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequ
     return {
         kind: stranger
         for kind, name in repo_names(checked).items()
-        # A name that the section doesn't give is made of the recipe's.
+        # A name that the section does not set derives from the recipe's name.
         if name and not keys & ({f"publish.{kind}", "publish"} if getattr(named, kind) else {"name"})
     }

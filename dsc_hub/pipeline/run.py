@@ -1,8 +1,8 @@
-"""The stages in order, each skipped when its marker matches: what `dsc run` is.
+"""`dsc run`: run the stages in order; skip each stage whose marker matches.
 
     prompts -> sampling -> dataset -> distill -> evaluation -> report -> cards -> publish
 
-What each of them does with a job is in stages.py.
+stages.py implements the stages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dsc_hub.system.progress import say
 
 
 def run_all(context: RunContext, last: str = "publish", retry_failed: bool = False) -> None:
-    """Run the stages up to `last`, skipping what is done. The folder is held for as long as it takes."""
+    """Run the stages up to `last`, skipping those that are done. The run folder stays locked throughout."""
     _one_process()
     with context.run.lock(), contextlib.ExitStack() as stack:
         record(context)
@@ -44,14 +44,14 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
 
 
 def run_one(context: RunContext, stage: str) -> None:
-    """Run one stage alone, skipped if it is done. RunError if one before it isn't done."""
+    """Run one stage; skip it if it is done. RunError if an earlier stage is neither done nor reusable."""
     _one_process()
     is_new = not context.run["run.json"].exists()
     with context.run.lock(), contextlib.ExitStack() as stack:
         record(context)
         for earlier in before(stage):
             if not context.run.is_done(earlier, context.fingerprints[earlier]) and not _take_over(context, earlier):
-                if is_new:  # nothing was done here, only taken over: a folder that is left would look like a run
+                if is_new:  # the folder holds only reused stages: leaving it would look like a run
                     shutil.rmtree(context.run.folder)
                 raise RunError(
                     f"the stage '{earlier}' of {context.run.folder} is not done",
@@ -67,10 +67,10 @@ def run_one(context: RunContext, stage: str) -> None:
 
 
 def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
-    """Score an adapter of the Hub on a recipe's test prompts, beside the recipe's base model; the job with its run folder,
-    `runs/<recipe>+<adapter>/<fingerprint>`.
+    """Score an adapter from the Hub on a recipe's test prompts, together with the recipe's base model.
 
-    ConfigError if `reference` is no hub:USER/REPO, or if the adapter was trained on another base.
+    Return the run context; its run folder is `runs/<recipe>+<adapter>/<fingerprint>`. ConfigError if `reference` is not
+    of the form hub:USER/REPO, or if the adapter was trained on another base.
     """
     from dsc_hub.hub import client
 
@@ -103,35 +103,35 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
         run_stage(context, "prompts")
         shutil.rmtree(context.run["adapter"], ignore_errors=True)
         context.run["adapter"].mkdir()
-        for file in adapters.FILES:  # the cache may hold more of that repo than was asked for
+        for file in adapters.FILES:  # the cache may hold more files of that repo
             shutil.copy2(folder / file, context.run["adapter"] / file)
         run_stage(context, "evaluation")
     return context
 
 
 def merge(context: RunContext, folders: Sequence[Path]) -> None:
-    """Make the finished shards of a sampling (`dsc sample --shard`) the run's own; `folders`: none means those in the run folder."""
+    """Merge finished shards (`dsc sample --shard`) into the run: those in `folders`, else those in the run folder."""
     with context.run.lock():
         again = context.command.replace("dsc run", "dsc sample", 1)
-        found = shards.find(context.run, folders, context.fingerprints["sampling"], again)
+        shard_runs = shards.find(context.run, folders, context.fingerprints["sampling"], again)
         record(context)
         set_owner(context, None)
         run_stage(context, "prompts")
         started = time.monotonic()
         _forget_after(context, "prompts")
-        shards.join(context.run, found)
-        reused = sum(of.marker("sampling")["result"]["reused_turns"] for of in found)
+        shards.join(context.run, shard_runs)
+        reused = sum(shard.marker("sampling")["result"]["reused_turns"] for shard in shard_runs)
         result = stages.sampled(context, stages.wanted_prompts(context), reused)
-        if (there := result["finished"] + sum(1 for _ in context.run.rows("failed.jsonl"))) != result["chains"]:
+        if (present := result["finished"] + sum(1 for _ in context.run.rows("failed.jsonl"))) != result["chains"]:
             raise RunError(
-                f"of {result['chains']} chains {there} are in the shards",
+                f"of {result['chains']} chains {present} are in the shards",
                 "Remove the shards' sampling.done.json and sample them again.",
             )
         context.run.add_metrics("sampling", result)
         seconds = result["seconds"] or time.monotonic() - started
         _note_time(context, "sampling", seconds)
         context.run.finish("sampling", context.fingerprints["sampling"], seconds, {"result": result})
-        say(f"merged {len(found)} shards -> {context.run.folder}")
+        say(f"merged {len(shard_runs)} shards -> {context.run.folder}")
 
 
 def _one_process() -> None:
@@ -143,20 +143,20 @@ def _one_process() -> None:
 
 
 def _take_over(context: RunContext, stage: str) -> bool:
-    """Take a finished stage over from another run with the same inputs, if there is one."""
-    donor = reuse(
+    """Reuse a finished stage of another run with the same inputs; return whether there was one."""
+    source = reuse(
         context.run, stage, context.fingerprints[stage], before(stage), run.siblings(context.runs, context.recipe.name)
     )
-    if donor is None:
+    if source is None:
         return False
     _forget_after(context, stage)
     _note_time(context, stage, context.run.marker(stage)["seconds"])
-    say(f"{stage}: taken over from {donor.name}, whose inputs were the same")
+    say(f"{stage}: taken over from {source.name}, whose inputs were the same")
     return True
 
 
 def _forget_after(context: RunContext, stage: str) -> None:
-    """What follows was made from what has changed or is about to."""
+    """Remove the markers and stale files of the later stages: their inputs have changed or are about to."""
     for later in after(stage):
         context.run.unfinish(later)
     for name in BY_NAME[stage].stale_files:
@@ -169,7 +169,7 @@ def _note_time(context: RunContext, stage: str, seconds: float) -> None:
 
 
 def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed: bool = False) -> None:
-    """One stage: skipped if its marker matches, taken over from another run that did the same, or done now."""
+    """Run one stage: skip it if its marker matches, reuse it from another run with the same inputs, or execute it."""
     if stage == "publish":
         if account is None:
             say("publish: skipped, publish.to is none")
@@ -184,11 +184,11 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     context.run.unfinish(stage)
     _forget_after(context, stage)
     if stage == "sampling" and (
-        donor := adopt_rows(
+        source := adopt_rows(
             context.run, stage, context.fingerprints[stage], run.siblings(context.runs, context.recipe.name)
         )
     ):
-        say(f"{stage}: going on from what {donor.name} had done of it")
+        say(f"{stage}: going on from what {source.name} had done of it")
     started = time.monotonic()
     result = stages.publish(context, account) if stage == "publish" else stages.STAGE[stage](context)
     seconds = time.monotonic() - started
@@ -199,7 +199,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
 
 
 def _has_failures(context: RunContext, stage: str) -> bool:
-    """Did the finished stage leave something undone that `--retry-failed` can take up?"""
+    """Return whether the finished stage has failures that `--retry-failed` can retry."""
     result = context.run.marker(stage)["result"]
     if stage == "evaluation":
         return any(arm["reward"]["failed"] for arm in result["arms"].values())

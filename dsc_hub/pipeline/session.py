@@ -1,4 +1,4 @@
-"""A job's model, asked: servers started or found, chains sampled, and what that cost."""
+"""Generation for a run: start or connect to servers, sample chains, record the cost."""
 
 from __future__ import annotations
 
@@ -34,8 +34,11 @@ def served(
     folder: Path | None = None,
     new_tokens: int = 0,
 ) -> Iterator[list[Any]]:
-    """Endpoints to ask: those the recipe names, or vLLMs of our own on `folder` (default: the base model's) that write to
-    `log` (default: vllm.log). `new_tokens`: how many are expected of them, which says whether compiling pays."""
+    """Yield endpoints: those that the recipe names, or vLLM servers started here.
+
+    Servers started here load the model in `folder` (default: the base model) and write to `log` (default: vllm.log).
+    `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
+    """
     from dsc_hub.inference import servers
 
     section = context.recipe.serving
@@ -49,15 +52,15 @@ def served(
     with servers.serve(
         folder, section, log or context.run["vllm.log"], adapters, places=places, compiled=compiled
     ) as endpoints:
-        many = f" in {len(places)} replicas" if len(places) > 1 else ""
+        replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
         say(
-            f"vLLM serves {context.model.id}{' and the adapter' if adapters else ''}{many}, ready after {duration(time.monotonic() - started)}"
+            f"vLLM serves {context.model.id}{' and the adapter' if adapters else ''}{replicas}, ready after {duration(time.monotonic() - started)}"
         )
         yield endpoints
 
 
 def load_veto(context: RunContext, identity: Mapping[str, str]) -> VetoText:
-    """What blocks acceptance; without a veto no revision makes the way through the scorers' thread."""
+    """Return the recipe's veto on revisions; without one return `no_veto`, which skips the scorers' thread."""
     from dsc_hub.metrics import loading
     from dsc_hub.metrics.batching import BatchScorer
 
@@ -72,8 +75,10 @@ def chains_of(
     veto: VetoText,
     known: RowIndex | None = None,
 ) -> tuple[Any, float]:
-    """Sample the prompts' chains into the run folder; the tally and the seconds. Notes what the session cost.
-    KeyboardInterrupt after Ctrl-C, with what is finished on disk."""
+    """Sample the prompts' chains into the run folder and record the session's cost; return the tally and the seconds.
+
+    KeyboardInterrupt after Ctrl-C; finished chains are on disk then.
+    """
     from dsc_hub.inference import servers
     from dsc_hub.metrics.batching import BatchScorer
     from dsc_hub.sampling import sample
@@ -98,7 +103,7 @@ def chains_of(
                 ),
             )
         )
-    finally:  # a session that fails has cost something too
+    finally:  # a failed session has a cost too
         cached, looked_up = servers.cache_use(before, servers.prefix_cache(endpoints))
         seconds = round(time.monotonic() - started, 2)
         count, kind = processors(context)
@@ -120,7 +125,7 @@ def chains_of(
 
 
 def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: float) -> None:
-    """Keep how a sampling went for the next plan, if it was all asked of our own servers in one go."""
+    """Store the pace of a sampling for later estimates, if servers started here generated all of it in one session."""
     turns = 1 + 2 * context.recipe.chain.steps
     if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed):
         other_s = max(0.0, total_s - seconds)
@@ -131,7 +136,7 @@ def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: 
 
 
 def generator_of(context: RunContext, endpoints: list[Any], settings: GenerationConfig | None = None) -> Any:
-    """A generator over the endpoints (`settings`: other than the recipe's generation)."""
+    """Return a generator over the endpoints. `settings` replaces the recipe's generation section."""
     from dsc_hub.inference import servers
     from dsc_hub.inference.client import Generator
 
@@ -146,7 +151,7 @@ async def ask(generator: Any, work: Callable[[], Any]) -> Any:
 
 
 def processors(context: RunContext) -> tuple[int, str] | tuple[None, None]:
-    """How many the servers have, and of which kind ("core", "GPU"); twice None where they are somebody else's."""
+    """Return the number of processors of the servers and their kind ("core", "GPU"); (None, None) if external."""
     from dsc_hub.inference import servers
 
     section = context.recipe.serving
@@ -158,28 +163,28 @@ def processors(context: RunContext) -> tuple[int, str] | tuple[None, None]:
 
 
 def try_out(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
-    """Chains of the first `count` training prompts, in a folder that goes away: (prompt, chain) pairs, seconds, failed."""
+    """Sample the first `count` training prompts in a temporary folder; return [(prompt, chain)], seconds, failed."""
     from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample
 
     announce_servers(context.recipe)
-    found, _ = prompts.load_prompts(
+    loaded, _ = prompts.load_prompts(
         context.recipe.prompts, context.path.parent, context.recipe.seed, context.identity["prompts"]
     )
-    some = [p for p in found if p.split == "train"][:count]
-    one_each = context.recipe.model_copy(
+    tried_prompts = [p for p in loaded if p.split == "train"][:count]
+    recipe = context.recipe.model_copy(
         update={"chain": context.recipe.chain.model_copy(update={"chains_per_prompt": 1})}
     )
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
-        tried = replace(context, recipe=one_each, run=Run(Path(folder)))
+        tried = replace(context, recipe=recipe, run=Run(Path(folder)))
         tried.run.add_facts(model={"folder": str(base_model.materialize(context.model))})
         started = time.monotonic()
         reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
         veto = load_veto(context, context.identity)
         with served(tried, log=cache.cache_home() / "try.vllm.log") as endpoints:
-            tally, seconds = chains_of(tried, endpoints, some, reward.score, veto)
+            tally, seconds = chains_of(tried, endpoints, tried_prompts, reward.score, veto)
             remember_sampling(tried, tally, seconds, time.monotonic() - started)
-        by_id = {p.id: p for p in some}
+        by_id = {p.id: p for p in tried_prompts}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
         return [(by_id[c.prompt_id], c) for c in sample.read_chains(tried.run)], seconds, tally.failed

@@ -1,6 +1,7 @@
-"""What each stage does with a job: a function for each, from the job's run folder to the numbers of its marker.
+"""Implementation of the stages: one function each, which works on the run folder and returns the marker's numbers.
 
-The modules that do the work are imported when it is done, so that a stage that ends gives its memory back and `dsc --help` is instant.
+Modules that do the work are imported inside the functions, so that a finished stage releases its memory and
+`dsc --help` is instant.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours
 
 
 def _prompts(context: RunContext) -> Result:
-    found, dropped = load_prompts(
+    prompts, dropped = load_prompts(
         context.recipe.prompts, context.path.parent, context.recipe.seed, context.identity["prompts"]
     )
     context.run["prompts.jsonl"].unlink(missing_ok=True)
     rows = context.run.rows("prompts.jsonl")
-    for prompt in found:
+    for prompt in prompts:
         rows.append(prompt)
     rows.close()
-    counts = {s: sum(p.split == s for p in found) for s in SPLITS}
-    groups = {s: len({p.group for p in found if p.split == s}) for s in SPLITS}
+    counts = {s: sum(p.split == s for p in prompts) for s in SPLITS}
+    groups = {s: len({p.group for p in prompts if p.split == s}) for s in SPLITS}
     shown = ", ".join(f"{counts[s]} {s}" for s in counts)
     say(
-        f"prompts  {len(found)} of {dropped.read} ({shown})  in {sum(groups.values())} groups  dropped: {dropped.duplicates} "
+        f"prompts  {len(prompts)} of {dropped.read} ({shown})  in {sum(groups.values())} groups  dropped: {dropped.duplicates} "
         f"duplicate, {dropped.overlaps} overlapping"
         + (f"  without a group: {dropped.ungrouped}" if dropped.ungrouped else "")
     )
@@ -62,27 +63,27 @@ def _sampling(context: RunContext) -> Result:
             "`dsc merge RECIPE`, with the overrides they were sampled with, takes them. To sample without them, move that folder away.",
         )
     started = time.monotonic()
-    wanted = wanted_prompts(context)
+    prompts = wanted_prompts(context)
     reward = loading.load_named("reward", context.recipe, context.run.facts["identity"], context.path.parent)
     veto = session.load_veto(context, context.run.facts["identity"])
-    if known := sample.turns_of_others(context.run, run.siblings(context.runs, context.recipe.name)):
-        say(f"sampling  {len(known):,} turns of other runs with this model and these settings are at hand")
+    if stored_turns := sample.turns_of_others(context.run, run.siblings(context.runs, context.recipe.name)):
+        say(f"sampling  {len(stored_turns):,} turns of other runs with this model and these settings are at hand")
     c = context.recipe.chain
-    new_tokens = len(wanted) * c.chains_per_prompt * (1 + 2 * c.steps) * context.recipe.generation.max_new_tokens
+    new_tokens = len(prompts) * c.chains_per_prompt * (1 + 2 * c.steps) * context.recipe.generation.max_new_tokens
     with session.served(context, new_tokens=new_tokens) as endpoints:
-        tally, seconds = session.chains_of(context, endpoints, wanted.values(), reward.score, veto, known)
+        tally, seconds = session.chains_of(context, endpoints, prompts.values(), reward.score, veto, stored_turns)
         session.remember_sampling(context, tally, seconds, time.monotonic() - started)
-    return sampled(context, wanted, tally.reused_turns)
+    return sampled(context, prompts, tally.reused_turns)
 
 
 def wanted_prompts(context: RunContext) -> StoredPrompts:
-    """The prompts to be sampled."""
-    mine = context.shard.has if context.shard else bool
-    return StoredPrompts(context.run.rows("prompts.jsonl"), "train", "validation", keep=mine)
+    """Return the prompts to sample: the training and validation prompts, restricted to the shard if there is one."""
+    keep = context.shard.has if context.shard else bool
+    return StoredPrompts(context.run.rows("prompts.jsonl"), "train", "validation", keep=keep)
 
 
 def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> Result:
-    """The numbers of the chains in the run folder, said and returned. ServingError if there is no chain."""
+    """Compute, print and return the numbers of the chains in the run folder. ServingError if no chain finished."""
     from dsc_hub.sampling import sample, summary
 
     c, total = context.recipe.chain, len(wanted) * context.recipe.chain.chains_per_prompt
@@ -109,7 +110,7 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> Re
 
 
 def _diagnosed(context: RunContext, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> Result:
-    """Did the chains settle, and what did the last step give?"""
+    """Return the convergence diagnostics of the chains and the gain of the last step."""
     from dsc_hub.sampling import convergence
 
     c = context.recipe.chain
@@ -123,16 +124,16 @@ def _dataset(context: RunContext) -> Result:
     from dsc_hub.data import dataset
     from dsc_hub.sampling import sample
 
-    found = StoredPrompts(context.run.rows("prompts.jsonl"), *SPLITS)
+    prompts = StoredPrompts(context.run.rows("prompts.jsonl"), *SPLITS)
     chains = sample.read_chains(context.run)
     if len(chains) != (finished := context.run.marker("sampling")["result"]["finished"]):
         raise RunError(
             f"{context.run['chains.jsonl']} holds {len(chains)} chains, and {finished} were finished",
             f"Remove {context.run['sampling.done.json']} and run again: only what is missing is sampled.",
         )
-    if "mixing" not in (sampled := context.run.metrics.get("sampling", {})):  # chains of an earlier version, taken over
-        context.run.add_metrics("sampling", sampled | _diagnosed(context, chains, found))
-    counts = dataset.build(context.run, context.recipe, found, chains)
+    if "mixing" not in (sampled := context.run.metrics.get("sampling", {})):  # reused chains of an earlier version
+        context.run.add_metrics("sampling", sampled | _diagnosed(context, chains, prompts))
+    counts = dataset.build(context.run, context.recipe, prompts, chains)
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
     say(
         f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  dropped: {dropped} -> {context.run['dataset']}"
@@ -155,28 +156,30 @@ def _ask_arms(
     adapters: Mapping[str, Path] | None,
     base: str,
 ) -> tuple[dict[str, dict[str, float]], pace.Pace | None]:
-    """Have the arms answered, those of the base only if no other run has them whole (`base`: their digest). The nats of
-    neutral texts by arm, and how it went, without what the rest of the stage takes; None where that says nothing of the
-    machine."""
+    """Generate the answers of the arms; arms of the base are reused if another run has them complete.
+
+    `base` is the digest of the base's arms. Return the nats of neutral texts by arm, and the pace without the rest of
+    the stage; the pace is None if it is not representative (reused or resumed work, external servers).
+    """
     from dsc_hub.evaluation import arms
     from dsc_hub.metrics.batching import BatchScorer
 
     e, endpoints = context.recipe.evaluation, context.recipe.serving.endpoints
     is_fresh = not context.run["evaluation"].is_dir()
     veto = session.load_veto(context, context.run.facts["identity"])
-    if donor := arms.adopt_base(context.run, base, run.siblings(context.runs, context.recipe.name)):
-        say(f"evaluation: the base's arms are those of {donor}, whose inputs were the same")
+    if source := arms.adopt_base(context.run, base, run.siblings(context.runs, context.recipe.name)):
+        say(f"evaluation: the base's arms are those of {source}, whose inputs were the same")
     reused = arms.finished_base(context.run, base)
     neutral = dict(reused or {})
     requests, new_tokens, seconds = 0, 0, 0.0
     for together in preflight.models_by_server(e.arms, endpoints):
-        if not (left := [model for model in together if model is not None or reused is None]):
+        if not (models := [model for model in together if model is not None or reused is None]):
             continue
-        with session.served(context, adapters if ADAPTER in left else None, folder=folder) as servers:
+        with session.served(context, adapters if ADAPTER in models else None, folder=folder) as servers:
             generator = session.generator_of(context, servers, generation_at_evaluation(context.recipe))
             started = time.monotonic()
             work = partial(
-                arms.ask_all, context.run, context.recipe, held_out, generator, BatchScorer(reward), veto, left
+                arms.ask_all, context.run, context.recipe, held_out, generator, BatchScorer(reward), veto, models
             )
             neutral |= event_loop.run(session.ask(generator, work))
             requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens
@@ -235,7 +238,7 @@ def _evaluation(context: RunContext) -> Result:
     if measured:
         other_s = round(time.monotonic() - started - measured.generating_s, 2)
         pace.remember(context.model.identity, replace(measured, other_s=other_s))
-    blind.record_tally(context.run)  # what people judged may have been other answers
+    blind.record_tally(context.run)  # human verdicts may refer to other answers
     if looks:
         context.run.add_metrics("test_set", looks)
     else:
@@ -247,7 +250,7 @@ def _evaluation(context: RunContext) -> Result:
 
 
 def _served_on(context: RunContext, weights: str, *, adapter: bool) -> str:
-    """In words, the weights that all arms ran on and how they were computed with."""
+    """Describe in words the weights that all arms ran on and their compute dtype."""
     if context.recipe.serving.endpoints:
         return f"{context.model.id} as {', '.join(context.recipe.serving.endpoints)} serves it"
     parts = [f"{context.model.id} {weights}"]
@@ -262,7 +265,7 @@ def _report(context: RunContext) -> Result:
     from dsc_hub.report import page
 
     metrics = test_sets.with_current_looks(context.run, context.run.metrics)
-    if "test_set" in metrics:  # others may have been scored on it since
+    if "test_set" in metrics:  # other adapters may have been scored on it since
         context.run.add_metrics("test_set", metrics["test_set"])
     result = page.build(context.run)
     say(f"report  {result['plots']} plots -> {context.run['report.html']}")

@@ -1,4 +1,4 @@
-"""What a stage cost, over all the sessions that it took."""
+"""Cost of a stage, summed over all of its sessions."""
 
 from __future__ import annotations
 
@@ -10,39 +10,45 @@ from dsc_hub.runs.run import Run
 
 
 def add_session(run: Run, stage: str, cost: Mapping[str, Any]) -> None:
-    """Add what a session cost: {seconds, new_tokens}, and what else is known of {reused_tokens, cached_tokens,
-    looked_up_tokens, retries, scoring_s, processors, kind}."""
+    """Append the cost of one session to sessions.jsonl.
+
+    `cost` has seconds and new_tokens; optional keys are reused_tokens, cached_tokens, looked_up_tokens, retries,
+    scoring_s, processors and kind.
+    """
     rows = run.rows("sessions.jsonl")
     rows.append({"stage": stage, **cost})
     rows.close()
 
 
 def cost_of(run: Run, stage: str, turns: str) -> dict[str, Any]:
-    """Tokens of all turns, and of all sessions together: seconds, new tokens a second, the share of prompt tokens that was
-    found in the servers' prefix caches, processor hours, requests sent again by reason.
+    """Return the token counts of all turns and the summed cost of all sessions of a stage.
 
-    A session that was killed left its turns but not its seconds: then `seconds` and `processor_hours` are None, and the
-    rest is that of the sessions that ended. None, too, what no session knows.
+    The costs are seconds, new tokens per second, the share of prompt tokens found in the servers' prefix caches,
+    processor hours, scoring seconds and retried requests by reason.
+
+    A killed session leaves its turns but no record of its seconds. `seconds` and `processor_hours` are then None, and
+    the other values cover only the sessions that ended. A value that no session recorded is None as well.
     """
-    asked, new = 0, 0
+    prompt_tokens, new_tokens = 0, 0
     for row in run.rows(turns):
-        asked, new = asked + row["prompt_tokens"], new + row["new_tokens"]
+        prompt_tokens, new_tokens = prompt_tokens + row["prompt_tokens"], new_tokens + row["new_tokens"]
     sessions = [row for row in run.rows("sessions.jsonl") if row["stage"] == stage]
 
     def total(key: str) -> float:
         return sum(row.get(key) or 0 for row in sessions)
 
-    seconds, known, looked_up = total("seconds"), total("new_tokens"), total("looked_up_tokens")
-    ended = bool(sessions) and known + total("reused_tokens") >= new  # more, where merged shards had some in common
+    seconds, session_tokens, looked_up = total("seconds"), total("new_tokens"), total("looked_up_tokens")
+    # The sum can exceed the turns' tokens: merged shards may share turns.
+    ended = bool(sessions) and session_tokens + total("reused_tokens") >= new_tokens
     hours = [row["seconds"] * row["processors"] / 3600 for row in sessions if row.get("processors")]
     retries: Counter[str] = Counter()
     for row in sessions:
         retries.update(row.get("retries") or {})
     return {
-        "prompt_tokens": asked,
-        "new_tokens": new,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
         "seconds": round(seconds, 1) if ended else None,
-        "tokens_per_s": round(known / seconds, 1) if seconds and known else None,
+        "tokens_per_s": round(session_tokens / seconds, 1) if seconds and session_tokens else None,
         "cache_rate": round(total("cached_tokens") / looked_up, 4) if looked_up else None,
         "processor_hours": round(sum(hours), 4) if ended and len(hours) == len(sessions) else None,
         "processors": next((row["kind"] for row in sessions if row.get("kind")), None),

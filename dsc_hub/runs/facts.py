@@ -1,4 +1,4 @@
-"""run.json: what is checked before its facts are used."""
+"""Validation of run.json before its facts are used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Recipe(BaseModel):
 
 
 class _Facts(BaseModel):
-    """What of run.json is needed to look at a finished run; the whole recipe is checked by whoever goes on with it."""
+    """The part of run.json that reading a finished run needs. Code that resumes the run checks the whole recipe."""
 
     recipe: _Recipe
     identity: dict[str, str | None]
@@ -33,7 +33,7 @@ class _Facts(BaseModel):
 
 
 def facts_problems(facts: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a run.json, `where: what` each; empty if a run can be looked at with it."""
+    """Return the problems of a run.json as `location: problem` strings; empty if the run is readable."""
     try:
         _Facts.model_validate(facts)
     except ValidationError as e:

@@ -1,6 +1,7 @@
-"""Rows on disk: a JSON object a line, appended as it comes, one system call each.
+"""Rows on disk: one JSON object per line, each appended with one system call.
 
-A line without its newline is the mark of a kill or of a full disk. It is no row, and is cut off before the next one goes in.
+A last line without a newline is the result of a killed process or a full disk. It is not a row: readers skip it, and
+it is truncated before the next row is appended.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ ANEW = "Run the stage that writes it again."
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy's as Python's own."""
+    """Convert a numpy scalar to the Python type."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a row can't hold a {type(value).__name__}")
 
 
 class JsonlFile:
-    """An append-only JSON-lines file. `way_out` says what to do about a damaged line."""
+    """An append-only JSON-lines file. `way_out` is the hint shown for a damaged line."""
 
     def __init__(self, path: Path, way_out: str = ANEW) -> None:
         self.path = path
@@ -38,17 +39,17 @@ class JsonlFile:
         self._fd: int | None = None
 
     def append(self, row: Any) -> None:
-        """Write a row: a dict, or a noun of records.py. It is in the file when this returns, or OSError tells why not."""
+        """Append a row: a dict or a record of records.py. It is in the file on return; otherwise OSError is raised."""
         if self._fd is None:
             self._cut_torn_line()
             self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         line = msgspec.json.encode(row, enc_hook=_plain) + b"\n"
         try:
             written = os.write(self._fd, line)
-            if written < len(line):  # the disk filled up within the line: the rest of it raises
+            if written < len(line):  # the disk filled up within the line: this second write raises
                 os.write(self._fd, line[written:])
         except OSError as e:
-            self.close()  # should a row follow, the torn one is cut off first
+            self.close()  # the next append truncates the torn line first
             e.filename = str(self.path)
             raise
 
@@ -61,14 +62,14 @@ class JsonlFile:
         return (row for _, row in self.placed())
 
     def as_type(self, kind: type[T]) -> Iterator[T]:
-        """The rows as what they stand for (`records.from_row`); RunError for one that isn't."""
-        return (self.typed(kind, at, row) for at, row in self.placed())
+        """Yield the rows as `kind` (`records.from_row`); RunError for a row that does not validate."""
+        return (self.typed(kind, offset, row) for offset, row in self.placed())
 
     def placed(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Each row, and where in the file it begins, in bytes; RunError for one that is no JSON object."""
+        """Yield (byte offset, row) for each row; RunError for a line that is not a JSON object."""
         if not self.path.is_file():
             return
-        at = 0
+        offset = 0
         with self.path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
@@ -76,14 +77,14 @@ class JsonlFile:
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    raise self.damaged(at, "not JSON") from None
+                    raise self.damaged(offset, "not JSON") from None
                 if not isinstance(row, dict):
-                    raise self.damaged(at, f"expected an object, got {type(row).__name__}")
-                yield at, row
-                at += len(line)
+                    raise self.damaged(offset, f"expected an object, got {type(row).__name__}")
+                yield offset, row
+                offset += len(line)
 
     def typed(self, kind: type[T], at: int, row: dict[str, Any]) -> T:
-        """The row that begins at `at` as what it stands for."""
+        """Validate the row at byte offset `at` as `kind`; RunError if it does not validate."""
         try:
             return from_row(kind, row)
         except ValidationError as e:
@@ -91,7 +92,7 @@ class JsonlFile:
             raise self.damaged(at, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
     def damaged(self, at: int, why: str) -> RunError:
-        """The error for the row that begins at `at`."""
+        """Return the error for the row at byte offset `at`, with its line number."""
         with self.path.open("rb") as file:
             number = 1 + sum(file.read(min(2**20, at - start)).count(b"\n") for start in range(0, at, 2**20))
         return RunError(f"{self.path} line {number} is damaged: {why}", self._way_out)
@@ -101,12 +102,12 @@ class JsonlFile:
             return
         with self.path.open("rb+") as file:
             end = size
-            while end > 0:  # look back block by block for the last newline
+            while end > 0:  # search backwards, block by block, for the last newline
                 start = max(0, end - 65536)
                 file.seek(start)
-                at = file.read(end - start).rfind(b"\n")
-                if at >= 0:
-                    end = start + at + 1
+                newline = file.read(end - start).rfind(b"\n")
+                if newline >= 0:
+                    end = start + newline + 1
                     break
                 end = start
             if end < size:

@@ -1,13 +1,13 @@
-"""What metrics.json holds: every number that a table, a page or a card may print, with its meaning and unit.
+"""Schema of metrics.json: every number that a table, a page or a card may print, with its meaning and unit.
 
-`dsc schema metrics` prints this as JSON schema. Stages write plain dicts; that they write these and nothing else is tested
-(tests/runs/test_metrics_schema.py, tests/e2e), and whoever reads them checks them first (`runs.evaluated`). A number that was not
-measured is null, never 0, and `reason` says why where that is not plain. SCHEMA goes up when a key changes its name or
-meaning, not when one is added; files of an older one are read through upgrade.py.
+`dsc schema metrics` prints it as JSON schema. Stages write plain dicts; tests check that these match the schema
+(tests/runs/test_metrics_schema.py, tests/e2e), and readers validate them first (`runs.evaluated`). A number that was
+not measured is null, never 0, and `reason` says why where that is not obvious. SCHEMA is incremented when a key
+changes its name or meaning, not when a key is added; upgrade.py converts files of an older schema.
 
-Of which texts a mean is: in `sampling`, of clean and scored ones alone (what hygiene rejects is no state of a chain);
-in `evaluation`, of all answers that the scorer gave a value, clean or not, for that is what an arm says to a user. `n`
-says how many these are everywhere.
+Texts that a mean covers: in `sampling`, only clean and scored texts (a text that hygiene rejects is no state of a
+chain); in `evaluation`, all answers with a score, clean or not, because users see all of them. `n` is their number
+everywhere.
 """
 
 from __future__ import annotations
@@ -219,19 +219,21 @@ class Evaluation(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> Evaluation:
-        """Every arm and difference has every score and measure."""
+        """Check that every arm and difference has every score and measure."""
         scores, measures, arms = set(self.scores), set(self.side_effects.measures), set(self.arms)
         for name, arm in self.arms.items():
             if missing := [s for s in sorted(scores) if getattr(arm, s) is None]:
                 raise ValueError(f"arm '{name}' has no {missing[0]}")
-        for pair, of in self.differences.items():
+        for pair, by_score in self.differences.items():
             if not set(pair.split(" - ")) <= arms:
                 raise ValueError(f"difference '{pair}' is of arms that are not there")
-            if missing := sorted(scores - of.keys()):
+            if missing := sorted(scores - by_score.keys()):
                 raise ValueError(f"difference '{pair}' has no {missing[0]}")
         if set(self.side_effects.arms) != arms:
             raise ValueError("side_effects and arms name other arms")
-        if missing := [f"{name}.{m}" for name, of in self.side_effects.arms.items() for m in measures - of.keys()]:
+        if missing := [
+            f"{name}.{m}" for name, values in self.side_effects.arms.items() for m in measures - values.keys()
+        ]:
             raise ValueError(f"side_effects has no {missing[0]}")
         return self
 
@@ -400,7 +402,7 @@ class Metrics(Part):
 
 
 def problems(metrics: Mapping[str, Any]) -> list[str]:
-    """What is wrong with a metrics.json, `where: what` each; empty if it fits the description."""
+    """Return the problems of a metrics.json as `location: problem` strings; empty if it fits the schema."""
     try:
         Metrics.model_validate(metrics)
     except ValidationError as e:

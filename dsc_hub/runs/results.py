@@ -1,4 +1,4 @@
-"""The results of an evaluated run: its numbers and its answers, checked."""
+"""Read and validate the results of an evaluated run: its numbers and its answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsc_hub.runs.run import Run
 
 
 def evaluated(run: Run) -> dict[str, Any]:
-    """The run's numbers (metrics.json), checked; RunError if it has none of an evaluation, or damaged ones."""
+    """Return the validated metrics.json of an evaluated run; RunError if it is not evaluated or the file is damaged."""
     metrics = run.metrics
     if run.marker("evaluation") is None or "evaluation" not in metrics:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
@@ -26,33 +26,35 @@ def evaluated(run: Run) -> dict[str, Any]:
 
 def recorded(metrics: Mapping[str, Any], run: Run) -> Metrics:
     """Numbers of a run (metrics.json) as their type; RunError, with what to do, if they are damaged or of another schema."""
-    again = f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew."
+    hint = f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew."
     if (schema := metrics.get("schema")) != metrics_schema.SCHEMA:
         raise RunError(
-            f"{run['metrics.json']} is of schema {schema!r:.40}, this dsc reads {metrics_schema.SCHEMA}", again
+            f"{run['metrics.json']} is of schema {schema!r:.40}, this dsc reads {metrics_schema.SCHEMA}", hint
         )
     if problems := metrics_schema.problems(metrics):
         shown = "; ".join(p[:200] for p in problems[:3]) + (f" and {len(problems) - 3} more" * (len(problems) > 3))
         section = problems[0].split(".")[0]
         if section in BY_NAME and section != "evaluation":
-            again = f"Remove {run[f'{section}.done.json']} and run the recipe again."
+            hint = f"Remove {run[f'{section}.done.json']} and run the recipe again."
         elif section == "blind":
-            again = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."
-        raise RunError(f"{run['metrics.json']} is damaged: {shown}", again)
+            hint = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."
+        raise RunError(f"{run['metrics.json']} is damaged: {shown}", hint)
     return Metrics.model_validate(metrics)
 
 
 def answers(run: Run) -> list[dict[str, Any]]:
-    """The rows of an evaluation's answers, checked (`records.Answer`); RunError if one is damaged, or if they are not as
-    many as metrics.json counts."""
+    """Return the validated rows of evaluation/answers.jsonl (`records.Answer`).
+
+    RunError if a row is damaged, or if the number of rows per arm differs from the counts in metrics.json.
+    """
     rows = [asdict(row) for row in run.rows("evaluation/answers.jsonl").as_type(Answer)]
     arms = evaluated(run)["evaluation"]["arms"]
-    there = Counter(row["arm"] for row in rows)
-    counted = {arm: a["reward"]["n"] + a["reward"]["unscored"] for arm, a in arms.items()}
-    if there != Counter(counted):
-        told = ", ".join(f"{there[arm]} of {counted.get(arm, 0)} of {arm}" for arm in sorted({*there, *counted}))
+    counts = Counter(row["arm"] for row in rows)
+    expected = {arm: a["reward"]["n"] + a["reward"]["unscored"] for arm, a in arms.items()}
+    if counts != Counter(expected):
+        detail = ", ".join(f"{counts[arm]} of {expected.get(arm, 0)} of {arm}" for arm in sorted({*counts, *expected}))
         raise RunError(
-            f"{run['evaluation/answers.jsonl']} doesn't hold the answers that metrics.json counts: {told}",
+            f"{run['evaluation/answers.jsonl']} doesn't hold the answers that metrics.json counts: {detail}",
             f"Remove {run['evaluation.done.json']} and run again: what the models wrote is kept elsewhere.",
         )
     return rows

@@ -1,7 +1,7 @@
-"""Where rows stand, by their keys: the keys are held in memory, 20 bytes each, and the rows stay on disk.
+"""Index of rows by key: the keys are held in memory, 20 bytes each; the rows stay on disk.
 
-A run may have more rows than memory. `RowIndex` finds a row by its key or goes through all of them in the order of their
-keys; `OrderedRows` and `StoredPrompts` are such rows as what they stand for.
+The rows of a run may not fit in memory. `RowIndex` looks up a row by its key, or iterates over all rows in key order.
+`OrderedRows` and `StoredPrompts` return the rows as typed records.
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from dsc_hub.records import Prompt, from_row, word
 from dsc_hub.runs.jsonl import JsonlFile
 
 T = TypeVar("T")
-Key = tuple[str, int]  # an id (16 hex digits of a hash), and a number below 2**32 that tells apart what it names
-KeyOf = Callable[[Mapping[str, Any]], Key | None]  # of a row; None: the row is left out
-_FILE = 48  # a place is the number of a file above so many bits that say where in it the row begins
+Key = tuple[str, int]  # an id (16 hex digits of a hash), and a number below 2**32 that makes the key unique
+KeyOf = Callable[[Mapping[str, Any]], Key | None]  # key of a row; None: the row is not indexed
+_FILE = 48  # a place packs the file number (high bits) and the row's byte offset (low _FILE bits)
 _AT = (1 << _FILE) - 1
 
 
 def chain_key(row: Mapping[str, Any]) -> Key:
-    """Of a line of chains.jsonl or failed.jsonl."""
+    """Return the key of a row of chains.jsonl or failed.jsonl."""
     return row["prompt_id"], row["number"]
 
 
 def turn_key(row: Mapping[str, Any]) -> Key:
-    """Of a line of turns.jsonl: chain, step and role in one number."""
+    """Return the key of a row of turns.jsonl; its number packs chain index, step and role."""
     role = ("answer", "critique", "revision").index(row["role"])
     return row["prompt_id"], row["chain"] << 16 | row["step"] << 8 | role
 
 
 def request_key(row: Mapping[str, Any]) -> Key | None:
-    """Of a line of turns.jsonl: what was asked, and the seed. None for one that doesn't tell."""
+    """Return the request digest and the seed of a row of turns.jsonl; None for a row without a digest."""
     return (row["request"], row["seed"]) if row.get("request") else None
 
 
 class RowIndex:
-    """The rows of some files by their keys; of two with the same key the later one. A torn last line is no row.
+    """Rows of several files by key. Of two rows with the same key the later one counts; a torn last line is ignored.
 
-    RunError for a damaged row. Reads what stands in the files when it is made.
+    The constructor reads the files as they are at that moment; RunError for a damaged row.
     """
 
     def __init__(self, files: Iterable[JsonlFile], key: KeyOf) -> None:
         self._files = list(files)
         self._open: dict[int, BinaryIO] = {}
         ids, numbers, places = array("Q"), array("I"), array("Q")
-        for which, rows in enumerate(self._files):
-            for at, row in rows.placed():
+        for file_number, rows in enumerate(self._files):
+            for offset, row in rows.placed():
                 try:
-                    found = key(row)
+                    row_key = key(row)
                 except (LookupError, TypeError, ValueError) as e:
-                    raise rows.damaged(at, f"no key: {e}") from None
-                if found is not None:
-                    ids.append(word(found[0]))
-                    numbers.append(found[1])
-                    places.append(which << _FILE | at)
+                    raise rows.damaged(offset, f"no key: {e}") from None
+                if row_key is not None:
+                    ids.append(word(row_key[0]))
+                    numbers.append(row_key[1])
+                    places.append(file_number << _FILE | offset)
         self._ids, self._numbers = np.frombuffer(ids, np.uint64), np.frombuffer(numbers, np.uint32)
         self._places = np.frombuffer(places, np.uint64)
-        del ids, numbers, places  # each array goes when its sorted copy is there: all at once would be twice the memory
-        # Stable: of equal keys the later row stays behind the earlier one.
+        del ids, numbers, places  # frees each array once its sorted copy exists; keeping all would double the memory
+        # The sort is stable: among equal keys the later row stays after the earlier one.
         self._take(np.lexsort((self._numbers, self._ids)))
         same = (self._ids[1:] == self._ids[:-1]) & (self._numbers[1:] == self._numbers[:-1])
         if same.any():
@@ -80,17 +80,17 @@ class RowIndex:
         return self._at(key) is not None
 
     def get(self, key: Key) -> dict[str, Any] | None:
-        """The row, or None."""
-        at = self._at(key)
-        return None if at is None else json.loads(self._line(int(self._places[at])))
+        """Return the row with this key, or None."""
+        position = self._at(key)
+        return None if position is None else json.loads(self._line(int(self._places[position])))
 
     def lines(self) -> Iterator[bytes]:
-        """The rows as they stand in their files, in the order of their keys."""
+        """Yield the raw lines of the rows, in key order."""
         for place in self._places:
             yield self._line(int(place))
 
     def as_type(self, kind: type[T]) -> Iterator[T]:
-        """The rows as what they stand for, in the order of their keys; RunError for one that isn't."""
+        """Yield the rows as `kind`, in key order; RunError for a row that does not validate."""
         for place in map(int, self._places):
             yield self._files[place >> _FILE].typed(kind, place & _AT, json.loads(self._line(place)))
 
@@ -100,14 +100,14 @@ class RowIndex:
         id_ = np.uint64(word(key[0]))
         first = int(np.searchsorted(self._ids, id_))
         last = int(np.searchsorted(self._ids, id_, "right"))
-        at = first + int(np.searchsorted(self._numbers[first:last], np.uint32(key[1])))
-        return at if at < last and self._numbers[at] == key[1] else None
+        position = first + int(np.searchsorted(self._numbers[first:last], np.uint32(key[1])))
+        return position if position < last and self._numbers[position] == key[1] else None
 
     def _line(self, place: int) -> bytes:
-        which, at = place >> _FILE, place & _AT
-        if (file := self._open.get(which)) is None:
-            file = self._open[which] = self._files[which].path.open("rb")
-        file.seek(at)
+        file_number, offset = place >> _FILE, place & _AT
+        if (file := self._open.get(file_number)) is None:
+            file = self._open[file_number] = self._files[file_number].path.open("rb")
+        file.seek(offset)
         return file.readline()
 
     def __del__(self) -> None:
@@ -116,7 +116,7 @@ class RowIndex:
 
 
 class OrderedRows(Generic[T]):
-    """The rows of a file as what they stand for, in the order of their keys; read anew each time one goes through them."""
+    """Rows of a file as `kind`, in key order; each iteration reads them from disk again."""
 
     def __init__(self, rows: JsonlFile, kind: type[T], key: KeyOf) -> None:
         self._index, self._kind = RowIndex([rows], key), kind
@@ -129,8 +129,10 @@ class OrderedRows(Generic[T]):
 
 
 class StoredPrompts(Mapping[str, Prompt]):
-    """The prompts of a file by their ids, in the file's order, and of them those of some splits that are to be kept (by their
-    ids); none of them is held."""
+    """Prompts of a file by id, in file order, restricted to `splits` and to the ids for which `keep` is true.
+
+    The prompts stay on disk; only the last one looked up is cached.
+    """
 
     def __init__(self, rows: JsonlFile, *splits: str, keep: Callable[[str], bool] = bool) -> None:
         self._rows, self._splits, self._keep = rows, splits, keep
@@ -141,7 +143,7 @@ class StoredPrompts(Mapping[str, Prompt]):
         return split in self._splits and self._keep(id_)
 
     def __getitem__(self, id_: str) -> Prompt:
-        if self._last is None or self._last.id != id_:  # chains in order ask for the same prompt again and again
+        if self._last is None or self._last.id != id_:  # chains in order look up the same prompt repeatedly
             if (row := self._index.get((id_, 0))) is None:
                 raise KeyError(id_)
             self._last = from_row(Prompt, row)
@@ -158,7 +160,7 @@ class StoredPrompts(Mapping[str, Prompt]):
 
 
 class Reiterable(Generic[T]):
-    """What can be gone through again and again, because it is made each time."""
+    """An iterable that can be iterated repeatedly: `make` returns a new iterator each time."""
 
     def __init__(self, make: Callable[[], Iterator[T]]) -> None:
         self._make = make

@@ -1,10 +1,11 @@
-"""A run folder: append-only rows, finish markers, and what is left to do. The contract between stages.
+"""A run folder: append-only rows, facts, numbers and finish markers. The contract between stages.
 
     runs/<recipe>/<fingerprint>/
       run.json  prompts.jsonl  turns.jsonl  chains.jsonl  failed.jsonl  metrics.json  log.txt
       dataset/  adapter/  evaluation/  report.html  cards/  <stage>.done.json
 
-Rows (jsonl.py) are lines that are written as they come. A marker is written last and whole: a stage without one is not done.
+Rows (jsonl.py) are appended line by line. A marker is written last and atomically: a stage without a marker is not
+done.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Run:
         return JsonlFile(self[name], self._way_out(name))
 
     def _way_out(self, name: str) -> str:
-        """What to do about a damaged line of a file: which marker stands for the work that it holds."""
+        """Return the hint for a damaged line of a file: which stage marker to remove."""
         if name.endswith("blind.jsonl"):
             return "Remove that line: a verdict less counts."
         for stage in STAGES:
@@ -48,7 +49,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What run.json recorded at the start: recipe, identities, versions, hardware."""
+        """Contents of run.json, recorded at the start: recipe, identities, versions, hardware."""
         return read_object(self["run.json"])
 
     def add_facts(self, **facts: Any) -> None:
@@ -62,13 +63,13 @@ class Run:
         return read_object(path) if path.is_file() else None
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
-        """Is there a marker of this very work, and is what it speaks of still there?"""
+        """Return whether the stage has a marker with this fingerprint and its first file exists."""
         marker = self.marker(stage)
-        here = all(self[name].exists() for name in BY_NAME[stage].files[:1])
-        return marker is not None and marker.get("fingerprint") == fingerprint and here
+        exists = all(self[name].exists() for name in BY_NAME[stage].files[:1])
+        return marker is not None and marker.get("fingerprint") == fingerprint and exists
 
     def finish(self, stage: str, fingerprint: str, seconds: float, result: Mapping[str, Any]) -> None:
-        """Write the stage's marker: the last thing a stage does."""
+        """Write the stage's marker; the last action of a stage."""
         write_json(
             self[f"{stage}.done.json"],
             {
@@ -87,8 +88,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds, of today's schema: numbers of the one before are upgraded. Unchecked (`evaluated`
-        checks)."""
+        """Contents of metrics.json, not validated (see `evaluated`); a file of the previous schema is upgraded."""
         if not self["metrics.json"].is_file():
             return {"schema": metrics_schema.SCHEMA}
         metrics = read_object(self["metrics.json"])
@@ -102,11 +102,11 @@ class Run:
             return metrics  # damaged: `evaluated` says so
 
     def add_metrics(self, section: str, found: Mapping[str, Any]) -> None:
-        # Of the schema that is written now: what older sections lack of it is told when they are read (`evaluated`).
+        # Written with the current schema number; `evaluated` reports what older sections lack.
         write_json(self["metrics.json"], self.metrics | {"schema": metrics_schema.SCHEMA, section: dict(found)})
 
     def drop_metrics(self, section: str) -> None:
-        """Take out numbers that no longer hold."""
+        """Remove a section whose numbers no longer hold."""
         if section in (metrics := self.metrics):
             write_json(self["metrics.json"], {k: v for k, v in metrics.items() if k != section})
 
@@ -114,7 +114,7 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder; RunError if another process does. The kernel lets go when a process dies."""
+        """Lock the folder; RunError if another process holds the lock. The kernel releases it when a process dies."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self["lock"].open("w") as file:
             try:
@@ -128,31 +128,33 @@ class Run:
 
 
 def siblings(runs: Path, recipe_name: str) -> list[Run]:
-    """All runs of a recipe under `runs`, the newest first."""
+    """Return all runs of a recipe under `runs`, newest first."""
     folders = [p for p in (runs / recipe_name).glob("*") if (p / "run.json").is_file()]
     return [Run(p) for p in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
 def find(reference: str, runs: Path) -> Run:
-    """The run that the user means: a run folder, or a recipe's name or the folder of its runs (its newest run under `runs`, or
-    in there, an evaluated one if there is one). ConfigError if none."""
+    """Return the run that `reference` names; ConfigError if there is none.
+
+    `reference` is a run folder, a recipe's name (its runs are looked up under `runs`), or the folder of a recipe's
+    runs. Of several runs the newest evaluated one is returned, or the newest if none is evaluated.
+    """
     folder = Path(reference)
     if (folder / "run.json").is_file():
         return _readable(Run(folder))
-    if found := siblings(runs, reference) or siblings(
-        folder.parent, folder.name
-    ):  # by its start: a look at an old run may write into it
-        done = [run for run in found if run.marker("evaluation")]  # not a variant that was broken off
-        return _readable(max(done or found, key=lambda run: str(run.facts.get("started_at", ""))))
-    there = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
+    if candidates := siblings(runs, reference) or siblings(folder.parent, folder.name):
+        done = [run for run in candidates if run.marker("evaluation")]  # skip unfinished variants
+        # Newest by start time, not by modification time: reading an old run may write into its folder.
+        return _readable(max(done or candidates, key=lambda run: str(run.facts.get("started_at", ""))))
+    recipes = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
     raise ConfigError(
         f"'{reference}' is neither a run folder (no run.json in it) nor a recipe with a run under {runs}",
-        f"Runs of these recipes are there: {', '.join(there)}." if there else "`dsc run RECIPE` makes one.",
+        f"Runs of these recipes are there: {', '.join(recipes)}." if recipes else "`dsc run RECIPE` makes one.",
     )
 
 
 def _readable(run: Run) -> Run:
-    """The run, if its run.json holds what is needed to look at it."""
+    """Return the run if its run.json is valid; else RunError."""
     if problems := facts_problems(run.facts):
         raise RunError(
             f"{run['run.json']} is damaged: {'; '.join(problems[:3])}",

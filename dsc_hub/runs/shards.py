@@ -1,9 +1,9 @@
-"""Sampling on n machines: which chains are whose, and one run folder out of their folders.
+"""Sampling on n machines: assignment of chains to shards, and merging of the shards into one run folder.
 
     runs/<recipe>/<fingerprint>/shards/<i>-of-<n>/      a run folder for each shard, with prompts and sampling
 
-Whose a prompt is depends on its id alone, so shards can be sampled in any order, at once, and again. They lie inside the run
-folder, not beside it: no other run may take a shard for the whole.
+A prompt's shard depends on its id alone, so shards can be sampled in any order, in parallel, and repeatedly. They lie
+inside the run folder, not beside it, so that no other run mistakes a shard for the whole run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOST = 10_000
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shard:
-    """Share `number` (from 1) of `of` shares."""
+    """Shard `number` (from 1) of `of` shards."""
 
     number: int
     of: int
@@ -36,11 +36,11 @@ class Shard:
         return f"{self.number}/{self.of}"
 
     def has(self, prompt_id: str) -> bool:
-        """Is this prompt, with all its chains, in this shard? (An id is a hash, so the shards are alike.)"""
+        """Return whether this prompt, with all its chains, is in this shard. Ids are hashes, so shards are alike."""
         return word(prompt_id) % self.of == self.number - 1
 
     def fingerprint(self, sampling: str) -> str:
-        """Of this shard's sampling: never equal to that of the whole."""
+        """Return the fingerprint of this shard's sampling; it differs from the whole run's."""
         return digest(sampling, "shard", self.number, self.of)
 
     def folder(self, run: Run) -> Path:
@@ -48,9 +48,9 @@ class Shard:
 
 
 def parse(text: str) -> Shard:
-    """`2/8` -> the second of eight shards; ConfigError if it is none."""
-    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
-    shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
+    """Parse `2/8` as the second of eight shards; ConfigError if the text is no valid shard."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    shard = Shard(int(match[1]), int(match[2])) if match else Shard(0, 0)
     if not 1 <= shard.number <= shard.of <= MOST:
         raise ConfigError(
             f"--shard {text}: expected i/n with 1 <= i <= n <= {MOST}",
@@ -60,15 +60,15 @@ def parse(text: str) -> Shard:
 
 
 def are_waiting(run: Run) -> bool:
-    """Were shards of this run sampled that are in no run yet?"""
+    """Return whether shards of this run were sampled but not merged yet."""
     return any(run[FOLDER].glob("*-of-*/run.json")) and not run["chains.jsonl"].exists()
 
 
 def find(run: Run, folders: Sequence[Path], sampling: str, again: str) -> list[Run]:
-    """The shards to merge, checked, in their order: those in `folders`, or those in the run folder. `sampling` is the whole's
-    fingerprint, `again` the command that samples it.
+    """Return the shards to merge, checked and in order: those in `folders`, or else those in the run folder.
 
-    One RunError with all that is wrong: none there, of several divisions, of other work, unfinished, twice, missing.
+    `sampling` is the whole run's sampling fingerprint, `again` the command that samples it. One RunError lists all
+    problems: no shards, several divisions, a different fingerprint, unfinished, duplicate or missing shards.
     """
     runs = [Run(folder) for folder in folders or sorted(p.parent for p in run[FOLDER].glob("*/run.json"))]
     if not runs:
@@ -76,31 +76,33 @@ def find(run: Run, folders: Sequence[Path], sampling: str, again: str) -> list[R
             f"there are no shards in {run[FOLDER]}",
             f"Sample them with `{again} --shard 1/N` to N/N, and bring their folders there or name them.",
         )
-    problems, found = [], dict[Shard, Run]()
-    for of in runs:
-        shard = _shard_of(of)
+    problems, by_shard = [], dict[Shard, Run]()
+    for candidate in runs:
+        shard = _shard_of(candidate)
         if shard is None:
-            problems.append(f"{of.folder} is no shard: no run.json there names one")
-        elif shard in found:
-            problems.append(f"shard {shard} is there twice: {found[shard].folder}, {of.folder}")
+            problems.append(f"{candidate.folder} is no shard: no run.json there names one")
+        elif shard in by_shard:
+            problems.append(f"shard {shard} is there twice: {by_shard[shard].folder}, {candidate.folder}")
         else:
-            found[shard] = of
-            problems += _wrong(shard, of, sampling, again)
-    for n in (divisions := sorted({shard.of for shard in found})):
-        if missing := [str(i) for i in range(1, n + 1) if Shard(i, n) not in found]:
-            told = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
-            problems.append(f"of {n} shards {len(missing)} missing: {told}; sample each with `{again} --shard i/{n}`")
+            by_shard[shard] = candidate
+            problems += _wrong(shard, candidate, sampling, again)
+    for n in (divisions := sorted({shard.of for shard in by_shard})):
+        if missing := [str(i) for i in range(1, n + 1) if Shard(i, n) not in by_shard]:
+            numbers = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+            problems.append(
+                f"of {n} shards {len(missing)} missing: {numbers}; sample each with `{again} --shard i/{n}`"
+            )
     if len(divisions) > 1:
         problems.append(f"these are shards of several divisions (of {', of '.join(map(str, divisions))}): name one's")
     if problems:
         raise RunError("; ".join(problems), "Name the folders that are meant: dsc merge RECIPE FOLDER ...")
-    return [found[shard] for shard in sorted(found)]
+    return [by_shard[shard] for shard in sorted(by_shard)]
 
 
 def _shard_of(run: Run) -> Shard | None:
     match run.facts.get("shard") if run["run.json"].is_file() else None:
-        case {"number": int(number), "of": int(of)}:
-            return Shard(number, of)
+        case {"number": int(number), "of": int(count)}:
+            return Shard(number, count)
     return None
 
 
@@ -117,12 +119,14 @@ def _wrong(shard: Shard, run: Run, sampling: str, again: str) -> list[str]:
 
 
 def join(run: Run, shards: Iterable[Run]) -> None:
-    """Write the rows of the run folder: those of its shards, and what it had itself, each once, in the order of their keys. Every
-    file is written whole: a merge that is killed can be made again."""
+    """Write the rows of the shards and the run's own rows into the run folder, each once, in key order.
+
+    Every file is written atomically, so a killed merge can be repeated.
+    """
     sources = [run, *shards]
 
     def index(name: str, key: KeyOf) -> RowIndex:
-        return RowIndex([of.rows(name) for of in sources], key)
+        return RowIndex([source.rows(name) for source in sources], key)
 
     chains = index("chains.jsonl", chain_key)
     rows = {
@@ -130,10 +134,10 @@ def join(run: Run, shards: Iterable[Run]) -> None:
         "failed.jsonl": index("failed.jsonl", lambda row: None if chain_key(row) in chains else chain_key(row)),
         "chains.jsonl": chains,
     }
-    for name, of in rows.items():
-        write_lines(run[name], of.lines())
-    # What the run itself spent, and not again what an earlier merge brought.
+    for name, merged in rows.items():
+        write_lines(run[name], merged.lines())
+    # The run's own sessions; rows that an earlier merge added are dropped, so that they do not count twice.
     sessions = [row for row in run.rows("sessions.jsonl") if "shard" not in row]
-    for of in shards:
-        sessions += [row | {"shard": str(_shard_of(of))} for row in of.rows("sessions.jsonl")]
+    for shard in shards:
+        sessions += [row | {"shard": str(_shard_of(shard))} for row in shard.rows("sessions.jsonl")]
     write_lines(run["sessions.jsonl"], [json.dumps(row).encode() + b"\n" for row in sessions])

@@ -1,4 +1,4 @@
-"""How many adapters were scored on a test set: the ledger beside the runs."""
+"""The ledger beside the runs: which adapters were scored on each test set."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from typing import Any
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_object
 
-LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters that were scored on it, unordered}
+LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters, unordered}, see `looks_of`
 
 
 def looks_of(entry: Any) -> tuple[list[str], int]:
-    """The adapters that an entry of the ledger names, in the order in which they were scored, and how many of the first
-    have no known order: an older dsc sorted them."""
+    """Return the adapters of a ledger entry in scoring order, and how many of the first ones have no known order.
+
+    (An older dsc sorted them.)
+    """
     if isinstance(entry, list):
         return entry, len(entry)
     return (list(entry["adapters"]), int(entry["unordered"])) if isinstance(entry, dict) else ([], 0)
 
 
 def with_current_looks(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers with today's count of the adapters that were scored on the run's test set: others may have been
-    since. As they are where there is no ledger beside the runs (a pulled repo)."""
+    """Return the metrics with the ledger's current number of adapters scored on the run's test set.
+
+    Other adapters may have been scored since the number was recorded. Without a ledger beside the runs (a pulled repo)
+    the metrics are returned unchanged.
+    """
     test_set, ledger = metrics.get("test_set"), run.folder.resolve().parent.parent / LEDGER
     if not test_set or not ledger.is_file():
         return metrics

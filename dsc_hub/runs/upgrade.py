@@ -1,4 +1,4 @@
-"""A metrics.json of an older dsc as this one would have written it: numbers whose meaning has changed are null."""
+"""Conversion of a metrics.json of an older dsc to the current schema: numbers whose meaning has changed become null."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OLDER = "recorded by an older dsc, which counted texts that hygiene rejected too
 
 
 def upgrade(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A metrics.json of schema 3 as one of this schema; one of any other schema comes back as it is.
+    """Convert a metrics.json of the previous schema to the current one; return any other schema unchanged.
 
-    Numbers whose meaning has changed are null with a reason; p after Holm is made anew for the families of today.
-    ValueError, LookupError, TypeError or AttributeError if it isn't what schema 3 was.
+    Numbers whose meaning has changed become null with a reason; Holm-adjusted p values are recomputed for the current
+    families. ValueError, LookupError, TypeError or AttributeError if the input does not fit the previous schema.
     """
     out: dict[str, Any] = copy.deepcopy(dict(metrics))
     if out.get("schema") != SCHEMA - 1:
@@ -53,8 +53,11 @@ def _upgrade_evaluation(evaluation: dict[str, Any]) -> None:
 
 
 def _judged_anew(old: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
-    """An older claim by today's rules, as far as its numbers go: the scores by interval and p; of what was judged by
-    bare counts the words are kept and the verdict is open."""
+    """Judge an older claim by the current rules, as far as its numbers allow.
+
+    The scores are judged by interval and p. Criteria that were judged by bare counts keep their text, and their verdict
+    is undecided.
+    """
     difference, scores = evaluation["differences"]["distilled - base"], evaluation["scores"]
     setting = Setting(evaluation["split"], evaluation["samples"], evaluation["confidence"])
     criteria = [better(name, difference.get(name), scores.get(name, {}), setting) for name in BETTER]

@@ -1,4 +1,4 @@
-"""Criteria of the claim that distilled is better than base, each with a verdict, and what they add up to. Pure."""
+"""Criteria of the claim that distilled is better than base, their verdicts, and the overall verdict. Pure functions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Verdict = Literal["met", "failed", "undecided", "unmeasured", "not judged"]
 class Criterion:
     """One condition of the claim.
 
-    `value` is what was measured, distilled - base or (`is_ratio`) distilled / base, with its interval `low` to `high`;
-    it should be `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves. `groups_needed`: with
-    so many groups what was seen here would be enough four times in five; None where it is enough, or would not be with
-    any number. `note` says what numbers don't. "not judged": the recipe calls it normal; "unmeasured": it could not be,
-    which is not a pass.
+    `value` is the measured difference distilled - base, or the ratio distilled / base (`is_ratio`), with its interval
+    `low` to `high`; the limits are `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves.
+    `groups_needed` is the number of groups with which the observed effect would suffice in four of five cases; None
+    where it suffices already, or never would. `note` is free text. Verdict "not judged": the recipe declares the
+    property normal; "unmeasured": it could not be measured, which is not a pass.
     """
 
     name: str
@@ -45,9 +45,12 @@ class Criterion:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the answers are of: the split and the prompts' number of answers, the confidence of all intervals, whether
-    the adapter was trained here (`trained_here`), which adapter it is on this test set (`look`, 1: the first; None: not
-    known), and the hygiene that the recipe declares."""
+    """Conditions of the evaluation that the criteria depend on.
+
+    `split` of the prompts, `samples` (answers per prompt), `confidence` of all intervals, `trained_here` (whether this
+    run trained the adapter), `look` (position of the adapter among those scored on this test set; 1: the first; None:
+    unknown), and the recipe's `hygiene` section.
+    """
 
     split: str
     samples: int = 1
@@ -58,8 +61,11 @@ class Setting:
 
 
 def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> Literal["holds", "fails", "not enough data"]:
-    """What (name, verdict) of all criteria add up to: it fails where one failed, holds where none is undecided, those
-    on the scores are met and answers were compared, and else there is not enough data."""
+    """Return the overall verdict of all criteria, given as (name, verdict).
+
+    "fails" if a criterion failed; "holds" if none is undecided, the criteria on the scores are met and answers were
+    compared; else "not enough data".
+    """
     verdicts = dict(criteria)
     if "failed" in verdicts.values():
         return "fails"
@@ -77,8 +83,10 @@ def within_limits(
     note: str = "",
     **more: Any,
 ) -> Criterion:
-    """A criterion by its interval {mean, low, high, groups, reason}: met within the limits, failed wholly outside of
-    one of them, else undecided."""
+    """Return a criterion judged by its interval {mean, low, high, groups, reason}.
+
+    "met" if the interval lies within the limits, "failed" if it lies wholly outside one of them, else "undecided".
+    """
     value, low, high = (estimate[k] for k in ("mean", "low", "high"))
     limits = {"at_least": at_least, "at_most": at_most}
     if value is None or low is None or high is None:
@@ -97,7 +105,7 @@ def within_limits(
 
 
 def _upwards(difference: Row, score: Row) -> dict[str, Any]:
-    """The difference with its sign turned where less is better, so that more is better."""
+    """Return the difference, negated if lower scores are better, so that positive means better."""
     if score.get("higher_is_better", True):
         return dict(difference)
     mean, low, high = (None if difference[k] is None else -difference[k] for k in ("mean", "high", "low"))
@@ -105,8 +113,10 @@ def _upwards(difference: Row, score: Row) -> dict[str, Any]:
 
 
 def better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
-    """Does distilled beat base on a score of BETTER? The interval must leave out zero, and p after Holm may be
-    `1 - confidence` at most."""
+    """Return the criterion "distilled beats base" for a score of BETTER.
+
+    It is met if the interval excludes zero and the Holm-adjusted p is at most `1 - confidence`.
+    """
     label = BETTER[name]
     if difference is None:
         return Criterion(label, "unmeasured", note="there is no second scorer" if name == "second" else "not measured")
@@ -115,7 +125,7 @@ def better(name: str, difference: Row | None, score: Row, setting: Setting) -> C
     criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
     if criterion.verdict != "met":
         return criterion
-    if criterion.low == 0:  # `within_limits` lets an interval touch its limit
+    if criterion.low == 0:  # `within_limits` accepts an interval that touches its limit
         return replace(criterion, verdict="undecided")
     p = difference.get("p_holm")
     if p is not None and p > 1 - setting.confidence:
@@ -128,7 +138,7 @@ def _loose(setting: Setting) -> str:
 
 
 def first_look(setting: Setting) -> Criterion:
-    """Is this the first adapter that was scored on the test set?"""
+    """Return the criterion "first adapter scored on this test set"."""
     name = "first look at this test set"
     if setting.split != "test":
         return Criterion(name, "unmeasured", note="these are not test prompts")

@@ -1,9 +1,9 @@
-"""Did the chains settle, and what did the last step give? Finished chains in, numbers out. Pure.
+"""Convergence diagnostics of the chains and the gain of the last step. Finished chains in, numbers out. Pure.
 
-R-hat and effective sample size (Vehtari et al., Bayesian Analysis 16, 2021; ArviZ) ask whether several chains of one prompt
-visit the same rewards. They mean something only for `metropolis`, whose chains may go down again: an `improve` chain is a
-hill climb, and its rewards are no draws from anything. Even then critique-and-revise is not reversible, so what the
-chains settle on is the heuristic sampler's own distribution.
+R-hat and effective sample size (Vehtari et al., Bayesian Analysis 16, 2021; ArviZ) measure whether several chains of
+one prompt visit the same rewards. They are meaningful only for `metropolis`, whose chains can go down again: an
+`improve` chain is a hill climb, and its rewards are not draws from a distribution. Critique-and-revise is not
+reversible, so even `metropolis` chains converge to the heuristic sampler's own distribution.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from dsc_hub.acceptance import RULES
 from dsc_hub.records import Chain, word
 
 LEAST_STEPS, LEAST_CHAINS = 20, 2
-R_HAT_LIMIT = 1.01  # the usual word for "the chains agree"
+R_HAT_LIMIT = 1.01  # the usual limit for agreement of the chains
 
 
 def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prompt: int) -> dict[str, Any]:
-    """R-hat and effective sample size of the reward over the prompts' chains, which come prompt by prompt.
+    """Return R-hat and effective sample size of the reward over the prompts' chains; `chains` are ordered by prompt.
 
-    {estimable, reason} where they mean nothing; else also prompts, left_out (prompts with a state that has no reward, too
-    few finished chains, or chains that never moved), stuck (prompts whose chains stand still at different rewards: without
-    an R-hat, and counted as above the limit), r_hat {median, highest, above_limit (share of prompts)} and ess
-    {median, lowest} in draws, of `draws` for each prompt.
+    {estimable, reason} if they are not meaningful. Otherwise also prompts, left_out (prompts with a state without
+    reward, too few finished chains, or chains that never moved), stuck (prompts whose chains stand still at different
+    rewards: without an R-hat, and counted as above the limit), draws (per prompt), r_hat {median, highest, above_limit
+    (share of prompts)} and ess {median, lowest} in draws.
     """
-    why = []
+    reasons = []
     if not RULES[acceptance].can_descend:
-        why.append(f"the rule is '{acceptance}', whose chains only climb")
+        reasons.append(f"the rule is '{acceptance}', whose chains only climb")
     if chains_per_prompt < LEAST_CHAINS:
-        why.append(f"{chains_per_prompt} chain a prompt, {LEAST_CHAINS} are needed")
+        reasons.append(f"{chains_per_prompt} chain a prompt, {LEAST_CHAINS} are needed")
     if steps < LEAST_STEPS:
-        why.append(f"{steps} steps, {LEAST_STEPS} are needed")
-    if why:
-        return {"estimable": False, "reason": "; ".join(why)}
+        reasons.append(f"{steps} steps, {LEAST_STEPS} are needed")
+    if reasons:
+        return {"estimable": False, "reason": "; ".join(reasons)}
     from arviz_stats.base import array_stats
 
     r_hats, sizes, left_out, stuck = [], [], 0, 0
-    for _, own in itertools.groupby(chains, lambda c: c.prompt_id):
-        rows = [[chain.reward_after(i) for i in range(1, steps + 1)] for chain in own]
-        draws = np.array(rows, dtype=float)  # [chains, steps]; NaN where a state has no reward
+    for _, prompt_chains in itertools.groupby(chains, lambda c: c.prompt_id):
+        rows = [[chain.reward_after(i) for i in range(1, steps + 1)] for chain in prompt_chains]
+        draws = np.array(rows, dtype=float)  # [chains, steps]; NaN if a state has no reward
         if len(rows) < LEAST_CHAINS or not np.isfinite(draws).all() or (draws == draws[0, 0]).all():
             left_out += 1
             continue
-        half = steps // 2  # R-hat compares halves of chains; of an odd number the draw in the middle is in neither
+        half = steps // 2  # R-hat compares halves of chains; with an odd number the middle draw is in neither
         if not any(np.ptp(part, axis=1).any() for part in (draws[:, :half], draws[:, -half:])):
             stuck += 1
             continue
@@ -74,14 +74,14 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
 
 
 def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: int) -> dict[str, Any]:
-    """What the last step gave: {gain, first_clean, chains}.
+    """Return the gain of the last step: {gain, first_clean, chains}.
 
-    `gain` is the change of reward of the chains whose state was clean and scored before it (a paired difference over
-    groups), `first_clean` how many chains it gave their first such state, of `chains`. Under `improve` the gain can't
-    be negative, and what one more step would give is not told by it.
+    `gain` is the change of reward of the chains whose state was clean and scored before the step (a paired difference
+    over groups). `first_clean` is the number of chains, of `chains`, that reached their first such state in the step.
+    Under `improve` the gain cannot be negative, and it does not predict the gain of a further step.
     """
     before, after, groups = array("d"), array("d"), array("Q")
-    fresh = total = 0
+    first_clean = total = 0
     for chain in chains:
         total += 1
         previous, final = chain.reward_after(steps - 1), chain.reward_after(steps)
@@ -90,6 +90,6 @@ def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: in
             after.append(final)
             groups.append(word(group_of(chain.prompt_id)))
         elif final is not None:
-            fresh += 1
+            first_clean += 1
     gain = stats.paired_difference(np.asarray(after), np.asarray(before), np.asarray(groups))
-    return {"gain": gain, "first_clean": fresh, "chains": total}
+    return {"gain": gain, "first_clean": first_clean, "chains": total}

@@ -1,8 +1,8 @@
 """Run all chains of the training and validation prompts: prompts in, rows of turns.jsonl and chains.jsonl out.
 
-Every chain is a coroutine that asks for its next turn as soon as it has the last one; a bound on those in flight keeps the
-server's batch full. A finished turn is on disk at once, so a killed run asks again only for what was in flight. Neither prompts
-nor texts of finished chains are held in memory.
+Every chain is a coroutine that requests its next turn as soon as it has the previous one; a limit on the requests in
+flight keeps the server's batch full. A finished turn is written to disk at once, so a killed run repeats only the
+requests that were in flight. Neither prompts nor texts of finished chains are held in memory.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say
 
 Complete = Callable[[list[Message], int], Awaitable[Completion]]  # messages, seed
-MOST_FAILURES_IN_A_ROW = 20  # then it isn't the requests but the server
-MOST_REFUSALS_IN_A_ROW = 200  # of different prompts, by a server that has answered before
+MOST_FAILURES_IN_A_ROW = 20  # consecutive failures that count as a failure of the server
+MOST_REFUSALS_IN_A_ROW = 200  # refusals of different prompts, by a server that has answered before
 
 
 class CircuitBreaker:
-    """Tells requests that fail for their own sake from a server that fails all of them: so many with no answer between them. Of
-    refusals those of one prompt count once. `formerly`: what failed in an earlier session says nothing new. `works`: did the
-    server answer then?"""
+    """Circuit breaker: raises ServingError after too many consecutive failures.
+
+    Refusals of the same prompt count once. `formerly` holds the keys that failed in an earlier session; their failures
+    are ignored. `works`: whether the server answered in an earlier session.
+    """
 
     def __init__(self, formerly: Container[Key], works: bool) -> None:
         self._formerly, self._works = formerly, works
@@ -58,7 +60,7 @@ class CircuitBreaker:
         self._refused.clear()
 
     def failed(self, key: Key, error: RequestFailed, hint: str = "") -> None:
-        """The request of this key (of a prompt's id, and a number) failed. ServingError if that is one too many."""
+        """Record a failed request by its key (prompt id, number). ServingError if the limit is reached."""
         if key in self._formerly:
             return
         if error.refused:
@@ -73,10 +75,10 @@ class CircuitBreaker:
 
 @dataclass
 class SamplingProgress:
-    """What the progress line counts. finished + failed + left = total. Time left goes by turns: chains finish late."""
+    """Counts of the progress line: finished + failed + pending = total. Remaining time is estimated by turns."""
 
     total: int
-    turns: int  # a chain
+    turns: int  # turns per chain
     finished: int = 0
     failed: int = 0
     accepted: int = 0
@@ -98,7 +100,7 @@ class SamplingProgress:
         self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
 
     def line(self) -> str:
-        """What the moving line says now."""
+        """Return the current text of the progress line."""
         seconds = max(time.monotonic() - self.started, 1e-9)
         share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
         return (
@@ -108,7 +110,7 @@ class SamplingProgress:
 
 
 def planned_chains(prompts: Iterable[Prompt], chains_per_prompt: int) -> Iterator[tuple[Prompt, int]]:
-    """All chains that prompts ask for."""
+    """Yield (prompt, chain index) for all chains of the prompts."""
     return ((p, n) for p in prompts for n in range(chains_per_prompt))
 
 
@@ -127,36 +129,37 @@ async def sample(
     level: Callable[[], int] | None = None,
     show: Callable[[Callable[[], str]], None] = lambda text: None,
 ) -> SamplingProgress:
-    """Run what is left of the chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
+    """Run the unfinished chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
 
-    `prompts` are gone through twice and not held. `criticise` is asked for the critiques (None: as for the rest). `known` holds
-    turns of other runs by request and seed: what was asked there is not asked again; `reused` counts its {tokens}. `level` says how
-    many requests should be in flight (None: the recipe's number).
+    `prompts` is iterated twice and not held in memory. `criticise` generates the critiques (None: `complete` does).
+    `known` indexes turns of other runs by request and seed, which are reused; `reused` counts their {tokens}. `level`
+    returns the number of requests to keep in flight (None: the recipe's number).
 
-    Chains that fail for their own sake go to failed.jsonl with the reason and are tried again by the next run. Raises
-    ServingError when the server is gone or refuses one request after the other. After Ctrl-C (flow.py) the tally says `interrupted`.
+    Chains that fail individually are written to failed.jsonl with the reason and retried by the next run. Raises
+    ServingError if the server is unreachable or refuses one request after the other. After Ctrl-C (task_pool.py) the
+    returned progress has `interrupted` set.
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
     finished, each = RowIndex([chains], chain_key), recipe.chain.chains_per_prompt
-    formerly = RowIndex([failed], chain_key)  # tried again now
-    left = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
-    # Only turns of unfinished chains are held: those of finished ones are never asked for again.
-    had = {t.key: t for t in _turns_outside(turns, finished)}
-    tally = SamplingProgress(left, 1 + 2 * recipe.chain.steps, reused_turns=len(had))
+    formerly = RowIndex([failed], chain_key)  # retried now
+    pending = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
+    # Only turns of unfinished chains are held: those of finished chains are not needed again.
+    stored_turns = {t.key: t for t in _turns_outside(turns, finished)}
+    tally = SamplingProgress(pending, 1 + 2 * recipe.chain.steps, reused_turns=len(stored_turns))
     c = recipe.chain
     texts = Texts(c.critique, c.revision, c.system, c.principles)
     principle_dice = dice_of(recipe.seed, "principle")
     rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
-    flow, failures = (
+    pool, failures = (
         TaskPool(level or (lambda: fixed_level(recipe))),
-        CircuitBreaker(formerly, works=bool(finished or had)),
+        CircuitBreaker(formerly, works=bool(finished or stored_turns)),
     )
     reused = Counter() if reused is None else reused
 
     async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
         seed, request = seed_of(recipe.seed, prompt.id, number, step, role), digest(role, messages)
-        old = had.pop((prompt.id, number, step, role), None)
-        if old is not None and old.request in ("", request):  # not what answers a text that is no longer there
+        old = stored_turns.pop((prompt.id, number, step, role), None)
+        if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
             return old
         if known is not None and (other := known.get((request, seed))) is not None:
             turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
@@ -164,8 +167,8 @@ async def sample(
             reused["tokens"] += turn.new_tokens
         else:
             raise_if_stopped()
-            ask = criticise if criticise and role == "critique" else complete
-            c = await ask(messages, seed)
+            request_turn = criticise if criticise and role == "critique" else complete
+            c = await request_turn(messages, seed)
             turn = Turn(
                 prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed, request
             )
@@ -192,7 +195,7 @@ async def sample(
                 inspect=lambda turn, about, critique: inspect(
                     turn.text, turn.finish_reason, about, critique, recipe.hygiene
                 ),
-                aside=flow.aside,
+                aside=pool.aside,
             )
         except RequestFailed as e:
             failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
@@ -206,7 +209,7 @@ async def sample(
 
     todo = ((p, n) for p, n in planned_chains(prompts, each) if (p.id, n) not in finished)
     try:
-        async for _ in flow.over((lambda p=p, n=n: one(p, n)) for p, n in todo):
+        async for _ in pool.over((lambda p=p, n=n: one(p, n)) for p, n in todo):
             pass
     except KeyboardInterrupt:
         tally.interrupted = True
@@ -218,26 +221,28 @@ async def sample(
 
 
 def _drop_finished(failed: JsonlFile, chains: JsonlFile) -> None:
-    """Of what failed, keep the last reason of each chain that is still not finished. Not before the end: a session that is broken
-    off must not lose what it knew."""
+    """Reduce failed.jsonl to the last reason of each chain that is still unfinished.
+
+    Called only at the end of a session, so that an interrupted session loses no records.
+    """
     if failed.path.exists():
         finished = RowIndex([chains], chain_key)
-        left = RowIndex([failed], lambda row: None if chain_key(row) in finished else chain_key(row))
-        if left:
-            write_lines(failed.path, left.lines())
+        remaining = RowIndex([failed], lambda row: None if chain_key(row) in finished else chain_key(row))
+        if remaining:
+            write_lines(failed.path, remaining.lines())
         else:
             failed.path.unlink()
 
 
 def fixed_level(recipe: Recipe) -> int:
-    """Requests in flight where nobody measures how many are best."""
-    given = recipe.serving.concurrency
-    limits = given if isinstance(given, tuple) else (given,)
+    """Return the number of requests in flight when it is not tuned at run time."""
+    setting = recipe.serving.concurrency
+    limits = setting if isinstance(setting, tuple) else (setting,)
     return sum(FIRST if limit == "auto" else limit for limit in limits)
 
 
 def _turns_outside(turns: JsonlFile, finished: RowIndex) -> Iterator[Turn]:
-    """The turns of chains that are not finished."""
+    """Yield the turns of unfinished chains."""
     for at, row in turns.placed():
         if (str(row.get("prompt_id")), row.get("chain", 0)) not in finished:
             yield turns.typed(Turn, at, row)
@@ -251,37 +256,39 @@ async def run_with_line(
     score: ScoreText,
     **more: Any,
 ) -> SamplingProgress:
-    """`sample` with the moving line on the terminal."""
+    """Run `sample` with a progress line on the terminal."""
     with moving_line() as line:
         return await sample(run, recipe, prompts, complete, score, show=line.show, **more)
 
 
 def turns_of_others(run: Run, others: Iterable[Run]) -> RowIndex:
-    """Turns that other runs got from the same model with the same settings, by request and seed: a chain of more
-    steps, or under another rule, begins with the same requests."""
+    """Index the turns that other runs generated with the same model and settings, by request and seed.
+
+    A chain with more steps, or with another acceptance rule, begins with the same requests.
+    """
 
     def way(facts: Mapping[str, Any]) -> Any:
-        recipe, of = facts["recipe"], ("endpoints", "served_model", "context")
-        served = [recipe["serving"][key] for key in of]
-        settings = {k: v for k, v in recipe["generation"].items() if v != {}}  # `extra`, which older runs don't know
+        recipe, keys = facts["recipe"], ("endpoints", "served_model", "context")
+        served = [recipe["serving"][key] for key in keys]
+        settings = {k: v for k, v in recipe["generation"].items() if v != {}}  # without `extra`, which older runs lack
         return [facts["identity"]["model"], settings, served, recipe["chain"].get("critic")]
 
-    found: list[JsonlFile] = []
-    mine = way(run.facts)
+    files: list[JsonlFile] = []
+    settings_here = way(run.facts)
     for other in others:
         rows = other.rows("turns.jsonl")
         try:
-            if other.folder != run.folder and rows.path.exists() and way(other.facts) == mine:
+            if other.folder != run.folder and rows.path.exists() and way(other.facts) == settings_here:
                 for _ in rows.as_type(Turn):
                     pass
-                found.append(rows)
-        except (RunError, LookupError, TypeError) as e:  # its damage is no business of this run
+                files.append(rows)
+        except (RunError, LookupError, TypeError) as e:  # a damaged sibling must not stop this run
             say(
                 f"sampling  {other.folder.name} can't be read, nothing is taken from it: {' '.join(str(e).split())[:150]}"
             )
-    return RowIndex(found, request_key)
+    return RowIndex(files, request_key)
 
 
 def read_chains(run: Run, name: str = "chains.jsonl") -> OrderedRows[Chain]:
-    """All finished chains, in the order of their keys: the order of finishing is an accident of timing."""
+    """Return all finished chains in key order; the order in which they finished depends on timing."""
     return OrderedRows(run.rows(name), Chain, chain_key)

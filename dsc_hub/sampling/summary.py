@@ -1,4 +1,4 @@
-"""What the chains did: rewards by step, acceptance, and why proposals were dropped. Chains in, numbers out."""
+"""Summary of the chains: rewards by step, acceptance, and reasons for rejection. Chains in, numbers out."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from dsc_hub.records import Chain, word
 
 
 def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int, steps: int) -> dict[str, Any]:
-    """The numbers of the chains: rewards by step with intervals over groups, and where each proposal went. `group_of` gives a
-    prompt's group by its id.
+    """Return the numbers of the chains: rewards by step with intervals over groups, and the outcome of each proposal.
 
-    All rewards are of clean, scored texts: first answers, proposals, and the states after each step
-    (`Chain.reward_after`). In every step proposals = accepted + sum of rejected; finished + failed = chains.
+    `group_of` maps a prompt id to its group. All rewards are of clean, scored texts: first answers, proposals, and the
+    states after each step (`Chain.reward_after`). In every step proposals = accepted + sum of rejected; finished +
+    failed = chains.
     """
     counts, dirty, rejected = Counter[str](), Counter[str](), [Counter[str]() for _ in range(steps)]
-    # Eight bytes for each number of each chain, NaN where there is none.
+    # Eight bytes per number and chain; NaN for a missing value.
     groups = array("Q")
     proposed, states = [array("d") for _ in range(steps)], [array("d") for _ in range(1 + steps)]
 
@@ -36,8 +36,8 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
         values.append(math.nan if value is None else value)
 
     def estimate(values: array[float]) -> dict[str, Any]:
-        known = ~np.isnan(values)
-        return stats.estimate(np.asarray(values)[known], np.asarray(groups)[known])
+        is_known = ~np.isnan(values)
+        return stats.estimate(np.asarray(values)[is_known], np.asarray(groups)[is_known])
 
     for chain in chains:
         groups.append(word(group_of(chain.prompt_id)))
@@ -78,11 +78,11 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
 
 
 def waterfall(numbers: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """What became of the texts, from `summary`: (what, how many); losses are negative and add up to what follows them."""
+    """Return the outcome of the texts, from `summary`, as (label, count). Losses are negative; sums give the totals."""
     losses: Counter[str] = Counter()
     for step in numbers["steps"]:
         losses.update(step["rejected"])
-    later = (UNSCORED, *BY_VETO, NOT_BETTER, NOT_COMPARABLE)  # what happens to clean revisions
+    later = (UNSCORED, *BY_VETO, NOT_BETTER, NOT_COMPARABLE)  # reasons for which clean revisions are rejected
     dirty = sum(losses[r] for r in losses if r not in later)
     proposals = sum(s["proposals"] for s in numbers["steps"])
     return [
