@@ -34,6 +34,7 @@ fuzz: setup
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy -p dsc_hub
 
 sbom: setup
 	$(VENV)/bin/cyclonedx-py environment $(VENV) --no-validate --output-reproducible --output-file sbom.json

@@ -10,7 +10,6 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
@@ -173,14 +172,15 @@ class Answer:
     raw: str = ""  # the whole text if an opening was stripped
 
 
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # by kind of record: building one takes milliseconds
+
+
 def from_row(kind: type[T], row: Mapping[str, Any]) -> T:
     """Convert a JSON row to a record of type `kind`; ValueError (pydantic's) for missing keys or wrong types.
 
     Unknown keys are ignored.
     """
-    return _adapter(kind).validate_python(row)
-
-
-@cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    record: T = _ADAPTERS[kind].validate_python(row)
+    return record

@@ -119,7 +119,8 @@ def _studentised(means: np.ndarray, weights: np.ndarray, mean: float, spread: fl
     centred = means - mean
     resampled = weights @ centred / n
     variance = np.maximum(weights @ centred**2 / n - resampled**2, 0.0) * n / (n - 1)
-    return resampled * math.sqrt(n) / np.maximum(np.sqrt(variance), LEAST_SPREAD * spread)
+    t: np.ndarray = resampled * math.sqrt(n) / np.maximum(np.sqrt(variance), LEAST_SPREAD * spread)
+    return t
 
 
 def _resamples(n: int) -> list[np.ndarray]:
@@ -215,7 +216,7 @@ def sign_flip(means: np.ndarray) -> float | None:
 
 
 def _mean(x: np.ndarray, axis: int) -> np.ndarray:
-    return x.mean(axis=axis)
+    return np.asarray(x.mean(axis=axis))
 
 
 def _t_test(means: np.ndarray, spread: float) -> float | None:
@@ -262,7 +263,7 @@ def groups_needed(
         return None
     half = mean - low if mean > limit else high - mean
     z = float(sps.norm.ppf((1 + confidence) / 2))
-    needed = estimate["groups"] * (half / abs(mean - limit) * (1 + float(sps.norm.ppf(power)) / z)) ** 2
+    needed: float = estimate["groups"] * (half / abs(mean - limit) * (1 + float(sps.norm.ppf(power)) / z)) ** 2
     return max(LEAST_GROUPS, math.ceil(needed))
 
 

@@ -135,13 +135,13 @@ async def run_chain(
                 proposed = await score(proposal.text, prompt)
                 if i == 1:
                     current = -math.inf if answer.defect else (await first_score).value
-                rejected = proposal.defect
+                reward, rejected = proposed.value, proposal.defect
                 if not rejected:
-                    rejected = UNSCORED if proposed.value is None else await veto(proposal.text, answer.text)
-            if not rejected and not rule(current, proposed.value, dice(prompt.id, number, i)):
+                    rejected = UNSCORED if reward is None else await veto(proposal.text, answer.text)
+            if reward is not None and not rejected and not rule(current, reward, dice(prompt.id, number, i)):
                 rejected = NOT_COMPARABLE if current is None else NOT_BETTER
             if not rejected:
-                state, current = proposal.text, proposed.value
+                state, current = proposal.text, reward
             done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw))
         return Chain(prompt.id, number, answer.text, await first_score, answer.defect, tuple(done), answer.raw)
     finally:

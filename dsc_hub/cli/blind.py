@@ -7,7 +7,7 @@ from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.evaluation.blind import (
     FILE,
-    TIE,
+    Choice,
     Pair,
     Verdict,
     counted,
@@ -16,6 +16,7 @@ from dsc_hub.evaluation.blind import (
     read_pairs,
     read_verdicts,
     record_tally,
+    winner,
 )
 from dsc_hub.runs.run import Run
 
@@ -65,8 +66,8 @@ def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
         if word in ("q", "quit"):
             return None
         if word in ("a", "b", "t", "tie"):
-            won = TIE if word[0] == "t" else shown["ab".index(word)]
-            return Verdict(pair.prompt_id, judge, own, shown, "t" if won == TIE else word.upper(), won, pair.hashes)
+            choice: Choice = "A" if word == "a" else "B" if word == "b" else "t"
+            return Verdict(pair.prompt_id, judge, own, shown, choice, winner(choice, shown), pair.hashes)
         terminal.line("That is none of A, B, t, q.")
 
 

@@ -143,17 +143,17 @@ def _described(recipe: str, overrides: tuple[str, ...], runs: Path) -> RunContex
     return resolve.resolve(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
 
 
-def recipe_verb(f: Callable[..., None]) -> Callable[..., None]:
+def recipe_verb(f: Callable[..., None]) -> click.Command:
     """A verb that takes RECIPE, overrides, --runs and --allow-code."""
     f = allow_option(runs_option(f))
     f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(f)
     return cli.command()(click.argument("recipe")(f))
 
 
-def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., None]]:
+def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
     """A verb that runs one stage alone (and `last_too` after it)."""
 
-    def decorate(f: Callable[..., Any]) -> Callable[..., None]:
+    def decorate(f: Callable[..., Any]) -> click.Command:
         @functools.wraps(f)
         @json_option
         def verb(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
@@ -329,7 +329,7 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_jso
         screens.chains(context.recipe, tried, seconds, failed)
 
 
-def run_verb(f: Callable[..., None]) -> Callable[..., None]:
+def run_verb(f: Callable[..., None]) -> click.Command:
     """A verb that takes RUN and --runs."""
     return cli.command()(click.argument("reference", metavar="RUN")(runs_option(f)))
 
@@ -521,11 +521,10 @@ def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None,
 @click.argument("of", type=click.Choice(["recipe", "metrics"]), default="recipe")
 def schema(of: str) -> None:
     """Print the JSON schema of recipes (for editors), or of metrics.json."""
-    if of == "metrics":
-        from dsc_hub.runs.metrics_schema import Metrics as described
-    else:
-        from dsc_hub.config.recipe import Recipe as described
-    _print_json(described.model_json_schema())
+    from dsc_hub.config.recipe import Recipe
+    from dsc_hub.runs.metrics_schema import Metrics
+
+    _print_json((Metrics if of == "metrics" else Recipe).model_json_schema())
 
 
 @cli.command("publish-metric")

@@ -107,10 +107,12 @@ def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) 
     value = chain.final_score.value
     if value is None:
         return "unscored"
-    if min_gain is not None and (gained := gain(chain)) is None:
-        return NOT_COMPARED
-    if min_gain is not None and not gained > min_gain:
-        return "no gain over the first answer" if min_gain == 0 else f"gain not above {min_gain:g}"
+    if min_gain is not None:
+        gained = gain(chain)
+        if gained is None:
+            return NOT_COMPARED
+        if not gained > min_gain:
+            return "no gain over the first answer" if min_gain == 0 else f"gain not above {min_gain:g}"
     if min_reward is not None and value < min_reward:
         return f"reward below {min_reward:g}"
     return ""
@@ -174,14 +176,15 @@ def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Itera
                     "first_reward": chain.answer_score.value,
                 },
             )
-            if chain.state_step and chain.answer_score.value is not None:
+            final, first = chain.final_score.value, chain.answer_score.value
+            if chain.state_step and final is not None and first is not None:
                 writers["preference"].add(
                     prompt.split,
                     common
                     | {
                         "chosen": _assistant(chain.final),
                         "rejected": _assistant(chain.answer),
-                        "margin": chain.final_score.value - chain.answer_score.value,
+                        "margin": final - first,
                     },
                 )
     finally:

@@ -153,9 +153,9 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
     # Rounding must leave a group for each split; validation is reduced first.
     n_validation = min(n_validation, len(ranked) - 2) if n_validation else 0
     n_test = min(n_test, len(ranked) - n_validation - 1)
-    split_names: list[Split] = ["test"] * n_test + ["validation"] * n_validation
-    split_names += ["train"] * (len(ranked) - len(split_names))
-    return dict(zip(ranked, split_names, strict=True))
+    n_train = len(ranked) - n_validation - n_test
+    counts: tuple[tuple[Split, int], ...] = (("test", n_test), ("validation", n_validation), ("train", n_train))
+    return dict(zip(ranked, (split for split, n in counts for _ in range(n)), strict=True))
 
 
 def without_overlaps(prompts: Sequence[Prompt], ngrams: bool = True) -> tuple[list[Prompt], list[Drop]]:

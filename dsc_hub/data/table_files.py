@@ -35,7 +35,8 @@ def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
     if not path.is_file():
         raise DataError(f"file {path} not found")
     if path.suffix not in TABLES:
-        yield from ({column: line} for line in read_lines(path))
+        for line in read_lines(path):
+            yield {column: line}
         return
     for number, row in enumerate(read_table(path), 1):
         check_row(row, f"{path} row {number}", {"--column": column})
@@ -58,7 +59,7 @@ def read_table(path: Path) -> Iterator[dict[str, object]]:
         yield from parquet.rows(path)
     elif path.suffix == ".csv":
         try:
-            yield from csv.DictReader(io.StringIO(_text(path), newline=""))
+            yield from map(dict, csv.DictReader(io.StringIO(_text(path), newline="")))
         except csv.Error as e:
             raise DataError(f"{path} is not valid CSV: {e}") from None
     else:

@@ -92,7 +92,8 @@ def check(section: dict[str, Any]) -> list[str]:
     if child.returncode:
         raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")
     if child.stdout.strip():
-        return list(_error(json.loads(child.stdout)).problems)
+        error = _error(json.loads(child.stdout))
+        return list(error.problems) if isinstance(error, ConfigError) else [error.message]
     cache.remember(KNOWN_GOOD, about)
     return []
 

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,7 +276,7 @@ async def _draw(
     try:
         with moving_line() as line:
             pool = TaskPool(level or (lambda: fixed_level(recipe)))
-            async for ok in pool.over((lambda x=x: one(*x)) for x in pending):
+            async for ok in pool.over(partial(one, *x) for x in pending):
                 meter.done += 1
                 failed += not ok
                 line.show(f"evaluation  {name}  answers {meter.done}/{meter.total}  failed {failed}{meter.left()}")

@@ -20,9 +20,13 @@ from dsc_hub.records import Answer
 from dsc_hub.runs.results import answers
 from dsc_hub.runs.run import Run
 
-ARMS = ("base", "distilled")
+ArmName = Literal["base", "distilled"]
+Choice = Literal["A", "B", "t"]
+Winner = Literal["base", "distilled", "tie"]
+
+ARMS: tuple[ArmName, ArmName] = ("base", "distilled")
 FILE = "evaluation/blind.jsonl"
-TIE = "tie"
+TIE: Literal["tie"] = "tie"
 VALUE = {"distilled": 1.0, TIE: 0.5, "base": 0.0}  # value of a verdict
 
 
@@ -49,8 +53,8 @@ class Verdict:
     judge: str
     seed: int  # seed of the order, 0 <= seed < 2**31
     shown: Sequence[str]  # the arms shown as A and B
-    choice: Literal["A", "B", "t"]
-    won: Literal["base", "distilled", "tie"]
+    choice: Choice
+    won: Winner
     answers: Mapping[str, str]  # hashes of the shown answers, by arm
 
 
@@ -86,9 +90,14 @@ def pick(pairs: Sequence[Pair], seed: int, n: int) -> list[Pair]:
     return [by_group[g][i] for i in range(rounds) for g in groups if i < len(by_group[g])][:n]
 
 
-def order_of(seed: int) -> tuple[str, str]:
+def order_of(seed: int) -> tuple[ArmName, ArmName]:
     """Return the arms in the order A, B: a fair coin decided by the pair's seed."""
     return ARMS if seed % 2 else (ARMS[1], ARMS[0])
+
+
+def winner(choice: Choice, shown: tuple[ArmName, ArmName]) -> Winner:
+    """Return the arm that a choice between A and B means, or a tie."""
+    return TIE if choice == "t" else shown["AB".index(choice)]
 
 
 def counted(pairs: Sequence[Pair], verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -136,8 +136,8 @@ def where_alike(estimate: Row) -> dict[str, Any]:
 
 def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: float | None, **more: Any) -> Criterion:
     """Apply `within_limits` to a ratio whose interval was computed on its logarithm."""
-    limits = {"at_least": math.log(least), "at_most": None if most is None else math.log(most)}
-    c = within_limits(name, logs, setting.confidence, **limits, **more)
+    log_most = None if most is None else math.log(most)
+    c = within_limits(name, logs, setting.confidence, at_least=math.log(least), at_most=log_most, **more)
     value, low, high = (None if end is None else math.exp(end) for end in (c.value, c.low, c.high))
     return replace(c, value=value, low=low, high=high, at_least=least, at_most=most, is_ratio=True)
 
@@ -265,7 +265,8 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     kept = [(math.log(before), math.log(after), group) for before, after, group in sizes if before and after]
     groups = [group for *_, group in kept]
     estimate = where_alike(stats.estimate([after - before for before, after, _ in kept], groups, setting.confidence))
-    means = [stats.group_mean([pair[i] for pair in kept], groups) for i in (0, 1)]
+    logs = ([before for before, _, _ in kept], [after for _, after, _ in kept])
+    means = [stats.group_mean(side, groups) for side in logs]
     before, after = (None if mean is None else math.exp(mean) for mean in means)
     return _ratio_within("as long", estimate, setting, SHORTEST, LONGEST, base=before, distilled=after)
 
@@ -328,8 +329,14 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
         )
         criterion = _share(name, base, distilled, pairs.groups, setting)
         if not is_judged:
-            shares = {"base": criterion.base, "distilled": criterion.distilled, "value": criterion.value}
-            criterion = Criterion(name, "not judged", note="the recipe's hygiene does not look for it", **shares)
+            criterion = Criterion(
+                name,
+                "not judged",
+                criterion.value,
+                base=criterion.base,
+                distilled=criterion.distilled,
+                note="the recipe's hygiene does not look for it",
+            )
         out.append(criterion)
     return out
 
@@ -353,4 +360,4 @@ def claim_of(run: Run) -> Mapping[str, Any]:
             f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
             f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
         )
-    return claim
+    return dict(claim)

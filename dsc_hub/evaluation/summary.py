@@ -107,18 +107,19 @@ def _if_missing(
     name: str,
     keys: Sequence[tuple[str, int, str]],
     bounds: tuple[float | None, float | None],
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Return the mean difference with all missing scores set to the lowest, and to the highest, value of the range.
 
     If the share of unscored answers differs between two arms, the mean over scored pairs may be too high. {} if the
     shares are equal or the score has no range.
     """
     values = [[(arm.get((i, k)) or {}).get(name) for i, k, _ in keys] for arm in (a, b)]
-    if None in bounds or len({side.count(None) for side in values}) < 2:
+    worst, best = bounds
+    if worst is None or best is None or len({side.count(None) for side in values}) < 2:
         return {}
     groups = [group for *_, group in keys]
     out = {}
-    for key, limit in zip(("if_missing_worst", "if_missing_best"), bounds, strict=True):
+    for key, limit in (("if_missing_worst", worst), ("if_missing_best", best)):
         first, second = ([limit if v is None else v for v in side] for side in values)
         out[key] = stats.group_mean([x - y for x, y in zip(first, second, strict=True)], groups)
     return out

@@ -78,7 +78,8 @@ def read(file: Path) -> list[Row]:
 
 
 def _kind(value: Any) -> str:
-    return "an empty list" if value == [] else {dict: "an object", str: "a text"}.get(type(value), type(value).__name__)
+    names: dict[type, str] = {dict: "an object", str: "a text"}
+    return "an empty list" if value == [] else names.get(type(value), type(value).__name__)
 
 
 def _row(value: Any) -> Row | str:

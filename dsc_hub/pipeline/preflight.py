@@ -197,7 +197,7 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
 
         names, stranger = repos_of(context.recipe, account.owner), context.names_by.get("base")
         base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if names["base"] else {}
-        kinds = [
+        kinds: list[tuple[str, Any, Any]] = [
             ("dataset", names["dataset"], context.names_by.get("dataset")),
             ("model", names["adapter"], context.names_by.get("adapter")),
             *([("model", names["base"], stranger and stranger.with_weights(base.values()))] if names["base"] else []),
@@ -211,8 +211,10 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
         if publish.collection and publish.private:
             problems += hub_repos.collection_is_public(account, publish.collection)
         problems += hub_repos.oversized(f"base '{names['base']}'", base)
-        metadata = {"license": context.recipe.publish.license or context.model.license or "unknown"}
-        metadata["language"] = [context.recipe.publish.language]
+        metadata = {
+            "license": context.recipe.publish.license or context.model.license or "unknown",
+            "language": [context.recipe.publish.language],
+        }
         for repo_type in ("dataset", "model"):
             problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
         total = f"at most about {numbers['disk_bytes'] / 1e9:.2f} GB together"

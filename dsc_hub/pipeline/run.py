@@ -120,7 +120,7 @@ def merge(context: RunContext, folders: Sequence[Path]) -> None:
         started = time.monotonic()
         _forget_after(context, "prompts")
         shards.join(context.run, shard_runs)
-        reused = sum(shard.marker("sampling")["result"]["reused_turns"] for shard in shard_runs)
+        reused = sum(shard.result("sampling")["reused_turns"] for shard in shard_runs)
         result = stages.sampled(context, stages.wanted_prompts(context), reused)
         if (present := result["finished"] + sum(1 for _ in context.run.rows("failed.jsonl"))) != result["chains"]:
             raise RunError(
@@ -150,7 +150,9 @@ def _take_over(context: RunContext, stage: str) -> bool:
     if source is None:
         return False
     _forget_after(context, stage)
-    _note_time(context, stage, context.run.marker(stage)["seconds"])
+    marker = context.run.marker(stage)
+    assert marker, "a stage that was reused has its marker"
+    _note_time(context, stage, marker["seconds"])
     say(f"{stage}: taken over from {source.name}, whose inputs were the same")
     return True
 
@@ -200,7 +202,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
 
 def _has_failures(context: RunContext, stage: str) -> bool:
     """Return whether the finished stage has failures that `--retry-failed` can retry."""
-    result = context.run.marker(stage)["result"]
+    result = context.run.result(stage)
     if stage == "evaluation":
         return any(arm["reward"]["failed"] for arm in result["arms"].values())
     return stage == "sampling" and result["failed"] > 0

@@ -126,7 +126,7 @@ def _dataset(context: RunContext) -> Result:
 
     prompts = StoredPrompts(context.run.rows("prompts.jsonl"), *SPLITS)
     chains = sample.read_chains(context.run)
-    if len(chains) != (finished := context.run.marker("sampling")["result"]["finished"]):
+    if len(chains) != (finished := context.run.result("sampling")["finished"]):
         raise RunError(
             f"{context.run['chains.jsonl']} holds {len(chains)} chains, and {finished} were finished",
             f"Remove {context.run['sampling.done.json']} and run again: only what is missing is sampled.",
@@ -282,7 +282,7 @@ def publish(context: RunContext, account: Any) -> Result:
     from dsc_hub.publish import upload
     from dsc_hub.report import cards
 
-    trained = context.run.marker("distill")["result"]["adapter_sha256"]
+    trained = context.run.result("distill")["adapter_sha256"]
     if hashing.file_hash(context.run["adapter"] / WEIGHTS) != trained:
         raise RunError(
             f"{context.run['adapter'] / WEIGHTS} is not what was trained and evaluated: its hash has changed",

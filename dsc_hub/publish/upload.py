@@ -39,7 +39,8 @@ def publish(
 
     The adapter names dataset and base at their commits, which are known only then: `render_cards` is called in between.
     """
-    repos, out = run.facts["repos"], {}
+    repos = run.facts["repos"]
+    out: dict[str, dict[str, Any]] = {}
     render_cards()  # they may have been made without an account, or taken over
     local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
     with tempfile.TemporaryDirectory() as work:

@@ -294,10 +294,10 @@ def _scores(rows: Rows) -> str:
         scored: list[Score] = loading.load_named(name, rows.recipe, mine, rows.folder).score(texts, asked)
         off = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
         if off:
-            other = (
+            versions = (
                 "" if mine == theirs else f" (here {' + '.join(mine.values())}, there {' + '.join(theirs.values())})"
             )
-            raise Differs(f"{len(off)} of {len(texts)} answers have another {name} here{other}")
+            raise Differs(f"{len(off)} of {len(texts)} answers have another {name} here{versions}")
         told.append(f"{name} of {len(texts)} answers agrees")
     return "; ".join(told)
 

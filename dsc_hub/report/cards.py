@@ -216,33 +216,33 @@ def _license(facts: Recorded) -> str:
 
 def _source(facts: Recorded) -> str | None:
     """The dataset that the prompts were read from, if they were."""
-    return facts.recipe.prompts.get("dataset")
+    dataset: str | None = facts.recipe.prompts.get("dataset")
+    return dataset
 
 
 def _base_id(facts: Recorded) -> str | None:
     """The repo that holds the base model, if there is one; a local folder is none."""
     for name in (facts.model.get("published_as"), facts.repos.base, facts.model.get("upstream"), facts.model.id):
         if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-            return name
+            return str(name)
     return None
 
 
 def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardData:
     configs = [
-        {"config_name": config, "default": True} if config == "sft" else {"config_name": config} for config in files
+        {"config_name": config}
+        | ({"default": True} if config == "sft" else {})
+        | {"data_files": [{"split": split, "path": f"{config}/{split}-*.parquet"} for split in about["splits"]]}
+        for config, about in files.items()
     ]
-    for entry in configs:
-        entry["data_files"] = [
-            {"split": split, "path": f"{entry['config_name']}/{split}-*.parquet"}
-            for split in files[entry["config_name"]]["splits"]
-        ]
+    source = _source(facts)
     rows = sum(n for config in files.values() for n in config["splits"].values())
     return DatasetCardData(
         pretty_name=f"{facts.recipe.name}: distilled self-critique",
         language=[facts.recipe.publish.language],
         # Of rows whose prompts are somebody's, the base's licence alone says too little.
-        license=_license(facts) if facts.recipe.publish.license or not _source(facts) else "unknown",
-        source_datasets=[_source(facts)] if _source(facts) else None,
+        license=_license(facts) if facts.recipe.publish.license or not source else "unknown",
+        source_datasets=[source] if source else None,
         task_categories=["text-generation"],
         size_categories=[next((name for top, name in SIZES if rows < top), "n>10M")],
         tags=["synthetic", *TAGS, *_warned(facts)],
@@ -312,7 +312,7 @@ def _result_entries(facts: Recorded, metrics: Recorded) -> list[EvalResultEntry]
 def _temperature(recipe: Recorded) -> float:
     """The temperature that the arms answered with."""
     own = recipe.evaluation.temperature
-    return recipe.generation.temperature if own is None else own
+    return float(recipe.generation.temperature if own is None else own)
 
 
 def _base_metadata(facts: Recorded) -> ModelCardData:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from dsc_hub.acceptance import RULES
 from dsc_hub.config.arms import ARMS
@@ -14,7 +14,7 @@ ABSENT = "–"
 SCORE_TITLES = {"reward": "reward", "second": "second scorer", "third": "third scorer"}
 
 
-def measured(value: float | None) -> bool:
+def measured(value: float | None) -> TypeGuard[float]:
     """Is there a number? None and NaN both mean that there is none."""
     return value is not None and not math.isnan(value)
 
@@ -100,7 +100,7 @@ def difference_name(key: str) -> str:
 
 def model_name(model: Mapping[str, Any]) -> str:
     """The model's id; of a path its last part."""
-    return (
+    return str(
         model["id"]
         if model["id"].count("/") == 1 and not model["id"].startswith(("/", ".", "~"))
         else model["id"].rstrip("/").split("/")[-1]

@@ -31,7 +31,7 @@ MOST_LINES = 3  # of the unit below an axis
 CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
     colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)
 }
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -155,7 +155,7 @@ def rejection_reasons(step_rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def unexplained(step: Mapping[str, Any]) -> int:
     """Proposals of a step that are neither accepted nor rejected with a reason: 0 if the counts add up."""
-    return step["proposals"] - step["accepted"] - sum(step["rejected"].values())
+    return int(step["proposals"] - step["accepted"] - sum(step["rejected"].values()))
 
 
 def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:

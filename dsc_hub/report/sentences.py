@@ -82,8 +82,8 @@ def _quantity(c: Mapping[str, Any]) -> list[str]:
         return [*shown, f"difference {_points(c['value'])}{_interval(c, lambda x: number(100 * x, 1))}"]
     if name in RATIOS:
         what, digits = RATIOS[name]
-        shown = f"{what} {number(sides[0], digits)}, base {number(sides[1], digits)}"
-        return [f"{shown}: {number(c['value'])} of it{_interval(c, number)}"]
+        both = f"{what} {number(sides[0], digits)}, base {number(sides[1], digits)}"
+        return [f"{both}: {number(c['value'])} of it{_interval(c, number)}"]
     return [f"distilled − base {number(c['value'], 3)}{_interval(c, lambda x: number(x, 3))}"]
 
 

@@ -265,6 +265,7 @@ def comparison_tables(found: Mapping[str, Any]) -> list[Table]:
             differences.add_row(*map(Text, (name, arm_name(d["arm"]), "no scorer in common", "", "", "", "")))
         for score, e in d["by_score"].items():
             mean = interval(e if e["n"] else e | {"reason": "no prompt in common"})
-            cells = (name, arm_name(d["arm"]), score, mean, p_value(e["p_holm"]).removeprefix("p "))
-            differences.add_row(*map(Text, (*cells, str(d["prompts"]), str(d["unshared"]))))
+            p = p_value(e["p_holm"]).removeprefix("p ")
+            row = (name, arm_name(d["arm"]), score, mean, p, str(d["prompts"]), str(d["unshared"]))
+            differences.add_row(*map(Text, row))
     return [arms, differences]

@@ -220,7 +220,8 @@ class Evaluation(Part):
     @model_validator(mode="after")
     def _whole(self) -> Evaluation:
         """Check that every arm and difference has every score and measure."""
-        scores, measures, arms = set(self.scores), set(self.side_effects.measures), set(self.arms)
+        scores: set[str] = set(self.scores)
+        measures, arms = set(self.side_effects.measures), set(self.arms)
         for name, arm in self.arms.items():
             if missing := [s for s in sorted(scores) if getattr(arm, s) is None]:
                 raise ValueError(f"arm '{name}' has no {missing[0]}")

@@ -62,6 +62,15 @@ class Run:
         path = self[f"{stage}.done.json"]
         return read_object(path) if path.is_file() else None
 
+    def result(self, stage: str) -> dict[str, Any]:
+        """Return what a finished stage recorded in its marker; RunError if the stage is not finished."""
+        marker = self.marker(stage)
+        if marker is None:
+            raise RunError(
+                f"the stage '{stage}' of {self.folder} is not done", f"Run `dsc {BY_NAME[stage].command}` first."
+            )
+        return dict(marker["result"])
+
     def is_done(self, stage: str, fingerprint: str) -> bool:
         """Return whether the stage has a marker with this fingerprint and its first file exists."""
         marker = self.marker(stage)

@@ -88,20 +88,21 @@ def within_limits(
     "met" if the interval lies within the limits, "failed" if it lies wholly outside one of them, else "undecided".
     """
     value, low, high = (estimate[k] for k in ("mean", "low", "high"))
-    limits = {"at_least": at_least, "at_most": at_most}
     if value is None or low is None or high is None:
         reason = estimate.get("reason") or ("nothing was measured" if value is None else "there is no interval")
         note = "; ".join(filter(None, (note, reason)))
-        return Criterion(name, "unmeasured" if value is None else "undecided", value, note=note, **limits, **more)
+        verdict: Verdict = "unmeasured" if value is None else "undecided"
+        return Criterion(name, verdict, value, at_least=at_least, at_most=at_most, note=note, **more)
     is_met = (at_least is None or low >= at_least) and (at_most is None or high <= at_most)
     is_failed = (at_least is not None and high < at_least) or (at_most is not None and low > at_most)
-    verdict: Verdict = "met" if is_met else "failed" if is_failed else "undecided"
+    verdict = "met" if is_met else "failed" if is_failed else "undecided"
     needed = None
     is_within = (at_least is None or value > at_least) and (at_most is None or value < at_most)
     if verdict == "undecided" and is_within:
         each = [stats.groups_needed(estimate, limit, confidence) for limit in (at_least, at_most) if limit is not None]
         needed = None if None in each else max(n for n in each if n is not None)
-    return Criterion(name, verdict, value, low, high, groups_needed=needed, note=note, **limits, **more)
+    limits = (at_least, at_most)
+    return Criterion(name, verdict, value, low, high, *limits, groups_needed=needed, note=note, **more)
 
 
 def _upwards(difference: Row, score: Row) -> dict[str, Any]:

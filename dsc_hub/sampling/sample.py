@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from dsc_hub.acceptance import make_rule
@@ -50,7 +51,7 @@ class CircuitBreaker:
     are ignored. `works`: whether the server answered in an earlier session.
     """
 
-    def __init__(self, formerly: Container[Key], works: bool) -> None:
+    def __init__(self, formerly: RowIndex | Collection[Key], works: bool) -> None:
         self._formerly, self._works = formerly, works
         self._failed, self._refused = set[Key](), set[str]()
 
@@ -209,7 +210,7 @@ async def sample(
 
     todo = ((p, n) for p, n in planned_chains(prompts, each) if (p.id, n) not in finished)
     try:
-        async for _ in pool.over((lambda p=p, n=n: one(p, n)) for p, n in todo):
+        async for _ in pool.over(partial(one, p, n) for p, n in todo):
             pass
     except KeyboardInterrupt:
         tally.interrupted = True

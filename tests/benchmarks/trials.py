@@ -25,6 +25,7 @@ from dsc_hub.inference.servers import serve
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import find
+from dsc_hub.runs.verdict import Setting
 from dsc_hub.sampling.sample import fixed_level
 
 
@@ -95,10 +96,10 @@ def _judge(answered: Any, name: str, prompts: list[Prompt], scored: dict[str, An
         differences = {n: stats.paired_rows(by_arm["distilled"], by_arm["base"], n) for n in scored}
         for arm, of in by_arm.items():
             pooled[arm] |= {(i, k): r for i, r in of.items()}
-        verdict = claim.judge(rows, prompts, "validation", 0.95, differences, dict.fromkeys(scored, True))
-        for c in verdict["criteria"]:
-            mark = "" if c["holds"] else "FAILS "
-            totals.setdefault(c["name"], []).append(mark + c["told"].split(";")[0])
+        scales = {n: {"name": n, "unit": "", "higher_is_better": True} for n in scored}
+        for c in claim.assess(rows, prompts, Setting("validation"), differences, scales)["criteria"]:
+            value = "" if c["value"] is None else f" {c['value']:.2f}"
+            totals.setdefault(c["name"], []).append(f"{c['verdict']}{value} {c['note'].split(';')[0]}".strip())
     for n in scored:
         d = stats.paired_rows(pooled["distilled"], pooled["base"], n)
         means = {arm: stats.estimate(*zip(*_scored(of, n), strict=True))["mean"] for arm, of in pooled.items()}

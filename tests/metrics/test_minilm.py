@@ -82,7 +82,7 @@ def test_the_identity_names_package_version_and_head(monkeypatch: pytest.MonkeyP
     )
     other = tmp_path / "minilm_head.json"
     other.write_text(registry.HEAD.read_text() + "\n")
-    monkeypatch.setattr(loading.identity, "HEAD", other)
+    monkeypatch.setattr(registry, "HEAD", other)
     after = registry.identify(RewardConfig(scorer="minilm"))
     assert after != before and after.split(", head ")[0] == before.split(", head ")[0]
     other.unlink()

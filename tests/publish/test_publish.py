@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from dsc_hub.errors import HubError
+from dsc_hub.hub import account as account_module
 from dsc_hub.hub import client, repos
 from dsc_hub.hub import push as push_
 from dsc_hub.hub.account import Account, login
@@ -186,7 +187,7 @@ def test_what_the_hub_holds_is_compared_with_what_was_sent(
 
 
 def test_login_tells_no_token_wrong_token_and_somebody_elses_name(address: Address, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(client, "get_token", lambda: None)
+    monkeypatch.setattr(account_module, "get_token", lambda: None)
     with pytest.raises(HubError, match="no token"):
         login(None, address.endpoint)
     with pytest.raises(HubError, match="answered 401.*\n.*HF_TOKEN"):
