@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -145,84 +145,117 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
     ConfigError lists all problems. Model weights are not downloaded for the check.
     """
     from dsc_hub.distill import launcher
-    from dsc_hub.inference import servers as inference_servers
 
-    announce_servers(context.recipe)
-    if context.recipe.publish.to != "none" and not context.recipe.publish.metrics:
-        for place, file in metric_files(context.recipe).items():
-            progress.say(
-                f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
-                "publish.metrics=true publishes the file as a Space, too"
-            )
-    prompts, dropped = load_prompts(
-        context.recipe.prompts, context.path.parent, context.recipe.seed, context.identity["prompts"]
-    )
+    recipe = context.recipe
+    announce_servers(recipe)
+    _say_which_metrics_stay(recipe)
+    prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
     folder = base_model.materialize(context.model, weights=False)
-    problems = too_long(context.recipe, prompts, folder) + without_group(context.recipe, dropped.ungrouped)
-    reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, context.recipe.name))
-    numbers = estimate(context.recipe, prompts, context.model.identity, folder, reusable) | {"dropped": asdict(dropped)}
+    reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
+    numbers = estimate(recipe, prompts, context.model.identity, folder, reusable) | {"dropped": asdict(dropped)}
     numbers["done"] = [stage for stage, source in reusable.items() if source is context.run]
     numbers["taken_over"] = {
         stage: str(source.folder) for stage, source in reusable.items() if source is not context.run
     }
-    problems += disk(context.runs, numbers["disk_bytes"])
-    for place, section in all_scorers(context.recipe).items():
-        if wrong := registry.of_no_kind(section, prompts):
-            problems.append(f"{place}: {wrong}")
-        if section.metric == "judge":  # the first request may be hours away
-            problems += [f"{place}: {problem}" for problem in inference_servers.unusable(section.options)]
-    inference_servers.external_critic(context.recipe.chain.critic)
-    if not context.recipe.serving.endpoints:
-        try:
-            inference_servers.replica_places(context.recipe.serving)
-        except ConfigError as e:
-            problems.append(f"{e.message}; {e.hint}")
-    else:
-        inference_servers.external(context.recipe.serving)
-        if "evaluation" in up_to(last) and ADAPTER in models_of(context.recipe.evaluation.arms):
-            problems.append(
-                "serving.endpoints: servers that already run don't have the adapter; "
-                "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
-            )
-    most = max(machine.cores(), len(machine.gpus()))
-    if context.recipe.distill.processes > most:
-        problems.append(
-            f"distill.processes: {context.recipe.distill.processes} is more than this machine can run: {most}"
-        )
+    problems = [
+        *too_long(recipe, prompts, folder),
+        *without_group(recipe, dropped.ungrouped),
+        *disk(context.runs, numbers["disk_bytes"]),
+        *_scorer_problems(recipe, prompts),
+        *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
+        *_process_problems(recipe),
+    ]
     if "distill" not in reusable:
-        problems += launcher.check(context.recipe.distill.model_dump(mode="json"))
+        problems += launcher.check(recipe.distill.model_dump(mode="json"))
     if account:
-        from dsc_hub.hub import repos as hub_repos
-        from dsc_hub.publish import metric_space
-
-        names, stranger = repos_of(context.recipe, account.owner), context.names_by.get("base")
-        base = {p.name: p for pattern in base_model.WANTED for p in folder.glob(pattern)} if names["base"] else {}
-        kinds: list[tuple[str, Any, Any]] = [
-            ("dataset", names["dataset"], context.names_by.get("dataset")),
-            ("model", names["adapter"], context.names_by.get("adapter")),
-            *([("model", names["base"], stranger and stranger.with_weights(base.values()))] if names["base"] else []),
-        ]
-        publish, spaces = context.recipe.publish, []
-        if publish.metrics:
-            files = sorted(set(metric_files(context.recipe).values()))
-            problems += metric_space.preflight(account, context.path.parent, files, publish)
-            spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
-        problems += hub_repos.preflight(account, [hub_repos.repo_target(publish, *kind) for kind in kinds])
-        if publish.collection and publish.private:
-            problems += hub_repos.collection_is_public(account, publish.collection)
-        problems += hub_repos.oversized(f"base '{names['base']}'", base)
-        metadata = {
-            "license": context.recipe.publish.license or context.model.license or "unknown",
-            "language": [context.recipe.publish.language],
-        }
-        for repo_type in ("dataset", "model"):
-            problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
-        total = f"at most about {numbers['disk_bytes'] / 1e9:.2f} GB together"
-        # The weights of a Hub model are not downloaded for a plan.
-        if any(name.endswith(".safetensors") for name in base):
-            total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
-        numbers["repos"] = [*(f"{kind} {name}" for kind, name, _ in kinds), *spaces, total]
+        repos, hub_problems = _check_publishing(context, account, folder, numbers["disk_bytes"])
+        numbers["repos"] = repos
+        problems += hub_problems
     if problems:
         n = len(problems)
         raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
     return numbers
+
+
+def _say_which_metrics_stay(recipe: Recipe) -> None:
+    """Say which metric files will not be published with the recipe that names them."""
+    if recipe.publish.to == "none" or recipe.publish.metrics:
+        return
+    for place, file in metric_files(recipe).items():
+        progress.say(
+            f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
+            "publish.metrics=true publishes the file as a Space, too"
+        )
+
+
+def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:
+    """Yield problems of scorers with these prompts, and of judges that do not answer."""
+    from dsc_hub.inference import servers
+
+    for place, section in all_scorers(recipe).items():
+        if wrong := registry.of_no_kind(section, prompts):
+            yield f"{place}: {wrong}"
+        if section.metric == "judge":  # the first request may be hours away
+            yield from (f"{place}: {problem}" for problem in servers.unusable(section.options))
+
+
+def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
+    """Yield problems of the servers of the base model; ServingError if one that already runs does not answer."""
+    from dsc_hub.inference import servers
+
+    servers.external_critic(recipe.chain.critic)
+    if not recipe.serving.endpoints:
+        try:
+            servers.replica_places(recipe.serving)
+        except ConfigError as e:
+            yield f"{e.message}; {e.hint}"
+        return
+    servers.external(recipe.serving)
+    if evaluates and ADAPTER in models_of(recipe.evaluation.arms):
+        yield (
+            "serving.endpoints: servers that already run don't have the adapter; "
+            "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
+        )
+
+
+def _process_problems(recipe: Recipe) -> Iterator[str]:
+    """Yield a problem if training would need more processes than this machine has cores or GPUs."""
+    most = max(machine.cores(), len(machine.gpus()))
+    if recipe.distill.processes > most:
+        yield f"distill.processes: {recipe.distill.processes} is more than this machine can run: {most}"
+
+
+def _check_publishing(
+    context: RunContext, account: Any, model_folder: Path, disk_bytes: float
+) -> tuple[list[str], list[str]]:
+    """Return what would be published (repos, and their size in words), and the problems of doing so."""
+    from dsc_hub.hub import repos as hub_repos
+    from dsc_hub.publish import metric_space
+
+    publish, by = context.recipe.publish, context.names_by
+    names = repos_of(context.recipe, account.owner)
+    base = {p.name: p for pattern in base_model.WANTED for p in model_folder.glob(pattern)} if names["base"] else {}
+    kinds: list[tuple[str, Any, Any]] = [
+        ("dataset", names["dataset"], by.get("dataset")),
+        ("model", names["adapter"], by.get("adapter")),
+    ]
+    if names["base"]:
+        stranger = by.get("base")
+        kinds.append(("model", names["base"], stranger and stranger.with_weights(base.values())))
+    problems, spaces = [], []
+    if publish.metrics:
+        files = sorted(set(metric_files(context.recipe).values()))
+        problems += metric_space.preflight(account, context.path.parent, files, publish)
+        spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
+    problems += hub_repos.preflight(account, [hub_repos.repo_target(publish, *kind) for kind in kinds])
+    if publish.collection and publish.private:
+        problems += hub_repos.collection_is_public(account, publish.collection)
+    problems += hub_repos.oversized(f"base '{names['base']}'", base)
+    metadata = {"license": publish.license or context.model.license or "unknown", "language": [publish.language]}
+    for repo_type in ("dataset", "model"):
+        problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
+    total = f"at most about {disk_bytes / 1e9:.2f} GB together"
+    # The weights of a Hub model are not downloaded for a plan.
+    if any(name.endswith(".safetensors") for name in base):
+        total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
+    return [*(f"{kind} {name}" for kind, name, _ in kinds), *spaces, total], problems

@@ -25,7 +25,7 @@ from dsc_hub.chain.chain import (
     run_chain,
     seed_of,
 )
-from dsc_hub.chain.hygiene import inspect
+from dsc_hub.chain.hygiene import Finding, inspect
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
@@ -115,6 +115,86 @@ def planned_chains(prompts: Iterable[Prompt], chains_per_prompt: int) -> Iterato
     return ((p, n) for p in prompts for n in range(chains_per_prompt))
 
 
+@dataclass
+class _Session:
+    """What the chains of one session share: where turns come from, how texts are judged, and where rows go."""
+
+    recipe: Recipe
+    turns: JsonlFile
+    chains: JsonlFile
+    failed: JsonlFile
+    stored_turns: dict[tuple[str, int, int, str], Turn]  # of unfinished chains, from earlier sessions
+    known: RowIndex | None  # turns of other runs, by request and seed
+    complete: Complete
+    criticise: Complete
+    score: ScoreText
+    veto: VetoText
+    pool: TaskPool
+    progress: SamplingProgress
+    failures: CircuitBreaker
+    reused: Counter[str]
+    show: Callable[[Callable[[], str]], None]
+
+    def __post_init__(self) -> None:
+        chain, seed = self.recipe.chain, self.recipe.seed
+        self._texts = Texts(chain.critique, chain.revision, chain.system, chain.principles)
+        self._rule = make_rule(chain.acceptance, chain.temperature)
+        self._dice, self._principle_dice = dice_of(seed), dice_of(seed, "principle")
+
+    async def generate(self, messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
+        """Return the turn of a request: an earlier session's, another run's, or a new one; append it if it is not stored yet."""
+        seed, request = seed_of(self.recipe.seed, prompt.id, number, step, role), digest(role, messages)
+        old = self.stored_turns.pop((prompt.id, number, step, role), None)
+        if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
+            return old
+        if self.known is not None and (other := self.known.get((request, seed))) is not None:
+            turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
+            self.progress.reused_turns += 1
+            self.reused["tokens"] += turn.new_tokens
+        else:
+            raise_if_stopped()
+            c = await (self.criticise if role == "critique" else self.complete)(messages, seed)
+            turn = Turn(
+                prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed, request
+            )
+            self.progress.new_tokens += c.new_tokens
+            self.failures.answered()
+        self.turns.append(turn)
+        self.progress.meter.done += 1
+        self.show(self.progress.line)
+        return turn
+
+    async def run_one(self, prompt: Prompt, number: int) -> None:
+        """Run one chain and append it, or the reason of its failure."""
+        try:
+            chain = await run_chain(
+                prompt,
+                number,
+                texts=self._texts,
+                steps=self.recipe.chain.steps,
+                generate=self.generate,
+                score=self.score,
+                rule=self._rule,
+                dice=self._dice,
+                veto=self.veto,
+                principle_dice=self._principle_dice,
+                inspect=self._inspect,
+                aside=self.pool.aside,
+            )
+        except RequestFailed as e:
+            self.failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
+            self.progress.failed += 1
+            hint = f"See {self.failed.path}; run the same command again when the cause is gone."
+            self.failures.failed((prompt.id, number), e, hint)
+            return
+        self.chains.append(chain)
+        self.progress.chain_done(chain)
+        self.show(self.progress.line)
+
+    def _inspect(self, turn: Turn, prompt: Prompt, critique: str) -> Finding:
+        return inspect(turn.text, turn.finish_reason, prompt, critique, self.recipe.hygiene)
+
+
 async def sample(
     run: Run,
     recipe: Recipe,
@@ -146,79 +226,34 @@ async def sample(
     pending = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     # Only turns of unfinished chains are held: those of finished chains are not needed again.
     stored_turns = {t.key: t for t in _turns_outside(turns, finished)}
-    tally = SamplingProgress(pending, 1 + 2 * recipe.chain.steps, reused_turns=len(stored_turns))
-    c = recipe.chain
-    texts = Texts(c.critique, c.revision, c.system, c.principles)
-    principle_dice = dice_of(recipe.seed, "principle")
-    rule, dice = make_rule(recipe.chain.acceptance, recipe.chain.temperature), dice_of(recipe.seed)
-    pool, failures = (
-        TaskPool(level or (lambda: fixed_level(recipe))),
-        CircuitBreaker(formerly, works=bool(finished or stored_turns)),
+    session = _Session(
+        recipe,
+        turns,
+        chains,
+        failed,
+        stored_turns,
+        known,
+        complete,
+        criticise or complete,
+        score,
+        veto,
+        pool=TaskPool(level or (lambda: fixed_level(recipe))),
+        progress=SamplingProgress(pending, 1 + 2 * recipe.chain.steps, reused_turns=len(stored_turns)),
+        failures=CircuitBreaker(formerly, works=bool(finished or stored_turns)),
+        reused=Counter() if reused is None else reused,
+        show=show,
     )
-    reused = Counter() if reused is None else reused
-
-    async def generate(messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
-        seed, request = seed_of(recipe.seed, prompt.id, number, step, role), digest(role, messages)
-        old = stored_turns.pop((prompt.id, number, step, role), None)
-        if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
-            return old
-        if known is not None and (other := known.get((request, seed))) is not None:
-            turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
-            tally.reused_turns += 1
-            reused["tokens"] += turn.new_tokens
-        else:
-            raise_if_stopped()
-            request_turn = criticise if criticise and role == "critique" else complete
-            c = await request_turn(messages, seed)
-            turn = Turn(
-                prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed, request
-            )
-            tally.new_tokens += c.new_tokens
-            failures.answered()
-        turns.append(turn)
-        tally.meter.done += 1
-        show(tally.line)
-        return turn
-
-    async def one(prompt: Prompt, number: int) -> None:
-        try:
-            chain = await run_chain(
-                prompt,
-                number,
-                texts=texts,
-                steps=recipe.chain.steps,
-                generate=generate,
-                score=score,
-                rule=rule,
-                dice=dice,
-                veto=veto,
-                principle_dice=principle_dice,
-                inspect=lambda turn, about, critique: inspect(
-                    turn.text, turn.finish_reason, about, critique, recipe.hygiene
-                ),
-                aside=pool.aside,
-            )
-        except RequestFailed as e:
-            failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
-            tally.failed += 1
-            hint = f"See {failed.path}; run the same command again when the cause is gone."
-            failures.failed((prompt.id, number), e, hint)
-            return
-        chains.append(chain)
-        tally.chain_done(chain)
-        show(tally.line)
-
     todo = ((p, n) for p, n in planned_chains(prompts, each) if (p.id, n) not in finished)
     try:
-        async for _ in pool.over(partial(one, p, n) for p, n in todo):
+        async for _ in session.pool.over(partial(session.run_one, p, n) for p, n in todo):
             pass
     except KeyboardInterrupt:
-        tally.interrupted = True
+        session.progress.interrupted = True
     finally:
         for rows in (turns, chains, failed):
             rows.close()
     _drop_finished(failed, chains)
-    return tally
+    return session.progress
 
 
 def _drop_finished(failed: JsonlFile, chains: JsonlFile) -> None:
