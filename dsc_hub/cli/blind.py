@@ -1,4 +1,4 @@
-"""`dsc blind`: pairs of answers on the terminal, judged by people."""
+"""`dsc blind`: people judge pairs of answers on the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dsc_hub.runs.run import Run
 
 
 def compare(run: Run, n: int, judge: str) -> None:
-    """Ask `judge` about up to n pairs that they have not judged yet, keep every verdict as it is given, tell the tally."""
+    """Let `judge` judge up to n pairs that they have not judged yet; store each verdict at once; print the tally."""
     from dsc_hub.cli import terminal
 
     if not judge.strip():
@@ -54,11 +54,11 @@ def compare(run: Run, n: int, judge: str) -> None:
 
 
 def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
-    """Show one pair and ask until there is an answer; None to end."""
+    """Show one pair and prompt until there is a valid choice; None to end."""
     from dsc_hub.cli import terminal
 
-    own = seed_of(seed, pair.prompt_id, 0, 0, f"blind order {judge}")
-    shown = order_of(own)
+    coin = seed_of(seed, pair.prompt_id, 0, 0, f"blind order {judge}")
+    shown = order_of(coin)
     terminal.beside([(name, pair.texts[arm], "") for name, arm in zip("AB", shown, strict=True)], (title, pair.prompt))
     while True:
         word = terminal.ask("better: A, B, t(ie) or q(uit)> ")
@@ -67,27 +67,27 @@ def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
             return None
         if word in ("a", "b", "t", "tie"):
             choice: Choice = "A" if word == "a" else "B" if word == "b" else "t"
-            return Verdict(pair.prompt_id, judge, own, shown, choice, winner(choice, shown), pair.hashes)
+            return Verdict(pair.prompt_id, judge, coin, shown, choice, winner(choice, shown), pair.hashes)
         terminal.line("That is none of A, B, t, q.")
 
 
 def _tell(run: Run) -> None:
-    """Record the tally and say it, with what has to be made again to show it."""
+    """Record and print the tally, and the stages that have to be repeated to show it."""
     from dsc_hub.cli import terminal
     from dsc_hub.report import verdicts
 
     before = run.metrics.get("blind")
     try:
         with run.lock():
-            found = record_tally(run)
-            stale = [s.name for s in STAGES if s.shows_judgements and run.marker(s.name)] if found != before else []
+            tally = record_tally(run)
+            stale = [s.name for s in STAGES if s.shows_judgements and run.marker(s.name)] if tally != before else []
             for stage in stale:
                 run.unfinish(stage)
     except RunError as e:
         raise RunError(
             e.message, f"The verdicts are kept in {run[FILE]}; the same command counts them later."
         ) from None
-    if found is None:
+    if tally is None:
         terminal.line("Nothing was judged, nothing is recorded.")
         return
     terminal.line("")

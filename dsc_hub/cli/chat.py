@@ -1,8 +1,8 @@
-"""A conversation with base and distilled at once, side by side on the terminal: one server, the adapter unmerged.
+"""Chat with base and distilled side by side on the terminal: one server, the adapter unmerged.
 
-Every question goes to both with the settings of the recipe's evaluation and one seed: at once where that is safe (see
-`_answer`), else one after the other. `Talk` is what both have said so far and
-what still fits the context, and asks nobody; `chat` reads, asks and shows. Writes nothing into the run folder.
+Every question is sent to both with the settings of the recipe's evaluation and one seed: concurrently if that is safe
+(see `_answer`), else one after the other. `Talk` holds the history that fits the context and sends no requests; `chat`
+reads questions, sends them and shows the answers. Writes nothing into the run folder.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, event_loop, machine
 from dsc_hub.system.progress import duration, moving_line, say
 
+# arm -> model name in the request (None: the endpoint's base model)
 ARMS: Mapping[str, str | None] = {
     "base": None,
     "distilled": ADAPTER,
-}  # arm -> model to ask for (None: the endpoint's own)
+}
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and one arm's answer to it, with the tokens that both take in the next request."""
+    """A question and one arm's answer, with the number of tokens that both take in the next request."""
 
     question: str
     answer: str
@@ -50,29 +51,30 @@ class Exchange:
 
 
 class Talk:
-    """Each arm's own history. Both forget together, so that they always answer to the same questions.
+    """The history of each arm. Both are truncated together, so that they always contain the same questions.
 
-    `context` is in tokens, for history, question and `room` (tokens of a new answer) together; `count` counts a text's.
+    `context` is the limit in tokens for history, question and `room` (tokens of a new answer); `count` returns the
+    number of tokens of a text.
     """
 
     def __init__(self, system: str | None, context: int, room: int, count: Callable[[str], int]) -> None:
         self._texts, self._context, self._room, self._count = Texts("", "", system), context, room, count
-        self._fixed = 0  # what the template and the system text take: measured at the first answer
+        self._fixed = 0  # tokens of the template and the system text: measured at the first answer
         self.said: dict[str, list[Exchange]] = {arm: [] for arm in ARMS}
-        self.asked = 0  # questions since the beginning, the forgotten ones too
+        self.asked = 0  # number of questions so far, including forgotten ones
 
     def forget(self) -> None:
         self.said, self.asked = {arm: [] for arm in ARMS}, 0
 
     def messages(self, arm: str, question: str) -> list[Message]:
-        """The whole request to one arm."""
+        """Return the messages of the request to one arm."""
         system = self._texts.opening("")[:-1]
         pairs = [((e.question, "user"), (e.answer, "assistant")) for e in self.said[arm]]
         turns = [{"role": role, "content": text} for pair in pairs for text, role in pair]
         return [*system, *turns, {"role": "user", "content": question}]
 
     def make_room(self, question: str) -> int:
-        """Forget the oldest exchanges of both arms until the question and its answer fit; how many were forgotten."""
+        """Drop the oldest exchanges of both arms until the question and its answer fit; return the number dropped."""
         forgotten = 0
         while any(self.said.values()) and max(map(self._needed, ARMS)) + self._count(question) > self._context:
             for exchanges in self.said.values():
@@ -84,7 +86,7 @@ class Talk:
         return self._fixed + sum(e.tokens for e in self.said[arm]) + TURN_OVERHEAD + self._room
 
     def take(self, question: str, answers: Mapping[str, Completion]) -> None:
-        """Enter what both answered."""
+        """Add the answers of both arms to the history."""
         self.asked += 1
         for arm, c in answers.items():
             if not self.said[arm]:
@@ -94,7 +96,7 @@ class Talk:
 
 
 def chat(run: Run) -> None:
-    """Serve base and adapter, and answer until `/quit` or the end of input."""
+    """Serve base and adapter, and answer questions until `/quit` or the end of input."""
     recipe = _recipe(run)
     if where := origin.of_another(run.folder):
         untrusted.check(f"{run.folder}, downloaded from {where},", recipe)
@@ -133,7 +135,7 @@ def _recipe(run: Run) -> Recipe:
 
 @contextlib.contextmanager
 def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.Endpoint]]:
-    """The recipe's endpoints, if they have the adapter too, or a vLLM of our own that ends with the block."""
+    """Yield the recipe's endpoints, if they serve the adapter too, or a vLLM server that ends with the block."""
     section = recipe.serving
     if section.endpoints:
         try:
@@ -148,7 +150,7 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
         return
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
-    # The weights of the evaluation, so that what is heard here is what was scored.
+    # The same weights as in the evaluation.
     weights, _ = evaluation_weights(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
     started = time.monotonic()
     log = cache.cache_home() / "chat.vllm.log"
@@ -158,7 +160,7 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
 
 
 def _read() -> str | None:
-    """What the user says next; None to end. Ctrl-C drops the line, since it may have been meant for an answer just done."""
+    """Return the user's next line; None to end. Ctrl-C drops the line: it may have been meant for the last answer."""
     try:
         typed = terminal.ask("\nyou> ")
     except KeyboardInterrupt:
@@ -170,29 +172,29 @@ def _read() -> str | None:
 def _answer(
     recipe: Recipe, endpoints: Sequence[servers.Endpoint], talk: Talk, question: str, at_once: bool = False
 ) -> None:
-    """Ask both, show both. An answer that fails or is cancelled leaves no trace in the conversation.
+    """Send the question to both arms and show the answers. Failed or cancelled exchanges are not added to the history.
 
-    Not `at_once` on a CPU, nor on servers of which we can't know: in a batch of both, vLLM's CPU kernels put the adapter on
-    the base's tokens too (their index -1 picks the last adapter; vllm-project/vllm#48421).
+    `at_once` must be False on a CPU and for external servers: in a mixed batch, vLLM's CPU kernels apply the adapter to
+    the base's tokens too (their index -1 selects the last adapter; vllm-project/vllm#48421).
     """
     if n := talk.make_room(question):
-        told = "the oldest exchange is" if n == 1 else f"the oldest {n} exchanges are"
-        terminal.line(f"The conversation no longer fits {recipe.serving.context} tokens: {told} forgotten.")
+        subject = "the oldest exchange is" if n == 1 else f"the oldest {n} exchanges are"
+        terminal.line(f"The conversation no longer fits {recipe.serving.context} tokens: {subject} forgotten.")
     try:
         answers = event_loop.run(_ask_both(recipe, endpoints, talk, question, at_once))
     except KeyboardInterrupt:
         terminal.line("cancelled: the question is not part of the conversation")
         return
     terminal.beside([(arm, *_shown(answer)) for arm, answer in answers.items()])
-    good = {arm: a for arm, a in answers.items() if isinstance(a, Completion)}
-    if len(good) == len(ARMS):
-        talk.take(question, good)
+    completions = {arm: a for arm, a in answers.items() if isinstance(a, Completion)}
+    if len(completions) == len(ARMS):
+        talk.take(question, completions)
     else:
         terminal.line("Not both could answer: the question is not part of the conversation. /new begins a new one.")
 
 
 def _shown(answer: Completion | RequestFailed) -> tuple[str, str]:
-    """Text and small print."""
+    """Return the text of an answer and its caption."""
     if isinstance(answer, RequestFailed):
         return str(answer), "failed"
     end = {"stop": "ended by itself", "length": "cut at its limit"}.get(answer.finish_reason, answer.finish_reason)
@@ -202,9 +204,9 @@ def _shown(answer: Completion | RequestFailed) -> tuple[str, str]:
 async def _ask_both(
     recipe: Recipe, endpoints: Sequence[servers.Endpoint], talk: Talk, question: str, at_once: bool
 ) -> dict[str, Completion | RequestFailed]:
-    """One answer per arm, in the order of ARMS. ServingError if a server is gone.
+    """Return one answer per arm, in the order of ARMS. ServingError if a server is unreachable.
 
-    The seed is that of an evaluated answer, so that a held-out prompt as first question is asked as it was then.
+    The seed is that of the evaluation, so that a held-out prompt as first question repeats the evaluated request.
     """
     seed = seed_of(recipe.seed, prompt_id(question), 0, talk.asked, "answer")
     started = time.monotonic()

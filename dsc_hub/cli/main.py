@@ -53,7 +53,7 @@ def _safe_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (for as long as the process lives)
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  (open until the process ends)
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="dsc")
 
@@ -69,16 +69,16 @@ def _results_follow() -> None:
 def main() -> NoReturn:
     """Entry point: turns errors into one message and an exit code."""
     _safe_streams()
-    os.umask(os.umask(0) | 0o077)  # prompts, chains and adapters are the user's; who shares them says so by chmod
+    os.umask(os.umask(0) | 0o077)  # prompts, chains and adapters are private by default; share them with chmod
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks end their servers
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing is sent that the user did not ask for
-    # Our own servers are on this machine: no proxy of the environment stands before them.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send nothing that the user did not request
+    # Servers started by dsc run on this machine: bypass proxies from the environment.
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
     try:
         cli(standalone_mode=False)
         sys.exit(0)
-    except click.exceptions.Abort as e:  # click's word for an interrupt, and for EOFError, which would be a bug of ours
+    except click.exceptions.Abort as e:  # raised for an interrupt, and for EOFError, which would be a bug in dsc
         if isinstance(e.__cause__, EOFError):
             raise e.__cause__ from None
         click.echo("\ninterrupted: what is finished is kept; the same command goes on from there", err=True)
@@ -266,7 +266,7 @@ def evaluate(
     if on and recipe:
         if "=" not in recipe:
             raise click.UsageError(f"RECIPE is given twice: '{recipe}' and --on {on}")
-        overrides = (recipe, *overrides)  # with --on, what stands first is an override
+        overrides = (recipe, *overrides)  # with --on, the first argument is an override
     if not (recipe := on or recipe):
         raise click.UsageError(
             "name a recipe: dsc evaluate RECIPE, or dsc evaluate --adapter hub:USER/REPO --on RECIPE"
@@ -620,7 +620,7 @@ def recipes_adopt(folder: Path, yes: bool) -> None:
     question = f"{found} was downloaded from {where}. Is it your own from now on, with all that it may get?"
     try:
         agreed = yes or click.confirm(question, err=True)
-    except click.Abort:  # no terminal to ask, or Ctrl-C
+    except click.Abort:  # no terminal, or Ctrl-C
         agreed = False
     if not agreed:
         raise ConfigError(f"{folder} was not adopted", "Answer y, or give --yes.")

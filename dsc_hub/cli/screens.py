@@ -1,4 +1,4 @@
-"""What `dsc` prints as results: a plan, a handful of chains, the closing screen. Numbers come in, none is made here."""
+"""Result screens of `dsc`: plan, example chains, closing screen. Formats numbers, computes none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dsc_hub.publish.verify import Check
 
 FEW_TEXTS = 20
-LONGEST_PROMPT = 70  # characters of a prompt that was dropped
+LONGEST_PROMPT = 70  # characters shown of a dropped prompt
 
 
 def _grid() -> Table:
@@ -41,7 +41,7 @@ def _grid() -> Table:
 
 
 def plan(context: RunContext, e: Mapping[str, Any]) -> None:
-    """The plan of a run, from `jobs.check`'s estimate."""
+    """Print the plan of a run, from the estimate of `preflight.check`."""
     r = context.recipe
     table = _grid()
     split = "  ".join(f"{n} {s} ({e['groups'][s]} groups)" for s, n in e["prompts"].items())
@@ -98,7 +98,7 @@ def plan(context: RunContext, e: Mapping[str, Any]) -> None:
 
 
 def _dropped(dropped: Mapping[str, Any]) -> list[str]:
-    """The first prompts that were dropped, and for which."""
+    """Return lines about the first dropped prompts and the prompts that they duplicate."""
     lines = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
     lines += [
         f"overlap: {_start(d['text'])} with the training prompt {_start(d['kept'])} in '{d['shared']}' "
@@ -115,7 +115,7 @@ def _start(text: str) -> str:
 
 
 def _comparable(groups: int, recipe: Recipe) -> str:
-    """What difference the evaluation's groups could show, before anything is measured."""
+    """Return the difference that the evaluation's groups can detect, before anything is measured."""
     split = recipe.evaluation.split
     if groups < stats.LEAST_GROUPS:
         advice = f"give more groups, or a larger share: prompts.split.{split}"
@@ -130,7 +130,7 @@ def _score(score: Score) -> str:
 
 
 def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float, failed: int) -> None:
-    """Whole chains, one panel each. Model text is printed as it is, never read as markup."""
+    """Print whole chains, one panel each. Markup in model text is not interpreted."""
     for prompt, chain in tried:
         body = Text()
         body.append(f"answer  {_score(chain.answer_score)}", "bold")
@@ -163,7 +163,7 @@ def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float
 
 
 def claim(run: Run) -> None:
-    """The criteria of a run's claim and the verdict."""
+    """Print the criteria of a run's claim and the verdict."""
     from dsc_hub.report.sentences import claim_sentence
     from dsc_hub.report.tables import claim_table
     from dsc_hub.report.verdicts import test_set_sentences
@@ -178,7 +178,7 @@ def claim(run: Run) -> None:
 
 
 def numbers(run: Run) -> None:
-    """All tables of an evaluated run: arms and differences, what else moved, what it cost, how the chains fared."""
+    """Print all tables of an evaluated run: arms and differences, side effects, cost, chains."""
     from dsc_hub.report import sentences, tables, verdicts
 
     metrics = Recorded(with_current_looks(run, evaluated(run)), "metrics.json")
@@ -199,7 +199,7 @@ def numbers(run: Run) -> None:
 
 
 def comparison(found: Mapping[str, Any]) -> None:
-    """What `compare.compare` found, as a table of the runs' arms and one of their differences."""
+    """Print the result of `compare.compare`: a table of the runs' arms and one of their differences."""
     from dsc_hub.report.tables import comparison_tables
 
     for table in comparison_tables(found):
@@ -209,7 +209,7 @@ def comparison(found: Mapping[str, Any]) -> None:
 
 
 def pulled(found: Pulled) -> None:
-    """What was pulled, where it lies and how to go on."""
+    """Print what was pulled, its location and the next commands."""
     table = _grid()
     size = sum(p.stat().st_size for p in found.folder.rglob("*") if p.is_file())
     table.add_row(found.kind, Text(f"{found.repo}  at {found.commit}"))
@@ -219,7 +219,7 @@ def pulled(found: Pulled) -> None:
             "not taken", Text(f"{', '.join(map(visible, found.left_out[:8]))}{' ...' * (len(found.left_out) > 8)}")
         )
     if (found.folder / "recipe.yaml").is_file():
-        # Not the file that lies here now: by its address it is taken as somebody else's, and checked as such.
+        # Not the local file: by its Hub address the recipe is treated and checked as third-party.
         table.add_row("run it", Text(f"dsc run hub:{found.repo}@{found.commit}"))
     if found.kind == "adapter":
         table.add_row("score it", Text(f"dsc evaluate --adapter hub:{found.repo}@{found.commit} --on RECIPE"))
@@ -229,7 +229,7 @@ def pulled(found: Pulled) -> None:
 
 
 def checks(found: Pulled, told: Sequence[Check]) -> None:
-    """What `verify.verify` looked at, and the sum of it."""
+    """Print the checks of `verify.verify` and their summary."""
     terminal.out.print(Text(f"{found.kind} {found.repo} at {found.commit}"))
     table = Table()
     for title in ("what", "verdict", "found"):
@@ -247,7 +247,7 @@ def checks(found: Pulled, told: Sequence[Check]) -> None:
 
 
 def closing(context: RunContext, hub_port: int) -> None:
-    """The last screen of a run: the table, time by stage, where everything is, how to go on."""
+    """Print the closing screen of a run: the table, time by stage, locations, next commands."""
     from dsc_hub.report.formatting import sampling_cost
     from dsc_hub.report.sentences import claim_sentence
     from dsc_hub.report.tables import closing_table
@@ -303,7 +303,7 @@ def closing(context: RunContext, hub_port: int) -> None:
 
 
 def _times(stages: Mapping[str, float], budget: Mapping[str, float]) -> Table:
-    """Seconds by stage, beside the recipe's budget where it has one."""
+    """Return the table of seconds by stage, with the recipe's budget if it has one."""
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     table.add_column("stage", style="bold")
     table.add_column("took", justify="right")
@@ -323,7 +323,7 @@ def _short(path: Path) -> str:
 
 
 def grid(rows: Sequence[Mapping[str, Any]]) -> None:
-    """What `dsc grid` found: the table, and where the runs lie."""
+    """Print the result of `dsc grid`: the table and the locations of the runs."""
     from dsc_hub.report.tables import grid_table
 
     terminal.out.print(grid_table(rows))
@@ -336,7 +336,7 @@ def grid(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def scored(found: Mapping[str, Any]) -> None:
-    """What `dsc score` found: the first texts and the mean."""
+    """Print the result of `dsc score`: the first texts and the mean."""
     from dsc_hub.report import formatting
 
     rows = found["rows"]

@@ -1,4 +1,4 @@
-"""The terminal: where results are printed, columns, and questions that are answered by a key."""
+"""Terminal input and output: result lines, columns, and prompts."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     pass
 
 
-_WIDTH = 200  # where there is no terminal to ask
+_WIDTH = 200  # used if the width of the terminal is unknown
 
-TWO_COLUMNS = 100  # the narrowest terminal on which two texts stand side by side
+TWO_COLUMNS = 100  # minimum width for two texts side by side
 _ASKED = sys.stdout.isatty() or "COLUMNS" in os.environ
 out = CleanConsole(width=None if _ASKED else _WIDTH)
 
 
 def visible(text: str) -> str:
-    """Model text without control characters: it must not be able to steer the terminal."""
+    """Replace control characters in model text, so that it cannot control the terminal."""
     return "".join(c if c in "\n\t" or c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def line(text: str) -> None:
-    """One line of text, no markup read from it."""
+    """Print one line of text without interpreting markup."""
     out.print(Text(text))
 
 
 def beside(texts: Sequence[tuple[str, str, str]], above: tuple[str, str] | None = None) -> None:
-    """(title, text, small print) side by side, one below the other where the terminal is narrow; (title, text) `above` all.
+    """Print (title, text, caption) panels side by side, stacked on a narrow terminal; (title, text) `above` all.
 
-    Texts are a model's or a stranger's: control characters are taken out, and no markup is read from them.
+    Texts are untrusted: control characters are replaced, and markup is not interpreted.
     """
     if above:
         out.print(_panel(*above, ""))
@@ -62,11 +62,11 @@ def _panel(title: str, text: str, small: str) -> Panel:
 
 
 def ask(prompt: str) -> str | None:
-    """The user's next line; None at the end of input (Ctrl-D, or the end of a file)."""
-    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "replace":  # once: not after the first line
+    """Return the user's next line; None at the end of input (Ctrl-D, or the end of a file)."""
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "replace":  # before the first read
         sys.stdin.reconfigure(errors="replace")
     if sys.stdin.isatty():
-        import readline  # noqa: F401  (gives `input` its line editing)
+        import readline  # noqa: F401  (enables line editing in `input`)
     try:
         return input(prompt)
     except EOFError:

@@ -1,7 +1,7 @@
-"""The recipe's `distill` section as the libraries' own configurations, and what of it is refused.
+"""Conversion of the recipe's `distill` section to the configurations of trl, peft and bitsandbytes, and its checks.
 
-`python -m dsc_hub.distill.config` reads a `distill` section as JSON from standard input and says what is wrong with it: in
-a process of its own, because the libraries are heavy.
+`python -m dsc_hub.distill.config` reads a `distill` section as JSON from standard input and prints its problems. It
+runs in its own process, because the libraries are heavy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dsc_hub.inference.adapters import LORA_RANKS
 
 LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
 SFT_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 2e-4,  # trl's own default, 2e-5, is for training all weights
+    "learning_rate": 2e-4,  # trl's default, 2e-5, is for full fine-tuning
     "lr_scheduler_type": "cosine",
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 4,
@@ -89,7 +89,7 @@ _REFUSED_LORA = {
     ),
 }
 _REFUSED_QUANTIZATION = {"llm_int8_enable_fp32_cpu_offload": "the model lies whole on one device; remove it"}
-# What people write for keys whose names are too far from it to be guessed by their letters.
+# Common names of keys that are too different from the key for fuzzy matching.
 _MEANT = {
     "rank": "r",
     "lora_rank": "r",
@@ -101,12 +101,12 @@ _MEANT = {
     "batch_size": "per_device_train_batch_size",
     "max_seq_length": "max_length",
 }
-# A served adapter is added to the base as published; these inits change the base itself.
+# A served adapter is added to the published base; any other init changes the base itself.
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 
 
 class Plan(typing.NamedTuple):
-    """The recipe's three sections with our defaults under them, checked."""
+    """The recipe's three sections, merged with the defaults and checked."""
 
     method: str
     sft: dict[str, Any]
@@ -163,17 +163,17 @@ def _checked(
     types: Mapping[str, Any],
     problems: list[str],
 ) -> dict[str, Any]:
-    """The section with values of the right type (YAML reads `2e-4` as text); what is wrong goes to `problems`."""
+    """Return the section with values of the right type (YAML reads `2e-4` as text); append problems to `problems`."""
     out: dict[str, Any] = {}
     for key, value in given.items():
         where = f"distill.{name}.{key}"
         if key in refused:
-            if value not in (None, False, [], {}):  # said to be off, as it is
+            if value not in (None, False, [], {}):  # explicitly off is fine
                 problems.append(f"{where}: {refused[key]}")
         elif key not in known:
-            meant = _MEANT.get(key)
+            alias = _MEANT.get(key)
             close = (
-                [meant] if meant in known else difflib.get_close_matches(key, sorted(set(known) - set(refused)), n=1)
+                [alias] if alias in known else difflib.get_close_matches(key, sorted(set(known) - set(refused)), n=1)
             )
             problems.append(f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else ""))
         elif key in types:
@@ -190,20 +190,20 @@ def _checked(
 
 
 def _config(hint: Any) -> ConfigDict | None:
-    # pydantic refuses a configuration where the type is a dataclass with its own; none of our scalar keys is one.
+    # pydantic refuses a config for a dataclass type with its own config; none of the scalar keys is one.
     return None if hasattr(hint, "__dataclass_fields__") else ConfigDict(arbitrary_types_allowed=True)
 
 
 def check(section: Mapping[str, Any]) -> None:
-    """Keys, types and values of `distill:`, by building the very configurations that training will build. ConfigError."""
+    """Check keys, types and values of `distill:` by building the configurations of the training; else ConfigError."""
     plan = plan_of(section)
-    ways: dict[str, Callable[[], Any]] = {
+    builders: dict[str, Callable[[], Any]] = {
         "sft": lambda: SFTConfig(output_dir="unused", use_cpu=True, report_to="none", **plan.sft),
         "lora": lambda: LoraConfig(task_type="CAUSAL_LM", **plan.lora),
         "quantization": lambda: BitsAndBytesConfig(**(plan.quantization or {})),
     }
     problems = []
-    for name, build in ways.items():
+    for name, build in builders.items():
         try:
             build()
         except (TypeError, ValueError, AttributeError) as e:

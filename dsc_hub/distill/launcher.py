@@ -1,7 +1,7 @@
-"""Training in processes of its own: `launch` starts `python -m dsc_hub.distill.train RUN` under accelerate and waits for it.
+"""Training in separate processes: `launch` starts `python -m dsc_hub.distill.train RUN` under accelerate and waits.
 
-The parent imports no torch, so it stays small while the children train; their memory is free when they end.
-What they print goes through: into the run's distill.log whole, to the user as lines and as one that moves.
+The parent does not import torch, so it stays small while the children train; their memory is released when they end.
+Their output is written to the run's distill.log and shown to the user as lines and a progress line.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dsc_hub.system import cache, machine, progress
 from dsc_hub.system.files import packaged_folder, read_json
 from dsc_hub.system.hashing import digest
 
-# Names the file into which a training process puts the DscError that ended it: exit codes and messages don't survive
-# accelerate and torchrun, which make 1 of every code.
+# Variable with the path of the file to which a training process writes its final DscError: accelerate and torchrun
+# replace every exit code by 1 and drop messages.
 ERROR_FILE = "DSC_DISTILL_ERROR_FILE"
-PROGRESS = "distill  step "  # how the line that moves begins
+PROGRESS = "distill  step "  # prefix of the progress line
 LOG = "distill.log"
 KNOWN_GOOD = "distill_checked.json"  # in dsc's cache
-# What a check of settings may take: a library opens what looks like a file, and reads it to its end.
+# Limits of a settings check: a library may open a value that looks like a file and read it to the end.
 CHECKED_WITHIN_S, CHECKED_IN_BYTES = 300, 8 << 30
 _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot allocate memory")
 _KEPT_LINES = 15
@@ -40,9 +40,9 @@ _KEPT_LINES = 15
 def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
     """Train in processes started by accelerate; returns adapter/summary.json.
 
-    `config_file` is a file of `accelerate config`; without one, the packaged configuration that fits this machine and
-    the recipe's `distill.processes`. A DscError of the training is raised here as what it was; RunError with the last
-    lines if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
+    `config_file` is a file of `accelerate config`; without one, the packaged configuration for this machine and the
+    recipe's `distill.processes` is used. A DscError of the training is raised again here; RunError with the last lines
+    of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
     processes = int(run.facts["recipe"]["distill"]["processes"])
     command = [sys.executable, "-m", "dsc_hub.system.supervisor", *_command(run, config_file, processes)]
@@ -65,8 +65,11 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
 
 
 def check(section: dict[str, Any]) -> list[str]:
-    """What is wrong with a recipe's `distill` section, as the libraries it goes to see it; seconds, in a process of its own, and
-    nothing where these versions found nothing wrong with it before. ConfigError if they come to no end."""
+    """Return the problems that the training libraries find in a recipe's `distill` section.
+
+    The check runs in its own process and takes seconds; it is skipped if the same library versions accepted the section
+    before. ConfigError if it exceeds its limits of time or memory.
+    """
     about = digest(section, machine.versions())
     if cache.is_known(KNOWN_GOOD, about):
         return []
@@ -99,7 +102,7 @@ def check(section: dict[str, Any]) -> list[str]:
 
 
 def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
-    """What starts the training processes. Always with a configuration: without one, accelerate takes the user's own."""
+    """Return the launch command. It always names a configuration: without one, accelerate uses the user's default."""
     worker = ["-m", "dsc_hub.distill.train", str(run.folder)]
     # Without --quiet, accelerate adds its own traceback to every failure of its child.
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
@@ -111,13 +114,13 @@ def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
             )
         return [*accelerate, "--config_file", str(config_file), *worker]
     gpus = len(machine.visible_gpus())
-    # Said plainly: accelerate's own default is one thread a process.
+    # Set explicitly: accelerate's default is one thread per process.
     threads = str(max(1, machine.cores() // processes))
     if processes == 1:
         name = "one_gpu" if gpus else "one_cpu"
         return [*accelerate, "--config_file", str(_packaged(name)), "--num_cpu_threads_per_process", threads, *worker]
     if not gpus:
-        # accelerate starts one process on the CPU, whatever it is told, unless there is an mpirun.
+        # accelerate starts only one process on the CPU, whatever the configuration, unless mpirun is installed.
         return [
             sys.executable,
             "-m",
@@ -149,23 +152,22 @@ def _packaged(name: str) -> Path:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """Ours, without what a launcher above us left in it: the children would take its rank and wait for others."""
+    """Return the environment without an outer launcher's variables: its rank would make the children wait for peers."""
     environment = machine.for_child(os.environ)
     environment["PYTHONUNBUFFERED"] = "1"
-    # accelerate sets its own (see `_command`); torchrun without it gives each process one thread, and a page about it.
+    # accelerate sets its own value (see `_command`); torchrun defaults to one thread per process, with a long warning.
     environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))
-    # OpenMP threads spin while they wait for each other; beside another busy process
-    # that makes a step many times as long.
+    # OpenMP threads spin while they wait for each other; beside another busy process, steps get many times slower.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # trl reports each training to its makers unless told not to; a run sends nothing that its user did not ask for.
+    # trl sends telemetry by default; a run must not send anything that its user did not request.
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return environment
 
 
 def _stream(command: list[str], environment: dict[str, str], log: Path) -> tuple[int, list[str]]:
-    """Run to the end, showing every line as it comes; the exit code and the last lines."""
+    """Run a command to the end and show its output line by line; return the exit code and the last lines."""
     last: deque[str] = deque(maxlen=_KEPT_LINES)
-    # A session of its own, so that Ctrl-C reaches the keeper once, from us, and not each process at its own moment.
+    # A new session, so that Ctrl-C reaches only the supervisor, from this process, and not each process separately.
     child = subprocess.Popen(
         command,
         env=environment,
@@ -191,7 +193,7 @@ def _stream(command: list[str], environment: dict[str, str], log: Path) -> tuple
                     progress.console.print(Text(text))
         return child.wait(), list(last)
     finally:
-        child.stdin.close()  # the keeper's sign to end everything below it
+        child.stdin.close()  # makes the supervisor end all its descendants
         child.wait()
         child.stdout.close()
 
@@ -205,7 +207,7 @@ def _error(record: dict[str, Any]) -> DscError:
 
 
 def shown_error(error: DscError) -> str:
-    """The error as JSON for `ERROR_FILE`."""
+    """Return the error as JSON for `ERROR_FILE`."""
     return json.dumps(
         {
             "kind": type(error).__name__,
@@ -217,5 +219,5 @@ def shown_error(error: DscError) -> str:
 
 
 def main_process() -> bool:
-    """Are we the one of the training processes that speaks and writes?"""
+    """Return whether this is the main training process (rank 0), which prints and writes files."""
     return int(re.sub(r"\D", "", os.environ.get("RANK", "")) or 0) == 0

@@ -1,4 +1,4 @@
-"""What can be wrong with a training before a weight is loaded: the rows, their lengths, the mask."""
+"""Checks before any weight is loaded: the training rows, their lengths, and the loss mask."""
 
 from __future__ import annotations
 
@@ -18,21 +18,18 @@ from dsc_hub.distill.config import plan_of
 from dsc_hub.errors import DataError, ModelError
 from dsc_hub.runs.run import Run
 
-# -- what the recipe says
-
-
-# -- what the rows say
+# -- checks of the rows
 
 
 def preflight(run: Run) -> dict[str, Any]:
-    """Everything that can fail before a weight is loaded: keys of the recipe, chat template, rows, mask. Takes seconds.
+    """Check everything that can fail before a weight is loaded: recipe keys, chat template, rows, mask. Takes seconds.
 
     Returns `rows`, `validation_rows`, `max_length` (tokens; no row is longer), `longest`, `tokens_per_epoch`,
-    `trained_tokens_per_epoch`, `prompt_rerendered` (rows whose prompt the template renders otherwise once an answer
+    `trained_tokens_per_epoch`, `prompt_rerendered` (rows whose prompt the template renders differently once an answer
     follows), `stop_tokens`, and `table`: the first row token by token, each {text, id, trained}.
 
-    ConfigError: unknown or refused keys. ModelError: no usable chat template. DataError: test rows, rows that are no
-    conversation, do not fit `serving.context` or `sft.max_length`, train nothing, or don't train the end of the answer.
+    ConfigError: unknown or refused keys. ModelError: no usable chat template. DataError: test rows, or rows that are no
+    conversations, exceed `serving.context` or `sft.max_length`, train no token, or do not train the end of the answer.
     """
     facts = run.facts
     recipe = facts["recipe"]
@@ -80,11 +77,11 @@ def preflight(run: Run) -> dict[str, Any]:
 
 
 def rows_of(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Rows of train and validation as {prompt, completion}; validation may be empty. DataError for anything else."""
+    """Return the train and validation rows as {prompt, completion}; validation may be empty. Else DataError."""
     folder = run["dataset"] / "sft"
-    if found := sorted(p.name for p in folder.glob("*") if p.name.startswith("test")):
+    if test_files := sorted(p.name for p in folder.glob("*") if p.name.startswith("test")):
         raise DataError(
-            f"test rows in the training folder: {folder / found[0]}",
+            f"test rows in the training folder: {folder / test_files[0]}",
             "Training never sees them: make the dataset again with `dsc run`.",
         )
     out: dict[str, list[dict[str, Any]]] = {"train": [], "validation": []}
@@ -119,7 +116,7 @@ def rows_of(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
 
 
 def _conversation(row: Mapping[str, Any], system: str | None, where: str) -> dict[str, Any]:
-    """Check one row; the recipe's system text is put in front where the row has none, as it was in generation."""
+    """Check one row and return it; the recipe's system text is prepended if missing, as in generation."""
     turns = {
         name: [{"role": m["role"], "content": m["content"]} for m in row[name] or []]
         for name in ("prompt", "completion")
@@ -135,10 +132,10 @@ def _conversation(row: Mapping[str, Any], system: str | None, where: str) -> dic
         )
     if not (completion[0]["content"] or "").strip():
         raise DataError(f"{where}: the completion is empty")
-    own = prompt[0]["content"] if prompt[0]["role"] == "system" else None
-    if system is not None and own is None:
+    row_system = prompt[0]["content"] if prompt[0]["role"] == "system" else None
+    if system is not None and row_system is None:
         prompt.insert(0, {"role": "system", "content": system})
-    elif own != system and own is not None:
+    elif row_system != system and row_system is not None:
         raise DataError(
             f"{where}: its system text is not the recipe's chain.system",
             "Training and generation must show the model the same conversation.",
@@ -160,7 +157,7 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
-    """Ids that end a generation: the tokenizer's and those of generation_config.json (where chat models keep them)."""
+    """Return the ids that end a generation: the tokenizer's EOS id and those of generation_config.json."""
     stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     if (folder / "generation_config.json").is_file():
         more = GenerationConfig.from_pretrained(folder).eos_token_id
@@ -174,9 +171,9 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> tuple[list[int], int, bool]:
-    """Token ids of the row, where the trained part starts, and whether the prompt alone is rendered the same.
+    """Return the token ids of the row, the start of the trained part, and whether the prompt alone renders the same.
 
-    The same rule as trl's: trained is what follows the longest common beginning of prompt and whole conversation.
+    The rule is that of trl: tokens after the longest common prefix of prompt and whole conversation are trained.
     """
     try:
         prompt = tokenizer.apply_chat_template(
@@ -195,7 +192,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> tuple
 
 
 def ends(tokenizer: PreTrainedTokenizerBase, trained: Sequence[int], stops: set[int]) -> bool:
-    """Does the trained part end with a stop token? Whitespace after it is the template's."""
+    """Return whether the trained part ends with a stop token; whitespace of the template after it is ignored."""
     for token in reversed(trained):
         if token in stops:
             return True

@@ -1,12 +1,12 @@
-"""Distillation: the kept answers of a run -> a LoRA adapter that gives in one generation what the chain gave.
+"""Distillation: train a LoRA adapter on the kept answers of a run, so that one generation replaces the chain.
 
-QLoRA (Dettmers et al., arXiv:2305.14314) through trl, peft and bitsandbytes: the base model frozen in NF4, the loss on
-the completion alone, rendered with the model's own chat template. Two promises are checked on the real batches before
-the first step: the prompt is not trained, and the token that ends the answer is. Reads the run's recipe and the
-train and validation rows of `dataset/sft`, nothing else: test rows are refused.
+QLoRA (Dettmers et al., arXiv:2305.14314) with trl, peft and bitsandbytes: the base model is frozen in NF4, the loss
+covers only the completion, and rows are rendered with the model's chat template. Two properties are checked on the real
+batches before the first step: the prompt is not trained, and the token that ends the answer is. Reads only the run's
+recipe and the train and validation rows of `dataset/sft`; test rows are refused.
 
-`python -m dsc_hub.distill.train RUN` trains; so does `train` in every process that accelerate or torchrun started. The parent
-of such processes is `launcher.launch`.
+`python -m dsc_hub.distill.train RUN` trains; so does `train` in every process that accelerate or torchrun started.
+`launcher.launch` is the parent of such processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import datasets
 import torch
 
-# bitsandbytes says on import that an optional package with a faster CPU kernel is missing; its own code serves as well.
+# On import bitsandbytes warns that an optional faster CPU kernel is missing; its own code suffices.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda r: "gemm_4bit_forward" not in r.getMessage())
 
 import bitsandbytes as bnb
@@ -65,10 +65,10 @@ from dsc_hub.system.progress import Line, Meter, duration, moving_line, say
 
 
 def train(run: Run) -> dict[str, Any]:
-    """Train the adapter and write `run["adapter"]`; returns what adapter/summary.json says.
+    """Train the adapter, write `run["adapter"]` and return the contents of adapter/summary.json.
 
-    Called in every process of a launcher, or in one alone; the main process speaks and writes. The folder appears whole
-    or not at all. ConfigError, DataError and ModelError as in `preflight`; RunError where the training itself fails.
+    Called in every process of a launcher, or in a single one; only the main process prints and writes. The folder is
+    written atomically. ConfigError, DataError and ModelError as in `preflight`; RunError if the training itself fails.
     """
     for name, launcher in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(launcher, "").lower() in ("true", "1"):
@@ -103,8 +103,8 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = _compute_dtype(on_cpu)
     rows = {
-        split: datasets.Dataset.from_list(found) if found else None
-        for split, found in rows_of(run, recipe["chain"]["system"]).items()
+        split: datasets.Dataset.from_list(split_rows) if split_rows else None
+        for split, split_rows in rows_of(run, recipe["chain"]["system"]).items()
     }
     args = _arguments(plan, checked, part, on_cpu, dtype, recipe["seed"], has_validation=rows["validation"] is not None)
     main = args.process_index == 0
@@ -126,7 +126,7 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
                 callbacks=[callback],
             )
         except ValueError as e:
-            if "arget modules" in str(e):  # peft: nothing, or nothing fit, under those names
+            if "arget modules" in str(e):  # peft: the names match no module, or none that fits
                 raise ConfigError(f"distill.lora.target_modules: {e}") from None
             raise
         trainer.remove_callback(PrinterCallback)
@@ -182,7 +182,7 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
 
 
 def _compute_dtype(on_cpu: bool) -> torch.dtype:
-    """bf16 where the hardware has it, else fp32: fp16 needs loss scaling, which bf16 adapter weights don't take."""
+    """Return bf16 if the hardware has it, else fp32: fp16 needs loss scaling, which bf16 adapters do not allow."""
     if on_cpu:
         return getattr(torch, machine.cpu_dtype())
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -198,11 +198,11 @@ def _arguments(
     has_validation: bool,
 ) -> SFTConfig:
     sft = dict(plan.sft)
-    # Recomputing activations saves memory, which a GPU lacks and a CPU has; it costs about a fifth of the time.
+    # Recomputing activations saves memory, which is scarce only on GPUs; it costs about a fifth of the time.
     sft.setdefault("gradient_checkpointing", not on_cpu)
     sft.setdefault("dataloader_pin_memory", not on_cpu)
     sft.setdefault("ddp_find_unused_parameters", False)
-    # By default a NaN is left out of the logged mean: a broken run would look healthy.
+    # By default NaN losses are left out of the logged mean, so a diverged run would look healthy.
     sft["logging_nan_inf_filter"] = False
     if not has_validation:
         sft["eval_strategy"] = "no"
@@ -225,13 +225,13 @@ def _arguments(
     except (TypeError, ValueError) as e:
         raise ConfigError(f"distill.sft: {e}") from None
     if args.parallel_mode.value == "not_distributed":
-        # One process trains on one device; with more GPUs visible, the trainer would want DataParallel, then refuse it.
+        # One process trains on one device; with more visible GPUs the trainer would try DataParallel, then refuse it.
         args._n_gpu = min(1, args.n_gpu)
     return args
 
 
 def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: SFTConfig) -> tuple[PreTrainedModel, str]:
-    """The frozen base on this process's device, and how it is quantized, in words."""
+    """Return the frozen base on this process's device, and a description of its quantization."""
     options: dict[str, Any] = {}
     if plan.quantization is not None:
         try:
@@ -240,7 +240,7 @@ def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: SFTConfig) -
             )
         except (TypeError, ValueError, AttributeError) as e:
             raise ConfigError(f"distill.quantization: {e}") from None
-    # Never "auto": it spreads one copy over all GPUs, and every process would train with its own one of those.
+    # Not "auto": it spreads one copy over all GPUs, in every process.
     device = "cpu" if args.use_cpu else args.local_process_index
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -270,18 +270,21 @@ def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: SFTConfig) -
 
 
 def _widen_adapter(model: torch.nn.Module) -> None:
-    """The adapter's weights as float32: beside a quantized base the trainer makes them bfloat16, in which processors without
-    bfloat16 instructions multiply by a slow general routine (it took 60 % of a step's time)."""
+    """Convert the adapter's weights to float32.
+
+    With a quantized base the trainer makes them bfloat16. Processors without bfloat16 instructions multiply these with
+    a slow generic routine (it took 60 % of a step's time).
+    """
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
 
 
 def _check_batches(trainer: SFTTrainer, stops: set[int], checked: Mapping[str, Any]) -> None:
-    """Collate every row as the training will, and see that the end of each answer is in the labels and no prompt is.
+    """Collate every row as in training; check that the labels hold the end of each answer and no prompt.
 
-    ModelError otherwise. A collator that masks padding by its id also masks the end wherever the two are one token,
-    and the tuned model never stops.
+    ModelError otherwise. A collator that masks padding by its id also masks the end token if both are the same token,
+    and the tuned model then never stops.
     """
     data = trainer.train_dataset.select_columns(
         [c for c in ("input_ids", "labels", "seq_lengths") if c in trainer.train_dataset.column_names]
@@ -300,7 +303,7 @@ def _check_batches(trainer: SFTTrainer, stops: set[int], checked: Mapping[str, A
                         "The tuned model would never stop. "
                         "This is a fault of the trainer's collator with this tokenizer.",
                     )
-    # What the preflight worked out from the template alone must be what the trainer does.
+    # The preflight's result from the template alone must match the trainer's batches.
     expected = (checked["rows"], checked["trained_tokens_per_epoch"])
     if (answers, trained) != expected:
         raise ModelError(
@@ -311,7 +314,7 @@ def _check_batches(trainer: SFTTrainer, stops: set[int], checked: Mapping[str, A
 
 
 def _spans(labels: Sequence[int]) -> Iterator[list[int]]:
-    """Maximal runs of trained labels: one an answer, also where several rows are packed into one."""
+    """Yield the maximal spans of trained labels: one per answer, even if several rows are packed into one."""
     span: list[int] = []
     for label in [*labels, -100]:
         if label != -100:
@@ -321,31 +324,31 @@ def _spans(labels: Sequence[int]) -> Iterator[list[int]]:
             span = []
 
 
-# -- what is left behind
+# -- output files
 
 
 def _write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, summary: Mapping[str, Any]) -> None:
-    """Write everything beside the final place, then move it there in one step."""
+    """Write all files to the temporary folder `part`, then move it to the final path in one step."""
     facts = run.facts["model"]
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     model: PeftModel = trainer.accelerator.unwrap_model(trainer.model)
     config = model.peft_config["default"]
-    # What others can load; peft would write the folder on this machine.
+    # A name that others can load; peft would write the local folder.
     config.base_model_name_or_path, config.revision = facts["published_as"], facts["published_commit"]
-    # Said, because peft's "auto" asks the Hub whether the vocabulary grew; it never does here.
+    # Explicit, because peft's "auto" queries the Hub whether the vocabulary grew; it never does here.
     model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
-    (part / "README.md").unlink(missing_ok=True)  # peft's card says "Model Card for Model ID"; ours is written later
+    (part / "README.md").unlink(missing_ok=True)  # peft's placeholder card; the real card is written later
     written = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
-    if isinstance(written["target_modules"], list):  # a set in peft: its order changes from process to process
+    if isinstance(written["target_modules"], list):  # a set in peft, whose order differs between processes
         written["target_modules"].sort()
     write_json(part / "adapter_config.json", written)
 
-    # The base's own tokenizer, loaded again: the trainer's was used, and may have been given a pad token.
+    # The base's tokenizer, loaded again: the trainer may have added a pad token to its copy.
     tokenizer_of(base).save_pretrained(part)
     tokenizer_config = json.loads((part / "tokenizer_config.json").read_text(encoding="utf-8"))
     for key in ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file", "merges_file"):
-        tokenizer_config.pop(key, None)  # where it lay here, which is no one's business elsewhere
+        tokenizer_config.pop(key, None)  # local paths are not published
     write_json(part / "tokenizer_config.json", tokenizer_config)
 
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
@@ -364,16 +367,16 @@ def _write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, summar
 
 
 def _peak_memory_gib(on_cpu: bool) -> float:
-    """Most memory this process held: the GPU's allocations, or resident memory on the CPU."""
+    """Return the peak memory of this process in GiB: GPU allocations, or resident memory on the CPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else torch.cuda.max_memory_allocated()
     return round(peak / 2**30, 2)
 
 
-# -- what the user sees
+# -- user output
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
-    """The trainer's events as one line that moves; a loss that is no number ends the training."""
+    """Callback that shows the trainer's events as a progress line; a non-finite loss ends the training."""
 
     def __init__(self, line: Line | None) -> None:
         self.line, self.loss, self.meter = line, "", Meter(0)
@@ -471,7 +474,7 @@ def _say_end(run: Run, summary: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars of other libraries beside our line."""
+    """Disable the progress bars of other libraries."""
     bars, weights = datasets.are_progress_bars_disabled(), transformers_logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
@@ -484,18 +487,18 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-# -- as a process of its own
+# -- entry point of the process
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m dsc_hub.distill.train RUN`: 0, or 2 for an error that the user can mend, said in one line."""
+    """`python -m dsc_hub.distill.train RUN`: return 0, or 2 for an error that the user can fix, printed in one line."""
     if len(arguments) != 1:
         print("usage: python -m dsc_hub.distill.train RUN_FOLDER", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the half adapter is swept away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, so that the partial adapter is removed
     error_file = os.environ.get(ERROR_FILE)
     if error_file:
-        progress.PLAIN_EVERY_S = 0.5  # the launcher decides how often a person sees it
+        progress.PLAIN_EVERY_S = 0.5  # the launcher throttles the output
     try:
         train(Run(Path(arguments[0])))
     except DscError as e:

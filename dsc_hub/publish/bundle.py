@@ -1,4 +1,4 @@
-"""The files of each repo that a run is published as."""
+"""The files of each repo that a run is published to."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", ""
 
 
 def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict[str, tuple[str, dict[str, Path]]]:
-    """{"base" | "dataset" | "adapter": (repo type, {path in repo: local file})}, in the order of publishing.
+    """Return {"base" | "dataset" | "adapter": (repo type, {path in repo: local file})}, in publishing order.
 
-    The recipe goes along with its prompt files, under plain names, so that `dsc run hub:USER/REPO` can run it.
+    The recipe and its prompt files are included under plain names, so that `dsc run hub:USER/REPO` can run it.
     """
     facts = run.facts
     shared = _recipe_files(facts, recipe_folder, work) | {"metrics.json": run["metrics.json"]}
     out: dict[str, tuple[str, dict[str, Path]]] = {}
     public = {kind: {"run.json": _public_facts(facts, kind, work)} for kind in ("dataset", "adapter")}
     if facts["repos"]["base"]:
-        wanted = {p for pattern in WANTED for p in model_folder.glob(pattern) if p.is_file()}
-        weights = {p.name: p for p in sorted(wanted) if p.name != "complete.json"}
+        model_files = {p for pattern in WANTED for p in model_folder.glob(pattern) if p.is_file()}
+        weights = {p.name: p for p in sorted(model_files) if p.name != "complete.json"}
         out["base"] = ("model", weights | _card(run, "base"))
     data = {p.relative_to(run["dataset"]).as_posix(): p for p in sorted(run["dataset"].rglob("*.parquet"))}
     if not publishes_rejected(facts["recipe"]["publish"]):
@@ -45,9 +45,11 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
 
 
 def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
-    """run.json as others may see it: all that the card of this repo was made of, and nothing of this machine. The dataset goes
-    up first, so what is known only afterwards (its own commit, the base's) is left out of its copy: publishing again must
-    not change it."""
+    """Write the public run.json: all facts that the card of this repo uses, without local details.
+
+    The dataset is published first, so values known only afterwards (its own commit, the base's) are left out of its
+    copy: publishing again must not change it.
+    """
     later = {"dataset": ("dataset_revision", "published_commit"), "adapter": ()}[kind]
     model, repos = ({k: v for k, v in facts[key].items() if k not in later} for key in ("model", "repos"))
     model.pop("folder", None)
@@ -56,8 +58,8 @@ def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
     if is_folder(model["source"]):
         model["source"] = f"./{Path(model['source']).name}"
         identity["model"] = f"{model['source']}@{model['commit']}"
-    wanted = ("fingerprints", "versions", "hardware", "started_at", "imported")
-    kept = {key: facts[key] for key in wanted if key in facts}
+    public_keys = ("fingerprints", "versions", "hardware", "started_at", "imported")
+    kept = {key: facts[key] for key in public_keys if key in facts}
     target = work / f"{kind}.run.json"
     write_json(
         target,
@@ -67,14 +69,16 @@ def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
 
 
 def _kept_alone(data: Mapping[str, Path], work: Path) -> dict[str, Path]:
-    """A dataset's files without answers that were not kept: the rows to train on, and of the evaluation the scores without the
-    texts. First answers and rejected revisions are in the other configs."""
+    """Return the dataset files without rejected answers: the training rows, and the evaluation's scores without texts.
+
+    The other configs contain first answers and rejected revisions, so they are left out.
+    """
     out = {name: path for name, path in data.items() if name.startswith("sft/")}
     for name, path in data.items():
         if name.startswith("evaluation/"):
             table = pq.read_table(path)
             for column in ("text", "raw"):
-                if (place := table.schema.get_field_index(column)) >= 0:  # answers of an older dsc have no `raw`
+                if (place := table.schema.get_field_index(column)) >= 0:  # answers from an older dsc have no `raw`
                     table = table.set_column(place, column, pa.nulls(len(table), pa.string()))
             out[name] = work / f"without-texts-{path.name}"
             pq.write_table(table, out[name])
@@ -89,8 +93,10 @@ def _card(run: Run, kind: str) -> dict[str, Path]:
 
 
 def _named_base(run: Run, work: Path) -> Path:
-    """adapter_config.json with the base that others can load from where this is published: it may have been trained for
-    another place, and taken over."""
+    """Write adapter_config.json with the base model that is loadable from this Hub.
+
+    A reused adapter may have been trained for another Hub.
+    """
     model = run.facts["model"]
     config = read_json(run["adapter"] / "adapter_config.json")
     config |= {"base_model_name_or_path": model["published_as"], "revision": model["published_commit"]}
@@ -99,20 +105,24 @@ def _named_base(run: Run, work: Path) -> Path:
 
 
 def check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
-    """Nothing that goes up may name a folder of this machine. RunError that names the file: it would be a bug of ours,
-    or a base model that somebody saved with a path in it."""
+    """Check that no file to publish contains a local path; else RunError with the file's name.
+
+    The cause would be a bug in dsc, or a base model that was saved with a path in it.
+    """
     for name, path in files.items():
         if path.suffix in TEXT_SUFFIXES:
             text = path.read_text(encoding="utf-8", errors="replace")
-            if found := next((s for s in secrets if s in text), None):
+            if local_path := next((s for s in secrets if s in text), None):
                 raise RunError(
-                    f"{name} would publish the local path {found}", "Remove it from that file, or from the recipe."
+                    f"{name} would publish the local path {local_path}", "Remove it from that file, or from the recipe."
                 )
 
 
 def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe as others can run it: what it names on the Hub at the commits that were used. Endpoints and key names are this
-    machine's business: left out."""
+    """Return the recipe in a form that others can run: Hub references are pinned to the commits that were used.
+
+    Endpoints and key names are local details and are left out.
+    """
     data = deepcopy(dict(facts["recipe"]))
     for place, section in scorer_sections(data).items():
         if commit := commit_of(facts["identity"].get(place)):
@@ -133,7 +143,7 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
             section["scorer"] = Path(section["scorer"]).name
         if (file := section.get("metric", "")).endswith(".py"):
             space = facts.get("spaces", {}).get(file)
-            # A file does not travel with the recipe: code comes from a Space, at a commit, and runs where it is allowed.
+            # A code file is not published with the recipe: code comes from a Space's commit, and runs only if allowed.
             section |= {"metric": space["repo"], "revision": space["commit"]} if space else {"metric": Path(file).name}
         for key in SERVERS:
             section.get("options", {}).pop(key, None)
@@ -143,14 +153,14 @@ def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scorer_sections(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sections of a recipe that name something with a revision, by their place."""
-    found = {key: data[key] for key in ("prompts", *SCORERS.values()) if data[key]}
-    found |= {f"reward.plus.{i}": section for i, section in enumerate(data["reward"].get("plus") or ())}
-    return found | ({"chain.veto": data["chain"]["veto"]} if data["chain"].get("veto") else {})
+    """Return the sections of a recipe that reference something with a revision, by their location."""
+    sections = {key: data[key] for key in ("prompts", *SCORERS.values()) if data[key]}
+    sections |= {f"reward.plus.{i}": section for i, section in enumerate(data["reward"].get("plus") or ())}
+    return sections | ({"chain.veto": data["chain"]["veto"]} if data["chain"].get("veto") else {})
 
 
 def _recipe_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, Path]:
-    """recipe.yaml as it was resolved, and its prompt files."""
+    """Return the public recipe.yaml and its prompt files."""
     named = (facts["recipe"]["prompts"].get(key) for key in ("path", "values"))
     files = {Path(name).name: folder / name for name in named if name}
     target = work / "recipe.yaml"

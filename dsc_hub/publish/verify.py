@@ -1,8 +1,8 @@
-"""Is a published repo what it says? Its files against the manifest, its numbers and its card made anew from its own rows.
+"""Verification of a published repo: compare files with the manifest; recompute numbers and card from the repo's rows.
 
-Nothing of this machine's runs is used and no model is asked. What can't be made anew from rows (seconds, tokens a second, nats of
-each neutral text, what the trainer recorded) is not checked. A manifest shows that files are those that the
-publisher sent, not that the publisher was honest: rows that were made up would agree with numbers made of them.
+Uses no local runs and sends no request to a model. Values that cannot be recomputed from rows (seconds, tokens per
+second, nats of each neutral text, trainer records) are not checked. A manifest shows that the files are those that the
+publisher sent, not that the publisher was honest: invented rows would agree with numbers computed from them.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from dsc_hub.system import parquet
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import file_hash
 
-CLOSE = 1e-6  # relative: libraries of another version round otherwise
-SHOWN = 3  # differences told of one check
-# What no row tells, by its last name or section.
+CLOSE = 1e-6  # relative tolerance: other library versions round differently
+SHOWN = 3  # number of differences shown per check
+# Values that cannot be recomputed from rows, by last name or section.
 UNTOLD = frozenset({"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores"})
 UNTOLD_OF_SAMPLING = frozenset(
     "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries reused_turns".split()
@@ -52,7 +52,7 @@ UNTOLD_OF_SAMPLING = frozenset(
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. `agrees` is None where it could not be: that is not a pass."""
+    """Result of one check. `agrees` is None if the check was not possible, which is not a pass."""
 
     name: str
     agrees: bool | None
@@ -60,34 +60,35 @@ class Check:
 
 
 class CannotTell(Exception):
-    """A check that lacks what it needs; the text says what."""
+    """Raised if a check lacks its inputs; the message says which."""
 
 
 def verify(reference: str, rescore: bool = False) -> tuple[Pulled, list[Check]]:
-    """Pull `[hub:]USER/REPO[@REV]` (dataset or adapter) into a folder that goes away, and check it.
+    """Pull `[hub:]USER/REPO[@REV]` (dataset or adapter) into a temporary folder and check it.
 
-    With `rescore`, the packaged scorers score the answers of the dataset again. HubError if it is not there or none of ours.
+    With `rescore`, the packaged scorers score the dataset's answers again. HubError if the repo does not exist or was
+    not published by dsc.
     """
-    there = client.listing(reference.removeprefix("hub:"))  # looked at before anything large is fetched
-    if client.MANIFEST not in there.files or kind_of(there.repo_type, there.files) not in ("dataset", "adapter"):
+    listing = client.listing(reference.removeprefix("hub:"))  # checked before any large download
+    if client.MANIFEST not in listing.files or kind_of(listing.repo_type, listing.files) not in ("dataset", "adapter"):
         raise HubError(
-            f"hub:{there.repo} is no dataset or adapter that dsc published ({client.MANIFEST} or its files are not there)",
+            f"hub:{listing.repo} is no dataset or adapter that dsc published ({client.MANIFEST} or its files are not there)",
             "Name the repo of a dataset or an adapter; `dsc pull` takes any.",
         )
     with tempfile.TemporaryDirectory(prefix="dsc-verify-") as work:
-        here = Path(work)
-        pulled = pull(reference, here / "repo")
+        work_folder = Path(work)
+        pulled = pull(reference, work_folder / "repo")
         manifest = _manifest(pulled)
         if pulled.kind == "dataset":
-            return pulled, [manifest, *_checked(_of_dataset(Rows(pulled.folder, here), pulled.folder, rescore))]
-        return pulled, [manifest, *_checked(_of_adapter(pulled, here))]
+            return pulled, [manifest, *_checked(_of_dataset(Rows(pulled.folder, work_folder), pulled.folder, rescore))]
+        return pulled, [manifest, *_checked(_of_adapter(pulled, work_folder))]
 
 
-Work = tuple[str, Callable[[], str]]  # name of a check, and what makes its sentence: raises Differs or CannotTell
+Work = tuple[str, Callable[[], str]]  # name, function: returns a message or raises Differs or CannotTell
 
 
 class Differs(Exception):
-    """A check that found something else than what is published; the text says what."""
+    """Raised if a check disagrees with the published data; the message says how."""
 
 
 def _checked(works: Sequence[Work]) -> list[Check]:
@@ -100,7 +101,7 @@ def _checked(works: Sequence[Work]) -> list[Check]:
         except Differs as e:
             out.append(Check(name, False, str(e)))
         except (ValidationError, LookupError, OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-            # A file of theirs that isn't what it should be.
+            # A malformed file of the repo.
             out.append(Check(name, False, f"can't be read: {type(e).__name__}: {' '.join(str(e).split())[:200]}"))
         except DscError as e:
             out.append(Check(name, False, " ".join([e.message, *getattr(e, "problems", ())])[:300]))
@@ -108,7 +109,7 @@ def _checked(works: Sequence[Work]) -> list[Check]:
 
 
 def _manifest(pulled: Pulled) -> Check:
-    found = differences(pulled.folder)
+    changes = differences(pulled.folder)
     listed = read_object(pulled.folder / client.MANIFEST)["files"]
     extra = sorted(
         str(p.relative_to(pulled.folder)) for p in pulled.folder.rglob("*") if p.is_file() and p.name != client.MANIFEST
@@ -116,17 +117,17 @@ def _manifest(pulled: Pulled) -> Check:
     extra = [name for name in extra if name not in listed and name != MARK]
     untaken = [n for n in pulled.left_out if n in listed]
     extra += [f"{n} (not taken)" for n in pulled.left_out if n not in listed and n != ".gitattributes"]
-    told = f"{len(listed) - len(untaken)} of {len(listed)} files have the hash that is listed"
-    told += f"; not taken, so not checked: {', '.join(untaken[:SHOWN])}" if untaken else ""
-    told += f"; there besides: {', '.join(extra[:SHOWN])}" if extra else ""
-    return Check("files", not found, "; ".join(found[:SHOWN]) or told)
+    detail = f"{len(listed) - len(untaken)} of {len(listed)} files have the hash that is listed"
+    detail += f"; not taken, so not checked: {', '.join(untaken[:SHOWN])}" if untaken else ""
+    detail += f"; there besides: {', '.join(extra[:SHOWN])}" if extra else ""
+    return Check("files", not changes, "; ".join(changes[:SHOWN]) or detail)
 
 
 # -- a dataset
 
 
 class Rows:
-    """A dataset repo's rows as the run that they were made of, in a run folder under `work`."""
+    """A dataset repo's rows, presented as a run in a run folder under `work`."""
 
     def __init__(self, folder: Path, work: Path) -> None:
         self.folder, self.run = folder, Run(work / "run")
@@ -168,7 +169,7 @@ class Rows:
 
 
 def _of_today(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The numbers; CannotTell if an older dsc made them, for whom some meant something else."""
+    """Return the numbers; CannotTell if an older dsc wrote them, since some had another meaning."""
     schema = metrics.get("schema")
     if isinstance(schema, int) and schema < metrics_schema.SCHEMA:
         raise CannotTell(
@@ -198,7 +199,7 @@ def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
 
 
 def _described(metrics: Mapping[str, Any]) -> str:
-    """Does metrics.json hold what this dsc knows, and nothing else?"""
+    """Check that metrics.json fits the schema of this dsc."""
     if (schema := metrics.get("schema")) != metrics_schema.SCHEMA:
         raise Differs(f"it is of schema {schema!r:.40}, this dsc knows none after {metrics_schema.SCHEMA}")
     if problems := metrics_schema.problems(metrics):
@@ -207,9 +208,9 @@ def _described(metrics: Mapping[str, Any]) -> str:
 
 
 def _prompts(rows: Rows) -> str:
-    """The recipe's prompts, split anew: each answer must be to a held-out one, each chain of one that is not."""
-    found, dropped = rows.prompts
-    split = {p.id: p.split for p in found}
+    """Split the recipe's prompts again: every answer must belong to a held-out prompt, every chain to another."""
+    prompts, dropped = rows.prompts
+    split = {p.id: p.split for p in prompts}
     held_out = {row["prompt_id"] for row in rows.answers}
     wrong = [i for i in held_out if split.get(i) != rows.recipe.evaluation.split]
     wrong += [c.prompt_id for c in rows.chains if split.get(c.prompt_id) not in ("train", "validation")]
@@ -217,39 +218,39 @@ def _prompts(rows: Rows) -> str:
         raise Differs(
             f"{len(wrong)} prompts are not in the split that the recipe gives them: {', '.join(wrong[:SHOWN])}"
         )
-    counts = {s: sum(p.split == s for p in found) for s in ("train", "validation", "test")}
-    groups = {s: len({p.group for p in found if p.split == s}) for s in counts}
+    counts = {s: sum(p.split == s for p in prompts) for s in ("train", "validation", "test")}
+    groups = {s: len({p.group for p in prompts if p.split == s}) for s in counts}
     _same(rows.metrics["prompts"], counts | {"groups": groups} | dropped.as_metrics(), "prompts")
-    return f"{len(found)} prompts, split as the recipe says; no chain on a test prompt"
+    return f"{len(prompts)} prompts, split as the recipe says; no chain on a test prompt"
 
 
 def _row_counts(rows: Rows) -> str:
     recorded = {k: v for k, v in rows.metrics["dataset"].items() if k not in ("dropped", "uncompared")}
     if not publishes_rejected(rows.recipe.publish.model_dump()):
         recorded = {"sft": recorded["sft"]}
-    found = {
+    counts = {
         config: {
             p.name.split("-")[0]: pq.read_metadata(p).num_rows for p in sorted((rows.folder / config).glob("*.parquet"))
         }
         for config in recorded
     }
-    _same(recorded, found, "dataset")
-    return ", ".join(f"{config} {sum(of.values())}" for config, of in found.items())
+    _same(recorded, counts, "dataset")
+    return ", ".join(f"{config} {sum(splits.values())}" for config, splits in counts.items())
 
 
 def _training_rows(rows: Rows) -> str:
-    """The rows to train on, made anew out of the published chains."""
-    again = Run(rows.run["again"])
-    found = {p.id: p for p in rows.prompts[0]}
-    counts = dataset.build(again, rows.recipe, found, rows.chains)
+    """Recompute the training rows from the published chains and compare them."""
+    rebuilt = Run(rows.run["again"])
+    prompts = {p.id: p for p in rows.prompts[0]}
+    counts = dataset.build(rebuilt, rows.recipe, prompts, rows.chains)
     for key in ("dropped", "uncompared"):
         _same(rows.metrics["dataset"][key], counts[key], f"dataset.{key}")
     for config in ("sft", "preference"):
-        for path in sorted(again["dataset"].glob(f"{config}/*.parquet")):
-            theirs = rows.folder / config / path.name
-            if theirs.is_file():
-                deque(parquet.rows(theirs), maxlen=0)  # too large to be compared is an error
-            if not theirs.is_file() or not pq.read_table(path).equals(pq.read_table(theirs)):
+        for path in sorted(rebuilt["dataset"].glob(f"{config}/*.parquet")):
+            published = rows.folder / config / path.name
+            if published.is_file():
+                deque(parquet.rows(published), maxlen=0)  # DataError if it is too large to compare
+            if not published.is_file() or not pq.read_table(path).equals(pq.read_table(published)):
                 raise Differs(f"{config}/{path.name} is not what the recipe makes of the chains")
     return "sft and preference are what the recipe makes of the chains, row by row"
 
@@ -257,53 +258,55 @@ def _training_rows(rows: Rows) -> str:
 def _sampling(rows: Rows) -> str:
     c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
-    found = summary.summary(rows.chains, group_of, recorded["chains"], c.steps) | {
+    recomputed = summary.summary(rows.chains, group_of, recorded["chains"], c.steps) | {
         "mixing": convergence.mixing(rows.chains, c.acceptance, c.steps, c.chains_per_prompt),
         "last_step": convergence.last_step(rows.chains, group_of, c.steps),
     }
-    n = _same({k: v for k, v in recorded.items() if k not in UNTOLD_OF_SAMPLING}, found, "sampling")
+    n = _same({k: v for k, v in recorded.items() if k not in UNTOLD_OF_SAMPLING}, recomputed, "sampling")
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
 
 
 def _evaluation(rows: Rows) -> str:
     recorded, checked = rows.metrics["evaluation"], rows.recipe
-    asked = [p for p in rows.prompts[0] if p.split == checked.evaluation.split]
+    prompts = [p for p in rows.prompts[0] if p.split == checked.evaluation.split]
     look = (rows.metrics.get("test_set") or {}).get("position")
-    found = summarise(checked, asked, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look)
-    n = _same(recorded, found | {"neutral": recorded["neutral"]}, "evaluation", UNTOLD)
+    recomputed = summarise(checked, prompts, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look)
+    n = _same(recorded, recomputed | {"neutral": recorded["neutral"]}, "evaluation", UNTOLD)
     claim = recorded["claim"]
-    told = "" if claim is None else f"; claim: {claim['verdict']}"
-    return f"{n} numbers made anew from {len(rows.answers)} answers agree{told}"
+    verdict = "" if claim is None else f"; claim: {claim['verdict']}"
+    return f"{n} numbers made anew from {len(rows.answers)} answers agree{verdict}"
 
 
 def _scores(rows: Rows) -> str:
-    """The packaged scorers once more on the published answers."""
+    """Score the published answers again with the packaged scorers."""
     from dsc_hub.metrics import loading, registry
 
-    told = []
+    results = []
     texts = [row["text"] for row in rows.answers]
     by_id = {p.id: p for p in rows.prompts[0]}
-    asked = [by_id[row["prompt_id"]] for row in rows.answers]
+    prompts = [by_id[row["prompt_id"]] for row in rows.answers]
     for name in recipe_module.scorers(rows.recipe):
         terms = recipe_module.reward_terms(rows.recipe, name)
         if other := [s for s in terms.values() if not registry.is_packaged(s)]:
-            told.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
+            results.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
             continue
-        mine = {place: registry.identify(section) for place, section in terms.items()}
-        theirs = {place: rows.facts["identity"][place] for place in terms}
-        scored: list[Score] = loading.load_named(name, rows.recipe, mine, rows.folder).score(texts, asked)
-        off = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
-        if off:
+        local = {place: registry.identify(section) for place, section in terms.items()}
+        recorded = {place: rows.facts["identity"][place] for place in terms}
+        scored: list[Score] = loading.load_named(name, rows.recipe, local, rows.folder).score(texts, prompts)
+        differing = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
+        if differing:
             versions = (
-                "" if mine == theirs else f" (here {' + '.join(mine.values())}, there {' + '.join(theirs.values())})"
+                ""
+                if local == recorded
+                else f" (here {' + '.join(local.values())}, there {' + '.join(recorded.values())})"
             )
-            raise Differs(f"{len(off)} of {len(texts)} answers have another {name} here{versions}")
-        told.append(f"{name} of {len(texts)} answers agrees")
-    return "; ".join(told)
+            raise Differs(f"{len(differing)} of {len(texts)} answers have another {name} here{versions}")
+        results.append(f"{name} of {len(texts)} answers agrees")
+    return "; ".join(results)
 
 
 def _card(rows: Rows, kind: str, folder: Path) -> str:
-    """The card, rendered anew from the published numbers and rows."""
+    """Render the card again from the published numbers and rows, and compare it."""
     version = rows.facts["versions"]["dsc_hub"]
     if version != __version__:
         raise CannotTell(f"it was written by dsc {version}, this is {__version__}")
@@ -311,33 +314,34 @@ def _card(rows: Rows, kind: str, folder: Path) -> str:
     write_json(run["run.json"], read_object(folder / "run.json"))
     write_json(run["metrics.json"], read_object(folder / "metrics.json"))
     run.finish("evaluation", "published", 0.0, {})
-    found, _ = rows.prompts
-    for name, of in (
-        ("prompts.jsonl", [_plain(p) for p in found]),
+    prompts, _ = rows.prompts
+    for name, contents in (
+        ("prompts.jsonl", [_plain(p) for p in prompts]),
         ("chains.jsonl", [c.as_row() for c in rows.chains]),
         ("evaluation/answers.jsonl", rows.answers),
     ):
         run[name].parent.mkdir(parents=True, exist_ok=True)
-        run[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in of), encoding="utf-8")
+        run[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in contents), encoding="utf-8")
     run["adapter"].mkdir(exist_ok=True)
     config = folder / "adapter_config.json"
     run["adapter/adapter_config.json"].write_text(config.read_text() if config.is_file() else '{"r": 1}')
     for name in {n for names in cards.PLOTS.values() for n in names}:
         run["cards"].mkdir(exist_ok=True)
-        run[f"cards/{name}.png"].touch()  # not compared: another version of the plotter draws other bytes
+        run[f"cards/{name}.png"].touch()  # not compared: other matplotlib versions draw other bytes
     for name in cards.PLOTS[kind]:
         if not (folder / f"{name}.png").is_file():
             run[f"cards/{name}.png"].unlink()
     cards.build(run)
-    mine = (run["cards"] / kind / "README.md").read_text(encoding="utf-8").splitlines()
-    theirs = (folder / "README.md").read_text(encoding="utf-8").splitlines()
-    if mine != theirs:
-        at = next(
-            (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
+    rendered = (run["cards"] / kind / "README.md").read_text(encoding="utf-8").splitlines()
+    published = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    if rendered != published:
+        line_no = next(
+            (i for i, (a, b) in enumerate(zip(rendered, published, strict=False)) if a != b),
+            min(len(rendered), len(published)),
         )
-        line = theirs[at][:120] if at < len(theirs) else "(its end)"
-        raise Differs(f"it is not what its numbers and rows give, from line {at + 1} on: {line}")
-    return f"all {len(mine)} lines are what numbers and rows give"
+        line = published[line_no][:120] if line_no < len(published) else "(its end)"
+        raise Differs(f"it is not what its numbers and rows give, from line {line_no + 1} on: {line}")
+    return f"all {len(rendered)} lines are what numbers and rows give"
 
 
 def _plain(prompt: Prompt) -> dict[str, str]:
@@ -385,17 +389,17 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
 
 
 def _same(recorded: Any, found: Any, name: str, untold: frozenset[str] = frozenset()) -> int:
-    """How many numbers were compared; Differs with the first ones that differ."""
-    found = json.loads(json.dumps(found))  # as it would have been recorded
+    """Return how many numbers were compared; Differs with the first differences."""
+    found = json.loads(json.dumps(found))  # as it is stored
     pairs = list(_leaves(recorded, found, name, untold))
-    if off := [f"{path}: recorded {a!r:.40}, made anew {b!r:.40}" for path, a, b in pairs if not _close(a, b)]:
-        more = f" and {len(off) - SHOWN} more" if len(off) > SHOWN else ""
-        raise Differs(f"{len(off)} of {len(pairs)} differ: {'; '.join(off[:SHOWN])}{more}")
+    if differing := [f"{path}: recorded {a!r:.40}, made anew {b!r:.40}" for path, a, b in pairs if not _close(a, b)]:
+        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
+        raise Differs(f"{len(differing)} of {len(pairs)} differ: {'; '.join(differing[:SHOWN])}{more}")
     return len(pairs)
 
 
 def _leaves(a: Any, b: Any, path: str, untold: frozenset[str]) -> Iterator[tuple[str, Any, Any]]:
-    """Pairs of values at the same place; what is on one side alone is paired with None."""
+    """Yield pairs of values at the same location; a value on one side only is paired with None."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in sorted({*a, *b} - untold):
             yield from _leaves(a.get(key), b.get(key), f"{path}.{key}", untold)

@@ -1,9 +1,8 @@
-"""Cards from facts: the README.md of the dataset, the adapter and the base model, rendered from what the run recorded.
+"""Cards: the README.md of the dataset, the adapter and the base model, rendered from the run's recorded facts.
 
-Every number is looked up by its name in run.json or metrics.json; nothing is inferred and no model is called. What
-models, prompts and recipes wrote is foreign text: it goes into code fences that it cannot close, or is escaped where it
-stands in a line, whether or not a template remembers to. Metadata is made by huggingface_hub, so
-that it is valid YAML whatever it holds.
+Every number is looked up by name in run.json or metrics.json; nothing is inferred and no model is called. Text from
+models, prompts and recipes is untrusted: it is put into code fences that it cannot close, or escaped within a line,
+independently of the template. huggingface_hub writes the metadata, so that it is always valid YAML.
 """
 
 from __future__ import annotations
@@ -55,15 +54,15 @@ SIZES = (
 def build(run: Run) -> dict[str, list[str]]:
     """Write cards/dataset, cards/adapter and (if the base is published) cards/base: README.md and its plots.
 
-    Returns the files of each folder. DataError if a fact is missing, or if the dataset's files and its numbers differ.
+    Return the files of each folder. DataError if a fact is missing, or if the dataset's files do not match its numbers.
     """
     facts, metrics = Recorded(run.facts, "run.json"), Recorded(evaluated(run), "metrics.json")
     for kind in ("dataset", "adapter", "base"):
         _check_repo_id(facts.repos[kind], kind)
     rejected_too = publishes_rejected(facts.recipe.publish)
     files = {
-        config: of
-        for config, of in _dataset_files(run, metrics).items()
+        config: entry
+        for config, entry in _dataset_files(run, metrics).items()
         if rejected_too or config in ("sft", "evaluation")
     }
     _draw_missing_plots(run, metrics)
@@ -121,17 +120,17 @@ def build(run: Run) -> dict[str, list[str]]:
 
 
 def _draw_missing_plots(run: Run, metrics: Recorded) -> None:
-    # The report draws them, but a report that was taken over from another run comes without this folder.
+    # The report stage draws the plots, but a reused report comes without this folder.
     if not all((run["cards"] / f"{name}.png").is_file() for names in PLOTS.values() for name in names):
         for name, figure in plots.draw_all(metrics, run.rows("adapter/training_log.jsonl")).items():
             plots.save_png(figure, run["cards"] / f"{name}.png")
 
 
-# -- foreign text in Markdown
+# -- untrusted text in Markdown
 
 
 def environment() -> Environment:
-    """Jinja for cards: an unknown name is an error; whatever is put in is escaped unless a filter vouches for it."""
+    """Return the Jinja environment of cards: unknown names are errors; values are escaped unless marked safe."""
     env = Environment(
         loader=FileSystemLoader(packaged_folder("model_cards")),
         undefined=StrictUndefined,
@@ -151,17 +150,17 @@ def environment() -> Environment:
 
 
 def inline(text: str) -> Markup:
-    """Text as it can stand within a line or a table cell: one line, no Markdown, HTML, link or formula in it."""
+    """Escape a text for a line or a table cell: one line, without active Markdown, HTML, links or formulas."""
     text = re.sub(r"\s+", " ", _clean(text))
     text = re.sub(r"[\\`*\[\]$~#]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("|", "&#124;")
-    # Bare addresses would become links; model text should not send a reader anywhere.
+    # Bare addresses would become links, which model text must not contain.
     text = text.replace("://", "&#58;//").replace("@", "&#64;")
     return Markup(re.sub(r"(?i)\bwww\.", "www&#46;", text))
 
 
 def fenced(text: str, language: str = "text", limit: int | None = None) -> Markup:
-    """Text as a code block whose fence is longer than any run of backticks in it, so that it cannot end early."""
+    """Return a code block whose fence is longer than any run of backticks in the text, so that it cannot end early."""
     text = _clean(text)
     if limit is not None and len(text) > limit:
         text = f"{text[:limit]} […] ({len(text):,} characters, cut here)"
@@ -170,9 +169,9 @@ def fenced(text: str, language: str = "text", limit: int | None = None) -> Marku
 
 
 def _clean(text: str) -> str:
-    # Some readers end a line, and with it a fence, at more than \n; control characters have no business on a card.
+    # Some renderers end a line, and with it a fence, at more than \n; control characters are removed.
     text = re.sub(r"\r\n?|[\v\f\x1c-\x1e\x85\u2028\u2029]", "\n", text)
-    # Nor have marks that nobody sees or that turn the order of what is read (zero width, bidirectional overrides, tags).
+    # Invisible or reordering marks are replaced as well (zero width, bidirectional overrides, tags).
     return re.sub(
         "[\x00-\x08\x0e-\x1f\x7f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]",
         "\ufffd",
@@ -181,7 +180,7 @@ def _clean(text: str) -> str:
 
 
 def _literal(value: Any) -> Markup:
-    """A recipe's plain value as Python within a code block; only what can't end the block gets through."""
+    """Return a plain recipe value as Python code for a code block; DataError if it could end the block."""
     text = repr(value)
     if not re.fullmatch(r"[\w\s.,'\[\]-]*", text, re.ASCII):
         raise DataError(
@@ -191,7 +190,7 @@ def _literal(value: Any) -> Markup:
 
 
 def _vouched_id(repo_id: str) -> Markup:
-    """A repo id for use within code, where escapes would be read literally. Only what is a valid id gets through."""
+    """Return a repo id unescaped, for use within code; DataError if it is not a valid id."""
     _check_repo_id(repo_id, "base")
     return Markup(repo_id)
 
@@ -210,18 +209,18 @@ def _check_repo_id(repo_id: str | None, kind: str) -> None:
 
 
 def _license(facts: Recorded) -> str:
-    """Asked for, or the base model's; "unknown" where neither says."""
+    """Return the licence of the recipe, else of the base model, else "unknown"."""
     return facts.recipe.publish.license or facts.model.license or "unknown"
 
 
 def _source(facts: Recorded) -> str | None:
-    """The dataset that the prompts were read from, if they were."""
+    """Return the dataset that the prompts were read from, or None."""
     dataset: str | None = facts.recipe.prompts.get("dataset")
     return dataset
 
 
 def _base_id(facts: Recorded) -> str | None:
-    """The repo that holds the base model, if there is one; a local folder is none."""
+    """Return the repo of the base model, or None for a local folder."""
     for name in (facts.model.get("published_as"), facts.repos.base, facts.model.get("upstream"), facts.model.id):
         if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return str(name)
@@ -240,7 +239,7 @@ def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardD
     return DatasetCardData(
         pretty_name=f"{facts.recipe.name}: distilled self-critique",
         language=[facts.recipe.publish.language],
-        # Of rows whose prompts are somebody's, the base's licence alone says too little.
+        # If the prompts come from a third-party dataset, the base's licence alone is not sufficient.
         license=_license(facts) if facts.recipe.publish.license or not source else "unknown",
         source_datasets=[source] if source else None,
         task_categories=["text-generation"],
@@ -270,7 +269,7 @@ def _adapter_metadata(facts: Recorded, metrics: Recorded) -> ModelCardData:
 
 
 def _eval_results(facts: Recorded, metrics: Recorded) -> dict[str, EvalResult]:
-    """The distilled arm's scores by the part they play."""
+    """Return the distilled arm's scores by role (reward, second, third)."""
     evaluation = metrics.evaluation
     if "distilled" not in evaluation.arms:
         return {}
@@ -293,7 +292,7 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> dict[str, EvalResult]:
 
 
 def _result_entries(facts: Recorded, metrics: Recorded) -> list[EvalResultEntry]:
-    """The same numbers in the form that the Hub shows on a model's page and on that of the dataset."""
+    """Return the same numbers in the format that the Hub shows on model and dataset pages."""
     return [
         EvalResultEntry(
             dataset_id=r.dataset_type,
@@ -310,7 +309,7 @@ def _result_entries(facts: Recorded, metrics: Recorded) -> list[EvalResultEntry]
 
 
 def _temperature(recipe: Recorded) -> float:
-    """The temperature that the arms answered with."""
+    """Return the temperature of the arms' answers."""
     own = recipe.evaluation.temperature
     return float(recipe.generation.temperature if own is None else own)
 
@@ -327,11 +326,11 @@ def _base_metadata(facts: Recorded) -> ModelCardData:
     )
 
 
-# -- what is told besides numbers
+# -- content besides numbers
 
 
 def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
-    """Configs and splits as they lie in dataset/, rows and columns from the files; checked against metrics.json."""
+    """Return configs and splits of dataset/ with rows and columns of the files, checked against metrics.json."""
     out: dict[str, dict[str, Any]] = {}
     for config in CONFIGS:
         splits: dict[str, int] = {}
@@ -354,14 +353,14 @@ def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
 
 
 def _example_chains(run: Run) -> list[dict[str, Any]]:
-    """The first training chains in the order of their keys: kept or not, chosen by nobody."""
+    """Return the first training chains in key order, kept or not: not hand-picked."""
     prompts = {p.id: p.text for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split == "train"}
     chains = sorted((c for c in run.rows("chains.jsonl").as_type(Chain) if c.prompt_id in prompts), key=lambda c: c.key)
     return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:EXAMPLES]]
 
 
 def _example_answers(run: Run) -> list[dict[str, Any]]:
-    """The first evaluated prompts in the order of their ids, with every arm's answer."""
+    """Return the first evaluated prompts in order of their ids, with every arm's answer."""
     rows = [row for row in answers(run) if row["sample"] == 0]
     ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES]
     return [

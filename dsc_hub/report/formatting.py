@@ -1,4 +1,4 @@
-"""Recorded numbers as words and table cells. What was not measured is written "–" and never as 0."""
+"""Formatting of recorded numbers as words and table cells. An unmeasured value is written "–", never 0."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SCORE_TITLES = {"reward": "reward", "second": "second scorer", "third": "third s
 
 
 def measured(value: float | None) -> TypeGuard[float]:
-    """Is there a number? None and NaN both mean that there is none."""
+    """Return whether there is a number: not None and not NaN."""
     return value is not None and not math.isnan(value)
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """`0.31`, `−0.05`, `–` if not measured. What is not zero never looks like zero: 0.0004 stays `0.0004`."""
+    """Format `0.31`, `−0.05`, or `–` if not measured. Nonzero values never look like zero: 0.0004 stays `0.0004`."""
     if not measured(value):
         return ABSENT
     text = f"{value:.{digits}f}"
@@ -30,43 +30,43 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def count(value: float | None) -> str:
-    """`12,345`; `–` if not counted."""
+    """Format `12,345`, or `–` if not counted."""
     return f"{value:,.0f}" if measured(value) else ABSENT
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """A share as per cent: `30 %`; `–` if not measured."""
+    """Format a share as per cent: `30 %`, or `–` if not measured."""
     return f"{100 * value:.{digits}f} %" if measured(value) else ABSENT
 
 
 def sampling_cost(sampling: Mapping[str, Any]) -> str:
-    """What the chains cost, in a line: tokens, speed, prefix cache, time, processor hours, scoring, retries."""
-    told = [f"{count(sampling['new_tokens'])} tokens written, {count(sampling['prompt_tokens'])} read"]
+    """Format the cost of the chains as one line: tokens, speed, cache rate, time, processor hours, scoring, retries."""
+    parts = [f"{count(sampling['new_tokens'])} tokens written, {count(sampling['prompt_tokens'])} read"]
     if measured(rate := sampling.get("cache_rate")):
-        told[0] += f" ({percent(rate)} from the prefix cache)"
-    told.append(f"{count(sampling['tokens_per_s'])} tokens/s")
+        parts[0] += f" ({percent(rate)} from the prefix cache)"
+    parts.append(f"{count(sampling['tokens_per_s'])} tokens/s")
     if measured(sampling["seconds"]):
-        told.append(duration(sampling["seconds"]))
+        parts.append(duration(sampling["seconds"]))
     if measured(hours := sampling.get("processor_hours")):
-        told.append(f"{number(hours)} {sampling['processors']} hours")
+        parts.append(f"{number(hours)} {sampling['processors']} hours")
     if sampling.get("scoring_s"):
-        told.append(f"scorers worked {duration(sampling['scoring_s'])} beside it")
+        parts.append(f"scorers worked {duration(sampling['scoring_s'])} beside it")
     if "retries" in sampling:
-        told.append(f"sent again: {', '.join(f'{n} {why}' for why, n in sampling['retries'].items()) or 'nothing'}")
-    return "; ".join(told)
+        parts.append(f"sent again: {', '.join(f'{n} {why}' for why, n in sampling['retries'].items()) or 'nothing'}")
+    return "; ".join(parts)
 
 
 def p_value(p: float | None) -> str:
-    """`p 0.012`, `p < 0.001`, `p –`."""
+    """Format `p 0.012`, `p < 0.001`, or `p –`."""
     if not measured(p):
         return f"p {ABSENT}"
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
 def interval(estimate: Mapping[str, Any]) -> str:
-    """`0.31 (0.20 to 0.42)`; `0.31 (no interval: too few groups)` without bounds; `– (not measured)` without a mean.
+    """Format `0.31 (0.20 to 0.42)`, `0.31 (no interval: too few groups)`, or `– (not measured)` without a mean.
 
-    A recorded `reason` stands in the place of ours.
+    A recorded `reason` replaces the default one.
     """
     reason = estimate.get("reason")
     if not measured(estimate["mean"]):
@@ -77,7 +77,7 @@ def interval(estimate: Mapping[str, Any]) -> str:
 
 
 def shares(estimate: Mapping[str, Any], signed: bool = False) -> str:
-    """A share, or with `signed` a difference of shares, with its interval: `12 % (6 to 22)`; reasons as in `interval`."""
+    """Format a share, or with `signed` a difference of shares, as `12 % (6 to 22)`; reasons as in `interval`."""
     if not (measured(estimate["mean"]) and measured(estimate["low"]) and measured(estimate["high"])):
         return interval(estimate)
     low, high = (number(100 * estimate[k], 0) for k in ("low", "high"))
@@ -85,7 +85,7 @@ def shares(estimate: Mapping[str, Any], signed: bool = False) -> str:
 
 
 def score_names(evaluation: Mapping[str, Any]) -> list[str]:
-    """The scores that were recorded, the reward first."""
+    """Return the recorded scores, the reward first."""
     return [s for s in SCORE_TITLES if s in evaluation["scores"]]
 
 
@@ -94,12 +94,12 @@ def arm_name(arm: str) -> str:
 
 
 def difference_name(key: str) -> str:
-    """`distilled - base` as it is written in metrics.json, for people."""
+    """Format a key of metrics.json such as `distilled - base` for display."""
     return " − ".join(arm_name(a) for a in key.split(" - "))
 
 
 def model_name(model: Mapping[str, Any]) -> str:
-    """The model's id; of a path its last part."""
+    """Return the model's id, or the last part of a path."""
     return str(
         model["id"]
         if model["id"].count("/") == 1 and not model["id"].startswith(("/", ".", "~"))
@@ -108,7 +108,7 @@ def model_name(model: Mapping[str, Any]) -> str:
 
 
 def model_source(model: Mapping[str, Any]) -> str:
-    """Where the base model came from, without the path: a folder of one machine says nothing to a reader elsewhere."""
+    """Return the source of the base model without local paths, which mean nothing to other readers."""
     source = model["source"]
     is_path = source.startswith(("/", ".", "~", "\\")) or ":\\" in source or ":/" in source or source.count("/") > 1
     return "a local folder" if is_path else source
@@ -124,7 +124,7 @@ def acceptance_meaning(chain: Mapping[str, Any]) -> str:
 
 
 def families(evaluation: Mapping[str, Any]) -> str:
-    """Which p are adjusted for which."""
+    """Describe the families of the Holm adjustment."""
     primary = evaluation.get("primary")
     if not primary:
         return " for all the differences of scores shown"
@@ -135,7 +135,7 @@ def families(evaluation: Mapping[str, Any]) -> str:
     )
 
 
-# What templates call these by.
+# Names of the filters in templates.
 FILTERS = {
     "score_names": score_names,
     "number": number,

@@ -1,8 +1,8 @@
-"""One finished run on one self-contained page: report.html, and the plots that the cards use in cards/.
+"""The self-contained report page of a run, report.html, and the plots that the cards use in cards/.
 
 Reads run.json, metrics.json, the training log and the evaluated answers; computes no statistics and calls no model. The
-page needs no script and asks for nothing from outside; what models and prompts wrote is escaped, and a content policy
-in the page forbids whatever an escape might have missed.
+page has no scripts and loads no external resources. Text of models and prompts is escaped, and a content security
+policy blocks anything that escaping might have missed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ PLOT_TEXTS = {
 
 
 def build(run: Run) -> dict[str, Any]:
-    """Write report.html and the plots as cards/NAME.png. Returns the page's size and the number of plots."""
-    found = evaluated(run) if run.marker("evaluation") else run.metrics
-    facts, metrics = Recorded(run.facts, "run.json"), Recorded(found, "metrics.json")
+    """Write report.html and the plots as cards/NAME.png; return the page's size in bytes and the number of plots."""
+    recorded = evaluated(run) if run.marker("evaluation") else run.metrics
+    facts, metrics = Recorded(run.facts, "run.json"), Recorded(recorded, "metrics.json")
     figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
     for name, figure in figures.items():
         plots.save_png(figure, run["cards"] / f"{name}.png")
@@ -88,7 +88,7 @@ def _verdicts(metrics: Recorded) -> list[verdicts.Verdict]:
 
 
 def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row per step: proposals = accepted + rejected by reason (+ what is not accounted for), and the rewards."""
+    """Return one row per step: proposals = accepted + rejected by reason (+ unexplained), and the rewards."""
     reasons = plots.rejection_reasons(metrics["sampling"]["steps"])
     return [
         {
@@ -105,7 +105,7 @@ def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _of_n(estimate: Mapping[str, Any]) -> str:
-    """A mean with its interval and the number of texts that it is of."""
+    """Format a mean with its interval and its number of texts."""
     return f"{formatting.interval(estimate)}, n {formatting.count(estimate['n'])}"
 
 
@@ -114,7 +114,7 @@ def _shorten(text: str) -> str:
 
 
 def _examples(run: Run, metrics: Recorded) -> list[dict[str, Any]]:
-    """The first prompts by id, chosen by nobody, and the one where the distilled model did worst against the base."""
+    """Return the first prompts by id (not hand-picked), and the distilled model's worst one against the base."""
     if "evaluation" not in metrics:
         return []
     by_prompt: dict[str, dict[str, Any]] = {}

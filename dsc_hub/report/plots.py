@@ -1,7 +1,7 @@
 """The plots of a finished run, drawn from recorded numbers: arms with intervals, reward and acceptance by step, losses.
 
-Each drawing is made once and comes out twice: as SVG for the report, its colours turned into CSS variables so that it
-follows the page's light or dark theme, and as PNG for the cards. A plot that has nothing to show is left out.
+Each figure is drawn once and saved twice: as SVG for the report, with colours as CSS variables so that it follows the
+page's light or dark theme, and as PNG for the cards. A plot without data is left out.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from matplotlib.ticker import MaxNLocator
 from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, interval, measured, number, score_names
 
 INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
-# What is kept and the tuned model share the accent; the rest stays quiet.
+# Accepted proposals and the tuned model share the accent colour; the rest is muted.
 ACCENT, SECOND, QUIET = "#0b7a75", "#b8661a", "#818b98"
 ARM_COLOURS = {"base": QUIET, "self_critique": SECOND, "distilled": ACCENT}
 REASON_COLOURS = ("#c9b79a", "#d99a6c", "#b57c8e", "#8f8fb8", "#a9b4bf", "#c7a3c9")
-MOST_LINES = 3  # of the unit below an axis
+MOST_LINES = 3  # lines of the unit label below an axis
 # Colour in the drawing -> CSS variable of the page.
 CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
     colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)
@@ -59,14 +59,14 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw_all(metrics: Mapping[str, Any], training_log: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
-    """The plots that can be drawn, by name: `arms`, `steps`, `loss`."""
+    """Return the plots that have data, by name: `arms`, `steps`, `loss`."""
     with matplotlib.rc_context(_STYLE):
         drawn = {"arms": arms(metrics), "steps": steps(metrics), "loss": loss(training_log)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def arms(metrics: Mapping[str, Any]) -> Figure | None:
-    """A dot and its interval per arm, a panel per score."""
+    """Draw a dot with its interval per arm, one panel per score."""
     evaluation = metrics.get("evaluation")
     if not evaluation:
         return None
@@ -114,7 +114,7 @@ def _dot(ax: Axes, estimate: Mapping[str, Any], y: float, colour: str) -> None:
 
 
 def steps(metrics: Mapping[str, Any]) -> Figure | None:
-    """Left: reward of proposals and of the chain's state by step. Right: what became of each step's proposals."""
+    """Draw the reward of proposals and states by step (left), and the outcome of each step's proposals (right)."""
     sampling = metrics.get("sampling")
     if not sampling or not sampling["steps"]:
         return None
@@ -149,12 +149,12 @@ def _reward_by_step(ax: Axes, sampling: Mapping[str, Any]) -> None:
 
 
 def rejection_reasons(step_rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All reasons for which proposals were rejected, in the order of their first appearance."""
+    """Return all rejection reasons, in order of first appearance."""
     return list(dict.fromkeys(reason for s in step_rows for reason in s["rejected"]))
 
 
 def unexplained(step: Mapping[str, Any]) -> int:
-    """Proposals of a step that are neither accepted nor rejected with a reason: 0 if the counts add up."""
+    """Return the number of proposals neither accepted nor rejected with a reason; 0 if the counts are consistent."""
     return int(step["proposals"] - step["accepted"] - sum(step["rejected"].values()))
 
 
@@ -167,11 +167,11 @@ def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
     ]
     if any(unexplained(s) for s in step_rows):
         parts.append(("not accounted for", LINE, [max(0, unexplained(s)) for s in step_rows]))
-    ys, at = [s["step"] for s in step_rows], [0] * len(step_rows)
+    ys, offsets = [s["step"] for s in step_rows], [0] * len(step_rows)
     most = max([s["proposals"] for s in step_rows] + [1])
     for name, colour, widths in parts:
-        ax.barh(ys, widths, left=at, color=colour, height=0.56, label=_short(name), linewidth=0)
-        for y, x, w in zip(ys, at, widths, strict=True):
+        ax.barh(ys, widths, left=offsets, color=colour, height=0.56, label=_short(name), linewidth=0)
+        for y, x, w in zip(ys, offsets, widths, strict=True):
             if w > 0.06 * most and len(ys) <= 12:
                 ax.text(
                     x + w / 2,
@@ -182,7 +182,7 @@ def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
                     color="#ffffff" if colour == ACCENT else "#26221c",
                     fontsize=9,
                 )
-        at = [a + w for a, w in zip(at, widths, strict=True)]
+        offsets = [a + w for a, w in zip(offsets, widths, strict=True)]
     ax.set_title("What became of the proposals")
     ax.set_yticks(ys if len(ys) <= 12 else ys[::8], [f"step {y}" for y in (ys if len(ys) <= 12 else ys[::8])])
     ax.set_ylim(max(ys) + (0.5 if len(ys) > 1 else 0.8), min(ys) - (0.5 if len(ys) > 1 else 0.8))
@@ -207,7 +207,7 @@ def _short(text: str) -> str:
 
 
 def loss(training_log: Iterable[Mapping[str, Any]]) -> Figure | None:
-    """Training loss as a line, validation loss as points joined by a line."""
+    """Draw the training loss as a line, the validation loss as points joined by a line."""
     rows = [r for r in training_log if "step" in r]
     train = [(r["step"], r["loss"]) for r in rows if measured(r.get("loss"))]
     validation = [(r["step"], r["eval_loss"]) for r in rows if measured(r.get("eval_loss"))]
@@ -231,7 +231,7 @@ def loss(training_log: Iterable[Mapping[str, Any]]) -> Figure | None:
 
 
 def as_svg(figure: Figure, name: str, title: str = "") -> str:
-    """The drawing as an SVG element: no header, no metadata, colours as CSS variables. Same input, same bytes."""
+    """Return the figure as an SVG element without header and metadata, with CSS variables as colours. Deterministic."""
     text = io.StringIO()
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
         figure.savefig(
@@ -239,11 +239,11 @@ def as_svg(figure: Figure, name: str, title: str = "") -> str:
         )
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    # Its style element would rule the whole page.
+    # Its style element would apply to the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.S)
     for colour, css in CSS_NAMES.items():
         svg = svg.replace(colour, f"var(--{css})")
-    # Two drawings on one page must not share ids, or one would be clipped by the other's frame.
+    # Two figures on one page must not share ids, or one would be clipped by the other's frame.
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#", f"url(#{name}-", svg)
     svg = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', svg)
@@ -257,7 +257,7 @@ def as_svg(figure: Figure, name: str, title: str = "") -> str:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """The drawing on white, 1,350 pixels wide: sharp on a card and well under 100 kB."""
+    """Save the figure as PNG on white, 1,350 pixels wide: sharp on a card and well under 100 kB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
         figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""What a run recorded, looked up by name: a name that is not there is an error that says which stage should have written it."""
+"""Access to recorded facts by name; a missing name is an error that names the stage that should have written it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dsc_hub.errors import DataError
 
 
 class Recorded(Mapping[str, Any]):
-    """A recorded JSON object: `facts["a"]["b"]` or `facts.a.b`; a name that is not there is a DataError with its stage.
+    """A recorded JSON object: `facts["a"]["b"]` or `facts.a.b`. A missing name raises DataError with its stage.
 
-    `null` is a value (not measured) and comes back as None. `get` and `in` are for what may rightly be missing.
+    `null` is a value (not measured) and is returned as None. `get` and `in` are for optional names.
     """
 
     def __init__(self, value: Mapping[str, Any], file: str, path: tuple[str, ...] = ()) -> None:

@@ -1,5 +1,4 @@
-"""What the numbers of the claim and of the chains say, as sentences: made of recorded numbers when they are shown,
-never stored."""
+"""Sentences about the claim and the chains, generated from recorded numbers for display, never stored."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from typing import Any
 
 from dsc_hub.report.formatting import count, many, measured, number, percent
 
-# What a criterion's value, limits and two numbers are: a share of answers, a score's difference, words, or a ratio.
+# Kind of each criterion's value, limits and two numbers: a share of answers, a score's difference, words, or a ratio.
 SHARES = {
     "as many answers": "answers missing (failed, empty or unscored)",
     "names its subject": "answers that name their subject",
@@ -25,8 +24,7 @@ RATIOS = {"as varied": ("distinct word pairs", 3), "as long": ("words (geometric
 
 
 def claim_sentence(metrics: Mapping[str, Any]) -> str:
-    """Does the claim "distilled is better than its base" hold, fail, or is there not enough data? "" where none was
-    judged."""
+    """Return the verdict on the claim "distilled is better than its base" as a sentence; "" if it was not judged."""
     claim = metrics["evaluation"].get("claim")
     if not claim:
         return ""
@@ -53,7 +51,7 @@ def claim_sentence(metrics: Mapping[str, Any]) -> str:
 
 
 def _needed(claim: Mapping[str, Any]) -> str:
-    """How many groups would be needed, where that is known."""
+    """Return a sentence about the number of groups needed; "" if it is unknown."""
     if not measured(claim["groups_needed"]):
         return ""
     now = f"; there are {count(claim['groups'])}" if measured(claim["groups"]) else ""
@@ -64,7 +62,7 @@ def _needed(claim: Mapping[str, Any]) -> str:
 
 
 def criterion_sentence(c: Mapping[str, Any]) -> str:
-    """What was measured, its limits, and how many groups would be needed."""
+    """Return a criterion's measured value, its limits, and the number of groups needed, as one sentence."""
     out = [*_quantity(c), *_limits(c)]
     if c["note"]:
         out.append(c["note"])
@@ -109,11 +107,11 @@ def _limits(c: Mapping[str, Any]) -> list[str]:
 
 
 def last_step_sentence(metrics: Mapping[str, Any]) -> str:
-    """What the last step gave. It says nothing of a further one: under `improve` a gain can't be negative."""
+    """Return a sentence about the gain of the last step. It does not predict a further step: `improve` never loses."""
     sampling = metrics["sampling"]
     last, steps = sampling["last_step"], len(sampling["steps"])
-    gain, fresh = last["gain"], last["first_clean"]
-    new = f"gave {count(fresh)} chains their first clean state" if fresh else ""
+    gain, first_clean = last["gain"], last["first_clean"]
+    new = f"gave {count(first_clean)} chains their first clean state" if first_clean else ""
     if not measured(gain["mean"]):
         return f"Step {steps} {new or 'changed nothing that can be measured'}."
     within = f" ({number(gain['low'])} to {number(gain['high'])})" if measured(gain["low"]) else ""
@@ -122,7 +120,7 @@ def last_step_sentence(metrics: Mapping[str, Any]) -> str:
 
 
 def mixing_sentence(metrics: Mapping[str, Any]) -> str:
-    """R-hat and effective sample size of the chains' rewards in a sentence, or why there is none."""
+    """Return a sentence with R-hat and effective sample size of the chains' rewards, or the reason without them."""
     m = metrics["sampling"]["mixing"]
     if not m["estimable"]:
         return f"Mixing of the chains: not estimable ({m['reason']})."

@@ -1,6 +1,7 @@
-"""The tables of a run: recorded numbers as rows of text, the same for the page, the cards and the terminal.
+"""Tables of a run: recorded numbers as rows of text, shared by the page, the cards and the terminal.
 
-`..._rows` give dicts of cells, which templates lay out; `..._table` lay them out for the terminal. Computes no statistics.
+Functions `..._rows` return dicts of cells for templates; `..._table` lay them out for the terminal. Computes no
+statistics.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dsc_hub.system.progress import duration
 
 
 def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per arm: name, reward and second scorer with intervals, n, groups, unscored, failed, length, endings."""
+    """Return one row per arm: name, scores with intervals, n, groups, unscored, failed, length, endings."""
     evaluation = metrics["evaluation"]
     rows = []
     for arm, a in evaluation["arms"].items():
@@ -57,7 +58,7 @@ def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per difference: name, then interval and p for the reward and the second scorer, n, groups."""
+    """Return one row per difference: name, interval and p for each score, n, groups."""
     rows = []
     for key, d in metrics["evaluation"]["differences"].items():
         row = {"name": difference_name(key)}
@@ -68,8 +69,10 @@ def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def side_effect_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per measure of what else moved: label, unit, each arm's value with interval, and `difference` and `p`, distilled
-    against base ("" without these two arms, or where there is none)."""
+    """Return one row per side effect: label, unit, each arm's value with interval, `difference` and `p`.
+
+    `difference` and `p` compare distilled with base ("" without these two arms, or without a difference).
+    """
     evaluation = metrics["evaluation"]
     side = evaluation["side_effects"]
     rows = []
@@ -79,8 +82,8 @@ def side_effect_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
         for arm in evaluation["arms"]:
             e = side["arms"][arm][name]
             row[arm] = number(e["mean"], 3) if about["kind"] == "whole" else (shares if rate else interval)(e)
-        if "distilled - base" in side["differences"] and name in (found := side["differences"]["distilled - base"]):
-            d = found[name]
+        if "distilled - base" in side["differences"] and name in (by_name := side["differences"]["distilled - base"]):
+            d = by_name[name]
             row["difference"] = shares(d, signed=True) if rate else interval(d)
             row["p"] = p_value(d["p_holm"]) if measured(d["mean"]) else ""
         rows.append(row)
@@ -88,8 +91,11 @@ def side_effect_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def cost_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per arm: tokens an answer, all tokens written and read, seconds, processor hours, reward gained over the
-    baseline for 1,000 tokens written."""
+    """Return one row per arm with its cost.
+
+    Tokens per answer, all generated and prompt tokens, seconds, processor hours, reward gain over the baseline per
+    1,000 generated tokens.
+    """
     evaluation = metrics["evaluation"]
     return [
         {
@@ -106,15 +112,20 @@ def cost_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def claim_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per criterion of the claim: name, verdict (met, failed, undecided, unmeasured, not judged), and what was
-    measured."""
+    """Return one row per criterion of the claim: name, verdict, measured value.
+
+    The verdict is met, failed, undecided, unmeasured or not judged.
+    """
     criteria = (metrics["evaluation"].get("claim") or {"criteria": ()})["criteria"]
     return [{"name": c["name"], "verdict": c["verdict"], "measured": criterion_sentence(c)} for c in criteria]
 
 
 def detail_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """A row per difference and score: what the difference is worth. Its mean with interval, p, effect size, on how many pairs
-    of answers the first arm was better, alike, worse, and how large a difference these groups would have shown."""
+    """Return one row per difference and score with its strength of evidence.
+
+    Mean with interval, p, effect size, numbers of pairs on which the first arm was better, equal, worse, and the
+    detectable difference.
+    """
     evaluation = metrics["evaluation"]
     return [
         {
@@ -135,7 +146,7 @@ def detail_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _table(*titles: str, **settings: Any) -> Table:
-    """A table whose first column is words and whose others are numbers. Nothing is cut where the terminal is narrow."""
+    """Return a table with text in the first column and numbers in the others; cells fold on narrow terminals."""
     table = Table(title_justify="left", caption_justify="left", caption_style="", **settings)
     for i, title in enumerate(titles):
         table.add_column(Text(title), justify="right" if i else "left", overflow="fold")
@@ -143,17 +154,17 @@ def _table(*titles: str, **settings: Any) -> Table:
 
 
 def closing_table(metrics: Mapping[str, Any]) -> Table:
-    """What the terminal shows at the end: arms by score with interval and counts, differences and what people said below."""
+    """Return the closing table: arms by score with interval and counts, differences, and the blind comparison below."""
     evaluation = metrics["evaluation"]
     scores = score_names(evaluation)
     titles = [f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}" for s in scores]
-    told = [
+    notes = [
         f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, after Holm"
         f"{families(evaluation)}.",
         *blind_lines(metrics),
     ]
     counts = ("answers", "groups", "unscored", "failed")
-    table = _table(f"{evaluation['split']} split", *titles, *counts, caption=Text("\n".join(told)))
+    table = _table(f"{evaluation['split']} split", *titles, *counts, caption=Text("\n".join(notes)))
     for row in arm_rows(metrics):
         cells = [row["name"], *(row[s] for s in scores), row["n"], row["groups"], row["unscored"], row["failed"]]
         table.add_row(*map(Text, cells))
@@ -165,13 +176,13 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def detail_table(metrics: Mapping[str, Any]) -> Table:
-    """What the differences are worth."""
-    told = (
+    """Return the table of `detail_rows`."""
+    note = (
         "Effect size: mean over standard deviation of group means. Detectable: the true difference that so many groups would "
         "have shown four times in five."
     )
     titles = ("difference", "score", "mean", "p (Holm)", "effect size", "better / alike / worse", "detectable")
-    table = _table(*titles, title="what the differences are worth", caption=Text(told))
+    table = _table(*titles, title="what the differences are worth", caption=Text(note))
     for row in detail_rows(metrics):
         table.add_row(*map(Text, row.values()))
     return table
@@ -185,7 +196,7 @@ SIDE_EFFECT_NOTE = (
 
 
 def side_effect_table(metrics: Mapping[str, Any]) -> Table:
-    """What else moved."""
+    """Return the table of `side_effect_rows`."""
     arms = list(metrics["evaluation"]["arms"])
     titles = ("", *map(arm_name, arms), "distilled − base")
     table = _table(*titles, title="what else moved", caption=Text(SIDE_EFFECT_NOTE))
@@ -198,7 +209,7 @@ def side_effect_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def cost_table(metrics: Mapping[str, Any]) -> Table:
-    """What the arms cost."""
+    """Return the table of `cost_rows`."""
     processor = metrics["evaluation"]["processors"]
     titles = ("", "tokens an answer", "written", "read", "time", f"{processor} hours", "reward gained for 1,000 tokens")
     table = _table(*titles, title="what it cost")
@@ -208,7 +219,7 @@ def cost_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def claim_table(metrics: Mapping[str, Any]) -> Table:
-    """The criteria of the claim."""
+    """Return the table of `claim_rows`."""
     table = Table()
     for title in ("criterion", "verdict", "measured"):
         table.add_column(title, overflow="fold")
@@ -219,7 +230,7 @@ def claim_table(metrics: Mapping[str, Any]) -> Table:
 
 
 def grid_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What `grid.run` found: a row per combination, with what it sets and what came of it."""
+    """Return the table of `grid.run`: one row per combination with its settings and results."""
     table = Table(caption_justify="left", caption_style="")
     keys = list(rows[0]["set"])
     arms = next((list(r["arms"]) for r in rows if r["arms"]), [])
@@ -246,7 +257,7 @@ def grid_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def comparison_tables(found: Mapping[str, Any]) -> list[Table]:
-    """What `compare.compare` found: the runs' arms, and their differences."""
+    """Return the tables of `compare.compare`: the runs' arms, and their differences."""
     arms = Table()
     for title in ("run", "arm", "score", "mean", "n", "groups"):
         arms.add_column(title, overflow="fold")

@@ -1,5 +1,7 @@
-"""What the evaluation's numbers say, as sentences: one verdict per comparison, the headline, the caveats. Computes no
-statistics; used by the page, the cards and the terminal alike, so that the three never disagree."""
+"""Sentences about the evaluation: one verdict per comparison, the headline, the caveats.
+
+Computes no statistics. Shared by the page, the cards and the terminal, so that the three never disagree.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,22 @@ from dsc_hub.report.formatting import (
     score_names,
 )
 
-# -- numbers in words
-
-
 # -- the verdict
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One comparison in one sentence. `kind` is what the interval allows to be said."""
+    """One comparison in one sentence. `kind` is the conclusion that the interval allows."""
 
     kind: Literal["better", "worse", "unclear", "unmeasured"]
     sentence: str
 
 
 def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float) -> Verdict:
-    """What the difference `one - other` says about a score. It is a difference only if the interval leaves out zero and
-    p, adjusted after Holm for its family, is at most 1 - confidence."""
+    """Return the verdict on the difference `one - other` of a score.
+
+    It counts as a difference only if the interval excludes zero and the Holm-adjusted p is at most 1 - confidence.
+    """
     one, other = (arm_name(a) for a in key.split(" - "))
     subject, name = one[:1].upper() + one[1:], score["name"]
     mean, low, high = difference["mean"], difference["low"], difference["high"]
@@ -58,7 +59,7 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
             f"No difference shown between {one} and {other} on {name}: "
             f"{_evidence(mean, low, high, difference, confidence)}.",
         )
-    if mean < 0:  # told as a positive amount, so that "by" reads right; the bounds change places with their signs
+    if mean < 0:  # shown as a positive amount ("worse by 0.2"); the bounds swap places with their signs
         mean, low, high = -mean, -high, -low
     if (difference["mean"] > 0) == score["higher_is_better"]:
         return Verdict(
@@ -83,7 +84,7 @@ def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any
 
 
 def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
-    """The headline (distilled against the baseline, on the reward), then the same on the second scorer if there is."""
+    """Return the verdicts of distilled against the baseline: on the reward, then on the other scores if present."""
     evaluation = metrics["evaluation"]
     differences = evaluation["differences"]
     key = next((k for k in differences if k.startswith("distilled - ")), next(iter(differences), None))
@@ -98,17 +99,17 @@ def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
-    """The verdict in one plain sentence, and one more for each other scorer that does not follow the reward."""
+    """Return the verdict in one sentence, plus one for each other scorer that does not follow the reward."""
     (_, first), *others = zip(SCORE_TITLES.values(), verdicts(metrics), strict=False)
     apart = [f" The {title} does not follow: {v.sentence}" for title, v in others if v.kind != first.kind]
     return first.sentence + "".join(apart)
 
 
-# -- what people said
+# -- human verdicts
 
 
 def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """The blind comparison in sentences: counts, win rate with interval and p, what to hold against it. None: no lines."""
+    """Return the blind comparison as sentences: counts, win rate with interval and p, caveats. [] without one."""
     if "blind" not in metrics:
         return []
     b = metrics["blind"]
@@ -134,11 +135,11 @@ def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
     return out
 
 
-# -- what the numbers do not say
+# -- caveats
 
 
 def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    """What a careful reader would hold against these numbers, one sentence or two each, from recorded facts only."""
+    """Return the caveats on these numbers, one or two sentences each, from recorded facts only."""
     evaluation, chain = metrics["evaluation"], facts["recipe"]["chain"]
     rule = RULES[chain["acceptance"]].caveat.format(temperature=chain["temperature"])
     out = [
@@ -182,7 +183,7 @@ def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _too_small(metrics: Mapping[str, Any]) -> list[str]:
-    """How small a difference could have been found, where none was."""
+    """Return the detectable difference for each score on which no difference was found."""
     out = []
     for s, title in SCORE_TITLES.items():
         d = metrics["evaluation"]["differences"].get("distilled - base")
@@ -195,19 +196,19 @@ def _too_small(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _side_effects(arms: Mapping[str, Any]) -> list[str]:
-    """What got worse between base and distilled besides the scores: running on, and answers that are not clean."""
+    """Return what got worse from base to distilled besides the scores: unfinished answers and hygiene defects."""
     if not {"base", "distilled"} <= set(arms):
         return []
     out = []
     before, after = (arms[a]["stops_by_itself"] for a in ("base", "distilled"))
     if measured(before) and measured(after) and after < before:
-        told = f"{percent(after)} against {percent(before)} of answers"
-        out.append(f"The distilled model ends by itself less often than the base ({told}); the rest is cut off.")
+        detail = f"{percent(after)} against {percent(before)} of answers"
+        out.append(f"The distilled model ends by itself less often than the base ({detail}); the rest is cut off.")
     before, after = (arms[a].get("defects") for a in ("base", "distilled"))
     if measured(before) and measured(after) and after > before:
-        told = f"{percent(after)} against {percent(before)}"
+        detail = f"{percent(after)} against {percent(before)}"
         out.append(
-            f"More of the distilled model's answers are not clean than of the base's ({told}): "
+            f"More of the distilled model's answers are not clean than of the base's ({detail}): "
             "empty, cut off, repeating themselves, copying the critique or talking about the conversation."
         )
     return out
@@ -232,7 +233,7 @@ def _stripped(arms: Mapping[str, Any]) -> list[str]:
 
 
 def _uncompared(metrics: Mapping[str, Any]) -> list[str]:
-    """Rows that were kept without a comparison."""
+    """Return a caveat on training rows that were kept without a comparison."""
     if not (n := sum(metrics.get("dataset", {}).get("uncompared", {}).values())):
         return []
     rows = sum(metrics["dataset"]["sft"].values())
@@ -251,6 +252,6 @@ def test_set_sentences(metrics: Mapping[str, Any]) -> list[str]:
     n = metrics["test_set"]["adapters_scored"]
     if not measured(n):
         return ["How often this test set was scored before is not recorded."]
-    told = "1 adapter has" if n == 1 else f"{n} adapters have"
+    subject = "1 adapter has" if n == 1 else f"{n} adapters have"
     name = metrics["test_set"]["id"]
-    return [f"{told} been scored on this test set ({name}); every further look makes a gain by chance likelier."]
+    return [f"{subject} been scored on this test set ({name}); every further look makes a gain by chance likelier."]

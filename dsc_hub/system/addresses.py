@@ -1,4 +1,4 @@
-"""Addresses of model servers, and names of the variables that hold their keys: which ones may be used."""
+"""Validation of model server addresses and of the names of environment variables with API keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from urllib.parse import urlsplit
 
 _KEY_NAME = re.compile(r"(?:[A-Z][A-Z0-9_]*_)?API_(?:KEY|TOKEN)")
-# Variables of that form that open something else than a model server: clouds, hubs, trackers, code hosts, package registries.
+# Variables of that form for other services: clouds, hubs, trackers, code hosts, package registries.
 _OTHER_ACCOUNTS = re.compile(
     r"(?:AWS|GCP|GCLOUD|GOOGLE_CLOUD|HF|HUGGING\w*|CF|BITBUCKET|CIRCLE|CIRCLECI|TRAVIS|HEROKU|VERCEL|NETLIFY|FLY|WANDB|COMET|NEPTUNE|MLFLOW|CLEARML|GITHUB|GH|GITLAB|KAGGLE"
     r"|DOCKER|NPM|PYPI|TWINE|CLOUDFLARE|DIGITALOCEAN|VAULT|STRIPE|SLACK|SENTRY|DATADOG|DD)_.*"
@@ -15,10 +15,10 @@ _OTHER_ACCOUNTS = re.compile(
 
 
 def checked_address(url: str) -> str:
-    """An address of an OpenAI-compatible server, up to and including /v1; ValueError if it can't be one."""
+    """Return the address of an OpenAI-compatible server, up to and including /v1; ValueError if it is invalid."""
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  raises for what is no port
+        parts.port  # noqa: B018  raises ValueError for an invalid port
     except ValueError as e:
         raise ValueError(f"should be an address like http://host:8000/v1, got {url!r:.100} ({e})") from None
     if parts.username is not None or parts.password is not None:
@@ -31,8 +31,10 @@ def checked_address(url: str) -> str:
 
 
 def checked_key_name(name: str) -> str:
-    """The name of a variable that may hold a model server's key; ValueError for any other, above all for those that open accounts
-    at clouds, hubs and code hosts."""
+    """Return the name of a variable that may hold a model server's key; ValueError for any other name.
+
+    In particular, variables with credentials for clouds, hubs and code hosts are refused.
+    """
     if not _KEY_NAME.fullmatch(name) or _OTHER_ACCOUNTS.fullmatch(name):
         raise ValueError(
             f"should name a variable for a model server's key, as OPENAI_API_KEY (its name ends with API_KEY or API_TOKEN, and is not "
@@ -42,13 +44,13 @@ def checked_key_name(name: str) -> str:
 
 
 def host(url: str) -> str:
-    """The host of an address, with its port if it names one."""
+    """Return the host of an address, with the port if there is one."""
     parts = urlsplit(url)
     return f"{parts.hostname}:{parts.port}" if parts.port else str(parts.hostname)
 
 
 def is_open(url: str) -> bool:
-    """Does what is sent there cross a network unencrypted?"""
+    """Return whether requests to this address cross a network unencrypted."""
     parts = urlsplit(url)
     if parts.scheme != "http":
         return False

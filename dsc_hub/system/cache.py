@@ -1,4 +1,4 @@
-"""Facts that outlive a run, in the user's cache folder: hashes, measured speeds, checked settings."""
+"""Values kept across runs in the user's cache folder: hashes, measured speeds, checked settings."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 
 
 def cache_home() -> Path:
-    """Where models, speeds and the embedded Hub live: DSC_HUB_HOME, or dsc_hub in the user's cache folder."""
+    """Return the folder of models, speeds and the embedded Hub: DSC_HUB_HOME, or dsc_hub in the user's cache folder."""
     if home := os.environ.get("DSC_HUB_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsc_hub"
 
 
 def recall_value(name: str, key: str) -> Any:
-    """What `remember_value` kept; None where there is nothing."""
+    """Return the value that `remember_value` stored, or None."""
     return _recall(name).get(key)
 
 
 def remember(name: str, fact: str) -> None:
-    """Keep a fact in a file of the cache; `is_known` knows it then."""
+    """Store a fact in a file of the cache; `is_known` then returns True for it."""
     remember_value(name, fact, True)
 
 
@@ -32,13 +32,13 @@ def is_known(name: str, fact: str) -> bool:
 def _recall(name: str) -> dict[str, Any]:
     try:
         value = json.loads((cache_home() / name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # it is a cache: damaged is as good as empty
+    except (FileNotFoundError, ValueError):  # a damaged cache counts as empty
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def remember_value(name: str, key: str, value: Any) -> None:
-    """Keep a JSON value under a key in a file of the cache."""
+    """Store a JSON value under a key in a file of the cache."""
     path = cache_home() / name
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")

@@ -1,4 +1,4 @@
-"""Files that are read and written whole: a reader sees the old file or the new one, never half of either."""
+"""Atomic reads and writes of whole files: a reader sees the old file or the new one, never a partial file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dsc_hub.errors import RunError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write so that a reader sees the old file or the new one, never half of either."""
+    """Write a text file atomically: a reader sees the old file or the new one, never a partial file."""
     write_lines(path, [text.encode()])
 
 
 def write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """`write_whole` for what may be larger than memory. The lines may be read from the old file."""
+    """Write lines atomically; for content larger than memory. The lines may be read from the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
@@ -31,7 +31,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """`read_json`, and RunError if the value is no JSON object."""
+    """Return the JSON object in a file; RunError as in `read_json`, or if the value is not an object."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise RunError(
@@ -41,7 +41,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """The file's value; RunError with the file's name if it is missing or not JSON."""
+    """Return the JSON value in a file; RunError with the file's name if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -53,6 +53,6 @@ def read_json(path: Path) -> Any:
 
 
 def packaged_folder(name: str) -> Path:
-    """Folder of packaged data, `recipes` or `model_cards`: in the installed wheel, or beside the package in a checkout."""
+    """Return the folder of packaged data (`recipes`, `model_cards`): in the wheel, or next to a checkout's package."""
     inside = Path(str(resources.files("dsc_hub"))) / name
     return inside if inside.is_dir() else inside.parent.parent / name

@@ -1,4 +1,4 @@
-"""Hashes of files, folders and values: what fingerprints and manifests are made of."""
+"""Hashes of files, folders and values, for fingerprints and manifests."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 
 from dsc_hub.system.cache import recall_value, remember_value
 
-LARGE = 16 * 2**20  # bytes from which a file's hash is remembered
+LARGE = 16 * 2**20  # minimum size in bytes of files whose hashes are cached
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file. Of a large one it is remembered as long as size and time of change are the same."""
-    about = path.stat()
-    key = f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
-    if about.st_size > LARGE and (known := recall_value("hashes.json", key)):
-        return str(known)
+    """Return the SHA-256 of a file. Hashes of large files are cached by path, size and modification time."""
+    status = path.stat()
+    key = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    if status.st_size > LARGE and (cached := recall_value("hashes.json", key)):
+        return str(cached)
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    if about.st_size > LARGE:
+    if status.st_size > LARGE:
         remember_value("hashes.json", key, value)
     return value
 
 
 def folder_hash(folder: Path) -> str:
-    """Identity of a local folder: names and content of all its files (large ones hashed once, see `machine.file_hash`)."""
+    """Return the identity of a local folder: hash of names and contents of all its files (cached, see `file_hash`)."""
     h = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         h.update(f"{path.name}\0{file_hash(path)}\0".encode())
@@ -34,7 +34,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """First 12 hex digits of the SHA-256 of the parts' canonical JSON."""
+    """Return the first 12 hex digits of the SHA-256 of the parts' canonical JSON."""
     return hashlib.sha256(_CANONICAL.encode(parts).encode()).hexdigest()[:12]
 
 

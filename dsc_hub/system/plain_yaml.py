@@ -1,5 +1,8 @@
-"""YAML of strangers: read only if it is plain. Size and depth have limits, and aliases, by which a few lines can stand for
-gigabytes, and tags are refused before anything is built."""
+"""Safe loading of untrusted YAML: only plain YAML is accepted.
+
+Size and depth are limited. Aliases, with which a few lines can expand to gigabytes, and tags are refused before any
+value is constructed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ LARGEST, DEEPEST = 200_000, 20  # characters, and levels of brackets and indenta
 
 
 def load(text: str, largest: int = LARGEST, deepest: int = DEEPEST) -> Any:
-    """The value. ValueError, in words, for what is no YAML or no plain one."""
+    """Return the value. ValueError with a readable message for invalid or non-plain YAML."""
     if len(text) > largest:
         raise ValueError(f"it has {len(text):,} characters, at most {largest:,} are read")
     depth = 0
@@ -24,12 +27,12 @@ def load(text: str, largest: int = LARGEST, deepest: int = DEEPEST) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > deepest:
                 raise ValueError(f"it is nested more than {deepest} deep")
-        return yaml.load(text, Loader=yaml.CSafeLoader)  # the same parser as above: nothing is read in two ways
+        return yaml.load(text, Loader=yaml.CSafeLoader)  # the same parser as above, so both passes agree
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
-        at = f" (line {mark.line + 1})" if mark else ""
+        location = f" (line {mark.line + 1})" if mark else ""
         raise ValueError(
-            f"not valid YAML: {getattr(e, 'problem', None) or ' '.join(str(e).split())[:200]}{at}"
+            f"not valid YAML: {getattr(e, 'problem', None) or ' '.join(str(e).split())[:200]}{location}"
         ) from None
-    except (LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:  # of the loader itself
+    except (LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:  # errors of the loader itself
         raise ValueError(f"not valid YAML: {type(e).__name__}: {e}"[:200]) from None

@@ -1,7 +1,7 @@
-"""What the user sees while work goes on: lines for what happened, one line that moves for what is going on.
+"""Progress output: one line per event, and a progress line for running work.
 
-On a terminal the moving line is drawn over itself; elsewhere it is printed plainly every `PLAIN_EVERY_S` seconds. All of
-it goes to stderr, so that stdout is left to results.
+On a terminal the progress line is redrawn in place; elsewhere it is printed every `PLAIN_EVERY_S` seconds. All output
+goes to stderr, so that stdout is reserved for results.
 """
 
 from __future__ import annotations
@@ -23,24 +23,25 @@ from rich.text import Text
 from dsc_hub.system import machine
 
 PLAIN_EVERY_S = 15.0
-# What a terminal obeys instead of showing: C0 but line feed and tab, delete, C1, and marks that override the reading direction.
+# Control characters: C0 except line feed and tab, delete, C1, and bidirectional overrides.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(text: str) -> str:
-    """The text with a replacement character for each one that a terminal would obey: models, servers and recipes of others
-    may not move the cursor, recolour what stands there, or turn a line round."""
+    """Replace each control character of a text by the replacement character.
+
+    Output of models, servers and third-party recipes must not move the cursor, change colours or reverse a line.
+    """
     return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def clean_json(text: str) -> str:
-    """JSON with those characters as escapes: the same value."""
+    """Escape control characters in JSON text; the value stays the same."""
     return _OBEYED.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
 
 
 class CleanConsole(Console):
-    """A console on which all text is cleaned at the last moment, whatever it was put into; no markup is read from it, and no
-    link is made."""
+    """A console that cleans all text at rendering time, in any renderable; without markup and links."""
 
     def __init__(self, **keys: Any) -> None:
         super().__init__(markup=False, highlight=False, **keys)
@@ -56,13 +57,13 @@ _log: Path | None = None
 
 
 def log_to(path: Path | None) -> None:
-    """From now on, `say` also appends to this file."""
+    """Let `say` also append to this file from now on."""
     global _log
     _log = path
 
 
 def say(text: str) -> None:
-    """One line for the user, and the same line with the time in the run's log. No markup is read from it."""
+    """Print one line for the user, and append it with a timestamp to the run's log. Markup is not interpreted."""
     console.print(Text(text))
     if _log is not None:
         with _log.open("a", encoding="utf-8") as file:
@@ -70,7 +71,7 @@ def say(text: str) -> None:
 
 
 def say_if_open(folder: Path) -> None:
-    """Say that a folder with the user's prompts, answers or repos can be read by all users of this machine, if it can."""
+    """Warn if all users of this machine can read a folder with the user's prompts, answers or repos."""
     if machine.is_open_to_all(folder):
         say(
             f"{folder} can be read by all users of this machine; to be its only reader:  chmod go= {shlex.quote(str(folder))}"
@@ -78,7 +79,7 @@ def say_if_open(folder: Path) -> None:
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Format seconds as `42 s`, `3 min 05 s` or `2 h 10 min`."""
     s = int(round(seconds))
     if s < 60:
         return f"{s} s"
@@ -86,13 +87,13 @@ def duration(seconds: float) -> str:
 
 
 class Meter:
-    """Rate and time left of a stage that counts up to a total."""
+    """Remaining time of a task that counts up to a total."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.started = total, 0, time.monotonic()
 
     def left(self) -> str:
-        """Time left at the mean rate so far; empty before there is one."""
+        """Return the remaining time at the mean rate so far; "" before there is one."""
         seconds = time.monotonic() - self.started
         if not self.done or seconds < 1:
             return ""
@@ -100,7 +101,7 @@ class Meter:
 
 
 class Line:
-    """The moving line. `show(text)` as often as you like; it is drawn as often as a person can read."""
+    """The progress line. `show(text)` may be called at any rate; redraws are throttled."""
 
     def __init__(self, live: Live | None) -> None:
         self._live, self._last = live, time.monotonic()
@@ -109,16 +110,16 @@ class Line:
         now = time.monotonic()
         if now - self._last < (PLAIN_EVERY_S if self._live is None else 0.1):
             return
-        self._last, told = now, text if isinstance(text, str) else text()
+        self._last, message = now, text if isinstance(text, str) else text()
         if self._live is not None:
-            self._live.update(Text(told, no_wrap=True, overflow="ellipsis"))
+            self._live.update(Text(message, no_wrap=True, overflow="ellipsis"))
         else:
-            print(clean(told), file=sys.stderr, flush=True)
+            print(clean(message), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def moving_line() -> Iterator[Line]:
-    """A line that moves on a terminal and is repeated now and then elsewhere; gone at the end (say the result yourself)."""
+    """Yield a progress line: redrawn on a terminal, else printed at intervals. It is removed at the end."""
     if not console.is_terminal:
         yield Line(None)
         return

@@ -1,9 +1,10 @@
-"""Run a command, and end it with all its descendants when we are told to or when our parent is gone.
+"""Run a command; terminate it and all its descendants on a signal or when the parent process is gone.
 
-    python -m dsc_hub.system.supervisor COMMAND ...      standard input: a pipe that the parent holds open and never writes to
+    python -m dsc_hub.system.supervisor COMMAND ...
 
-The pipe is closed by the kernel however the parent dies, SIGKILL included; that is the signal to clean up. As a
-"subreaper" the keeper inherits orphaned descendants, so that engine processes in sessions of their own are found too.
+Standard input is a pipe that the parent holds open and never writes to. The kernel closes the pipe however
+the parent dies, SIGKILL included; that triggers the cleanup. As a "subreaper" the supervisor inherits orphaned
+descendants, so that engine processes in their own sessions are found too.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def descendants(pid: int) -> list[int]:
-    """All living descendants of a process, deepest last."""
+    """Return all living descendants of a process, deepest last."""
     out: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = [int(c) for c in task.read_text().split()]
-        except OSError:  # ended while we looked
+        except OSError:  # the process ended meanwhile
             continue
         for child in children:
             out += [child, *descendants(child)]
@@ -43,7 +44,7 @@ def _signal_all(pids: list[int], number: int) -> None:
 
 
 def _end_all() -> None:
-    """TERM to every descendant, time to go in peace, then KILL until none is left."""
+    """Send TERM to every descendant, wait up to GRACE_S seconds, then send KILL until none is left."""
     me = os.getpid()
     _signal_all(descendants(me), signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
@@ -55,7 +56,7 @@ def _end_all() -> None:
 
 
 def _alive(me: int) -> list[int]:
-    while True:  # collect those who ended, so that the dead don't count as living
+    while True:  # reap ended children, so that they do not count as living
         try:
             pid, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
@@ -67,17 +68,17 @@ def _alive(me: int) -> list[int]:
 def main() -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
-    told = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: told.set())
-    signal.signal(signal.SIGINT, lambda *_: told.set())
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
 
     def watch_parent() -> None:
         while os.read(0, 1):
             pass
-        told.set()
+        stop.set()
 
     threading.Thread(target=watch_parent, daemon=True).start()
-    while not told.wait(0.1) and child.poll() is None:
+    while not stop.wait(0.1) and child.poll() is None:
         pass
     code = child.returncode
     _end_all()
