@@ -84,6 +84,11 @@ class Texts:
         return out
 
 
+def exchange(answer: str, request: str) -> list[Message]:
+    """Return the two messages that continue a conversation: the model's answer, and the next request."""
+    return [{"role": "assistant", "content": answer}, {"role": "user", "content": request}]
+
+
 async def run_chain(
     prompt: Prompt,
     number: int,
@@ -118,17 +123,11 @@ async def run_chain(
         done: list[Step] = []
         for i in range(1, steps + 1):
             principle = texts.principle(principle_dice(prompt.id, number, i))
-            messages = [
-                *opening,
-                {"role": "assistant", "content": state},
-                {"role": "user", "content": texts.fill(texts.critique, prompt, state, principle)},
-            ]
+            request = texts.fill(texts.critique, prompt, state, principle)
+            messages = [*opening, *exchange(state, request)]
             critique = await generate(messages, prompt, number, i, "critique")
-            messages = [
-                *messages,
-                {"role": "assistant", "content": critique.text},
-                {"role": "user", "content": texts.fill(texts.revision, prompt, state, principle)},
-            ]
+            request = texts.fill(texts.revision, prompt, state, principle)
+            messages = [*messages, *exchange(critique.text, request)]
             revision = await generate(messages, prompt, number, i, "revision")
             proposal = inspect(revision, prompt, critique.text)
             async with aside():

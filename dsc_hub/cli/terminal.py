@@ -6,17 +6,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from dsc_hub.system.progress import CleanConsole
-
-if TYPE_CHECKING:
-    pass
-
 
 _WIDTH = 200  # used if the width of the terminal is unknown
 

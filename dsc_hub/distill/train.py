@@ -112,24 +112,8 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
     model, quantization = _base_model(plan, folder, dtype, args)
     tokenizer = tokenizer_of(folder)
     vocabulary = len(tokenizer)
-    lora = LoraConfig(task_type="CAUSAL_LM", **plan.lora)
     with moving_line() if main else nullcontext() as line:
-        callback = _Progress(line)
-        try:
-            trainer = SFTTrainer(
-                model=model,
-                args=args,
-                train_dataset=rows["train"],
-                eval_dataset=rows["validation"],
-                processing_class=tokenizer,
-                peft_config=lora,
-                callbacks=[callback],
-            )
-        except ValueError as e:
-            if "arget modules" in str(e):  # peft: the names match no module, or none that fits
-                raise ConfigError(f"distill.lora.target_modules: {e}") from None
-            raise
-        trainer.remove_callback(PrinterCallback)
+        trainer = _trainer(plan, model, args, rows, tokenizer, _Progress(line))
         if dtype is torch.float32:
             _widen_adapter(trainer.model)
         _check_batches(trainer, stop_tokens(tokenizer, folder), checked)
@@ -146,11 +130,7 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
         seconds = time.monotonic() - started
         validation_loss = trainer.evaluate()["eval_loss"] if rows["validation"] is not None else None
 
-    bad = [n for n, p in trainer.model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
-    if bad:
-        raise RunError(
-            f"{len(bad)} of the adapter's weights are not finite after training", "Lower distill.sft.learning_rate."
-        )
+    _check_finite(trainer.model)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = losses[-max(1, len(losses) // 10) :]
     summary = {
@@ -179,6 +159,37 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
         _say_end(run, summary)
     trainer.accelerator.wait_for_everyone()
     return summary
+
+
+def _trainer(
+    plan: Plan, model: Any, args: SFTConfig, rows: Mapping[str, Any], tokenizer: Any, progress: TrainerCallback
+) -> SFTTrainer:
+    """Build trl's trainer; ConfigError if the adapter's target modules do not fit the model."""
+    try:
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows["train"],
+            eval_dataset=rows["validation"],
+            processing_class=tokenizer,
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **plan.lora),
+            callbacks=[progress],
+        )
+    except ValueError as e:
+        if "arget modules" in str(e):  # peft: the names match no module, or none that fits
+            raise ConfigError(f"distill.lora.target_modules: {e}") from None
+        raise
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _check_finite(model: Any) -> None:
+    """RunError if training left weights of the adapter that are not finite."""
+    bad = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    if bad:
+        raise RunError(
+            f"{len(bad)} of the adapter's weights are not finite after training", "Lower distill.sft.learning_rate."
+        )
 
 
 def _compute_dtype(on_cpu: bool) -> torch.dtype:

@@ -15,30 +15,23 @@ fails and a worse one rarely passes, however few groups there are. The error rat
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from dsc_hub import stats
-from dsc_hub.errors import RunError
-from dsc_hub.records import Prompt
-from dsc_hub.runs.results import evaluated
-from dsc_hub.runs.run import Run
-from dsc_hub.runs.verdict import verdict_of
-
-if TYPE_CHECKING:
-    pass
-
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from dsc_hub import stats
 from dsc_hub.chain import hygiene
 from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import phrases, words
+from dsc_hub.errors import RunError
 from dsc_hub.evaluation.side_effects import variety
+from dsc_hub.records import Prompt
+from dsc_hub.runs.results import evaluated
+from dsc_hub.runs.run import Run
 from dsc_hub.runs.verdict import (
     BETTER,
     LEAST_CONFIDENCE,
@@ -49,6 +42,7 @@ from dsc_hub.runs.verdict import (
     _upwards,
     better,
     first_look,
+    verdict_of,
     within_limits,
 )
 

@@ -65,18 +65,9 @@ def summarise(
     }
     primary = stats.adjust_scores(differences, "distilled - base" if judges_claim(e.arms) else None)
     numbers: dict[str, Any] = {}
-    for arm, rows in by_arm.items():
-        numbers[arm] = {
-            "new_tokens_mean": _mean([a["new_tokens"] for a in rows.values()]),
-            "stops_by_itself": _mean([a["finish_reason"] == "stop" for a in rows.values()]),
-            "defects": _mean([bool(a["defect"]) for a in rows.values()]),
-            "stripped": sum(bool(a.get("raw")) for a in rows.values()),
-        } | _cost(list(rows.values()), (seconds or {}).get(arm), processors)
-        for name in names:
-            scored = [a for a in rows.values() if a[name] is not None]
-            numbers[arm][name] = stats.estimate(
-                [a[name] for a in scored], [a["group"] for a in scored], e.confidence, ranges[name]
-            ) | {"unscored": len(rows) - len(scored), "failed": expected - len(rows)}
+    for arm, by_key in by_arm.items():
+        rows = list(by_key.values())
+        numbers[arm] = _arm(rows, ranges, expected, e.confidence) | _cost(rows, (seconds or {}).get(arm), processors)
         gained = differences.get(f"{arm} - {e.arms[0]}", {}).get("reward", {}).get("mean")
         numbers[arm]["gain_per_1000_tokens"] = _per_1000(gained, numbers[arm]["new_tokens_mean"])
     return {
@@ -99,6 +90,23 @@ def summarise(
         if judges_claim(e.arms)
         else None,
     }
+
+
+def _arm(
+    rows: Sequence[Row], ranges: Mapping[str, tuple[float | None, float | None]], expected: int, confidence: float
+) -> dict[str, Any]:
+    """Return the numbers of one arm but for its cost; `expected`: how many answers it should have given."""
+    numbers: dict[str, Any] = {
+        "new_tokens_mean": _mean([a["new_tokens"] for a in rows]),
+        "stops_by_itself": _mean([a["finish_reason"] == "stop" for a in rows]),
+        "defects": _mean([bool(a["defect"]) for a in rows]),
+        "stripped": sum(bool(a.get("raw")) for a in rows),
+    }
+    for name, bounds in ranges.items():
+        scored = [a for a in rows if a[name] is not None]
+        estimate = stats.estimate([a[name] for a in scored], [a["group"] for a in scored], confidence, bounds)
+        numbers[name] = estimate | {"unscored": len(rows) - len(scored), "failed": expected - len(rows)}
+    return numbers
 
 
 def _if_missing(

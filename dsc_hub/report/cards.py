@@ -69,7 +69,29 @@ def build(run: Run) -> dict[str, list[str]]:
     metadata = {"dataset": _dataset_metadata(facts, files), "adapter": _adapter_metadata(facts, metrics)}
     if facts.repos.base:
         metadata["base"] = _base_metadata(facts)
-    context = {
+    context = _context(run, facts, metrics, files, rejected_too)
+    written = {}
+    for kind, data in metadata.items():
+        folder = run["cards"] / kind
+        shutil.rmtree(folder, ignore_errors=True)
+        pictures = [f"{name}.png" for name in PLOTS[kind] if (run["cards"] / f"{name}.png").is_file()]
+        body = environment().get_template(f"{kind}_card.md.jinja").render(context, pictures=pictures)
+        write_whole(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
+        for picture in pictures:
+            shutil.copy2(run["cards"] / picture, folder / picture)
+        written[kind] = ["README.md", *pictures]
+        if kind == "adapter" and (entries := _result_entries(facts, metrics)):
+            name = f".eval_results/{facts.recipe.name}.yaml"
+            write_whole(folder / name, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
+            written[kind].append(name)
+    return written
+
+
+def _context(
+    run: Run, facts: Recorded, metrics: Recorded, files: Mapping[str, Any], rejected_too: bool
+) -> dict[str, Any]:
+    """Return what the templates of the cards show."""
+    return {
         "facts": facts,
         "recipe": facts.recipe,
         "metrics": metrics,
@@ -102,21 +124,6 @@ def build(run: Run) -> dict[str, list[str]]:
         ),
         "lora_rank": max_lora_rank(run["adapter"]),
     }
-    written = {}
-    for kind, data in metadata.items():
-        folder = run["cards"] / kind
-        shutil.rmtree(folder, ignore_errors=True)
-        pictures = [f"{name}.png" for name in PLOTS[kind] if (run["cards"] / f"{name}.png").is_file()]
-        body = environment().get_template(f"{kind}_card.md.jinja").render(context, pictures=pictures)
-        write_whole(folder / "README.md", f"---\n{data.to_yaml()}\n---\n\n{body}")
-        for picture in pictures:
-            shutil.copy2(run["cards"] / picture, folder / picture)
-        written[kind] = ["README.md", *pictures]
-        if kind == "adapter" and (entries := _result_entries(facts, metrics)):
-            name = f".eval_results/{facts.recipe.name}.yaml"
-            write_whole(folder / name, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
-            written[kind].append(name)
-    return written
 
 
 def _draw_missing_plots(run: Run, metrics: Recorded) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults import Faulty
 from huggingface_hub import HfApi
 
 from dsc_hub.errors import HubError
@@ -19,6 +18,7 @@ from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.app import make_app
 from dsc_hub.local_hub.server import hosted
 from dsc_hub.local_hub.store import Store
+from tests.hub.faults import Faulty
 
 TOKEN = "hf_" + "t" * 34
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import at_hub
 import pytest
 import yaml
 
@@ -23,6 +22,7 @@ from dsc_hub.report import cards
 from dsc_hub.system import hashing
 from tests import small_run
 from tests.conftest import FILMS, RECIPE
+from tests.hub import at_hub
 from tests.pipeline.test_import_reference import ROWS
 
 REPO = "local/shared"
@@ -205,7 +205,7 @@ def test_prompts_that_it_names_and_does_not_bring_are_told(address: Address):
 
 def test_the_token_goes_to_its_own_endpoint_alone(address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Two Hubs: what is asked of one never carries the token of the other."""
-    from faults import running as recorded
+    from tests.hub.faults import running as recorded
 
     seen: list[str] = []
     with recorded(tmp_path / "other") as (other, faulty):

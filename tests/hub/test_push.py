@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import Fault, Faulty, running
 from huggingface_hub import HfApi
 
 from dsc_hub.errors import HubError
@@ -16,6 +15,7 @@ from dsc_hub.hub import client, push, retry
 from dsc_hub.hub.account import Account, login
 from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address
+from tests.hub.faults import Fault, Faulty, running
 
 COMMIT = r"/api/datasets/local/\w+/commit/"
 UPLOAD = r"/lfs|objects|upload"

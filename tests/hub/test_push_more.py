@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import Fault, Faulty, running
 from huggingface_hub import HfApi
 
 from dsc_hub.errors import HubError
@@ -17,6 +16,7 @@ from dsc_hub.hub import push, retry
 from dsc_hub.hub.account import Account, login
 from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address
+from tests.hub.faults import Fault, Faulty, running
 
 COMMIT, UPLOAD, ALWAYS = r"/api/datasets/local/\w+/commit/", "/_lfs/[0-9a-f]{64}$", 10**6
 HOUR = {"Retry-After": "3600"}

@@ -12,7 +12,6 @@ from typing import Any
 import fixture_run
 import pytest
 import yaml
-from faults import Fault, Faulty
 from huggingface_hub import HfApi
 
 from dsc_hub.config.recipe import PublishConfig
@@ -25,6 +24,7 @@ from dsc_hub.local_hub.store import Store
 from dsc_hub.publish import upload
 from dsc_hub.report import cards
 from dsc_hub.runs.run import Run
+from tests.hub.faults import Fault, Faulty
 
 TOKEN = "hf_" + "t" * 34
 DATASET, ADAPTER, BASE = "local/quickstart-dsc", "local/quickstart-dsc-lora", "local/smollm2-135m-instruct"

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import at_hub
-import faults
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -37,6 +35,7 @@ from dsc_hub.records import Prompt
 from dsc_hub.report import cards
 from tests import small_run
 from tests.conftest import FILMS, RECIPE, ROOT
+from tests.hub import at_hub, faults
 
 PROMPT = Prompt("p", "Write.", "g", "test")
 DATASET, ADAPTER = "local/little-dsc", "local/little-dsc-lora"

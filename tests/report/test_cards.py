@@ -456,7 +456,8 @@ def recorded_numbers(value) -> set[str]:
 def unaccounted(text: str, run) -> list[str]:
     """Numbers on a card that neither the run recorded nor a template holds."""
     templates = [p.read_text() for p in (ROOT / "model_cards").glob("*.jinja")]
-    templates += [(ROOT / "dsc_hub" / f"{name}.py").read_text() for name in ("wording", "sentences", "tables", "cards")]
+    templates += [p.read_text() for p in (ROOT / "dsc_hub" / "report").glob("*.py")]
+    templates.append((ROOT / "dsc_hub" / "acceptance.py").read_text())
     known = recorded_numbers(run.facts) | recorded_numbers(run.metrics) | set(NUMBER.findall("\n".join(templates)))
     for rows in ("chains.jsonl", "evaluation/answers.jsonl"):
         known |= recorded_numbers(list(run.rows(rows)))
