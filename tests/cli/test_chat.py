@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fixture_run
 import pytest
 from rich.console import Console
 
@@ -22,7 +21,7 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference import base_model, servers
 from dsc_hub.inference.client import Completion
 from dsc_hub.runs.run import Run
-from tests import scripted_server
+from tests import fixture_run, scripted_server
 from tests.conftest import ROOT
 
 

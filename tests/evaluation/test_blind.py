@@ -11,7 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fixture_run
 import pytest
 from rich.console import Console
 
@@ -27,6 +26,7 @@ from dsc_hub.report.verdicts import blind_lines
 from dsc_hub.runs.reuse import reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
+from tests import fixture_run
 from tests.conftest import ROOT
 
 FILMS = ("Ash", "Kestrel", "Low Tide", "Saltwater", "Two Winters")

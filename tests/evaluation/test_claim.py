@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import fixture_run
 import pytest
 from click.testing import CliRunner
 
@@ -19,6 +18,7 @@ from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.verdict import Setting
+from tests import fixture_run
 from tests.conftest import ROOT
 
 BASE = [json.loads(line) for line in (ROOT / "tests/data/base_answers.jsonl").read_text(encoding="utf-8").splitlines()]

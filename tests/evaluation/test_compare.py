@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import fixture_run
 import pytest
 from click.testing import CliRunner
 
@@ -14,6 +13,7 @@ from dsc_hub.cli.main import cli
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.evaluation.compare import compare
 from dsc_hub.runs.run import Run
+from tests import fixture_run
 
 
 def run_with(folder: Path, shift: float = 0.0, **changes: Any) -> Run:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fixture_run
 import pytest
 import yaml
 from huggingface_hub import HfApi
@@ -24,6 +23,7 @@ from dsc_hub.local_hub.store import Store
 from dsc_hub.publish import upload
 from dsc_hub.report import cards
 from dsc_hub.runs.run import Run
+from tests import fixture_run
 from tests.hub.faults import Fault, Faulty
 
 TOKEN = "hf_" + "t" * 34

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 
-import fixture_run
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -16,6 +15,7 @@ from dsc_hub.errors import DataError, DscError
 from dsc_hub.records import prompt_id
 from dsc_hub.report import cards
 from dsc_hub.report.page import build
+from tests import fixture_run
 from tests.conftest import ROOT
 
 HOSTILE = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import golden
 import pytest
+
+from tests import golden
 
 NAMES = sorted(p.name for p in golden.KEPT.glob("*"))
 

@@ -7,13 +7,13 @@ import io
 import re
 from html.parser import HTMLParser
 
-import fixture_run
 import pytest
 from rich.console import Console
 
 from dsc_hub.errors import DataError
 from dsc_hub.report import formatting, tables, verdicts
 from dsc_hub.report.page import build, step_rows
+from tests import fixture_run
 
 HOSTILE = (
     "<script>alert(1)</script><img src=http://evil.example/x.png onerror=alert(1)></div></section><a href='javascript:1'>x</a>"

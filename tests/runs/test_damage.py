@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fixture_run
 import pytest
 from click.testing import CliRunner
 
@@ -21,11 +20,13 @@ from dsc_hub.cli.main import cli
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.evaluation import blind, compare
 from dsc_hub.pipeline import resolve
+from dsc_hub.pipeline.context import record
 from dsc_hub.report import cards, page, tables
 from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs import metrics_schema, verdict
 from dsc_hub.runs.run import Run, find
 from dsc_hub.system.files import write_json
+from tests import fixture_run
 from tests.conftest import ROOT
 
 
@@ -221,5 +222,5 @@ def test_a_run_whose_history_is_lost_gets_no_invented_one(tmp_path: Path, recipe
     context = resolve.resolve(str(recipe_file), [], tmp_path / "runs")
     context.run.finish("prompts", context.fingerprints["prompts"], 1.0, {})
     with pytest.raises(RunError, match=r"run\.json is missing, but these stages are finished: prompts"):
-        context.record(context)
+        record(context)
     assert not context.run["run.json"].exists()

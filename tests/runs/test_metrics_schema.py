@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import fixture_run
 import pytest
 from click.testing import CliRunner
 from pydantic import ValidationError
@@ -24,6 +23,7 @@ from dsc_hub.runs.metrics_schema import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.runs.results import evaluated
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import convergence, summary
+from tests import fixture_run
 
 PROMPTS = [Prompt(f"p{i}", f"Review Film{i // 2}.", f"Film{i // 2}", "test") for i in range(8)]
 
