@@ -1,5 +1,4 @@
-"""One self-critique chain and what it asks of a text: acceptance rules, hygiene, text measures. Pure: no I/O, and
-randomness is passed in.
+"""One self-critique chain, hygiene and text measures. Pure: no I/O, and random numbers are arguments.
 
-Imports `errors`, `records`, `stats` and `config`.
+Imports `errors`, `records`, `stats`, `acceptance` and `config`.
 """

@@ -1,4 +1,4 @@
-"""The command `dsc`: what is typed, asked and shown.
+"""The command `dsc`: arguments, questions and output.
 
 Imports everything; nothing imports it.
 """

@@ -1,4 +1,4 @@
-"""What a run is to do: the recipe, its stages and arms, their fingerprints, and what a recipe of somebody else may say.
+"""The recipe schema, the tables of stages and arms, fingerprints, and what an untrusted recipe may set.
 
-Imports `errors` and `system`.
+Imports `errors`, `acceptance` and `system`.
 """

@@ -1,4 +1,4 @@
-"""Prompts in, training rows out.
+"""Prompts are loaded and split; chains become training rows.
 
-Imports `errors`, `records`, `system`, `config`, `runs`, `chain` and `hub`.
+Imports the packages up to `hub`.
 """

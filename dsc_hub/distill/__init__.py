@@ -1,4 +1,4 @@
-"""The kept answers of a run -> an adapter: training in processes of its own, its settings, and what is checked before.
+"""Training of the adapter from the kept answers: settings, preflight, launcher and trainer.
 
 Imports `errors`, `system`, `config`, `runs` and `inference`.
 """

@@ -1,4 +1,4 @@
-"""The arms of an evaluation, answered, scored, counted and compared: what may be claimed.
+"""The arms of an evaluation: their answers, scores, comparisons and the claim.
 
 Imports the packages up to `sampling`.
 """

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: who we are there, what repos hold, reading and writing them.
+"""The Hugging Face Hub: the account, and reading and writing repos.
 
 Imports `errors`, `system`, `config` and `runs`.
 """

@@ -1,4 +1,4 @@
-"""A model that answers: its weights and adapters, the servers that hold it, and the client that asks them.
+"""The base model and its adapters: weights, vLLM processes, servers, and the client that sends requests to them.
 
-Imports `errors`, `records`, `system`, `config`, `runs`, `chain` and `hub`.
+Imports the packages up to `hub`.
 """

@@ -1,4 +1,4 @@
-"""Servers of the base model: vLLM replicas of our own on this machine (engine.py), or addresses that already run.
+"""Servers of the base model: vLLM replicas of our own on this machine (vllm.py), or addresses that already run.
 
 `serve(...)` yields the endpoints of servers that answer; when the block ends they end.
 """

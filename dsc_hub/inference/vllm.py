@@ -1,7 +1,7 @@
 """One vLLM as a child process: the right flags for this machine, health, its log, a new start, and no process left behind.
 
 vLLM is never imported here. When an `VllmServer` is ended, or this process is killed, the server and all its children end (see
-keeper.py).
+system/supervisor.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
 """A recipe on this machine: resolved, checked, and its stages run in order.
 
-Imports everything but `cli`.
+Imports everything but `api` and `cli`.
 """

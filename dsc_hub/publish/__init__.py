@@ -1,4 +1,4 @@
-"""A finished run on a Hub: what goes up, uploaded, read back, and verified by whoever pulls it.
+"""Publishing a finished run to a Hub, and verifying what was published.
 
 Imports the packages up to `report`.
 """

@@ -1,4 +1,4 @@
-"""Recorded numbers for people: words, tables, plots, the page and the cards. Makes no number.
+"""Recorded numbers for readers: words, tables, plots, the page and the cards. Computes no statistics.
 
 Imports the packages up to `evaluation`.
 """

@@ -1,7 +1,7 @@
 """Schema of metrics.json: every number that a table, a page or a card may print, with its meaning and unit.
 
 `dsc schema metrics` prints it as JSON schema. Stages write plain dicts; tests check that these match the schema
-(tests/runs/test_metrics_schema.py, tests/e2e), and readers validate them first (`runs.evaluated`). A number that was
+(tests/runs/test_metrics_schema.py, tests/e2e), and readers validate them first (`runs.results`). A number that was
 not measured is null, never 0, and `reason` says why where that is not obvious. SCHEMA is incremented when a key
 changes its name or meaning, not when a key is added; upgrade.py converts files of an older schema.
 

@@ -1,1 +1,4 @@
-"""What the rest stands on: this machine, its files, its processes and its terminal. Imports nothing of dsc_hub but `errors`."""
+"""This machine: files, hashes, the cache, processes, the terminal and the event loop.
+
+Imports nothing of dsc_hub but `errors`.
+"""
