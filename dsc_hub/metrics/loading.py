@@ -63,7 +63,10 @@ def load_named(name: str, recipe: Recipe, identity: Mapping[str, str], folder: P
 def load(
     section: recipes.ScorerConfig, identity: str, folder: Path | None = None, as_measured: bool = False
 ) -> LoadedScorer:
-    """Return one scorer with its weight and sign (`as_measured`: without). `identity` (of `identify`) has the commit."""
+    """Return one scorer with its weight and sign (`as_measured`: without).
+
+    The commit is part of `identity`, the result of `identify`.
+    """
     measurement = _measurement(section, identity, folder or Path())
     name = f"{Path(section.metric).name.removesuffix('.py')} ({Path(section.scorer).name})"
     try:
