@@ -27,7 +27,7 @@ class Arm:
         return f"evaluation/{self.model}." if self.model else "evaluation/"
 
 
-# The table of arms (arms.py describes them), in the order in which they run.
+# The table of arms (evaluation/arms.py describes them), in the order in which they run.
 ARMS = {
     "base": Arm(None, "answer", "base"),
     "self_critique": Arm(None, "chain", "self-critique"),

@@ -259,7 +259,10 @@ class Generator:
 
 
 def _seconds(asked: str) -> float | None:
-    """Return the seconds of a `Retry-After` header, at most our own longest wait; None if it is not a number."""
+    """Return the seconds of a `Retry-After` header, capped at our own longest wait, with jitter added.
+
+    None if the header is not a number.
+    """
     try:
         return min(server_pool.LONGEST_S, max(0.1, float(asked))) * random.uniform(1.0, 1.25)
     except ValueError:
