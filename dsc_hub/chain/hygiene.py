@@ -21,12 +21,12 @@ from dsc_hub.records import Prompt
 
 EMPTY = "empty"
 CUT = "cut at the length limit"
-LANGUAGE = "in another language"
+OTHER_LANGUAGE = "in another language"
 META = "talks about the conversation"
 REPEATS = "repeats itself"
 COPIES = "copies the critique"
 OFF = "does not name its subject"
-DEFECTS = (EMPTY, CUT, LANGUAGE, META, REPEATS, COPIES, OFF)
+DEFECTS = (EMPTY, CUT, OTHER_LANGUAGE, META, REPEATS, COPIES, OFF)
 
 REPEATED_3GRAMS = HygieneConfig().repeated  # minimum share for which a text counts as repeating itself
 REPEATED_PAIR = 0.03  # minimum share of the text's words, for a pair of longer words that occurs at least three times
@@ -103,7 +103,7 @@ def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules:
     if finish_reason == "length":
         return CUT
     if rules.language == "prompt" and in_another_language(text, prompt.text):
-        return LANGUAGE
+        return OTHER_LANGUAGE
     if rules.meta_talk != "keep" and talks_about_the_conversation(text):
         return META
     if repeats_itself(text, subject_of(prompt), rules.repeated):

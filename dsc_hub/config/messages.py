@@ -18,7 +18,7 @@ def no_switch(value: Any, hint: Any) -> Any:
     return value
 
 
-def problems(error: ValidationError, top: type[BaseModel]) -> list[str]:
+def recipe_problems(error: ValidationError, top: type[BaseModel]) -> list[str]:
     """Return one line per error, with its key. `top` is the model that was validated."""
     errors = error.errors()
     # pydantic also reports a list with invalid items as too short: skip these errors.
@@ -31,7 +31,7 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
     path = ".".join(loc) or "recipe"
     kind, value = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        known_keys = _keys(_section(top, loc[:-1]))
+        known_keys = _section_keys(_section(top, loc[:-1]))
         if close := difflib.get_close_matches(loc[-1], known_keys, n=1):
             return f"{path}: unknown key; did you mean '{close[0]}'?"
         return f"{path}: unknown key" + (f"; known: {', '.join(known_keys)}" if known_keys else "")
@@ -39,12 +39,12 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
         return f"{path}: missing, and it has no default"
     if kind in ("model_type", "model_attributes_type"):
         section = _section(top, loc)
-        keys = _keys(section)
+        keys = _section_keys(section)
         if not keys:
             return f"{path}: expected keys with values, got {value!r:.60}"
         first_keys = f"{', '.join(keys[:4])}{', ...' * (len(keys) > 4)}"
         expected = f"{path}: expected a section ({first_keys}), got {value!r:.60}"
-        suggestion = _meant(section, value)
+        suggestion = _likely_key(section, value)
         if any(key.isdecimal() for key in loc):  # an item of a list has no key on the command line
             return expected + (f"; did you mean {{{suggestion}: {value}}}?" if suggestion else "")
         return expected + (
@@ -86,11 +86,11 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models(inner)
 
 
-def _keys(section: type[BaseModel] | None) -> list[str]:
+def _section_keys(section: type[BaseModel] | None) -> list[str]:
     return list(section.model_fields) if section else []
 
 
-def _meant(section: type[BaseModel] | None, got: Any) -> str | None:
+def _likely_key(section: type[BaseModel] | None, got: Any) -> str | None:
     """Return the first key of a section for which a word or number given in its place is valid; None if none is."""
     if section is None or isinstance(got, bool) or not isinstance(got, (str, int, float)) or len(str(got)) > 60:
         return None

@@ -93,7 +93,7 @@ def _came_by_client(folder: Path, path: Path) -> bool:
 
 
 def _is_published(folder: Path) -> bool:
-    files = _read(folder / MANIFEST).get("files")
+    files = _read_mark(folder / MANIFEST).get("files")
     return isinstance(files, dict) and "recipe.yaml" in files
 
 
@@ -108,10 +108,10 @@ def _origin(folder: Path) -> str:
 
 
 def _mark(folder: Path) -> dict[str, Any]:
-    return _read(folder / MARK)
+    return _read_mark(folder / MARK)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_mark(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if the file is missing or invalid."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -46,7 +46,8 @@ TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other 
 SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer"}
 # Trainer settings that are reserved for the tool: file locations, uploads, process layout.
 OWNED_SFT_KEYS = frozenset(
-    "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to deepspeed "
+    "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to "
+    "deepspeed "
     "fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field "
     "dataset_kwargs completion_only_loss assistant_only_loss eos_token pad_token chat_template_path model_init_kwargs "
     "remove_unused_columns save_strategy logging_dir trackio_space_id run_name".split()
@@ -155,7 +156,8 @@ class PromptsConfig(Section):
     drop_overlaps: bool | None = Field(
         None,
         description="leave out held-out prompts that are near-copies of training prompts: of the same words, or with eight words in a row in "
-        "common; None: the latter only where no groups are named (by templates or group_column), which keep apart what must be apart",
+        "common; None: the latter only where no groups are named (by templates or group_column), which keep apart "
+        "what must be apart",
     )
     split: SplitShares = SplitShares()
 
@@ -325,7 +327,8 @@ class ServingConfig(Section):
             not self.concurrency or len(self.concurrency) != len(self.endpoints)
         ):
             raise ValueError(
-                f"concurrency: {len(self.concurrency)} numbers for {len(self.endpoints)} endpoints; give one for each, or one for all"
+                f"concurrency: {len(self.concurrency)} numbers for {len(self.endpoints)} endpoints; give one for "
+                "each, or one for all"
             )
         return self
 
@@ -337,7 +340,8 @@ class DatasetConfig(Section):
     min_gain: Annotated[float | Literal["auto"] | None, Field(union_mode="left_to_right")] = Field(
         "auto",
         description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf, beside an unscored "
-        "one there is no gain. auto: 0, but no limit under metropolis, whose draws are from their target only if none is left out",
+        "one there is no gain. auto: 0, but no limit under metropolis, whose draws are from their target only if none "
+        "is left out",
     )
     phrase_limit: int | None = Field(
         None,

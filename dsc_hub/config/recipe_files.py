@@ -29,7 +29,7 @@ def packaged_recipes() -> dict[str, Path]:
     return {p.parent.name if p.stem == "recipe" else f"{p.parent.name}/{p.stem}": p for p in files}
 
 
-def find(reference: str) -> Path:
+def find_recipe(reference: str) -> Path:
     """Return the file for the user's input: a packaged recipe's name, a YAML file, or a folder with recipe.yaml."""
     recipes = packaged_recipes()
     path = Path(reference)
@@ -59,7 +59,7 @@ def copy(name: str, folder: Path | None = None) -> tuple[Path, str]:
         raise (
             ConfigError(f"there is no packaged recipe '{name}'", f"There are: {', '.join(packaged_recipes())}")
             if not Path(name).exists()
-            else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
+            else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find_recipe(name)}")
         )
     target = folder or Path(name.replace("/", "-"))
     hint = "Name a FOLDER that can be made and written to."
@@ -86,7 +86,7 @@ def copy(name: str, folder: Path | None = None) -> tuple[Path, str]:
     return target, new_name
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe file with `key.sub=value` overrides, whose values are YAML.
 
     ConfigError lists every problem.
@@ -120,7 +120,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
-        problems += messages.problems(e, Recipe)
+        problems += messages.recipe_problems(e, Recipe)
     else:
         names = repo_names(recipe)
         if names["base"] == names["adapter"]:

@@ -43,7 +43,7 @@ class Stage:
     is_timed: bool = True  # whether its duration is recorded in metrics.json
 
 
-def _sampling(i: Inputs) -> list[Any]:
+def _sampling_inputs(i: Inputs) -> list[Any]:
     # Context is included: it decides which prompts fit. Endpoints are included: another server may serve another model.
     # Settings that affect only the speed (concurrency, memory, a scorer's batch size) are excluded.
     serving = {k: v for k, v in i.section("serving").items() if k in ("context", "endpoints", "served_model")}
@@ -58,7 +58,7 @@ def _sampling(i: Inputs) -> list[Any]:
     ]
 
 
-def _evaluation(i: Inputs) -> list[Any]:
+def _evaluation_inputs(i: Inputs) -> list[Any]:
     scorers = ("second_scorer", "third_scorer")
     return [i.section("evaluation"), *(part for s in scorers for part in (i.section(s, "batch_size"), i.identity[s]))]
 
@@ -76,7 +76,7 @@ STAGES = (
         "sampling",
         command="sample",
         version=5,
-        inputs=_sampling,
+        inputs=_sampling_inputs,
         files=("chains.jsonl", "turns.jsonl", "failed.jsonl", "sessions.jsonl"),
         sections=("sampling",),
     ),
@@ -103,7 +103,7 @@ STAGES = (
         "evaluation",
         command="evaluate",
         version=8,
-        inputs=_evaluation,
+        inputs=_evaluation_inputs,
         files=("evaluation", "dataset/evaluation"),
         sections=("evaluation", "test_set", "blind"),
     ),

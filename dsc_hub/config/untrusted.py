@@ -18,7 +18,7 @@ from dsc_hub.config.recipe import SERVERS, Recipe, ScorerConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.system import plain_yaml
 
-LARGEST = 100_000  # maximum bytes of a recipe.yaml
+LARGEST_RECIPE = 100_000  # maximum bytes of a recipe.yaml
 MOST_VALUES, LONGEST_TEXT = 64, 200  # limits of a setting that is passed to a server or library
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
 _NAME = re.compile(r"[\w.-]{1,64}")
@@ -28,14 +28,18 @@ _OURS = "servers and keys are this machine's business"
 # Sampling parameters of vLLM and similar servers. Others can make a server download files, run grammars for minutes,
 # use tools or another model.
 EXTRA = frozenset(
-    "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty min_tokens ignore_eos stop "
+    "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty min_tokens ignore_eos "
+    "stop "
     "stop_token_ids bad_words logit_bias skip_special_tokens spaces_between_special_tokens add_generation_prompt "
     "chat_template_kwargs reasoning_effort".split()
 )
 SFT = frozenset(
-    "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-    "warmup_steps warmup_ratio lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim max_length "
-    "packing packing_strategy padding_free logging_steps eval_strategy eval_steps gradient_checkpointing label_smoothing_factor "
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps "
+    "warmup_steps warmup_ratio lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim "
+    "max_length "
+    "packing packing_strategy padding_free logging_steps eval_strategy eval_steps gradient_checkpointing "
+    "label_smoothing_factor "
     "neftune_noise_alpha group_by_length loss_type tf32 seed".split()
 )
 LORA = frozenset("r lora_alpha lora_dropout bias use_rslora use_dora target_modules modules_to_save".split())
@@ -48,24 +52,24 @@ def check_downloaded(path: Path, where: str, overrides: Sequence[str]) -> None:
     """Raise ConfigError if a recipe in a folder downloaded from `where` contains settings that are not allowed."""
     reference = f"{path}, downloaded from {where},"
     hint = f"To make it your own, with all that it names: `dsc recipes adopt {shlex.quote(str(path.parent))}`"
-    downloaded = read(reference, path, overrides, hint)
+    downloaded = read_untrusted(reference, path, overrides, hint)
     for name in filter(None, (downloaded.prompts.path, downloaded.prompts.values)):
         if not (path.parent / name).resolve().is_relative_to(path.resolve().parent):
             raise ConfigError(f"{reference} is refused: its prompt file '{name}' is a link out of its folder", hint)
 
 
-def read(reference: str, path: Path, overrides: Sequence[str] = (), hint: str = "") -> Recipe:
+def read_untrusted(reference: str, path: Path, overrides: Sequence[str] = (), hint: str = "") -> Recipe:
     """Return the recipe in a file written by others, without the overrides.
 
     ConfigError, with `hint`, for a setting that is not allowed and that none of the `overrides` replaces.
     """
     check_text(reference, path)
-    written = recipe_files.load(path)
-    check(reference, written, overrides, hint)
+    written = recipe_files.load_recipe_file(path)
+    check_untrusted(reference, written, overrides, hint)
     return written
 
 
-def check(reference: str, written: Recipe, overrides: Sequence[str] = (), hint: str = "") -> None:
+def check_untrusted(reference: str, written: Recipe, overrides: Sequence[str] = (), hint: str = "") -> None:
     """Raise ConfigError for settings that a recipe of others may not contain and none of the `overrides` replaces."""
     keys = [o.partition("=")[0].strip() for o in overrides]
     problems = [
@@ -85,7 +89,7 @@ def read_to_compare(reference: str, path: Path) -> Recipe:
     They only read its prompt file. ConfigError for invalid YAML, or a prompt file outside the recipe's folder.
     """
     check_text(reference, path)
-    written = recipe_files.load(path)
+    written = recipe_files.load_recipe_file(path)
     if problems := [f"{key}: {reason}" for key, reason in _prompt_files(written)]:
         raise ConfigError(f"{reference} is refused", problems=problems)
     return written
@@ -169,10 +173,10 @@ def _is_one(value: Any) -> bool:
 
 def check_text(reference: str, path: Path) -> None:
     """Raise ConfigError for a recipe file that is not plain YAML (`plain_yaml`), before it is parsed as a recipe."""
-    if (size := path.stat().st_size) > LARGEST:
-        raise ConfigError(f"{reference}: its recipe.yaml has {size:,} bytes, at most {LARGEST:,} are read")
+    if (size := path.stat().st_size) > LARGEST_RECIPE:
+        raise ConfigError(f"{reference}: its recipe.yaml has {size:,} bytes, at most {LARGEST_RECIPE:,} are read")
     try:
-        plain_yaml.load(path.read_text(encoding="utf-8"))
+        plain_yaml.load_plain_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         return  # reported when it is loaded
     except ValueError as e:
@@ -199,7 +203,7 @@ def reach_of(folder: Path) -> list[str]:
 def _reach_of_file(path: Path) -> list[str]:
     try:
         check_text(str(path), path)
-        return _reach(recipe_files.load(path))
+        return _reach(recipe_files.load_recipe_file(path))
     except ConfigError as e:
         return [f"is no recipe ({e.message.rpartition('/')[2]}); a grid may set any key of one"]
 
@@ -225,6 +229,7 @@ def _reach(written: Recipe) -> list[str]:
 
 
 QUANTIZATION = frozenset(  # settings of bitsandbytes that a recipe of others may contain
-    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage "
+    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype "
+    "bnb_4bit_quant_storage "
     "llm_int8_threshold".split()
 )

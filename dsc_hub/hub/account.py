@@ -76,7 +76,8 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
     if not token:
         raise HubError(
             f"no token for {endpoint}: publishing needs one with write access",
-            "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.",
+            "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes "
+            "nothing.",
         )
     if not re.fullmatch(r"[\x21-\x7e]+", token):  # the client would print it in its message about an invalid header
         raise HubError(

@@ -32,7 +32,6 @@ from dsc_hub.errors import HubError
 from dsc_hub.hub.errors import as_hub_error
 from dsc_hub.system.progress import console
 
-MANIFEST = "manifest.json"  # also the mark of repos that dsc published
 RECIPE = "recipe.yaml"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -38,10 +38,10 @@ def as_hub_error(what: str, endpoint: str, go_on: str = "") -> Iterator[None]:
     try:
         yield
     except _FAILURES as e:
-        raise _told(e, what, endpoint, go_on) from None
+        raise _as_error(e, what, endpoint, go_on) from None
 
 
-def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
+def _as_error(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
     if isinstance(e, GatedRepoError):
         return HubError(
             f"{what}: access is gated at {endpoint}",
@@ -75,7 +75,7 @@ def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
         )
     if isinstance(e, LocalEntryNotFoundError) and isinstance(e.__cause__, _FAILURES):
         # The request failed, and the client then reports only that the cache has no copy.
-        return _told(e.__cause__, what, endpoint, go_on)
+        return _as_error(e.__cause__, what, endpoint, go_on)
     if isinstance(e, json.JSONDecodeError):
         return HubError(
             f"{what}: {endpoint} answered something that is no JSON",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from dsc_hub.config import origin
+from dsc_hub.config.origin import MANIFEST
 from dsc_hub.errors import ConfigError, HubError
 from dsc_hub.hub import client
 from dsc_hub.system.files import read_object
@@ -34,7 +35,7 @@ class Pulled:
     kind: str  # one of dataset, adapter, model and recipe
 
 
-def pull(reference: str, folder: Path | None = None) -> Pulled:
+def pull_repo(reference: str, folder: Path | None = None) -> Pulled:
     """Download `[hub:]USER/REPO[@REV]` into `folder` (default: a folder with the repo's name in the working directory).
 
     ConfigError if the folder exists and is not empty; HubError if the repo does not exist, holds no file that dsc
@@ -107,11 +108,11 @@ def is_safe(name: str) -> bool:
 
 def differences(folder: Path) -> list[str]:
     """Return the differences between a folder and its manifest; empty if it has none (not published by dsc)."""
-    if not (folder / client.MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():
         return []
-    listed = read_object(folder / client.MANIFEST).get("files")
+    listed = read_object(folder / MANIFEST).get("files")
     if not isinstance(listed, dict) or not all(isinstance(entry, dict) for entry in listed.values()):
-        return [f"{client.MANIFEST} lists no files"]
+        return [f"{MANIFEST} lists no files"]
     problems = []
     for name, entry in sorted(listed.items()):
         file = folder / name

@@ -17,13 +17,14 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.utils import disable_progress_bars
 
 from dsc_hub import __version__
+from dsc_hub.config.origin import MANIFEST
 from dsc_hub.errors import HubError
 from dsc_hub.hub.account import Account
-from dsc_hub.hub.client import MANIFEST
 from dsc_hub.hub.errors import as_hub_error, one_line
 from dsc_hub.hub.repos import (
     RepoState,
     RepoTarget,
+    files_of,
     look,
     objections,
     of_another_recipe,
@@ -34,9 +35,8 @@ from dsc_hub.hub.repos import (
     signature,
     tagged,
     taken,
-    tree,
 )
-from dsc_hub.hub.retry import GO_ON, KEPT, with_retries
+from dsc_hub.hub.retry import GO_ON, WORK_IS_KEPT, with_retries
 from dsc_hub.system.files import write_json
 from dsc_hub.system.progress import console, say
 
@@ -65,7 +65,7 @@ def push(account: Account, target: RepoTarget, files: Mapping[str, Path], messag
     return commit
 
 
-def collect(
+def add_to_collection(
     account: Account, title: str, items: Sequence[tuple[Literal["model", "dataset", "space"], str]], private: bool
 ) -> str:
     """Add (type, id) repos to the account's collection of that title and return its address on the Hub.
@@ -164,18 +164,18 @@ def _on_top(api: HfApi, target: RepoTarget, files: Mapping[str, Path], message: 
 
 def _upload(api: HfApi, target: RepoTarget, additions: Sequence[CommitOperationAdd], where: Mapping[str, Any]) -> None:
     """Upload the large files; they are in no commit yet. HubError if that fails: the client tries each five times."""
-    with as_hub_error(str(target), str(api.endpoint), KEPT):
+    with as_hub_error(str(target), str(api.endpoint), WORK_IS_KEPT):
         try:
             api.preupload_lfs_files(target.repo, additions, free_memory=False, **where)
         except RuntimeError as e:  # wrapped by the client, or raised by its Xet library
             if isinstance(e.__cause__, (HfHubHTTPError, httpx2.TransportError, OSError, HubError)):
                 raise e.__cause__ from None
-            raise HubError(f"{target}: a large file could not be uploaded: {one_line(str(e))}", KEPT) from None
+            raise HubError(f"{target}: a large file could not be uploaded: {one_line(str(e))}", WORK_IS_KEPT) from None
 
 
 def _read_back(api: HfApi, target: RepoTarget, files: Mapping[str, Path], commit: str) -> str:
     """Compare the Hub's contents with the files sent, hash by hash."""
-    stored_files = tree(api, target.repo_type, target.repo, commit)
+    stored_files = files_of(api, target.repo_type, target.repo, commit)
     if mismatches := sorted(path for path, file in files.items() if not same(stored_files.get(path), file)):
         raise HubError(
             f"{target} at {commit[:12]} does not hold what was sent: {', '.join(mismatches[:5])} differ",
@@ -210,7 +210,7 @@ def _proposed(api: HfApi, target: RepoTarget, files: Mapping[str, Path]) -> str 
     """Return the commit of a pull request that holds exactly these files already; None if there is none."""
     refs = api.list_repo_refs(target.repo, repo_type=target.repo_type, include_pull_requests=True)
     for ref in refs.pull_requests or ():
-        stored_files = tree(api, target.repo_type, target.repo, ref.target_commit)
+        stored_files = files_of(api, target.repo_type, target.repo, ref.target_commit)
         if all(same(stored_files.get(path), file) for path, file in files.items()):
             return ref.target_commit
     return None

@@ -18,12 +18,12 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
+from dsc_hub.config.origin import MANIFEST
 from dsc_hub.config.recipe import PublishConfig
 from dsc_hub.errors import HubError
 from dsc_hub.hub.account import Account
-from dsc_hub.hub.client import MANIFEST
 from dsc_hub.hub.errors import as_hub_error
-from dsc_hub.hub.retry import GO_ON, KEPT, LONGEST_PAUSE_S, PASSING, REPLY_S, bounded, with_retries
+from dsc_hub.hub.retry import GO_ON, LONGEST_PAUSE_S, PASSING, REPLY_S, WORK_IS_KEPT, bounded, with_retries
 from dsc_hub.system.hashing import file_hash
 
 LARGEST_FILE = 50 * 10**9  # bytes; limit of the public Hub
@@ -95,7 +95,7 @@ class RepoState:
 # -- before any work
 
 
-def preflight(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
+def check_targets(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
     """Return all obstacles to publishing to these repos; empty if there are none. Writes nothing."""
     problems = []
     for target in targets:
@@ -254,7 +254,8 @@ def overwrites(target: RepoTarget, held: RepoState, touched: Iterable[str]) -> H
     if not edited:
         return None
     return HubError(
-        f"{target}: {', '.join(edited[:5])} {'was' if len(edited) == 1 else 'were'} changed there since dsc published it",
+        f"{target}: {', '.join(edited[:5])} {'was' if len(edited) == 1 else 'were'} changed there since dsc published "
+        "it",
         "Take those changes over into the recipe or elsewhere; publish.overwrite=true writes over them.",
     )
 
@@ -280,19 +281,19 @@ def look(api: HfApi, target: RepoTarget, revision: str | None = None) -> RepoSta
     """Return the contents of a repo (`revision`: None is main)."""
     info = api.repo_info(target.repo, repo_type=target.repo_type, revision=revision)
     head = str(info.sha)
-    files = tree(api, target.repo_type, target.repo, head)
+    files = files_of(api, target.repo_type, target.repo, head)
     manifest = _manifest(api, target.repo_type, target.repo, head, files)
     return RepoState(str(info.id), head, bool(info.private), getattr(info, "gated", False), files, manifest)
 
 
-def tree(api: HfApi, repo_type: str, repo: str, revision: str) -> dict[str, RepoFile]:
+def files_of(api: HfApi, repo_type: str, repo: str, revision: str) -> dict[str, RepoFile]:
     """Return the files of a repo. HubError if the Hub is unreachable: the client itself tries five times."""
     try:
         entries = list(api.list_repo_tree(repo, repo_type=repo_type, revision=revision, recursive=True))
     except (HfHubHTTPError, httpx2.TransportError) as e:
         if isinstance(e, HfHubHTTPError) and e.response.status_code not in PASSING:
             raise
-        with as_hub_error(f"files of {repo_type} '{repo}'", str(api.endpoint), KEPT):
+        with as_hub_error(f"files of {repo_type} '{repo}'", str(api.endpoint), WORK_IS_KEPT):
             raise
     return {e.path: e for e in entries if isinstance(e, RepoFile)}
 

@@ -27,16 +27,16 @@ TRIES = 6
 PAUSE_S = 1.0  # before the second attempt; doubled before each further one, plus a random part
 LONGEST_PAUSE_S = 300.0  # if a server requests more, the request fails at once
 REPLY_S = 120.0  # maximum seconds without a byte received or sent
-KEPT = "What is there already is kept: the same command goes on from it."
-GO_ON = f"Tried {TRIES} times. {KEPT}"
+WORK_IS_KEPT = "What is there already is kept: the same command goes on from it."
+GO_ON = f"Tried {TRIES} times. {WORK_IS_KEPT}"
 PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})  # status codes after which a retry may succeed
 
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Passing = HfHubHTTPError | LocalEntryNotFoundError | httpx2.TransportError | json.JSONDecodeError
 
 
-def with_retries(what: str, attempt: Callable[[], Answer]) -> Answer:
+def with_retries(what: str, attempt: Callable[[], Result]) -> Result:
     """Return the result of `attempt`, called up to TRIES times while it fails with temporary errors."""
     for number in range(1, TRIES + 1):
         try:
@@ -46,7 +46,7 @@ def with_retries(what: str, attempt: Callable[[], Answer]) -> Answer:
             if number == TRIES or not _may_pass(e):
                 raise
             pause = _pause(number, e)
-            say(f"{what}: {_told(e)}; attempt {number + 1} of {TRIES} in {pause:.0f} s")
+            say(f"{what}: {_reason(e)}; attempt {number + 1} of {TRIES} in {pause:.0f} s")
             time.sleep(pause)
     raise AssertionError("unreachable")
 
@@ -67,7 +67,7 @@ def _pause(number: int, error: Passing) -> float:
     return max(min(LONGEST_PAUSE_S, backoff), requested * (1 + random.random() / 10))
 
 
-def _told(error: Passing) -> str:
+def _reason(error: Passing) -> str:
     if (response := getattr(error, "response", None)) is not None:
         return (
             "somebody else committed in between" if response.status_code == 412 else f"answered {response.status_code}"

@@ -17,7 +17,7 @@ from dsc_hub.system.files import read_json, read_object
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def check(reference: str, folder: Path, model: BaseModel, published_as: str | None) -> None:
+def check_adapter(reference: str, folder: Path, model: BaseModel, published_as: str | None) -> None:
     """Raise ConfigError unless the folder holds a LoRA adapter for the recipe's base model.
 
     The base model is compared by its Hub id or by the last part of an id. `published_as` is the name of a base model
@@ -54,7 +54,7 @@ def trained_how(reference: str, folder: Path) -> DistillConfig:
     if not file.is_file():
         return DistillConfig(method="lora")
     try:
-        section = plain_yaml.load(file.read_text(encoding="utf-8"))["distill"]
+        section = plain_yaml.load_plain_yaml(file.read_text(encoding="utf-8"))["distill"]
         if not isinstance(section, dict):
             raise TypeError(f"distill is a {type(section).__name__}")
         settings = {key: section[key] for key in ("method", "quantization") if key in section}

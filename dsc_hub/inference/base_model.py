@@ -1,6 +1,6 @@
 """A base model from the Hub, a folder or an installed package, as a folder that vLLM and trl can load.
 
-`identify` is cheap and identifies the weights (by commit or checksum); `materialize` creates the folder.
+`identify_model` is cheap and identifies the weights (by commit or checksum); `materialize` creates the folder.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class BaseModel:
         return asdict(self)
 
 
-def identify(section: ModelConfig) -> BaseModel:
+def identify_model(section: ModelConfig) -> BaseModel:
     """Identify the weights that the recipe names. ModelError or HubError if they are not found."""
     if section.source.startswith("package:"):
         return _identify_package(section)
     if is_folder(section.source):
-        folder = _expanded(section.source)
+        folder = _expand_folder(section.source)
         _check_folder(folder)
         return BaseModel(section.source, folder.name, folder_hash(folder), section.license, "from a local folder")
     from dsc_hub.hub import client
@@ -67,7 +67,7 @@ def materialize(model: BaseModel, weights: bool = True) -> Path:
     if model.source.startswith("package:"):
         folder = _dequantised(model)
     elif is_folder(model.source):
-        folder = _expanded(model.source).resolve()
+        folder = _expand_folder(model.source).resolve()
     else:
         from dsc_hub.hub import client
 
@@ -88,7 +88,7 @@ def has_chat_template(folder: Path) -> bool:
         raise ModelError(f"{config} is damaged: {e}") from None
 
 
-def _expanded(source: str) -> Path:
+def _expand_folder(source: str) -> Path:
     try:
         return Path(source).expanduser()
     except RuntimeError:
@@ -120,7 +120,7 @@ def _identify_package(section: ModelConfig) -> BaseModel:
     if problem := packaged.fault(name):
         raise ModelError(problem, packaged.mend(name))
     checksum = file_hash(file)
-    version, entry = metadata.version(name), packaged.known(name)
+    version, entry = metadata.version(name), packaged.known_package(name)
     quantisation = file.stem.rpartition(".")[2]
     return BaseModel(
         section.source,

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import aiohttp  # the vendors' client library needs ten times as long per request (3 ms), more with many in flight
 
+from dsc_hub.chain.chain import Message
 from dsc_hub.config.recipe import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool
@@ -40,7 +41,6 @@ SUSPECT = 2
 OWN = {400, 403, 413, 422}  # status codes that refuse this particular request
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # status codes for a route or parameter that the server does not support
 
-Message = dict[str, str]
 T = TypeVar("T")
 
 
@@ -247,7 +247,7 @@ class Generator:
                 await server.pool.check_health(server)  # a proxy may have replied for an unreachable server
             if status in (404, 408, 409, 429) or status >= 500:
                 most = REFUSALS if str(status) in TOO_MUCH else RETRIES
-                raise _Again(str(status), message, _seconds(retry_after), most)
+                raise _Again(str(status), message, _retry_after(retry_after), most)
             raise RequestFailed(message, refused=status in OWN)
         try:
             value = json.loads(data)
@@ -258,7 +258,7 @@ class Generator:
         raise _Again("garbage", f"{url} sent what is no JSON object: {data[:100]!r}")
 
 
-def _seconds(asked: str) -> float | None:
+def _retry_after(asked: str) -> float | None:
     """Return the seconds of a `Retry-After` header, capped at our own longest wait, with jitter added.
 
     None if the header is not a number.

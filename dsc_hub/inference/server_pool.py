@@ -140,7 +140,7 @@ class ServerPool:
         free = [server for server in up if server.has_room]
         if len(up) < 2 or not free:
             return free[0] if free else None
-        first = max(up, key=lambda server: _hash(server.endpoint.url, waiter.beginning))  # rendezvous hashing
+        first = max(up, key=lambda server: _affinity(server.endpoint.url, waiter.beginning))  # rendezvous hashing
         return first if first.has_room else min(free, key=lambda server: server.busy / server.limit.now)
 
     def _all_failed(self) -> ServingError | None:
@@ -165,7 +165,7 @@ class ServerPool:
         try:
             await self._in_thread(server.endpoint.check)
         except (ServingError, OSError) as e:
-            return _told(e)
+            return _error_message(e)
         finally:
             server.probe = None
         return None
@@ -201,7 +201,7 @@ class ServerPool:
             try:
                 await self._bring_back(server.endpoint)
             except (ServingError, OSError) as e:
-                why = _told(e)
+                why = _error_message(e)
             else:
                 say(f"{server.endpoint.url} is back")
                 self.retries["server back"] += 1
@@ -231,11 +231,11 @@ class ServerPool:
         self._threads.shutdown(cancel_futures=True)
 
 
-def _told(error: ServingError | OSError) -> str:
+def _error_message(error: ServingError | OSError) -> str:
     return error.message if isinstance(error, ServingError) else str(error)
 
 
-def _hash(url: str, beginning: str) -> bytes:
+def _affinity(url: str, beginning: str) -> bytes:
     return hashlib.blake2b(f"{url} {beginning}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 

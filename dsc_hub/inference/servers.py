@@ -1,6 +1,6 @@
 """Servers of the base model: vLLM replicas started on this machine (vllm.py), or external servers that already run.
 
-`serve(...)` yields the endpoints of servers that answer; when the block ends they are ended.
+`serve_model(...)` yields the endpoints of servers that answer; when the block ends they are ended.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Endpoint:
 
 
 @contextmanager
-def serve(
+def serve_model(
     folder: Path,
     section: ServingConfig,
     log: Path,
@@ -194,11 +194,11 @@ def unusable(judge: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the server in a judge's options, in one line; empty if it serves the model."""
     key = judge.get("api_key_env") or ServingConfig().api_key_env
     try:
-        _one(judge["endpoint"], judge["model"], key)
+        _check_endpoint(judge["endpoint"], judge["model"], key)
     except ServingError as e:
         return [e.message]
     except ValidationError as e:
-        return messages.problems(e, ServingConfig)
+        return messages.recipe_problems(e, ServingConfig)
     return []
 
 
@@ -211,10 +211,10 @@ def external_critic(critic: CriticConfig | None) -> Endpoint | None:
             f"chain.critic: no endpoint is known at which {critic.model} can be asked",
             "Give one: chain.critic.endpoint=http://host:8000/v1",
         )
-    return _one(critic.endpoint, critic.model, critic.api_key_env)
+    return _check_endpoint(critic.endpoint, critic.model, critic.api_key_env)
 
 
-def _one(url: str, model: str, api_key_env: str) -> Endpoint:
+def _check_endpoint(url: str, model: str, api_key_env: str) -> Endpoint:
     """Return the endpoint of a single server other than the base model's, checked as by `external`."""
     return external(ServingConfig(endpoints=(url,), served_model=model, api_key_env=api_key_env))[0]
 

@@ -42,7 +42,7 @@ def metadata(readme: bytes | None) -> dict[str, Any]:
     """Return the card's metadata as plain JSON values; empty if it is missing or invalid."""
     block = FRONT_MATTER.match((readme or b"").decode("utf-8", "replace"))
     try:
-        data = plain_yaml.load(block.group(1)) if block else {}
+        data = plain_yaml.load_plain_yaml(block.group(1)) if block else {}
     except ValueError:
         data = {}
     return plain(data) if isinstance(data, dict) else {}
@@ -64,7 +64,7 @@ def problems(content: str, repo_type: str) -> tuple[list[str], list[str]]:
     if block is None or not block.group(1).strip():
         return [], ["empty or missing yaml metadata in repo card"]
     try:
-        data = plain_yaml.load(block.group(1))
+        data = plain_yaml.load_plain_yaml(block.group(1))
     except ValueError as error:
         return [f"YAML parse error: {error}"], []
     if not isinstance(data, dict):

@@ -8,28 +8,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-Result = TypeVar("Result")
+BatchResult = TypeVar("BatchResult")
 
 MOST_AT_ONCE = 256
 
 
-class BatchScorer(Generic[Result]):
+class BatchScorer(Generic[BatchResult]):
     """Batches single scoring requests: `await scoring(text, beside)` returns the text's score.
 
     `scorer` takes a list of texts and an equally long list of what each is scored with (the prompt; for a veto the
     first answer). Texts that arrive while a batch is being scored form the next batch.
     """
 
-    def __init__(self, scorer: Callable[[Sequence[str], Sequence[Any]], list[Result]]) -> None:
+    def __init__(self, scorer: Callable[[Sequence[str], Sequence[Any]], list[BatchResult]]) -> None:
         self._scorer = scorer
-        self._waiting: list[tuple[str, Any, asyncio.Future[Result]]] = []
+        self._waiting: list[tuple[str, Any, asyncio.Future[BatchResult]]] = []
         self._worker: asyncio.Task[None] | None = None
         # One thread: scorers (tokenizers, evaluate's buffers) are not guaranteed to be thread-safe.
         self._thread = ThreadPoolExecutor(1, "scoring")
         self.seconds = 0.0  # total time spent in the scorer
 
-    async def __call__(self, text: str, beside: Any) -> Result:
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    async def __call__(self, text: str, beside: Any) -> BatchResult:
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
         self._waiting.append((text, beside, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())

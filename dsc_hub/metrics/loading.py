@@ -57,10 +57,10 @@ def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[
 def load_named(name: str, recipe: Recipe, identity: Mapping[str, str], folder: Path) -> LoadedScorer:
     """Return one of a recipe's scorers, loaded as by `load_all`: a reward with all its terms."""
     terms = recipes.reward_terms(recipe, name)
-    return _sum([load(section, identity[place], folder) for place, section in terms.items()])
+    return _sum([load_scorer(section, identity[place], folder) for place, section in terms.items()])
 
 
-def load(
+def load_scorer(
     section: recipes.ScorerConfig, identity: str, folder: Path | None = None, as_measured: bool = False
 ) -> LoadedScorer:
     """Return one scorer with its weight and sign (`as_measured`: without).
@@ -74,7 +74,8 @@ def load(
     except AttributeError as e:
         raise MetricError(
             f"metric {section.metric} has no attribute '{e.name}'",
-            "A metric says in `unit` (a text) what it counts, and in `higher_is_better` (True or False) which way is good.",
+            "A metric says in `unit` (a text) what it counts, and in `higher_is_better` (True or False) which way is "
+            "good.",
         ) from None
     factor = 1.0 if as_measured else section.weight if higher else -section.weight
     sign = "" if factor > 0 else "minus "
@@ -82,7 +83,8 @@ def load(
 
     def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
         return [
-            s if s.value is None else Score(factor * s.value) for s in _scores(measurement, section, texts, prompts)
+            s if s.value is None else Score(factor * s.value)
+            for s in _score_texts(measurement, section, texts, prompts)
         ]
 
     bounds = _scaled(getattr(measurement, "bounds", (None, None)), factor)
@@ -113,7 +115,9 @@ def _added(scores: Sequence[Score]) -> Score:
     return missing[0] if missing else Score(math.fsum(s.value for s in scores if s.value is not None))
 
 
-def load_veto(recipe: Recipe, identity: Mapping[str, str]) -> Callable[[Sequence[str], Sequence[str]], list[str]]:
+def load_veto_scorer(
+    recipe: Recipe, identity: Mapping[str, str]
+) -> Callable[[Sequence[str], Sequence[str]], list[str]]:
     """Return the veto: (revisions, first answers) -> the reason not to accept each revision, "" if there is none."""
     rules = recipes.effective_veto(recipe)
     if rules is None:
@@ -194,11 +198,11 @@ def _cannot_load(section: recipes.ScorerConfig, e: BaseException) -> MetricError
     else:
         hint = "README, Metrics, says what its options are."
     return MetricError(
-        f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_told(section, e)}", hint
+        f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_message(section, e)}", hint
     )
 
 
-def _told(section: recipes.ScorerConfig, e: BaseException) -> str:
+def _message(section: recipes.ScorerConfig, e: BaseException) -> str:
     """Return the error in one line; for the user's own code with its location."""
     if is_shipped(section):
         return " ".join(str(e).split())[:400] or type(e).__name__
@@ -206,7 +210,7 @@ def _told(section: recipes.ScorerConfig, e: BaseException) -> str:
     return described(e, name if name.endswith(".py") else f"{name}.py")
 
 
-def _scores(
+def _score_texts(
     measurement: Any, section: recipes.ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
 ) -> list[Score]:
     """Return the scores of texts that may be in a language the scorer reads (see `_compute`); others are unscored."""
@@ -253,13 +257,13 @@ def _compute(
         if is_shipped(section):
             raise
         raise MetricError(
-            f"metric {section.metric} failed on {len(texts)} texts: {_told(section, e)}",
+            f"metric {section.metric} failed on {len(texts)} texts: {_message(section, e)}",
             "Mend the metric; the same command goes on from what is done.",
         ) from None
-    return _checked(result, len(texts), section)
+    return _checked_scores(result, len(texts), section)
 
 
-def _checked(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
+def _checked_scores(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
     scores = result.get("scores") if isinstance(result, Mapping) else None
     if not isinstance(scores, (list, tuple)) or len(scores) != n:
         actual = f"{len(scores)} of them" if isinstance(scores, (list, tuple)) else f"{result!r:.80}"
@@ -275,7 +279,8 @@ def _checked(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
             out.append(Score(float(value)))
         else:
             raise MetricError(
-                f"metric {section.metric} gave {value!r:.40} as a score, expected a finite number, or None for a text that "
+                f"metric {section.metric} gave {value!r:.40} as a score, expected a finite number, or None for a text "
+                "that "
                 "it can't score"
             )
     return out

@@ -126,8 +126,10 @@ def of_no_kind(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
     if not missing:
         return ""
     return (
-        f"{section.metric}/{section.scorer} can't score {len(missing)} of {len(prompts)} prompts, such as {missing[0].text[:40]!r}: their "
-        f"kind is none of {', '.join(shipped.kinds)}; name their column with prompts.kind_column, or set the option kind for all"
+        f"{section.metric}/{section.scorer} can't score {len(missing)} of {len(prompts)} prompts, such as "
+        f"{missing[0].text[:40]!r}: their "
+        f"kind is none of {', '.join(shipped.kinds)}; name their column with prompts.kind_column, or set the option "
+        "kind for all"
     )
 
 
@@ -141,7 +143,7 @@ def commit_of(identity: str | None) -> str | None:
     return identity.rpartition("@")[2] if identity and "@" in identity else None
 
 
-def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
+def identify_scorer(section: ScorerConfig | None, code: Code | None = None) -> str:
     """Return the identity of a scorer; "" for None. For a scorer on the Hub it ends in @COMMIT.
 
     MetricError if the scorer is unavailable, ConfigError for a Space's code that the user has not allowed.
@@ -150,7 +152,7 @@ def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
         return ""
     code = code or Code()
     if section.metric.endswith(".py"):
-        checksum = _hash(code.folder / section.metric)
+        checksum = _file_digest(code.folder / section.metric)
         check_source(code.folder / section.metric)
         return f"{Path(section.metric).name}/{section.scorer}{_options(section)} (file {checksum})"
     if "/" in section.metric:
@@ -158,7 +160,7 @@ def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
     shipped = SHIPPED.get(section.metric)
     if shipped is None:
         raise MetricError(
-            f"there is no metric '{section.metric}'{_meant(section.metric, list(SHIPPED))}",
+            f"there is no metric '{section.metric}'{_suggestion(section.metric, list(SHIPPED))}",
             f"Shipped: {', '.join(SHIPPED)}; your own is a file NAME.py beside the recipe, or a Space USER/NAME.",
         )
     _check_options(section, shipped)
@@ -167,7 +169,7 @@ def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
         if shipped.rules:
             parts.append(f"rules {shipped.rules}")
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
-            parts.append(f"head {_hash(HEAD)}")
+            parts.append(f"head {_file_digest(HEAD)}")
         return f"{section.metric}/{section.scorer}{_options(section)} ({', '.join(parts)})"
     if Path(section.scorer).is_dir():
         from dsc_hub.system.hashing import folder_hash
@@ -177,7 +179,7 @@ def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
     if "/" not in section.scorer or not shipped.models:
         models = f"; {shipped.models} of the Hub is ORG/NAME" if shipped.models else ""
         raise MetricError(
-            f"{section.metric} has no scorer '{section.scorer}'{_meant(section.scorer, list(shipped.scorers))}",
+            f"{section.metric} has no scorer '{section.scorer}'{_suggestion(section.scorer, list(shipped.scorers))}",
             f"Packaged: {', '.join(shipped.scorers)}{models}.",
         )
     from dsc_hub.hub import client
@@ -193,7 +195,7 @@ def _options(section: ScorerConfig) -> str:
     return f" [{', '.join(parts)}]" if parts else ""
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -202,11 +204,14 @@ def _check_options(section: ScorerConfig, shipped: Shipped) -> None:
     unknown = [name for name in section.options if name not in shipped.options]
     if unknown:
         hint = f"It has {', '.join(shipped.options)}." if shipped.options else "It has none."
-        raise MetricError(f"{section.metric} has no option '{unknown[0]}'{_meant(unknown[0], shipped.options)}", hint)
+        raise MetricError(
+            f"{section.metric} has no option '{unknown[0]}'{_suggestion(unknown[0], shipped.options)}", hint
+        )
     if missing := [name for name in shipped.needs if not section.options.get(name)]:
         raise MetricError(
             f"{section.metric} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
-            "README, Metrics, says what they are; in a recipe they are options of the scorer (reward.options.endpoint=... sets one).",
+            "README, Metrics, says what they are; in a recipe they are options of the scorer "
+            "(reward.options.endpoint=... sets one).",
         )
     for name, check in {"endpoint": checked_address, "api_key_env": checked_key_name}.items():
         if name in section.options:
@@ -233,7 +238,7 @@ def _packages(scorer: str, packages: Sequence[str]) -> list[str]:
         ) from None
 
 
-def _hash(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     try:
         return file_hash(path)[:12]
     except OSError as e:
@@ -251,5 +256,6 @@ def _allowed(section: ScorerConfig, allowed: Sequence[str]) -> str:
             return commit
     raise ConfigError(
         f"metric {section.metric} is somebody's code, and runs only where the command line allows it at its commit",
-        f"Read it on the Hub (Space {section.metric}, commit {commit[:12]}); then add  --allow-code {section.metric}@{commit}",
+        f"Read it on the Hub (Space {section.metric}, commit {commit[:12]}); then add  --allow-code "
+        f"{section.metric}@{commit}",
     )

@@ -157,7 +157,8 @@ def minilm_encoder(about: Mapping[str, Any]) -> Callable[[list[str]], Any]:
         sha = hashlib.file_digest(file, "sha256").hexdigest()
     if sha != about["sha256"]:
         raise ValueError(
-            f"the weights in {about['package']} have sha256 {sha[:12]}, the head was trained on {about['sha256'][:12]}: "
+            f"the weights in {about['package']} have sha256 {sha[:12]}, the head was trained on "
+            f"{about['sha256'][:12]}: "
             f"install {about['package']}=={about['version']}"
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
