@@ -1,6 +1,7 @@
 """dsc_hub: distilled self-critique, from prompts to a published adapter.
 
-From Python: `from dsc_hub import resolve, plan, run, load_run` (see `dsc_hub.api`). Nothing is imported before it is used.
+From Python: `from dsc_hub import resolve, plan, run, load_run` (see `dsc_hub.api`). Nothing is imported before it is
+used.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,5 @@
-"""Acceptance rules, in one table: whether a chain accepts a revision or keeps its state. Pure; random numbers are arguments.
+"""Acceptance rules, in one table: whether a chain accepts a revision or keeps its state. Pure; random numbers are
+arguments.
 
 Limitation: accepting with exp((r' - r)/T) alone samples p(x|c) exp(r(x)/T) only if the proposal is reversible with
 respect to p(x|c). Critique-and-revise is not reversible, so the chain is a heuristic sampler, and `improve` is a hill

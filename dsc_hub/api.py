@@ -7,8 +7,8 @@
     results = run(context)
     print(results.metrics.evaluation.arms["distilled"].reward.mean, results.claim.verdict)
 
-All of it works in a notebook, where an event loop runs already. What a user can mend is raised as a `DscError`, whose text
-says what was got, what was expected, and what to do next. Progress goes to standard error, as on the command line.
+All of it works in a notebook, where an event loop runs already. What a user can mend is raised as a `DscError`, whose
+text says what was got, what was expected, and what to do next. Progress goes to standard error, as on the command line.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ class Results:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe as the run resolved it. RunError if run.json is missing or damaged."""
-        from dsc_hub.config.recipe import Recipe
+        """The recipe as the run resolved it. RunError if run.json is missing, damaged, or of a version that can't be
+        read."""
+        from dsc_hub.runs.results import recipe_of
 
-        return Recipe.model_validate(Run(self.folder).facts["recipe"])
+        return recipe_of(Run(self.folder))
 
     @property
     def metrics(self) -> Metrics:
-        """All numbers (metrics.json), checked and typed; a section whose stage has not run is None. `dsc schema metrics` describes
-        each. RunError if the file is damaged or of a schema that this version does not read."""
+        """All numbers (metrics.json), checked and typed; a section whose stage has not run is None. `dsc schema
+        metrics` describes each. RunError if the file is damaged or of a schema that this version does not read."""
         from dsc_hub.runs.results import recorded
         from dsc_hub.runs.test_sets import with_current_looks
 
@@ -73,13 +74,15 @@ class Results:
         return Run(self.folder).rows("prompts.jsonl").as_type(Prompt)
 
     def chains(self) -> Iterator[Chain]:
-        """All finished chains, in the order of prompt id and chain index: the answer, each critique and revision, the decisions."""
+        """All finished chains, in the order of prompt id and chain index: the answer, each critique and revision, the
+        decisions."""
         from dsc_hub.sampling.sample import read_chains
 
         return iter(read_chains(Run(self.folder)))
 
     def answers(self) -> Iterator[Answer]:
-        """The answers of all arms with their scores. RunError if the run is not evaluated, or its rows do not fit its numbers."""
+        """The answers of all arms with their scores. RunError if the run is not evaluated, or its rows do not fit its
+        numbers."""
         from dsc_hub.records import Answer
         from dsc_hub.runs.results import answers
 
@@ -111,7 +114,7 @@ def resolve(
     """
     from dsc_hub.pipeline import resolve
 
-    return resolve.resolve(str(recipe), overrides, runs, allow_code)
+    return resolve.resolve_recipe(str(recipe), overrides, runs, allow_code)
 
 
 def plan(context: RunContext) -> dict[str, Any]:
@@ -121,25 +124,27 @@ def plan(context: RunContext) -> dict[str, Any]:
         ConfigError: with everything that stands in the way of the run on this machine.
     """
     from dsc_hub.pipeline.context import hub_account
-    from dsc_hub.pipeline.preflight import check
+    from dsc_hub.pipeline.preflight import check_run
 
     with hub_account(context.recipe) as account:
-        return check(context, account) | {"run": str(context.run.folder)}
+        return check_run(context, account) | {"run": str(context.run.folder)}
 
 
 def try_out(context: RunContext, count: int = 8) -> list[tuple[Prompt, Chain]]:
-    """Sample the chains of the first `count` training prompts, to look at them before hours are spent. Keeps nothing."""
+    """Sample the chains of the first `count` training prompts, to look at them before hours are spent. Keeps
+    nothing."""
     from dsc_hub.pipeline import session
 
-    tried, _, _ = session.try_out(context, count)
+    tried, _, _ = session.sample_a_few(context, count)
     return tried
 
 
 def run(context: RunContext, until: str = "publish", retry_failed: bool = False) -> Results:
     """Run the stages up to `until` (prompts, sampling, dataset, distill, evaluation, report, cards, publish).
 
-    Finished stages are skipped and a broken-off one goes on from where it was. With `until="publish"`, what goes where is said
-    by the recipe's `publish:` section; `publish.to=none` publishes nothing. `retry_failed` takes up chains that failed.
+    Finished stages are skipped and a broken-off one goes on from where it was. With `until="publish"`, what goes where
+    is said by the recipe's `publish:` section; `publish.to=none` publishes nothing. `retry_failed` takes up chains that
+    failed.
 
     Raises:
         ConfigError: before anything starts, with everything that stands in the way.
@@ -153,19 +158,20 @@ def run(context: RunContext, until: str = "publish", retry_failed: bool = False)
 
 def load_run(reference: str | Path, runs: Path = RUNS) -> Results:
     """The results of a run folder, or of a recipe's newest run by the recipe's name. ConfigError if there is none."""
-    from dsc_hub.runs.run import find
+    from dsc_hub.runs.run import find_run
 
-    return Results(find(str(reference), runs).folder)
+    return Results(find_run(str(reference), runs).folder)
 
 
 def pull(reference: str, folder: Path | None = None) -> Pulled:
-    """Fetch a published dataset, adapter or recipe, hub:USER/REPO[@REVISION], into a new folder (default: the repo's name).
+    """Fetch a published dataset, adapter or recipe, hub:USER/REPO[@REVISION], into a new folder (default: the repo's
+    name).
 
     Its files are checked against its manifest; only data, configuration and safetensors are taken, no code.
     """
     from dsc_hub.hub import pull
 
-    return pull.pull(reference, folder)
+    return pull.pull_repo(reference, folder)
 
 
 def verify(reference: str, rescore: bool = False) -> list[Check]:
@@ -175,4 +181,4 @@ def verify(reference: str, rescore: bool = False) -> list[Check]:
     """
     from dsc_hub.publish import verify
 
-    return verify.verify(reference, rescore)[1]
+    return verify.verify_repo(reference, rescore)[1]

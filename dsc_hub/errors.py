@@ -1,7 +1,7 @@
-"""The errors that a user can mend: one line that says what was got and expected, one that says what to do next.
+"""Errors that a user can fix: one line with the actual and the expected value, one line with the next step.
 
-The command line prints them without a traceback and exits with 2. Anything else that escapes is a bug of ours and keeps
-its traceback.
+The command line prints them without a traceback and exits with 2. Any other exception is a bug in dsc_hub and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 
 class DscError(Exception):
-    """Base of all errors that are the user's or the environment's to mend.
+    """Base class of all errors that the user or the environment can fix.
 
-    `message` says what was got and what was expected; `hint` says what to do next (may be empty).
+    `message` states the actual and the expected value; `hint` the next step (may be empty).
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
@@ -25,7 +25,7 @@ class DscError(Exception):
 
 
 class ConfigError(DscError):
-    """A recipe, an override or an option is wrong. `problems` holds every one of them, one line each."""
+    """Invalid recipe, override or option. `problems` lists all problems, one line each."""
 
     def __init__(self, message: str, hint: str = "", problems: Sequence[str] = ()) -> None:
         super().__init__(message, hint)
@@ -36,31 +36,31 @@ class ConfigError(DscError):
 
 
 class DataError(DscError):
-    """Prompts, chains or dataset rows are not what the stage needs."""
+    """Prompts, chains or dataset rows are not valid input for the stage."""
 
 
 class ModelError(DscError):
-    """A base model or an adapter can't be found, read or used for chat."""
+    """A base model or an adapter is missing, unreadable or not usable for chat."""
 
 
 class MetricError(DscError):
-    """A scorer can't be loaded or doesn't fit (missing package, label map, empty input)."""
+    """A scorer can't be loaded or does not fit (missing package, label map, empty input)."""
 
 
 class ServingError(DscError):
-    """A model server doesn't start, dies, refuses or answers what can't be used."""
+    """A model server does not start, ends, refuses requests or sends unusable replies."""
 
 
 class HubError(DscError):
-    """The Hub refuses: no token, no right to write, a name that is somebody else's, an answer that doesn't match."""
+    """The Hub refuses: no token, no write permission, a name owned by others, or a reply that does not match."""
 
 
 class RunError(DscError):
-    """A run folder can't be used: in use, incomplete, disk full, read-only."""
+    """A run folder is not usable: in use, incomplete, disk full, read-only."""
 
 
 def disk_error(error: OSError) -> RunError | None:
-    """The one-line error for a disk that is full or a path that can't be used as it is; None for any other `OSError`."""
+    """Return the one-line error for a full disk or an unusable path; None for any other `OSError`."""
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return RunError(

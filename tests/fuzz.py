@@ -33,16 +33,16 @@ import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from dsc_hub.config import recipe_files, untrusted
+from dsc_hub.config.origin import MANIFEST
 from dsc_hub.data import prompts
 from dsc_hub.errors import DscError
 from dsc_hub.hub.account import login
-from dsc_hub.hub.client import MANIFEST
-from dsc_hub.hub.pull import pull
+from dsc_hub.hub.pull import pull_repo
 from dsc_hub.local_hub import app
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.pipeline import resolve
 from dsc_hub.publish import upload
-from dsc_hub.publish.verify import verify
+from dsc_hub.publish.verify import verify_repo
 from dsc_hub.report import cards
 from tests import small_run
 from tests.conftest import FILMS, RECIPE
@@ -146,9 +146,12 @@ def recipes(rng: random.Random, place: Path) -> str:
         [[], [], ["prompts.path=p.jsonl"], ["prompts.path=p.csv", "prompts.column=prompt"], ["x=[1"]]
     )
     for read in (
-        lambda: untrusted.read("a recipe", Path(path), overrides),
+        lambda: untrusted.read_untrusted("a recipe", Path(path), overrides),
         lambda: resolve.load_recipe(path, overrides),
-        lambda: (r := recipe_files.load(Path(path), overrides)) and prompts.load_prompts(r.prompts, folder, r.seed),
+        lambda: (
+            (r := recipe_files.load_recipe_file(Path(path), overrides))
+            and prompts.load_prompts(r.prompts, folder, r.seed)
+        ),
     ):
         only_errors_for_users(read)
     return text[:3000]
@@ -179,13 +182,13 @@ class Repo:
         run, r = small_run.make(place / "run", place / "made" / "recipe.yaml")
         account = login(None, address.endpoint, address.token)
         self.api: HfApi = account.api
-        upload.publish(run, account, place, place / "made", r.publish, lambda: cards.build(run))
+        upload.publish_run(run, account, place, place / "made", r.publish, lambda: cards.build_cards(run))
         self.repos = {"dataset": "local/little-dsc", "model": "local/little-dsc-lora"}
         self.files = {
             kind: {p.relative_to(f).as_posix(): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}
             for kind, f in (
-                ("dataset", pull("local/little-dsc", place / "dataset").folder),
-                ("model", pull("local/little-dsc-lora", place / "model").folder),
+                ("dataset", pull_repo("local/little-dsc", place / "dataset").folder),
+                ("model", pull_repo("local/little-dsc-lora", place / "model").folder),
             )
         }
         for files in self.files.values():
@@ -286,7 +289,7 @@ def other_table(data: bytes, rng: random.Random) -> bytes:
 def pulled(repo: Repo, rng: random.Random, place: Path) -> str:
     name = repo.commit(rng)
     folder = place / "out"
-    only_errors_for_users(lambda: pull(f"hub:{name}", folder / "repo"))
+    only_errors_for_users(lambda: pull_repo(f"hub:{name}", folder / "repo"))
     inside = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if not inside <= {"repo"} or any(p.is_symlink() for p in folder.rglob("*")):
         raise Finding(f"pull left {sorted(inside)} behind")
@@ -299,7 +302,7 @@ def pulled(repo: Repo, rng: random.Random, place: Path) -> str:
 
 def verified(repo: Repo, rng: random.Random, place: Path) -> str:
     name = repo.commit(rng)
-    only_errors_for_users(lambda: verify(f"hub:{name}"))
+    only_errors_for_users(lambda: verify_repo(f"hub:{name}"))
     return name
 
 

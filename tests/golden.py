@@ -70,7 +70,7 @@ def render(name: str, folder: Path) -> dict[str, str]:
     run["cards"].mkdir()
     for plot in {p for plots in cards.PLOTS.values() for p in plots}:
         run[f"cards/{plot}.png"].touch()
-    return {kind: (run["cards"] / kind / "README.md").read_text(encoding="utf-8") for kind in cards.build(run)}
+    return {kind: (run["cards"] / kind / "README.md").read_text(encoding="utf-8") for kind in cards.build_cards(run)}
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.data import dataset, prompts
 from dsc_hub.evaluation import arms
-from dsc_hub.evaluation.answers import collect, write_answers
-from dsc_hub.evaluation.summary import summarise
+from dsc_hub.evaluation.answers import collect_answers, write_answers
+from dsc_hub.evaluation.summary import summarise_evaluation
 from dsc_hub.inference.client import Completion
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.batching import BatchScorer
@@ -50,7 +50,7 @@ async def complete(messages: list[dict[str, str]], seed: int, model: str | None 
 
 def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]:
     """Prompts, chains, dataset, adapter (bytes that stand for one) and evaluation in a run folder, with cards."""
-    run, r = Run(folder), recipe_files.load(recipe_file, [*OVERRIDES, *overrides])
+    run, r = Run(folder), recipe_files.load_recipe_file(recipe_file, [*OVERRIDES, *overrides])
     folder.mkdir(parents=True)
     found, dropped = prompts.load_prompts(r.prompts, recipe_file.parent, r.seed)
     rows = run.rows("prompts.jsonl")
@@ -58,7 +58,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
         rows.append(asdict(prompt))
     rows.close()
     identity = {"model": "package:x@abc", "prompts": "0123"} | {
-        place: registry.identify(section, registry.Code(recipe_file.parent))
+        place: registry.identify_scorer(section, registry.Code(recipe_file.parent))
         for place, section in recipe.all_scorers(r).items()
     }
     scorers = {name: s.score for name, s in loading.load_all(r, identity, recipe_file.parent).items()}
@@ -73,13 +73,13 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
     run.add_metrics("prompts", counts | {"groups": groups} | dropped.as_metrics())
     _sample(run, r, [p for p in found if p.split != "test"], scorers)
     chains = sample.read_chains(run)
-    run.add_metrics("dataset", dataset.build(run, r, {p.id: p for p in found}, chains))
+    run.add_metrics("dataset", dataset.build_dataset(run, r, {p.id: p for p in found}, chains))
     _adapter(run)
     _evaluate(run, r, [p for p in found if p.split == "test"], scorers)
     for name in ("arms", "steps", "loss"):
         run["cards"].mkdir(exist_ok=True)
         run[f"cards/{name}.png"].write_bytes(b"a picture")
-    cards.build(run)
+    cards.build_cards(run)
     return run, r
 
 
@@ -107,11 +107,11 @@ def _adapter(run: Run) -> None:
 
 
 def _evaluate(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -> None:
-    asyncio.run(arms.ask(run, r, asked, complete, BatchScorer(scorers["reward"])))
-    answers = collect(run, r, asked, scorers)
+    asyncio.run(arms.answer_prompts(run, r, asked, complete, BatchScorer(scorers["reward"])))
+    answers = collect_answers(run, r, asked, scorers)
     about = fixture_run.metrics()["evaluation"]["scores"]
     neutral = {"base": {"one": 3.0, "two": 3.5}, "distilled": {"one": 3.1, "two": 3.4}}
-    numbers = summarise(r, asked, answers, about, dict.fromkeys(r.evaluation.arms), neutral, look=1)
+    numbers = summarise_evaluation(r, asked, answers, about, dict.fromkeys(r.evaluation.arms), neutral, look=1)
     rest = {"processors": "core", "neutral_texts": 2, "neutral": neutral, "scores": about, "served_on": "a script"}
     run.add_metrics("evaluation", numbers | rest)
     run.add_metrics("test_set", {"id": "abc", "adapters_scored": 1, "position": 1})

@@ -62,6 +62,10 @@ def test_what_is_not_there_is_an_error_with_the_way_out(recipe_file: Path, serve
         _ = results.adapter
     with pytest.raises(ConfigError):
         dsc_hub.load_run("nosuch")
+    facts = results.folder / "run.json"
+    facts.write_text(facts.read_text().replace('"chains_per_prompt"', '"chains_a_prompt"'))
+    with pytest.raises(RunError, match="can't read: .*chains_a_prompt"):
+        _ = results.recipe
     metrics = results.folder / "metrics.json"
     metrics.write_text(metrics.read_text().replace('"finished"', '"finnished"'))
     with pytest.raises(RunError, match="is damaged"):
@@ -83,9 +87,9 @@ async def _double(n: int) -> int:
 
 def test_a_coroutine_runs_with_and_without_a_loop_around_it():
     async def outer() -> int:
-        return event_loop.run(_double(3))
+        return event_loop.run_coroutine(_double(3))
 
-    assert event_loop.run(_double(2)) == 4 and asyncio.run(outer()) == 6
+    assert event_loop.run_coroutine(_double(2)) == 4 and asyncio.run(outer()) == 6
 
 
 def test_an_interrupt_ends_the_coroutine_before_it_is_raised():
@@ -101,7 +105,7 @@ def test_an_interrupt_ends_the_coroutine_before_it_is_raised():
         signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
-            event_loop.run(long())
+            event_loop.run_coroutine(long())
 
     before, started = signal.getsignal(signal.SIGINT), time.monotonic()
     try:

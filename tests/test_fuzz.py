@@ -35,6 +35,6 @@ def test_a_traceback_is_a_finding(monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object) -> None:
         raise KeyError("chain")
 
-    monkeypatch.setattr(untrusted, "read", broken)
+    monkeypatch.setattr(untrusted, "read_untrusted", broken)
     n, findings = fuzz.fuzz("recipes", 60, most=3)
     assert n == 3 and len(findings) == 1 and "KeyError: 'chain'" in findings[0]

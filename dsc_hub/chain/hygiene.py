@@ -1,8 +1,8 @@
-"""Is a text fit to be kept at all? Asked before the acceptance rule, because small models game every reward at once.
+"""Checks whether a text may be kept at all; applied before the acceptance rule, since small models game every reward.
 
-A defect is a short reason that is counted and shown; "" means clean. The detectors are deliberately plain: each is a
-function of the text that can be read in a line or two, and how often each is right was measured on labelled texts of real
-output (`python -m tests.benchmarks.hygiene`; figures in README, "Hygiene").
+A defect is a short reason that is counted and displayed; "" means clean. The detectors are deliberately simple: each is
+a short function of the text. Their precision and recall were measured on labelled texts of real output (`python -m
+tests.benchmarks.hygiene`; figures in README, "Hygiene").
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from dsc_hub.records import Prompt
 
 EMPTY = "empty"
 CUT = "cut at the length limit"
-LANGUAGE = "in another language"
+OTHER_LANGUAGE = "in another language"
 META = "talks about the conversation"
 REPEATS = "repeats itself"
 COPIES = "copies the critique"
 OFF = "does not name its subject"
-DEFECTS = (EMPTY, CUT, LANGUAGE, META, REPEATS, COPIES, OFF)
+DEFECTS = (EMPTY, CUT, OTHER_LANGUAGE, META, REPEATS, COPIES, OFF)
 
-REPEATED_3GRAMS = HygieneConfig().repeated  # share from which a text counts as repeating itself
-REPEATED_PAIR = 0.03  # a pair of longer words that stands three times in the text, for at least this share of its words
-COPIED_3GRAMS = 0.3  # share of the text's 3-grams found in the critique
-MOST_OPENINGS = 2  # sentences or lines that `strip` may cut off a text
-LEAST_LEFT = 4  # words that must be left of it
+REPEATED_3GRAMS = HygieneConfig().repeated  # minimum share for which a text counts as repeating itself
+REPEATED_PAIR = 0.03  # minimum share of the text's words, for a pair of longer words that occurs at least three times
+COPIED_3GRAMS = 0.3  # minimum share of the text's 3-grams that also occur in the critique
+MOST_OPENINGS = 2  # maximum number of sentences or lines that `strip` removes
+LEAST_LEFT = 4  # minimum number of words that must remain
 
 _WRITING = r"(?:review|rewrite|revision|response|answer|version|draft|critique|edit|text|sentence|statement|essay|summary|paragraph)"
-# For texts in lower case, and with what all have in common in front: three times as fast.
+# For lower-case texts; the common prefix is factored out, which is three times as fast.
 _META = re.compile(
     r"\b(?:"
     + "|".join(
@@ -46,7 +46,7 @@ _META = re.compile(
             rf"here(?:'s| is| are) (?:a|an|the|my|some|your|one|possible) (?:[\w-]+,? ){{0,4}}(?:example|sample|one:|{_WRITING})",
             r"(?:this|the) (?:review|rewrite|revision|critique|edit) (?:is|was|now|should|could|does|focuses|provides|provided|highlights|captures|aims|has been)\b",
             r"(?:this|in (?:a|this)(?: [\w-]+,?(?: and)?){0,3}) (?:review|rewrite|revision|edit)\b|in this (?:question|response|answer)\b",
-            # the form that was asked for
+            # the requested form
             r"in (?:just |only |about )?(?:a few|a couple of|one|two|three|four|five|\d) (?:\w+ ){0,2}(?:sentences?|paragraphs?)\b",
             r"(?:more |entirely |truly )?(?:positive|negative|warm|supportive) (?:critique|critic|criticism|approach|rewording)\b",
             # the writer as an assistant
@@ -59,7 +59,7 @@ _META = re.compile(
     )
     + ")"
 )
-# How a text begins that speaks of the task first; `strip` cuts no other sentence off.
+# Openings that talk about the task; `strip` removes no other sentences.
 _OPENER = re.compile(
     r"\W*(?:(?:sure|certainly|of course|okay|absolutely)\b|here(?:'s| is| are)\b|thank you for (?:the|your) (?:feedback|suggestions?|request)"
     r"|i(?:'ve| have)? (?:re\w+|made|edited)\b|(?:revised|rewritten|updated|improved|new) \w+ ?:|in (?:a few|one|two|three|four|five) \w* ?sentences?\s*:"
@@ -70,7 +70,8 @@ _PLEASANTRY = re.compile(
     r"\W*(?:sure|certainly|of course|okay|absolutely|thank you for (?:the|your) (?:feedback|suggestions?|request))\W*",
     re.IGNORECASE,
 )
-# A longer word doubled ("bold and bold"), in lower case, and what English does double ("louder and louder", "hours and hours").
+# A repeated longer word ("bold and bold"), in lower case, and repetitions usual in English ("louder and louder", "hours
+# and hours").
 _DOUBLED = re.compile(r"\b(\w{5,}+),? (?:and|or) (?:a |the )?\1\b(?!')")
 _WELL_DOUBLED = re.compile(
     r"\w+er|again|worse|through|round|(?:hour|year|week|month|mile|time|dozen|hundred|thousand|million|age)s"
@@ -80,7 +81,7 @@ _PIECE = re.compile(r".*?(?::\s*\n+|:\s+|\n+|[.!?][\"')\]]*\s+)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What hygiene made of a text: `text` is what may be kept, `raw` what it was stripped from ("" if nothing was cut)."""
+    """Result of the check: `text` is the text to keep, `raw` the text before stripping ("" if nothing was removed)."""
 
     text: str
     defect: str
@@ -88,9 +89,9 @@ class Finding:
 
 
 def inspect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneConfig) -> Finding:
-    """The first reason why the text can't be kept ("" if there is none), after stripping if the rules say so.
+    """Return the first defect of the text ("" if there is none), after stripping if the rules say so.
 
-    `finish_reason` is the server's ("stop", "length"); `critique` is what the text was written after ("": none).
+    `finish_reason` is the server's ("stop", "length"); `critique` is the critique that the text answers ("": none).
     """
     kept = strip_opening(text) if rules.meta_talk == "strip" else text
     return Finding(kept, _defect(kept, finish_reason, prompt, critique, rules), text if kept != text else "")
@@ -102,7 +103,7 @@ def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules:
     if finish_reason == "length":
         return CUT
     if rules.language == "prompt" and in_another_language(text, prompt.text):
-        return LANGUAGE
+        return OTHER_LANGUAGE
     if rules.meta_talk != "keep" and talks_about_the_conversation(text):
         return META
     if repeats_itself(text, subject_of(prompt), rules.repeated):
@@ -115,46 +116,53 @@ def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules:
 
 
 def talks_about_the_conversation(text: str) -> bool:
-    """Does the text, or a part of it, speak of the task, the request or an earlier version in place of its subject?"""
+    """Return whether the text, or a part of it, is about the task, the request or an earlier version."""
     return bool(_META.search(text.lower()))
 
 
 def repeats_itself(text: str, subject: str = "", share: float = REPEATED_3GRAMS) -> bool:
-    """Does a reader meet the same phrase again and again? The subject's name may come as often as it likes; `share` is
-    that of 3-grams that come again, from which it is too much (0: one is too much; 1: nothing is looked for)."""
+    """Return whether the text repeats the same phrases. The subject's name may occur any number of times.
+
+    `share` is the share of repeated 3-grams that is too much (0: a single one is too much; 1: no check).
+    """
     if share >= 1:
         return False
-    found = without(text, subject)
-    repeated = repeated_share(found, 3)
+    remaining = without(text, subject)
+    repeated = repeated_share(remaining, 3)
     return (
         0 < repeated >= share
-        or any(not _WELL_DOUBLED.fullmatch(found[1]) for found in _DOUBLED.finditer(text.lower()))
-        or _most_frequent_pair(found) >= max(3, REPEATED_PAIR * len(found))
+        or any(not _WELL_DOUBLED.fullmatch(match[1]) for match in _DOUBLED.finditer(text.lower()))
+        or _most_frequent_pair(remaining) >= max(3, REPEATED_PAIR * len(remaining))
     )
 
 
 def _most_frequent_pair(found: Sequence[str]) -> int:
-    """How often the most frequent pair of neighbouring longer words occurs, shorter words between them left out.
-    Scripts without spaces have none, there the longer n-grams must do."""
-    longer = [w for w in found if len(w) >= 4] if "".join(found).isascii() else list(filter(_is_longer, found))
-    return max(Counter(ngrams(longer, 2)).values(), default=0)
+    """Return the count of the most frequent pair of neighbouring longer words, with shorter words left out.
+
+    Scripts without spaces have no such pairs; for them the longer n-grams must suffice.
+    """
+    longer_words = [w for w in found if len(w) >= 4] if "".join(found).isascii() else list(filter(_is_longer, found))
+    return max(Counter(ngrams(longer_words, 2)).values(), default=0)
 
 
 def _is_longer(word: str) -> bool:
-    """Four letters, of which a syllable of Korean is two or three."""
+    """Return whether the word has four letters or more; a Korean syllable counts as two or three."""
     return not is_unspaced(word) and len(unicodedata.normalize("NFD", word)) >= 4
 
 
 def copies(text: str, critique: str) -> bool:
-    """Is the text in good part the critique's own words?"""
+    """Return whether a large part of the text is copied from the critique."""
     if not critique:
         return False
-    mine, theirs = phrases(words(text), 3), set(phrases(words(critique), 3))
-    return bool(mine) and sum(g in theirs for g in mine) / len(mine) >= COPIED_3GRAMS
+    text_phrases, critique_phrases = phrases(words(text), 3), set(phrases(words(critique), 3))
+    return bool(text_phrases) and sum(g in critique_phrases for g in text_phrases) / len(text_phrases) >= COPIED_3GRAMS
 
 
 def strip_opening(text: str) -> str:
-    """The text without an opening that talks about the task ("Here's a rewritten version:"), if enough is left."""
+    """Return the text without an opening that talks about the task ("Here's a rewritten version:").
+
+    The text is returned unchanged if too little would remain.
+    """
     rest = text.strip()
     for _ in range(MOST_OPENINGS):
         piece = _PIECE.match(rest)
@@ -162,10 +170,10 @@ def strip_opening(text: str) -> str:
             break
         if not talks_about_the_conversation(piece.group()) and not _PLEASANTRY.fullmatch(piece.group()):
             break
-        left = rest[piece.end() :].strip()
-        if not phrases(words(left), LEAST_LEFT):
+        remainder = rest[piece.end() :].strip()
+        if not phrases(words(remainder), LEAST_LEFT):
             break
-        rest = left
+        rest = remainder
     if rest == text.strip():
         return text
     whole_quote = re.fullmatch(

@@ -52,7 +52,8 @@ _LANGUAGES = {
 }
 _CODE_OF = {name: code for code, names in _LANGUAGES.items() for name in names.split()}
 _ENGLISH = frozenset(  # none of these is a word of another language that is common in print
-    "the and that this with from have were been which what when where who whose how why their there they you your she would "
+    "the and that this with from have were been which what when where who whose how why their there they you your she "
+    "would "
     "could should about into than then these those through because it's don't i'm".split()
 )
 _LATIN = re.compile("[A-Za-z\u00aa\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u1d00-\u1d25\u1e00-\u1eff]")

@@ -6,10 +6,10 @@ from dsc_hub.chain.chain import seed_of
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.evaluation.blind import (
-    FILE,
+    JUDGEMENTS,
     Choice,
+    Judgement,
     Pair,
-    Verdict,
     counted,
     order_of,
     pick,
@@ -21,7 +21,7 @@ from dsc_hub.evaluation.blind import (
 from dsc_hub.runs.run import Run
 
 
-def compare(run: Run, n: int, judge: str) -> None:
+def judge_pairs(run: Run, n: int, judge: str) -> None:
     """Let `judge` judge up to n pairs that they have not judged yet; store each verdict at once; print the tally."""
     from dsc_hub.cli import terminal
 
@@ -34,12 +34,13 @@ def compare(run: Run, n: int, judge: str) -> None:
     todo = [(number, p) for number, p in enumerate(chosen, 1) if p.prompt_id not in done]
     if todo:
         terminal.line(
-            f"{len(todo)} of {len(chosen)} pairs are left to judge. Which answer is better? Type A, B or t (tie) and Enter; "
+            f"{len(todo)} of {len(chosen)} pairs are left to judge. Which answer is better? Type A, B or t (tie) and "
+            "Enter; "
             "q ends, and the same command goes on from there."
         )
     elif chosen:
         terminal.line(f"All {len(chosen)} pairs are judged under this name already.")
-    rows = run.rows(FILE)
+    rows = run.rows(JUDGEMENTS)
     try:
         for number, pair in todo:
             verdict = _judged(pair, f"{number} of {len(chosen)}", seed, judge)
@@ -53,7 +54,7 @@ def compare(run: Run, n: int, judge: str) -> None:
     _tell(run)
 
 
-def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
+def _judged(pair: Pair, title: str, seed: int, judge: str) -> Judgement | None:
     """Show one pair and prompt until there is a valid choice; None to end."""
     from dsc_hub.cli import terminal
 
@@ -61,13 +62,13 @@ def _judged(pair: Pair, title: str, seed: int, judge: str) -> Verdict | None:
     shown = order_of(coin)
     terminal.beside([(name, pair.texts[arm], "") for name, arm in zip("AB", shown, strict=True)], (title, pair.prompt))
     while True:
-        word = terminal.ask("better: A, B, t(ie) or q(uit)> ")
+        word = terminal.ask_key("better: A, B, t(ie) or q(uit)> ")
         word = "q" if word is None else word.strip().lower()
         if word in ("q", "quit"):
             return None
         if word in ("a", "b", "t", "tie"):
             choice: Choice = "A" if word == "a" else "B" if word == "b" else "t"
-            return Verdict(pair.prompt_id, judge, coin, shown, choice, winner(choice, shown), pair.hashes)
+            return Judgement(pair.prompt_id, judge, coin, shown, choice, winner(choice, shown), pair.hashes)
         terminal.line("That is none of A, B, t, q.")
 
 
@@ -85,7 +86,7 @@ def _tell(run: Run) -> None:
                 run.unfinish(stage)
     except RunError as e:
         raise RunError(
-            e.message, f"The verdicts are kept in {run[FILE]}; the same command counts them later."
+            e.message, f"The verdicts are kept in {run[JUDGEMENTS]}; the same command counts them later."
         ) from None
     if tally is None:
         terminal.line("Nothing was judged, nothing is recorded.")
@@ -96,6 +97,7 @@ def _tell(run: Run) -> None:
     terminal.line(f"-> {run['metrics.json']}")
     if stale:
         terminal.line(
-            f"Made before this, and no longer counted as done: {', '.join(stale)}. `dsc report RECIPE` writes the tally into "
+            f"Made before this, and no longer counted as done: {', '.join(stale)}. `dsc report RECIPE` writes the "
+            "tally into "
             f"report and card{'; `dsc publish RECIPE` puts them up again' if 'publish' in stale else ''}."
         )

@@ -1,8 +1,8 @@
 """Chat with base and distilled side by side on the terminal: one server, the adapter unmerged.
 
 Every question is sent to both with the settings of the recipe's evaluation and one seed: concurrently if that is safe
-(see `_answer`), else one after the other. `Talk` holds the history that fits the context and sends no requests; `chat`
-reads questions, sends them and shows the answers. Writes nothing into the run folder.
+(see `_answer`), else one after the other. `Talk` holds the history that fits the context and sends no requests;
+`start_chat` reads questions, sends them and shows the answers. Writes nothing into the run folder.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from dsc_hub.chain.chain import Message, Texts, seed_of
 from dsc_hub.cli import terminal
 from dsc_hub.config import origin, untrusted
@@ -30,6 +28,7 @@ from dsc_hub.inference.client import Completion, Generator, RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline.context import announce_servers
 from dsc_hub.records import prompt_id
+from dsc_hub.runs.results import recipe_of
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, event_loop, machine
 from dsc_hub.system.progress import duration, moving_line, say
@@ -95,11 +94,11 @@ class Talk:
             self.said[arm].append(Exchange(question, c.text, max(0, c.prompt_tokens + c.new_tokens - before)))
 
 
-def chat(run: Run) -> None:
+def start_chat(run: Run) -> None:
     """Serve base and adapter, and answer questions until `/quit` or the end of input."""
-    recipe = _recipe(run)
+    recipe = recipe_of(run)
     if where := origin.of_another(run.folder):
-        untrusted.check(f"{run.folder}, downloaded from {where},", recipe)
+        untrusted.check_untrusted(f"{run.folder}, downloaded from {where},", recipe)
     announce_servers(recipe)
     if run.marker("distill") is None or not (run["adapter"] / "adapter_model.safetensors").is_file():
         raise RunError(
@@ -113,7 +112,7 @@ def chat(run: Run) -> None:
         terminal.line(
             "Both answer every line, each with its own memory. /new forgets the conversation; /quit or Ctrl-D ends."
         )
-        while (question := _read()) is not None:
+        while (question := _read_question()) is not None:
             if question == "/new":
                 talk.forget()
                 terminal.line("forgotten")
@@ -121,16 +120,6 @@ def chat(run: Run) -> None:
                 terminal.line(f"{question} is no command: there are /new and /quit")
             elif question:
                 _answer(recipe, endpoints, talk, question, at_once)
-
-
-def _recipe(run: Run) -> Recipe:
-    try:
-        return Recipe.model_validate(run.facts["recipe"])
-    except (KeyError, ValidationError) as e:
-        raise RunError(
-            f"{run['run.json']} holds a recipe that this version of dsc can't read: {' '.join(str(e).split())[:200]}",
-            "Run the recipe again with `dsc run`.",
-        ) from None
 
 
 @contextlib.contextmanager
@@ -154,15 +143,15 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     weights, _ = evaluation_weights(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
     started = time.monotonic()
     log = cache.cache_home() / "chat.vllm.log"
-    with servers.serve(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:
+    with servers.serve_model(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:
         say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")
         yield endpoints
 
 
-def _read() -> str | None:
+def _read_question() -> str | None:
     """Return the user's next line; None to end. Ctrl-C drops the line: it may have been meant for the last answer."""
     try:
-        typed = terminal.ask("\nyou> ")
+        typed = terminal.ask_key("\nyou> ")
     except KeyboardInterrupt:
         terminal.line("\n/quit or Ctrl-D ends")
         return ""
@@ -181,7 +170,7 @@ def _answer(
         subject = "the oldest exchange is" if n == 1 else f"the oldest {n} exchanges are"
         terminal.line(f"The conversation no longer fits {recipe.serving.context} tokens: {subject} forgotten.")
     try:
-        answers = event_loop.run(_ask_both(recipe, endpoints, talk, question, at_once))
+        answers = event_loop.run_coroutine(_ask_both(recipe, endpoints, talk, question, at_once))
     except KeyboardInterrupt:
         terminal.line("cancelled: the question is not part of the conversation")
         return

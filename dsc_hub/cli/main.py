@@ -34,14 +34,14 @@ HUB_PORT = 8765
 def cli() -> None:
     """Distilled self-critique: prompts in, a published and measured adapter out.
 
-    RECIPE is a packaged recipe's name (`dsc recipes list`), a YAML file, or hub:USER/REPO[@REVISION]. Any key of it can be
-    overridden with KEY.SUB=VALUE behind it.
+    RECIPE is a packaged recipe's name (`dsc recipes list`), a YAML file, or hub:USER/REPO[@REVISION]. Any key of it can
+    be overridden with KEY.SUB=VALUE behind it.
     """
 
 
 def _safe_streams() -> None:
-    """Every text can be printed: to a closed standard output nothing is, and where the encoding lacks a sign another stands
-    for it (a minus sign must not vanish)."""
+    """Every text can be printed: to a closed standard output nothing is, and where the encoding lacks a sign another
+    stands for it (a minus sign must not vanish)."""
     plain = {"\N{MINUS SIGN}": "-", "\N{EN DASH}": "-", "\N{HORIZONTAL ELLIPSIS}": "..."}
 
     def instead(error: UnicodeError) -> tuple[str, int]:
@@ -59,9 +59,9 @@ def _safe_streams() -> None:
 
 
 def _results_follow() -> None:
-    """All work is done and only printing is left: whoever reads it may close it early (`| head`), which ends us as quietly as
-    any program of the shell. Until then a broken pipe must not kill us: servers and the Hub are spoken to through sockets. Nor
-    may it kill a program that calls our verbs and reads what they print itself."""
+    """All work is done and only printing is left: whoever reads it may close it early (`| head`), which ends us as
+    quietly as any program of the shell. Until then a broken pipe must not kill us: servers and the Hub are spoken to
+    through sockets. Nor may it kill a program that calls our verbs and reads what they print itself."""
     if sys.stdout is sys.__stdout__:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
@@ -120,7 +120,8 @@ def _allow(context: click.Context, parameter: click.Parameter, values: tuple[str
     for value in values:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", value):
             raise click.BadParameter(
-                f"{value}: expected USER/NAME@COMMIT, the commit with all its 40 digits (of a shorter one there can be two)",
+                f"{value}: expected USER/NAME@COMMIT, the commit with all its 40 digits (of a shorter one there can "
+                "be two)",
                 context,
                 parameter,
             )
@@ -137,10 +138,10 @@ allow_option = click.option(
 )
 
 
-def _described(recipe: str, overrides: tuple[str, ...], runs: Path) -> RunContext:
+def _resolve(recipe: str, overrides: tuple[str, ...], runs: Path) -> RunContext:
     from dsc_hub.pipeline import resolve
 
-    return resolve.resolve(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
+    return resolve.resolve_recipe(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
 
 
 def recipe_verb(f: Callable[..., None]) -> click.Command:
@@ -159,7 +160,7 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
         def verb(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
             from dsc_hub.pipeline.run import run_one
 
-            context = _described(recipe, overrides, runs)
+            context = _resolve(recipe, overrides, runs)
             run_one(context, stage)
             if last_too:
                 run_one(context, last_too)
@@ -178,7 +179,7 @@ def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool,
     """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
     from dsc_hub.pipeline.run import run_all
 
-    context = _described(recipe, overrides, runs)
+    context = _resolve(recipe, overrides, runs)
     run_all(context, retry_failed=retry_failed)
     if as_json:
         _print_json({"run": str(context.run.folder), "metrics": context.run.metrics})
@@ -202,7 +203,7 @@ def sample(
     from dsc_hub.runs import shards
 
     share = shards.parse(shard) if shard else None
-    context = _described(recipe, overrides, runs)
+    context = _resolve(recipe, overrides, runs)
     if share:
         context = resolve.of_shard(context, share)
     run_all(context, "sampling", retry_failed)
@@ -219,15 +220,15 @@ def sample(
 def merge(recipe: str, overrides_and_folders: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Put the shards of a sampling together.
 
-    FOLDERs are run folders that `dsc sample RECIPE --shard I/N` wrote (default: those below the run folder, where a shared
-    disk has them). The overrides must be the same as there.
+    FOLDERs are run folders that `dsc sample RECIPE --shard I/N` wrote (default: those below the run folder, where a
+    shared disk has them). The overrides must be the same as there.
     """
     from dsc_hub.pipeline import run as pipeline_run
 
     folders = [Path(word) for word in overrides_and_folders if "=" not in word or Path(word).is_dir()]
     overrides = tuple(word for word in overrides_and_folders if Path(word) not in folders)
-    context = _described(recipe, overrides, runs)
-    pipeline_run.merge(context, folders)
+    context = _resolve(recipe, overrides, runs)
+    pipeline_run.merge_shards(context, folders)
     if as_json:
         _print_json(context.run.marker("sampling"))
 
@@ -257,7 +258,8 @@ def evaluate(
 ) -> None:
     """Answer the test prompts with every arm, and score the answers.
 
-    With --adapter, somebody else's adapter beside the recipe's base model: dsc evaluate --adapter hub:ann/kind-lora --on quickstart
+    With --adapter, somebody else's adapter beside the recipe's base model: dsc evaluate --adapter hub:ann/kind-lora
+    --on quickstart
     """
     from dsc_hub.cli import screens
     from dsc_hub.pipeline import resolve
@@ -272,11 +274,11 @@ def evaluate(
             "name a recipe: dsc evaluate RECIPE, or dsc evaluate --adapter hub:USER/REPO --on RECIPE"
         )
     if adapter is None:
-        context = _described(recipe, overrides, runs)
+        context = _resolve(recipe, overrides, runs)
         run_one(context, "evaluation")
     else:
         context = evaluate_adapter(
-            _described(recipe, (*resolve.ARMS_OF_ANOTHER, *overrides, *resolve.OF_ANOTHER), runs), adapter
+            _resolve(recipe, (*resolve.ARMS_OF_ANOTHER, *overrides, *resolve.OF_ANOTHER), runs), adapter
         )
     if as_json:
         _print_json(context.run.metrics["evaluation"])
@@ -302,14 +304,14 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
     from dsc_hub.pipeline import preflight
     from dsc_hub.pipeline.context import hub_account
 
-    context = _described(recipe, overrides, runs)
+    context = _resolve(recipe, overrides, runs)
     with hub_account(context.recipe) as account:
-        estimate = preflight.check(context, account)
+        estimate = preflight.check_run(context, account)
     if as_json:
         _print_json(estimate | {"run": str(context.run.folder)})
     else:
         _results_follow()
-        screens.plan(context, estimate)
+        screens.show_plan(context, estimate)
 
 
 @recipe_verb
@@ -320,8 +322,8 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_jso
     from dsc_hub.cli import screens
     from dsc_hub.pipeline import session
 
-    context = _described(recipe, overrides, runs)
-    tried, seconds, failed = session.try_out(context, count)
+    context = _resolve(recipe, overrides, runs)
+    tried, seconds, failed = session.sample_a_few(context, count)
     if as_json:
         chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
         _print_json({"chains": chains, "seconds": seconds, "failed": failed})
@@ -344,9 +346,9 @@ def check(reference: str, runs: Path, as_json: bool) -> None:
     """
     from dsc_hub.cli import screens
     from dsc_hub.evaluation.claim import claim_of
-    from dsc_hub.runs.run import find
+    from dsc_hub.runs.run import find_run
 
-    run = find(reference, runs)
+    run = find_run(reference, runs)
     claim = claim_of(run)
     if as_json:
         _print_json({"run": str(run.folder), **claim})
@@ -366,9 +368,9 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
     """
     from dsc_hub.cli import screens as screen
     from dsc_hub.runs.results import evaluated
-    from dsc_hub.runs.run import find
+    from dsc_hub.runs.run import find_run
 
-    run = find(reference, runs)
+    run = find_run(reference, runs)
     if as_json:
         _print_json(evaluated(run))
     else:
@@ -383,10 +385,10 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
 def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Compare the arms of two or more runs, paired where their prompts agree; the first RUN is the baseline."""
     from dsc_hub.cli import screens as screen
-    from dsc_hub.evaluation.compare import compare as compared
-    from dsc_hub.runs.run import find
+    from dsc_hub.evaluation.compare import compare_runs as compared
+    from dsc_hub.runs.run import find_run
 
-    found = compared([find(r, runs) for r in references])
+    found = compared([find_run(r, runs) for r in references])
     if as_json:
         _print_json(found)
     else:
@@ -404,12 +406,12 @@ def grid(file: Path, runs: Path, as_json: bool) -> None:
     from dsc_hub.cli import screens as screen
     from dsc_hub.pipeline import grid as grids
 
-    rows = grids.run(file, runs, click.get_current_context().meta["allowed_code"])
+    rows = grids.run_grid(file, runs, click.get_current_context().meta["allowed_code"])
     if as_json:
         _print_json(rows)
     else:
         _results_follow()
-        screen.grid(rows)
+        screen.show_grid(rows)
     if any(row["error"] for row in rows):
         raise SystemExit(1)
 
@@ -423,15 +425,15 @@ def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> 
 
     RUN is a run folder, or a recipe's name for its newest run.
     """
-    from dsc_hub.cli.blind import compare
+    from dsc_hub.cli.blind import judge_pairs
     from dsc_hub.evaluation.blind import counts
-    from dsc_hub.runs.run import find
+    from dsc_hub.runs.run import find_run
 
-    run = find(reference, runs)
+    run = find_run(reference, runs)
     if as_json:
         _print_json({"run": str(run.folder), **counts(run)})
     else:
-        compare(run, count, judge)
+        judge_pairs(run, count, judge)
 
 
 @run_verb
@@ -440,10 +442,10 @@ def chat(reference: str, runs: Path) -> None:
 
     RUN is a run folder, or a recipe's name for its newest run.
     """
-    from dsc_hub.cli.chat import chat
-    from dsc_hub.runs.run import find
+    from dsc_hub.cli.chat import start_chat
+    from dsc_hub.runs.run import find_run
 
-    chat(find(reference, runs))
+    start_chat(find_run(reference, runs))
 
 
 @cli.command()
@@ -458,7 +460,7 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
     REPO is USER/NAME, of a dataset or a model, at HF_ENDPOINT (the public Hub by default).
     """
     from dsc_hub.cli import screens
-    from dsc_hub.hub.pull import pull as fetched
+    from dsc_hub.hub.pull import pull_repo as fetched
 
     found = fetched(reference, folder)
     if as_json:
@@ -478,7 +480,7 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
     Exit code 1 if something differs.
     """
     from dsc_hub.cli import screens
-    from dsc_hub.publish.verify import verify as checked
+    from dsc_hub.publish.verify import verify_repo as checked
 
     found, checks = checked(reference, rescore)
     if as_json:
@@ -501,11 +503,12 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
 def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None, column: str, as_json: bool) -> None:
     """Score the texts in FILE with METRIC: a shipped one, your own NAME.py, or a Space USER/NAME.
 
-    FILE has a text a line, or is .jsonl, .csv or .parquet; columns `prompt` and `kind` go along. OPTIONs are the metric's.
+    FILE has a text a line, or is .jsonl, .csv or .parquet; columns `prompt` and `kind` go along. OPTIONs are the
+    metric's.
     """
     from dsc_hub.cli import screens as screen
     from dsc_hub.config.recipe_files import parse_options
-    from dsc_hub.evaluation.score_file import score as scored
+    from dsc_hub.evaluation.score_file import score_file as scored
     from dsc_hub.metrics.registry import Code
 
     code = Code(Path(), click.get_current_context().meta["allowed_code"])
@@ -537,10 +540,11 @@ def schema(of: str) -> None:
 @click.option("--public", is_flag=True, help="Anybody may load it.")
 @json_option
 def publish_metric(metric: str, to: str, owner: str | None, name: str | None, public: bool, as_json: bool) -> None:
-    """Publish METRIC, a shipped one's name or your own FILE.py, as a Space that evaluate.load("USER/METRIC") loads without dsc_hub."""
+    """Publish METRIC, a shipped one's name or your own FILE.py, as a Space that evaluate.load("USER/METRIC") loads
+    without dsc_hub."""
     from dsc_hub.pipeline.context import account_at
     from dsc_hub.publish.metric_space import name_of
-    from dsc_hub.publish.metric_space import publish as put
+    from dsc_hub.publish.metric_space import publish_metric as put
 
     with account_at(to, owner) as account:
         found = put(metric, account, name or name_of(metric), not public)
@@ -562,7 +566,8 @@ def import_reference(
 ) -> None:
     """Take result rows of the reference implementation (a JSON list) as chains of one step, to go on from there.
 
-    RECIPE says what the later stages do; a copy of it with the rows' prompts is written, and its run begins with these chains.
+    RECIPE says what the later stages do; a copy of it with the rows' prompts is written, and its run begins with these
+    chains.
     """
     from dsc_hub.pipeline.import_reference import import_rows
 
@@ -582,13 +587,13 @@ def recipes() -> None:
 @json_option
 def recipes_list(as_json: bool) -> None:
     """Names of the packaged recipes and what they are for."""
-    from dsc_hub.config.recipe_files import load, packaged_recipes
+    from dsc_hub.config.recipe_files import load_recipe_file, packaged_recipes
 
     if as_json:
-        _print_json({name: load(path).description for name, path in packaged_recipes().items()})
+        _print_json({name: load_recipe_file(path).description for name, path in packaged_recipes().items()})
         return
     for name, path in packaged_recipes().items():
-        click.echo(f"{name:<16} {load(path).description}")
+        click.echo(f"{name:<16} {load_recipe_file(path).description}")
 
 
 @recipes.command("copy")

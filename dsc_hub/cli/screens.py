@@ -40,7 +40,7 @@ def _grid() -> Table:
     return table
 
 
-def plan(context: RunContext, e: Mapping[str, Any]) -> None:
+def show_plan(context: RunContext, e: Mapping[str, Any]) -> None:
     """Print the plan of a run, from the estimate of `preflight.check`."""
     r = context.recipe
     table = _grid()
@@ -158,7 +158,8 @@ def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float
         )
     steps = [s for _, c in tried for s in c.steps]
     terminal.out.print(
-        f"{len(tried)} chains, {failed} failed, in {duration(seconds)}; {sum(s.accepted for s in steps)} of {len(steps)} revisions accepted ({recipe.chain.acceptance})"
+        f"{len(tried)} chains, {failed} failed, in {duration(seconds)}; {sum(s.accepted for s in steps)} of "
+        f"{len(steps)} revisions accepted ({recipe.chain.acceptance})"
     )
 
 
@@ -199,7 +200,7 @@ def numbers(run: Run) -> None:
 
 
 def comparison(found: Mapping[str, Any]) -> None:
-    """Print the result of `compare.compare`: a table of the runs' arms and one of their differences."""
+    """Print the result of `compare.judge_difference`: a table of the runs' arms and one of their differences."""
     from dsc_hub.report.tables import comparison_tables
 
     for table in comparison_tables(found):
@@ -259,7 +260,7 @@ def closing(context: RunContext, hub_port: int) -> None:
         terminal.out.print(closing_table(metrics))
         if told := claim_sentence(metrics):
             terminal.out.print(Text(told, "bold"))
-            short = _short(context.run.folder)
+            short = _short_folder(context.run.folder)
             terminal.out.print(
                 Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})")
             )
@@ -295,7 +296,8 @@ def closing(context: RunContext, hub_port: int) -> None:
         )
         terminal.out.print(
             Text(
-                f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat {_short(default_root() / 'token')})\n"
+                f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat "
+                f"{_short_folder(default_root() / 'token')})\n"
                 f'  python -c \'from datasets import load_dataset; print(load_dataset("{facts["repos"]["dataset"]}", "sft"))\''
             ),
             soft_wrap=True,
@@ -317,12 +319,12 @@ def _times(stages: Mapping[str, float], budget: Mapping[str, float]) -> Table:
     return table
 
 
-def _short(path: Path) -> str:
+def _short_folder(path: Path) -> str:
     home = str(Path.home())
     return str(path).replace(home, "~", 1) if str(path).startswith(home + "/") else str(path)
 
 
-def grid(rows: Sequence[Mapping[str, Any]]) -> None:
+def show_grid(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print the result of `dsc grid`: the table and the locations of the runs."""
     from dsc_hub.report.tables import grid_table
 
@@ -352,7 +354,8 @@ def scored(found: Mapping[str, Any]) -> None:
     way = "higher" if found["higher_is_better"] else "lower"
     terminal.out.print(
         Text(
-            f"{found['metric']}: mean {formatting.interval(found['estimate'])} over {found['estimate']['n']:,} texts, {found['unscored']:,} "
+            f"{found['metric']}: mean {formatting.interval(found['estimate'])} over {found['estimate']['n']:,} texts, "
+            f"{found['unscored']:,} "
             f"unscored; {found['unit']}, {way} is better; {found['identity']}"
         )
     )

@@ -56,7 +56,7 @@ def _panel(title: str, text: str, small: str) -> Panel:
     )
 
 
-def ask(prompt: str) -> str | None:
+def ask_key(prompt: str) -> str | None:
     """Return the user's next line; None at the end of input (Ctrl-D, or the end of a file)."""
     if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.errors != "replace":  # before the first read
         sys.stdin.reconfigure(errors="replace")

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-ADAPTER = "distilled"  # the name under which the adapter is served
+ADAPTER = "distilled"  # model name of the served adapter
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`model`: None is the base. `way`: one plain answer, a whole chain, or the best of several answers. `title` is for people."""
+    """One arm of an evaluation.
+
+    `model`: None is the base. `way`: a single answer, a whole chain, or the best of several answers. `title` is for
+    display.
+    """
 
     model: str | None
     way: Literal["answer", "chain", "best"]
@@ -19,11 +23,11 @@ class Arm:
 
     @property
     def prefix(self) -> str:
-        """Of the files that hold what this arm's model wrote."""
+        """Path prefix of the files with the outputs of this arm's model."""
         return f"evaluation/{self.model}." if self.model else "evaluation/"
 
 
-# All that is known of the arms (arms.py says what they are for); in this order they are asked.
+# The table of arms (evaluation/arms.py describes them), in the order in which they run.
 ARMS = {
     "base": Arm(None, "answer", "base"),
     "self_critique": Arm(None, "chain", "self-critique"),
@@ -34,11 +38,11 @@ ARMS = {
 
 
 def models_of(arms: Iterable[str]) -> tuple[str | None, ...]:
-    """Which models the arms ask, the base (None) first."""
-    wanted = set(arms)
-    return tuple(dict.fromkeys(arm.model for name, arm in ARMS.items() if name in wanted))
+    """Return the models that the arms use, the base (None) first."""
+    names = set(arms)
+    return tuple(dict.fromkeys(arm.model for name, arm in ARMS.items() if name in names))
 
 
 def judges_claim(arms: Sequence[str]) -> bool:
-    """Is "distilled is better than its base" judged where these arms are compared? The first is the baseline."""
+    """Return whether comparing these arms tests "distilled is better than its base". The first is the baseline."""
     return arms[0] == "base" and "distilled" in arms

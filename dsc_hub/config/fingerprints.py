@@ -10,10 +10,10 @@ from dsc_hub.system.hashing import digest
 
 
 def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str, str]:
-    """A fingerprint per stage, each chained to the one before: equal fingerprints mean equal inputs.
+    """Return a fingerprint per stage, each chained to the previous one: equal fingerprints mean equal inputs.
 
-    `identity` holds what the recipe only names: `prompts` (hash of the files' content), `model`, and the places of `all_scorers`
-    (commit or checksum; "" for a second or third scorer that isn't there).
+    `identity` identifies what the recipe only names: `prompts` (hash of the files' content), `model`, and the places of
+    `all_scorers` (commit or checksum; "" for a second or third scorer that the recipe does not have).
     """
     inputs = Inputs(
         recipe.model_dump(mode="json", exclude_defaults=True),
@@ -24,7 +24,7 @@ def stage_fingerprints(recipe: Recipe, identity: Mapping[str, str]) -> dict[str,
         recipe.description,
     )
     out: dict[str, str] = {}
-    chained = ""
+    previous = ""
     for stage in STAGES:
-        chained = out[stage.name] = digest(chained, [stage.version, *stage.inputs(inputs)])
+        previous = out[stage.name] = digest(previous, [stage.version, *stage.inputs(inputs)])
     return out

@@ -1,7 +1,8 @@
-"""A recipe: the YAML that says what a run does, checked whole before anything starts.
+"""The recipe schema: the YAML that defines a run, validated completely before anything starts.
 
-A recipe is data, never code: numbers, texts, ids. `load(path, overrides)` gives a frozen `Recipe` or one `ConfigError`
-that lists every problem. `stage_fingerprints` says which work a changed recipe would invalidate.
+A recipe is data, never code: numbers, texts, ids. `recipe_files.load(path, overrides)` returns a frozen `Recipe` or
+raises one `ConfigError` that lists every problem. `fingerprints.stage_fingerprints` shows which work a changed recipe
+would invalidate.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dsc_hub.config.stages import NAMES
 from dsc_hub.system.addresses import checked_address, checked_key_name
 from dsc_hub.system.hashing import digest
 
-# The names in a table: pydantic refuses all others. A type checker can't read such a Literal; to it they are texts.
+# Names from the tables: pydantic rejects all others. A type checker can't evaluate such a Literal and sees `str`.
 if TYPE_CHECKING:
     ArmName = str
     RuleName = str
@@ -40,12 +41,13 @@ else:
     RuleName = Literal[tuple(RULES)]
     StageName = Literal[NAMES]
 
-TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other has a prompt a line
-# Name of a score in tables and rows -> the section of the recipe (and of its identity) that it comes from.
+TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other file has one prompt per line
+# Name of a score in tables and rows -> its section in the recipe (and key in its identity).
 SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer"}
-# Settings of the trainer that belong to the tool: where files go, what is sent where, how processes are laid out.
+# Trainer settings that are reserved for the tool: file locations, uploads, process layout.
 OWNED_SFT_KEYS = frozenset(
-    "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to deepspeed "
+    "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to "
+    "deepspeed "
     "fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field "
     "dataset_kwargs completion_only_loss assistant_only_loss eos_token pad_token chat_template_path model_init_kwargs "
     "remove_unused_columns save_strategy logging_dir trackio_space_id run_name".split()
@@ -83,7 +85,7 @@ def _seconds(value: Any) -> Any:
 
 
 def _auto_or(most: int, several: bool = False) -> BeforeValidator:
-    """auto, or a whole number; with `several` also a list of such."""
+    """Accept auto or a whole number; with `several` also a list of these."""
 
     def one(value: Any) -> Any:
         if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
@@ -154,7 +156,8 @@ class PromptsConfig(Section):
     drop_overlaps: bool | None = Field(
         None,
         description="leave out held-out prompts that are near-copies of training prompts: of the same words, or with eight words in a row in "
-        "common; None: the latter only where no groups are named (by templates or group_column), which keep apart what must be apart",
+        "common; None: the latter only where no groups are named (by templates or group_column), which keep apart "
+        "what must be apart",
     )
     split: SplitShares = SplitShares()
 
@@ -324,7 +327,8 @@ class ServingConfig(Section):
             not self.concurrency or len(self.concurrency) != len(self.endpoints)
         ):
             raise ValueError(
-                f"concurrency: {len(self.concurrency)} numbers for {len(self.endpoints)} endpoints; give one for each, or one for all"
+                f"concurrency: {len(self.concurrency)} numbers for {len(self.endpoints)} endpoints; give one for "
+                "each, or one for all"
             )
         return self
 
@@ -336,7 +340,8 @@ class DatasetConfig(Section):
     min_gain: Annotated[float | Literal["auto"] | None, Field(union_mode="left_to_right")] = Field(
         "auto",
         description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf, beside an unscored "
-        "one there is no gain. auto: 0, but no limit under metropolis, whose draws are from their target only if none is left out",
+        "one there is no gain. auto: 0, but no limit under metropolis, whose draws are from their target only if none "
+        "is left out",
     )
     phrase_limit: int | None = Field(
         None,
@@ -498,8 +503,8 @@ class Recipe(Section):
     def _scorers_differ(self) -> Recipe:
         if self.third_scorer and not self.second_scorer:
             raise ValueError("third_scorer: there is no second_scorer; call it that")
-        named = [digest(s.model_dump(include={"metric", "scorer", "options"})) for s in scorers(self).values()]
-        if len(set(named)) < len(named):
+        digests = [digest(s.model_dump(include={"metric", "scorer", "options"})) for s in scorers(self).values()]
+        if len(set(digests)) < len(digests):
             raise ValueError("reward, second_scorer and third_scorer: the same scorer twice tells nothing new")
         return self
 
@@ -510,34 +515,36 @@ class Recipe(Section):
 
 
 def quantization(distill: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Arguments of BitsAndBytesConfig with which a `distill:` section's base is quantised in training, but for the compute
-    dtype, which is the machine's; None where it isn't quantised."""
+    """Return the BitsAndBytesConfig arguments with which the base is quantised in training, by a `distill:` section.
+
+    Without the compute dtype, which depends on the machine. None if the base is not quantised.
+    """
     if distill["method"] != "qlora":
         return None
-    own = distill["quantization"]
-    return dict(own) if own.get("load_in_8bit") else QUANTIZATION_DEFAULTS | own
+    settings = distill["quantization"]
+    return dict(settings) if settings.get("load_in_8bit") else QUANTIZATION_DEFAULTS | settings
 
 
 def generation_at_evaluation(recipe: Recipe) -> GenerationConfig:
-    """The settings with which all arms answer: the chain's, at the evaluation's own temperature if it has one."""
+    """Return the generation settings of all arms: the chain's, with the evaluation's temperature if it sets one."""
     t = recipe.evaluation.temperature
     return recipe.generation if t is None else recipe.generation.model_copy(update={"temperature": t})
 
 
 def scorers(recipe: Recipe) -> dict[str, ScorerConfig]:
-    """The scorers that a recipe names, by the name that their numbers have: reward, second, third."""
+    """Return the scorers that a recipe names, by the name of their scores: reward, second, third."""
     return {name: section for name, key in SCORERS.items() if (section := getattr(recipe, key))}
 
 
 def effective_veto(recipe: Recipe) -> VetoConfig | None:
-    """The veto that holds: the recipe's own, or for a reward of privacy the default one; None where nothing is looked at."""
+    """Return the effective veto: the recipe's own, or the default one for a privacy reward; None if it is empty."""
     private = any(s.metric == "privacy" for s in (recipe.reward, *recipe.reward.plus))
-    found = recipe.chain.veto or (VetoConfig() if private else None)
-    return found if found and (found.similarity or found.length) else None
+    veto = recipe.chain.veto or (VetoConfig() if private else None)
+    return veto if veto and (veto.similarity or veto.length) else None
 
 
 def least_gain(recipe: Recipe) -> float | None:
-    """The gain over the first answer that a training row must exceed (`dataset.min_gain`); None: it needs none."""
+    """Return the gain over the first answer that a training row must exceed (`dataset.min_gain`); None: no minimum."""
     limit = recipe.dataset.min_gain
     if limit == "auto":
         return None if RULES[recipe.chain.acceptance].can_descend else 0.0
@@ -545,15 +552,18 @@ def least_gain(recipe: Recipe) -> float | None:
 
 
 def reward_terms(recipe: Recipe, name: str) -> dict[str, ScorerConfig]:
-    """What one of `scorers` adds up, by its place in the recipe: itself, and of the reward what `plus` names."""
+    """Return the terms that one of `scorers` adds up, by their place in the recipe: itself, and the reward's `plus`."""
     place, section = SCORERS[name], scorers(recipe)[name]
     return {place: section} | {f"{place}.plus.{i}": s for i, s in enumerate(getattr(section, "plus", ()))}
 
 
 @dataclass(frozen=True)
 class Server:
-    """A model server that a recipe asks: the key of the recipe that names it, where it is, the variable with its key, and the
-    model there (None: the only one)."""
+    """A model server that a recipe uses.
+
+    `place` is the recipe's key that names it, `key_name` the environment variable with its API key, `model` the model
+    name on the server (None: the only one).
+    """
 
     place: str
     address: str
@@ -562,7 +572,7 @@ class Server:
 
 
 def servers(recipe: Recipe) -> list[Server]:
-    """All servers of others that a run asks."""
+    """Return all external servers that a run uses."""
     out = [
         Server("serving.endpoints", url, recipe.serving.api_key_env, recipe.serving.served_model)
         for url in recipe.serving.endpoints
@@ -577,24 +587,24 @@ def servers(recipe: Recipe) -> list[Server]:
 
 
 def all_scorers(recipe: Recipe) -> dict[str, ScorerConfig]:
-    """Everything that scores, by its place in the recipe: those of `scorers`, further terms of the reward, the veto's likeness."""
-    found = {place: section for name in scorers(recipe) for place, section in reward_terms(recipe, name).items()}
-    if (kept := effective_veto(recipe)) and kept.similarity:
-        found["chain.veto"] = ScorerConfig(metric="similarity", scorer=kept.scorer, revision=kept.revision)
-    return found
+    """Return every scorer by its place in the recipe: `scorers`, further reward terms, the veto's similarity scorer."""
+    sections = {place: section for name in scorers(recipe) for place, section in reward_terms(recipe, name).items()}
+    if (veto := effective_veto(recipe)) and veto.similarity:
+        sections["chain.veto"] = ScorerConfig(metric="similarity", scorer=veto.scorer, revision=veto.revision)
+    return sections
 
 
-# Of `publish:`, what is decided by whoever publishes: no pulled recipe may set it, and none that we publish does.
+# Keys of `publish:` that the publisher decides: no pulled recipe may set them, and no published recipe contains them.
 PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated", "metrics")
 
 
 def publishes_rejected(publish: Mapping[str, Any]) -> bool:
-    """Do answers that were not kept (all of the base's, rejected revisions) go up, by a recipe's `publish:` section?"""
+    """Return whether a `publish:` section uploads answers that were not kept (all the base's, rejected revisions)."""
     return publish["rejected"] if publish["rejected"] is not None else publish["content_warning"] is None
 
 
 def repo_names(recipe: Recipe) -> dict[str, str | None]:
-    """Names, without owner, of the repos that a recipe publishes: dataset, adapter and (or None) base."""
+    """Return the names, without owner, of the repos that a recipe publishes: dataset, adapter and (or None) base."""
     p = recipe.publish
     return {
         "dataset": p.dataset or f"{recipe.name}-dsc",
@@ -604,16 +614,16 @@ def repo_names(recipe: Recipe) -> dict[str, str | None]:
 
 
 def metric_files(recipe: Recipe) -> dict[str, str]:
-    """The metric files of one's own that a recipe names: place of the scorer -> file, relative to the recipe's folder."""
+    """Return the user's metric files in a recipe: place of the scorer -> file, relative to the recipe's folder."""
     return {place: s.metric for place, s in all_scorers(recipe).items() if s.metric.endswith(".py")}
 
 
 def is_folder(source: str) -> bool:
-    """Is it a folder of this machine, or written like one, and not a name of the Hub?"""
+    """Return whether it is a local folder, or written like one, and not a name on the Hub."""
     try:
         return source.startswith(("/", ".", "~")) or Path(source).is_dir()
-    except (OSError, ValueError):  # too long for a path, or not one
+    except (OSError, ValueError):  # too long for a path, or not a path
         return False
 
 
-SERVERS = ("endpoint", "api_key_env")  # options that are the machine's business: no pulled recipe may set them
+SERVERS = ("endpoint", "api_key_env")  # options that depend on the machine: no pulled recipe may set them

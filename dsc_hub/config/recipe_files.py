@@ -1,4 +1,4 @@
-"""Recipe files: find the one that is meant, read it, override keys, check it whole."""
+"""Recipe files: find a file, read it, apply overrides, validate the whole recipe."""
 
 from __future__ import annotations
 
@@ -20,41 +20,46 @@ from dsc_hub.system.hashing import digest
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Names of the recipes that travel with the package, and their files: NAME is NAME/recipe.yaml, NAME/VARIANT another file
-    beside it."""
+    """Return the recipes shipped with the package: name -> file.
+
+    NAME is NAME/recipe.yaml, NAME/VARIANT is another file in the same folder.
+    """
     folders = sorted(p.parent for p in packaged_folder("recipes").glob("*/recipe.yaml"))
-    found = [path for folder in folders for path in [folder / "recipe.yaml", *sorted(folder.glob("*.yaml"))]]
-    return {p.parent.name if p.stem == "recipe" else f"{p.parent.name}/{p.stem}": p for p in found}
+    files = [path for folder in folders for path in [folder / "recipe.yaml", *sorted(folder.glob("*.yaml"))]]
+    return {p.parent.name if p.stem == "recipe" else f"{p.parent.name}/{p.stem}": p for p in files}
 
 
-def find(reference: str) -> Path:
-    """The file behind what the user typed: a packaged recipe's name, a YAML file, or a folder that holds recipe.yaml."""
-    named = packaged_recipes()
+def find_recipe(reference: str) -> Path:
+    """Return the file for the user's input: a packaged recipe's name, a YAML file, or a folder with recipe.yaml."""
+    recipes = packaged_recipes()
     path = Path(reference)
     if path.is_dir() and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     if path.is_file():
         return path
-    if reference in named:
-        return named[reference]
-    close = difflib.get_close_matches(reference, named, n=1)
+    if reference in recipes:
+        return recipes[reference]
+    close = difflib.get_close_matches(reference, recipes, n=1)
     hint = (
         f"Did you mean '{close[0]}'?"
         if close
-        else f"Packaged recipes: {', '.join(named) or 'none'}. A path names a file, hub:USER/REPO a repo."
+        else f"Packaged recipes: {', '.join(recipes) or 'none'}. A path names a file, hub:USER/REPO a repo."
     )
     raise ConfigError(f"recipe '{reference}' not found: no such file and no packaged recipe of that name", hint)
 
 
 def copy(name: str, folder: Path | None = None) -> tuple[Path, str]:
-    """Copy a packaged recipe and the files beside it (other variants apart) into a new folder, by default one of its name here.
-    The folder and the name that the copy has; ConfigError, and no half of a copy, if it can't be."""
+    """Copy a packaged recipe and the files beside it (except other variants) into a new folder.
+
+    The default folder has the recipe's name, in the working directory. Return the folder and the name of the copy.
+    ConfigError if that fails; no partial copy is left.
+    """
     source = packaged_recipes().get(name)
     if source is None:
         raise (
             ConfigError(f"there is no packaged recipe '{name}'", f"There are: {', '.join(packaged_recipes())}")
             if not Path(name).exists()
-            else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find(name)}")
+            else ConfigError(f"'{name}' is a file or folder, not a packaged recipe's name: {find_recipe(name)}")
         )
     target = folder or Path(name.replace("/", "-"))
     hint = "Name a FOLDER that can be made and written to."
@@ -68,27 +73,31 @@ def copy(name: str, folder: Path | None = None) -> tuple[Path, str]:
         )
         (target / source.name).replace(target / "recipe.yaml")
     except shutil.Error as e:  # (from, to, why) of every file that could not be copied
-        shutil.rmtree(target, ignore_errors=True)  # half a recipe is none
+        shutil.rmtree(target, ignore_errors=True)  # remove the partial copy
         raise ConfigError(f"{target} can't be written: {e.args[0][0][2]}", hint) from None
     except OSError as e:
         raise ConfigError(f"{target} can't be written: {e.strerror or e}", hint) from None
-    # Under a name of its own, the copy has its own folder of runs, and its own repos for dataset and adapter.
-    own = re.sub(r"[^a-z0-9_-]+", "-", target.resolve().name.lower()).strip("-_")[:64] or source.parent.name
+    # With its own name the copy has its own folder of runs, and its own repos for dataset and adapter.
+    new_name = re.sub(r"[^a-z0-9_-]+", "-", target.resolve().name.lower()).strip("-_")[:64] or source.parent.name
     text = (target / "recipe.yaml").read_text(encoding="utf-8")
-    named = re.sub(r"(?m)^name: *[^\s#]+", f'name: "{own}"', text, count=1)  # in quotes: YAML takes 1_000 for a number
-    (target / "recipe.yaml").write_text(named, encoding="utf-8")
-    return target, own
+    # quoted, since YAML parses 1_000 as a number
+    new_text = re.sub(r"(?m)^name: *[^\s#]+", f'name: "{new_name}"', text, count=1)
+    (target / "recipe.yaml").write_text(new_text, encoding="utf-8")
+    return target, new_name
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe file with `key.sub=value` overrides (values are YAML). Raises ConfigError with every problem."""
+def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and validate a recipe file with `key.sub=value` overrides, whose values are YAML.
+
+    ConfigError lists every problem.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
-        at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(
-            f"{path}{at}: not valid YAML: {getattr(e, 'problem', None) or e}",
+            f"{path}{position}: not valid YAML: {getattr(e, 'problem', None) or e}",
             "Mend that line; values with ':' or '#' need quotes.",
         ) from None
     except UnicodeDecodeError as e:
@@ -100,7 +109,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         AttributeError,
         TypeError,
         OverflowError,
-    ) as e:  # what YAML takes for a date or a number and is none, or no end of brackets
+    ) as e:  # invalid dates or numbers, or too many brackets
         raise ConfigError(f"{path}: not valid YAML: {e}", "Put that value into quotes.") from None
     if not isinstance(data, dict):
         raise ConfigError(
@@ -111,7 +120,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
-        problems += messages.problems(e, Recipe)
+        problems += messages.recipe_problems(e, Recipe)
     else:
         names = repo_names(recipe)
         if names["base"] == names["adapter"]:
@@ -127,7 +136,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> str | None:
-    """Set `a.b=value` in `data`; a problem in words if it can't be."""
+    """Set `a.b=value` in `data`; return the problem if that fails, else None."""
     key, sep, raw = override.partition("=")
     if not sep or not re.fullmatch(r"\w+(\.\w+)*", key.strip()):
         return f"override '{override}': expected key.sub=value"
@@ -145,8 +154,8 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
-    """OPTION=VALUE of the command line as a mapping (values are YAML). ConfigError with every problem."""
+    """Return the command line's OPTION=VALUE arguments as a mapping of YAML values. ConfigError lists all problems."""
     data: dict[str, Any] = {}
-    if problems := [p for one in given if (p := _apply_override(data, one))]:
+    if problems := [p for option in given if (p := _apply_override(data, option))]:
         raise ConfigError("options can't be read", problems=problems)
     return data

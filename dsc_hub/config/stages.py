@@ -9,11 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Inputs:
-    """What fingerprints are made of: the recipe, and what the names in it stand for.
+    """Inputs of the fingerprints: the recipe, and the identities of what it names.
 
-    `recipe` is without its defaults, so that a dsc with a new setting goes on with what an older one did. `identity` maps
-    `prompts`, `model` and each scorer's place to a hash, commit or version; "" for a scorer that the recipe doesn't have.
-    `more_scorers` are the identities of further terms of the reward and of the veto's likeness.
+    `recipe` omits default values, so that a newer dsc with an additional setting continues the runs of an older one.
+    `identity` maps `prompts`, `model` and each scorer's place to a hash, commit or version; "" for a scorer that the
+    recipe does not have. `more_scorers` are the identities of further terms of the reward and of the veto's similarity
+    scorer.
     """
 
     recipe: Mapping[str, Any]
@@ -29,22 +30,22 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. Everything that the rest of dsc_hub needs to know of it."""
+    """One stage, with everything that the rest of dsc_hub needs to know about it."""
 
     name: str
-    command: str  # that runs it: `dsc COMMAND RECIPE`
-    version: int  # goes up when a default of its settings, or what it does, changes: older runs do it again
-    inputs: Callable[[Inputs], list[Any]]  # its own part of its fingerprint, beside what the stages before it have
-    files: tuple[str, ...] = ()  # what it leaves behind; without the first one it isn't done. Empty: never reused
-    sections: tuple[str, ...] = ()  # of metrics.json; the first one is its result
-    stale_files: tuple[str, ...] = ()  # of later stages, which don't hold once it is done again
-    shows_judgements: bool = False  # made from what people judged: to be made again after `dsc blind`
-    is_timed: bool = True  # are its seconds a number of metrics.json?
+    command: str  # runs it: `dsc COMMAND RECIPE`
+    version: int  # increase when a default of its settings or its behaviour changes: older runs then repeat it
+    inputs: Callable[[Inputs], list[Any]]  # its own inputs to the fingerprint, in addition to those of earlier stages
+    files: tuple[str, ...] = ()  # its outputs; not done if the first one is missing. Empty: never reused
+    sections: tuple[str, ...] = ()  # sections of metrics.json; the first one is its result
+    stale_files: tuple[str, ...] = ()  # outputs of later stages that become invalid when it runs again
+    shows_judgements: bool = False  # depends on human verdicts: repeated after `dsc blind`
+    is_timed: bool = True  # whether its duration is recorded in metrics.json
 
 
-def _sampling(i: Inputs) -> list[Any]:
-    # Context is in: it decides which prompts fit. Endpoints are in: another server may hold another model. How fast the
-    # work is done (concurrency, memory, batches of a scorer) is out.
+def _sampling_inputs(i: Inputs) -> list[Any]:
+    # Context is included: it decides which prompts fit. Endpoints are included: another server may serve another model.
+    # Settings that affect only the speed (concurrency, memory, a scorer's batch size) are excluded.
     serving = {k: v for k, v in i.section("serving").items() if k in ("context", "endpoints", "served_model")}
     texts = (i.section("chain"), i.section("hygiene"), i.section("generation"))
     return [
@@ -57,7 +58,7 @@ def _sampling(i: Inputs) -> list[Any]:
     ]
 
 
-def _evaluation(i: Inputs) -> list[Any]:
+def _evaluation_inputs(i: Inputs) -> list[Any]:
     scorers = ("second_scorer", "third_scorer")
     return [i.section("evaluation"), *(part for s in scorers for part in (i.section(s, "batch_size"), i.identity[s]))]
 
@@ -75,7 +76,7 @@ STAGES = (
         "sampling",
         command="sample",
         version=5,
-        inputs=_sampling,
+        inputs=_sampling_inputs,
         files=("chains.jsonl", "turns.jsonl", "failed.jsonl", "sessions.jsonl"),
         sections=("sampling",),
     ),
@@ -91,7 +92,7 @@ STAGES = (
         "distill",
         command="distill",
         version=2,
-        inputs=lambda i: [i.section("distill")],  # the number of processes is in: it multiplies the batch
+        inputs=lambda i: [i.section("distill")],  # includes the number of processes: it multiplies the batch size
         files=("adapter",),
         sections=("distill",),
         stale_files=tuple(
@@ -102,7 +103,7 @@ STAGES = (
         "evaluation",
         command="evaluate",
         version=8,
-        inputs=_evaluation,
+        inputs=_evaluation_inputs,
         files=("evaluation", "dataset/evaluation"),
         sections=("evaluation", "test_set", "blind"),
     ),
@@ -128,7 +129,7 @@ STAGES = (
         version=1,
         inputs=lambda i: [],
         shows_judgements=True,
-        is_timed=False,  # metrics.json is published itself: it must not change by being published
+        is_timed=False,  # metrics.json is published itself: publishing must not change it
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
@@ -137,20 +138,20 @@ OF_THE_PIPELINE = ("stages",)  # sections of metrics.json that belong to no sing
 
 
 def before(name: str) -> tuple[str, ...]:
-    """The stages before one, in order. KeyError for a name that is no stage."""
+    """Return the stages before `name`, in order. KeyError for an unknown name."""
     return NAMES[: NAMES.index(BY_NAME[name].name)]
 
 
 def up_to(name: str) -> tuple[str, ...]:
-    """The stages up to one, itself included."""
+    """Return the stages up to and including `name`."""
     return (*before(name), name)
 
 
 def after(name: str) -> tuple[str, ...]:
-    """The stages after one, in order."""
+    """Return the stages after `name`, in order."""
     return NAMES[len(up_to(name)) :]
 
 
 def writer_of(section: str) -> str:
-    """The stage that writes a section of metrics.json; "pipeline" where that is no single stage."""
+    """Return the stage that writes a section of metrics.json; "pipeline" if that is no single stage."""
     return next((stage.name for stage in STAGES if section in stage.sections), "pipeline")

@@ -1,8 +1,8 @@
-"""A recipe that somebody else wrote is data: what it may set, and the error that lists what it may not.
+"""Limits on recipes written by others: which settings they may contain, and the error that lists the others.
 
-It may say what is asked, scored and learned. It may not name servers, keys, local folders, code or files outside its own, nor
-where things go and who may see them; and of the settings that reach a server or a library as they are, it may set those that
-are numbers and names. What the user overrides is the user's.
+Such a recipe is data. It may define prompts, scoring and training. It may not name servers, keys, local folders, code
+or files outside its own folder, nor the destination and visibility of what is published. Of the settings that are
+passed unchanged to a server or a library, it may set numbers and names. The user's overrides are exempt.
 """
 
 from __future__ import annotations
@@ -18,56 +18,63 @@ from dsc_hub.config.recipe import SERVERS, Recipe, ScorerConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.system import plain_yaml
 
-LARGEST = 100_000  # bytes of a recipe.yaml
-MOST_VALUES, LONGEST_TEXT = 64, 200  # of a setting that is passed on
+LARGEST_RECIPE = 100_000  # maximum bytes of a recipe.yaml
+MOST_VALUES, LONGEST_TEXT = 64, 200  # limits of a setting that is passed to a server or library
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
 _NAME = re.compile(r"[\w.-]{1,64}")
 _SOURCE = re.compile(r"(?:package:)?\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?")
 _OURS = "servers and keys are this machine's business"
 
-# Sampling parameters of vLLM and its kin. Others can make a server fetch, run grammars for minutes, use tools or another model.
+# Sampling parameters of vLLM and similar servers. Others can make a server download files, run grammars for minutes,
+# use tools or another model.
 EXTRA = frozenset(
-    "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty min_tokens ignore_eos stop "
+    "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty min_tokens ignore_eos "
+    "stop "
     "stop_token_ids bad_words logit_bias skip_special_tokens spaces_between_special_tokens add_generation_prompt "
     "chat_template_kwargs reasoning_effort".split()
 )
 SFT = frozenset(
-    "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
-    "warmup_steps warmup_ratio lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim max_length "
-    "packing packing_strategy padding_free logging_steps eval_strategy eval_steps gradient_checkpointing label_smoothing_factor "
+    "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
+    "gradient_accumulation_steps "
+    "warmup_steps warmup_ratio lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim "
+    "max_length "
+    "packing packing_strategy padding_free logging_steps eval_strategy eval_steps gradient_checkpointing "
+    "label_smoothing_factor "
     "neftune_noise_alpha group_by_length loss_type tf32 seed".split()
 )
 LORA = frozenset("r lora_alpha lora_dropout bias use_rslora use_dora target_modules modules_to_save".split())
 MOST_OF_A_JUDGE = {"votes": 16, "max_tokens": 8192}
-# In chat_template_kwargs: what a template or a server takes for more than a setting.
+# Keys of chat_template_kwargs that a template or a server treats as more than a setting.
 _NOT_FOR_TEMPLATES = frozenset("chat_template tokenize tools documents".split())
 
 
 def check_downloaded(path: Path, where: str, overrides: Sequence[str]) -> None:
-    """ConfigError if a recipe in a folder that was downloaded from `where` sets what somebody else's may not."""
+    """Raise ConfigError if a recipe in a folder downloaded from `where` contains settings that are not allowed."""
     reference = f"{path}, downloaded from {where},"
     hint = f"To make it your own, with all that it names: `dsc recipes adopt {shlex.quote(str(path.parent))}`"
-    downloaded = read(reference, path, overrides, hint)
+    downloaded = read_untrusted(reference, path, overrides, hint)
     for name in filter(None, (downloaded.prompts.path, downloaded.prompts.values)):
         if not (path.parent / name).resolve().is_relative_to(path.resolve().parent):
             raise ConfigError(f"{reference} is refused: its prompt file '{name}' is a link out of its folder", hint)
 
 
-def read(reference: str, path: Path, overrides: Sequence[str] = (), hint: str = "") -> Recipe:
-    """The recipe in a file that somebody else wrote, as it stands there. ConfigError, with `hint`, if it sets what it may not
-    and none of the `overrides` sets anew."""
+def read_untrusted(reference: str, path: Path, overrides: Sequence[str] = (), hint: str = "") -> Recipe:
+    """Return the recipe in a file written by others, without the overrides.
+
+    ConfigError, with `hint`, for a setting that is not allowed and that none of the `overrides` replaces.
+    """
     check_text(reference, path)
-    written = recipe_files.load(path)
-    check(reference, written, overrides, hint)
+    written = recipe_files.load_recipe_file(path)
+    check_untrusted(reference, written, overrides, hint)
     return written
 
 
-def check(reference: str, written: Recipe, overrides: Sequence[str] = (), hint: str = "") -> None:
-    """ConfigError if a recipe of somebody else sets what it may not and none of the `overrides` sets anew."""
+def check_untrusted(reference: str, written: Recipe, overrides: Sequence[str] = (), hint: str = "") -> None:
+    """Raise ConfigError for settings that a recipe of others may not contain and none of the `overrides` replaces."""
     keys = [o.partition("=")[0].strip() for o in overrides]
     problems = [
-        f"{key}: {told}"
-        for key, told in _problems(written)
+        f"{key}: {reason}"
+        for key, reason in _problems(written)
         if not any(key == k or key.startswith(f"{k}.") for k in keys)
     ]
     if problems:
@@ -77,11 +84,13 @@ def check(reference: str, written: Recipe, overrides: Sequence[str] = (), hint: 
 
 
 def read_to_compare(reference: str, path: Path) -> Recipe:
-    """The recipe in a file that somebody else wrote, for who runs nothing by it and asks no server, but reads its prompt file.
-    ConfigError for a text that is no plain one, or a prompt file that is not beside it."""
+    """Return the recipe in a file written by others, for callers that run nothing and contact no server.
+
+    They only read its prompt file. ConfigError for invalid YAML, or a prompt file outside the recipe's folder.
+    """
     check_text(reference, path)
-    written = recipe_files.load(path)
-    if problems := [f"{key}: {told}" for key, told in _prompt_files(written)]:
+    written = recipe_files.load_recipe_file(path)
+    if problems := [f"{key}: {reason}" for key, reason in _prompt_files(written)]:
         raise ConfigError(f"{reference} is refused", problems=problems)
     return written
 
@@ -93,12 +102,12 @@ def _prompt_files(written: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _sources(written: Recipe, scorers: Mapping[str, ScorerConfig]) -> dict[str, str]:
-    """What weights are loaded from, by its key."""
+    """Return the sources of weights by their key."""
     return {"model.source": written.model.source} | {f"{place}.scorer": s.scorer for place, s in scorers.items()}
 
 
 def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
-    """What it may not set: the key, and why."""
+    """Yield each setting that is not allowed: the key, and the reason."""
     yield from _prompt_files(written)
     scorers = recipe.all_scorers(written)
     for key, source in _sources(written, scorers).items():
@@ -136,8 +145,11 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _passed_on(section: str, settings: dict[str, Any], allowed: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """Of settings that reach a server or a library as they are: keys that are not allowed, and values that are more than
-    numbers, names and lists of them (a path is opened there, an expression evaluated, a pattern matched)."""
+    """Yield the problems in settings that are passed unchanged to a server or a library.
+
+    These are keys that are not allowed, and values other than numbers, names and lists of them (a path would be opened,
+    an expression evaluated, a pattern matched).
+    """
     for key, value in settings.items():
         if key not in allowed or (isinstance(value, dict) and _NOT_FOR_TEMPLATES & value.keys()):
             yield f"{section}.{key}", "not a setting that a pulled recipe may pass on"
@@ -148,10 +160,10 @@ def _passed_on(section: str, settings: dict[str, Any], allowed: frozenset[str]) 
 def _is_plain(value: Any, section: str) -> bool:
     if isinstance(value, dict):  # chat_template_kwargs, logit_bias
         return section.endswith(".extra") and len(value) <= MOST_VALUES and all(map(_is_one, value.values()))
-    inside = value if isinstance(value, list) else [value]
-    if section.endswith(".extra") and all(isinstance(v, str) for v in inside):  # `stop` has any text
-        return len(inside) <= MOST_VALUES and all(len(v) <= LONGEST_TEXT for v in inside)
-    return len(inside) <= MOST_VALUES and all(map(_is_one, inside))
+    values = value if isinstance(value, list) else [value]
+    if section.endswith(".extra") and all(isinstance(v, str) for v in values):  # `stop` may be any text
+        return len(values) <= MOST_VALUES and all(len(v) <= LONGEST_TEXT for v in values)
+    return len(values) <= MOST_VALUES and all(map(_is_one, values))
 
 
 def _is_one(value: Any) -> bool:
@@ -160,22 +172,22 @@ def _is_one(value: Any) -> bool:
 
 
 def check_text(reference: str, path: Path) -> None:
-    """ConfigError for a recipe file that is no plain YAML (`plain_yaml`), before it is read as a recipe."""
-    if (size := path.stat().st_size) > LARGEST:
-        raise ConfigError(f"{reference}: its recipe.yaml has {size:,} bytes, at most {LARGEST:,} are read")
+    """Raise ConfigError for a recipe file that is not plain YAML (`plain_yaml`), before it is parsed as a recipe."""
+    if (size := path.stat().st_size) > LARGEST_RECIPE:
+        raise ConfigError(f"{reference}: its recipe.yaml has {size:,} bytes, at most {LARGEST_RECIPE:,} are read")
     try:
-        plain_yaml.load(path.read_text(encoding="utf-8"))
+        plain_yaml.load_plain_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         return  # reported when it is loaded
     except ValueError as e:
         raise ConfigError(f"{reference}: its recipe.yaml can't be read: {e}") from None
 
 
-# -- what adopting a folder gives leave to
+# -- what adopting a folder permits
 
 
 def reach_of(folder: Path) -> list[str]:
-    """What the files of a downloaded folder would contact, read and run, a line each."""
+    """Return what the files of a downloaded folder would contact, read and run, one line each."""
     out = []
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".yaml", ".yml", ".py") or p.is_symlink()):
         name = path.relative_to(folder)
@@ -191,13 +203,13 @@ def reach_of(folder: Path) -> list[str]:
 def _reach_of_file(path: Path) -> list[str]:
     try:
         check_text(str(path), path)
-        return _reach(recipe_files.load(path))
+        return _reach(recipe_files.load_recipe_file(path))
     except ConfigError as e:
         return [f"is no recipe ({e.message.rpartition('/')[2]}); a grid may set any key of one"]
 
 
 def _reach(written: Recipe) -> list[str]:
-    """What a recipe would contact, read and run beyond the Hub, a line each; empty if nothing."""
+    """Return what a recipe would contact, read and run beyond the Hub, one line each; empty if nothing."""
     scorers, publish = recipe.all_scorers(written), written.publish
     out = [f"asks {s.address} with the key in {s.key_name} ({s.place})" for s in recipe.servers(written)]
     for key, source in _sources(written, scorers).items():
@@ -208,15 +220,16 @@ def _reach(written: Recipe) -> list[str]:
             out.append(f"runs the code in {section.metric} ({place}.metric)")
     out += [f"reads {name}" for name in (written.prompts.path, written.prompts.values) if name]
     if publish.to != "none":
-        who = "privately" if publish.private else "PUBLICLY"
+        visibility = "privately" if publish.private else "PUBLICLY"
         names = ", ".join(filter(None, recipe.repo_names(written).values()))
-        out.append(f"publishes {who} to {publish.to} as {publish.owner or 'your own account'}: {names}")
+        out.append(f"publishes {visibility} to {publish.to} as {publish.owner or 'your own account'}: {names}")
         if publish.metrics:
             out += [f"publishes {file} as a Space" for file in recipe.metric_files(written).values()]
     return out
 
 
-QUANTIZATION = frozenset(  # settings of bitsandbytes that somebody else's recipe may give
-    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype bnb_4bit_quant_storage "
+QUANTIZATION = frozenset(  # settings of bitsandbytes that a recipe of others may contain
+    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_use_double_quant bnb_4bit_compute_dtype "
+    "bnb_4bit_quant_storage "
     "llm_int8_threshold".split()
 )

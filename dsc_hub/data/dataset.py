@@ -70,7 +70,7 @@ SCHEMAS = {
         ]
     ),
 }
-BATCH = 2000
+CHUNK_ROWS = 2000
 PHRASE_WORDS = 4
 
 
@@ -137,7 +137,7 @@ class Phrases:
         return True
 
 
-def build(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
+def build_dataset(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
     """Write the Parquet files and return the counts.
 
     The counts are rows by config and split, `dropped` chains by reason, and `uncompared`: sft rows by split that are
@@ -266,7 +266,7 @@ class _Writer:
         self.counts[split] += 1
         rows = self._rows.setdefault(split, [])
         rows.append(row)
-        if len(rows) >= BATCH:
+        if len(rows) >= CHUNK_ROWS:
             self._flush(split)
 
     def _flush(self, split: str) -> None:
@@ -285,9 +285,9 @@ class _Writer:
         return dict(self.counts)
 
 
-def rows_of(folder: Path, config: str, split: str) -> Iterator[dict[str, Any]]:
+def read_dataset(folder: Path, config: str, split: str) -> Iterator[dict[str, Any]]:
     """Yield the rows of one split of a written config; none if the split is empty."""
     path = folder / config / f"{split}-00000-of-00001.parquet"
     if path.is_file():
-        for batch in pq.ParquetFile(path).iter_batches(BATCH):
+        for batch in pq.ParquetFile(path).iter_batches(CHUNK_ROWS):
             yield from batch.to_pylist()

@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.config.recipe import TABLES, PromptsConfig, SplitShares
-from dsc_hub.data.table_files import Row, check_row, read_lines, read_table
+from dsc_hub.data.table_files import PromptCells, check_row, read_lines, read_table
 from dsc_hub.errors import DataError
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
 
-EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"  # punctuation of sentences
-SHOWN = 3  # number of dropped prompts of each kind to show
+# Punctuation of sentences.
+EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"
+SHOWN_DROPS = 3  # number of dropped prompts of each kind to show
 OVERLAP_WORDS = 8  # a held-out prompt that shares an n-gram of this length with training is dropped ...
 WORDING_GROUPS = 2  # ... unless more than this many training groups share it
 
 
-def identify(section: PromptsConfig, base: Path) -> str:
+def identify_prompts(section: PromptsConfig, base: Path) -> str:
     """Return the prompts' identity for the run's fingerprint: hash of the files' bytes, or the dataset's commit."""
     if section.dataset:
         from dsc_hub.hub import client
@@ -71,8 +72,8 @@ class Counts:
 def load_prompts(section: PromptsConfig, base: Path, seed: int, identity: str = "") -> tuple[list[Prompt], Counts]:
     """Return all prompts with their splits, and the counts of dropped rows.
 
-    `identity` (from `identify`) holds the commit at which a dataset is read; without it the recipe's revision is used.
-    Raises DataError: file missing or empty, column missing, too few groups for the requested splits.
+    `identity` (from `identify_prompts`) holds the commit at which a dataset is read; without it the recipe's revision
+    is used. Raises DataError: file missing or empty, column missing, too few groups for the requested splits.
     """
     if section.templates:
         rows = list(_from_templates(section, base))
@@ -112,14 +113,14 @@ def load_prompts(section: PromptsConfig, base: Path, seed: int, identity: str = 
         duplicates=len(duplicates),
         overlaps=len(overlaps),
         ungrouped=sum(not g for _, g, _ in unique) if section.group_column else 0,
-        first_duplicates=tuple(duplicates[:SHOWN]),
-        first_overlaps=tuple(overlaps[:SHOWN]),
+        first_duplicates=tuple(duplicates[:SHOWN_DROPS]),
+        first_overlaps=tuple(overlaps[:SHOWN_DROPS]),
     )
 
 
-def _without_duplicates(rows: Iterable[Row]) -> tuple[list[Row], list[Drop]]:
+def _without_duplicates(rows: Iterable[PromptCells]) -> tuple[list[PromptCells], list[Drop]]:
     """Return the rows with distinct texts, and the dropped duplicates."""
-    seen: dict[str, Row] = {}
+    seen: dict[str, PromptCells] = {}
     dropped = []
     for row in rows:
         first = seen.setdefault(_normal(row[0]), row)
@@ -213,13 +214,13 @@ def _file(base: Path, name: str) -> Path:
     return path
 
 
-def _from_templates(section: PromptsConfig, base: Path) -> Iterator[Row]:
+def _from_templates(section: PromptsConfig, base: Path) -> Iterator[PromptCells]:
     for value in read_lines(_file(base, str(section.values))):
         for template in section.templates:
             yield template.replace("{value}", value), value, ""
 
 
-def _from_file(section: PromptsConfig, base: Path) -> Iterator[Row]:
+def _from_file(section: PromptsConfig, base: Path) -> Iterator[PromptCells]:
     path = _file(base, str(section.path))
     if path.suffix not in TABLES:
         yield from ((line, "", "") for line in read_lines(path))
@@ -227,14 +228,14 @@ def _from_file(section: PromptsConfig, base: Path) -> Iterator[Row]:
     yield from _from_rows(section, read_table(path), str(path))
 
 
-def _from_dataset(section: PromptsConfig, revision: str) -> Iterator[Row]:
+def _from_dataset(section: PromptsConfig, revision: str) -> Iterator[PromptCells]:
     from dsc_hub.hub import client
 
     rows = client.dataset_rows(str(section.dataset), section.dataset_config, section.dataset_split, revision)
     yield from _from_rows(section, rows, f"dataset {section.dataset}, {section.dataset_split}")
 
 
-def _from_rows(section: PromptsConfig, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[Row]:
+def _from_rows(section: PromptsConfig, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[PromptCells]:
     for number, row in enumerate(rows, 1):
         keys = ("column", "group_column", "kind_column")
         check_row(row, f"{where} row {number}", {f"prompts.{key}": getattr(section, key) for key in keys})

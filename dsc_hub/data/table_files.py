@@ -12,7 +12,7 @@ from dsc_hub.config.recipe import TABLES
 from dsc_hub.errors import DataError
 from dsc_hub.system import parquet
 
-Row = tuple[str, str, str]  # text, group ("": none, so the prompt is its own group), kind
+PromptCells = tuple[str, str, str]  # text, group ("": none, so the prompt is its own group), kind
 
 
 def _text(path: Path) -> str:

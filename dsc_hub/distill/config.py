@@ -122,9 +122,11 @@ def plan_of(section: Mapping[str, Any]) -> Plan:
     bnb_parameters = inspect.signature(BitsAndBytesConfig.__init__).parameters.values()
     bnb_fields = {p.name for p in bnb_parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}
     refused_sft = _REFUSED_SFT | dict.fromkeys(OWNED_SFT_KEYS, "set by dsc itself; remove it")
-    sft = _checked("sft", section["sft"], sft_fields, refused_sft, typing.get_type_hints(SFTConfig), problems)
-    lora = _checked("lora", section["lora"], lora_fields, _REFUSED_LORA, typing.get_type_hints(LoraConfig), problems)
-    given = _checked("quantization", section["quantization"], bnb_fields, _REFUSED_QUANTIZATION, {}, problems)
+    sft = _checked_settings("sft", section["sft"], sft_fields, refused_sft, typing.get_type_hints(SFTConfig), problems)
+    lora = _checked_settings(
+        "lora", section["lora"], lora_fields, _REFUSED_LORA, typing.get_type_hints(LoraConfig), problems
+    )
+    given = _checked_settings("quantization", section["quantization"], bnb_fields, _REFUSED_QUANTIZATION, {}, problems)
 
     if sft.get("packing") and sft.get("packing_strategy", "bfd") != "bfd":
         problems.append("distill.sft.packing_strategy: only 'bfd' keeps rows whole, and the end of an answer with them")
@@ -155,7 +157,7 @@ def plan_of(section: Mapping[str, Any]) -> Plan:
     return Plan(section["method"], SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged)
 
 
-def _checked(
+def _checked_settings(
     name: str,
     given: Mapping[str, Any],
     known: Collection[str],
@@ -194,7 +196,7 @@ def _config(hint: Any) -> ConfigDict | None:
     return None if hasattr(hint, "__dataclass_fields__") else ConfigDict(arbitrary_types_allowed=True)
 
 
-def check(section: Mapping[str, Any]) -> None:
+def check_section(section: Mapping[str, Any]) -> None:
     """Check keys, types and values of `distill:` by building the configurations of the training; else ConfigError."""
     plan = plan_of(section)
     builders: dict[str, Callable[[], Any]] = {
@@ -221,6 +223,6 @@ if __name__ == "__main__":
         limit = min(limit, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard_limit))
     try:
-        check(json.load(sys.stdin))
+        check_section(json.load(sys.stdin))
     except ConfigError as error:
         print(shown_error(error))

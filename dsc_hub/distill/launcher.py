@@ -48,7 +48,7 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
     command = [sys.executable, "-m", "dsc_hub.system.supervisor", *_command(run, config_file, processes)]
     with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
         error_file = Path(folder) / "error.json"
-        environment = _environment(processes) | {ERROR_FILE: str(error_file)}
+        environment = _child_environment(processes) | {ERROR_FILE: str(error_file)}
         code, last = _stream(command, environment, run[LOG])
         if error_file.is_file():
             raise _error(json.loads(error_file.read_text(encoding="utf-8")))
@@ -64,7 +64,7 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
     return summary
 
 
-def check(section: dict[str, Any]) -> list[str]:
+def check_in_child(section: dict[str, Any]) -> list[str]:
     """Return the problems that the training libraries find in a recipe's `distill` section.
 
     The check runs in its own process and takes seconds; it is skipped if the same library versions accepted the section
@@ -73,7 +73,7 @@ def check(section: dict[str, Any]) -> list[str]:
     about = digest(section, machine.versions())
     if cache.is_known(KNOWN_GOOD, about):
         return []
-    environment = _environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = _child_environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
     limits = f"within {CHECKED_WITHIN_S} s and {CHECKED_IN_BYTES >> 30} GiB of memory"
     endless = ConfigError(
         f"the libraries that train did not come to an end {limits} with distill.sft, lora and quantization as they are",
@@ -97,7 +97,7 @@ def check(section: dict[str, Any]) -> list[str]:
     if child.stdout.strip():
         error = _error(json.loads(child.stdout))
         return list(error.problems) if isinstance(error, ConfigError) else [error.message]
-    cache.remember(KNOWN_GOOD, about)
+    cache.remember_fact(KNOWN_GOOD, about)
     return []
 
 
@@ -151,7 +151,7 @@ def _packaged(name: str) -> Path:
     return packaged_folder("recipes") / "accelerate" / f"{name}.yaml"
 
 
-def _environment(processes: int) -> dict[str, str]:
+def _child_environment(processes: int) -> dict[str, str]:
     """Return the environment without an outer launcher's variables: its rank would make the children wait for peers."""
     environment = machine.for_child(os.environ)
     environment["PYTHONUNBUFFERED"] = "1"

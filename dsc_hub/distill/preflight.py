@@ -21,7 +21,7 @@ from dsc_hub.runs.run import Run
 # -- checks of the rows
 
 
-def preflight(run: Run) -> dict[str, Any]:
+def check_training(run: Run) -> dict[str, Any]:
     """Check everything that can fail before a weight is loaded: recipe keys, chat template, rows, mask. Takes seconds.
 
     Returns `rows`, `validation_rows`, `max_length` (tokens; no row is longer), `longest`, `tokens_per_epoch`,
@@ -37,7 +37,7 @@ def preflight(run: Run) -> dict[str, Any]:
     folder = Path(facts["model"]["folder"])
     tokenizer = tokenizer_of(folder)
     stops = stop_tokens(tokenizer, folder)
-    splits = rows_of(run, recipe["chain"]["system"])
+    splits = training_rows(run, recipe["chain"]["system"])
 
     rendered = {split: [_render(tokenizer, row) for row in rows] for split, rows in splits.items()}
     everything = [r for rows in rendered.values() for r in rows]
@@ -57,7 +57,7 @@ def preflight(run: Run) -> dict[str, Any]:
                 last = tokenizer.decode(ids[-1:])
                 raise DataError(
                     f"{split} row {number}: the answer does not end with a token that ends the turn: expected one of "
-                    f"{_names(tokenizer, stops)}, got {last!r}; the tuned model would never stop",
+                    f"{_module_names(tokenizer, stops)}, got {last!r}; the tuned model would never stop",
                     "The chat template and the tokenizer's eos_token (or generation_config.json) don't fit together.",
                 )
     train = rendered["train"]
@@ -71,12 +71,12 @@ def preflight(run: Run) -> dict[str, Any]:
         "tokens_per_epoch": sum(len(i) for i, _, _ in train),
         "trained_tokens_per_epoch": sum(len(i) - s for i, s, _ in train),
         "prompt_rerendered": sum(not same for _, _, same in train),
-        "stop_tokens": _names(tokenizer, stops),
+        "stop_tokens": _module_names(tokenizer, stops),
         "table": [{"text": tokenizer.decode([t]), "id": t, "trained": n >= start} for n, t in enumerate(ids)],
     }
 
 
-def rows_of(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
+def training_rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
     """Return the train and validation rows as {prompt, completion}; validation may be empty. Else DataError."""
     folder = run["dataset"] / "sft"
     if test_files := sorted(p.name for p in folder.glob("*") if p.name.startswith("test")):
@@ -201,7 +201,7 @@ def ends(tokenizer: PreTrainedTokenizerBase, trained: Sequence[int], stops: set[
     return False
 
 
-def _names(tokenizer: PreTrainedTokenizerBase, ids: Collection[int]) -> list[str]:
+def _module_names(tokenizer: PreTrainedTokenizerBase, ids: Collection[int]) -> list[str]:
     return [tokenizer.decode([i]) for i in sorted(ids)]
 
 

@@ -48,7 +48,7 @@ from trl import SFTConfig, SFTTrainer
 
 from dsc_hub.distill.config import Plan, plan_of
 from dsc_hub.distill.launcher import ERROR_FILE, PROGRESS, main_process, shown_error
-from dsc_hub.distill.preflight import ends, preflight, rows_of, stop_tokens, tokenizer_of
+from dsc_hub.distill.preflight import check_training, ends, stop_tokens, tokenizer_of, training_rows
 from dsc_hub.errors import (
     ConfigError,
     DscError,
@@ -68,7 +68,8 @@ def train(run: Run) -> dict[str, Any]:
     """Train the adapter, write `run["adapter"]` and return the contents of adapter/summary.json.
 
     Called in every process of a launcher, or in a single one; only the main process prints and writes. The folder is
-    written atomically. ConfigError, DataError and ModelError as in `preflight`; RunError if the training itself fails.
+    written atomically. ConfigError, DataError and ModelError as in `check_training`; RunError if the training itself
+    fails.
     """
     for name, launcher in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(launcher, "").lower() in ("true", "1"):
@@ -76,7 +77,7 @@ def train(run: Run) -> dict[str, Any]:
                 f"accelerate is configured for {name}; dsc trains a whole model in each process (DDP)",
                 "Use a configuration of recipes/accelerate.",
             )
-    checked = preflight(run)
+    checked = check_training(run)
     part = run["adapter"].with_name("adapter.part")
     if main_process():
         shutil.rmtree(part, ignore_errors=True)
@@ -104,7 +105,7 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
     dtype = _compute_dtype(on_cpu)
     rows = {
         split: datasets.Dataset.from_list(split_rows) if split_rows else None
-        for split, split_rows in rows_of(run, recipe["chain"]["system"]).items()
+        for split, split_rows in training_rows(run, recipe["chain"]["system"]).items()
     }
     args = _arguments(plan, checked, part, on_cpu, dtype, recipe["seed"], has_validation=rows["validation"] is not None)
     main = args.process_index == 0
@@ -162,7 +163,7 @@ def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
 
 
 def _trainer(
-    plan: Plan, model: Any, args: SFTConfig, rows: Mapping[str, Any], tokenizer: Any, progress: TrainerCallback
+    plan: Plan, model: Any, args: SFTConfig, rows: Mapping[str, Any], tokenizer: Any, callback: TrainerCallback
 ) -> SFTTrainer:
     """Build trl's trainer; ConfigError if the adapter's target modules do not fit the model."""
     try:
@@ -173,7 +174,7 @@ def _trainer(
             eval_dataset=rows["validation"],
             processing_class=tokenizer,
             peft_config=LoraConfig(task_type="CAUSAL_LM", **plan.lora),
-            callbacks=[progress],
+            callbacks=[callback],
         )
     except ValueError as e:
         if "arget modules" in str(e):  # peft: the names match no module, or none that fits

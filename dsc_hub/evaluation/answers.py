@@ -20,7 +20,7 @@ from dsc_hub.system.files import read_json, write_json
 from dsc_hub.system.hashing import file_hash
 
 Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
-Row = dict[str, Any]
+AnswerRow = dict[str, Any]
 ANSWERS = pa.schema(
     [
         ("arm", pa.string()),
@@ -42,7 +42,7 @@ ANSWERS = pa.schema(
 )
 
 
-def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[Row]:
+def collect_answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[AnswerRow]:
     """Return one row per arm, prompt and sample: text, finish reason, token counts and scores (None with a reason).
 
     All arms are treated alike: if the recipe's hygiene strips openings about the task from the texts of a chain, it
@@ -76,7 +76,7 @@ def collect(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorer
     return rows
 
 
-def score_answers(answers: list[Row], prompts: Mapping[str, Prompt], scorers: Scorers) -> None:
+def score_answers(answers: list[AnswerRow], prompts: Mapping[str, Prompt], scorers: Scorers) -> None:
     """Add `reward`, `second`, `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
     answer_prompts = [prompts[a["prompt_id"]] for a in answers]
     for name in SCORERS:
@@ -91,7 +91,7 @@ def score_answers(answers: list[Row], prompts: Mapping[str, Prompt], scorers: Sc
                 answer["unscored_reason"] = score.reason
 
 
-def write_answers(run: Run, answers: list[Row], split: str) -> Path:
+def write_answers(run: Run, answers: list[AnswerRow], split: str) -> Path:
     """Write the answers as rows (for the report) and as Parquet (for the dataset repo); return the Parquet path."""
     rows = run.rows("evaluation/answers.jsonl")
     rows.path.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
 NEUTRAL = Path(__file__).parent.parent / "metrics" / "neutral.txt"
 
 
-async def ask_all(
+async def answer_all(
     run: Run,
     recipe: Recipe,
     prompts: Sequence[Prompt],
@@ -50,11 +50,13 @@ async def ask_all(
     veto: VetoText,
     models: Sequence[str | None],
 ) -> dict[str, dict[str, float]]:
-    """Run `ask` with a `Generator`, then measure the surprise of the neutral texts.
+    """Run `answer_prompts` with a `Generator`, then measure the surprise of the neutral texts.
 
     Return nats per token by arm and text; an arm's mapping is empty if the server reports no prompt log-probabilities.
     """
-    await ask(run, recipe, prompts, generator.complete, score, veto, models, generator.criticise, generator.level)
+    await answer_prompts(
+        run, recipe, prompts, generator.complete, score, veto, models, generator.criticise, generator.level
+    )
     texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     out: dict[str, dict[str, float]] = {}
     for name in recipe.evaluation.arms:
@@ -73,7 +75,7 @@ async def ask_all(
     return out
 
 
-async def ask(
+async def answer_prompts(
     run: Run,
     recipe: Recipe,
     prompts: Sequence[Prompt],
@@ -151,7 +153,9 @@ def seconds(run: Run, name: str) -> float | None:
 
 # -- the arms of the base do not depend on the adapter: reusable from another run with the same inputs
 
-BASE = "evaluation/base_arms.json"  # written when these arms are complete: their digest, and the nats of neutral texts
+BASE_MARKER = (
+    "evaluation/base_arms.json"  # written when these arms are complete: their digest, and the nats of neutral texts
+)
 # `copy_files` writes the first file last: without it, nothing was reused.
 BASE_FILES = (
     "evaluation/turns.jsonl",
@@ -161,7 +165,7 @@ BASE_FILES = (
     "evaluation/seconds.jsonl",
     BEST_OF_N,
     BEST_OF_N.replace("turns", "unanswered"),
-    BASE,
+    BASE_MARKER,
 )
 
 
@@ -191,9 +195,9 @@ def adopt_base(run: Run, base: str, siblings: Iterable[Run]) -> str:
 
 def finished_base(run: Run, base: str) -> dict[str, dict[str, float]] | None:
     """Return the nats of neutral texts by arm if this run has complete base arms with this digest; else None."""
-    if not (run[BASE].is_file() and run[BASE_FILES[0]].is_file()):
+    if not (run[BASE_MARKER].is_file() and run[BASE_FILES[0]].is_file()):
         return None
-    recorded = read_object(run[BASE])
+    recorded = read_object(run[BASE_MARKER])
     return recorded["neutral"] if recorded.get("digest") == base else None
 
 
@@ -205,7 +209,7 @@ def finish_base(
     counts = Counter(a["arm"] for a in answers)
     if names and all(counts[name] == each for name in names):
         measured = {name: dict(neutral[name]) for name in names if name in neutral}
-        write_json(run[BASE], {"digest": base, "neutral": measured})
+        write_json(run[BASE_MARKER], {"digest": base, "neutral": measured})
 
 
 # -- generation
@@ -216,7 +220,7 @@ async def _answers(
 ) -> None:
     """Generate the first answer to every prompt and sample."""
     todo = [(p, k, 0) for p in prompts for k in range(recipe.evaluation.samples)]
-    await _draw(run, recipe, f"{arm.prefix}turns.jsonl", todo, complete, arm.model, level)
+    await _draw_answers(run, recipe, f"{arm.prefix}turns.jsonl", todo, complete, arm.model, level)
 
 
 async def _more_answers(
@@ -225,7 +229,7 @@ async def _more_answers(
     """Generate answers 1..n-1; n answers cost as many tokens as the chain. `Turn.step` holds the answer's number."""
     n = answers_for_the_same_tokens(run, recipe)
     todo = [(p, k, j) for p in prompts for k in range(recipe.evaluation.samples) for j in range(1, n)]
-    await _draw(run, recipe, BEST_OF_N, todo, complete, None, level)
+    await _draw_answers(run, recipe, BEST_OF_N, todo, complete, None, level)
 
 
 def answers_for_the_same_tokens(run: Run, recipe: Recipe) -> int:
@@ -240,7 +244,7 @@ def answers_for_the_same_tokens(run: Run, recipe: Recipe) -> int:
     return max(2, round(sum(n for _, n in tokens) / answers)) if answers else 1 + 2 * recipe.chain.steps
 
 
-async def _draw(
+async def _draw_answers(
     run: Run,
     recipe: Recipe,
     file: str,
@@ -289,7 +293,7 @@ async def _draw(
 
 
 @dataclass(frozen=True)
-class Answer:
+class ArmAnswer:
     """Answer of one arm to one prompt and sample: text, finish reason, and the tokens of all turns that it took."""
 
     prompt_id: str
@@ -307,7 +311,7 @@ def answers_of(
     name: str,
     prompts: Mapping[str, Prompt],
     score: Callable[[Sequence[str], Sequence[Prompt]], list[Any]],
-) -> list[Answer]:
+) -> list[ArmAnswer]:
     """Return the answers of one arm, sorted by prompt id and sample; `score` is the reward that best-of-n maximises."""
     arm = ARMS[name]
     turns = [t for t in run.rows(f"{arm.prefix}turns.jsonl").as_type(Turn) if t.prompt_id in prompts]
@@ -324,15 +328,15 @@ def answers_of(
                 state = by_key[c.prompt_id, c.number, step, "revision" if step else "answer"]
                 raw = c.steps[step - 1].raw if step else c.answer_raw
                 tokens = spent[c.prompt_id, c.number]
-                answers.append(Answer(c.prompt_id, c.number, c.final, state.finish_reason, *tokens, raw))
+                answers.append(ArmAnswer(c.prompt_id, c.number, c.final, state.finish_reason, *tokens, raw))
     else:
         more = [t for t in run.rows(BEST_OF_N).as_type(Turn) if t.prompt_id in prompts]
         answers = _best(recipe, [*first, *more], prompts, score)
     return sorted(answers, key=lambda a: (a.prompt_id, a.sample))
 
 
-def _single(t: Turn) -> Answer:
-    return Answer(t.prompt_id, t.chain, t.text, t.finish_reason, t.new_tokens, t.prompt_tokens)
+def _single(t: Turn) -> ArmAnswer:
+    return ArmAnswer(t.prompt_id, t.chain, t.text, t.finish_reason, t.new_tokens, t.prompt_tokens)
 
 
 def _spent(turns: Iterable[Turn]) -> dict[tuple[str, int], tuple[int, int]]:
@@ -349,7 +353,7 @@ def _best(
     turns: Sequence[Turn],
     prompts: Mapping[str, Prompt],
     score: Callable[[Sequence[str], Sequence[Prompt]], list[Any]],
-) -> list[Answer]:
+) -> list[ArmAnswer]:
     """Return the clean answer with the highest reward for each prompt and sample, as the chain would choose.
 
     If no answer is clean and scored, the first answer is returned.
@@ -370,4 +374,4 @@ def _best(
             )
             best[t.prompt_id, t.chain] = max(best.get((t.prompt_id, t.chain), candidate), candidate)
     spent = _spent(turns)
-    return [Answer(*key, text, why, *spent[key], raw) for key, (_, _, text, why, raw) in best.items()]
+    return [ArmAnswer(*key, text, why, *spent[key], raw) for key, (_, _, text, why, raw) in best.items()]

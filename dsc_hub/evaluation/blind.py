@@ -1,8 +1,8 @@
 """Blind comparison by human judges: base and distilled answer the same held-out prompts and are shown as A and B.
 
-`pairs_of`, `pick`, `order_of` and `tally` are pure; cli/blind.py runs the dialogue on the terminal. A verdict is a row
-of evaluation/blind.jsonl, appended when it is given. It holds the hashes of both answers: a verdict on texts that have
-changed since does not count. The identity of the judges is not verified: only the number of names is reported.
+`answer_pairs`, `pick`, `order_of` and `tally` are pure; cli/blind.py runs the dialogue on the terminal. A verdict is a
+row of evaluation/blind.jsonl, appended when it is given. It holds the hashes of both answers: a verdict on texts that
+have changed since does not count. The identity of the judges is not verified: only the number of names is reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Choice = Literal["A", "B", "t"]
 Winner = Literal["base", "distilled", "tie"]
 
 ARMS: tuple[ArmName, ArmName] = ("base", "distilled")
-FILE = "evaluation/blind.jsonl"
+JUDGEMENTS = "evaluation/blind.jsonl"
 TIE: Literal["tie"] = "tie"
 VALUE = {"distilled": 1.0, TIE: 0.5, "base": 0.0}  # value of a verdict
 
@@ -46,7 +46,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """A row of blind.jsonl: the judge, the choice, and the data needed to verify it."""
 
     prompt_id: str
@@ -61,7 +61,7 @@ class Verdict:
 # -- selection, order, result
 
 
-def pairs_of(answers: Iterable[Mapping[str, Any]]) -> list[Pair]:
+def answer_pairs(answers: Iterable[Mapping[str, Any]]) -> list[Pair]:
     """Return one pair per prompt that both arms answered, sorted by prompt id, from rows of evaluation/answers.jsonl.
 
     Of several answers to a prompt the first one is used.
@@ -100,14 +100,14 @@ def winner(choice: Choice, shown: tuple[ArmName, ArmName]) -> Winner:
     return TIE if choice == "t" else shown["AB".index(choice)]
 
 
-def counted(pairs: Sequence[Pair], verdicts: Iterable[Verdict]) -> list[Verdict]:
+def counted(pairs: Sequence[Pair], verdicts: Iterable[Judgement]) -> list[Judgement]:
     """Return the last verdict of each judge on each prompt whose two answers have not changed since."""
     now = {p.prompt_id: p.hashes for p in pairs}
     last = {(v.judge, v.prompt_id): v for v in verdicts if now.get(v.prompt_id) == dict(v.answers)}
     return list(last.values())
 
 
-def tally(pairs: Sequence[Pair], verdicts: Iterable[Verdict], confidence: float = 0.95) -> dict[str, Any] | None:
+def tally(pairs: Sequence[Pair], verdicts: Iterable[Judgement], confidence: float = 0.95) -> dict[str, Any] | None:
     """Return counts, win rate and p over the judged prompts; None if no prompt was judged.
 
     A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), averaged over its judges; a value above 0.5 counts as a
@@ -156,15 +156,15 @@ def read_pairs(run: Run) -> list[Pair]:
             f"the evaluation of {run.folder} has no answers of: {', '.join(missing)}; expected base and distilled",
             f"Have both in evaluation.arms of the recipe. {_first(run)}",
         )
-    return pairs_of(rows)
+    return answer_pairs(rows)
 
 
 def _first(run: Run) -> str:
     return f"Run `dsc evaluate RECIPE` first (this run was started as `{run.facts.get('command', 'dsc run RECIPE')}`)."
 
 
-def read_verdicts(run: Run) -> list[Verdict]:
-    return list(run.rows(FILE).as_type(Verdict))
+def read_verdicts(run: Run) -> list[Judgement]:
+    return list(run.rows(JUDGEMENTS).as_type(Judgement))
 
 
 def record_tally(run: Run) -> dict[str, Any] | None:
@@ -175,7 +175,7 @@ def record_tally(run: Run) -> dict[str, Any] | None:
     verdicts = read_verdicts(run)
     result = None
     if verdicts:
-        pairs = pairs_of(map(asdict, run.rows("evaluation/answers.jsonl").as_type(Answer)))
+        pairs = answer_pairs(map(asdict, run.rows("evaluation/answers.jsonl").as_type(Answer)))
         result = tally(pairs, verdicts, run.facts["recipe"]["evaluation"]["confidence"])
     if result is not None:
         run.add_metrics("blind", result)

@@ -28,7 +28,7 @@ from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import phrases, words
 from dsc_hub.errors import RunError
-from dsc_hub.evaluation.side_effects import variety
+from dsc_hub.evaluation.side_effects import Key, variety
 from dsc_hub.records import Prompt
 from dsc_hub.runs.results import evaluated
 from dsc_hub.runs.run import Run
@@ -52,11 +52,9 @@ SCORE_MARGIN = 0.05  # for a score with a range: how much worse it may be, as a 
 SPREAD_MARGIN = 0.25  # for a score without a range: in standard deviations of the base's group means
 LEAST_VARIETY = 0.8  # distinct-2 as a share of the base's
 SHORTEST, LONGEST = 0.7, 1.3  # length as a share of the base's
-PHRASE_WORDS = 8  # words per phrase when searching for mannerisms
+MANNERISM_WORDS = 8  # words per phrase when searching for mannerisms
 SENTENCE_WORDS = 3  # minimum number of words of a sentence
 BLOCKS = 50  # maximum number of blocks of groups that the jackknife leaves out in turn
-
-Key = tuple[str, int]  # prompt id, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +269,7 @@ def phrases_of(row: Row, prompt: Prompt) -> set[str]:
     So "X is a wonderful film that everybody should see" is the same phrase for every X.
     """
     subject = subject_of(prompt)
-    out = {" ".join(g) for g in phrases(without(row["text"], subject), PHRASE_WORDS)}
+    out = {" ".join(g) for g in phrases(without(row["text"], subject), MANNERISM_WORDS)}
     sentences = (without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row["text"]))
     return out | {" ".join(s) for s in sentences if len(s) >= SENTENCE_WORDS}
 
@@ -345,13 +343,15 @@ def claim_of(run: Run) -> Mapping[str, Any]:
     if not claim:
         arms = list(section["arms"])
         raise RunError(
-            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first is the baseline",
+            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first "
+            "is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
     criteria = [(c["name"], c["verdict"]) for c in claim["criteria"]]
     if claim["verdict"] != verdict_of(criteria, claim["answers"]):
         raise RunError(
             f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
-            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew.",
+            f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made "
+            "anew.",
         )
     return dict(claim)

@@ -15,11 +15,10 @@ from dsc_hub.config.recipe import SCORERS
 from dsc_hub.errors import ConfigError
 from dsc_hub.runs.results import answers, evaluated
 from dsc_hub.runs.run import Run
+from dsc_hub.runs.verdict import Row
 
-Row = Mapping[str, Any]
 
-
-def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
+def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
     """Compare each further run with the first one.
 
     Return {confidence, runs: [{name, folder, served_on, split, temperature, scores, arms}], differences: [{run,
@@ -32,8 +31,8 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
         raise ConfigError(
             "compare needs two or more different runs", "Name run folders, as runs/quickstart/0123456789ab."
         )
-    read = [_read(run) for run in runs]
-    names = _names(runs)
+    read = [_read_run(run) for run in runs]
+    names = _run_names(runs)
     first, baseline = read[0], names[0]
     differences = []
     for name, other in zip(names[1:], read[1:], strict=True):
@@ -73,13 +72,13 @@ def compare(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
     return {"confidence": confidence, "runs": shown, "differences": differences, "notes": notes}
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _run_names(runs: Sequence[Run]) -> list[str]:
     """Return recipe/fingerprint of each run, or the full paths if these names are not unique."""
     short = ["/".join(run.folder.resolve().parts[-2:]) for run in runs]
     return short if len(set(short)) == len(short) else [str(run.folder.resolve()) for run in runs]
 
 
-def _read(run: Run) -> dict[str, Any]:
+def _read_run(run: Run) -> dict[str, Any]:
     """Return a run's answers by arm, prompt and sample, the column of each scorer, and the evaluation settings."""
     section = evaluated(run)["evaluation"]
     rows: dict[str, dict[tuple[str, int], Row]] = {arm: {} for arm in section["arms"]}

@@ -15,7 +15,7 @@ from dsc_hub.metrics.registry import SHIPPED, Code
 from dsc_hub.records import Prompt
 
 
-def score(
+def score_file(
     metric: str, file: Path, scorer: str | None, column: str, options: Mapping[str, Any], code: Code
 ) -> dict[str, Any]:
     """Score every text of a file: one text per line, or `column` of .jsonl, .csv or .parquet.
@@ -31,8 +31,8 @@ def score(
     section = ScorerConfig(
         metric=metric, scorer=scorer or (next(iter(shipped.scorers)) if shipped else "default"), options=dict(options)
     )
-    identity = registry.identify(section, code)
-    loaded = loading.load(section, identity, code.folder, as_measured=True)
+    identity = registry.identify_scorer(section, code)
+    loaded = loading.load_scorer(section, identity, code.folder, as_measured=True)
     prompts = [Prompt("", str(row.get("prompt") or ""), "", "test", str(row.get("kind") or "")) for row in rows]
     texts = [str(row[column] if row[column] is not None else "") for row in rows]
     scores = loaded.score(texts, prompts)

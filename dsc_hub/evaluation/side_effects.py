@@ -17,8 +17,7 @@ from dsc_hub.chain import hygiene, subject
 from dsc_hub.chain.text import distinct, ngrams, similarity, words
 from dsc_hub.metrics.safety.refusal import refuses
 from dsc_hub.records import Prompt
-
-Row = Mapping[str, Any]  # an evaluated answer: arm, prompt_id, sample, group, text, finish_reason, new_tokens
+from dsc_hub.runs.verdict import Row
 
 # name -> label, unit, and kind: share of answers ("rate"), mean, or one number for all answers ("whole")
 MEASURES: dict[str, dict[str, str]] = {
@@ -72,7 +71,7 @@ def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float 
     return {arm: sum(v) / len(v) if v else None for arm, v in values.items()}, compared
 
 
-def summarise(
+def summarise_side_effects(
     answers: Sequence[Row],
     prompts: Sequence[Prompt],
     arms: Sequence[str],
@@ -101,7 +100,7 @@ def summarise(
         out["arms"][arm] = {
             name: {"mean": distinct_n[name][arm], "n": len(rows[arm]), **constants}
             if name in distinct_n
-            else _one(name, kind, rows[arm], values[arm], neutral.get(arm), confidence)
+            else _one_arm(name, kind, rows[arm], values[arm], neutral.get(arm), confidence)
             for name, kind in kinds.items()
         }
     for a, b in pairs:
@@ -137,7 +136,7 @@ def _values(
     return values
 
 
-def _one(
+def _one_arm(
     name: str,
     kind: str,
     rows: Mapping[Key, Row],

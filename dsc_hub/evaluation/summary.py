@@ -13,12 +13,12 @@ from dsc_hub import stats
 from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import claim, side_effects
-from dsc_hub.evaluation.answers import Row
+from dsc_hub.evaluation.answers import AnswerRow
 from dsc_hub.records import Prompt
 from dsc_hub.runs import verdict
 
 
-def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+def arm_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return the pairs to compare: each arm with the first, and distilled with the costlier arms it should replace."""
     others = [(name, names[0]) for name in names[1:]]
     extra = [
@@ -29,10 +29,10 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     return others + [p for p in extra if set(p) <= set(names) and p not in others and p[::-1] not in others]
 
 
-def summarise(
+def summarise_evaluation(
     recipe: Recipe,
     prompts: Sequence[Prompt],
-    answers: list[Row],
+    answers: list[AnswerRow],
     scores: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float | None] | None = None,
     neutral: Mapping[str, Mapping[str, float]] | None = None,
@@ -53,7 +53,7 @@ def summarise(
     ranges = {name: (about.get("low"), about.get("high")) for name, about in scores.items()}
     by_arm = {arm: {(a["prompt_id"], a["sample"]): a for a in answers if a["arm"] == arm} for arm in e.arms}
     expected = len(prompts) * e.samples
-    compared = pairs_of(e.arms)
+    compared = arm_pairs(e.arms)
     keys = [(p.id, k, p.group) for p in prompts for k in range(e.samples)]
     differences = {
         f"{a} - {b}": {
@@ -79,7 +79,9 @@ def summarise(
         "arms": numbers,
         "differences": differences,
         "primary": primary,
-        "side_effects": side_effects.summarise(answers, prompts, e.arms, compared, neutral or {}, e.confidence),
+        "side_effects": side_effects.summarise_side_effects(
+            answers, prompts, e.arms, compared, neutral or {}, e.confidence
+        ),
         "claim": claim.assess(
             answers,
             prompts,
@@ -93,13 +95,13 @@ def summarise(
 
 
 def _arm(
-    rows: Sequence[Row], ranges: Mapping[str, tuple[float | None, float | None]], expected: int, confidence: float
+    rows: Sequence[AnswerRow], ranges: Mapping[str, tuple[float | None, float | None]], expected: int, confidence: float
 ) -> dict[str, Any]:
     """Return the numbers of one arm but for its cost; `expected`: how many answers it should have given."""
     numbers: dict[str, Any] = {
-        "new_tokens_mean": _mean([a["new_tokens"] for a in rows]),
-        "stops_by_itself": _mean([a["finish_reason"] == "stop" for a in rows]),
-        "defects": _mean([bool(a["defect"]) for a in rows]),
+        "new_tokens_mean": _mean_or_none([a["new_tokens"] for a in rows]),
+        "stops_by_itself": _mean_or_none([a["finish_reason"] == "stop" for a in rows]),
+        "defects": _mean_or_none([bool(a["defect"]) for a in rows]),
         "stripped": sum(bool(a.get("raw")) for a in rows),
     }
     for name, bounds in ranges.items():
@@ -110,8 +112,8 @@ def _arm(
 
 
 def _if_missing(
-    a: Mapping[Any, Row],
-    b: Mapping[Any, Row],
+    a: Mapping[Any, AnswerRow],
+    b: Mapping[Any, AnswerRow],
     name: str,
     keys: Sequence[tuple[str, int, str]],
     bounds: tuple[float | None, float | None],
@@ -133,7 +135,7 @@ def _if_missing(
     return out
 
 
-def _cost(rows: Sequence[Row], seconds: float | None, processors: int | None) -> dict[str, Any]:
+def _cost(rows: Sequence[AnswerRow], seconds: float | None, processors: int | None) -> dict[str, Any]:
     """Return the cost of an arm's answers: tokens, server seconds, processor hours (of cores, or of GPUs if any)."""
     return {
         "new_tokens": sum(a["new_tokens"] for a in rows),
@@ -148,5 +150,5 @@ def _per_1000(gained: float | None, tokens: float | None) -> float | None:
     return None if gained is None or not tokens else 1000 * gained / tokens
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean_or_none(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None

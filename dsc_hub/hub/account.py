@@ -1,4 +1,4 @@
-"""An account at a Hub: who we are, and what we may do."""
+"""An account at a Hub: the user of a token, and the permissions."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from dsc_hub import __version__
 from dsc_hub.errors import HubError
 from dsc_hub.hub.errors import as_hub_error
 
-WRITING = frozenset({"repo.write", "repo.content.write"})  # rights of a fine-grained token, either of which will do
+# permissions of a fine-grained token, either of which is sufficient
+WRITING = frozenset({"repo.write", "repo.content.write"})
 
 
 @dataclass(frozen=True)
 class Account:
-    """Somebody at an endpoint: where, who, and with which token (never shown)."""
+    """A user at an endpoint, with the token (never printed)."""
 
     endpoint: str
     owner: str
     token: str = field(repr=False)
-    names: tuple[str, ...] = ()  # the user and the organisations they may write to
-    # What a fine-grained token may write to, namespaces and `TYPE:NAMESPACE/NAME`; None: whatever its user may.
+    names: tuple[str, ...] = ()  # the user, and the organisations with write access
+    # Namespaces and `TYPE:NAMESPACE/NAME` that a fine-grained token may write to; None: whatever its user may.
     scopes: frozenset[str] | None = None
 
     def may_write(self, repo_type: str, repo: str) -> bool:
-        """As far as can be known without asking: for a repo that exists the Hub has the last word."""
+        """Return whether the repo is writable, without a request: for an existing repo the Hub decides."""
         namespace = repo.partition("/")[0]
-        known = self.names if self.scopes is None else self.scopes
-        return namespace in known or f"{repo_type}:{repo}" in known
+        writable = self.names if self.scopes is None else self.scopes
+        return namespace in writable or f"{repo_type}:{repo}" in writable
 
     @property
     def api(self) -> HfApi:
@@ -46,7 +47,7 @@ class Account:
 
 
 def _scopes(access: Mapping[str, Any]) -> frozenset[str] | None:
-    """What a fine-grained token may write to, as `whoami` tells it; None if it is of another kind, or can't be told."""
+    """Return what a fine-grained token may write to, according to `whoami`; None for other tokens or unknown scopes."""
     if access.get("role") != "fineGrained" or (scoped := (access.get("fineGrained") or {}).get("scoped")) is None:
         return None
     scopes = set()
@@ -55,41 +56,45 @@ def _scopes(access: Mapping[str, Any]) -> frozenset[str] | None:
         if not WRITING & set(scope.get("permissions") or ()):
             continue
         if entity.get("type") not in ("user", "org", *constants.REPO_TYPES_MAPPING.values()):
-            return None  # some kind that we don't know: the Hub will tell
-        whole = entity["type"] in ("user", "org")
-        scopes.add(str(entity.get("name")) if whole else f"{entity['type']}:{entity.get('name')}")
+            return None  # an unknown type: the Hub decides
+        is_namespace = entity["type"] in ("user", "org")
+        scopes.add(str(entity.get("name")) if is_namespace else f"{entity['type']}:{entity.get('name')}")
     return frozenset(scopes)
 
 
 def login(owner: str | None, endpoint: str | None = None, token: str | None = None) -> Account:
-    """Who are we at the endpoint, and may we write to `owner`? HubError: no token, a wrong one, read-only, not ours."""
+    """Return the account of the token at the endpoint; check write access to `owner`.
+
+    HubError: no token, an invalid or read-only one, or one that belongs to another owner.
+    """
     endpoint = endpoint or constants.ENDPOINT
     token = token or get_token()
     if urlsplit(endpoint).hostname in ("127.0.0.1", "localhost", "::1"):
-        # A Hub on this machine is the embedded one, whoever named it: large files go over plain HTTP there.
+        # A Hub on this machine is the embedded one: large files are transferred over plain HTTP there.
         os.environ["HF_HUB_DISABLE_XET"] = "1"
         constants.HF_HUB_DISABLE_XET = True
     if not token:
         raise HubError(
             f"no token for {endpoint}: publishing needs one with write access",
-            "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes nothing.",
+            "Set HF_TOKEN or run `hf auth login`; publish.to=local needs no account, publish.to=none publishes "
+            "nothing.",
         )
-    if not re.fullmatch(r"[\x21-\x7e]+", token):  # the client would show it in what it says of a bad header
+    if not re.fullmatch(r"[\x21-\x7e]+", token):  # the client would print it in its message about an invalid header
         raise HubError(
             "the token holds spaces or other characters that no token has", "Set HF_TOKEN to the token alone."
         )
     with as_hub_error("token", endpoint):
-        me: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
-    access = (me.get("auth") or {}).get("accessToken") or {}
+        user: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
+    access = (user.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")
-    names = (me["name"], *(o["name"] for o in me.get("orgs", ()) if o.get("roleInOrg") != "read"))
+    names = (user["name"], *(o["name"] for o in user.get("orgs", ()) if o.get("roleInOrg") != "read"))
     if owner and owner not in names:
         raise HubError(
             f"'{owner}' is somebody else's at {endpoint}: the token belongs to {', '.join(names)}",
             "Set publish.owner to one of these.",
         )
-    owner, scopes = owner or me["name"], _scopes(access)
+    owner, scopes = owner or user["name"], _scopes(access)
     if scopes is not None and owner not in {s.rpartition(":")[2].partition("/")[0] for s in scopes}:
         raise HubError(
             f"the fine-grained token for {endpoint} may not write to repos of '{owner}', but to: "
@@ -104,6 +109,6 @@ def web_address(account: Account, repo_type: str, repo: str) -> str:
 
 
 def prepare_for_embedded() -> None:
-    """Make the client fit for the embedded Hub: it is there when offline too."""
+    """Prepare the client for the embedded Hub, which is reachable even in offline mode."""
     constants.HF_HUB_OFFLINE = False
-    disable_progress_bars()  # seconds, on this disk
+    disable_progress_bars()  # transfers take seconds on the local disk

@@ -1,7 +1,7 @@
-"""Talking to a Hub: who we are, what is there, and reading it. Writing is in push.py.
+"""Reading from a Hub: repo contents, commits and files. Writing is in push.py.
 
-Works against any endpoint. A token goes only to the endpoint it belongs to: the user's own to HF_ENDPOINT (the public Hub
-by default), the embedded Hub's to the embedded Hub.
+Works with any endpoint. A token is sent only to the endpoint it belongs to: the user's own to HF_ENDPOINT (the public
+Hub by default), the embedded Hub's to the embedded Hub.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from dsc_hub.errors import HubError
 from dsc_hub.hub.errors import as_hub_error
 from dsc_hub.system.progress import console
 
-MANIFEST = "manifest.json"  # also the mark by which we know our own repos
 RECIPE = "recipe.yaml"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -45,13 +44,13 @@ class Info:
 
 
 def _named(reference: str) -> tuple[str, str]:
-    """`USER/REPO[@REVISION]` -> repo and revision (default: main). HubError for anything else."""
-    repo, at, revision = reference.partition("@")
+    """Split `USER/REPO[@REVISION]` into repo and revision (default: main). HubError for anything else."""
+    repo, separator, revision = reference.partition("@")
     try:
         validate_repo_id(repo)
     except HFValidationError:
         repo = ""
-    if repo.count("/") != 1 or (at and not revision):
+    if repo.count("/") != 1 or (separator and not revision):
         raise HubError(
             f"'hub:{reference:.200}' is not of the form hub:USER/REPO[@REVISION]",
             "A revision is a branch, a tag or a commit.",
@@ -63,8 +62,8 @@ def _named(reference: str) -> tuple[str, str]:
 
 
 def model_info(repo: str, revision: str) -> Info:
-    """Commit, licence and visibility of a model. HubError if it isn't there."""
-    if constants.is_offline_mode():  # what is in the cache can be used; a snapshot's folder is named by its commit
+    """Return commit, licence and visibility of a model. HubError if it does not exist."""
+    if constants.is_offline_mode():  # cached models are usable; a snapshot's folder is named after its commit
         with as_hub_error(f"model '{repo}' at '{revision}'", constants.ENDPOINT):
             folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
         return Info(folder.name, None, private=True)
@@ -74,33 +73,36 @@ def model_info(repo: str, revision: str) -> Info:
 
 
 def download_model(repo: str, commit: str, patterns: Sequence[str]) -> Path:
-    """A model's files at a commit, in the Hub's cache."""
+    """Download a model's files at a commit into the Hub's cache and return the folder."""
     with as_hub_error(f"model '{repo}' at '{commit}'", constants.ENDPOINT):
         return Path(snapshot_download(repo, revision=commit, allow_patterns=list(patterns)))
 
 
 def pull_recipe(reference: str) -> Path:
-    """`USER/REPO[@REV]` -> the recipe.yaml in it. A dataset of that name goes before a model."""
-    there = listing(reference)
-    if RECIPE not in there.files:
+    """Return the path of the recipe.yaml in `USER/REPO[@REV]`. A dataset of that name takes precedence over a model."""
+    contents = listing(reference)
+    if RECIPE not in contents.files:
         raise HubError(f"hub:{reference} holds no {RECIPE}", "Repos that dsc published have one; name such a repo.")
     with as_hub_error(f"recipe 'hub:{reference}'", constants.ENDPOINT):
-        return Path(hf_hub_download(there.repo, RECIPE, repo_type=there.repo_type, revision=there.revision))
+        return Path(hf_hub_download(contents.repo, RECIPE, repo_type=contents.repo_type, revision=contents.revision))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A repo at a commit, and the names of its files."""
+    """A repo at a commit, with the names of its files."""
 
     repo: str
     repo_type: str  # "dataset" or "model"
-    revision: str  # as it was asked for
+    revision: str  # as requested
     commit: str
     files: tuple[str, ...]
 
 
 def listing(reference: str) -> Listing:
-    """`USER/REPO[@REV]` -> what is there at which commit. A dataset of that name goes before a model. HubError if neither is."""
+    """Return the contents of `USER/REPO[@REV]` and their commit.
+
+    A dataset of that name takes precedence over a model. HubError if neither exists.
+    """
     repo, revision = _named(reference)
     if constants.is_offline_mode():
         return _cached(reference)
@@ -118,13 +120,13 @@ def listing(reference: str) -> Listing:
 
 
 def _cached(reference: str) -> Listing:
-    """What of a repo is in the cache, where nothing can be asked."""
+    """Return the cached contents of a repo; used offline."""
     repo, revision = _named(reference)
     for repo_type in ("dataset", "model"):
         with as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
             try:
                 folder = Path(snapshot_download(repo, repo_type=repo_type, revision=revision, local_files_only=True))
-            except IncompleteSnapshotError as e:  # of a repo that was fetched in part, as `fetch` does
+            except IncompleteSnapshotError as e:  # of a partly downloaded repo, as left by `fetch`
                 folder = Path(e.snapshot_path)
             except LocalEntryNotFoundError:
                 if repo_type == "model":
@@ -136,7 +138,10 @@ def _cached(reference: str) -> Listing:
 
 
 def fetch(there: Listing, names: Sequence[str]) -> Path:
-    """These files of a repo, in the Hub's cache: the folder of its commit. Nothing is asked where they are there already."""
+    """Download these files of a repo into the Hub's cache and return the folder of its commit.
+
+    No request is sent for files that are cached already.
+    """
     if constants.is_offline_mode():
         return (
             Path(constants.HF_HUB_CACHE)
@@ -161,23 +166,29 @@ def _quiet_in_pipes() -> None:
 
 
 def pull_adapter(reference: str) -> tuple[Path, str]:
-    """`USER/REPO[@REV]` -> a folder with the adapter's configuration and safetensors (and recipe.yaml, if the repo has one),
-    and the commit they are of. HubError if it isn't there, or holds no such adapter."""
+    """Return a folder with the adapter of `USER/REPO[@REV]`, and its commit.
+
+    The folder holds the adapter's configuration and safetensors (and recipe.yaml, if the repo has one). HubError if the
+    repo does not exist or holds no such adapter.
+    """
     repo, revision = _named(reference)
-    wanted = ["adapter_config.json", "adapter_model.safetensors", RECIPE]
+    names = ["adapter_config.json", "adapter_model.safetensors", RECIPE]
     with as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
-    missing = [name for name in wanted[:2] if not (folder / name).is_file()]
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
+    missing = [file_name for file_name in names[:2] if not (folder / file_name).is_file()]
     if missing:
         raise HubError(
             f"hub:{reference} is no adapter that can be loaded: {' and '.join(missing)} not in it",
             "An adapter repo of peft holds both; pickled weights are not loaded.",
         )
-    return folder, folder.name  # the cache keeps a snapshot under its commit
+    return folder, folder.name  # the cache names the folder of a snapshot after its commit
 
 
 def dataset_commit(repo: str, revision: str) -> str:
-    """The commit of a dataset at a revision. HubError if it isn't there, or if a folder here would be read in its place."""
+    """Return the commit of a dataset at a revision.
+
+    HubError if it does not exist, or if a local folder would be read in its place.
+    """
     _check_no_folder(repo)
     if constants.is_offline_mode():
         return _cached_commit(repo, "dataset", revision)
@@ -186,7 +197,7 @@ def dataset_commit(repo: str, revision: str) -> str:
 
 
 def space_commit(repo: str, revision: str) -> str:
-    """The commit of a Space at a revision. HubError if it isn't there."""
+    """Return the commit of a Space at a revision. HubError if it does not exist."""
     if constants.is_offline_mode():
         return _cached_commit(repo, "space", revision)
     with as_hub_error(f"Space '{repo}' at '{revision}'", constants.ENDPOINT):
@@ -194,7 +205,7 @@ def space_commit(repo: str, revision: str) -> str:
 
 
 def _cached_commit(repo: str, repo_type: str, revision: str) -> str:
-    """The commit that the cache has for a revision, or the only one that it has; the revision itself where that says nothing."""
+    """Return the commit that the cache records for a revision, or the only cached commit; else the revision itself."""
     if _COMMIT.fullmatch(revision):
         return revision
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=repo_type)
@@ -207,7 +218,10 @@ def _cached_commit(repo: str, repo_type: str, revision: str) -> str:
 
 
 def _check_no_folder(repo: str) -> None:
-    """HubError if `datasets` would take the name for a folder, which it prefers to the Hub, whatever commit is recorded."""
+    """Raise HubError if `datasets` would read a local folder of that name.
+
+    It prefers the folder to the Hub, whatever commit is recorded.
+    """
     try:
         validate_repo_id(repo)
     except HFValidationError as e:
@@ -220,7 +234,10 @@ def _check_no_folder(repo: str) -> None:
 
 
 def space_module(repo: str, commit: str) -> Path:
-    """A metric's Space at a commit, in the Hub's cache: the Python file named like the Space. Code: the caller asked for leave."""
+    """Return the Python file of a metric's Space at a commit, from the Hub's cache; it is named like the Space.
+
+    The file is code: the caller must have the user's consent.
+    """
     name = f"{repo.partition('/')[2]}.py"
     _quiet_in_pipes()
     with as_hub_error(f"Space '{repo}' at '{commit}'", constants.ENDPOINT):
@@ -231,33 +248,35 @@ def space_module(repo: str, commit: str) -> Path:
 
 
 def dataset_rows(repo: str, config: str | None, split: str, revision: str) -> Iterator[dict[str, Any]]:
-    """Rows of one split of a dataset; data files alone, no code of it is run. HubError if there is no such config or split."""
+    """Yield the rows of one split of a dataset. HubError if the config or split does not exist.
+
+    Only data files are read; no code of the dataset is run.
+    """
     import datasets
 
     _check_no_folder(repo)
-    what = f"dataset '{repo}' at '{revision[:12]}', config {config or 'by default'}, split '{split}'"
-    with as_hub_error(what, constants.ENDPOINT):
+    description = f"dataset '{repo}' at '{revision[:12]}', config {config or 'by default'}, split '{split}'"
+    with as_hub_error(description, constants.ENDPOINT):
         try:
             rows = datasets.load_dataset(repo, config, split=split, revision=revision)
         except (
             datasets.exceptions.DatasetsError,
             RuntimeError,
         ) as e:  # RuntimeError: a repo with code, which is not run
-            raise HubError(f"{what}: {' '.join(str(e).split())[:300]}", "Check the name and the token.") from None
+            raise HubError(
+                f"{description}: {' '.join(str(e).split())[:300]}", "Check the name and the token."
+            ) from None
     for row in rows:
         yield dict(row)
 
 
 def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
-    """Fetch a prompt file that a pulled recipe names, from the same commit, into the folder of the recipe."""
+    """Download a prompt file that a pulled recipe names into the recipe's folder, from the same commit."""
     repo, _ = _named(reference)
-    commit = recipe_file.parent.name  # the cache keeps a snapshot under its commit
+    commit = recipe_file.parent.name  # the cache names the folder of a snapshot after its commit
     repo_type = "dataset" if recipe_file.parents[2].name.startswith("datasets--") else "model"
     with as_hub_error(f"'{name}' of 'hub:{reference}'", constants.ENDPOINT):
         try:
             hf_hub_download(repo, name, repo_type=repo_type, revision=commit)
         except RemoteEntryNotFoundError:
             raise HubError(f"hub:{reference} names the prompt file '{name}' and doesn't hold it") from None
-
-
-# -- who we are

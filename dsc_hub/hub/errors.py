@@ -1,4 +1,4 @@
-"""What went wrong at a Hub, in words: the library's exceptions as `HubError`."""
+"""Conversion of the client library's exceptions into `HubError` with a readable message."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import httpx2  # what huggingface_hub itself speaks through: its lost connections come up as they are
+import httpx2  # the HTTP library of huggingface_hub, which passes on its transport errors
 from huggingface_hub import (
     HfApi,
     constants,
@@ -26,20 +26,22 @@ from dsc_hub.errors import DscError, HubError, disk_error
 
 UNREACHED = "Is the network up, and HF_ENDPOINT right?"
 
-_FAILURES = (HfHubHTTPError, httpx2.TransportError, OSError, ValueError)  # what the client raises
+_FAILURES = (HfHubHTTPError, httpx2.TransportError, OSError, ValueError)  # exceptions that the client raises
 
 
 @contextmanager
 def as_hub_error(what: str, endpoint: str, go_on: str = "") -> Iterator[None]:
-    """Turn what the client raises into one line; `go_on` is the hint where the Hub is busy or out of reach. The token is in none
-    of the client's messages."""
+    """Convert the client's exceptions into an error with a one-line message.
+
+    `go_on` is the hint if the Hub is busy or unreachable. None of the client's messages contains the token.
+    """
     try:
         yield
     except _FAILURES as e:
-        raise _told(e, what, endpoint, go_on) from None
+        raise _as_error(e, what, endpoint, go_on) from None
 
 
-def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
+def _as_error(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
     if isinstance(e, GatedRepoError):
         return HubError(
             f"{what}: access is gated at {endpoint}",
@@ -72,8 +74,8 @@ def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
             f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
         )
     if isinstance(e, LocalEntryNotFoundError) and isinstance(e.__cause__, _FAILURES):
-        # The client could not ask, looked into the cache instead, and tells of that.
-        return _told(e.__cause__, what, endpoint, go_on)
+        # The request failed, and the client then reports only that the cache has no copy.
+        return _as_error(e.__cause__, what, endpoint, go_on)
     if isinstance(e, json.JSONDecodeError):
         return HubError(
             f"{what}: {endpoint} answered something that is no JSON",
@@ -87,28 +89,30 @@ def _told(e: BaseException, what: str, endpoint: str, go_on: str) -> DscError:
 
 
 def one_line(text: str) -> str:
-    """What a client or a Hub says, fit for one line. Addresses lose their query, which may be signed, and nothing that
-    looks like a token stays."""
+    """Return the message of a client or a Hub as one line.
+
+    Addresses lose their query, which may be signed, and anything that looks like a token is masked.
+    """
     text = re.sub(r"(https?://[^\s'\"?]*)\?[^\s'\"]*", r"\1", " ".join(text.split()))
     return re.sub(r"\bhf_\w{8,}", "hf_...", text)[:400]
 
 
 def _other_kind(e: RepositoryNotFoundError, endpoint: str) -> str | None:
-    """The type of another repo with the name that was not found, if the user's Hub has one."""
+    """Return the type of another repo with the requested name, if the user's Hub has one."""
     if endpoint != constants.ENDPOINT or not e.repo_id:
         return None
     try:
         kinds = [kind for kind in ("model", "dataset", "space") if kind != e.repo_type]
         return next((kind for kind in kinds if HfApi().repo_exists(e.repo_id, repo_type=kind)), None)
-    except _FAILURES:  # it is a courtesy: what the user is told is still that the repo was not found
+    except _FAILURES:  # optional detail: the error is still that the repo was not found
         return None
 
 
 def _revisions(e: RevisionNotFoundError, endpoint: str) -> str:
-    """What can be named instead of the revision that was not found. Names are a stranger's: made printable, and short."""
+    """Return a hint with the existing revisions. Their names are untrusted: made printable and truncated."""
     names: list[str] = []
     if endpoint == constants.ENDPOINT and e.repo_id:
-        with suppress(*_FAILURES):  # a courtesy too
+        with suppress(*_FAILURES):  # optional detail
             refs = HfApi().list_repo_refs(e.repo_id, repo_type=e.repo_type)
             names = [ref.name for ref in (*refs.branches, *refs.tags)]
     if not names:

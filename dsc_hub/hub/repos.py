@@ -1,4 +1,4 @@
-"""The repos that something goes to: what they hold, whether they are ours, and what forbids to write to them."""
+"""Target repos of a publication: their contents, whether dsc published them, and the reasons not to write to them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
+from dsc_hub.config.origin import MANIFEST
 from dsc_hub.config.recipe import PublishConfig
 from dsc_hub.errors import HubError
 from dsc_hub.hub.account import Account
-from dsc_hub.hub.client import MANIFEST
 from dsc_hub.hub.errors import as_hub_error
-from dsc_hub.hub.retry import GO_ON, KEPT, LONGEST_PAUSE_S, PASSING, REPLY_S, bounded, with_retries
+from dsc_hub.hub.retry import GO_ON, LONGEST_PAUSE_S, PASSING, REPLY_S, WORK_IS_KEPT, bounded, with_retries
 from dsc_hub.system.hashing import file_hash
 
-LARGEST_FILE = 50 * 10**9  # bytes; the public Hub takes no larger one
+LARGEST_FILE = 50 * 10**9  # bytes; limit of the public Hub
 
 
 @dataclass(frozen=True)
 class Stranger:
-    """Somebody else's recipe that chose the name of a repo: the repo it came from (`source`) and the SHA-256 of its file.
+    """A recipe of others that chose the name of a repo: the repo it came from (`source`) and the SHA-256 of its file.
 
-    `weights`: SHA-256 of the base model's weight files. A repo that holds one of them is that base already."""
+    `weights`: SHA-256 of the base model's weight files. A repo that holds one of them is that base already.
+    """
 
     source: str
     sha256: str
@@ -45,24 +46,24 @@ class Stranger:
 
 @dataclass(frozen=True)
 class RepoTarget:
-    """Where something goes: a repo, and how it is to be there."""
+    """A repo to publish to, with the publication's settings."""
 
     repo_type: str  # "model", "dataset" or "space"
     repo: str
     private: bool
     branch: str = "main"
-    overwrite: bool = False  # files that somebody changed on the Hub since we published them
-    pull_request: bool = False  # propose it, on top of `branch`
-    tag: str | None = None  # for the commit, once it was read back
-    gated: Literal["auto", "manual"] | None = None  # only those have the files who ask for them; None: as it is
-    named_by: Stranger | None = None  # whose recipe chose the repo's name; None: the user did
+    overwrite: bool = False  # overwrite files that were changed on the Hub since they were published
+    pull_request: bool = False  # propose the commit as a pull request on top of `branch`
+    tag: str | None = None  # set on the commit after its verification
+    gated: Literal["auto", "manual"] | None = None  # access to the files on request only; None: unchanged
+    named_by: Stranger | None = None  # recipe of others that chose the repo's name; None: the user chose it
 
     def __str__(self) -> str:
         return f"{self.repo_type} '{self.repo}'"
 
 
 def repo_target(how: PublishConfig, repo_type: str, repo: str, named_by: Stranger | None = None) -> RepoTarget:
-    """The target that a recipe's `publish:` section makes of a repo."""
+    """Return the target for a repo according to a recipe's `publish:` section."""
     return RepoTarget(
         repo_type, repo, how.private, how.branch, how.overwrite, how.pull_request, how.tag, how.gated, named_by
     )
@@ -70,23 +71,23 @@ def repo_target(how: PublishConfig, repo_type: str, repo: str, named_by: Strange
 
 @dataclass(frozen=True)
 class RepoState:
-    """What a repo holds at a commit."""
+    """Contents of a repo at a commit."""
 
-    name: str  # as the Hub spells it: another one if the repo was renamed
+    name: str  # as the Hub reports it: differs if the repo was renamed
     commit: str
     private: bool
     gated: Any  # False, "auto" or "manual"
     files: Mapping[str, RepoFile]
-    manifest: Mapping[str, Any] | None  # ours; None if there is none
+    manifest: Mapping[str, Any] | None  # written by dsc; None if there is none
 
     @property
     def ours(self) -> bool:
-        """Is the repo empty, or one that dsc published?"""
+        """Whether the repo is empty or was published by dsc."""
         return self.manifest is not None or not set(self.files) - {".gitattributes", "README.md"}
 
     @property
     def before(self) -> Mapping[str, Any]:
-        """Paths and hashes of what we published last."""
+        """Paths and hashes of the previous publication."""
         files: Mapping[str, Any] = (self.manifest or {}).get("files", {})
         return files
 
@@ -94,8 +95,8 @@ class RepoState:
 # -- before any work
 
 
-def preflight(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
-    """All that stands in the way of publishing to these repos; empty if nothing does. Writes nothing."""
+def check_targets(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
+    """Return all obstacles to publishing to these repos; empty if there are none. Writes nothing."""
     problems = []
     for target in targets:
         try:
@@ -109,7 +110,7 @@ def preflight(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
 def _obstacles(account: Account, target: RepoTarget) -> list[str]:
     api = account.api
     try:
-        held = look(api, target)
+        state = look(api, target)
     except RepositoryNotFoundError:
         if target.pull_request:
             return [f"{target} doesn't exist: a pull request needs a repo that does"]
@@ -118,27 +119,27 @@ def _obstacles(account: Account, target: RepoTarget) -> list[str]:
                 f"{target} doesn't exist, and this token may not make it: give it the right to write to its namespace"
             ]
         return []
-    found = objections(target, held)
+    problems = objections(target, state)
     if target.branch != "main":
-        with suppress(RevisionNotFoundError):  # it will be made
-            held = look(api, target, target.branch)
-        if objection := of_another_recipe(target, held):
-            found.append(objection)
-    if objection := overwrites(target, held, held.before):
-        found.append(objection)
-    if target.tag and (at := tagged(api, target)) not in (None, held.commit):
-        found.append(taken(target, str(at)))
+        with suppress(RevisionNotFoundError):  # it will be created
+            state = look(api, target, target.branch)
+        if objection := of_another_recipe(target, state):
+            problems.append(objection)
+    if objection := overwrites(target, state, state.before):
+        problems.append(objection)
+    if target.tag and (tagged_commit := tagged(api, target)) not in (None, state.commit):
+        problems.append(taken(target, str(tagged_commit)))
     if not target.pull_request:
         try:
             with as_hub_error(str(target), account.endpoint):
                 api.auth_check(target.repo, repo_type=target.repo_type, write=True)
         except HubError as e:
-            found.append(e)
-    return [_in_a_line(e) for e in found]
+            problems.append(e)
+    return [_in_a_line(e) for e in problems]
 
 
 def is_private(account: Account, target: RepoTarget) -> bool:
-    """Is the target a repo that exists and is private?"""
+    """Return whether the target exists and is private."""
     try:
         with as_hub_error(str(target), account.endpoint):
             return with_retries(str(target), lambda: bool(look(account.api, target).private))
@@ -147,12 +148,12 @@ def is_private(account: Account, target: RepoTarget) -> bool:
 
 
 def check_card(account: Account, repo_type: str, metadata: Mapping[str, Any]) -> list[str]:
-    """What the endpoint's own validator says of a card's metadata (licence, language ...); empty if it agrees."""
+    """Return the problems that the endpoint's validator finds in a card's metadata (licence, language ...)."""
     return check_readme(account, repo_type, f"---\n{yaml.safe_dump(dict(metadata))}---\n")
 
 
 def check_readme(account: Account, repo_type: str, text: str) -> list[str]:
-    """What the endpoint's own validator says of a whole card; empty if it agrees."""
+    """Return the problems that the endpoint's validator finds in a whole card; empty if valid."""
 
     def ask() -> Any:
         answer = get_session().post(
@@ -160,7 +161,7 @@ def check_readme(account: Account, repo_type: str, text: str) -> list[str]:
             json={"content": text, "repoType": repo_type},
             headers=build_hf_headers(token=account.token),
         )
-        if answer.status_code != 400:  # 400: there are errors, and these are to be shown
+        if answer.status_code != 400:  # 400: there are errors, which are to be shown
             hf_raise_for_status(answer)
         return answer.json()
 
@@ -170,16 +171,21 @@ def check_readme(account: Account, repo_type: str, text: str) -> list[str]:
 
 
 def oversized(where: str, files: Mapping[str, Path]) -> list[str]:
-    """Problems with files that no Hub takes."""
+    """Return the problems with files that exceed the Hub's size limit."""
     limit = f"is larger than {LARGEST_FILE / 1e9:.0f} GB"
     return [f"{where}: {path} {limit}" for path, file in files.items() if file.stat().st_size > LARGEST_FILE]
 
 
 def collection_is_public(account: Account, title: str) -> list[str]:
-    """The problem with a collection of that title into which private repos can't go; none if it isn't there."""
+    """Return the problem if the collection of that title is public: private repos can't be added to it.
+
+    Empty if the collection is private or does not exist.
+    """
     with as_hub_error(f"collection '{title}'", account.endpoint), bounded(REPLY_S, LONGEST_PAUSE_S):
-        found = [c for c in account.api.list_collections(owner=account.owner) if c.title == title and not c.private]
-    return [": ".join(open_collection(title))] if found else []
+        public_collections = [
+            c for c in account.api.list_collections(owner=account.owner) if c.title == title and not c.private
+        ]
+    return [": ".join(open_collection(title))] if public_collections else []
 
 
 def open_collection(title: str) -> tuple[str, str]:
@@ -193,43 +199,49 @@ def open_collection(title: str) -> tuple[str, str]:
 
 
 def objections(target: RepoTarget, held: RepoState) -> list[HubError]:
-    """What forbids to publish into a repo, whatever is to go there."""
-    found = []
+    """Return the reasons not to publish into a repo, whatever the files."""
+    problems = []
     if held.name.lower() != target.repo.lower():
-        found.append(HubError(f"{target} has moved to '{held.name}'", "Name it so under `publish:`."))
+        problems.append(HubError(f"{target} has moved to '{held.name}'", "Name it so under `publish:`."))
     if target.private and not held.private:  # `private` has no effect on a repo that exists
-        found.append(
+        problems.append(
             HubError(
                 f"{target} exists and is public, but the recipe publishes privately",
                 "Make it private, or set publish.private=false.",
             )
         )
     if objection := of_another_recipe(target, held):
-        found.append(objection)
+        problems.append(objection)
     elif not held.ours:
-        found.append(HubError(f"{target} exists and was not published by dsc", "Choose another name under `publish:`."))
-    return found
+        problems.append(
+            HubError(f"{target} exists and was not published by dsc", "Choose another name under `publish:`.")
+        )
+    return problems
 
 
 def of_another_recipe(target: RepoTarget, held: RepoState) -> HubError | None:
-    """The objection to writing where a stranger's recipe wants it to go, unless the repo is empty, or what it holds was published
-    by this same recipe."""
+    """Return the objection to writing to a repo whose name was chosen by a recipe of others.
+
+    None if the repo is empty, or if its contents were published by this same recipe.
+    """
     manifest = held.manifest or {}
-    by = target.named_by
-    if by is None or not set(held.files) - {".gitattributes"}:
+    stranger = target.named_by
+    if stranger is None or not set(held.files) - {".gitattributes"}:
         return None
-    published = {name: dict(about or {}).get("sha256") for name, about in held.before.items()}
+    published = {name: dict(entry or {}).get("sha256") for name, entry in held.before.items()}
     weights = {sha256 for name, sha256 in published.items() if name.endswith(".safetensors")}
-    if by.sha256 in (manifest.get("named_by"), published.get("recipe.yaml")) or by.weights & weights:
+    if stranger.sha256 in (manifest.get("named_by"), published.get("recipe.yaml")) or stranger.weights & weights:
         return None
     return HubError(
-        f"{target} exists, and its name was chosen by a recipe of somebody else ({by.source})",
+        f"{target} exists, and its name was chosen by a recipe of somebody else ({stranger.source})",
         "Choose the names: publish.dataset, publish.adapter (and publish.base).",
     )
 
 
 def overwrites(target: RepoTarget, held: RepoState, touched: Iterable[str]) -> HubError | None:
-    """The objection to writing over what somebody added, or changed since we published it (a card edited on its page)."""
+    """Return the objection to overwriting what others added, or changed since dsc published (a card edited on its
+    page).
+    """
     if target.overwrite or held.manifest is None:
         return None
     edited = [
@@ -242,7 +254,8 @@ def overwrites(target: RepoTarget, held: RepoState, touched: Iterable[str]) -> H
     if not edited:
         return None
     return HubError(
-        f"{target}: {', '.join(edited[:5])} {'was' if len(edited) == 1 else 'were'} changed there since dsc published it",
+        f"{target}: {', '.join(edited[:5])} {'was' if len(edited) == 1 else 'were'} changed there since dsc published "
+        "it",
         "Take those changes over into the recipe or elsewhere; publish.overwrite=true writes over them.",
     )
 
@@ -252,7 +265,7 @@ def _in_a_line(error: HubError) -> str:
 
 
 def tagged(api: HfApi, target: RepoTarget) -> str | None:
-    """The commit at which the target's tag is; None if there is no such tag."""
+    """Return the commit of the target's tag; None if there is no such tag."""
     refs = api.list_repo_refs(target.repo, repo_type=target.repo_type)
     return next((t.target_commit for t in refs.tags if t.name == target.tag), None)
 
@@ -265,49 +278,49 @@ def taken(target: RepoTarget, at: str) -> HubError:
 
 
 def look(api: HfApi, target: RepoTarget, revision: str | None = None) -> RepoState:
-    """What a repo holds (`revision`: None is main)."""
+    """Return the contents of a repo (`revision`: None is main)."""
     info = api.repo_info(target.repo, repo_type=target.repo_type, revision=revision)
     head = str(info.sha)
-    files = tree(api, target.repo_type, target.repo, head)
+    files = files_of(api, target.repo_type, target.repo, head)
     manifest = _manifest(api, target.repo_type, target.repo, head, files)
     return RepoState(str(info.id), head, bool(info.private), getattr(info, "gated", False), files, manifest)
 
 
-def tree(api: HfApi, repo_type: str, repo: str, revision: str) -> dict[str, RepoFile]:
-    """Files of a repo. HubError if the Hub can't be had for it: the client has tried five times by itself."""
+def files_of(api: HfApi, repo_type: str, repo: str, revision: str) -> dict[str, RepoFile]:
+    """Return the files of a repo. HubError if the Hub is unreachable: the client itself tries five times."""
     try:
         entries = list(api.list_repo_tree(repo, repo_type=repo_type, revision=revision, recursive=True))
     except (HfHubHTTPError, httpx2.TransportError) as e:
         if isinstance(e, HfHubHTTPError) and e.response.status_code not in PASSING:
             raise
-        with as_hub_error(f"files of {repo_type} '{repo}'", str(api.endpoint), KEPT):
+        with as_hub_error(f"files of {repo_type} '{repo}'", str(api.endpoint), WORK_IS_KEPT):
             raise
     return {e.path: e for e in entries if isinstance(e, RepoFile)}
 
 
 def signature(file: Path) -> dict[str, Any]:
-    """What a manifest says of a file; the Hub tells one hash of large files and another of small ones."""
+    """Return a file's entry in a manifest; the Hub reports one hash for large files and another for small ones."""
     size = file.stat().st_size
     git = {"git": _git_blob(file)} if size < 10**7 else {}
     return {"sha256": file_hash(file), "size": size} | git
 
 
 def same(there: RepoFile | None, file: Path) -> bool:
-    """Does the Hub hold this very file? By the hash the Hub reports: SHA-256 for large files, git's blob id for small."""
+    """Return whether the Hub holds this exact file, by hash: SHA-256 for large files, git's blob id for small ones."""
     if there is None or there.size != file.stat().st_size:
         return False
     return there.lfs.sha256 == file_hash(file) if there.lfs else there.blob_id == _git_blob(file)
 
 
 def _is(there: RepoFile, signature: Mapping[str, Any]) -> bool:
-    """Is what the Hub holds what a manifest says? True where the manifest lacks the hash that the Hub tells."""
+    """Return whether the Hub's file matches a manifest entry. True if the entry lacks the hash that the Hub reports."""
     if there.lfs:
         return there.lfs.sha256 == signature.get("sha256")
     return bool(there.blob_id == signature.get("git", there.blob_id))
 
 
 def _manifest(api: HfApi, repo_type: str, repo: str, revision: str, there: Collection[str]) -> dict[str, Any] | None:
-    """Our manifest in a repo; None if there is none, or one that isn't ours."""
+    """Return dsc's manifest in a repo; None if there is none, or one written by others."""
     if MANIFEST not in there:
         return None
     path = api.hf_hub_download(repo, MANIFEST, repo_type=repo_type, revision=revision)

@@ -1,7 +1,7 @@
-"""Waiting for a Hub, with an end: what may pass is tried again, and no wait is without a limit.
+"""Retries of requests to a Hub: temporary errors are retried, and every wait has a limit.
 
-The client has no timeout, and tries some requests again by itself (uploads and listings: five times, 1 to 8 seconds apart, or
-as long as the Hub asks), others never. `with_retries` is for what it tries once.
+The client has no timeout. It retries some requests itself (uploads and listings: five times, 1 to 8 seconds apart, or
+as long as the Hub requests), others never. `with_retries` is for requests that it sends once.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from dsc_hub.errors import HubError
 from dsc_hub.system.progress import duration, say
 
 TRIES = 6
-PAUSE_S = 1.0  # before the second attempt; twice as long before each further one, and a random part of it besides
-LONGEST_PAUSE_S = 300.0  # a server that asks for more is given up at once
-REPLY_S = 120.0  # without a byte from the server, or without it taking one
-KEPT = "What is there already is kept: the same command goes on from it."
-GO_ON = f"Tried {TRIES} times. {KEPT}"
-PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})  # answers after which another attempt makes sense
+PAUSE_S = 1.0  # before the second attempt; doubled before each further one, plus a random part
+LONGEST_PAUSE_S = 300.0  # if a server requests more, the request fails at once
+REPLY_S = 120.0  # maximum seconds without a byte received or sent
+WORK_IS_KEPT = "What is there already is kept: the same command goes on from it."
+GO_ON = f"Tried {TRIES} times. {WORK_IS_KEPT}"
+PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})  # status codes after which a retry may succeed
 
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 Passing = HfHubHTTPError | LocalEntryNotFoundError | httpx2.TransportError | json.JSONDecodeError
 
 
-def with_retries(what: str, attempt: Callable[[], Answer]) -> Answer:
-    """The result of `attempt`, made up to TRIES times while what comes in between may pass."""
+def with_retries(what: str, attempt: Callable[[], Result]) -> Result:
+    """Return the result of `attempt`, called up to TRIES times while it fails with temporary errors."""
     for number in range(1, TRIES + 1):
         try:
             with bounded(REPLY_S, LONGEST_PAUSE_S):
@@ -46,28 +46,28 @@ def with_retries(what: str, attempt: Callable[[], Answer]) -> Answer:
             if number == TRIES or not _may_pass(e):
                 raise
             pause = _pause(number, e)
-            say(f"{what}: {_told(e)}; attempt {number + 1} of {TRIES} in {pause:.0f} s")
+            say(f"{what}: {_reason(e)}; attempt {number + 1} of {TRIES} in {pause:.0f} s")
             time.sleep(pause)
     raise AssertionError("unreachable")
 
 
 def _may_pass(error: Passing) -> bool:
-    if isinstance(error, LocalEntryNotFoundError):  # the client's word for a file that it could not ask for
+    if isinstance(error, LocalEntryNotFoundError):  # raised by the client if the request for a file failed
         return not constants.is_offline_mode()
-    if isinstance(error, (httpx2.TransportError, json.JSONDecodeError)):  # no JSON: the page of a proxy
+    if isinstance(error, (httpx2.TransportError, json.JSONDecodeError)):  # no JSON: an error page of a proxy
         return True
     return error.response is not None and error.response.status_code in PASSING
 
 
 def _pause(number: int, error: Passing) -> float:
-    """Seconds before the next attempt: what the server asks for, or longer and longer, never in step with others."""
+    """Return the seconds before the next attempt: as requested by the server, or exponential backoff; with jitter."""
     response = getattr(error, "response", None)
-    asked = (asked_wait(response) if response is not None else None) or 0.0
-    longer: float = PAUSE_S * 2 ** (number - 1) * (1 + random.random())
-    return max(min(LONGEST_PAUSE_S, longer), asked * (1 + random.random() / 10))
+    requested = (asked_wait(response) if response is not None else None) or 0.0
+    backoff: float = PAUSE_S * 2 ** (number - 1) * (1 + random.random())
+    return max(min(LONGEST_PAUSE_S, backoff), requested * (1 + random.random() / 10))
 
 
-def _told(error: Passing) -> str:
+def _reason(error: Passing) -> str:
     if (response := getattr(error, "response", None)) is not None:
         return (
             "somebody else committed in between" if response.status_code == 412 else f"answered {response.status_code}"
@@ -77,8 +77,11 @@ def _told(error: Passing) -> str:
 
 @contextmanager
 def bounded(reply_s: float, longest_s: float) -> Iterator[None]:
-    """While the block runs, no request of the client waits longer than `reply_s` seconds for a byte, and a Hub that asks to
-    wait for more than `longest_s` seconds is a HubError."""
+    """Limit the client's waits while the block runs.
+
+    No request waits longer than `reply_s` seconds for a byte, and a Hub that requests a wait of more than `longest_s`
+    seconds causes a HubError.
+    """
 
     def limit(request: httpx2.Request) -> None:
         limits = request.extensions.get("timeout", {})
@@ -86,10 +89,10 @@ def bounded(reply_s: float, longest_s: float) -> Iterator[None]:
         request.extensions = {**request.extensions, "timeout": filled}
 
     def refuse(response: httpx2.Response) -> None:
-        asked = asked_wait(response) if response.status_code >= 400 else None
-        if asked is not None and asked > longest_s:
+        wait_s = asked_wait(response) if response.status_code >= 400 else None
+        if wait_s is not None and wait_s > longest_s:
             raise HubError(
-                f"{response.request.url.host} answered {response.status_code} and asks to wait for {duration(asked)}",
+                f"{response.request.url.host} answered {response.status_code} and asks to wait for {duration(wait_s)}",
                 "Run the same command again after that: what is there already is kept.",
             )
 
@@ -103,7 +106,7 @@ def bounded(reply_s: float, longest_s: float) -> Iterator[None]:
 
 
 def asked_wait(response: httpx2.Response) -> float | None:
-    """Seconds that an answer asks to wait for before the next request; None if it asks for nothing."""
+    """Return the seconds that a response requests to wait before the next request; None if it requests none."""
     limits = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limits is not None and limits.remaining == 0:
         return float(limits.reset_in_seconds)
@@ -112,5 +115,5 @@ def asked_wait(response: httpx2.Response) -> float | None:
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without its zone
+    except (ValueError, TypeError):  # not a date, or one without time zone
         return None

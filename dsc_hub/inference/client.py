@@ -1,8 +1,8 @@
-"""Text from OpenAI-compatible servers: seeds, retries, and errors told apart. Knows nothing of chains; which server is asked says
-server_pool.py.
+"""Client of OpenAI-compatible servers: seeds, retries and classification of errors.
 
-A request that can't be done (refused, or failed in all its tries) raises `RequestFailed` and costs one chain. Any other `ServingError`
-stops the run, with all that is finished on disk: no server is left.
+Independent of chains. server_pool.py chooses the server of a request. A request that can't be done (refused, or failed
+in all its tries) raises `RequestFailed` and costs one chain. Any other `ServingError` stops the run with all finished
+work on disk: no server is left.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
 
-import aiohttp  # a client of the servers' makers takes ten times as long for a request (3 ms), and longer with more in flight
+import aiohttp  # the vendors' client library needs ten times as long per request (3 ms), more with many in flight
 
+from dsc_hub.chain.chain import Message
 from dsc_hub.config.recipe import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool
@@ -27,25 +28,24 @@ from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerGone,
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.inference.task_pool import raise_if_stopped
 
-RETRIES = 5  # of a request for the same reason: 404, 408, 409, 5xx, a lost connection or an answer that can't be used
-TIMEOUTS = 2  # retries after no answer at all: each has waited for long
+RETRIES = 5  # per request and reason: 404, 408, 409, 5xx, a lost connection or an unusable reply
+TIMEOUTS = 2  # retries after a timeout; fewer, since each try has waited long
 TOO_MUCH = {"429", "503"}
-# Retries after 429 or 503 while no other request is answered either: some minutes, as quotas are by the minute.
+# Retries after 429 or 503 while no other request is answered either: some minutes, since quotas are per minute.
 REFUSALS = 10
-TURNS = 20  # refusals of a request while others are answered; then REFUSALS counts all the same
-SHORTEST_KEY = 6  # characters; what is shorter ("none") is a word
-DEATHS = 3  # servers that may be gone while they have a request; then it is the request
-# Of those: from then on one such request is asked at a time, so that not all that were in flight fail for one.
+TURNS = 20  # refusals of a request while others are answered; after that REFUSALS applies as well
+SHORTEST_KEY = 6  # characters; a shorter key ("none") is an ordinary word and is not masked
+DEATHS = 3  # servers that may become unreachable during a request before the request is blamed
+# From this number on, such requests are sent one at a time, so that one of them does not fail all in flight.
 SUSPECT = 2
-OWN = {400, 403, 413, 422}  # statuses that say: not this request
-NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # what servers say to a route or a parameter that they don't have
+OWN = {400, 403, 413, 422}  # status codes that refuse this particular request
+NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # status codes for a route or parameter that the server does not support
 
-Message = dict[str, str]
 T = TypeVar("T")
 
 
 class RequestFailed(ServingError):
-    """One request can't be done; others may. `refused`: the server was there and says that it is the request."""
+    """One request can't be done; others may succeed. `refused`: the server is up and rejected this request."""
 
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class RequestFailed(ServingError):
 
 
 class _Again(Exception):
-    """A request that may be done on another try. `wait_s`: what the server asks to wait for."""
+    """A request that may succeed on another try. `wait_s`: seconds that the server requests to wait."""
 
     def __init__(self, reason: str, told: str, wait_s: float | None = None, most: int | None = None) -> None:
         super().__init__(told)
@@ -70,12 +70,14 @@ class Completion:
 
 @dataclass
 class Generator:
-    """Asks one or more servers. Use as an async context manager. Temperature, top_p and the length are stated in every request; what a
-    server adds by itself (top_k, penalties) it adds, unless `settings.extra` says otherwise.
+    """Client of one or more servers; use as an async context manager.
 
-    How many requests are in flight is bounded by the stage that asks, which goes by `level`, and at each server by `concurrency`
-    (a tuple: one for each). `retries` counts the requests that were sent again, by reason, and servers that came back;
-    `requests` those that were answered, `new_tokens` what was written.
+    Every request states temperature, top_p and the length. Other sampling settings (top_k, penalties) are the server's
+    defaults unless `settings.extra` sets them.
+
+    The number of requests in flight is bounded by the calling stage, which reads `level`, and at each server by
+    `concurrency` (a tuple: one value per server). `retries` counts repeated requests by reason, and servers that came
+    back; `requests` counts answered requests, `new_tokens` the generated tokens.
     """
 
     endpoints: Sequence[Endpoint]
@@ -91,7 +93,7 @@ class Generator:
         self._pool = ServerPool(self.endpoints, self.concurrency, self.retries)
         self._critic = ServerPool([self.critic] if self.critic else [], "auto", self.retries)
         self._alone = asyncio.Lock()
-        # How many connections there are is bounded by the level. Servers of vLLM's kind close idle ones after five seconds.
+        # The level bounds the number of connections. Servers such as vLLM close idle ones after five seconds.
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
             timeout=aiohttp.ClientTimeout(total=self.timeout_s),
@@ -106,37 +108,37 @@ class Generator:
         await self._http.close()
 
     def level(self) -> int:
-        """How many requests all servers together should have now."""
+        """Return the current concurrency limit of all servers together."""
         return self._pool.limit() + self._critic.limit() or 1
 
     async def complete(self, messages: list[Message], seed: int, model: str | None = None) -> Completion:
-        """One chat completion. `model` overrides the endpoint's own name (an adapter beside its base)."""
+        """Return one chat completion. `model` overrides the endpoint's model name (an adapter beside its base)."""
         return await self._persist(self._pool, messages, seed, model)
 
     async def criticise(self, messages: list[Message], seed: int, model: str | None = None) -> Completion:
-        """A critique: by the critic if there is one, else as any completion."""
+        """Return a critique: from the critic if there is one, else from the base servers."""
         if self.critic is None:
             return await self.complete(messages, seed, model)
         return await self._persist(self._critic, messages, seed, None)
 
     async def surprise(self, text: str, model: str | None = None) -> float | None:
-        """Mean surprise of the model at a text, in nats a token (the logarithm of its perplexity): asked of vLLM as the
-        log-probabilities of a prompt, without a chat template and without the first token, which follows nothing.
+        """Return the mean surprisal of a text under the model, in nats per token (the logarithm of its perplexity).
 
-        None where the server gives no such thing, which is not zero. Errors as in `complete`.
+        It is computed from vLLM's prompt log-probabilities, without a chat template and without the first token, which
+        has no context. None (not zero) if the server does not return them. Errors as in `complete`.
         """
 
         async def ask(server: PooledServer) -> float | None:
-            asked = {
+            body = {
                 "model": model or server.endpoint.model,
                 "prompt": text,
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "seed": 0,
             }
-            answer = await self._post(server, "completions", asked | {"prompt_logprobs": 0}, NOT_OFFERED)
-            found = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
-            nats = [-next(iter(token.values()))["logprob"] for token in found or () if token]
+            answer = await self._post(server, "completions", body | {"prompt_logprobs": 0}, NOT_OFFERED)
+            logprobs = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
+            nats = [-next(iter(token.values()))["logprob"] for token in logprobs or () if token]
             return sum(nats) / len(nats) if nats else None
 
         return await self._until_done(self._pool, text, ask)
@@ -150,8 +152,8 @@ class Generator:
         return await self._until_done(pool, beginning, ask)
 
     async def _until_done(self, pool: ServerPool, beginning: str, ask: Callable[[PooledServer], Awaitable[T]]) -> T:
-        """Ask until there is an answer: again after a while, elsewhere if there is another server."""
-        tries, waits, deaths, seen = Counter[str](), 0, 0, pool.answered
+        """Send a request until it is answered: retry after a pause, at another server if there is one."""
+        tries, waits, deaths, answered_before = Counter[str](), 0, 0, pool.answered
         avoid: PooledServer | None = None
         while True:
             wait_s, sent = 0.0, 0.0
@@ -160,18 +162,19 @@ class Generator:
                 try:
                     raise_if_stopped()
                     sent = time.monotonic()
-                    found = await ask(server)
+                    result = await ask(server)
                     pool.answered += 1
-                    return found
+                    return result
                 except _Again as e:
                     avoid = server
                     if e.reason in TOO_MUCH:
-                        avoid = None  # it is up, and asked again when it has room
+                        avoid = None  # it is up; retry there as soon as it has room
                         if waits < RETRIES:
                             server.limit.too_much(sent, time.monotonic())
-                        if pool.answered > seen and waits < TURNS:  # others are served: this one waits its turn
+                        # others are served: this one keeps waiting
+                        if pool.answered > answered_before and waits < TURNS:
                             tries[e.reason] = 0
-                        seen = pool.answered
+                        answered_before = pool.answered
                     tries[e.reason] += 1
                     if tries[e.reason] > e.most:
                         raise RequestFailed(f"{e}, {tries[e.reason]} times") from None
@@ -195,27 +198,29 @@ class Generator:
         self, server: PooledServer, messages: list[Message], seed: int, model: str | None
     ) -> Completion:
         s = self.settings
-        asked = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
-        asked |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_new_tokens}
-        answer = await self._post(server, "chat/completions", asked | s.extra)
+        body = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
+        body |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_new_tokens}
+        answer = await self._post(server, "chat/completions", body | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
-            text, why = choice["message"]["content"] or "", choice["finish_reason"] or ""
-            # Half a surrogate pair, which JSON can hold, is no text that could be written anywhere.
+            text, reason = choice["message"]["content"] or "", choice["finish_reason"] or ""
+            # JSON can hold half a surrogate pair, which can't be encoded as UTF-8.
             text = text.encode("utf-8", "replace").decode()
-            done = Completion(text, str(why), int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
+            completion = Completion(text, str(reason), int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _Again("garbage", f"{server.endpoint.url} sent an answer without text or usage") from None
         self.requests += 1
-        self.new_tokens += done.new_tokens
-        server.limit.done(done.new_tokens, server.busy, time.monotonic())
-        return done
+        self.new_tokens += completion.new_tokens
+        server.limit.done(completion.new_tokens, server.busy, time.monotonic())
+        return completion
 
     async def _post(
         self, server: PooledServer, route: str, body: Mapping[str, Any], not_offered: Collection[int] = ()
     ) -> dict[str, Any]:
-        """One request, one answer; {} where the status says that the server has no such thing (`not_offered`). Else what went wrong
-        is `_Again`, `ServerGone`, or RequestFailed for the request's own sake."""
+        """Send one request and return its JSON; {} if the status is in `not_offered` (the server lacks the feature).
+
+        Failures raise `_Again`, `ServerGone`, or RequestFailed if the request itself is at fault.
+        """
         url = server.endpoint.url
         try:
             headers = {"Authorization": f"Bearer {server.endpoint.api_key}"}
@@ -223,14 +228,14 @@ class Generator:
                 f"{url}/{route}", json=body, headers=headers, allow_redirects=False, proxy=server.proxy
             )
             async with post as answer:
-                status, data, asked_wait = answer.status, await answer.read(), answer.headers.get("Retry-After", "")
+                status, data, retry_after = answer.status, await answer.read(), answer.headers.get("Retry-After", "")
         except TimeoutError:
             await server.pool.check_health(server)
             raise _Again("no answer in time", f"{url} gave no answer in {self.timeout_s:g} s", most=TIMEOUTS) from None
         except (aiohttp.ClientError, OSError) as e:
             await server.pool.check_health(server)
-            how = "can't be reached" if isinstance(e, aiohttp.ClientConnectorError) else "broke off"
-            raise _Again("connection lost", f"{url} {how}: {e or type(e).__name__}") from None
+            problem = "can't be reached" if isinstance(e, aiohttp.ClientConnectorError) else "broke off"
+            raise _Again("connection lost", f"{url} {problem}: {e or type(e).__name__}") from None
         if status in not_offered:
             return {}
         if status >= 300:
@@ -239,10 +244,10 @@ class Generator:
                 server.pool.retire(server, ServingError(message, "Check the key, and what it is allowed."))
                 raise ServerGone(message)
             if status == 403 or (status >= 500 and str(status) not in TOO_MUCH):
-                await server.pool.check_health(server)  # a proxy may speak for a server that is gone
+                await server.pool.check_health(server)  # a proxy may have replied for an unreachable server
             if status in (404, 408, 409, 429) or status >= 500:
                 most = REFUSALS if str(status) in TOO_MUCH else RETRIES
-                raise _Again(str(status), message, _seconds(asked_wait), most)
+                raise _Again(str(status), message, _retry_after(retry_after), most)
             raise RequestFailed(message, refused=status in OWN)
         try:
             value = json.loads(data)
@@ -253,8 +258,11 @@ class Generator:
         raise _Again("garbage", f"{url} sent what is no JSON object: {data[:100]!r}")
 
 
-def _seconds(asked: str) -> float | None:
-    """What `Retry-After` asks to wait for, if it is a number; never longer than our own longest wait."""
+def _retry_after(asked: str) -> float | None:
+    """Return the seconds of a `Retry-After` header, capped at our own longest wait, with jitter added.
+
+    None if the header is not a number.
+    """
     try:
         return min(server_pool.LONGEST_S, max(0.1, float(asked))) * random.uniform(1.0, 1.25)
     except ValueError:
@@ -262,7 +270,7 @@ def _seconds(asked: str) -> float | None:
 
 
 def _message(data: bytes, key: str) -> str:
-    """The words of an error, in whatever form servers send them; without the key, which some repeat."""
+    """Return the message of an error body in any of the usual formats, with the key masked (some servers repeat it)."""
     text = data.decode("utf-8", "replace")
     try:
         value = json.loads(text)

@@ -1,8 +1,8 @@
-"""How many requests a server should have at once: found by trying, or fixed.
+"""Concurrency limit of one server: found by measurement, or fixed.
 
-A level is doubled as long as that brings more tokens a second. It falls when the server says that it is too much (429, 503), once
-for all requests that it refuses together, and rises again little by little to where it was. Without clock and I/O: what was done and
-when is told to it.
+The limit is doubled as long as that increases the tokens per second. It is lowered when the server reports overload
+(429, 503), once for all requests that it refuses together, and then rises gradually back to its former value. No clock
+and no I/O: callers pass results and times.
 """
 
 from __future__ import annotations
@@ -10,27 +10,29 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-FIRST, MOST = 128, 1024  # where `auto` begins, and beyond what it never goes
-GROWTH = 1.05  # throughput that a doubled level must bring, as a factor
-LEAST_S = 5.0  # that a measurement takes
-USED = 0.9  # share of the level that must be in flight, or the measurement says nothing about it
-BACK = 0.7  # factor by which it falls
-RISE = 0.05  # of the level: by so much it rises again after as many requests as it is
+FIRST, MOST = 128, 1024  # first value of `auto`, and its maximum
+GROWTH = 1.05  # minimum throughput gain of a doubled limit, as a factor
+LEAST_S = 5.0  # minimum duration of a measurement, in seconds
+USED = 0.9  # share of the limit that must be in flight, else the measurement is discarded
+BACK = 0.7  # factor by which the limit is lowered
+RISE = 0.05  # share of the limit by which it rises after as many requests as the limit
 
 
 class ConcurrencyLimit:
-    """`now` is the level. `wanted`: "auto", or a fixed number. A refusal lowers either and ends the growth; then it climbs back to
-    where it was."""
+    """Concurrency limit of a server: `now` is the current value, `wanted` is "auto" or a fixed number.
+
+    A refusal lowers either kind and ends the growth; afterwards the limit rises back to its former value.
+    """
 
     def __init__(self, wanted: int | Literal["auto"]) -> None:
         self.now = FIRST if wanted == "auto" else wanted
         self._grows = wanted == "auto"
-        self._before = (self.now, 0.0)  # the best level so far, and its tokens a second
+        self._before = (self.now, 0.0)  # the best limit so far, and its tokens per second
         self._most, self._fell = self.now, -math.inf
         self._restart()
 
     def done(self, tokens: int, in_flight: int, at: float) -> None:
-        """A request gave so many tokens; so many were in flight, itself included; `at` in seconds."""
+        """Record an answered request: its tokens, requests in flight (itself included), time `at` in seconds."""
         if not self._grows:
             self._rise()
             return
@@ -38,7 +40,7 @@ class ConcurrencyLimit:
             self._restart()
             return
         self._requests += 1
-        if self._requests <= self.now:  # those in flight were begun at the level before
+        if self._requests <= self.now:  # these requests were sent under the previous limit
             self._since = at
             return
         self._tokens += tokens
@@ -46,8 +48,8 @@ class ConcurrencyLimit:
             self._judge(self._tokens / (at - self._since))
 
     def too_much(self, sent: float, at: float) -> None:
-        """The server refused a request for the load that it had; it was sent and answered at these times, in seconds."""
-        if sent < self._fell:  # it has fallen for that load
+        """Record a request refused for overload; `sent` and `at` are the times of request and reply in seconds."""
+        if sent < self._fell:  # already lowered for that load
             return
         self._most, self._fell = max(self._most, self.now), at
         self._grows = False

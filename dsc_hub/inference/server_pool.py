@@ -1,8 +1,8 @@
-"""Which server takes a request, and what becomes of one that is gone.
+"""Pool of servers: chooses the server of a request, and brings unreachable servers back.
 
-All requests that begin alike (system message and prompt) prefer the same server, by a hash, so that its prefix cache serves them;
-when it has enough to do they go to the least busy one. A server that is gone is started again, or looked for, while its requests
-go to the others.
+All requests with the same beginning (system message and prompt) prefer the same server, by a hash, so that its prefix
+cache is used; if it is at its limit they go to the least busy one. An unreachable server is restarted, or checked until
+it is back, while its requests go to the others.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from dsc_hub.system.progress import say
 
 Concurrency = int | Literal["auto"]
 T = TypeVar("T")
-RESTARTS = 4  # tries to start a server of our own again
-PROBES = 20  # tries to find a server of others again: some ten minutes, as it may have to load its model
-WAIT_S, LONGEST_S = 0.5, 30.0  # before something is tried again, longer each time; with jitter
+RESTARTS = 4  # tries to restart a server that we started
+PROBES = 20  # health checks of an external server: about ten minutes, since it may have to load its model
+WAIT_S, LONGEST_S = 0.5, 30.0  # pause before a retry, and its maximum; longer each time, with jitter
 
 
 class ServerGone(Exception):
-    """The server is gone with the request."""
+    """The server became unreachable during the request."""
 
 
 @dataclass(eq=False)
 class PooledServer:
-    """A server, one `of` several. `busy`: requests that it has now; `looking`: whether it is still there; `revival`: it is not, and is
-    being brought back; `gone`: why it was given up."""
+    """A server of a pool.
+
+    `busy` is the number of its requests in flight. `probe` is a running health check. `restart_task` is set while the
+    server is unreachable and being brought back. `failure` is the reason why it was given up.
+    """
 
     pool: ServerPool
     endpoint: Endpoint
@@ -46,7 +49,7 @@ class PooledServer:
     busy: int = 0
     probe: asyncio.Task[str | None] | None = None
     restart_task: asyncio.Task[None] | None = None
-    failure: ServingError | None = None  # for good
+    failure: ServingError | None = None  # permanent
 
     @property
     def is_up(self) -> bool:
@@ -66,8 +69,10 @@ class _Waiter:
 
 @dataclass(eq=False)
 class ServerPool:
-    """Servers of the same model. `concurrency`: requests at each, or a tuple with one for each. `retries` is the generator's counter,
-    which gets "server back"; `answered` counts the requests that were done."""
+    """Servers of the same model. `concurrency`: limit of each, or a tuple with one per server.
+
+    `retries` is the generator's counter, in which "server back" is counted; `answered` counts the answered requests.
+    """
 
     endpoints: Sequence[Endpoint]
     concurrency: Concurrency | tuple[Concurrency, ...]
@@ -76,24 +81,25 @@ class ServerPool:
     all: list[PooledServer] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        each = self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency,) * len(self.endpoints)
+        limits = self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency,) * len(self.endpoints)
         self.all = [
             PooledServer(self, e, ConcurrencyLimit(n), _proxy_of(e.url))
-            for e, n in zip(self.endpoints, each, strict=True)
+            for e, n in zip(self.endpoints, limits, strict=True)
         ]
         self._waiting: list[_Waiter] = []
-        # Looking at a server that says nothing takes long: not in the threads that look up names for all the others.
+        # A health check of a silent server takes long: keep it out of the threads that resolve host names.
         self._threads = ThreadPoolExecutor(max(1, len(self.all)), "servers")
 
     def limit(self) -> int:
-        """How many requests they should have now, all together."""
+        """Return the concurrency limit of all servers that are up together."""
         return sum(server.limit.now for server in self.all if server.is_up)
 
     async def acquire(self, beginning: str, avoid: PooledServer | None = None) -> PooledServer:
-        """A place at a server; `release` it back. Waits while all have enough to do or none is up; ServingError if none will be.
+        """Return a server with a free place; give the place back with `release`.
 
-        The same beginning prefers the same server: nothing needs to be remembered of any chain. One to `avoid` is taken only
-        where no other is up.
+        Waits while all servers are at their limit or none is up; ServingError if none will come back. The same
+        beginning prefers the same server, so no state per chain is needed. The server to `avoid` is chosen only if no
+        other is up.
         """
         waiter = _Waiter(beginning, avoid, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
@@ -111,8 +117,8 @@ class ServerPool:
         self._let_in()
 
     def _let_in(self) -> None:
-        """Places for those who wait, in the order in which they came."""
-        left: list[_Waiter] = []
+        """Assign free places to the waiting requests, in order of arrival."""
+        waiting: list[_Waiter] = []
         for n, waiter in enumerate(self._waiting):
             if waiter.place.done():  # cancelled
                 continue
@@ -122,11 +128,11 @@ class ServerPool:
                 server.busy += 1
                 waiter.place.set_result(server)
             else:
-                left.append(waiter)
+                waiting.append(waiter)
                 if not any(server.has_room for server in self.all):
-                    left += self._waiting[n + 1 :]
+                    waiting += self._waiting[n + 1 :]
                     break
-        self._waiting = left
+        self._waiting = waiting
 
     def _choose(self, waiter: _Waiter) -> PooledServer | None:
         up = [server for server in self.all if server.is_up]
@@ -134,46 +140,49 @@ class ServerPool:
         free = [server for server in up if server.has_room]
         if len(up) < 2 or not free:
             return free[0] if free else None
-        first = max(up, key=lambda server: _hash(server.endpoint.url, waiter.beginning))  # rendezvous hashing
+        first = max(up, key=lambda server: _affinity(server.endpoint.url, waiter.beginning))  # rendezvous hashing
         return first if first.has_room else min(free, key=lambda server: server.busy / server.limit.now)
 
     def _all_failed(self) -> ServingError | None:
         return self.all[-1].failure if all(server.failure for server in self.all) else None
 
     async def check_health(self, server: PooledServer) -> None:
-        """Called when a request got no answer, or one that a proxy may have given. Raises ServerGone if the server is gone, too; then it is
-        brought back, if it can be."""
+        """Check a server after a request without reply, or with one that a proxy may have sent.
+
+        Raises ServerGone if the server is unreachable; then it is brought back if possible.
+        """
         if server.is_up:
-            if server.probe is None:  # one look for all that broke off together
+            if server.probe is None:  # one health check for all requests that failed together
                 server.probe = asyncio.ensure_future(self._probe(server))
-            if (why := await asyncio.shield(server.probe)) is None:
+            if (reason := await asyncio.shield(server.probe)) is None:
                 return
             if server.is_up:
-                server.restart_task = asyncio.create_task(self._restart(server, why))
+                server.restart_task = asyncio.create_task(self._restart(server, reason))
         raise ServerGone(f"{server.endpoint.url} is gone")
 
     async def _probe(self, server: PooledServer) -> str | None:
-        """Why it is gone; None if it is there."""
+        """Return why the server is unreachable; None if it is reachable."""
         try:
             await self._in_thread(server.endpoint.check)
         except (ServingError, OSError) as e:
-            return _told(e)
+            return _error_message(e)
         finally:
             server.probe = None
         return None
 
     def retire(self, server: PooledServer, error: ServingError) -> None:
-        """This server won't be asked again; `acquire` raises the error when there is no other."""
+        """Send no more requests to this server; `acquire` raises the error if there is no other."""
         server.failure = error
         self._let_in()
         if self._all_failed() is None:
             say(f"{error.message}\n  it is not asked any more; its requests go to the others")
 
     async def _restart(self, server: PooledServer, why: str) -> None:
-        """Wait for a server that is gone, or start it again, until it is up or given up."""
+        """Restart an unreachable server, or wait for it, until it is up or given up."""
         try:
             error = await self._try_to_restart(server, why)
-        except Exception as e:  # a full disk under the log: nobody waits for this task, so the requests must be told
+        # e.g. the log's disk is full: this task is never awaited, so the waiting requests must get the error
+        except Exception as e:
             error = ServingError(f"{server.endpoint.url} could not be brought back: {type(e).__name__}: {e}")
         finally:
             server.restart_task = None
@@ -183,7 +192,7 @@ class ServerPool:
             self._let_in()
 
     async def _try_to_restart(self, server: PooledServer, why: str) -> ServingError | None:
-        """None when it is back, else why not."""
+        """Return None if the server is back, else the error."""
         others = any(other.is_up for other in self.all)
         say(f"{why}\n  {'its requests go to the others; ' if others else ''}trying to bring it back")
         tries = RESTARTS if server.endpoint.restart else PROBES
@@ -192,7 +201,7 @@ class ServerPool:
             try:
                 await self._bring_back(server.endpoint)
             except (ServingError, OSError) as e:
-                why = _told(e)
+                why = _error_message(e)
             else:
                 say(f"{server.endpoint.url} is back")
                 self.retries["server back"] += 1
@@ -203,7 +212,7 @@ class ServerPool:
         )
 
     async def _bring_back(self, endpoint: Endpoint) -> None:
-        """Start a server of our own again, or look whether another's is there. ServingError if it is not."""
+        """Restart a server that we started, or check whether an external one is up. ServingError if it is not."""
         if endpoint.restart is None:
             await self._in_thread(endpoint.check)
             return
@@ -215,23 +224,23 @@ class ServerPool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def close(self) -> None:
-        """End what is under way; a server that is being started is waited for, so that it can be ended."""
+        """Cancel running tasks; wait for a server that is being started, so that it can be ended."""
         for server in self.all:
             if server.restart_task:
                 server.restart_task.cancel()
         self._threads.shutdown(cancel_futures=True)
 
 
-def _told(error: ServingError | OSError) -> str:
+def _error_message(error: ServingError | OSError) -> str:
     return error.message if isinstance(error, ServingError) else str(error)
 
 
-def _hash(url: str, beginning: str) -> bytes:
+def _affinity(url: str, beginning: str) -> bytes:
     return hashlib.blake2b(f"{url} {beginning}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for an address."""
+    """Return the proxy that the environment sets for an address; None if there is none."""
     parts = urllib.parse.urlsplit(url)
     if not parts.hostname or urllib.request.proxy_bypass(parts.hostname):
         return None

@@ -1,6 +1,6 @@
-"""Servers of the base model: vLLM replicas of our own on this machine (vllm.py), or addresses that already run.
+"""Servers of the base model: vLLM replicas started on this machine (vllm.py), or external servers that already run.
 
-`serve(...)` yields the endpoints of servers that answer; when the block ends they end.
+`serve_model(...)` yields the endpoints of servers that answer; when the block ends they are ended.
 """
 
 from __future__ import annotations
@@ -28,29 +28,31 @@ from dsc_hub.inference.vllm import BASE, VllmServer
 from dsc_hub.system import machine
 from dsc_hub.system.progress import duration, moving_line
 
-# Compiling on a CPU, SmolLM2-135M on two cores: so many seconds longer until it is ready, and such a share less time for each
-# token, by what the processor multiplies with. With matrix units (AMX) the rest of a step weighs more; in float32 on AVX2 the
-# rest is a third of it (117 to 126 tokens/s eager, 163 compiled).
+# Compilation on a CPU by the arithmetic of the processor: extra seconds of startup, and the share of the time per token
+# that it saves; measured with SmolLM2-135M on two cores. With matrix units (AMX) the rest of a step weighs more; in
+# float32 on AVX2 the rest is a third of it (117 to 126 tokens/s eager, 163 compiled).
 COMPILING = {"amx": (60.0, 0.13), "bfloat16": (60.0, 0.02), "float32": (150.0, 0.25)}
-# The most tokens a second that were seen, for a model whose speed isn't known here yet.
+# Highest throughput measured, in tokens per second; used if the speed of a model is unknown on this machine.
 FASTEST = 700.0
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible server: address up to and including /v1, name of the model there, key."""
+    """An OpenAI-compatible server: address up to and including /v1, model name on the server, API key."""
 
     url: str
     model: str
     api_key: str = field(repr=False)
-    # All three may take seconds. `check`, after a request broke off: raises ServingError if the server is gone.
+    # All three may take seconds. `check`, called after a failed request, raises ServingError if the server is
+    # unreachable.
     check: Callable[[], object] = lambda: None
-    restart: Callable[[], None] | None = None  # of a server of our own; it is there again when `is_ready`
+    # only of a server that we started; it is up again when `is_ready` returns True
+    restart: Callable[[], None] | None = None
     is_ready: Callable[[], bool] = lambda: True
 
 
 @contextmanager
-def serve(
+def serve_model(
     folder: Path,
     section: ServingConfig,
     log: Path,
@@ -59,16 +61,16 @@ def serve(
     places: Sequence[Sequence[str]] = ((),),
     compiled: bool = False,
 ) -> Iterator[list[Endpoint]]:
-    """Start a vLLM for each of `places` (`replica_places`) and yield their endpoints: model name `BASE`, adapters by their
-    names. The second one logs to `<log>-2`, and so on.
+    """Start a vLLM server for each of `places` (see `replica_places`) and yield their endpoints.
 
-    Raises ServingError with the last lines of its log if one dies or isn't ready within `start_timeout_s`.
+    The model name is `BASE`; adapters keep their names. The second server logs to `<log>-2`, and so on. ServingError
+    with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
     """
     with ExitStack() as stack:
         engines = []
-        for n, own in enumerate(places, 1):
-            own_log = log if n == 1 else log.with_stem(f"{log.stem}-{n}")
-            engine = VllmServer(folder, section, own_log, adapters or {}, own=own, compiled=compiled)
+        for n, devices in enumerate(places, 1):
+            replica_log = log if n == 1 else log.with_stem(f"{log.stem}-{n}")
+            engine = VllmServer(folder, section, replica_log, adapters or {}, own=devices, compiled=compiled)
             stack.callback(engine.end)
             engines.append(engine)
         with moving_line() as line:
@@ -80,45 +82,48 @@ def serve(
 
 
 def replica_places(section: ServingConfig) -> list[tuple[str, ...]]:
-    """The GPUs, or on a CPU the cores, of each replica, by their numbers; one empty place where nothing needs to be shared out.
+    """Return the numbers of the GPUs, or on a CPU of the cores, of each replica.
 
-    ConfigError if the machine has too few.
+    One empty tuple if nothing needs to be divided. ConfigError if the machine has too few.
     """
-    wanted, each = section.replicas, section.tensor_parallel
+    replicas, per_replica = section.replicas, section.tensor_parallel
     if machine.vllm_on_cpu():
         cores = sorted(os.sched_getaffinity(0))
-        n = 1 if wanted == "auto" else wanted
-        if each > 1 or n > len(cores):
+        n = 1 if replicas == "auto" else replicas
+        if per_replica > 1 or n > len(cores):
             raise ConfigError(
-                f"serving: {n} replicas of {each} can't run on {len(cores)} cores",
+                f"serving: {n} replicas of {per_replica} can't run on {len(cores)} cores",
                 "On a CPU a replica has a core or more, and serving.tensor_parallel is 1.",
             )
         share = len(cores) // n
         return [()] if n == 1 else [tuple(map(str, cores[i * share : (i + 1) * share])) for i in range(n)]
     visible = machine.visible_gpus()
-    n = max(1, len(visible) // each) if wanted == "auto" else wanted
-    if n * each > len(visible):
+    n = max(1, len(visible) // per_replica) if replicas == "auto" else replicas
+    if n * per_replica > len(visible):
         raise ConfigError(
-            f"serving: {n} replicas of {each} need {n * each} GPUs, here are {len(visible)}",
+            f"serving: {n} replicas of {per_replica} need {n * per_replica} GPUs, here are {len(visible)}",
             "Lower serving.replicas or serving.tensor_parallel.",
         )
-    return [tuple(visible[i * each : (i + 1) * each]) for i in range(n)]
+    return [tuple(visible[i * per_replica : (i + 1) * per_replica]) for i in range(n)]
 
 
 def worth_compiling(new_tokens: int, tokens_per_s: float | None) -> bool:
-    """On a CPU: does a run of so many tokens gain by it more than the start loses? `tokens_per_s`: as measured here; None: never."""
-    starting_s, saves = COMPILING["amx" if machine.has_amx() else machine.cpu_dtype()]
-    return new_tokens / (tokens_per_s or FASTEST) * saves > starting_s
+    """Return whether compilation on a CPU saves more time over `new_tokens` tokens than it adds to the startup.
+
+    `tokens_per_s`: throughput measured on this machine; None if it was never measured.
+    """
+    starting_s, saved_share = COMPILING["amx" if machine.has_amx() else machine.cpu_dtype()]
+    return new_tokens / (tokens_per_s or FASTEST) * saved_share > starting_s
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer like another: followed, it would take the key to a host that nobody named."""
+    """Treat a redirect as an ordinary reply: following it would send the key to a host that the user did not name."""
 
     def redirect_request(self, *args: Any) -> None:
         return None
 
 
-# http and https alone: with file:, ftp: or data: an address would read what is no server.
+# http and https only: with file:, ftp: or data: an address would read something that is not a server.
 _opener = urllib.request.OpenerDirector()
 for _handler in (
     urllib.request.ProxyHandler,
@@ -137,8 +142,10 @@ def _open(request: urllib.request.Request, timeout_s: float) -> Any:
 
 
 def prefix_cache(endpoints: Iterable[Endpoint]) -> list[tuple[int, int] | None]:
-    """Of each server: prompt tokens that it found in its prefix cache, and all that it looked for there, since it started; None
-    where it doesn't tell (vLLM does)."""
+    """Return per server the prompt tokens found in its prefix cache and those looked up, since its start.
+
+    None for a server that does not report them (vLLM does).
+    """
     return [_prefix_cache_of(e) for e in endpoints]
 
 
@@ -151,28 +158,30 @@ def _prefix_cache_of(endpoint: Endpoint) -> tuple[int, int] | None:
             text = answer.read().decode("utf-8", "replace")
     except (OSError, HTTPException, ValueError):
         return None
-    found = []
-    for what in ("hits", "queries"):
-        pattern = rf"^vllm:prefix_cache_{what}(?:_total)?(?:{{.*}})? (\S+)$"
-        found.append([float(value) for value in re.findall(pattern, text, re.MULTILINE)])
-    return (int(sum(found[0])), int(sum(found[1]))) if all(found) else None
+    counts = []
+    for name in ("hits", "queries"):
+        pattern = rf"^vllm:prefix_cache_{name}(?:_total)?(?:{{.*}})? (\S+)$"
+        counts.append([float(value) for value in re.findall(pattern, text, re.MULTILINE)])
+    return (int(sum(counts[0])), int(sum(counts[1]))) if all(counts) else None
 
 
 def cache_use(before: Iterable[tuple[int, int] | None], after: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
-    """Tokens found and looked for between two looks at `prefix_cache`. A server that was silent at one of them is left out; one that
-    was started anew in between counts from its start."""
-    found = looked_up = 0
-    for then, now in zip(before, after, strict=True):
-        if then and now:
-            then = (0, 0) if now[0] < then[0] or now[1] < then[1] else then
-            found, looked_up = found + now[0] - then[0], looked_up + now[1] - then[1]
-    return found, looked_up
+    """Return the tokens found and looked up between two results of `prefix_cache`.
+
+    A server that reported nothing in one of them is left out; one that was restarted in between counts from its start.
+    """
+    hits = queries = 0
+    for old, new in zip(before, after, strict=True):
+        if old and new:
+            old = (0, 0) if new[0] < old[0] or new[1] < old[1] else old
+            hits, queries = hits + new[0] - old[0], queries + new[1] - old[1]
+    return hits, queries
 
 
 def external(section: ServingConfig) -> list[Endpoint]:
-    """The endpoints a recipe or an override names, each asked whether it is there and has the model.
+    """Return the endpoints that a recipe or an override names, after checking that each is up and serves the model.
 
-    ServingError: no address, refused, wrong key, the model isn't there, or several models and none named.
+    ServingError: unreachable address, refusal, wrong key, missing model, or several models and none named.
     """
     key = os.environ.get(section.api_key_env, "none")
     return [
@@ -182,19 +191,19 @@ def external(section: ServingConfig) -> list[Endpoint]:
 
 
 def unusable(judge: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the server that the options of a judge name, in a line; nothing if it is there and has the model."""
+    """Return what is wrong with the server in a judge's options, in one line; empty if it serves the model."""
     key = judge.get("api_key_env") or ServingConfig().api_key_env
     try:
-        _one(judge["endpoint"], judge["model"], key)
+        _check_endpoint(judge["endpoint"], judge["model"], key)
     except ServingError as e:
         return [e.message]
     except ValidationError as e:
-        return messages.problems(e, ServingConfig)
+        return messages.recipe_problems(e, ServingConfig)
     return []
 
 
 def external_critic(critic: CriticConfig | None) -> Endpoint | None:
-    """Where the critic of a recipe is asked, looked at as `external` does; None without one."""
+    """Return the endpoint of the recipe's critic, checked as by `external`; None without a critic."""
     if critic is None:
         return None
     if not critic.endpoint:
@@ -202,40 +211,43 @@ def external_critic(critic: CriticConfig | None) -> Endpoint | None:
             f"chain.critic: no endpoint is known at which {critic.model} can be asked",
             "Give one: chain.critic.endpoint=http://host:8000/v1",
         )
-    return _one(critic.endpoint, critic.model, critic.api_key_env)
+    return _check_endpoint(critic.endpoint, critic.model, critic.api_key_env)
 
 
-def _one(url: str, model: str, api_key_env: str) -> Endpoint:
-    """A single server that is named apart from the base's, looked at as `external` does."""
+def _check_endpoint(url: str, model: str, api_key_env: str) -> Endpoint:
+    """Return the endpoint of a single server other than the base model's, checked as by `external`."""
     return external(ServingConfig(endpoints=(url,), served_model=model, api_key_env=api_key_env))[0]
 
 
 def _model_at(url: str, key: str, section: ServingConfig) -> str:
-    names, named = _served_at(url, key, section), section.served_model
-    if named and (named in names or _answers_as(url, key, named)):
-        return named
-    if named or len(names) != 1:
+    names, model = _served_at(url, key, section), section.served_model
+    if model and (model in names or _answers_as(url, key, model)):
+        return model
+    if model or len(names) != 1:
         raise ServingError(
-            f"endpoint {url} serves {', '.join(names) or 'nothing'}" + (f", not {named}" if named else ""),
+            f"endpoint {url} serves {', '.join(names) or 'nothing'}" + (f", not {model}" if model else ""),
             "Name one of these with serving.served_model.",
         )
     return names[0]
 
 
 def _answers_as(url: str, key: str, model: str) -> bool:
-    """Is there a model that the server doesn't list? (`transformers serve` lists what is in the Hub's cache.) Asks for one token."""
-    asked = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "seed": 0}
+    """Return whether the server answers for a model that it does not list. Requests one token.
+
+    (`transformers serve` lists the contents of the Hub's cache.)
+    """
+    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "seed": 0}
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(asked).encode(), headers)
+    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
     try:
-        with _open(request, timeout_s=120) as answer:  # it may load the model first
+        with _open(request, timeout_s=120) as answer:  # the server may have to load the model first
             return bool(json.load(answer)["choices"])
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return False
 
 
 def _served_at(url: str, key: str, section: ServingConfig) -> list[str]:
-    """Names of the models there. ServingError if it can't be asked."""
+    """Return the names of the served models. ServingError if the request fails."""
     try:
         request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
         with _open(request, timeout_s=20) as answer:

@@ -1,6 +1,6 @@
-"""So many jobs at once: how chains and requests are kept in flight, and what Ctrl-C does to them.
+"""Limited number of concurrent jobs: keeps chains and requests in flight, and handles Ctrl-C.
 
-Once: nothing new is started, what is in flight is finished and kept. Twice: everything stops now.
+First Ctrl-C: no new job starts, jobs in flight are finished and stored. Second Ctrl-C: everything stops at once.
 """
 
 from __future__ import annotations
@@ -17,40 +17,44 @@ from typing import Any
 
 from dsc_hub.system.progress import say
 
-OPEN = 4  # jobs that are begun, in multiples of those in flight: the rest of them stand aside
-TICK_S = 0.5  # how soon a level that rose by itself is used
+OPEN = 4  # started jobs, as a multiple of the limit: those above the limit wait aside
+TICK_S = 0.5  # interval in seconds at which a limit that has risen is noticed
 
 
 class Stopped(Exception):
-    """The user has asked to stop: no new request."""
+    """The user pressed Ctrl-C: no new request is sent."""
 
 
 _of_this_job: ContextVar[TaskPool] = ContextVar("flow")
 
 
 def raise_if_stopped() -> None:
-    """Called before each request. Raises Stopped if this is a job of a flow and the user has asked to stop."""
-    if (flow := _of_this_job.get(None)) is not None and flow.stopping:
+    """Raise Stopped if this is a job of a pool and the user pressed Ctrl-C. Called before each request."""
+    if (pool := _of_this_job.get(None)) is not None and pool.stopping:
         raise Stopped
 
 
 class TaskPool:
-    """Runs jobs, at most `most()` at once. A job that waits for something else than the server stands `aside` meanwhile, and
-    another one takes its place: the server stays busy."""
+    """Run jobs, at most `most()` at once.
+
+    A job that waits for something other than the server stands `aside` meanwhile, and another job takes its place, so
+    that the server stays busy.
+    """
 
     def __init__(self, most: Callable[[], int]) -> None:
         self._most = most
         self._busy = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()  # for a place after they stood aside
+        self._waiting: deque[asyncio.Future[None]] = deque()  # jobs that stood aside and wait for a place
         self._wake = asyncio.Event()
         self.stopping = False
 
     async def over(self, jobs: Iterable[Callable[[], Coroutine[Any, Any, Any]]]) -> AsyncIterator[Any]:
-        """Run the jobs and yield their results as they come; the first error ends all of them.
+        """Run the jobs and yield their results as they finish; the first error ends all of them.
 
-        KeyboardInterrupt after Ctrl-C, when what was in flight is finished (once) or stopped (twice).
+        KeyboardInterrupt after Ctrl-C, once the jobs in flight are finished (pressed once) or cancelled (pressed
+        twice).
         """
-        left, running = iter(jobs), set[asyncio.Task[Any]]()
+        pending, running = iter(jobs), set[asyncio.Task[Any]]()
         done: deque[asyncio.Task[Any]] = deque()
 
         def finished(task: asyncio.Task[Any]) -> None:
@@ -58,15 +62,15 @@ class TaskPool:
             done.append(task)
             self._leave()
 
-        ticking, inside = asyncio.create_task(self._tick()), copy_context()
-        inside.run(_of_this_job.set, self)
-        gc.freeze()  # the libraries' objects are no garbage; to look through them again and again costs a sixth of the time
+        ticker, job_context = asyncio.create_task(self._tick()), copy_context()
+        job_context.run(_of_this_job.set, self)
+        gc.freeze()  # the libraries' objects are no garbage, and scanning them repeatedly costs a sixth of the time
         try:
             with self._ctrl_c():
                 while True:
-                    while self._has_room(len(running)) and (job := next(left, None)) is not None:
+                    while self._has_room(len(running)) and (job := next(pending, None)) is not None:
                         self._busy += 1
-                        task = asyncio.get_running_loop().create_task(job(), context=inside)
+                        task = asyncio.get_running_loop().create_task(job(), context=job_context)
                         running.add(task)
                         task.add_done_callback(finished)
                     if not running and not done:
@@ -79,11 +83,11 @@ class TaskPool:
                         except Stopped:
                             continue
         finally:
-            ticking.cancel()
+            ticker.cancel()
             for task in running:
                 task.cancel()
-            # `done` too: several may have failed at the same moment, and each error wants to be looked at.
-            await asyncio.gather(ticking, *running, *done, return_exceptions=True)
+            # `done` too: several may have failed at the same moment, and each error must be retrieved.
+            await asyncio.gather(ticker, *running, *done, return_exceptions=True)
             gc.unfreeze()
         if self.stopping:
             raise KeyboardInterrupt
@@ -127,8 +131,8 @@ class TaskPool:
 
     @contextlib.contextmanager
     def _ctrl_c(self) -> Iterator[None]:
-        loop, us = asyncio.get_running_loop(), asyncio.current_task()
-        # Only the main thread gets signals; one that is ignored (a job in the background) stays ignored.
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        # Only the main thread receives signals; a signal that is ignored (background job) stays ignored.
         if (
             threading.current_thread() is not threading.main_thread()
             or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -136,16 +140,16 @@ class TaskPool:
             yield
             return
 
-        def told() -> None:
-            if self.stopping and us is not None:
-                us.cancel()
+        def on_interrupt() -> None:
+            if self.stopping and task is not None:
+                task.cancel()
                 return
             self.stopping = True
             self._wake.set()
             say(f"finishing the {self._busy} requests in flight; Ctrl-C again stops at once (they would be lost)")
 
-        before = signal.getsignal(signal.SIGINT)
-        loop.add_signal_handler(signal.SIGINT, told)
+        previous_handler = signal.getsignal(signal.SIGINT)
+        loop.add_signal_handler(signal.SIGINT, on_interrupt)
         try:
             yield
         except asyncio.CancelledError:
@@ -154,4 +158,4 @@ class TaskPool:
             raise KeyboardInterrupt from None
         finally:
             loop.remove_signal_handler(signal.SIGINT)
-            signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGINT, previous_handler)

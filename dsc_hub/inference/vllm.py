@@ -1,7 +1,7 @@
-"""One vLLM as a child process: the right flags for this machine, health, its log, a new start, and no process left behind.
+"""One vLLM server as a child process: command line, health check, log, restart, and no process left behind.
 
-vLLM is never imported here. When an `VllmServer` is ended, or this process is killed, the server and all its children end (see
-system/supervisor.py).
+vLLM is never imported here. When a `VllmServer` is ended, or this process is killed, the server and all its children
+end (see system/supervisor.py).
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from dsc_hub.inference.concurrency import MOST
 from dsc_hub.system.machine import cores, cpu_dtype, for_child, openmp_library, vllm_on_cpu
 from dsc_hub.system.progress import duration
 
-BASE = "base"  # the name under which the base model is served; adapters have names of their own
-BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of what turns have in common is in no whole block
-GOING_S = 15.0  # from the death of a part of vLLM to the end of all its processes, at most
-ON_CPU_AT_ONCE = 256  # sequences in a batch, at most
-# The last line of a traceback, as it is or logged: "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] ValueError: ..."
+BASE = "base"  # model name of the base model; adapters have names of their own
+BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of the common prefix of turns fills no whole block
+GOING_S = 15.0  # maximum seconds from the death of one vLLM process to the end of all of them
+ON_CPU_AT_ONCE = 256  # maximum number of sequences in a batch
+# The last line of a traceback, plain or logged: "(EngineCore pid=7) ERROR 11-26 10:00:00 [core.py:12] ValueError: ..."
 _ERROR = re.compile(r"(\([^)]*\) )?(ERROR [^\]]*\] )?[\w.]+(Error|Exception)(: |\s*$)")
 _SAYS_NOTHING = ("Engine core initialization failed", "EngineCore encountered an issue")
 
 
 def default_max_num_seqs(section: ServingConfig, on_cpu: bool) -> int:
-    """Sequences in a batch, at most: as many as there will be requests, if that is known."""
-    most = ON_CPU_AT_ONCE if on_cpu else MOST
+    """Return the maximum number of sequences in a batch: the number of concurrent requests, if that is known."""
+    limit = ON_CPU_AT_ONCE if on_cpu else MOST
     if section.concurrency == "auto":
-        return most
-    assert isinstance(section.concurrency, int)  # a list is for servers that already run
-    return min(section.concurrency, most)
+        return limit
+    assert isinstance(section.concurrency, int)  # a list is valid only for external servers
+    return min(section.concurrency, limit)
 
 
 def vllm_command(
     folder: Path, section: ServingConfig, port: int, adapters: Mapping[str, Path], on_cpu: bool, compiled: bool = False
 ) -> list[str]:
-    """The command line of one server. A pure function, so that vLLM's own parser can be asked whether it is right.
-    `compiled`: on a CPU, where that takes a minute at the start; on a GPU it is always done."""
+    """Return the command line of one server. Pure, so that it can be checked with vLLM's own parser.
+
+    `compiled`: compile on a CPU, which takes a minute at the start; on a GPU vLLM always compiles.
+    """
     command = [
         sys.executable,
         "-m",
@@ -70,7 +72,7 @@ def vllm_command(
         "--disable-uvicorn-access-log",
     ]
     if on_cpu:
-        # Chunked prefill and a per-request seed together kill the CPU engine.
+        # The combination of chunked prefill and a per-request seed crashes the CPU engine.
         command += [
             "--dtype",
             cpu_dtype(),
@@ -97,10 +99,13 @@ def vllm_command(
 
 
 def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Sequence[str] = ()) -> dict[str, str]:
-    """The child's environment: no launcher's variables, no look at any Hub. `own`: the cores or GPUs that are its own, by their
-    numbers; none: on a CPU all cores, else whatever GPUs the environment says."""
+    """Return the child's environment: without a launcher's variables, and without access to any Hub.
+
+    `own`: numbers of the cores or GPUs reserved for this server; empty: on a CPU all cores, else the GPUs that the
+    environment selects.
+    """
     env = for_child(os.environ)
-    # The key goes by the environment: a command line can be read by every user of the machine.
+    # The key is passed in the environment: a command line is readable by every user of the machine.
     env |= {
         "VLLM_API_KEY": api_key,
         "VLLM_NO_USAGE_STATS": "1",
@@ -124,7 +129,7 @@ def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Se
 
 
 class VllmServer:
-    """One server on a model folder (model name `BASE`, adapters by their names). It starts when it is made."""
+    """One server of a model folder (model name `BASE`, adapters by their names). The constructor starts it."""
 
     def __init__(
         self,
@@ -145,9 +150,9 @@ class VllmServer:
         self.start()
 
     def start(self) -> None:
-        """Start it; it is ready when `is_ready`."""
+        """Start the server; it is ready when `is_ready` returns True."""
         with self.log.open("ab") as out:
-            self._log_from = out.tell()  # what stands before is of an earlier server
+            self._log_from = out.tell()  # anything before belongs to an earlier server
             self._keeper = subprocess.Popen(
                 [sys.executable, "-m", "dsc_hub.system.supervisor", *self._command],
                 stdin=subprocess.PIPE,
@@ -159,7 +164,7 @@ class VllmServer:
         self.started = time.monotonic()
 
     def check(self) -> None:
-        """ServingError, with the last lines of its log, if it has ended."""
+        """Raise ServingError with the last lines of the log if the server has ended."""
         if self._keeper.poll() is not None:
             raise ServingError(
                 f"vLLM ended by itself (exit code {self._keeper.returncode}). Its last lines:\n{self._tail()}",
@@ -167,7 +172,10 @@ class VllmServer:
             )
 
     def check_after_loss(self) -> None:
-        """Called when a request broke off: ServingError, with the last lines of its log, if the server is gone or about to go."""
+        """Raise ServingError with the last lines of the log if the server has ended or is ending.
+
+        Called when the connection of a request was lost.
+        """
         deadline = time.monotonic() + GOING_S
         while True:
             self.check()
@@ -183,12 +191,15 @@ class VllmServer:
                 time.sleep(0.2)
 
     def restart(self) -> None:
-        """End what is left of it and start it again."""
+        """End the remaining processes of the server and start it again."""
         self.end()
         self.start()
 
     def is_ready(self) -> bool:
-        """Does it answer? ServingError if it ended, or if it has had `serving.start_timeout_s` since it was started."""
+        """Return whether the server answers its health check.
+
+        ServingError if it has ended, or if it is not ready `serving.start_timeout_s` seconds after its start.
+        """
         self.check()
         try:
             with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
@@ -204,7 +215,7 @@ class VllmServer:
         return False
 
     def end(self) -> None:
-        """Close the pipe: the keeper ends the server and its children. Kill what is left if even that hangs."""
+        """Close the pipe, so that the supervisor ends the server and its children. Kill the rest if that hangs."""
         if self._keeper.stdin:
             self._keeper.stdin.close()
         try:
@@ -220,7 +231,10 @@ class VllmServer:
 
 
 def last_words(log: Sequence[str], lines: int = 12) -> str:
-    """The last lines of a server's log, before them the error that ended it: vLLM's own last lines only say that there was one."""
+    """Return the last lines of a server's log, preceded by the error that ended it.
+
+    vLLM's own last lines only report that there was an error.
+    """
     shown = list(log[-lines:])
     causes = [t for t in log[-200:] if _ERROR.match(t) and not any(words in t for words in _SAYS_NOTHING)]
     if causes and causes[-1] not in shown:

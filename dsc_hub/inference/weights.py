@@ -1,4 +1,4 @@
-"""Weights of a base model, converted: what is served and trained on, whatever format they came in."""
+"""Conversion of base model weights to the format that is served and trained on."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from dsc_hub.system.machine import for_child
 
 
 def evaluation_weights(folder: Path, identity: str, distill: Mapping[str, Any]) -> tuple[Path, str]:
-    """The weights that all arms of an evaluation run on, and what they are in words: with QLoRA the rounded ones that the
-    adapter was trained on, else the base's own. `distill` is the recipe's section."""
+    """Return the weights that all arms of an evaluation run on, and their description.
+
+    With QLoRA these are the rounded weights that the adapter was trained on, else the base model's own. `distill` is
+    the recipe's section.
+    """
     settings = quantization(distill)
     if settings is None:
         return folder, "in bfloat16"
@@ -31,20 +34,22 @@ def evaluation_weights(folder: Path, identity: str, distill: Mapping[str, Any]) 
 
 
 def quantise_roundtrip(folder: Path, identity: str, settings: Mapping[str, Any]) -> Path:
-    """The model with its weights as QLoRA sees them: quantised by bitsandbytes and dequantised again, bf16, in the cache.
+    """Return the model with its weights as QLoRA sees them: quantised by bitsandbytes and dequantised; bf16, cached.
 
-    An adapter that was trained on the quantised base fits these weights, not the original ones. `identity` is the model's,
-    `settings` the arguments of BitsAndBytesConfig. ModelError if it can't be made.
+    An adapter trained on the quantised base fits these weights, not the original ones. `identity` is that of the model,
+    `settings` the arguments of BitsAndBytesConfig. ModelError if the conversion fails.
     """
-    written = json.dumps(settings, sort_keys=True)
-    name = f"rounded-{hashlib.sha256(f'{identity} {written}'.encode()).hexdigest()[:16]}"
-    about = {"identity": identity, "quantization": dict(settings)}
-    return converted(name, "quantise_weights", [str(folder), written], about, f"the model in {folder}")
+    settings_json = json.dumps(settings, sort_keys=True)
+    name = f"rounded-{hashlib.sha256(f'{identity} {settings_json}'.encode()).hexdigest()[:16]}"
+    description = {"identity": identity, "quantization": dict(settings)}
+    return converted(name, "quantise_weights", [str(folder), settings_json], description, f"the model in {folder}")
 
 
 def converted(name: str, function: str, arguments: list[str], about: Mapping[str, Any], what: str) -> Path:
-    """Folder `name` of the cache, filled by `function(*arguments, folder)` of this module if it isn't there yet. In a
-    child process: torch must not stay in ours."""
+    """Return the cached folder `name`; if missing, create it with `function(*arguments, folder)` of this module.
+
+    Runs in a child process, so that torch is not loaded into this one.
+    """
     folder = cache_home() / "models" / name
     if (folder / "complete.json").is_file():
         return folder
@@ -65,7 +70,7 @@ def converted(name: str, function: str, arguments: list[str], about: Mapping[str
     (part / "complete.json").write_text(json.dumps(about))
     try:
         part.rename(folder)
-    except OSError:  # another process was quicker: its folder is the same
+    except OSError:  # another process was faster: its folder is identical
         shutil.rmtree(part, ignore_errors=True)
         if not (folder / "complete.json").is_file():
             raise
@@ -73,7 +78,7 @@ def converted(name: str, function: str, arguments: list[str], about: Mapping[str
 
 
 def quantise_weights(source: str, settings: str, target: str) -> None:
-    """Write a model folder whose linear layers went through bitsandbytes' quantisation and back."""
+    """Write a model folder whose linear layers were quantised by bitsandbytes and dequantised again."""
     import bitsandbytes as bnb
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -105,10 +110,10 @@ def dequantise(gguf: str, target: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    where, file = str(Path(gguf).parent), Path(gguf).name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=file)
+    folder, file = str(Path(gguf).parent), Path(gguf).name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+        folder, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -1,5 +1,5 @@
-"""The local hub: a small, real HTTP server that speaks the part of the Hugging Face Hub's API which the unmodified
-public clients use, so that a first run publishes and pulls for real without an account.
+"""The local hub: a small HTTP server with the part of the Hugging Face Hub's API that the public clients use.
 
-`server.running()` is what the rest of the project uses. Importing this package loads nothing else.
+The clients are unmodified, so a first run can publish and pull without an account. The rest of the project uses
+`server.running()`. Importing this package loads nothing else.
 """

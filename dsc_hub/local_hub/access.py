@@ -1,8 +1,9 @@
-"""Who is asking, and which repos they may see and change.
+"""Authentication, and which repos a caller may read and change.
 
-A namespace belongs to the user of that name. Public repos can be read by anyone who reaches the port, private ones only
-by their namespace; a repo that may not be seen is answered exactly like one that does not exist. A token may have fewer
-rights than its user: the role `read`, or the role `fineGrained` with the namespaces and repos that it may write to.
+A namespace belongs to the user of that name. Public repos are readable by anyone who reaches the port, private ones
+only by their namespace; the reply for an unreadable repo is the same as for a missing one. A token may have fewer
+permissions than its user: the role `read`, or the role `fineGrained` with the namespaces and repos that it may write
+to.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def store_of(request: Request) -> Store:
 
 
 def caller(request: Request) -> str | None:
-    """The name of the user whose token came with the request; None without one, 401 with a wrong one."""
+    """Return the name of the user of the request's token; None without a token, 401 for an invalid one."""
     token = _token(request)
     if token is None:
         return None
@@ -33,25 +34,25 @@ def caller(request: Request) -> str | None:
 
 
 def rights(request: Request) -> dict[str, Any]:
-    """What the token of the request may do, as the Hub tells it: its role and, of a fine-grained one, its scopes."""
-    told: dict[str, Any] = request.app.state.rights.get(_token(request), {"role": "write"})
-    return told
+    """Return the permissions of the request's token in the Hub's format: its role and, if fine-grained, its scopes."""
+    permissions: dict[str, Any] = request.app.state.rights.get(_token(request), {"role": "write"})
+    return permissions
 
 
 def may_write(request: Request, repo_type: str, repo_id: str) -> bool:
-    """May the request change a repo of this id, whether it exists or not? 401 without a token."""
-    granted = rights(request)
-    if not owns(signed_in(request), repo_id) or granted["role"] == "read":
+    """Return whether the request may change a repo of this id, existing or not. 401 without a token."""
+    permissions = rights(request)
+    if not owns(signed_in(request), repo_id) or permissions["role"] == "read":
         return False
-    if granted["role"] != "fineGrained":
+    if permissions["role"] != "fineGrained":
         return True
-    writing = [s["entity"] for s in granted["fineGrained"]["scoped"] if "repo.write" in s["permissions"]]
+    entities = [s["entity"] for s in permissions["fineGrained"]["scoped"] if "repo.write" in s["permissions"]]
     namespace = repo_id.split("/", maxsplit=1)[0]
-    return any(e["name"] == (repo_id if e["type"] == repo_type else namespace) for e in writing)
+    return any(e["name"] == (repo_id if e["type"] == repo_type else namespace) for e in entities)
 
 
 def signed_in(request: Request) -> str:
-    """The name of the user; 401 without a token."""
+    """Return the name of the user; 401 without a token."""
     user = caller(request)
     if user is None:
         raise Refusal(401, "Invalid username or password.")
@@ -64,14 +65,14 @@ def may_read(user: str | None, repo: Repo) -> bool:
 
 
 def visible_repos(request: Request, repo_type: str) -> list[Repo]:
-    """The repos of a type that the caller may see."""
+    """Return the repos of a type that the caller may read."""
     user, visible = caller(request), []
     for repo in store_of(request).repos(repo_type):
         try:
             if may_read(user, repo):
                 visible.append(repo)
         except Refusal:
-            continue  # deleted while we were listing, or damaged
+            continue  # deleted during the listing, or damaged
     return visible
 
 
@@ -80,14 +81,16 @@ def owns(user: str | None, repo_id: str) -> bool:
 
 
 def readable(request: Request) -> Repo:
-    """The repo that the route names, if the caller may see it."""
+    """Return the repo of the route if the caller may read it."""
     params = request.path_params
     return find(request, params.get("type", "model"), f"{params['ns']}/{params['name']}")
 
 
 def downloadable(request: Request) -> Repo:
-    """The repo that the route names, if the caller may have its files: a gated one is seen by all and read by its owner
-    (nobody else can ask for access here)."""
+    """Return the repo of the route if the caller may download its files.
+
+    A gated repo is visible to all; only its owner can download it (requests for access are not supported here).
+    """
     repo = readable(request)
     if repo.meta().get("gated") and not owns(caller(request), repo.meta()["id"]):
         raise Refusal(403, "Access to this repository is restricted: ask its owner", "GatedRepo")
@@ -95,12 +98,15 @@ def downloadable(request: Request) -> Repo:
 
 
 def writable(request: Request) -> Repo:
-    """The repo that the route names, if the caller may change it."""
+    """Return the repo of the route if the caller may change it."""
     return for_writing(request, readable(request))
 
 
 def find(request: Request, repo_type: str, repo_id: str) -> Repo:
-    """A repo that the caller may see. Hidden and missing ones look the same: 404, or 401 without a token."""
+    """Return a repo that the caller may read.
+
+    Hidden and missing repos get the same reply: 404, or 401 without a token.
+    """
     user = caller(request)
     repo = store_of(request).repo(repo_type, repo_id)
     if repo is None or not may_read(user, repo):
@@ -111,19 +117,19 @@ def find(request: Request, repo_type: str, repo_id: str) -> Repo:
 
 
 def for_writing(request: Request, repo: Repo) -> Repo:
-    """The same repo, if the caller may change it."""
+    """Return the same repo if the caller may change it."""
     if not may_write(request, repo.type, repo.meta()["id"]):
         raise Refusal(403, "You don't have the rights to write to this repo: Authorization error.")
     return repo
 
 
 def _token(request: Request) -> str | None:
-    """The token that came with the request; None if nothing that could be one did."""
+    """Return the token of the request; None without an Authorization header."""
     scheme, _, value = request.headers.get("authorization", "").partition(" ")
     if not scheme:
         return None
-    # A browser's login box sends Basic. It is taken for reading only: a browser repeats it on its own, so a foreign
-    # page could otherwise make it change something.
+    # A browser's login dialog sends Basic. It is accepted for reading only: a browser repeats it automatically, so a
+    # foreign page could otherwise cause changes.
     if scheme.lower() == "basic" and request.method in ("GET", "HEAD"):
         return _password(value.strip())
     return value.strip()

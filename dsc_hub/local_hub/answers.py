@@ -1,4 +1,4 @@
-"""How the local hub answers: refusals with the headers the clients read, JSON bodies in, pages of JSON out."""
+"""Replies of the local hub: errors with the headers that clients read, parsing of JSON bodies, pages of JSON lists."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ MAX_PAGE = 1000
 
 
 def refusal_response(request: Request, refusal: Refusal) -> Response:
-    """The JSON error the clients expect: they choose the exception class by X-Error-Code and show X-Error-Message."""
+    """Return the JSON error that the clients expect.
+
+    They choose the exception class by X-Error-Code and show X-Error-Message.
+    """
     headers = dict(refusal.headers)
-    # Header bytes are latin-1 and messages may quote any path, so everything unprintable is replaced.
+    # Header bytes are latin-1 and messages may quote any path, so non-printable characters are replaced.
     headers["X-Error-Message"] = re.sub(r"[^\x20-\x7e]", "?", refusal.message)
     if refusal.code:
         headers["X-Error-Code"] = refusal.code
@@ -29,22 +32,22 @@ def refusal_response(request: Request, refusal: Refusal) -> Response:
 
 
 def base_url(request: Request) -> str:
-    """The address under which this client reached the hub."""
+    """Return the address under which this client reached the hub."""
     return f"{request.url.scheme}://{request.headers.get('host') or request.url.netloc}"
 
 
 def repo_url(request: Request, repo_type: str, repo_id: str) -> str:
-    """The page of a repo; models live at the root, as on the Hub."""
+    """Return the page address of a repo; models are at the root, as on the Hub."""
     return f"{base_url(request)}/{'' if repo_type == 'model' else repo_type + 's/'}{repo_id}"
 
 
 def flag(value: str | None) -> bool:
-    """A query parameter that means yes."""
+    """Return whether a query parameter is true."""
     return (value or "").lower() in ("1", "true")
 
 
 def wanted(body: Any, key: str, kind: type = str) -> Any:
-    """A field that must be there and of its kind; 400 otherwise."""
+    """Return a required field of the given type; 400 if it is missing or of another type."""
     value = body.get(key) if isinstance(body, dict) else None
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
         raise Refusal(400, f'"{key}" is required')
@@ -52,7 +55,7 @@ def wanted(body: Any, key: str, kind: type = str) -> Any:
 
 
 def optional(body: Any, key: str, default: str | None = None) -> Any:
-    """A text that may be there; `default` where it is missing, null or empty, 400 where it is something else."""
+    """Return an optional text; `default` if it is missing, null or empty, 400 for another type."""
     value = body.get(key) if isinstance(body, dict) else None
     if value is not None and not isinstance(value, str):
         raise Refusal(400, f'"{key}" must be a string')
@@ -60,7 +63,7 @@ def optional(body: Any, key: str, default: str | None = None) -> Any:
 
 
 def parsed(raw: bytes) -> Any:
-    """JSON from the wire; 400 when it is not, or holds halves of characters, which no answer could carry back."""
+    """Return the parsed JSON body; 400 if it is invalid or has half surrogate pairs, which no reply could encode."""
     try:
         value = json.loads(raw.decode("utf-8"))
         if b"\\u" in raw:
@@ -71,7 +74,7 @@ def parsed(raw: bytes) -> Any:
 
 
 def takes_json(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """An endpoint that is handed the JSON body and may block: it runs in the thread pool."""
+    """Make an endpoint of a handler that receives the JSON body and may block: it runs in the thread pool."""
 
     @functools.wraps(handler)
     async def endpoint(request: Request) -> Response:
@@ -84,7 +87,7 @@ def takes_json(handler: Callable[[Request, dict[str, Any]], Response]) -> Callab
 
 
 def page(request: Request, items: list[Any], default_size: int = MAX_PAGE) -> Response:
-    """One page of a listing; the Link header leads to the next one."""
+    """Return one page of a listing; the Link header points to the next one."""
     start = _natural(request, "cursor", 0)
     size = min(max(_natural(request, "limit", default_size), 1), MAX_PAGE)
     headers = {}

@@ -1,7 +1,8 @@
-"""The local hub as an ASGI application: its routes, gathered from the modules that know each subject.
+"""The local hub as an ASGI application, assembled from the routes of the other modules.
 
-Scope: identity, repos and their settings, refs, commits, plain-HTTP LFS, downloads, listings, collections, gating, card checks.
-Not spoken: Xet, discussions (a pull request can be opened, not merged), requests for access; each is refused with a message that says so.
+Supported: identity, repos and their settings, refs, commits, plain-HTTP LFS, downloads, listings, collections, gating,
+card checks. Not supported: Xet, discussions (a pull request can be opened, not merged), requests for access; each is
+refused with a message.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ PULLS = "Discussions, and merging pull requests"
 
 
 def make_app(store: Store, users: dict[str, str], rights: dict[str, dict[str, Any]] | None = None) -> Starlette:
-    """The application over a store. `users` maps a token to the name of its user, `rights` one that may not write
-    everything to what whoami tells of it (`role`, `fineGrained`)."""
+    """Return the application for a store.
+
+    `users` maps a token to the name of its user. `rights` maps a token without full write access to its entry in whoami
+    (`role`, `fineGrained`).
+    """
     tables = (repos.ROUTES, commits.ROUTES, files.ROUTES, collections.ROUTES, ROUTES, pages.ROUTES)
-    # Each takes the class that it is named for; starlette's types ask that it take any exception.
+    # Each handler takes its own exception class; starlette's types require that it accept any exception.
     handlers: dict[Any, Any] = {Refusal: answers.refusal_response, HTTPException: _no_such_route}
     app = Starlette(
         routes=[route for table in tables for route in table],
@@ -68,7 +72,7 @@ def whoami(request: Request) -> Response:
 
 @answers.takes_json
 def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
-    """Check a card's metadata; RepoCard.validate asks for plain text and shows it as it is."""
+    """Validate a card's metadata; RepoCard.validate requests plain text and prints it unchanged."""
     errors, warnings = cards.problems(answers.wanted(body, "content"), answers.optional(body, "repoType", "model"))
     status = 400 if errors else 200
     if request.headers.get("accept") == "text/plain":
@@ -79,7 +83,7 @@ def validate_yaml(request: Request, body: dict[str, Any]) -> Response:
 
 
 def nothing(_: Request) -> Response:
-    """Questions of the clients to which a local hub has nothing to say, and telemetry, which it does not keep."""
+    """Return an empty reply to telemetry, which is not stored, and to requests that do not apply to a local hub."""
     return JSONResponse({})
 
 
@@ -88,7 +92,7 @@ def harnesses(_: Request) -> Response:
 
 
 def unsupported(what: str, way_out: str = "") -> Callable[[Request], Response]:
-    """An endpoint of the real Hub that is missing here, with the way around it."""
+    """Return an endpoint that refuses a feature of the real Hub, with a workaround."""
 
     def endpoint(_: Request) -> Response:
         raise Refusal(501, f"{what}: not available on the local hub.{way_out}")

@@ -1,4 +1,4 @@
-"""What a repo says about itself: the metadata block of its README.md, checked and turned into the Hub's tags."""
+"""Repo cards: the metadata block of a README.md, validated and converted to the Hub's tags."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LICENSES = """
     unlicense wtfpl zlib
 """
 LICENSES = frozenset(_LICENSES.split())
-# Card keys that become tags, and what the Hub writes in front of their values.
+# Card keys that become tags, and the Hub's prefix of their values.
 TAG_PREFIXES = {
     "tags": "",
     "library_name": "",
@@ -39,32 +39,32 @@ TAG_PREFIXES = {
 
 
 def metadata(readme: bytes | None) -> dict[str, Any]:
-    """The card's metadata as plain JSON values; empty when there is none or it can't be read."""
+    """Return the card's metadata as plain JSON values; empty if it is missing or invalid."""
     block = FRONT_MATTER.match((readme or b"").decode("utf-8", "replace"))
     try:
-        data = plain_yaml.load(block.group(1)) if block else {}
+        data = plain_yaml.load_plain_yaml(block.group(1)) if block else {}
     except ValueError:
         data = {}
     return plain(data) if isinstance(data, dict) else {}
 
 
 def tags(card: dict[str, Any], repo_type: str) -> list[str]:
-    """The tags that follow from a card, in the Hub's spelling."""
-    found = []
+    """Return the tags of a card, in the Hub's spelling."""
+    tag_list = []
     for key, prefix in TAG_PREFIXES.items():
         if key == "language" and repo_type == "model":
             prefix = ""
-        found += [f"{prefix}{value}" for value in _listed(card.get(key))]
-    return list(dict.fromkeys(found))
+        tag_list += [f"{prefix}{value}" for value in _listed(card.get(key))]
+    return list(dict.fromkeys(tag_list))
 
 
 def problems(content: str, repo_type: str) -> tuple[list[str], list[str]]:
-    """Errors and warnings about a README's metadata block."""
+    """Return errors and warnings about a README's metadata block."""
     block = FRONT_MATTER.match(content)
     if block is None or not block.group(1).strip():
         return [], ["empty or missing yaml metadata in repo card"]
     try:
-        data = plain_yaml.load(block.group(1))
+        data = plain_yaml.load_plain_yaml(block.group(1))
     except ValueError as error:
         return [f"YAML parse error: {error}"], []
     if not isinstance(data, dict):
@@ -101,15 +101,15 @@ def _listed(value: Any) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """YAML knows dates, NaN and keys of any type; JSON does not."""
+    """Return a YAML value as JSON: dates, NaN and non-string keys, which JSON lacks, are converted."""
     if isinstance(value, dict):
         return {str(plain(k)): plain(v) for k, v in value.items()}
     if isinstance(value, list):
         return [plain(v) for v in value]
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode("utf-8")  # halves of characters can't be sent
+        return value.encode("utf-8", "replace").decode("utf-8")  # half surrogate pairs can't be encoded
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
-        return hex(value)[:100]  # in decimal digits Python refuses to write some
+        return hex(value)[:100]  # Python refuses to convert very large integers to decimal
     if value is None or isinstance(value, bool | int) or isinstance(value, float) and math.isfinite(value):
         return value
     return str(value)

@@ -1,4 +1,4 @@
-"""Collections: repos tied together under a title, for people to find them."""
+"""Collections: repos grouped under a title."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _file(request: Request, namespace: str, slug: str) -> Path:
 
 
 def _stored(file: Path) -> dict[str, Any] | None:
-    """A stored collection; None if there is none that can be read, so that one damaged file doesn't hide the others."""
+    """Return a stored collection; None if the file is missing or invalid: a damaged file must not hide the others."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         return value if {"title", "private"} <= value.keys() and value["owner"]["name"] else None
@@ -41,12 +41,12 @@ def _stored(file: Path) -> dict[str, Any] | None:
 
 
 def _read(request: Request) -> dict[str, Any]:
-    """The collection that the route names, if the caller may see it; hidden and missing ones look the same."""
+    """Return the collection of the route if the caller may read it; hidden and missing ones get the same reply."""
     file = _file(request, request.path_params["ns"], request.path_params["slug"])
-    found = _stored(file)
-    if found is None or (found["private"] and access.caller(request) != found["owner"]["name"]):
+    collection = _stored(file)
+    if collection is None or (collection["private"] and access.caller(request) != collection["owner"]["name"]):
         raise Refusal(404, "Collection not found")
-    return found
+    return collection
 
 
 def _write(request: Request, collection: dict[str, Any]) -> None:
@@ -57,15 +57,15 @@ def _write(request: Request, collection: dict[str, Any]) -> None:
 
 
 def _of_the_caller(request: Request) -> dict[str, Any]:
-    found, user = _read(request), access.signed_in(request)
-    if found["owner"]["name"] != user:
+    collection, user = _read(request), access.signed_in(request)
+    if collection["owner"]["name"] != user:
         raise Refusal(403, "You don't have the rights to change this collection")
-    return found
+    return collection
 
 
 @answers.takes_json
 def create(request: Request, body: dict[str, Any]) -> Response:
-    """A new collection; 409 with its slug if the owner has one of that title."""
+    """Create a collection; 409 with its slug if the owner has one of that title."""
     user, title = access.signed_in(request), answers.wanted(body, "title")
     namespace = answers.optional(body, "namespace", user)
     if namespace != user:
@@ -73,9 +73,9 @@ def create(request: Request, body: dict[str, Any]) -> Response:
     words = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "collection"
     with access.store_of(request).locked("collection", f"{namespace}/all"):
         for file in (_folder(request) / namespace.lower()).glob("*.json"):
-            if (there := _stored(file)) and there["title"] == title:
+            if (existing := _stored(file)) and existing["title"] == title:
                 refusal = Refusal(409, "You already have a collection with this title")
-                refusal.body = {"slug": there["slug"]}
+                refusal.body = {"slug": existing["slug"]}
                 raise refusal
         collection = {
             "slug": f"{namespace}/{words}-{secrets.token_hex(12)}",
@@ -98,45 +98,45 @@ def read(request: Request) -> Response:
 
 
 def listing(request: Request) -> Response:
-    """Collections that the caller may see, of `owner` where that is asked for."""
+    """Return the collections that the caller may read, limited to `owner` if given."""
     user, owners = access.caller(request), request.query_params.getlist("owner")
-    found = map(_stored, sorted(_folder(request).glob("*/*.json")))
-    seen = [c for c in found if c is not None and (not c["private"] or c["owner"]["name"] == user)]
-    seen = [c for c in seen if not owners or c["owner"]["name"] in owners]
-    # In a listing the clients number the collections themselves.
-    return answers.page(request, [{k: v for k, v in c.items() if k != "position"} for c in seen])
+    collections = map(_stored, sorted(_folder(request).glob("*/*.json")))
+    visible = [c for c in collections if c is not None and (not c["private"] or c["owner"]["name"] == user)]
+    visible = [c for c in visible if not owners or c["owner"]["name"] in owners]
+    # The clients number the collections of a listing themselves.
+    return answers.page(request, [{k: v for k, v in c.items() if k != "position"} for c in visible])
 
 
 @answers.takes_json
 def add(request: Request, body: dict[str, Any]) -> Response:
-    """Put something into it; 409 if it is in it."""
+    """Add an item; 409 if the collection contains it already."""
     item = answers.wanted(body, "item", dict)
-    what, kind = answers.wanted(item, "id"), answers.wanted(item, "type")
+    item_id, kind = answers.wanted(item, "id"), answers.wanted(item, "type")
     if kind not in ITEM_TYPES:
         raise Refusal(400, f"Invalid item type: {kind!r}")
     if kind in ("model", "dataset", "space"):
-        access.find(request, kind, what)
+        access.find(request, kind, item_id)
     slug = request.path_params["slug"]
     with access.store_of(request).locked("collection", f"{request.path_params['ns']}/{slug}"):
         collection = _of_the_caller(request)
-        if any((i["id"], i["type"]) == (what, kind) for i in collection["items"]):
+        if any((i["id"], i["type"]) == (item_id, kind) for i in collection["items"]):
             raise Refusal(409, "This item is in the collection already")
         note = {"text": body["note"]} if isinstance(body.get("note"), str) else None
-        entry = {"_id": secrets.token_hex(12), "id": what, "type": kind, "position": len(collection["items"])}
+        entry = {"_id": secrets.token_hex(12), "id": item_id, "type": kind, "position": len(collection["items"])}
         collection["items"].append(entry | ({"note": note} if note else {}))
         _write(request, collection)
     return JSONResponse(collection)
 
 
 def remove(request: Request) -> Response:
-    """Take an item out of it."""
+    """Remove an item."""
     slug = request.path_params["slug"]
     with access.store_of(request).locked("collection", f"{request.path_params['ns']}/{slug}"):
         collection = _of_the_caller(request)
-        kept = [i for i in collection["items"] if i["_id"] != request.path_params["item"]]
-        if len(kept) == len(collection["items"]):
+        remaining = [i for i in collection["items"] if i["_id"] != request.path_params["item"]]
+        if len(remaining) == len(collection["items"]):
             raise Refusal(404, "Item not found")
-        _write(request, collection | {"items": [i | {"position": n} for n, i in enumerate(kept)]})
+        _write(request, collection | {"items": [i | {"position": n} for n, i in enumerate(remaining)]})
     return JSONResponse({})
 
 

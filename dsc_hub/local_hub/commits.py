@@ -1,4 +1,4 @@
-"""History: commits and what leads to them (preupload), branches and tags."""
+"""History: commits and their preparation (preupload), branches and tags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STALE = "The branch was updated since you opened this page. Please refresh and t
 
 @answers.takes_json
 def preupload(request: Request, body: dict[str, Any]) -> Response:
-    """For each file: how it must be sent (regular or lfs), whether .gitignore drops it, and what is there already."""
+    """Return for each file the upload mode (regular or lfs), whether .gitignore excludes it, and the stored oid."""
     repo = access.writable(request)
     head = repo.at(request.path_params["rev"])
     patterns, ignore = _patterns(repo, head.files), answers.optional(body, "gitIgnore")
@@ -39,7 +39,7 @@ def preupload(request: Request, body: dict[str, Any]) -> Response:
 
 
 async def commit(request: Request) -> Response:
-    """Add a commit to a branch: one JSON object per line, the header and then the operations."""
+    """Add a commit to a branch. The body has one JSON object per line: the header, then the operations."""
     raw = await request.body()
     return await run_in_threadpool(_commit, request, raw)
 
@@ -69,12 +69,12 @@ def _commit(request: Request, raw: bytes) -> Response:
             pulls[number] = new.id
         repo.write_refs(refs)
     page = answers.repo_url(request, repo.type, repo.meta()["id"])
-    told = {"success": True, "commitOid": new.id, "commitUrl": f"{page}/commit/{new.id}", "hookOutput": ""}
-    return JSONResponse(told | ({"pullRequestUrl": f"{page}/discussions/{number}"} if number else {}))
+    reply = {"success": True, "commitOid": new.id, "commitUrl": f"{page}/commit/{new.id}", "hookOutput": ""}
+    return JSONResponse(reply | ({"pullRequestUrl": f"{page}/discussions/{number}"} if number else {}))
 
 
 def _read_operations(raw: bytes) -> tuple[dict[str, Any], list[tuple[str, dict[str, Any]]]]:
-    """Header and operations of a commit, every path checked."""
+    """Return header and operations of a commit, with every path validated."""
     rows = [answers.parsed(line) for line in raw.splitlines() if line.strip()]
     if not all(isinstance(row, dict) and isinstance(row.get("value"), dict) for row in rows):
         raise Refusal(400, "Each line of a commit must hold a key and a value")
@@ -96,7 +96,7 @@ def _content(op: dict[str, Any]) -> bytes:
 
 
 def _apply(repo: Repo, files: dict[str, Entry], key: str, op: dict[str, Any], patterns: list[str]) -> None:
-    """Carry out one operation on the file list of the commit to be."""
+    """Apply one operation to the file list of the new commit."""
     path = op["path"]
     if key == "file":
         data = _content(op)
@@ -108,16 +108,16 @@ def _apply(repo: Repo, files: dict[str, Entry], key: str, op: dict[str, Any], pa
         files[path] = lfs_entry(op["oid"], size)
     elif key == "deletedFile" and path in files:
         del files[path]
-    else:  # a folder; the clients may name one without its slash
-        gone = [p for p in files if p.startswith(path + "/")]
-        if not gone:
+    else:  # a folder; the clients may omit its slash
+        deleted = [p for p in files if p.startswith(path + "/")]
+        if not deleted:
             raise Refusal(404, f"A file with this name doesn't exist: {path}", "EntryNotFound")
-        for p in gone:
+        for p in deleted:
             del files[p]
 
 
 def _check_tree(files: dict[str, Entry]) -> None:
-    """A path cannot be both a file and a folder."""
+    """Refuse a path that is both a file and a folder."""
     for path in files:
         parts = path.split("/")
         if any("/".join(parts[:n]) in files for n in range(1, len(parts))):
@@ -130,7 +130,7 @@ def _patterns(repo: Repo, files: dict[str, Entry]) -> list[str]:
 
 
 def _comparable_oid(repo: Repo, entry: Entry, lfs: bool) -> str:
-    """By this the client sees that a file is unchanged: the sha256 for lfs, the git id of the content otherwise."""
+    """Return the id by which the client detects an unchanged file: sha256 for lfs, else the git id of the content."""
     if lfs:
         return entry.sha256
     return gitfiles.blob_oid(repo.store.read(entry)) if entry.lfs else entry.oid

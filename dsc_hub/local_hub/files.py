@@ -1,6 +1,7 @@
-"""Files: trees, downloads, and large files on their way in (git LFS, basic transfer).
+"""Files: trees, downloads, and uploads of large files (git LFS, basic transfer).
 
-Uploads of any size are one PUT: nothing between a client and a local hub cuts connections, so multipart is not offered.
+An upload of any size is one PUT: nothing between a client and a local hub cuts connections, so multipart is not
+supported.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from . import access, answers
 from .routing import REPO, at_repo
 from .store import Commit, Entry, Refusal, Repo
 
-# Upload addresses carry no token, so they are signed. The key lives as long as the process that hands them out.
+# Upload addresses contain no token, so they are signed. The key is valid for the life of this process.
 _KEY = secrets.token_bytes(32)
-# A stored page or script must never act with the reader's rights.
+# A stored page or script must never run with the reader's permissions.
 SAFE_HEADERS = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff"}
 LFS_JSON = "application/vnd.git-lfs+json"
 
@@ -33,7 +34,7 @@ LFS_JSON = "application/vnd.git-lfs+json"
 
 
 def tree(request: Request) -> Response:
-    """The entries of a folder, or of everything below it; a file lists itself."""
+    """Return the entries of a folder, or of everything below it; a file lists itself."""
     repo, query = access.readable(request), request.query_params
     commit = repo.at(request.path_params["rev"])
     rows = list_tree(commit, request.path_params.get("path", ""), answers.flag(query.get("recursive")))
@@ -45,7 +46,7 @@ def tree(request: Request) -> Response:
 
 
 async def paths_info(request: Request) -> Response:
-    """The entries of the named paths; missing ones are left out. The clients send a form."""
+    """Return the entries of the given paths; missing ones are left out. The clients send a form."""
     return await run_in_threadpool(_paths_info, request, await request.body())
 
 
@@ -60,13 +61,13 @@ def _paths_info(request: Request, body: bytes) -> Response:
         paths, expand = fields.get("paths", []), answers.flag(fields.get("expand", [""])[0])
     repo = access.readable(request)
     commit = repo.at(request.path_params["rev"])
-    everything = {row["path"]: row for row in list_tree(commit, "", recursive=True)}
-    rows = [everything[path] for path in dict.fromkeys(p.strip("/") for p in paths) if path in everything]
+    rows_by_path = {row["path"]: row for row in list_tree(commit, "", recursive=True)}
+    rows = [rows_by_path[path] for path in dict.fromkeys(p.strip("/") for p in paths) if path in rows_by_path]
     return JSONResponse(_with_last_commits(repo, commit, rows) if expand else rows)
 
 
 def list_tree(commit: Commit, folder: str, recursive: bool) -> list[dict[str, Any]]:
-    """Folders first, then files, as the Hub writes them. Folders exist only through the files in them."""
+    """Return the entries of a folder in the Hub's order: folders, then files. Folders exist only through files."""
     folder = folder.strip("/")
     if folder in commit.files:
         return [_file_row(folder, commit.files[folder])]
@@ -78,8 +79,8 @@ def list_tree(commit: Commit, folder: str, recursive: bool) -> list[dict[str, An
             continue
         parts = path[len(prefix) :].split("/")
         for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
-            below = prefix + "/".join(parts[:depth])
-            folders.setdefault(below, hashlib.sha1()).update(f"{path} {entry.oid}\n".encode())
+            subfolder = prefix + "/".join(parts[:depth])
+            folders.setdefault(subfolder, hashlib.sha1()).update(f"{path} {entry.oid}\n".encode())
         if recursive or len(parts) == 1:
             files.append(_file_row(path, entry))
     if folder and not folders and not files:
@@ -91,7 +92,7 @@ def list_tree(commit: Commit, folder: str, recursive: bool) -> list[dict[str, An
 
 
 def last_change(history: Iterable[Commit], path: str) -> Commit:
-    """The newest commit that changed a path, or anything below it."""
+    """Return the newest commit that changed a path, or anything below it."""
 
     def state(commit: Commit) -> dict[str, str]:
         return {p: e.oid for p, e in commit.files.items() if p == path or p.startswith(path + "/")}
@@ -127,7 +128,7 @@ def _with_last_commits(repo: Repo, commit: Commit, rows: list[dict[str, Any]]) -
 
 
 def resolve(request: Request) -> Response:
-    """A file's bytes, or the part of them that Range asks for, with the headers by which clients fill their cache."""
+    """Return a file's bytes, or the requested Range of them, with the headers that clients use for their cache."""
     repo, path = access.downloadable(request), request.path_params["path"]
     commit = repo.at(request.path_params["rev"])
     headers = {"X-Repo-Commit": commit.id}
@@ -147,13 +148,13 @@ def resolve(request: Request) -> Response:
 
 
 def resolve_nameless(request: Request) -> Response:
-    """A file of a repo without a namespace: there are none here, and clients ask when a name is not a path either."""
+    """Refuse a file of a repo without namespace: none exist here. Clients also request names that are no local path."""
     access.find(request, "model", request.path_params["name"])
     raise Refusal(404, "Repository not found", "RepoNotFound")
 
 
 def blob_page(request: Request) -> Response:
-    """The address that upload_file returns; a browser that opens it gets the file."""
+    """Redirect to the file: the target of the address that upload_file returns."""
     repo, params = access.readable(request), request.path_params
     url = answers.repo_url(request, repo.type, repo.meta()["id"])
     return RedirectResponse(f"{url}/resolve/{quote(params['rev'], safe='')}/{quote(params['path'])}")
@@ -164,17 +165,17 @@ def blob_page(request: Request) -> Response:
 
 @answers.takes_json
 def lfs_batch(request: Request, body: dict[str, Any]) -> Response:
-    """For each object where to send it; an object without actions is here already."""
+    """Return the upload address of each object; an object without actions is stored already."""
     repo = access.writable(request)
     if body.get("operation") != "upload":
         raise Refusal(422, "The local hub speaks LFS for uploads; download through resolve/")
     objects = []
-    for wish in answers.wanted(body, "objects", list):
-        oid, size = answers.wanted(wish, "oid"), answers.wanted(wish, "size", int)
+    for item in answers.wanted(body, "objects", list):
+        oid, size = answers.wanted(item, "oid"), answers.wanted(item, "size", int)
         row = {"oid": oid, "size": size, "authenticated": True}
         if repo.store.blob_size(oid) != size:
             href = f"{answers.base_url(request)}/_lfs/{oid}"
-            # The clients call both without their token.
+            # The clients send both requests without their token.
             row["actions"] = {
                 "upload": {"href": f"{href}?sig={_signature(oid)}"},
                 "verify": {"href": f"{href}/verify?sig={_signature(oid)}"},
@@ -184,7 +185,7 @@ def lfs_batch(request: Request, body: dict[str, Any]) -> Response:
 
 
 async def lfs_put(request: Request) -> Response:
-    """Take in one large file; it counts only if its sha256 is the announced one."""
+    """Store one large file if its sha256 matches the announced one."""
     oid = _signed_oid(request)
     with access.store_of(request).incoming() as blob:
         try:

@@ -1,7 +1,6 @@
-"""What the Hub takes over from git: object ids, LFS pointers, .gitattributes and .gitignore patterns.
+"""The parts of git that the Hub uses: object ids, LFS pointers, .gitattributes and .gitignore patterns.
 
-Patterns are matched as git matches the common ones (`*.bin`, `data/*.json`, `build/`); `**` and bracket subtleties are
-not reproduced.
+The common patterns match as in git (`*.bin`, `data/*.json`, `build/`); `**` and details of brackets are not reproduced.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 
-LFS_SIZE_LIMIT = 10_000_000  # bytes; the Hub takes larger files only through LFS
+LFS_SIZE_LIMIT = 10_000_000  # bytes; the Hub accepts larger files only through LFS
 
 _LFS_ENDINGS = (
     "7z arrow bin bz2 ckpt ftz gz h5 joblib lfs.* mlmodel model msgpack npy npz onnx ot parquet pb pickle pkl pt pth "
@@ -19,23 +18,23 @@ DEFAULT_GITATTRIBUTES = "".join(f"*.{e} filter=lfs diff=lfs merge=lfs -text\n" f
 
 
 def blob_oid(data: bytes) -> str:
-    """The id git gives to a file with this content."""
+    """Return git's blob id for this content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def lfs_pointer(sha256: str, size: int) -> bytes:
-    """The small text that stands for a large file in the tree."""
+    """Return the pointer file that stands for a large file in the tree."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def lfs_patterns(gitattributes: bytes) -> list[str]:
-    """The patterns of a .gitattributes file that send a path to LFS."""
+    """Return the patterns in a .gitattributes file that assign a path to LFS."""
     lines = (line.split() for line in gitattributes.decode("utf-8", "replace").splitlines())
     return [words[0] for words in lines if "filter=lfs" in words[1:]]
 
 
 def wants_lfs(patterns: list[str], path: str, size: int, sample: bytes) -> bool:
-    """Whether a file is kept by LFS: by its name, its size, or because its first bytes are not text.
+    """Return whether a file is stored by LFS: by its name, its size, or because its first bytes are not text.
 
     Empty files never are: the clients refuse to upload zero bytes through LFS.
     """
@@ -45,7 +44,7 @@ def wants_lfs(patterns: list[str], path: str, size: int, sample: bytes) -> bool:
 
 
 def ignored(gitignore: str, path: str) -> bool:
-    """Whether a .gitignore leaves this path out; the last line that speaks about it decides."""
+    """Return whether a .gitignore excludes this path; the last matching line decides."""
     verdict = False
     for line in map(str.strip, gitignore.splitlines()):
         if not line or line.startswith("#"):
@@ -53,16 +52,16 @@ def ignored(gitignore: str, path: str) -> bool:
         pattern = line.removeprefix("!")
         folders = path.split("/")[:-1]
         if pattern.endswith("/"):
-            hit = f"/{pattern.lstrip('/')}" in f"/{path}"
+            is_match = f"/{pattern.lstrip('/')}" in f"/{path}"
         else:
-            hit = matches(pattern, path) or any(matches(pattern, folder) for folder in folders)
-        if hit:
+            is_match = matches(pattern, path) or any(matches(pattern, folder) for folder in folders)
+        if is_match:
             verdict = not line.startswith("!")
     return verdict
 
 
 def matches(pattern: str, path: str) -> bool:
-    """A pattern without a slash is about the file's name, any other about the whole path."""
+    """Return whether a pattern matches: without a slash it applies to the file name, otherwise to the whole path."""
     if "/" not in pattern:
         return fnmatch.fnmatchcase(path.rsplit("/", 1)[-1], pattern)
     return fnmatch.fnmatchcase(path, pattern.lstrip("/").replace("**/", "*"))

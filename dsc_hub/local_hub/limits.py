@@ -1,4 +1,4 @@
-"""What a request may bring before anything of it is believed: a Host of this machine, and a body that fits its sender."""
+"""Limits that apply before a request is processed: the allowed Host values, and the size of the body."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .store import Refusal
 
-HOSTS = ["127.0.0.1", "localhost"]  # any other name is a page of a browser that was led here (DNS rebinding)
-OF_A_STRANGER = 2**20  # bytes without a token
-OF_A_USER = 2**29  # bytes with one: a commit with its small files; large ones go by LFS, to disk
+HOSTS = ["127.0.0.1", "localhost"]  # any other name comes from DNS rebinding in a browser
+OF_A_STRANGER = 2**20  # maximum bytes without a token
+# maximum bytes with a token: a commit with its small files; large ones are sent by LFS and written to disk
+OF_A_USER = 2**29
 
 
 class LimitBody:
-    """Ends a request whose body grows beyond its sender's limit. Uploads by LFS have signed addresses and go to disk."""
+    """Middleware that refuses a body larger than its sender's limit.
+
+    LFS uploads are exempt: they have signed addresses and are written to disk.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -21,14 +25,14 @@ class LimitBody:
         if scope["type"] != "http" or (scope["method"] == "PUT" and scope["path"].startswith("/_lfs/")):
             await self.app(scope, receive, send)
             return
-        most, seen = OF_A_USER if _has_token(scope) else OF_A_STRANGER, 0
+        limit, received = OF_A_USER if _has_token(scope) else OF_A_STRANGER, 0
 
         async def limited() -> Message:
-            nonlocal seen
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > most:
-                raise Refusal(413, f"The request body is larger than {most:,} bytes")
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise Refusal(413, f"The request body is larger than {limit:,} bytes")
             return message
 
         await self.app(scope, limited, send)

@@ -1,7 +1,7 @@
-"""Plain pages for a person who opens the printed address: which repos there are, and what is in one.
+"""HTML pages for people who open the hub's address in a browser: the list of repos, and the contents of a repo.
 
-Private repos ask for the token here too. Answering anyone on the loopback interface would be simpler, but every account
-of a shared machine can reach it. The browser's own login box does: user `local`, password the token.
+Private repos require the token here too, since every account of a shared machine can reach the loopback interface. The
+browser's own login dialog is used: user `local`, password the token.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SIGN_IN = (
     "<p>Private repositories are not listed. <a href='/login'>Sign in</a> with user <code>local</code> and, as "
     "password, the token (in the file <code>token</code> of this hub's folder).</p>"
 )
-CARD_LIMIT = 200_000  # bytes of README.md that a page shows
+CARD_LIMIT = 200_000  # maximum bytes of README.md on a page
 
 
 def index(request: Request) -> Response:
-    """All repos that the reader may see."""
+    """Return the page of all repos that the caller may read."""
     try:
         user = access.caller(request)
     except Refusal as refusal:
@@ -58,7 +58,7 @@ def _row_or_damage(repo: Repo) -> str:
 
 
 def login(request: Request) -> Response:
-    """Makes the browser ask for the token once for the whole site."""
+    """Make the browser request the token, once for the whole site."""
     try:
         access.signed_in(request)
     except Refusal:
@@ -67,7 +67,7 @@ def login(request: Request) -> Response:
 
 
 def repo_page(request: Request) -> Response:
-    """One repo at a revision: visibility, last commit, files with their sizes, the card as text."""
+    """Return the page of a repo at a revision: visibility, last commit, files with their sizes, the card as text."""
     try:
         repo = access.readable(request)
         revision = request.path_params.get("rev", "main")
@@ -81,9 +81,9 @@ def repo_page(request: Request) -> Response:
 
 def _repo_body(repo: Repo, commit: Commit, revision: str) -> str:
     meta = repo.meta()
-    below = f"{_address(repo)}/resolve/{quote(revision, safe='')}/"
+    base = f"{_address(repo)}/resolve/{quote(revision, safe='')}/"
     rows = [
-        f"<td><a href='{escape(below + quote(path))}'>{escape(path)}</a></td><td class=n>{_size(entry.size)}</td>"
+        f"<td><a href='{escape(base + quote(path))}'>{escape(path)}</a></td><td class=n>{_size(entry.size)}</td>"
         for path, entry in commit.files.items()
     ]
     total = _size(sum(entry.size for entry in commit.files.values()))
@@ -110,8 +110,8 @@ def _address(repo: Repo) -> str:
 
 
 def _commit_text(commit: Commit) -> str:
-    when = commit.date[:16].replace("T", " ")
-    return f"{escape(commit.title)} ({commit.id[:7]}, {escape(commit.author)}, {when} UTC)"
+    date = commit.date[:16].replace("T", " ")
+    return f"{escape(commit.title)} ({commit.id[:7]}, {escape(commit.author)}, {date} UTC)"
 
 
 def _visibility(meta: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Repos as a whole: create, delete, settings, info, listings, auth-check."""
+"""Repos: create, delete, settings, info, listings, auth-check."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from . import access, answers, cards
 from .routing import REPO
 from .store import Commit, Entry, Refusal, Repo
 
-# What a listing leaves out unless it is asked for by `full` or by its own name.
+# Keys that a listing omits unless requested by `full` or by name.
 ONLY_IN_FULL = ("siblings", "cardData", "sha", "config")
-# Files that give a library away when the card does not name one; the first that is there decides.
+# Files that identify the library if the card does not name one; the first existing one decides.
 LIBRARY_FILES = {"adapter_config.json": "peft", "config.json": "transformers"}
 SORT_KEYS = ("lastModified", "createdAt", "downloads", "likes")
 
@@ -35,7 +35,7 @@ def create(request: Request, body: dict[str, Any]) -> Response:
             repo_type, repo_id, user, bool(_asked_private(body)), answers.optional(body, "sdk")
         )
     except Refusal as refusal:
-        if refusal.status == 409:  # create_repo(exist_ok=True) reads the address from here
+        if refusal.status == 409:  # create_repo(exist_ok=True) reads the address from this reply
             refusal.body = {"url": url}
         raise
     return JSONResponse({"url": url, "name": repo_id, "id": repo.meta()["_id"]})
@@ -82,11 +82,11 @@ def auth_check_write(request: Request) -> Response:
 
 
 def listing(request: Request) -> Response:
-    """The repos of a type that the caller may see, newest first."""
+    """Return the repos of a type that the caller may read, newest first."""
     query = request.query_params
     rows = []
     for repo in access.visible_repos(request, request.path_params["type"]):
-        with suppress(Refusal):  # deleted while we list, or damaged: it says so at its own address
+        with suppress(Refusal):  # deleted during the listing, or damaged, which its own address reports
             rows.append(describe(repo, repo.at("main")))
     rows = [row for row in rows if _asked_for(row, query)]
     sort = query.get("sort")
@@ -100,12 +100,12 @@ def listing(request: Request) -> Response:
 
 
 def nameless(request: Request) -> Response:
-    """A repo without a namespace, as `gpt2` on the real Hub: there are none here."""
+    """Reply for a repo without a namespace, such as `gpt2` on the real Hub: none exist here."""
     return JSONResponse(access.find(request, "model", request.path_params["name"]).meta())
 
 
 def describe(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict[str, Any]:
-    """What the Hub tells about a repo at a commit."""
+    """Return the Hub's description of a repo at a commit."""
     meta, card = repo.meta(), cards.metadata(repo.file(commit, "README.md"))
     tags = cards.tags(card, repo.type)
     if any(path.endswith(".safetensors") for path in commit.files):
@@ -146,7 +146,7 @@ def _model_facts(repo: Repo, commit: Commit, card: dict[str, Any], repo_id: str)
     }
     try:
         config = cards.plain(json.loads(repo.file(commit, "config.json") or b"null"))
-    except (ValueError, RecursionError):  # a file of somebody's: it says nothing
+    except (ValueError, RecursionError):  # an arbitrary file: ignored
         config = None
     if isinstance(config, dict):
         facts["config"] = {key: config[key] for key in ("architectures", "model_type") if key in config}
@@ -163,7 +163,7 @@ def _sibling(path: str, entry: Entry, with_blobs: bool) -> dict[str, Any]:
 
 
 def _expanded(facts: dict[str, Any], request: Request) -> dict[str, Any]:
-    """Only the properties named by `expand`, if any are."""
+    """Return only the properties named by `expand`, or all if none are named."""
     names = request.query_params.getlist("expand")
     return {k: v for k, v in facts.items() if k in names or k in ("id", "_id", "modelId")} if names else facts
 
@@ -183,7 +183,7 @@ def _named(body: dict[str, Any], user: str) -> str:
 
 
 def _asked_private(body: dict[str, Any]) -> bool | None:
-    """What a request says about visibility; clients before 2.0 send `private`. None: nothing."""
+    """Return the visibility in a request; clients before 2.0 send `private`. None if it is not given."""
     if "visibility" in body:
         if body["visibility"] not in ("public", "private", None):
             raise Refusal(400, f"Visibility {body['visibility']!r}: the local hub knows public and private")

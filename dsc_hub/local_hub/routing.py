@@ -1,4 +1,4 @@
-"""How the local hub reads addresses: quoted parts, repo types, and the two places where a repo lives."""
+"""Parsing of addresses: quoted parts, repo types, and the two addresses of a repo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Endpoint = Callable[[Request], Response | Awaitable[Response]]
 
 
 class RawPath:
-    """Routes on the path as it was sent: revisions and branch names arrive with %2F, which must not split them."""
+    """Middleware that routes on the raw path: revisions and branch names contain %2F, which must not split them."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -29,7 +29,7 @@ class RawPath:
 
 
 class _Part(Convertor[str]):
-    """One quoted part of an address: a name, or a revision that may hold %2F."""
+    """One quoted part of an address: a name, or a revision that may contain %2F."""
 
     regex = "[^/]+"
 
@@ -41,13 +41,13 @@ class _Part(Convertor[str]):
 
 
 class _Rest(_Part):
-    """All that is left of an address: the path of a file."""
+    """The rest of an address: the path of a file."""
 
     regex = ".+"
 
 
 class _Kind(_Part):
-    """`models` in an address means the repo type `model`."""
+    """The repo type in an address: `models` stands for `model`."""
 
     regex = "|".join(f"{t}s" for t in REPO_TYPES)
 
@@ -63,6 +63,6 @@ REPO = "/api/{type:kind}/" + PARTS
 
 
 def at_repo(path: str, endpoint: Endpoint, methods: list[str] | None = None) -> list[Route]:
-    """The routes of an endpoint below a repo's public address. Models live at the root, with no type in the address."""
+    """Return the routes of an endpoint below a repo's public address. Addresses of models start without a type."""
     typed, model = "/{type:kind}/{ns:part}/{name:part}", "/{ns:part}/{name:part}"
     return [Route(typed + path, endpoint, methods=methods), Route(model + path, endpoint, methods=methods)]

@@ -1,7 +1,7 @@
-"""Start the local hub: in a thread of this process for as long as a `with` block, or in the foreground for people.
+"""Start of the local hub: in a thread of this process during a `with` block, or in the foreground.
 
-Several servers may work over one root at the same time; they share its repos and its token. Clients need HF_ENDPOINT
-set before they are imported, and HF_HUB_DISABLE_XET=1, because large files travel over plain HTTP here.
+Several servers may use one root at the same time; they share its repos and its token. Clients need HF_ENDPOINT set
+before they are imported, and HF_HUB_DISABLE_XET=1, since large files are sent over plain HTTP here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 USER = "local"
 START_TIMEOUT_S = 30.0
-# How long requests in flight may finish after the end was asked for.
+# Time for requests in flight to finish after shutdown was requested.
 GRACE_S = 3
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a running hub is, and who one is there."""
+    """Endpoint of a running hub, with a user and the user's token."""
 
     endpoint: str
     token: str
@@ -44,13 +44,13 @@ class Address:
 
 
 def default_root() -> Path:
-    """The folder of the user's own local hub, in dsc's cache."""
+    """Return the folder of the user's local hub, in dsc's cache."""
     return cache_home() / "hub"
 
 
 @contextmanager
 def running(root: Path | None = None, port: int = 0) -> Iterator[Address]:
-    """A hub on 127.0.0.1 while the block runs, ready when it begins; port 0 takes a free one."""
+    """Run a hub on 127.0.0.1 during the block; it is ready when the block begins. Port 0 selects a free port."""
     root = Path(root or default_root())
     token, app = _prepare(root)
     with hosted(app, port) as endpoint:
@@ -58,25 +58,25 @@ def running(root: Path | None = None, port: int = 0) -> Iterator[Address]:
 
 
 def serve(root: Path | None, port: int, host: str = "127.0.0.1") -> None:
-    """A hub in the foreground, until Ctrl-C."""
+    """Run a hub in the foreground, until Ctrl-C."""
     root = Path(root or default_root())
     _, app = _prepare(root)
-    listening = _listen(host, port)
-    print(f"Local hub at {_endpoint(listening)} (user {USER}, token in {root / 'token'}); Ctrl-C ends it", flush=True)
+    listener = _listen(host, port)
+    print(f"Local hub at {_endpoint(listener)} (user {USER}, token in {root / 'token'}); Ctrl-C ends it", flush=True)
     try:
-        _uvicorn(app).run(sockets=[listening])
+        _uvicorn(app).run(sockets=[listener])
     except KeyboardInterrupt:
         pass
     finally:
-        listening.close()
+        listener.close()
 
 
 @contextmanager
 def hosted(app: ASGIApp, port: int = 0, host: str = "127.0.0.1") -> Iterator[str]:
-    """Any ASGI application in a daemon thread; its endpoint."""
-    listening = _listen(host, port)
-    endpoint, server = _endpoint(listening), _uvicorn(app)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="dsc-local-hub", daemon=True)
+    """Run any ASGI application in a daemon thread and yield its endpoint."""
+    listener = _listen(host, port)
+    endpoint, server = _endpoint(listener), _uvicorn(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="dsc-local-hub", daemon=True)
     thread.start()
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -88,11 +88,14 @@ def hosted(app: ASGIApp, port: int = 0, host: str = "127.0.0.1") -> Iterator[str
     finally:
         server.should_exit = True
         thread.join(GRACE_S + START_TIMEOUT_S)
-        listening.close()
+        listener.close()
 
 
 def token_of(root: Path) -> str:
-    """The token of the hub's only user: made at the first call, readable by its owner only, shared by all servers."""
+    """Return the token of the hub's only user.
+
+    It is created at the first call, readable by its owner only, and shared by all servers.
+    """
     path = root / "token"
     if not path.exists():
         letters = string.ascii_letters + string.digits
@@ -100,7 +103,7 @@ def token_of(root: Path) -> str:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
             file.write("hf_" + "".join(secrets.choice(letters) for _ in range(34)))
         try:
-            os.link(draft, path)  # unlike a rename this fails if another server was quicker: one token wins
+            os.link(draft, path)  # unlike a rename this fails if another server was faster: one token wins
         except FileExistsError:
             pass
         finally:
@@ -113,7 +116,7 @@ def token_of(root: Path) -> str:
 
 
 def _prepare(root: Path) -> tuple[str, Starlette]:
-    """Token and application over a root that is made if need be."""
+    """Return token and application for a root, which is created if it does not exist."""
     from .app import make_app
     from .store import Store
 
@@ -147,7 +150,7 @@ def _endpoint(listening: socket.socket) -> str:
 def _uvicorn(app: ASGIApp) -> uvicorn.Server:
     import uvicorn
 
-    # log_config=None leaves the logging of the surrounding program alone.
+    # log_config=None leaves the logging of the calling program unchanged.
     config = uvicorn.Config(
         app, log_config=None, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_S
     )

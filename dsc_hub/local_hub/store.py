@@ -1,16 +1,16 @@
-"""The local hub's disk: content-addressed blobs, commits as JSON, refs per repo.
+"""Storage of the local hub: content-addressed blobs, commits as JSON, refs per repo.
 
     root/blobs/ab/<sha256>                   contents; immutable
     root/repos/<type>s/<namespace>/<name>/   folder names in lower case, because repo ids are case-insensitive
-        meta.json                            id, visibility, when it was made
+        meta.json                            id, visibility, time of creation
         refs.json                            {"heads": {branch: commit}, "tags": {tag: commit}, "pr": {number: commit}}
         commits/<commit>.json                parent, title, author, date and the whole file list
-    root/locks/, root/tmp/                   one lock per repo; things on their way in or out
+    root/locks/, root/tmp/                   one lock per repo; temporary files
 
-Everything appears by rename, so a name on disk always means the whole thing: a process killed in the middle leaves only
-rubbish in tmp/. Nothing is kept in memory between calls and every change holds the repo's file lock, so threads and
-several processes can share one root. Paths inside a repo are keys of a commit's file list, never paths on this disk.
-Blobs of deleted files and repos stay: history can still name them, and there is no garbage collection.
+Files appear by rename, so an existing file is always complete: a killed process leaves files only in tmp/. Nothing is
+kept in memory between calls and every change holds the repo's file lock, so threads and several processes can share one
+root. Paths inside a repo are keys of a commit's file list, never paths on this disk. Blobs of deleted files and repos
+are kept: history can still refer to them, and there is no garbage collection.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from typing import Any
 from . import gitfiles
 
 REPO_TYPES = ("model", "dataset", "space")
-# Keys without which a file of a repo says nothing.
+# Required keys of a repo's files.
 NEEDED = {"meta.json": frozenset({"_id", "id", "private", "createdAt"}), "refs.json": frozenset({"heads", "tags"})}
-STALE_S = 24 * 3600  # what lies in tmp/ longer than this belongs to no running process
+STALE_S = 24 * 3600  # files in tmp/ older than this belong to no running process
 
 _ID_PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 
 
 class Refusal(Exception):
-    """A request the hub turns down: HTTP status, a message for people, a code by which clients tell causes apart."""
+    """A refused request: HTTP status, a message for people, and a code by which clients distinguish causes."""
 
     def __init__(self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None):
         super().__init__(message)
         self.status, self.message, self.code, self.headers = status, message, code, headers or {}
-        self.body: dict[str, Any] = {}  # fields of the answer beside the message
+        self.body: dict[str, Any] = {}  # fields of the reply in addition to the message
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a commit. `oid` is what git would store: the id of the content, or of its LFS pointer."""
+    """One file of a commit. `oid` is the id that git would store: of the content, or of its LFS pointer."""
 
     oid: str
     size: int
@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def etag(self) -> str:
-        """What tells this content apart for a client's cache."""
+        """Identifier of this content for a client's cache."""
         return self.sha256 if self.lfs else self.oid
 
     @property
@@ -83,12 +83,12 @@ class Commit:
 
 
 def now() -> str:
-    """The time as the Hub writes it."""
+    """Return the current time in the Hub's format."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def is_repo_id(repo_id: str) -> bool:
-    """Whether this can name a repo: two parts of plain letters, digits, `-`, `_`, `.`; nothing git would trip over."""
+    """Return whether this is a valid repo id: two parts of letters, digits, `-`, `_`, `.`, all of them safe in git."""
     return (
         re.fullmatch(f"{_ID_PART}/{_ID_PART}", repo_id) is not None
         and "--" not in repo_id
@@ -98,7 +98,7 @@ def is_repo_id(repo_id: str) -> bool:
 
 
 def clean_path(path: Any) -> str:
-    """A path inside a repo, unchanged; 422 for one that could lead a client outside of its folder or into .git."""
+    """Return a path inside a repo, unchanged; 422 if it could leave the client's folder or enter .git."""
     parts = path.split("/") if isinstance(path, str) else []
     if not parts or "\\" in path or "\0" in path or any(p in ("", ".", "..") or p.lower() == ".git" for p in parts):
         raise Refusal(422, f"Invalid path in the repository: {path!r}")
@@ -106,7 +106,7 @@ def clean_path(path: Any) -> str:
 
 
 def clean_ref(name: Any) -> str:
-    """A branch or tag name, unchanged; 400 for what git refuses."""
+    """Return a branch or tag name, unchanged; 400 for a name that git refuses."""
     if (
         not isinstance(name, str)
         or not re.fullmatch(r"[^\s\x00-\x1f\x7f~^:?*\[\\]{1,200}", name)
@@ -124,7 +124,7 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = Path(root)
-        # Private repos lie here in the clear, so the folder is for its owner only.
+        # Private repos are stored unencrypted, so only the owner has access to the folder.
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.tmp = self.root / "tmp"
         for folder in (self.tmp, self.root / "locks", self.root / "blobs", self.root / "repos"):
@@ -134,13 +134,13 @@ class Store:
     # -- blobs
 
     def blob_path(self, sha256: Any) -> Path:
-        """Where a blob lies, or would."""
+        """Return the path of a blob, existing or not."""
         if not isinstance(sha256, str) or not re.fullmatch(r"[0-9a-f]{64}", sha256):
             raise Refusal(422, f"Not a sha256: {sha256!r}")
         return self.root / "blobs" / sha256[:2] / sha256
 
     def blob_size(self, sha256: Any) -> int | None:
-        """The size of a blob in bytes; None when it is not here."""
+        """Return the size of a blob in bytes; None if it does not exist."""
         try:
             return self.blob_path(sha256).stat().st_size
         except FileNotFoundError:
@@ -148,7 +148,7 @@ class Store:
 
     @contextmanager
     def incoming(self) -> Iterator[Incoming]:
-        """A blob on its way in; unless kept it leaves nothing behind."""
+        """Yield a blob that is being received; it is discarded unless kept."""
         fd, name = tempfile.mkstemp(dir=self.tmp)
         try:
             with os.fdopen(fd, "wb") as file:
@@ -157,7 +157,7 @@ class Store:
             Path(name).unlink(missing_ok=True)
 
     def put(self, data: bytes) -> str:
-        """Keep these bytes; their sha256."""
+        """Store these bytes and return their sha256."""
         sha256 = hashlib.sha256(data).hexdigest()
         if self.blob_size(sha256) is None:
             with self.incoming() as blob:
@@ -172,26 +172,26 @@ class Store:
             raise Refusal(500, f"A file can't be read: {self.blob_path(entry.sha256)} is missing") from None
 
     def entry(self, data: bytes, lfs: bool) -> Entry:
-        """Keep these bytes as a file of a commit to come."""
+        """Store these bytes as a file of a future commit."""
         sha256 = self.put(data)
         return lfs_entry(sha256, len(data)) if lfs else Entry(gitfiles.blob_oid(data), len(data), sha256, False)
 
     # -- repos
 
     def repo(self, repo_type: str, repo_id: str) -> Repo | None:
-        """The repo of that id, in any spelling of upper and lower case."""
+        """Return the repo of that id, ignoring case."""
         if repo_type not in REPO_TYPES or not is_repo_id(repo_id):
             return None
         repo = Repo(self, repo_type, self._folder(repo_type, repo_id))
         return repo if repo.path.is_dir() else None
 
     def repos(self, repo_type: str) -> list[Repo]:
-        """All repos of a type."""
+        """Return all repos of a type."""
         folders = sorted((self.root / "repos" / f"{repo_type}s").glob("*/*/meta.json"))
         return [Repo(self, repo_type, meta.parent) for meta in folders]
 
     def create(self, repo_type: str, repo_id: str, author: str, private: bool, sdk: str | None = None) -> Repo:
-        """A new repo with its first commit; 409 if the id is taken."""
+        """Create a repo with its first commit; 409 if the id is taken."""
         if repo_type not in REPO_TYPES:
             raise Refusal(400, f"Invalid repo type: {repo_type!r}")
         if not is_repo_id(repo_id):
@@ -215,25 +215,25 @@ class Store:
         return Repo(self, repo_type, final)
 
     def delete(self, repo: Repo) -> None:
-        """Take a repo away, at once: it is moved out of sight before its files are removed."""
+        """Delete a repo atomically: it is moved away before its files are removed."""
         with repo.locked():
-            gone = Path(tempfile.mkdtemp(dir=self.tmp))
-            os.rename(repo.path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+            trash = Path(tempfile.mkdtemp(dir=self.tmp))
+            os.rename(repo.path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
     # -- shared means
 
     @contextmanager
     def locked(self, repo_type: str, repo_id: str) -> Iterator[None]:
-        """Hold a repo's lock, against other threads and other processes; it ends with the process that holds it."""
+        """Hold a repo's lock against other threads and processes; the lock ends with the process that holds it."""
         name = f"{repo_type}s--{repo_id.lower().replace('/', '--')}"
-        # Every call opens the file anew: flock excludes per open file, so threads of one process exclude each other.
+        # Every call opens the file again: flock excludes per open file, so threads of one process exclude each other.
         with open(self.root / "locks" / name, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def write_json(self, path: Path, data: dict[str, Any]) -> None:
-        """Write so that a reader sees the old file or the new one, never half of either."""
+        """Write atomically: a reader sees either the old or the new file."""
         fd, part = tempfile.mkstemp(dir=self.tmp)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             json.dump(data, file)
@@ -245,17 +245,17 @@ class Store:
         return self.root / "repos" / f"{repo_type}s" / repo_id.lower()
 
     def _sweep(self) -> None:
-        """Remove what killed processes left; young things may belong to another server over the same root."""
-        for left in self.tmp.iterdir():
+        """Remove files left by killed processes; recent ones may belong to another server on the same root."""
+        for path in self.tmp.iterdir():
             try:
-                if left.stat().st_mtime < time.time() - STALE_S:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+                if path.stat().st_mtime < time.time() - STALE_S:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             except FileNotFoundError:
-                pass  # its owner, or another server starting now, was quicker
+                pass  # its owner, or another server starting now, was faster
 
 
 class Incoming:
-    """Bytes that become a blob once their sha256 is the promised one."""
+    """Received bytes that become a blob once their sha256 matches the announced one."""
 
     def __init__(self, store: Store, path: Path, file: Any):
         self._store, self._path, self._file, self._hash = store, path, file, hashlib.sha256()
@@ -265,24 +265,24 @@ class Incoming:
         self._file.write(chunk)
 
     def keep(self, sha256: str) -> None:
-        """Move it to its place; 400 if it is not what was promised."""
+        """Move the bytes to their final path; 400 if the sha256 does not match."""
         if self._hash.hexdigest() != sha256:
             raise Refusal(400, "The sha256 of the uploaded bytes is not the announced one")
         self._file.flush()
         os.fsync(self._file.fileno())
-        place = self._store.blob_path(sha256)
-        place.parent.mkdir(exist_ok=True)
-        os.replace(self._path, place)
+        target = self._store.blob_path(sha256)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(self._path, target)
 
 
 def lfs_entry(sha256: str, size: int) -> Entry:
-    """A file whose content lies in LFS."""
+    """Return the entry of a file whose content is stored in LFS."""
     return Entry(gitfiles.blob_oid(gitfiles.lfs_pointer(sha256, size)), size, sha256, True)
 
 
 @dataclass(frozen=True)
 class Repo:
-    """One repo, read from disk at each question; 404 when it was deleted meanwhile."""
+    """One repo, read from disk at each access; 404 if it has been deleted meanwhile."""
 
     store: Store
     type: str
@@ -290,9 +290,9 @@ class Repo:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold while changing refs or settings."""
+        """Hold the lock while changing refs or settings."""
         with self.store.locked(self.type, f"{self.path.parent.name}/{self.path.name}"):
-            self.meta()  # it may have been deleted while we waited; a late write must not bring half of it back
+            self.meta()  # it may have been deleted during the wait; a late write must not recreate half of it
             yield
 
     def meta(self) -> dict[str, Any]:
@@ -307,11 +307,11 @@ class Repo:
         return self._read("refs.json")
 
     def write_refs(self, refs: dict[str, Any]) -> None:
-        """Replace all refs; the caller holds the lock."""
+        """Replace all refs; the caller must hold the lock."""
         self.store.write_json(self.path / "refs.json", refs)
 
     def resolve(self, revision: str) -> str:
-        """The commit that a branch, a tag, a full ref name or a (shortened) commit id means."""
+        """Return the commit id of a branch, a tag, a full ref name or a (shortened) commit id."""
         refs = self.refs()
         for table in ("heads", "tags"):
             name = revision.removeprefix(f"refs/{table}/")
@@ -320,9 +320,9 @@ class Repo:
         if (number := revision.removeprefix("refs/pr/")) != revision and number in refs.get("pr", {}):
             return refs["pr"][number]
         if re.fullmatch(r"[0-9a-f]{7,40}", revision):
-            hits = [found.stem for found in (self.path / "commits").glob(f"{revision}*.json")]
-            if len(hits) == 1:
-                return hits[0]
+            matches = [path.stem for path in (self.path / "commits").glob(f"{revision}*.json")]
+            if len(matches) == 1:
+                return matches[0]
         raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
     def commit(self, commit_id: str) -> Commit:
@@ -335,18 +335,18 @@ class Repo:
             ) from None
 
     def at(self, revision: str) -> Commit:
-        """The commit a revision means, loaded."""
+        """Return the commit of a revision, loaded."""
         return self.commit(self.resolve(revision))
 
     def history(self, commit: Commit) -> Iterator[Commit]:
-        """This commit and its ancestors, newest first."""
+        """Yield this commit and its ancestors, newest first."""
         yield commit
         while commit.parent:
             commit = self.commit(commit.parent)
             yield commit
 
     def add_commit(self, parent: str | None, files: dict[str, Entry], title: str, message: str, author: str) -> Commit:
-        """Write a commit. It is invisible until a ref names it, so this comes first and the ref last."""
+        """Write a commit. It is invisible until a ref names it, so this is done first and the ref is written last."""
         row: dict[str, Any] = {
             "parent": parent,
             "title": title,
@@ -355,13 +355,13 @@ class Repo:
             "date": now(),
             "files": {path: asdict(entry) for path, entry in sorted(files.items())},
         }
-        # The salt keeps two equal commits of the same millisecond apart.
+        # The salt distinguishes two equal commits in the same millisecond.
         row["id"] = hashlib.sha1(json.dumps(row).encode() + secrets.token_bytes(16)).hexdigest()
         self.store.write_json(self.path / "commits" / f"{row['id']}.json", row)
         return Commit(**row | {"files": files})
 
     def file(self, commit: Commit, path: str) -> bytes | None:
-        """The content of a file; None if the commit has no such file."""
+        """Return the content of a file; None if the commit has no such file."""
         entry = commit.files.get(path)
         return None if entry is None else self.store.read(entry)
 

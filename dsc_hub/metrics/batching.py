@@ -1,4 +1,4 @@
-"""Scores while chains run: texts are collected into batches and scored in a thread beside the generation."""
+"""Scoring during sampling: texts are collected into batches and scored in a thread in parallel with the generation."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-Result = TypeVar("Result")
+BatchResult = TypeVar("BatchResult")
 
 MOST_AT_ONCE = 256
 
 
-class BatchScorer(Generic[Result]):
-    """`await scoring(text, beside)` gives the text's score, by a scorer that takes many texts and as many of what each is
-    scored beside (the prompt; for a veto the first answer). Whatever came while a batch was being scored is the next batch."""
+class BatchScorer(Generic[BatchResult]):
+    """Batches single scoring requests: `await scoring(text, beside)` returns the text's score.
 
-    def __init__(self, scorer: Callable[[Sequence[str], Sequence[Any]], list[Result]]) -> None:
+    `scorer` takes a list of texts and an equally long list of what each is scored with (the prompt; for a veto the
+    first answer). Texts that arrive while a batch is being scored form the next batch.
+    """
+
+    def __init__(self, scorer: Callable[[Sequence[str], Sequence[Any]], list[BatchResult]]) -> None:
         self._scorer = scorer
-        self._waiting: list[tuple[str, Any, asyncio.Future[Result]]] = []
+        self._waiting: list[tuple[str, Any, asyncio.Future[BatchResult]]] = []
         self._worker: asyncio.Task[None] | None = None
-        # One thread: scorers (tokenizers, evaluate's buffers) aren't promised to be thread-safe.
+        # One thread: scorers (tokenizers, evaluate's buffers) are not guaranteed to be thread-safe.
         self._thread = ThreadPoolExecutor(1, "scoring")
-        self.seconds = 0.0  # that the scorer worked
+        self.seconds = 0.0  # total time spent in the scorer
 
-    async def __call__(self, text: str, beside: Any) -> Result:
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+    async def __call__(self, text: str, beside: Any) -> BatchResult:
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
         self._waiting.append((text, beside, future))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
@@ -43,7 +46,7 @@ class BatchScorer(Generic[Result]):
                 if len(scores) != len(batch):
                     raise RuntimeError(f"the scorer gave {len(scores)} scores for {len(batch)} texts")
             except BaseException as e:
-                for *_, future in batch:  # whoever waits gets the error: nothing hangs, nothing is swallowed
+                for *_, future in batch:  # every waiting caller gets the error: nothing hangs, no error is lost
                     if not future.done():
                         future.set_exception(e)
                 if not isinstance(e, Exception):

@@ -1,7 +1,7 @@
-"""What is wanted: `evaluate` measurements, one folder each, and the functions that load them for our stages.
+"""Loading of metrics: `evaluate` measurements, one folder each, as scorers for the stages.
 
-A metric says in `unit` what it counts and in `higher_is_better` which way is good; a stage gets a `ScorerConfig`, whose scores
-always point the way that is wanted: of a metric where lower is better they are negated.
+A metric states what it measures in `unit`, and the direction in `higher_is_better`. A stage gets a `ScorerConfig`, and
+in its scores higher is always better: the scores of a metric where lower is better are negated.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from dsc_hub.records import Prompt, Score
 
 @dataclass(frozen=True)
 class LoadedScorer:
-    """A loaded scorer. `score` takes texts and the prompts that they answer, and gives one `Score` a text, in order, higher being
-    better (unless it was loaded as the metric measures); `name` and `unit` are for people."""
+    """A loaded scorer.
+
+    `score` takes texts and the prompts that they answer, and returns one `Score` per text, in order; higher is better
+    (unless loaded with `as_measured`). `name` and `unit` are for display.
+    """
 
     score: Callable[[Sequence[str], Sequence[Prompt]], list[Score]]
     name: str
     unit: str
     higher_is_better: bool = True
-    bounds: tuple[float | None, float | None] = (None, None)  # lowest and highest score; None: no limit, or not known
+    bounds: tuple[float | None, float | None] = (None, None)  # lowest and highest score; None: no limit, or unknown
 
 
 def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[str, LoadedScorer]:
-    """The scorers of a recipe, by the name that their numbers have. `folder` is the recipe's.
+    """Return the scorers of a recipe by the name of their scores. `folder` is the recipe's folder.
 
     Slow (seconds): imports `evaluate`, and torch for a model. MetricError if one can't be loaded.
     """
@@ -52,15 +55,18 @@ def load_all(recipe: Recipe, identity: Mapping[str, str], folder: Path) -> dict[
 
 
 def load_named(name: str, recipe: Recipe, identity: Mapping[str, str], folder: Path) -> LoadedScorer:
-    """One of a recipe's scorers whole, as `load_all` does: a reward with all its terms."""
+    """Return one of a recipe's scorers, loaded as by `load_all`: a reward with all its terms."""
     terms = recipes.reward_terms(recipe, name)
-    return _sum([load(section, identity[place], folder) for place, section in terms.items()])
+    return _sum([load_scorer(section, identity[place], folder) for place, section in terms.items()])
 
 
-def load(
+def load_scorer(
     section: recipes.ScorerConfig, identity: str, folder: Path | None = None, as_measured: bool = False
 ) -> LoadedScorer:
-    """One scorer, with its weight and its sign (`as_measured`: without). `identity` (of `identify`) says at which commit."""
+    """Return one scorer with its weight and sign (`as_measured`: without).
+
+    The commit is part of `identity`, the result of `identify`.
+    """
     measurement = _measurement(section, identity, folder or Path())
     name = f"{Path(section.metric).name.removesuffix('.py')} ({Path(section.scorer).name})"
     try:
@@ -68,7 +74,8 @@ def load(
     except AttributeError as e:
         raise MetricError(
             f"metric {section.metric} has no attribute '{e.name}'",
-            "A metric says in `unit` (a text) what it counts, and in `higher_is_better` (True or False) which way is good.",
+            "A metric says in `unit` (a text) what it counts, and in `higher_is_better` (True or False) which way is "
+            "good.",
         ) from None
     factor = 1.0 if as_measured else section.weight if higher else -section.weight
     sign = "" if factor > 0 else "minus "
@@ -76,7 +83,8 @@ def load(
 
     def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
         return [
-            s if s.value is None else Score(factor * s.value) for s in _scores(measurement, section, texts, prompts)
+            s if s.value is None else Score(factor * s.value)
+            for s in _score_texts(measurement, section, texts, prompts)
         ]
 
     bounds = _scaled(getattr(measurement, "bounds", (None, None)), factor)
@@ -84,18 +92,18 @@ def load(
 
 
 def _scaled(bounds: tuple[float | None, float | None], factor: float) -> tuple[float | None, float | None]:
-    """The range of a metric times a factor, which turns it round where it is negative."""
+    """Return the range of a metric times a factor; a negative factor swaps its ends."""
     low, high = (None if end is None else factor * float(end) for end in bounds)
     return (low, high) if factor > 0 else (high, low)
 
 
 def _sum(terms: Sequence[LoadedScorer]) -> LoadedScorer:
-    """Several scores added; a text that one of them can't score is unscored."""
+    """Return the sum of several scorers; a text that one of them can't score is unscored."""
     if len(terms) == 1:
         return terms[0]
 
     def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
-        return [_added(of) for of in zip(*(t.score(texts, prompts) for t in terms), strict=True)]
+        return [_added(text_scores) for text_scores in zip(*(t.score(texts, prompts) for t in terms), strict=True)]
 
     low, high = (None if None in ends else math.fsum(ends) for ends in zip(*(t.bounds for t in terms), strict=True))
     name, unit = " + ".join(t.name for t in terms), "sum of " + " and ".join(t.unit for t in terms)
@@ -107,34 +115,36 @@ def _added(scores: Sequence[Score]) -> Score:
     return missing[0] if missing else Score(math.fsum(s.value for s in scores if s.value is not None))
 
 
-def load_veto(recipe: Recipe, identity: Mapping[str, str]) -> Callable[[Sequence[str], Sequence[str]], list[str]]:
-    """What blocks acceptance: (revisions, first answers) -> why each must not be kept, "" if it may."""
+def load_veto_scorer(
+    recipe: Recipe, identity: Mapping[str, str]
+) -> Callable[[Sequence[str], Sequence[str]], list[str]]:
+    """Return the veto: (revisions, first answers) -> the reason not to accept each revision, "" if there is none."""
     rules = recipes.effective_veto(recipe)
     if rules is None:
         return lambda revisions, firsts: [""] * len(revisions)
     section = recipes.all_scorers(recipe).get("chain.veto")
-    alike = None if section is None else _measurement(section, identity["chain.veto"], Path())
+    measurement = None if section is None else _measurement(section, identity["chain.veto"], Path())
 
     def veto(revisions: Sequence[str], firsts: Sequence[str]) -> list[str]:
-        found = (
-            alike.compute(data=list(revisions), references=list(firsts))["scores"]
-            if alike is not None
+        similarities = (
+            measurement.compute(data=list(revisions), references=list(firsts))["scores"]
+            if measurement is not None
             else [1.0] * len(firsts)
         )
         return [
             TOO_SHORT
             if len(words(new)) < rules.length * len(words(old))
             else LOST_MEANING
-            if likeness is None or likeness < rules.similarity
+            if similarity is None or similarity < rules.similarity
             else ""
-            for new, old, likeness in zip(revisions, firsts, found, strict=True)
+            for new, old, similarity in zip(revisions, firsts, similarities, strict=True)
         ]
 
     return veto
 
 
 def _measurement(section: recipes.ScorerConfig, identity: str, folder: Path) -> Any:
-    """The `evaluate` measurement behind a section."""
+    """Return the `evaluate` measurement of a section."""
     import evaluate
 
     commit = commit_of(identity)
@@ -153,7 +163,7 @@ def _measurement(section: recipes.ScorerConfig, identity: str, folder: Path) -> 
         path = client.space_module(section.metric, str(commit))
     try:
         measurement = evaluate.load(
-            str(path.absolute()),  # a cached Space is links, which have the names that `evaluate` asks for
+            str(path.absolute()),  # a cached Space consists of links, whose names are those that `evaluate` expects
             config_name=section.scorer,
             experiment_id=uuid.uuid4().hex,
             keep_in_memory=True,
@@ -163,14 +173,14 @@ def _measurement(section: recipes.ScorerConfig, identity: str, folder: Path) -> 
         raise _cannot_load(section, e) from None
     except (Exception, SystemExit) as e:
         if is_shipped(section):
-            raise  # a bug of ours
+            raise  # a bug in dsc_hub
         raise _cannot_load(section, e) from None
-    # `evaluate` takes any keyword without a word.
-    known = inspect.signature(type(measurement).__init__).parameters
-    if unknown := [name for name in options if name not in known]:
+    # `evaluate` silently accepts any keyword.
+    parameters = inspect.signature(type(measurement).__init__).parameters
+    if unknown := [name for name in options if name not in parameters]:
         raise MetricError(
             f"metric {section.metric} has no option '{unknown[0]}'",
-            f"Its options are the keywords of its __init__: {', '.join(_own_keywords(known)) or 'none'}.",
+            f"Its options are the keywords of its __init__: {', '.join(_own_keywords(parameters)) or 'none'}.",
         )
     return measurement
 
@@ -188,36 +198,36 @@ def _cannot_load(section: recipes.ScorerConfig, e: BaseException) -> MetricError
     else:
         hint = "README, Metrics, says what its options are."
     return MetricError(
-        f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_told(section, e)}", hint
+        f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_message(section, e)}", hint
     )
 
 
-def _told(section: recipes.ScorerConfig, e: BaseException) -> str:
-    """The error in a line; of somebody's own code with its place."""
+def _message(section: recipes.ScorerConfig, e: BaseException) -> str:
+    """Return the error in one line; for the user's own code with its location."""
     if is_shipped(section):
         return " ".join(str(e).split())[:400] or type(e).__name__
     name = Path(section.metric).name
     return described(e, name if name.endswith(".py") else f"{name}.py")
 
 
-def _scores(
+def _score_texts(
     measurement: Any, section: recipes.ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
 ) -> list[Score]:
-    """As `_compute`, of the texts that may be in a language that the scorer reads; others are unscored."""
+    """Return the scores of texts that may be in a language the scorer reads (see `_compute`); others are unscored."""
     languages = languages_of(section)
-    why = [foreign(text, languages) for text in texts] if languages else []
-    if not any(why):
+    reasons = [foreign(text, languages) for text in texts] if languages else []
+    if not any(reasons):
         return _compute(measurement, section, texts, prompts)
-    kept = [i for i, reason in enumerate(why) if not reason]
-    scored = iter(_compute(measurement, section, [texts[i] for i in kept], [prompts[i] for i in kept]))
-    read = " or ".join(map(language_name, languages))
-    return [Score(None, f"not {read}: it is {reason}") if reason else next(scored) for reason in why]
+    indices = [i for i, reason in enumerate(reasons) if not reason]
+    scored = iter(_compute(measurement, section, [texts[i] for i in indices], [prompts[i] for i in indices]))
+    readable = " or ".join(map(language_name, languages))
+    return [Score(None, f"not {readable}: it is {reason}") if reason else next(scored) for reason in reasons]
 
 
 def _compute(
     measurement: Any, section: recipes.ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
 ) -> list[Score]:
-    """Scores as the metric gives them, checked: one a text, each a finite number or None."""
+    """Return the metric's scores, validated: one per text, each a finite number or None."""
     if not texts:
         return []
     columns = {
@@ -232,14 +242,14 @@ def _compute(
             f"metric {section.metric} asks for {', '.join(unknown)}",
             "Answers are given as data (or predictions), beside them prompts and kinds.",
         )
-    given: dict[str, Any] = {name: columns[name] for name in features}
+    inputs: dict[str, Any] = {name: columns[name] for name in features}
     if "batch_size" in inspect.signature(measurement._compute).parameters:
-        given["batch_size"] = section.batch_size
+        inputs["batch_size"] = section.batch_size
     try:
-        result = measurement.compute(**given)
+        result = measurement.compute(**inputs)
     except DscError:
         raise
-    except ConnectionError as e:  # a judge's server went away
+    except ConnectionError as e:  # a judge's server is unreachable
         raise MetricError(
             f"metric {section.metric} failed: {e}", "The same command goes on from what is done."
         ) from None
@@ -247,18 +257,18 @@ def _compute(
         if is_shipped(section):
             raise
         raise MetricError(
-            f"metric {section.metric} failed on {len(texts)} texts: {_told(section, e)}",
+            f"metric {section.metric} failed on {len(texts)} texts: {_message(section, e)}",
             "Mend the metric; the same command goes on from what is done.",
         ) from None
-    return _checked(result, len(texts), section)
+    return _checked_scores(result, len(texts), section)
 
 
-def _checked(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
+def _checked_scores(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
     scores = result.get("scores") if isinstance(result, Mapping) else None
     if not isinstance(scores, (list, tuple)) or len(scores) != n:
-        got = f"{len(scores)} of them" if isinstance(scores, (list, tuple)) else f"{result!r:.80}"
+        actual = f"{len(scores)} of them" if isinstance(scores, (list, tuple)) else f"{result!r:.80}"
         raise MetricError(
-            f"metric {section.metric} should return {{'scores': [...]}} with one score a text ({n}), got {got}"
+            f"metric {section.metric} should return {{'scores': [...]}} with one score a text ({n}), got {actual}"
         )
     reasons = result.get("reasons") or [""] * n
     out = []
@@ -269,7 +279,8 @@ def _checked(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
             out.append(Score(float(value)))
         else:
             raise MetricError(
-                f"metric {section.metric} gave {value!r:.40} as a score, expected a finite number, or None for a text that "
+                f"metric {section.metric} gave {value!r:.40} as a score, expected a finite number, or None for a text "
+                "that "
                 "it can't score"
             )
     return out

@@ -1,4 +1,4 @@
-"""Which scorer a recipe means, exactly: package and version, model and commit, or file and hash. Light: loads none."""
+"""Exact identity of a recipe's scorer: package and version, model and commit, or file and hash. Loads no scorer."""
 
 from __future__ import annotations
 
@@ -17,16 +17,20 @@ from dsc_hub.system import packaged
 from dsc_hub.system.addresses import checked_address, checked_key_name
 from dsc_hub.system.hashing import digest, file_hash
 
-HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"  # what minilm adds to its package: a trained regression
+# part of minilm that is not in its package: a trained regression
+HEAD = Path(__file__).parent / "sentiment" / "minilm_head.json"
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """A metric in a folder beside this file. `scorers` need no Hub: name -> the packages each comes from; `models` says
-    what any other name is taken for ("": nothing), `needs` which options must be given. `rules` numbers what a metric
-    counts by itself: it goes up when that changes. `kinds` are those of the prompts that its packaged scorers know;
-    others are unscored. `languages` are those that a packaged scorer reads (none: any); a text that is surely in
-    another is unscored."""
+    """A metric in a subfolder of this package.
+
+    `scorers` need no Hub: name -> the packages that each requires. `models` describes what any other name refers to
+    ("": not allowed), `options` are the accepted options, `needs` the required ones. `rules` is the version of what a
+    metric computes itself: it is increased when that changes. `kinds` are the prompt kinds that its packaged scorers
+    support; others are unscored. `languages` are those that a packaged scorer reads (none: any); a text that is
+    certainly in another language is unscored.
+    """
 
     scorers: Mapping[str, tuple[str, ...]]
     models: str
@@ -38,7 +42,7 @@ class Shipped:
 
 
 _ENGLISH = ("en",)
-_RAMPART = ("en", "es", "fr", "de", "it", "pt", "nl")  # which its authors trained and tested it on
+_RAMPART = ("en", "es", "fr", "de", "it", "pt", "nl")  # languages that its authors trained and tested it on
 
 SHIPPED = {
     "sentiment": Shipped(
@@ -88,7 +92,7 @@ LONG_OPTION = 60  # characters
 
 @dataclass(frozen=True)
 class Code:
-    """Metric code that isn't shipped: where files of the recipe lie, and which Spaces may run here, `USER/NAME@COMMIT` each."""
+    """Metric code that is not shipped: the folder of the recipe's files, and allowed Spaces as `USER/NAME@COMMIT`."""
 
     folder: Path = field(default_factory=Path)
     allowed: Sequence[str] = ()
@@ -99,20 +103,22 @@ def is_shipped(section: ScorerConfig) -> bool:
 
 
 def is_packaged(section: ScorerConfig) -> bool:
-    """Does it need nothing but installed packages: no Hub, no server?"""
+    """Return whether the scorer needs only installed packages: no Hub, no server."""
     shipped = SHIPPED.get(section.metric)
     return shipped is not None and section.scorer in shipped.scorers and not shipped.needs
 
 
 def languages_of(section: ScorerConfig) -> tuple[str, ...]:
-    """Codes of the languages that it reads; () if it reads any, or nobody here knows: a model, or somebody's own
-    metric."""
+    """Return the codes of the languages that the scorer reads.
+
+    Empty if it reads any, or if they are unknown: a model, or the user's own metric.
+    """
     shipped = SHIPPED.get(section.metric)
     return shipped.languages.get(section.scorer, ()) if shipped else ()
 
 
 def of_no_kind(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
-    """What is wrong if the scorer goes by the kind of a prompt and these have none that it knows; "" if nothing is."""
+    """Return the problem if the scorer depends on the prompt kind and prompts have none that it supports; else ""."""
     shipped = SHIPPED.get(section.metric)
     if shipped is None or not shipped.kinds or section.scorer not in shipped.scorers:
         return ""
@@ -120,37 +126,41 @@ def of_no_kind(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
     if not missing:
         return ""
     return (
-        f"{section.metric}/{section.scorer} can't score {len(missing)} of {len(prompts)} prompts, such as {missing[0].text[:40]!r}: their "
-        f"kind is none of {', '.join(shipped.kinds)}; name their column with prompts.kind_column, or set the option kind for all"
+        f"{section.metric}/{section.scorer} can't score {len(missing)} of {len(prompts)} prompts, such as "
+        f"{missing[0].text[:40]!r}: their "
+        f"kind is none of {', '.join(shipped.kinds)}; name their column with prompts.kind_column, or set the option "
+        "kind for all"
     )
 
 
 def file_of(metric: str) -> Path:
-    """The module of a shipped metric."""
+    """Return the module file of a shipped metric."""
     return Path(__file__).parent / metric / f"{metric}.py"
 
 
 def commit_of(identity: str | None) -> str | None:
-    """The commit in an identity of what comes from the Hub; None of anything else."""
+    """Return the commit in the identity of something on the Hub; None for anything else."""
     return identity.rpartition("@")[2] if identity and "@" in identity else None
 
 
-def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
-    """One scorer's identity; "" for none. What comes from the Hub ends in @COMMIT. MetricError if it can't be had, ConfigError
-    for a Space's code that nobody allowed."""
+def identify_scorer(section: ScorerConfig | None, code: Code | None = None) -> str:
+    """Return the identity of a scorer; "" for None. For a scorer on the Hub it ends in @COMMIT.
+
+    MetricError if the scorer is unavailable, ConfigError for a Space's code that the user has not allowed.
+    """
     if section is None:
         return ""
     code = code or Code()
     if section.metric.endswith(".py"):
-        known = _hash(code.folder / section.metric)
+        checksum = _file_digest(code.folder / section.metric)
         check_source(code.folder / section.metric)
-        return f"{Path(section.metric).name}/{section.scorer}{_options(section)} (file {known})"
+        return f"{Path(section.metric).name}/{section.scorer}{_options(section)} (file {checksum})"
     if "/" in section.metric:
         return f"{section.scorer}{_options(section)} of {section.metric}@{_allowed(section, code.allowed)}"
     shipped = SHIPPED.get(section.metric)
     if shipped is None:
         raise MetricError(
-            f"there is no metric '{section.metric}'{_meant(section.metric, list(SHIPPED))}",
+            f"there is no metric '{section.metric}'{_suggestion(section.metric, list(SHIPPED))}",
             f"Shipped: {', '.join(SHIPPED)}; your own is a file NAME.py beside the recipe, or a Space USER/NAME.",
         )
     _check_options(section, shipped)
@@ -159,7 +169,7 @@ def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
         if shipped.rules:
             parts.append(f"rules {shipped.rules}")
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
-            parts.append(f"head {_hash(HEAD)}")
+            parts.append(f"head {_file_digest(HEAD)}")
         return f"{section.metric}/{section.scorer}{_options(section)} ({', '.join(parts)})"
     if Path(section.scorer).is_dir():
         from dsc_hub.system.hashing import folder_hash
@@ -169,7 +179,7 @@ def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
     if "/" not in section.scorer or not shipped.models:
         models = f"; {shipped.models} of the Hub is ORG/NAME" if shipped.models else ""
         raise MetricError(
-            f"{section.metric} has no scorer '{section.scorer}'{_meant(section.scorer, list(shipped.scorers))}",
+            f"{section.metric} has no scorer '{section.scorer}'{_suggestion(section.scorer, list(shipped.scorers))}",
             f"Packaged: {', '.join(shipped.scorers)}{models}.",
         )
     from dsc_hub.hub import client
@@ -179,13 +189,13 @@ def identify(section: ScorerConfig | None, code: Code | None = None) -> str:
 
 
 def _options(section: ScorerConfig) -> str:
-    """What else decides the scores; servers and keys are of this machine. Of a long text only the hash."""
+    """Return the options that affect the scores; servers and keys depend on the machine. Long texts are hashed."""
     shown = {name: str(value) for name, value in sorted(section.options.items()) if name not in SERVERS}
-    told = [f"{n}={v if len(v) <= LONG_OPTION else digest(v)}" for n, v in shown.items()]
-    return f" [{', '.join(told)}]" if told else ""
+    parts = [f"{n}={v if len(v) <= LONG_OPTION else digest(v)}" for n, v in shown.items()]
+    return f" [{', '.join(parts)}]" if parts else ""
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def _suggestion(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -193,12 +203,15 @@ def _meant(name: str, known: Sequence[str]) -> str:
 def _check_options(section: ScorerConfig, shipped: Shipped) -> None:
     unknown = [name for name in section.options if name not in shipped.options]
     if unknown:
-        known = f"It has {', '.join(shipped.options)}." if shipped.options else "It has none."
-        raise MetricError(f"{section.metric} has no option '{unknown[0]}'{_meant(unknown[0], shipped.options)}", known)
+        hint = f"It has {', '.join(shipped.options)}." if shipped.options else "It has none."
+        raise MetricError(
+            f"{section.metric} has no option '{unknown[0]}'{_suggestion(unknown[0], shipped.options)}", hint
+        )
     if missing := [name for name in shipped.needs if not section.options.get(name)]:
         raise MetricError(
             f"{section.metric} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
-            "README, Metrics, says what they are; in a recipe they are options of the scorer (reward.options.endpoint=... sets one).",
+            "README, Metrics, says what they are; in a recipe they are options of the scorer "
+            "(reward.options.endpoint=... sets one).",
         )
     for name, check in {"endpoint": checked_address, "api_key_env": checked_key_name}.items():
         if name in section.options:
@@ -209,11 +222,14 @@ def _check_options(section: ScorerConfig, shipped: Shipped) -> None:
 
 
 def _packages(scorer: str, packages: Sequence[str]) -> list[str]:
-    """ "package version" of each. MetricError if one isn't installed, or holds another model than the known one."""
+    """Return "package version" for each package.
+
+    MetricError if one is not installed, or contains another model than the expected one.
+    """
     try:
         for package in packages:
-            if wrong := packaged.fault(package):
-                raise MetricError(f"scorer '{scorer}': {wrong}", packaged.mend(package))
+            if problem := packaged.fault(package):
+                raise MetricError(f"scorer '{scorer}': {problem}", packaged.mend(package))
         return [f"{package} {metadata.version(package)}" for package in packages]
     except metadata.PackageNotFoundError as e:
         raise MetricError(
@@ -222,7 +238,7 @@ def _packages(scorer: str, packages: Sequence[str]) -> list[str]:
         ) from None
 
 
-def _hash(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     try:
         return file_hash(path)[:12]
     except OSError as e:
@@ -231,14 +247,15 @@ def _hash(path: Path) -> str:
 
 
 def _allowed(section: ScorerConfig, allowed: Sequence[str]) -> str:
-    """The commit of the Space, if its code may run here. It is looked up before anything of it is fetched."""
+    """Return the commit of the Space if its code is allowed to run. It is resolved before any file is downloaded."""
     from dsc_hub.hub import client
 
     commit = client.space_commit(section.metric, section.revision)
-    for one in allowed:
-        if one == f"{section.metric}@{commit}" and re.fullmatch(r"[0-9a-f]{40}", commit):
+    for entry in allowed:
+        if entry == f"{section.metric}@{commit}" and re.fullmatch(r"[0-9a-f]{40}", commit):
             return commit
     raise ConfigError(
         f"metric {section.metric} is somebody's code, and runs only where the command line allows it at its commit",
-        f"Read it on the Hub (Space {section.metric}, commit {commit[:12]}); then add  --allow-code {section.metric}@{commit}",
+        f"Read it on the Hub (Space {section.metric}, commit {commit[:12]}); then add  --allow-code "
+        f"{section.metric}@{commit}",
     )

@@ -30,7 +30,7 @@ from dsc_hub.system.progress import say
 MOST = 256  # combinations; more is probably a mistake
 
 
-def _keys(varied: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def _varied_keys(varied: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Check that each key has values (else there is no combination) and that they differ (else runs would repeat)."""
     for key, values in varied.items():
         if len({yaml.safe_dump(v) for v in values}) != len(values) or not values:
@@ -44,14 +44,14 @@ class Grid(Section):
     recipe: str = Field(
         min_length=1, description="packaged name, hub:USER/REPO, or a path (beside the grid file, or from here)"
     )
-    vary: Annotated[dict[str, list[Any]], Field(min_length=1), AfterValidator(_keys)]
+    vary: Annotated[dict[str, list[Any]], Field(min_length=1), AfterValidator(_varied_keys)]
     fixed: dict[str, Any] = Field({}, description="keys that are set alike in all of them")
     last: Literal["sampling", "dataset", "distill", "evaluation"] = Field(
         "evaluation", description="stage to stop after; nothing is published"
     )
 
 
-def read(path: Path) -> Grid:
+def read_grid(path: Path) -> Grid:
     """Read and check a grid file. ConfigError with every problem, or if it was downloaded: it may set any key."""
     if where := origin.of_another(path):
         raise ConfigError(
@@ -72,7 +72,7 @@ def read(path: Path) -> Grid:
     try:
         grid = Grid.model_validate(data)
     except ValidationError as e:
-        problems = messages.problems(e, Grid)
+        problems = messages.recipe_problems(e, Grid)
         raise ConfigError(f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems) from None
     n = len(combinations(grid))
     if n > MOST:
@@ -85,16 +85,17 @@ def combinations(grid: Grid) -> list[dict[str, Any]]:
     return [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]
 
 
-def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Run every combination up to the stage `last`; return one row each (see `_row`). All recipes are checked first.
+def run_grid(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Run every combination up to the stage `last`; return one row each (see `_table_row`). All recipes are checked
+    first.
 
     A combination that fails (for instance without training rows) has the reason in `error`, and the others continue.
     Running the same command again completes missing work.
     """
-    grid = read(path)
+    grid = read_grid(path)
     cells = combinations(grid)
     reference = str(path.parent / grid.recipe) if (path.parent / grid.recipe).exists() else grid.recipe
-    described = [_described(reference, grid, cell, runs, allowed_code) for cell in cells]
+    described = [_describe_cell(reference, grid, cell, runs, allowed_code) for cell in cells]
     rows = []
     for i, (cell, context) in enumerate(zip(cells, described, strict=True), 1):
         say(f"grid  {i}/{len(cells)}  {told(cell)}")
@@ -104,7 +105,7 @@ def run(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[s
         except DscError as e:
             error = " ".join(str(e).split())
             say(f"grid  {i}/{len(cells)}  can't be finished: {error}")
-        rows.append(_row(cell, context, grid.last, error))
+        rows.append(_table_row(cell, context, grid.last, error))
     return rows
 
 
@@ -118,17 +119,19 @@ def _overrides(settings: Mapping[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in settings.items()]
 
 
-def _described(reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]) -> RunContext:
+def _describe_cell(
+    reference: str, grid: Grid, cell: Mapping[str, Any], runs: Path, allowed: Sequence[str]
+) -> RunContext:
     by_default = "evaluation.split" not in {**grid.fixed, **cell}
     settings = {"evaluation.split": "validation", **grid.fixed, **cell, "publish.to": "none"}
     try:
-        return resolve.resolve(reference, _overrides(settings), runs, allowed)
+        return resolve.resolve_recipe(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:
         hint = "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
         raise ConfigError(f"{told(cell)}: {e.message}", e.hint or (hint if by_default else ""), e.problems) from None
 
 
-def _row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) -> dict[str, Any]:
+def _table_row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) -> dict[str, Any]:
     """Return the result row of a combination; None for stages that are not done.
 
     {set, run, error, sampling: {proposals, accepted, reward, usable, reused_turns, new_tokens}, rows: training rows,

@@ -37,7 +37,7 @@ UNKNOWN = "not scored in the imported rows"
 
 
 @dataclass(frozen=True)
-class Row:
+class ResultRow:
     """One result row; a reward is None if the row has none."""
 
     prompt: str
@@ -50,7 +50,7 @@ class Row:
         return before is not None and after is not None and after > before
 
 
-def read(file: Path) -> list[Row]:
+def read_result_rows(file: Path) -> list[ResultRow]:
     """Read the rows of a file. DataError if it is no JSON list of rows; ConfigError with the first SHOWN bad rows."""
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -82,7 +82,7 @@ def _kind(value: Any) -> str:
     return "an empty list" if value == [] else names.get(type(value), type(value).__name__)
 
 
-def _row(value: Any) -> Row | str:
+def _row(value: Any) -> ResultRow | str:
     """Return the parsed row, or a message that describes its problem."""
     if not isinstance(value, dict):
         return f"expected an object, got {_kind(value)}"
@@ -101,22 +101,22 @@ def _row(value: Any) -> Row | str:
         if reward is not None and not math.isfinite(reward):
             return f"{key} is {reward}, which is no reward"
         rewards.append(None if reward is None else float(reward))
-    return Row(value["prompt"].strip(), (value["summary_pre"], value["summary_after"]), (rewards[0], rewards[1]))
+    return ResultRow(value["prompt"].strip(), (value["summary_pre"], value["summary_after"]), (rewards[0], rewards[1]))
 
 
-def chains_of(made: Recipe, prompts: Sequence[Prompt], rows: Sequence[Row]) -> list[Chain]:
+def chains_from_rows(made: Recipe, prompts: Sequence[Prompt], rows: Sequence[ResultRow]) -> list[Chain]:
     """Build a one-step chain for each row whose prompt is not held out, with the recipe's acceptance and hygiene."""
     by_text = {p.text: p for p in prompts if p.split != "test"}
     seen: Counter[str] = Counter()
     out = []
     for row in rows:
         if (prompt := by_text.get(row.prompt)) is not None:
-            out.append(event_loop.run(_chain(made, prompt, seen[prompt.id], row)))
+            out.append(event_loop.run_coroutine(_chain(made, prompt, seen[prompt.id], row)))
             seen[prompt.id] += 1
     return sorted(out, key=lambda c: c.key)
 
 
-async def _chain(made: Recipe, prompt: Prompt, number: int, row: Row) -> Chain:
+async def _chain(made: Recipe, prompt: Prompt, number: int, row: ResultRow) -> Chain:
     texts = {"answer": row.texts[0], "critique": "", "revision": row.texts[1]}
     rewards = iter(row.rewards)
 
@@ -152,7 +152,7 @@ def import_rows(
     Return the run context and the counts {rows, better, chains, held_out}. The recipe is `reference` with one step; its
     other sections configure the stages after sampling. ConfigError if the folder exists.
     """
-    rows = read(file)
+    rows = read_result_rows(file)
     if folder.exists():
         raise ConfigError(f"{folder} exists", "Name another folder with --to: nothing is overwritten.")
     path, base = resolve.load_recipe(reference, overrides)
@@ -171,11 +171,11 @@ def import_rows(
         folder / "prompts.jsonl", "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts)
     )
     write_whole(folder / "recipe.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
-    context = resolve.resolve(str(folder / "recipe.yaml"), [], runs)
+    context = resolve.resolve_recipe(str(folder / "recipe.yaml"), [], runs)
     return context, _write(context, rows, {"rows": len(rows), "sha256": file_hash(file), "file": file.name})
 
 
-def _write(context: RunContext, rows: Sequence[Row], imported: Mapping[str, Any]) -> dict[str, int]:
+def _write(context: RunContext, rows: Sequence[ResultRow], imported: Mapping[str, Any]) -> dict[str, int]:
     """Write prompts and chains into the run folder, as the stages `prompts` and `sampling` do."""
     with context.run.lock():
         record(context)
@@ -183,7 +183,7 @@ def _write(context: RunContext, rows: Sequence[Row], imported: Mapping[str, Any]
         set_owner(context, None)
         run.run_stage(context, "prompts")
         prompts = context.prompts(*SPLITS)
-        chains = chains_of(context.recipe, prompts, rows)
+        chains = chains_from_rows(context.recipe, prompts, rows)
         if not chains:
             raise DataError("no row's prompt is left to train on", "Give more prompts, or another prompts.split.")
         file = context.run.rows("chains.jsonl")
@@ -202,7 +202,8 @@ def _write(context: RunContext, rows: Sequence[Row], imported: Mapping[str, Any]
     counts = {"rows": len(rows), "better": sum(r.is_better for r in rows), "chains": len(chains)}
     counts["held_out"] = len(rows) - len(chains)
     say(
-        f"imported  {counts['rows']} rows, {counts['better']} strictly better after the revision; {counts['chains']} chains, "
+        f"imported  {counts['rows']} rows, {counts['better']} strictly better after the revision; {counts['chains']} "
+        "chains, "
         f"{counts['held_out']} rows of held-out or left-out prompts -> {context.run.folder}"
     )
     for what, n in summary.waterfall(numbers):

@@ -14,8 +14,8 @@ from typing import Any
 from dsc_hub.inference.concurrency import FIRST
 from dsc_hub.system import cache
 
-FILE = "pace.json"
-KEPT = 8  # measurements kept per stage
+PACE_FILE = "pace.json"
+KEPT_MEASUREMENTS = 8  # measurements kept per stage
 LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer tokens is unreliable
 # Speed of an adapter on a CPU as a fraction of the base's speed, used until an evaluation was measured.
 SLOWEST_ADAPTER = 0.15
@@ -41,20 +41,22 @@ class Pace:
         return self.new_tokens / self.generating_s
 
 
-def remember(model_identity: str, pace: Pace) -> None:
+def remember_pace(model_identity: str, pace: Pace) -> None:
     """Store a measurement; drop the oldest ones of the stage beyond KEPT. Measurements of few tokens are not stored."""
     if pace.new_tokens < LEAST_TOKENS or pace.generating_s <= 0:
         return
-    stored = known(model_identity)
+    stored = known_paces(model_identity)
     others = [p for p in stored if p.stage != pace.stage]
     same = [p for p in stored if p.stage == pace.stage]
-    cache.remember_value(FILE, model_identity, [asdict(p) for p in (*others, *same[1 - KEPT :], pace)])
+    cache.remember_value(
+        PACE_FILE, model_identity, [asdict(p) for p in (*others, *same[1 - KEPT_MEASUREMENTS :], pace)]
+    )
 
 
-def known(model_identity: str) -> list[Pace]:
+def known_paces(model_identity: str) -> list[Pace]:
     """Return the measurements of this model on this machine, oldest first. Damaged entries of the cache are ignored."""
     out = []
-    rows = cache.recall_value(FILE, model_identity)
+    rows = cache.recall_value(PACE_FILE, model_identity)
     for row in rows if isinstance(rows, list) else ():
         try:
             pace = Pace(**row)

@@ -25,7 +25,7 @@ from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
 from dsc_hub.system import machine, progress
 
-BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
+DISK_BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
 WEIGHTS_SHARE = 0.1  # size of an adapter with trainer state, as a fraction of the base's files
 
 
@@ -56,8 +56,10 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     if over:
         n, p = max(over, key=lambda x: x[0])
         problems.append(
-            f"prompts: {len(over)} of {len(prompts)} don't fit a context of {recipe.serving.context} tokens; the longest needs {n} "
-            f"with its turns: '{p.text[:50]}...'. Raise serving.context, lower generation.max_new_tokens, or shorten them"
+            f"prompts: {len(over)} of {len(prompts)} don't fit a context of {recipe.serving.context} tokens; the "
+            f"longest needs {n} "
+            f"with its turns: '{p.text[:50]}...'. Raise serving.context, lower generation.max_new_tokens, or shorten "
+            "them"
         )
     return problems
 
@@ -70,12 +72,13 @@ def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
     if not (ungrouped and recipe.chain.asks_for_group()):
         return []
     return [
-        f"chain: {{group}} stands in the chain's texts, and {ungrouped} prompts have none; fill '{recipe.prompts.group_column}' in all "
+        f"chain: {{group}} stands in the chain's texts, and {ungrouped} prompts have none; fill "
+        f"'{recipe.prompts.group_column}' in all "
         "rows, or leave these out"
     ]
 
 
-def estimate(
+def estimate_run(
     recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
 ) -> dict[str, Any]:
     """Return the planned work: counts by split, chains, requests, maximum tokens, range of seconds, disk bytes.
@@ -95,7 +98,7 @@ def estimate(
     requests = {"sampling": sampled * turns, "evaluation": evaluated * per_sample}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
-    stored = [] if recipe.serving.endpoints else pace.known(model_identity)
+    stored = [] if recipe.serving.endpoints else pace.known_paces(model_identity)
     at_once = {"sampling": sampled, "evaluation": evaluated}
     starts = {"sampling": 1, "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints))}
     seconds = {
@@ -111,7 +114,9 @@ def estimate(
         "new_tokens_at_most": tokens,
         "seconds": seconds,
         "disk_bytes": int(
-            sum(tokens.values()) * BYTES_PER_TOKEN + weights * WEIGHTS_SHARE + (weights if recipe.publish.base else 0)
+            sum(tokens.values()) * DISK_BYTES_PER_TOKEN
+            + weights * WEIGHTS_SHARE
+            + (weights if recipe.publish.base else 0)
         ),
     }
 
@@ -134,12 +139,13 @@ def disk(runs: Path, needed: int) -> list[str]:
     free = shutil.disk_usage(folder).free
     if free < needed:
         return [
-            f"disk: {free / 1e9:.2f} GB free at {folder}, about {needed / 1e9:.2f} GB needed; free some, or choose another place with --runs"
+            f"disk: {free / 1e9:.2f} GB free at {folder}, about {needed / 1e9:.2f} GB needed; free some, or choose "
+            "another place with --runs"
         ]
     return []
 
 
-def check(context: RunContext, account: Any, last: str = "publish") -> dict[str, Any]:
+def check_run(context: RunContext, account: Any, last: str = "publish") -> dict[str, Any]:
     """Check the stages up to `last` before a long run and return the estimate.
 
     ConfigError lists all problems. Model weights are not downloaded for the check.
@@ -152,7 +158,7 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
     folder = base_model.materialize(context.model, weights=False)
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
-    numbers = estimate(recipe, prompts, context.model.identity, folder, reusable) | {"dropped": asdict(dropped)}
+    numbers = estimate_run(recipe, prompts, context.model.identity, folder, reusable) | {"dropped": asdict(dropped)}
     numbers["done"] = [stage for stage, source in reusable.items() if source is context.run]
     numbers["taken_over"] = {
         stage: str(source.folder) for stage, source in reusable.items() if source is not context.run
@@ -166,7 +172,7 @@ def check(context: RunContext, account: Any, last: str = "publish") -> dict[str,
         *_process_problems(recipe),
     ]
     if "distill" not in reusable:
-        problems += launcher.check(recipe.distill.model_dump(mode="json"))
+        problems += launcher.check_in_child(recipe.distill.model_dump(mode="json"))
     if account:
         repos, hub_problems = _check_publishing(context, account, folder, numbers["disk_bytes"])
         numbers["repos"] = repos
@@ -183,7 +189,8 @@ def _say_which_metrics_stay(recipe: Recipe) -> None:
         return
     for place, file in metric_files(recipe).items():
         progress.say(
-            f"{place}  {file} stays on this machine: others can look at what is published, but not score with its recipe; "
+            f"{place}  {file} stays on this machine: others can look at what is published, but not score with its "
+            "recipe; "
             "publish.metrics=true publishes the file as a Space, too"
         )
 
@@ -245,9 +252,9 @@ def _check_publishing(
     problems, spaces = [], []
     if publish.metrics:
         files = sorted(set(metric_files(context.recipe).values()))
-        problems += metric_space.preflight(account, context.path.parent, files, publish)
+        problems += metric_space.check_metric_files(account, context.path.parent, files, publish)
         spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
-    problems += hub_repos.preflight(account, [hub_repos.repo_target(publish, *kind) for kind in kinds])
+    problems += hub_repos.check_targets(account, [hub_repos.repo_target(publish, *kind) for kind in kinds])
     if publish.collection and publish.private:
         problems += hub_repos.collection_is_public(account, publish.collection)
     problems += hub_repos.oversized(f"base '{names['base']}'", base)

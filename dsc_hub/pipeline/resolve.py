@@ -11,7 +11,7 @@ from typing import Any
 from dsc_hub.config import origin, recipe_files, untrusted
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, repo_names
-from dsc_hub.data.prompts import identify
+from dsc_hub.data.prompts import identify_prompts
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
@@ -25,7 +25,7 @@ OF_ANOTHER = ("publish.to=none",)
 ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user sets other arms
 
 
-def resolve(
+def resolve_recipe(
     reference: str, overrides: Sequence[str], runs_folder: Path, allowed_code: Sequence[str] = ()
 ) -> RunContext:
     """Find and check a recipe; resolve its model, prompts and scorers into fingerprints and a run folder.
@@ -36,10 +36,10 @@ def resolve(
     path, checked = load_recipe(reference, overrides)
     code = registry.Code(path.parent, allowed_code)
     resolvers = {
-        "model": lambda: base_model.identify(checked.model),
-        "prompts": lambda: identify(checked.prompts, path.parent),
+        "model": lambda: base_model.identify_model(checked.model),
+        "prompts": lambda: identify_prompts(checked.prompts, path.parent),
     } | {
-        place: lambda section=section: registry.identify(section, code)
+        place: lambda section=section: registry.identify_scorer(section, code)
         for place, section in all_scorers(checked).items()
     }
     resolved: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def resolve(
     identity = dict.fromkeys(SCORERS.values(), "") | resolved | {"model": model.identity}
     fingerprints = stage_fingerprints(checked, identity)
     run = Run(runs_folder / checked.name / fingerprints["publish"])
-    command = shlex.join(["dsc", "run", _plain(reference), *overrides])
+    command = shlex.join(["dsc", "run", _plain_reference(reference), *overrides])
     names_by = named_by_others(reference, path, checked, overrides)
     return RunContext(checked, path, run, runs_folder, model, identity, fingerprints, command, names_by)
 
@@ -70,7 +70,7 @@ def of_shard(context: RunContext, shard: Shard) -> RunContext:
     return replace(context, run=Run(shard.folder(context.run)), fingerprints=fingerprints, shard=shard)
 
 
-def _plain(reference: str) -> str:
+def _plain_reference(reference: str) -> str:
     """Return a reference that is safe to publish: a local path is reduced to its last part."""
     return reference if reference.startswith("hub:") or "/" not in reference else Path(reference).name
 
@@ -82,18 +82,18 @@ def load_recipe(reference: str, overrides: Sequence[str]) -> tuple[Path, Recipe]
     not set. ConfigError if it sets one and no override replaces it.
     """
     if not reference.startswith("hub:"):
-        path = recipe_files.find(reference)
+        path = recipe_files.find_recipe(reference)
         if where := origin.of_another(path):
             untrusted.check_downloaded(path, where, overrides)
-        return path, recipe_files.load(path, overrides)
+        return path, recipe_files.load_recipe_file(path, overrides)
     from dsc_hub.hub import client
 
     repo = reference.removeprefix("hub:")
     path = client.pull_recipe(repo)
-    pulled = untrusted.read(reference, path, overrides)
+    pulled = untrusted.read_untrusted(reference, path, overrides)
     for name in filter(None, (pulled.prompts.path, pulled.prompts.values)):
         client.pull_beside(path, repo, name)
-    return path, recipe_files.load(path, overrides)
+    return path, recipe_files.load_recipe_file(path, overrides)
 
 
 def named_by_others(reference: str, path: Path, checked: Recipe, overrides: Sequence[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
 from dsc_hub.pipeline import stages
 from dsc_hub.pipeline.context import RunContext, hub_account, record, set_owner
-from dsc_hub.pipeline.preflight import check
+from dsc_hub.pipeline.preflight import check_run
 from dsc_hub.runs import run, shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
 from dsc_hub.runs.run import Run
@@ -37,7 +37,7 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
     with context.run.lock(), contextlib.ExitStack() as stack:
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
-        check(context, account, last)
+        check_run(context, account, last)
         set_owner(context, account)
         for stage in up_to(last):
             run_stage(context, stage, account, retry_failed)
@@ -60,7 +60,7 @@ def run_one(context: RunContext, stage: str) -> None:
         account = None
         if stage == "publish":
             account = stack.enter_context(hub_account(context.recipe))
-            check(context, account, stage)
+            check_run(context, account, stage)
         if account or "folder" not in context.run.facts["model"]:
             set_owner(context, account)
         run_stage(context, stage, account)
@@ -86,9 +86,9 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     repo = reference.removeprefix("hub:")
     folder, commit = client.pull_adapter(repo)
     name = repo.partition("@")[0]
-    adapters.check(reference, folder, context.model, repo_names(context.recipe)["base"])
+    adapters.check_adapter(reference, folder, context.model, repo_names(context.recipe)["base"])
     distill = adapters.trained_how(reference, folder)
-    if problems := launcher.check(distill.model_dump(mode="json")):
+    if problems := launcher.check_in_child(distill.model_dump(mode="json")):
         raise ConfigError(f"{reference} has a recipe.yaml with settings that can't be used", problems=problems)
     place = (
         context.runs
@@ -109,11 +109,11 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     return context
 
 
-def merge(context: RunContext, folders: Sequence[Path]) -> None:
+def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
     """Merge finished shards (`dsc sample --shard`) into the run: those in `folders`, else those in the run folder."""
     with context.run.lock():
         again = context.command.replace("dsc run", "dsc sample", 1)
-        shard_runs = shards.find(context.run, folders, context.fingerprints["sampling"], again)
+        shard_runs = shards.find_shards(context.run, folders, context.fingerprints["sampling"], again)
         record(context)
         set_owner(context, None)
         run_stage(context, "prompts")
@@ -192,7 +192,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     ):
         say(f"{stage}: going on from what {source.name} had done of it")
     started = time.monotonic()
-    result = stages.publish(context, account) if stage == "publish" else stages.STAGE[stage](context)
+    result = stages.publish_stage(context, account) if stage == "publish" else stages.STAGE[stage](context)
     seconds = time.monotonic() - started
     if BY_NAME[stage].sections:
         context.run.add_metrics(stage, result)

@@ -47,14 +47,15 @@ def served(
         return
     folder = folder or Path(context.run.facts["model"]["folder"])
     places = servers.replica_places(section)
-    compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known(context.model.identity)))
+    compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known_paces(context.model.identity)))
     started = time.monotonic()
-    with servers.serve(
+    with servers.serve_model(
         folder, section, log or context.run["vllm.log"], adapters, places=places, compiled=compiled
     ) as endpoints:
         replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
         say(
-            f"vLLM serves {context.model.id}{' and the adapter' if adapters else ''}{replicas}, ready after {duration(time.monotonic() - started)}"
+            f"vLLM serves {context.model.id}{' and the adapter' if adapters else ''}{replicas}, ready after "
+            f"{duration(time.monotonic() - started)}"
         )
         yield endpoints
 
@@ -64,10 +65,10 @@ def load_veto(context: RunContext, identity: Mapping[str, str]) -> VetoText:
     from dsc_hub.metrics import loading
     from dsc_hub.metrics.batching import BatchScorer
 
-    return BatchScorer(loading.load_veto(context.recipe, identity)) if veto_of(context.recipe) else no_veto
+    return BatchScorer(loading.load_veto_scorer(context.recipe, identity)) if veto_of(context.recipe) else no_veto
 
 
-def chains_of(
+def sample_chains(
     context: RunContext,
     endpoints: list[Any],
     some: Iterable[Prompt],
@@ -86,8 +87,8 @@ def chains_of(
     generator, scoring, before = generator_of(context, endpoints), BatchScorer(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
     try:
-        tally = event_loop.run(
-            ask(
+        tally = event_loop.run_coroutine(
+            within(
                 generator,
                 lambda: sample.run_with_line(
                     context.run,
@@ -129,7 +130,7 @@ def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: 
     turns = 1 + 2 * context.recipe.chain.steps
     if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed):
         other_s = max(0.0, total_s - seconds)
-        pace.remember(
+        pace.remember_pace(
             context.model.identity,
             pace.Pace("sampling", tally.total * turns, tally.total, tally.new_tokens, seconds, round(other_s, 2)),
         )
@@ -145,7 +146,7 @@ def generator_of(context: RunContext, endpoints: list[Any], settings: Generation
     return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
 
 
-async def ask(generator: Any, work: Callable[[], Any]) -> Any:
+async def within(generator: Any, work: Callable[[], Any]) -> Any:
     async with generator:
         return await work()
 
@@ -162,7 +163,7 @@ def processors(context: RunContext) -> tuple[int, str] | tuple[None, None]:
     return len(servers.replica_places(section)) * section.tensor_parallel, "GPU"
 
 
-def try_out(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
+def sample_a_few(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
     """Sample the first `count` training prompts in a temporary folder; return [(prompt, chain)], seconds, failed."""
     from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample
@@ -182,7 +183,7 @@ def try_out(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Chain]]
         reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
         veto = load_veto(context, context.identity)
         with served(tried, log=cache.cache_home() / "try.vllm.log") as endpoints:
-            tally, seconds = chains_of(tried, endpoints, tried_prompts, reward.score, veto)
+            tally, seconds = sample_chains(tried, endpoints, tried_prompts, reward.score, veto)
             remember_sampling(tried, tally, seconds, time.monotonic() - started)
         by_id = {p.id: p for p in tried_prompts}
         if failed := list(tried.run.rows("failed.jsonl")):

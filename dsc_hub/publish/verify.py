@@ -24,14 +24,14 @@ from pydantic import ValidationError
 from dsc_hub import __version__
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
-from dsc_hub.config.origin import MARK
+from dsc_hub.config.origin import MANIFEST, MARK
 from dsc_hub.config.recipe import Recipe, publishes_rejected
 from dsc_hub.data import dataset
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.errors import DscError, HubError
-from dsc_hub.evaluation.summary import summarise
+from dsc_hub.evaluation.summary import summarise_evaluation
 from dsc_hub.hub import client
-from dsc_hub.hub.pull import Pulled, differences, kind_of, pull
+from dsc_hub.hub.pull import Pulled, differences, kind_of, pull_repo
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.report import cards
 from dsc_hub.runs import metrics_schema
@@ -42,11 +42,14 @@ from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import file_hash
 
 CLOSE = 1e-6  # relative tolerance: other library versions round differently
-SHOWN = 3  # number of differences shown per check
+SHOWN_DIFFERENCES = 3  # number of differences shown per check
 # Values that cannot be recomputed from rows, by last name or section.
 UNTOLD = frozenset({"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores"})
 UNTOLD_OF_SAMPLING = frozenset(
-    "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries reused_turns".split()
+    (
+        "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries "
+        "reused_turns"
+    ).split()
 )
 
 
@@ -63,25 +66,28 @@ class CannotTell(Exception):
     """Raised if a check lacks its inputs; the message says which."""
 
 
-def verify(reference: str, rescore: bool = False) -> tuple[Pulled, list[Check]]:
+def verify_repo(reference: str, rescore: bool = False) -> tuple[Pulled, list[Check]]:
     """Pull `[hub:]USER/REPO[@REV]` (dataset or adapter) into a temporary folder and check it.
 
     With `rescore`, the packaged scorers score the dataset's answers again. HubError if the repo does not exist or was
     not published by dsc.
     """
     listing = client.listing(reference.removeprefix("hub:"))  # checked before any large download
-    if client.MANIFEST not in listing.files or kind_of(listing.repo_type, listing.files) not in ("dataset", "adapter"):
+    if MANIFEST not in listing.files or kind_of(listing.repo_type, listing.files) not in ("dataset", "adapter"):
         raise HubError(
-            f"hub:{listing.repo} is no dataset or adapter that dsc published ({client.MANIFEST} or its files are not there)",
+            f"hub:{listing.repo} is no dataset or adapter that dsc published ({MANIFEST} or its files are not there)",
             "Name the repo of a dataset or an adapter; `dsc pull` takes any.",
         )
     with tempfile.TemporaryDirectory(prefix="dsc-verify-") as work:
         work_folder = Path(work)
-        pulled = pull(reference, work_folder / "repo")
-        manifest = _manifest(pulled)
+        pulled = pull_repo(reference, work_folder / "repo")
+        manifest = _read_manifest(pulled)
         if pulled.kind == "dataset":
-            return pulled, [manifest, *_checked(_of_dataset(Rows(pulled.folder, work_folder), pulled.folder, rescore))]
-        return pulled, [manifest, *_checked(_of_adapter(pulled, work_folder))]
+            return pulled, [
+                manifest,
+                *_run_check(_of_dataset(Rows(pulled.folder, work_folder), pulled.folder, rescore)),
+            ]
+        return pulled, [manifest, *_run_check(_of_adapter(pulled, work_folder))]
 
 
 Work = tuple[str, Callable[[], str]]  # name, function: returns a message or raises Differs or CannotTell
@@ -91,7 +97,7 @@ class Differs(Exception):
     """Raised if a check disagrees with the published data; the message says how."""
 
 
-def _checked(works: Sequence[Work]) -> list[Check]:
+def _run_check(works: Sequence[Work]) -> list[Check]:
     out = []
     for name, work in works:
         try:
@@ -108,19 +114,19 @@ def _checked(works: Sequence[Work]) -> list[Check]:
     return out
 
 
-def _manifest(pulled: Pulled) -> Check:
+def _read_manifest(pulled: Pulled) -> Check:
     changes = differences(pulled.folder)
-    listed = read_object(pulled.folder / client.MANIFEST)["files"]
+    listed = read_object(pulled.folder / MANIFEST)["files"]
     extra = sorted(
-        str(p.relative_to(pulled.folder)) for p in pulled.folder.rglob("*") if p.is_file() and p.name != client.MANIFEST
+        str(p.relative_to(pulled.folder)) for p in pulled.folder.rglob("*") if p.is_file() and p.name != MANIFEST
     )
     extra = [name for name in extra if name not in listed and name != MARK]
     untaken = [n for n in pulled.left_out if n in listed]
     extra += [f"{n} (not taken)" for n in pulled.left_out if n not in listed and n != ".gitattributes"]
     detail = f"{len(listed) - len(untaken)} of {len(listed)} files have the hash that is listed"
-    detail += f"; not taken, so not checked: {', '.join(untaken[:SHOWN])}" if untaken else ""
-    detail += f"; there besides: {', '.join(extra[:SHOWN])}" if extra else ""
-    return Check("files", not changes, "; ".join(changes[:SHOWN]) or detail)
+    detail += f"; not taken, so not checked: {', '.join(untaken[:SHOWN_DIFFERENCES])}" if untaken else ""
+    detail += f"; there besides: {', '.join(extra[:SHOWN_DIFFERENCES])}" if extra else ""
+    return Check("files", not changes, "; ".join(changes[:SHOWN_DIFFERENCES]) or detail)
 
 
 # -- a dataset
@@ -186,28 +192,28 @@ def _rows(folder: Path, config: str) -> Iterator[dict[str, Any]]:
 
 def _of_dataset(rows: Rows, folder: Path, rescore: bool) -> list[Work]:
     works: list[Work] = [
-        ("metrics.json", lambda: _described(rows.metrics)),
-        ("prompts", lambda: _prompts(rows)),
+        ("metrics.json", lambda: _check_described(rows.metrics)),
+        ("prompts", lambda: _check_prompts(rows)),
         ("rows", lambda: _row_counts(rows)),
         ("training rows", lambda: _training_rows(rows)),
-        ("numbers of the chains", lambda: _sampling(rows)),
-        ("numbers of the evaluation", lambda: _evaluation(rows)),
+        ("numbers of the chains", lambda: _check_sampling(rows)),
+        ("numbers of the evaluation", lambda: _check_evaluation(rows)),
     ]
     if rescore:
-        works.append(("scores", lambda: _scores(rows)))
-    return [*works, ("card", lambda: _card(rows, "dataset", folder))]
+        works.append(("scores", lambda: _check_scores(rows)))
+    return [*works, ("card", lambda: _check_card(rows, "dataset", folder))]
 
 
-def _described(metrics: Mapping[str, Any]) -> str:
+def _check_described(metrics: Mapping[str, Any]) -> str:
     """Check that metrics.json fits the schema of this dsc."""
     if (schema := metrics.get("schema")) != metrics_schema.SCHEMA:
         raise Differs(f"it is of schema {schema!r:.40}, this dsc knows none after {metrics_schema.SCHEMA}")
-    if problems := metrics_schema.problems(metrics):
-        raise Differs("; ".join(p[:150] for p in problems[:SHOWN]))
+    if problems := metrics_schema.schema_problems(metrics):
+        raise Differs("; ".join(p[:150] for p in problems[:SHOWN_DIFFERENCES]))
     return f"every number is one that schema {metrics_schema.SCHEMA} describes"
 
 
-def _prompts(rows: Rows) -> str:
+def _check_prompts(rows: Rows) -> str:
     """Split the recipe's prompts again: every answer must belong to a held-out prompt, every chain to another."""
     prompts, dropped = rows.prompts
     split = {p.id: p.split for p in prompts}
@@ -216,7 +222,8 @@ def _prompts(rows: Rows) -> str:
     wrong += [c.prompt_id for c in rows.chains if split.get(c.prompt_id) not in ("train", "validation")]
     if wrong:
         raise Differs(
-            f"{len(wrong)} prompts are not in the split that the recipe gives them: {', '.join(wrong[:SHOWN])}"
+            f"{len(wrong)} prompts are not in the split that the recipe gives them: "
+            f"{', '.join(wrong[:SHOWN_DIFFERENCES])}"
         )
     counts = {s: sum(p.split == s for p in prompts) for s in ("train", "validation", "test")}
     groups = {s: len({p.group for p in prompts if p.split == s}) for s in counts}
@@ -242,7 +249,7 @@ def _training_rows(rows: Rows) -> str:
     """Recompute the training rows from the published chains and compare them."""
     rebuilt = Run(rows.run["again"])
     prompts = {p.id: p for p in rows.prompts[0]}
-    counts = dataset.build(rebuilt, rows.recipe, prompts, rows.chains)
+    counts = dataset.build_dataset(rebuilt, rows.recipe, prompts, rows.chains)
     for key in ("dropped", "uncompared"):
         _same(rows.metrics["dataset"][key], counts[key], f"dataset.{key}")
     for config in ("sft", "preference"):
@@ -255,7 +262,7 @@ def _training_rows(rows: Rows) -> str:
     return "sft and preference are what the recipe makes of the chains, row by row"
 
 
-def _sampling(rows: Rows) -> str:
+def _check_sampling(rows: Rows) -> str:
     c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
     recomputed = summary.summary(rows.chains, group_of, recorded["chains"], c.steps) | {
@@ -266,18 +273,20 @@ def _sampling(rows: Rows) -> str:
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
 
 
-def _evaluation(rows: Rows) -> str:
+def _check_evaluation(rows: Rows) -> str:
     recorded, checked = rows.metrics["evaluation"], rows.recipe
     prompts = [p for p in rows.prompts[0] if p.split == checked.evaluation.split]
     look = (rows.metrics.get("test_set") or {}).get("position")
-    recomputed = summarise(checked, prompts, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look)
+    recomputed = summarise_evaluation(
+        checked, prompts, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look
+    )
     n = _same(recorded, recomputed | {"neutral": recorded["neutral"]}, "evaluation", UNTOLD)
     claim = recorded["claim"]
     verdict = "" if claim is None else f"; claim: {claim['verdict']}"
     return f"{n} numbers made anew from {len(rows.answers)} answers agree{verdict}"
 
 
-def _scores(rows: Rows) -> str:
+def _check_scores(rows: Rows) -> str:
     """Score the published answers again with the packaged scorers."""
     from dsc_hub.metrics import loading, registry
 
@@ -290,7 +299,7 @@ def _scores(rows: Rows) -> str:
         if other := [s for s in terms.values() if not registry.is_packaged(s)]:
             results.append(f"{name} not scored again: {other[0].metric}, {other[0].scorer} is no packaged scorer")
             continue
-        local = {place: registry.identify(section) for place, section in terms.items()}
+        local = {place: registry.identify_scorer(section) for place, section in terms.items()}
         recorded = {place: rows.facts["identity"][place] for place in terms}
         scored: list[Score] = loading.load_named(name, rows.recipe, local, rows.folder).score(texts, prompts)
         differing = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
@@ -305,7 +314,7 @@ def _scores(rows: Rows) -> str:
     return "; ".join(results)
 
 
-def _card(rows: Rows, kind: str, folder: Path) -> str:
+def _check_card(rows: Rows, kind: str, folder: Path) -> str:
     """Render the card again from the published numbers and rows, and compare it."""
     version = rows.facts["versions"]["dsc_hub"]
     if version != __version__:
@@ -316,7 +325,7 @@ def _card(rows: Rows, kind: str, folder: Path) -> str:
     run.finish("evaluation", "published", 0.0, {})
     prompts, _ = rows.prompts
     for name, contents in (
-        ("prompts.jsonl", [_plain(p) for p in prompts]),
+        ("prompts.jsonl", [_plain_value(p) for p in prompts]),
         ("chains.jsonl", [c.as_row() for c in rows.chains]),
         ("evaluation/answers.jsonl", rows.answers),
     ):
@@ -331,7 +340,7 @@ def _card(rows: Rows, kind: str, folder: Path) -> str:
     for name in cards.PLOTS[kind]:
         if not (folder / f"{name}.png").is_file():
             run[f"cards/{name}.png"].unlink()
-    cards.build(run)
+    cards.build_cards(run)
     rendered = (run["cards"] / kind / "README.md").read_text(encoding="utf-8").splitlines()
     published = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     if rendered != published:
@@ -344,7 +353,7 @@ def _card(rows: Rows, kind: str, folder: Path) -> str:
     return f"all {len(rendered)} lines are what numbers and rows give"
 
 
-def _plain(prompt: Prompt) -> dict[str, str]:
+def _plain_value(prompt: Prompt) -> dict[str, str]:
     return {"id": prompt.id, "text": prompt.text, "group": prompt.group, "split": prompt.split}
 
 
@@ -366,7 +375,7 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
         target = work / "dataset"
         if not target.is_dir():
             try:
-                pull(f"{repo}@{commit}", target)
+                pull_repo(f"{repo}@{commit}", target)
             except HubError as e:
                 raise CannotTell(f"its dataset {repo} at {commit[:12]} can't be had: {e.message}") from None
         return Rows(target, Path(tempfile.mkdtemp(dir=work)))
@@ -378,10 +387,10 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
 
     return [
         ("weights", weights),
-        ("metrics.json", lambda: _described(_of_today(metrics))),
+        ("metrics.json", lambda: _check_described(_of_today(metrics))),
         ("numbers", same_numbers),
-        ("numbers of the evaluation", lambda: _evaluation(data())),
-        ("card", lambda: _card(data(), "adapter", pulled.folder)),
+        ("numbers of the evaluation", lambda: _check_evaluation(data())),
+        ("card", lambda: _check_card(data(), "adapter", pulled.folder)),
     ]
 
 
@@ -393,8 +402,8 @@ def _same(recorded: Any, found: Any, name: str, untold: frozenset[str] = frozens
     found = json.loads(json.dumps(found))  # as it is stored
     pairs = list(_leaves(recorded, found, name, untold))
     if differing := [f"{path}: recorded {a!r:.40}, made anew {b!r:.40}" for path, a, b in pairs if not _close(a, b)]:
-        more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-        raise Differs(f"{len(differing)} of {len(pairs)} differ: {'; '.join(differing[:SHOWN])}{more}")
+        more = f" and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
+        raise Differs(f"{len(differing)} of {len(pairs)} differ: {'; '.join(differing[:SHOWN_DIFFERENCES])}{more}")
     return len(pairs)
 
 

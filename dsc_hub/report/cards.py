@@ -39,7 +39,7 @@ PAPER = "2312.01957"
 TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]
 CONFIGS = ("sft", "preference", "chains", "evaluation")
 PLOTS = {"dataset": ("steps",), "adapter": ("arms", "loss"), "base": ()}
-EXAMPLES = 2
+EXAMPLES_ON_CARD = 2
 LONGEST_EXAMPLE = 800  # characters of one text on a card
 # Upper bounds of the Hub's size categories.
 SIZES = (
@@ -51,7 +51,7 @@ SIZES = (
 )
 
 
-def build(run: Run) -> dict[str, list[str]]:
+def build_cards(run: Run) -> dict[str, list[str]]:
     """Write cards/dataset, cards/adapter and (if the base is published) cards/base: README.md and its plots.
 
     Return the files of each folder. DataError if a fact is missing, or if the dataset's files do not match its numbers.
@@ -363,13 +363,13 @@ def _example_chains(run: Run) -> list[dict[str, Any]]:
     """Return the first training chains in key order, kept or not: not hand-picked."""
     prompts = {p.id: p.text for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split == "train"}
     chains = sorted((c for c in run.rows("chains.jsonl").as_type(Chain) if c.prompt_id in prompts), key=lambda c: c.key)
-    return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:EXAMPLES]]
+    return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:EXAMPLES_ON_CARD]]
 
 
 def _example_answers(run: Run) -> list[dict[str, Any]]:
     """Return the first evaluated prompts in order of their ids, with every arm's answer."""
     rows = [row for row in answers(run) if row["sample"] == 0]
-    ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES]
+    ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES_ON_CARD]
     return [
         {
             "prompt": next(r["prompt"] for r in rows if r["prompt_id"] == i),

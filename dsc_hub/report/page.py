@@ -19,7 +19,7 @@ from dsc_hub.runs.results import answers, evaluated
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
-EXAMPLES = 3
+EXAMPLES_ON_PAGE = 3
 LONGEST_TEXT = 4000  # characters of one answer; a model that never stops must not fill the page
 PLOT_TEXTS = {
     "arms": "Mean score of each arm with its interval",
@@ -28,7 +28,7 @@ PLOT_TEXTS = {
 }
 
 
-def build(run: Run) -> dict[str, Any]:
+def build_page(run: Run) -> dict[str, Any]:
     """Write report.html and the plots as cards/NAME.png; return the page's size in bytes and the number of plots."""
     recorded = evaluated(run) if run.marker("evaluation") else run.metrics
     facts, metrics = Recorded(run.facts, "run.json"), Recorded(recorded, "metrics.json")
@@ -36,7 +36,7 @@ def build(run: Run) -> dict[str, Any]:
     for name, figure in figures.items():
         plots.save_png(figure, run["cards"] / f"{name}.png")
     page = (
-        _environment()
+        _jinja_environment()
         .get_template("report.html.jinja")
         .render(
             facts=facts,
@@ -67,7 +67,7 @@ def build(run: Run) -> dict[str, Any]:
     return {"bytes": len(page.encode()), "plots": len(figures)}
 
 
-def _environment() -> Environment:
+def _jinja_environment() -> Environment:
     env = Environment(
         loader=FileSystemLoader(packaged_folder("model_cards")),
         undefined=StrictUndefined,
@@ -81,9 +81,13 @@ def _environment() -> Environment:
     return env
 
 
-def _verdicts(metrics: Recorded) -> list[verdicts.Verdict]:
+def _verdicts(metrics: Recorded) -> list[verdicts.ComparisonVerdict]:
     if "evaluation" not in metrics:
-        return [verdicts.Verdict("unmeasured", "Not evaluated: no numbers of the stage 'evaluation' are recorded.")]
+        return [
+            verdicts.ComparisonVerdict(
+                "unmeasured", "Not evaluated: no numbers of the stage 'evaluation' are recorded."
+            )
+        ]
     return verdicts.verdicts(metrics)
 
 
@@ -122,7 +126,7 @@ def _examples(run: Run, metrics: Recorded) -> list[dict[str, Any]]:
         if row["sample"] == 0:
             by_prompt.setdefault(row["prompt_id"], {})[row["arm"]] = row
     worst = _worst(by_prompt, metrics)
-    shown = [i for i in sorted(by_prompt) if i != worst][:EXAMPLES] + ([worst] if worst else [])
+    shown = [i for i in sorted(by_prompt) if i != worst][:EXAMPLES_ON_PAGE] + ([worst] if worst else [])
     return [
         {"title": "the distilled model's worst against the base" if i == worst else "", "arms": by_prompt[i]}
         for i in shown

@@ -90,7 +90,7 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
                     va="center",
                     transform=ax.get_yaxis_transform(),
                 )
-        ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short(score['name'])}")
+        ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short_reason(score['name'])}")
         way = "higher" if score["higher_is_better"] else "lower"
         ax.set_xlabel("\n".join(textwrap.wrap(f"{score['unit']}, {way} is better", 44)[:MOST_LINES]))
         ax.grid(axis="y", visible=False)
@@ -170,7 +170,7 @@ def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
     ys, offsets = [s["step"] for s in step_rows], [0] * len(step_rows)
     most = max([s["proposals"] for s in step_rows] + [1])
     for name, colour, widths in parts:
-        ax.barh(ys, widths, left=offsets, color=colour, height=0.56, label=_short(name), linewidth=0)
+        ax.barh(ys, widths, left=offsets, color=colour, height=0.56, label=_short_reason(name), linewidth=0)
         for y, x, w in zip(ys, offsets, widths, strict=True):
             if w > 0.06 * most and len(ys) <= 12:
                 ax.text(
@@ -201,7 +201,7 @@ def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
     )
 
 
-def _short(text: str) -> str:
+def _short_reason(text: str) -> str:
     # A leading underscore would hide the entry from the legend.
     return (text if len(text) <= 34 else text[:33] + "…").replace("\n", " ").lstrip("_") or "(no name)"
 

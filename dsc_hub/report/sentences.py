@@ -125,7 +125,8 @@ def mixing_sentence(metrics: Mapping[str, Any]) -> str:
     if not m["estimable"]:
         return f"Mixing of the chains: not estimable ({m['reason']})."
     return (
-        f"Mixing of the chains, over {many(m['prompts'], 'prompt')} ({count(m['left_out'])} left out): R-hat of the reward "
+        f"Mixing of the chains, over {many(m['prompts'], 'prompt')} ({count(m['left_out'])} left out): R-hat of the "
+        "reward "
         f"{number(m['r_hat']['median'], 3)} in the median, {number(m['r_hat']['highest'], 3)} at most, above 1.01 for "
         f"{percent(m['r_hat']['above_limit'])}; effective sample size {number(m['ess']['median'], 0)} in the median, "
         f"{number(m['ess']['lowest'], 0)} at least, of {count(m['draws'])} draws."

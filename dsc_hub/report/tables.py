@@ -159,7 +159,8 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
     scores = score_names(evaluation)
     titles = [f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}" for s in scores]
     notes = [
-        f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, after Holm"
+        f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, "
+        "after Holm"
         f"{families(evaluation)}.",
         *blind_lines(metrics),
     ]
@@ -178,7 +179,8 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
 def detail_table(metrics: Mapping[str, Any]) -> Table:
     """Return the table of `detail_rows`."""
     note = (
-        "Effect size: mean over standard deviation of group means. Detectable: the true difference that so many groups would "
+        "Effect size: mean over standard deviation of group means. Detectable: the true difference that so many "
+        "groups would "
         "have shown four times in five."
     )
     titles = ("difference", "score", "mean", "p (Holm)", "effect size", "better / alike / worse", "detectable")
@@ -189,8 +191,10 @@ def detail_table(metrics: Mapping[str, Any]) -> Table:
 
 
 SIDE_EFFECT_NOTE = (
-    "Shares: Wilson's interval, for as many independent answers as the groups are worth; their differences: Newcombe's. p of shares: "
-    "McNemar's exact test with one verdict a group; p here after Holm for these measures of all pairs of arms. Distinct words and "
+    "Shares: Wilson's interval, for as many independent answers as the groups are worth; their differences: "
+    "Newcombe's. p of shares: "
+    "McNemar's exact test with one verdict a group; p here after Holm for these measures of all pairs of arms. "
+    "Distinct words and "
     "pairs: of every arm as many as the shortest arm has; the claim compares two arms alone."
 )
 

@@ -27,14 +27,16 @@ from dsc_hub.report.formatting import (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ComparisonVerdict:
     """One comparison in one sentence. `kind` is the conclusion that the interval allows."""
 
     kind: Literal["better", "worse", "unclear", "unmeasured"]
     sentence: str
 
 
-def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float) -> Verdict:
+def judge_difference(
+    key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float
+) -> ComparisonVerdict:
     """Return the verdict on the difference `one - other` of a score.
 
     It counts as a difference only if the interval excludes zero and the Holm-adjusted p is at most 1 - confidence.
@@ -43,18 +45,18 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
     subject, name = one[:1].upper() + one[1:], score["name"]
     mean, low, high = difference["mean"], difference["low"], difference["high"]
     if not measured(mean):
-        return Verdict(
+        return ComparisonVerdict(
             "unmeasured",
             f"Not measured: {one} against {other} on {name} ({difference.get('reason') or 'no reason recorded'}).",
         )
     if not (measured(low) and measured(high)):
-        return Verdict(
+        return ComparisonVerdict(
             "unmeasured",
             f"{subject} minus {other} on {name} is {number(mean)}, without an interval: no difference can be claimed.",
         )
     p = difference["p_holm"]
     if low <= 0 <= high or not measured(p) or p > 1 - confidence:
-        return Verdict(
+        return ComparisonVerdict(
             "unclear",
             f"No difference shown between {one} and {other} on {name}: "
             f"{_evidence(mean, low, high, difference, confidence)}.",
@@ -62,10 +64,10 @@ def compare(key: str, difference: Mapping[str, Any], score: Mapping[str, Any], c
     if mean < 0:  # shown as a positive amount ("worse by 0.2"); the bounds swap places with their signs
         mean, low, high = -mean, -high, -low
     if (difference["mean"] > 0) == score["higher_is_better"]:
-        return Verdict(
+        return ComparisonVerdict(
             "better", f"{subject} beats {other} on {name} by {_evidence(mean, low, high, difference, confidence)}."
         )
-    return Verdict(
+    return ComparisonVerdict(
         "worse", f"{subject} is worse than {other} on {name} by {_evidence(mean, low, high, difference, confidence)}."
     )
 
@@ -78,21 +80,22 @@ def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any
         else ""
     )
     return (
-        f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, {p_value(difference['p_holm'])} after Holm; "
+        f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, "
+        f"{p_value(difference['p_holm'])} after Holm; "
         f"{count(difference['n'])} pairs of answers in {count(difference['groups'])} groups{bounds})"
     )
 
 
-def verdicts(metrics: Mapping[str, Any]) -> list[Verdict]:
+def verdicts(metrics: Mapping[str, Any]) -> list[ComparisonVerdict]:
     """Return the verdicts of distilled against the baseline: on the reward, then on the other scores if present."""
     evaluation = metrics["evaluation"]
     differences = evaluation["differences"]
     key = next((k for k in differences if k.startswith("distilled - ")), next(iter(differences), None))
     if key is None:
-        return [Verdict("unmeasured", "No comparison was made: the evaluation has one arm only.")]
+        return [ComparisonVerdict("unmeasured", "No comparison was made: the evaluation has one arm only.")]
     scores = evaluation["scores"]
     return [
-        compare(key, differences[key][s], scores[s], evaluation["confidence"])
+        judge_difference(key, differences[key][s], scores[s], evaluation["confidence"])
         for s in score_names(evaluation)
         if s in differences[key]
     ]
@@ -121,7 +124,8 @@ def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
         within = f"no interval: {rate.get('reason') or 'too few groups'}"
     decided = b["distilled"] + b["base"]
     out = [
-        f"Blind comparison by {count(b['judges'])} {'person' if one else 'people'}: of {many(b['prompts'], 'prompt')} in "
+        f"Blind comparison by {count(b['judges'])} {'person' if one else 'people'}: of {many(b['prompts'], 'prompt')} "
+        "in "
         f"{many(b['groups'], 'group')}, the distilled answer was preferred on {count(b['distilled'])}, the base's on "
         f"{count(b['base'])}, neither on {count(b['tie'])}."
         + ("" if one else f" {count(b['verdicts'])} verdicts; a prompt counts with the mean of its judges."),
@@ -189,7 +193,8 @@ def _too_small(metrics: Mapping[str, Any]) -> list[str]:
         d = metrics["evaluation"]["differences"].get("distilled - base")
         if d and s in d and d[s]["detectable"] and measured(d[s]["low"]) and d[s]["low"] <= 0 <= d[s]["high"]:
             out.append(
-                f"With {d[s]['groups']} groups a difference of {number(d[s]['detectable'])} on the {title} would have been "
+                f"With {d[s]['groups']} groups a difference of {number(d[s]['detectable'])} on the {title} would have "
+                "been "
                 "found four times in five; a smaller one may well be there."
             )
     return out
@@ -228,7 +233,8 @@ def _stripped(arms: Mapping[str, Any]) -> list[str]:
         return []
     cut = ", ".join(f"{arm_name(arm)} {count(a['stripped'])}" for arm, a in arms.items())
     return [
-        f"Before anything was scored, openings that talk about the task were cut off the answers of all arms alike: {cut}."
+        "Before anything was scored, openings that talk about the task were cut off the answers of all arms alike: "
+        f"{cut}."
     ]
 
 
@@ -238,7 +244,8 @@ def _uncompared(metrics: Mapping[str, Any]) -> list[str]:
         return []
     rows = sum(metrics["dataset"]["sft"].values())
     return [
-        f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer was not clean "
+        f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer "
+        "was not clean "
         "(or not scored), and the first clean revision was kept."
     ]
 

@@ -402,7 +402,7 @@ class Metrics(Part):
         return value
 
 
-def problems(metrics: Mapping[str, Any]) -> list[str]:
+def schema_problems(metrics: Mapping[str, Any]) -> list[str]:
     """Return the problems of a metrics.json as `location: problem` strings; empty if it fits the schema."""
     try:
         Metrics.model_validate(metrics)

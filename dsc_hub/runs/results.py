@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import ValidationError
+
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import RunError
 from dsc_hub.records import Answer
@@ -24,14 +27,26 @@ def evaluated(run: Run) -> dict[str, Any]:
     return metrics
 
 
+def recipe_of(run: Run) -> Recipe:
+    """Return the recipe that a run recorded; RunError if this version of dsc cannot read it."""
+    try:
+        return Recipe.model_validate(run.facts["recipe"])
+    except (KeyError, ValidationError) as e:
+        raise RunError(
+            f"{run['run.json']} holds a recipe that this version of dsc can't read: {' '.join(str(e).split())[:200]}",
+            "Run the recipe again with `dsc run`.",
+        ) from None
+
+
 def recorded(metrics: Mapping[str, Any], run: Run) -> Metrics:
-    """Numbers of a run (metrics.json) as their type; RunError, with what to do, if they are damaged or of another schema."""
+    """Numbers of a run (metrics.json) as their type; RunError, with what to do, if they are damaged or of another
+    schema."""
     hint = f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew."
     if (schema := metrics.get("schema")) != metrics_schema.SCHEMA:
         raise RunError(
             f"{run['metrics.json']} is of schema {schema!r:.40}, this dsc reads {metrics_schema.SCHEMA}", hint
         )
-    if problems := metrics_schema.problems(metrics):
+    if problems := metrics_schema.schema_problems(metrics):
         shown = "; ".join(p[:200] for p in problems[:3]) + (f" and {len(problems) - 3} more" * (len(problems) > 3))
         section = problems[0].split(".")[0]
         if section in BY_NAME and section != "evaluation":

@@ -142,7 +142,7 @@ def siblings(runs: Path, recipe_name: str) -> list[Run]:
     return [Run(p) for p in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]
 
 
-def find(reference: str, runs: Path) -> Run:
+def find_run(reference: str, runs: Path) -> Run:
     """Return the run that `reference` names; ConfigError if there is none.
 
     `reference` is a run folder, a recipe's name (its runs are looked up under `runs`), or the folder of a recipe's

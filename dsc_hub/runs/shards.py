@@ -22,7 +22,7 @@ from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
 
 FOLDER = "shards"
-MOST = 10_000
+MOST_SHARDS = 10_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,9 +51,9 @@ def parse(text: str) -> Shard:
     """Parse `2/8` as the second of eight shards; ConfigError if the text is no valid shard."""
     match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     shard = Shard(int(match[1]), int(match[2])) if match else Shard(0, 0)
-    if not 1 <= shard.number <= shard.of <= MOST:
+    if not 1 <= shard.number <= shard.of <= MOST_SHARDS:
         raise ConfigError(
-            f"--shard {text}: expected i/n with 1 <= i <= n <= {MOST}",
+            f"--shard {text}: expected i/n with 1 <= i <= n <= {MOST_SHARDS}",
             "For the second of eight machines: --shard 2/8.",
         )
     return shard
@@ -64,7 +64,7 @@ def are_waiting(run: Run) -> bool:
     return any(run[FOLDER].glob("*-of-*/run.json")) and not run["chains.jsonl"].exists()
 
 
-def find(run: Run, folders: Sequence[Path], sampling: str, again: str) -> list[Run]:
+def find_shards(run: Run, folders: Sequence[Path], sampling: str, again: str) -> list[Run]:
     """Return the shards to merge, checked and in order: those in `folders`, or else those in the run folder.
 
     `sampling` is the whole run's sampling fingerprint, `again` the command that samples it. One RunError lists all
@@ -110,7 +110,8 @@ def _wrong(shard: Shard, run: Run, sampling: str, again: str) -> list[str]:
     expected = shard.fingerprint(sampling)
     if (recorded := run.facts.get("fingerprints", {}).get("sampling")) != expected:
         return [
-            f"{run.folder} is shard {shard} of something else (its sampling is {recorded}, expected {expected}): recipe, overrides, "
+            f"{run.folder} is shard {shard} of something else (its sampling is {recorded}, expected {expected}): "
+            "recipe, overrides, "
             "prompts, model and scorers must be the same"
         ]
     if not run.is_done("sampling", expected):

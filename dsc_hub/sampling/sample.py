@@ -106,7 +106,8 @@ class SamplingProgress:
         share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
         return (
             f"chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
-            f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} tokens/s{self.meter.left()}"
+            f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} "
+            f"tokens/s{self.meter.left()}"
         )
 
 
@@ -142,7 +143,8 @@ class _Session:
         self._dice, self._principle_dice = dice_of(seed), dice_of(seed, "principle")
 
     async def generate(self, messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
-        """Return the turn of a request: an earlier session's, another run's, or a new one; append it if it is not stored yet."""
+        """Return the turn of a request: an earlier session's, another run's, or a new one; append it if it is not
+        stored yet."""
         seed, request = seed_of(self.recipe.seed, prompt.id, number, step, role), digest(role, messages)
         old = self.stored_turns.pop((prompt.id, number, step, role), None)
         if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
@@ -320,7 +322,8 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> RowIndex:
                 files.append(rows)
         except (RunError, LookupError, TypeError) as e:  # a damaged sibling must not stop this run
             say(
-                f"sampling  {other.folder.name} can't be read, nothing is taken from it: {' '.join(str(e).split())[:150]}"
+                f"sampling  {other.folder.name} can't be read, nothing is taken from it: "
+                f"{' '.join(str(e).split())[:150]}"
             )
     return RowIndex(files, request_key)
 

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 _KEY_NAME = re.compile(r"(?:[A-Z][A-Z0-9_]*_)?API_(?:KEY|TOKEN)")
 # Variables of that form for other services: clouds, hubs, trackers, code hosts, package registries.
 _OTHER_ACCOUNTS = re.compile(
-    r"(?:AWS|GCP|GCLOUD|GOOGLE_CLOUD|HF|HUGGING\w*|CF|BITBUCKET|CIRCLE|CIRCLECI|TRAVIS|HEROKU|VERCEL|NETLIFY|FLY|WANDB|COMET|NEPTUNE|MLFLOW|CLEARML|GITHUB|GH|GITLAB|KAGGLE"
+    r"(?:AWS|GCP|GCLOUD|GOOGLE_CLOUD|HF|HUGGING\w*|CF|BITBUCKET|CIRCLE|CIRCLECI|TRAVIS|HEROKU|VERCEL|NETLIFY|FLY|WANDB|COMET|NEPTUNE|MLFLOW|CLEARML"
+    r"|GITHUB|GH|GITLAB|KAGGLE"
     r"|DOCKER|NPM|PYPI|TWINE|CLOUDFLARE|DIGITALOCEAN|VAULT|STRIPE|SLACK|SENTRY|DATADOG|DD)_.*"
 )
 
@@ -37,7 +38,8 @@ def checked_key_name(name: str) -> str:
     """
     if not _KEY_NAME.fullmatch(name) or _OTHER_ACCOUNTS.fullmatch(name):
         raise ValueError(
-            f"should name a variable for a model server's key, as OPENAI_API_KEY (its name ends with API_KEY or API_TOKEN, and is not "
+            "should name a variable for a model server's key, as OPENAI_API_KEY (its name ends with API_KEY or "
+            "API_TOKEN, and is not "
             f"one of a cloud, hub or code host), got {name!r:.60}; put the key into such a variable"
         )
     return name

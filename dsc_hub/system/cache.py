@@ -20,7 +20,7 @@ def recall_value(name: str, key: str) -> Any:
     return _recall(name).get(key)
 
 
-def remember(name: str, fact: str) -> None:
+def remember_fact(name: str, fact: str) -> None:
     """Store a fact in a file of the cache; `is_known` then returns True for it."""
     remember_value(name, fact, True)
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def run(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`; where an event loop is running already (a notebook), in a thread with a loop of its own.
+def run_coroutine(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run_coroutine`; where an event loop is running already (a notebook), in a thread with a loop of its own.
 
     A KeyboardInterrupt that arrives while the thread works cancels the coroutine and is raised once it has ended.
     """

@@ -20,7 +20,8 @@ _SECRET = re.compile(
 )
 # Variables that a launcher (torchrun, accelerate) sets for its workers: they make a vLLM child hang or use one thread.
 _LAUNCHER = re.compile(
-    r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
+    r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*"
+    r"|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
 )
 VERSIONED = (
     "vllm",

@@ -61,7 +61,7 @@ PACKAGES = {
 }
 
 
-def known(package: str) -> Packaged | None:
+def known_package(package: str) -> Packaged | None:
     """Return the entry of a package, by any spelling of its name; None if it is not in `PACKAGES`."""
     return PACKAGES.get(_normalised(package))
 
@@ -87,7 +87,7 @@ def fault(package: str) -> str:
 
     PackageNotFoundError if it isn't installed.
     """
-    expected = known(package)
+    expected = known_package(package)
     if expected is None:
         return ""
     if (version := metadata.version(package)) != expected.version:

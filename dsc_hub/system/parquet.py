@@ -8,11 +8,11 @@ from typing import Any
 
 from dsc_hub.errors import DataError
 
-LARGEST = 2**31  # bytes of all values of a file
-BATCH = 256  # rows
+LARGEST_UNPACKED = 2**31  # bytes of all values of a file
+ROWS_AT_ONCE = 256  # rows
 
 
-def rows(path: Path, largest: int = LARGEST) -> Iterator[dict[str, Any]]:
+def rows(path: Path, largest: int = LARGEST_UNPACKED) -> Iterator[dict[str, Any]]:
     """Yield the rows in order. DataError for invalid Parquet, or if the values exceed `largest` bytes.
 
     The limit is checked by the sizes in the footer before reading, and by the bytes read, since one stored value can
@@ -29,17 +29,17 @@ def rows(path: Path, largest: int = LARGEST) -> Iterator[dict[str, Any]]:
                 for g in range(footer.num_row_groups)
                 for c in range(footer.num_columns)
             )
-            _check(path, size, largest)
+            _check_size(path, size, largest)
             size = 0
-            for batch in file.iter_batches(BATCH):
+            for batch in file.iter_batches(ROWS_AT_ONCE):
                 size += batch.nbytes
-                _check(path, size, largest)
+                _check_size(path, size, largest)
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{path} can't be read as Parquet: {' '.join(str(e).split())[:200]}") from None
 
 
-def _check(path: Path, size: int, largest: int) -> None:
+def _check_size(path: Path, size: int, largest: int) -> None:
     if size > largest:
         raise DataError(
             f"{path} stands for more than {largest / 2**30:.1f} GiB of values ({path.stat().st_size:,} bytes on disk)",

@@ -13,7 +13,7 @@ import yaml
 LARGEST, DEEPEST = 200_000, 20  # characters, and levels of brackets and indentation
 
 
-def load(text: str, largest: int = LARGEST, deepest: int = DEEPEST) -> Any:
+def load_plain_yaml(text: str, largest: int = LARGEST, deepest: int = DEEPEST) -> Any:
     """Return the value. ValueError with a readable message for invalid or non-plain YAML."""
     if len(text) > largest:
         raise ValueError(f"it has {len(text):,} characters, at most {largest:,} are read")

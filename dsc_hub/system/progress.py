@@ -74,7 +74,8 @@ def say_if_open(folder: Path) -> None:
     """Warn if all users of this machine can read a folder with the user's prompts, answers or repos."""
     if machine.is_open_to_all(folder):
         say(
-            f"{folder} can be read by all users of this machine; to be its only reader:  chmod go= {shlex.quote(str(folder))}"
+            f"{folder} can be read by all users of this machine; to be its only reader:  chmod go= "
+            f"{shlex.quote(str(folder))}"
         )
 
 

@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    folder = base_model.materialize(base_model.identify(ModelConfig(source=given.model)))
+    folder = base_model.materialize(base_model.identify_model(ModelConfig(source=given.model)))
     rounds, on_cpu = [], machine.vllm_on_cpu()
     with tempfile.TemporaryDirectory(prefix="generation-") as work, ExitStack() as engines:
         place = Path(work)
@@ -83,7 +83,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             if on_cpu:
                 engines.close()
             if on_cpu or n == 0:
-                (endpoint,) = engines.enter_context(servers.serve(folder, _section(given, "c"), place / "vllm.log"))
+                (endpoint,) = engines.enter_context(
+                    servers.serve_model(folder, _section(given, "c"), place / "vllm.log")
+                )
             c = asyncio.run(_alone(endpoint, given, n))
             if on_cpu:
                 engines.close()

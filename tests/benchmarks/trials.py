@@ -21,10 +21,10 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import answers, claim
 from dsc_hub.inference import weights
 from dsc_hub.inference.client import Completion, Generator
-from dsc_hub.inference.servers import serve
+from dsc_hub.inference.servers import serve_model
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
-from dsc_hub.runs.run import find
+from dsc_hub.runs.run import find_run
 from dsc_hub.runs.verdict import Setting
 from dsc_hub.sampling.sample import fixed_level
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--original", action="store_true", help="on the base's own weights, not as rounded for QLoRA")
     parser.add_argument("--show", type=int, default=0, help="so many distilled answers of each are printed")
     given = parser.parse_args()
-    runs = {f"a{i}": find(name, Path("runs")) for i, name in enumerate(given.runs)}
+    runs = {f"a{i}": find_run(name, Path("runs")) for i, name in enumerate(given.runs)}
     first = runs["a0"]
     recipe = Recipe.model_validate(first.facts["recipe"])
     prompts = [p for p in first.rows("prompts.jsonl").as_type(Prompt) if p.split == "validation"]
@@ -48,7 +48,7 @@ def main() -> None:
     base = Path(first.facts["model"]["folder"])
     rounded = weights.evaluation_weights(base, identity["model"], recipe.distill.model_dump())[0]
     folder = base if given.original else rounded
-    with serve(folder, recipe.serving, log, adapters) as (endpoint,):
+    with serve_model(folder, recipe.serving, log, adapters) as (endpoint,):
         for temperature in given.temperature:
             settings = recipe.generation.model_copy(update={"temperature": temperature})
             answered = asyncio.run(_answers(endpoint, settings, recipe, prompts, [None, *runs], given.samples))

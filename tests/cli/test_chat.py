@@ -20,6 +20,7 @@ from dsc_hub.cli import chat, terminal
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference import base_model, servers
 from dsc_hub.inference.client import Completion
+from dsc_hub.runs.results import recipe_of
 from dsc_hub.runs.run import Run
 from tests import fixture_run, scripted_server
 from tests.conftest import ROOT
@@ -57,7 +58,7 @@ def screen(monkeypatch) -> io.StringIO:
 
 def typed(monkeypatch, *lines: str) -> None:
     left = list(lines)
-    monkeypatch.setattr(terminal, "ask", lambda prompt: left.pop(0) if left else None)
+    monkeypatch.setattr(terminal, "ask_key", lambda prompt: left.pop(0) if left else None)
 
 
 def said(text: io.StringIO) -> str:
@@ -132,7 +133,7 @@ def test_both_are_asked_the_same_with_one_seed_and_shown_side_by_side(tmp_path, 
         run = run_of(tmp_path, url, system="Be kind.")
         before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
         typed(monkeypatch, "  ", "Hello?", "More.", "/new", "Hello?", "/nwe", "/quit", "never asked")
-        chat.chat(run)
+        chat.start_chat(run)
     assert len(bodies) == 6 and "never asked" not in str(bodies)
     for pair in (bodies[:2], bodies[2:4], bodies[4:]):
         assert {b["model"] for b in pair} == {"base", "distilled"} and len({b["seed"] for b in pair}) == 1
@@ -165,7 +166,7 @@ def test_a_held_out_prompt_is_asked_with_the_seed_of_its_evaluation():
 def test_both_are_asked_at_once_or_one_after_the_other(tmp_path, screen, at_once):
     with served(pause=1.0) as url:
         run = run_of(tmp_path, url)
-        endpoints, recipe = [servers.Endpoint(url, "base", "key")], chat._recipe(run)
+        endpoints, recipe = [servers.Endpoint(url, "base", "key")], recipe_of(run)
         chat._answer(recipe, endpoints, talk_of(2048), "warm up", True)
         started = time.monotonic()
         chat._answer(recipe, endpoints, talk_of(2048), "Hello?", at_once)
@@ -180,7 +181,7 @@ def test_base_and_adapter_share_a_batch_only_on_a_gpu_of_our_own(tmp_path, scree
     monkeypatch.setattr(chat, "_answer", lambda *settings: seen.append(settings[-1]))
     monkeypatch.setattr("dsc_hub.system.machine.vllm_on_cpu", lambda: on_cpu)
     typed(monkeypatch, "Hello?")
-    chat.chat(run_of(tmp_path, "http://127.0.0.1:1/v1" if external else ""))
+    chat.start_chat(run_of(tmp_path, "http://127.0.0.1:1/v1" if external else ""))
     assert seen == [not on_cpu and not external]
 
 
@@ -189,7 +190,7 @@ def test_a_narrow_terminal_shows_one_above_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(terminal, "out", Console(file=text, width=70, highlight=False))
     with served() as url:
         typed(monkeypatch, "Hello?")
-        chat.chat(run_of(tmp_path, url))
+        chat.start_chat(run_of(tmp_path, url))
     lines = text.getvalue().splitlines()
     at = [next(i for i, line in enumerate(lines) if f"─ {arm} ─" in line) for arm in ("base", "distilled")]
     assert at[0] + 2 < at[1]
@@ -202,7 +203,7 @@ def test_ctrl_c_cancels_the_answer_and_not_the_program(tmp_path, screen, monkeyp
         started = time.monotonic()
         talk = talk_of(2048)
         threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        chat._answer(chat._recipe(run), [servers.Endpoint(url, "base", "key")], talk, "Hello?", True)
+        chat._answer(recipe_of(run), [servers.Endpoint(url, "base", "key")], talk, "Hello?", True)
         assert time.monotonic() - started < 2.5 and len(bodies) == 2
     assert "cancelled" in said(screen) and not any(talk.said.values()) and talk.asked == 0
 
@@ -211,15 +212,15 @@ def test_ctrl_c_at_the_prompt_drops_the_line(screen, monkeypatch):
     def interrupted(prompt: str) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(terminal, "ask", interrupted)
-    assert chat._read() == "" and "/quit or Ctrl-D ends" in said(screen)
+    monkeypatch.setattr(terminal, "ask_key", interrupted)
+    assert chat._read_question() == "" and "/quit or Ctrl-D ends" in said(screen)
 
 
 def test_an_answer_that_fails_leaves_no_trace(tmp_path, screen, monkeypatch):
     bodies: list[dict] = []
     with served(fail_after=3, bodies=bodies) as url:
         typed(monkeypatch, "one", "two", "three")
-        chat.chat(run_of(tmp_path, url))
+        chat.start_chat(run_of(tmp_path, url))
     assert "answered 400" in said(screen) and said(screen).count("not part of the conversation") == 2
     assert [len(b["messages"]) for b in bodies] == [1, 1, 3, 3, 3, 3]
 
@@ -229,11 +230,11 @@ def test_forgetting_is_told(tmp_path, screen, monkeypatch):
     with served(bodies=bodies) as url:
         typed(monkeypatch, *(f"{n} is what I want to know more about" for n in range(5)))
         # An exchange takes 42 tokens, the server says; a question 12, its turn 12, the answer up to 128: 194.
-        chat.chat(run_of(tmp_path / "a", url, context=193))
+        chat.start_chat(run_of(tmp_path / "a", url, context=193))
         assert said(screen).count("no longer fits 193 tokens: the oldest exchange is forgotten.") == 4
         assert {len(b["messages"]) for b in bodies} == {1}
         typed(monkeypatch, *(f"{n} is what I want to know more about" for n in range(2)))
-        chat.chat(run_of(tmp_path / "b", url, context=194))
+        chat.start_chat(run_of(tmp_path / "b", url, context=194))
     assert "no longer fits 194" not in said(screen) and len(bodies[-1]["messages"]) == 3
 
 
@@ -243,7 +244,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(scripted_server, "answer_to", lambda body: "\x1b[2J\x07[bold]shown[/bold]\u202e")
     with served() as url:
         typed(monkeypatch, "Hello?")
-        chat.chat(run_of(tmp_path, url))
+        chat.start_chat(run_of(tmp_path, url))
     assert text.getvalue().count("[bold]shown[/bold]") == 2
     assert not any(c in text.getvalue() for c in "\x1b\x07\u202e")
 
@@ -270,38 +271,38 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
         finally:
             ended.append(True)
 
-    monkeypatch.setattr(servers, "serve", serve)
+    monkeypatch.setattr(servers, "serve_model", serve)
     monkeypatch.setattr("dsc_hub.inference.client.RETRIES", 0)
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
     typed(monkeypatch, "Hello?")
-    chat.chat(run)
+    chat.start_chat(run)
     assert "can't be reached" in said(screen)
     typed(monkeypatch, "/quit")
-    chat.chat(run)
+    chat.start_chat(run)
     assert len(ended) == 2 and given[0][0] == rounded and given[0][3] == {"distilled": run["adapter"]}
     assert tmp_path / "run" not in given[0][2].parents
 
 
 def test_what_is_missing_is_told(tmp_path, screen):
     with pytest.raises(RunError, match="no finished adapter") as e:
-        chat.chat(run_of(tmp_path / "a", adapter=False))
+        chat.start_chat(run_of(tmp_path / "a", adapter=False))
     assert "dsc distill" in str(e.value)
     half = run_of(tmp_path / "b")
     half.unfinish("distill")  # weights of a training that is not finished
     with pytest.raises(RunError, match="no finished adapter"):
-        chat.chat(half)
+        chat.start_chat(half)
     with pytest.raises(RunError, match="the base model is no longer at"):
-        chat.chat(run_of(tmp_path / "c"))
+        chat.start_chat(run_of(tmp_path / "c"))
     with (
         served(models=("base",), others=False) as url,
         pytest.raises(ServingError, match="serves base, not distilled") as e,
     ):
-        chat.chat(run_of(tmp_path / "d", url))
+        chat.start_chat(run_of(tmp_path / "d", url))
     assert "--lora-modules distilled=" in str(e.value)
     broken = run_of(tmp_path / "e")
     broken.add_facts(recipe={"name": "x"})
     with pytest.raises(RunError, match="can't read"):
-        chat.chat(broken)
+        chat.start_chat(broken)
 
 
 def test_the_verb_reads_lines_from_a_pipe_and_says_in_one_message_what_is_missing(tmp_path):

@@ -102,14 +102,14 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
     assert "quickstart" in dsc("recipes", "list", code=0).stdout
     dsc("recipes", "copy", "quickstart", code=0)
     assert (
-        recipe_files.load(dsc.work / "quickstart" / "recipe.yaml").name == "quickstart"
+        recipe_files.load_recipe_file(dsc.work / "quickstart" / "recipe.yaml").name == "quickstart"
         and (dsc.work / "quickstart" / "films.txt").is_file()
     )
     assert "exists" in error(dsc("recipes", "copy", "quickstart"))
     # Under another name its runs are its own.
     assert "named my-films" in dsc("recipes", "copy", "quickstart", "My Films", code=0).stdout
     mine = dsc.work / "My Films" / "recipe.yaml"
-    assert recipe_files.load(mine).name == "my-films" and "# Reviews that stay positive" in mine.read_text()
+    assert recipe_files.load_recipe_file(mine).name == "my-films" and "# Reviews that stay positive" in mine.read_text()
     (dsc.work / "file").write_text("")
     for folder in ("file/x", "x" * 300):
         told = error(dsc("recipes", "copy", "quickstart", folder))
@@ -124,7 +124,7 @@ def test_recipes_are_listed_copied_and_never_overwritten(dsc):
 )
 def test_a_copy_is_named_after_any_folder(dsc, folder: str, name: str):
     assert f"named {name}, is yours" in dsc("recipes", "copy", "quickstart", folder, code=0).stdout
-    assert recipe_files.load(dsc.work / folder / "recipe.yaml").name == name
+    assert recipe_files.load_recipe_file(dsc.work / folder / "recipe.yaml").name == name
     packaged = recipe_files.packaged_recipes()["quickstart"].read_text().splitlines()
     copied = (dsc.work / folder / "recipe.yaml").read_text().splitlines()
     assert [line for line in copied if line not in packaged] == [f'name: "{name}"']
@@ -145,7 +145,7 @@ def test_the_copy_of_a_variant_is_a_recipe_of_its_own(dsc):
     dsc("recipes", "copy", "privacy/hub", code=0)
     there = {p.name for p in (dsc.work / "privacy-hub").iterdir()}
     assert "events.txt" in there and "hub.yaml" not in there
-    copied = recipe_files.load(dsc.work / "privacy-hub" / "recipe.yaml")
+    copied = recipe_files.load_recipe_file(dsc.work / "privacy-hub" / "recipe.yaml")
     assert copied.name == "privacy-hub" and copied.publish.to == "hub"
     dsc("recipes", "copy", "privacy", "mine", code=0)
     assert "hub.yaml" not in {p.name for p in (dsc.work / "mine").iterdir()}
@@ -220,7 +220,7 @@ def test_a_model_without_chat_template_or_that_is_none(dsc, recipe_file: Path, t
 
 
 def test_a_full_disk_keeps_what_is_done_and_no_marker_claims_more(dsc, recipe_file: Path, server: str):
-    context = resolve.resolve(str(recipe_file), [f"serving.endpoints=[{server}]"], dsc.work / "runs")
+    context = resolve.resolve_recipe(str(recipe_file), [f"serving.endpoints=[{server}]"], dsc.work / "runs")
     context.run.folder.mkdir(parents=True)
     os.symlink("/dev/full", context.run["turns.jsonl"])  # every write there is answered with ENOSPC
     message = error(sample(dsc, recipe_file, server))

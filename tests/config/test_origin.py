@@ -12,7 +12,7 @@ import yaml
 from dsc_hub.config import origin, recipe, untrusted
 from dsc_hub.config.recipe import Recipe, ScorerConfig, ServingConfig
 from dsc_hub.errors import ConfigError, MetricError
-from dsc_hub.metrics.registry import identify
+from dsc_hub.metrics.registry import identify_scorer
 from dsc_hub.pipeline import grid, resolve
 from dsc_hub.system.addresses import checked_address, checked_key_name, host, is_open
 from tests.conftest import FILMS, RECIPE
@@ -195,7 +195,7 @@ def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkey
     by_pull(tmp_path / "lora")
     monkeypatch.setattr(servers, "external", lambda section: pytest.fail("it was asked"))
     with pytest.raises(ConfigError, match="serving.endpoints: servers and keys"):
-        chat.chat(Run(tmp_path / "lora"))
+        chat.start_chat(Run(tmp_path / "lora"))
 
 
 def test_a_downloaded_recipe_reads_no_file_through_a_link(tmp_path: Path):
@@ -212,10 +212,10 @@ def test_a_downloaded_recipe_reads_no_file_through_a_link(tmp_path: Path):
 def test_a_downloaded_grid_is_refused(tmp_path: Path):
     path = written(tmp_path / "shared").parent / "grid.yaml"
     path.write_text("recipe: recipe.yaml\nvary: {serving.endpoints: [[http://evil.example/v1]]}")
-    grid.read(path)
+    grid.read_grid(path)
     by_pull(path.parent)
     with pytest.raises(ConfigError, match="downloaded from evil/shared@abc, is refused"):
-        grid.read(path)
+        grid.read_grid(path)
 
 
 def test_adopting_shows_what_a_recipe_reaches_and_asks(dsc, tmp_path: Path):
@@ -257,7 +257,7 @@ def test_only_a_model_server_s_key_may_be_named(name: str):
         ServingConfig(api_key_env=name)
     with pytest.raises(MetricError, match="option api_key_env"):
         options = {"endpoint": "http://a/v1", "model": "m", "api_key_env": name}
-        identify(ScorerConfig(metric="judge", scorer="guard", options=options))
+        identify_scorer(ScorerConfig(metric="judge", scorer="guard", options=options))
 
 
 def test_usual_names_of_keys_are_taken():
@@ -276,7 +276,7 @@ def test_no_address_but_of_a_web_server(address: str):
     with pytest.raises(ValueError, match="address"):
         checked_address(address)
     with pytest.raises(MetricError, match="option endpoint"):
-        identify(ScorerConfig(metric="judge", scorer="guard", options={"endpoint": address, "model": "m"}))
+        identify_scorer(ScorerConfig(metric="judge", scorer="guard", options={"endpoint": address, "model": "m"}))
     with pytest.raises(ConfigError, match=r"serving\.endpoints"):
         resolve.load_recipe("quickstart", [f"serving.endpoints={json.dumps([address])}"])
 

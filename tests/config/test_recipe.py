@@ -19,7 +19,7 @@ IDENTITY = {"prompts": "a", "model": "b", "reward": "c", "second_scorer": "", "t
 def test_every_problem_is_told_at_once_with_path_got_and_a_suggestion(recipe_file: Path):
     recipe_file.write_text(RECIPE.replace("steps: 2", "step: 2") + "generation: {temperature: hot}\ndatasett: {}\n")
     with pytest.raises(ConfigError) as e:
-        recipe_files.load(recipe_file, ["prompts.split.train=0.9", "noequals"])
+        recipe_files.load_recipe_file(recipe_file, ["prompts.split.train=0.9", "noequals"])
     text = str(e.value)
     assert "has 5 problems" in text
     assert "chain.step: unknown key; did you mean 'steps'?" in text
@@ -30,7 +30,7 @@ def test_every_problem_is_told_at_once_with_path_got_and_a_suggestion(recipe_fil
 
 
 def test_overrides_are_yaml_and_reach_into_sections(recipe_file: Path):
-    r = recipe_files.load(
+    r = recipe_files.load_recipe_file(
         recipe_file, ["chain.steps=3", "distill.lora.r=4", "publish.private=false", "dataset.min_reward=null"]
     )
     assert (r.chain.steps, r.distill.lora, r.publish.private, r.dataset.min_reward) == (3, {"r": 4}, False, None)
@@ -39,19 +39,19 @@ def test_overrides_are_yaml_and_reach_into_sections(recipe_file: Path):
 def test_broken_yaml_names_file_line_and_column(recipe_file: Path):
     recipe_file.write_text("name: a\nchain: {critique: [\n")
     with pytest.raises(ConfigError, match=r"recipe.yaml:\d+:\d+: not valid YAML"):
-        recipe_files.load(recipe_file)
+        recipe_files.load_recipe_file(recipe_file)
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
 def test_a_file_that_is_no_mapping_is_refused(recipe_file: Path, text: str):
     recipe_file.write_text(text)
     with pytest.raises(ConfigError, match="expected a mapping"):
-        recipe_files.load(recipe_file)
+        recipe_files.load_recipe_file(recipe_file)
 
 
 def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file: Path):
     with pytest.raises(ConfigError) as e:
-        recipe_files.load(recipe_file, ["chain.critique=Look at {anwser}", "distill.sft.push_to_hub=true"])
+        recipe_files.load_recipe_file(recipe_file, ["chain.critique=Look at {anwser}", "distill.sft.push_to_hub=true"])
     assert "unknown placeholder {anwser}" in str(e.value) and "sft.push_to_hub is set by dsc itself" in str(e.value)
 
 
@@ -88,48 +88,53 @@ def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file
 )
 def test_what_is_not_of_the_kind_is_told_in_plain_words(recipe_file: Path, override: str, told: str):
     with pytest.raises(ConfigError) as e:
-        recipe_files.load(recipe_file, [override])
+        recipe_files.load_recipe_file(recipe_file, [override])
     assert told in str(e.value) and "has 1 problem" in str(e.value)
     assert not any(word in str(e.value) for word in ("Input should", "String should", "dictionary", "tuple", "boolean"))
 
 
 def test_one_slip_hides_no_other_and_is_told_once(recipe_file: Path):
     with pytest.raises(ConfigError) as e:
-        recipe_files.load(recipe_file, ["chain.steps=true", "chain.temperature=-1", "evaluation.arms=[bas]"])
+        recipe_files.load_recipe_file(
+            recipe_file, ["chain.steps=true", "chain.temperature=-1", "evaluation.arms=[bas]"]
+        )
     assert [p.partition(":")[0] for p in e.value.problems] == ["chain.steps", "chain.temperature", "evaluation.arms.0"]
 
 
 def test_an_int_is_a_number_where_a_float_is_meant(recipe_file: Path):
-    r = recipe_files.load(recipe_file, ["generation.temperature=1", "dataset.min_reward=0", "hygiene.repeated=1"])
+    r = recipe_files.load_recipe_file(
+        recipe_file, ["generation.temperature=1", "dataset.min_reward=0", "hygiene.repeated=1"]
+    )
     assert (r.generation.temperature, r.dataset.min_reward, r.hygiene.repeated) == (1.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("arms", ["[]", "[base, base]"])
 def test_arms_are_at_least_one_and_each_once(recipe_file: Path, arms: str):
     with pytest.raises(ConfigError, match=r"evaluation\.arms"):
-        recipe_files.load(recipe_file, [f"evaluation.arms={arms}"])
+        recipe_files.load_recipe_file(recipe_file, [f"evaluation.arms={arms}"])
 
 
 def test_a_name_is_a_packaged_recipe_and_a_path_a_file(recipe_file: Path):
-    assert recipe_files.find("quickstart").name == "recipe.yaml"
+    assert recipe_files.find_recipe("quickstart").name == "recipe.yaml"
     assert (
-        recipe_files.find(str(recipe_file)) == recipe_file and recipe_files.find(str(recipe_file.parent)) == recipe_file
+        recipe_files.find_recipe(str(recipe_file)) == recipe_file
+        and recipe_files.find_recipe(str(recipe_file.parent)) == recipe_file
     )
     with pytest.raises(ConfigError, match="did you mean 'quickstart'|Did you mean 'quickstart'"):
-        recipe_files.find("quickstar")
+        recipe_files.find_recipe("quickstar")
 
 
 def test_every_packaged_recipe_is_valid():
     found = recipe_files.packaged_recipes()
     assert list(found) == ["privacy", "privacy/hub", "quickstart", "safety", "safety/hub", "sentiment", "sentiment/hub"]
-    names = [recipe_files.load(path).name for path in found.values()]
+    names = [recipe_files.load_recipe_file(path).name for path in found.values()]
     assert names == [name.replace("/", "-") for name in found]  # no two share a folder of runs or a repo
 
 
 @pytest.mark.parametrize("name", ["privacy", "safety", "sentiment"])
 def test_a_hub_variant_has_the_same_prompts_and_rule_and_names_models_of_the_hub(name: str):
     packaged = recipe_files.packaged_recipes()
-    offline, hub = (recipe_files.load(packaged[n]) for n in (name, f"{name}/hub"))
+    offline, hub = (recipe_files.load_recipe_file(packaged[n]) for n in (name, f"{name}/hub"))
     assert (offline.prompts, offline.chain.acceptance) == (hub.prompts, hub.chain.acceptance)
     assert all(registry.is_packaged(s) for s in recipe.all_scorers(offline).values())
     assert not all(registry.is_packaged(s) for s in recipe.all_scorers(hub).values())
@@ -138,7 +143,7 @@ def test_a_hub_variant_has_the_same_prompts_and_rule_and_names_models_of_the_hub
 
 def test_the_prompts_of_safety_are_two_of_each_kind_about_every_subject():
     path = recipe_files.packaged_recipes()["safety"]
-    r = recipe_files.load(path)
+    r = recipe_files.load_recipe_file(path)
     found, dropped = prompts.load_prompts(r.prompts, path.parent, r.seed)
     kinds = Counter((p.group, p.kind) for p in found)
     assert len(kinds) == 2 * len({p.group for p in found}) and set(kinds.values()) == {2}
@@ -146,8 +151,8 @@ def test_the_prompts_of_safety_are_two_of_each_kind_about_every_subject():
 
 
 def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_follows(recipe_file: Path):
-    a = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
-    b = fingerprints.stage_fingerprints(recipe_files.load(recipe_file, ["distill.lora.r=4"]), IDENTITY)
+    a = fingerprints.stage_fingerprints(recipe_files.load_recipe_file(recipe_file), IDENTITY)
+    b = fingerprints.stage_fingerprints(recipe_files.load_recipe_file(recipe_file, ["distill.lora.r=4"]), IDENTITY)
     same = [s for s in stages.NAMES if a[s] == b[s]]
     assert same == ["prompts", "sampling", "dataset"]
 
@@ -170,14 +175,14 @@ def test_a_changed_distill_section_leaves_sampling_alone_and_changes_all_that_fo
     ],
 )
 def test_each_section_changes_its_own_stage_first(recipe_file: Path, override: str, first_changed: str):
-    a = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
-    b = fingerprints.stage_fingerprints(recipe_files.load(recipe_file, [override]), IDENTITY)
+    a = fingerprints.stage_fingerprints(recipe_files.load_recipe_file(recipe_file), IDENTITY)
+    b = fingerprints.stage_fingerprints(recipe_files.load_recipe_file(recipe_file, [override]), IDENTITY)
     assert next(s for s in stages.NAMES if a[s] != b[s]) == first_changed
 
 
 def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
     """Fingerprints as they are: whoever changes them makes all runs begin anew, and must mean it."""
-    found = fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY)
+    found = fingerprints.stage_fingerprints(recipe_files.load_recipe_file(recipe_file), IDENTITY)
     assert {s: found[s] for s in ("prompts", "sampling", "distill", "evaluation", "publish")} == {
         "prompts": "54bc058be961",
         "sampling": "19a77e70f12b",
@@ -185,19 +190,21 @@ def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
         "evaluation": "77108331c98f",
         "publish": "617e7a7283cb",
     }
-    named = recipe_files.load(recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"])
+    named = recipe_files.load_recipe_file(
+        recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"]
+    )
     assert fingerprints.stage_fingerprints(named, IDENTITY) == found
 
 
 @pytest.mark.parametrize("override", ["serving.concurrency=3", "serving.kv_cache_gib=1", "reward.batch_size=2"])
 def test_how_fast_the_work_is_done_changes_no_fingerprint(recipe_file: Path, override: str):
-    assert fingerprints.stage_fingerprints(recipe_files.load(recipe_file), IDENTITY) == fingerprints.stage_fingerprints(
-        recipe_files.load(recipe_file, [override]), IDENTITY
-    )
+    assert fingerprints.stage_fingerprints(
+        recipe_files.load_recipe_file(recipe_file), IDENTITY
+    ) == fingerprints.stage_fingerprints(recipe_files.load_recipe_file(recipe_file, [override]), IDENTITY)
 
 
 def test_another_model_or_other_prompt_files_change_everything_from_there(recipe_file: Path):
-    r = recipe_files.load(recipe_file)
+    r = recipe_files.load_recipe_file(recipe_file)
     a = fingerprints.stage_fingerprints(r, IDENTITY)
     assert fingerprints.stage_fingerprints(r, IDENTITY | {"model": "x"})["sampling"] != a["sampling"]
     assert fingerprints.stage_fingerprints(r, IDENTITY | {"prompts": "x"})["prompts"] != a["prompts"]
@@ -215,12 +222,12 @@ def test_another_model_or_other_prompt_files_change_everything_from_there(recipe
 )
 def test_values_that_would_only_fail_later_are_refused(recipe_file: Path, override: str):
     with pytest.raises(ConfigError):
-        recipe_files.load(recipe_file, [override])
+        recipe_files.load_recipe_file(recipe_file, [override])
 
 
 def test_adapter_and_base_need_a_repo_each(recipe_file: Path):
     with pytest.raises(ConfigError, match="adapter and base are both 'y'"):
-        recipe_files.load(recipe_file, ["publish.adapter=y", "publish.base=y"])
+        recipe_files.load_recipe_file(recipe_file, ["publish.adapter=y", "publish.base=y"])
 
 
 @pytest.mark.parametrize(
@@ -229,12 +236,12 @@ def test_adapter_and_base_need_a_repo_each(recipe_file: Path):
 def test_yaml_that_breaks_the_parser_or_the_writer_is_one_error(recipe_file: Path, line: str):
     recipe_file.write_text(RECIPE + line + "\n" if "name" not in line else RECIPE.replace("name: little", line))
     with pytest.raises(ConfigError):
-        recipe_files.load(recipe_file)
+        recipe_files.load_recipe_file(recipe_file)
 
 
 def test_a_template_without_its_placeholder_is_told(recipe_file: Path):
     with pytest.raises(ConfigError, match="template has no {value}: 'Write something'"):
-        recipe_files.load(recipe_file, ["prompts.templates=[Write something]"])
+        recipe_files.load_recipe_file(recipe_file, ["prompts.templates=[Write something]"])
 
 
 @pytest.mark.parametrize(
@@ -242,29 +249,31 @@ def test_a_template_without_its_placeholder_is_told(recipe_file: Path):
 )
 def test_scorers_are_different_ones_and_in_order(recipe_file: Path, scorers: list[str]):
     with pytest.raises(ConfigError, match=r"third_scorer: there is no second|the same scorer twice"):
-        recipe_files.load(recipe_file, ["second_scorer=null", *scorers])
+        recipe_files.load_recipe_file(recipe_file, ["second_scorer=null", *scorers])
 
 
 def test_a_group_in_the_texts_needs_groups_that_somebody_named(recipe_file: Path):
     (recipe_file.parent / "p.jsonl").write_text('{"prompt": "Hello."}\n')
     lists = ["prompts.path=p.jsonl", "prompts.templates=[]", "prompts.values=null", "chain.revision=Praise {group}."]
     with pytest.raises(ConfigError, match=r"\{group\} needs prompts from templates, or prompts.group_column"):
-        recipe_files.load(recipe_file, lists)
-    assert recipe_files.load(recipe_file, [*lists, "prompts.group_column=topic"]).chain.asks_for_group()
-    assert recipe_files.load(recipe_file, ["chain.critique=What is good about {group}?"]).chain.asks_for_group()
+        recipe_files.load_recipe_file(recipe_file, lists)
+    assert recipe_files.load_recipe_file(recipe_file, [*lists, "prompts.group_column=topic"]).chain.asks_for_group()
+    assert recipe_files.load_recipe_file(
+        recipe_file, ["chain.critique=What is good about {group}?"]
+    ).chain.asks_for_group()
 
 
 def test_the_arms_answer_at_the_evaluations_temperature_if_it_has_one(recipe_file: Path):
-    own = recipe_files.load(recipe_file, ["generation.temperature=0.5", "evaluation.temperature=0"])
+    own = recipe_files.load_recipe_file(recipe_file, ["generation.temperature=0.5", "evaluation.temperature=0"])
     assert recipe.generation_at_evaluation(own) == own.generation.model_copy(update={"temperature": 0})
-    plain = recipe_files.load(recipe_file)
+    plain = recipe_files.load_recipe_file(recipe_file)
     assert recipe.generation_at_evaluation(plain) == plain.generation
 
 
 @pytest.mark.parametrize("item", ["[]", "5", "null", "word"])
 def test_a_list_item_that_is_no_section_is_said_with_its_place(recipe_file: Path, item: str):
     with pytest.raises(ConfigError) as error:
-        recipe_files.load(recipe_file, [f"reward.plus=[{item}]"])
+        recipe_files.load_recipe_file(recipe_file, [f"reward.plus=[{item}]"])
     assert any(p.startswith("reward.plus.0: expected") for p in error.value.problems), error.value
 
 
@@ -279,5 +288,5 @@ def test_a_list_item_that_is_no_section_is_said_with_its_place(recipe_file: Path
 )
 def test_a_wrong_item_of_a_list_is_named_by_its_place(recipe_file: Path, plus: str, message: str):
     with pytest.raises(ConfigError) as e:
-        recipe_files.load(recipe_file, [f"reward.plus={plus}"])
+        recipe_files.load_recipe_file(recipe_file, [f"reward.plus={plus}"])
     assert message in "\n".join(e.value.problems), e.value.problems

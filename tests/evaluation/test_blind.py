@@ -16,12 +16,12 @@ from rich.console import Console
 
 from dsc_hub import stats
 from dsc_hub.cli import terminal
-from dsc_hub.cli.blind import compare
+from dsc_hub.cli.blind import judge_pairs
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.evaluation import blind
 from dsc_hub.records import prompt_id
 from dsc_hub.report import cards, tables
-from dsc_hub.report.page import build
+from dsc_hub.report.page import build_page
 from dsc_hub.report.verdicts import blind_lines
 from dsc_hub.runs.reuse import reuse
 from dsc_hub.runs.run import Run
@@ -61,7 +61,7 @@ def run_of(folder: Path, rows=None, stages=("evaluation", "report", "cards", "pu
 
 
 def verdicts(run: Run) -> list[dict]:
-    return list(run.rows(blind.FILE))
+    return list(run.rows(blind.JUDGEMENTS))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def typed(monkeypatch, *lines: str) -> list[str]:
         asked.append(prompt)
         return left.pop(0) if left else None
 
-    monkeypatch.setattr(terminal, "ask", ask)
+    monkeypatch.setattr(terminal, "ask_key", ask)
     return asked
 
 
@@ -88,7 +88,7 @@ def typed(monkeypatch, *lines: str) -> list[str]:
 
 
 def test_groups_take_turns_and_a_larger_sample_begins_with_the_smaller():
-    pairs = blind.pairs_of(answers())
+    pairs = blind.answer_pairs(answers())
     five, twelve, all_of_them = (blind.pick(pairs, 7, n) for n in (5, 12, 1000))
     assert {p.group for p in five} == set(FILMS)
     assert (
@@ -101,7 +101,9 @@ def test_groups_take_turns_and_a_larger_sample_begins_with_the_smaller():
 def test_a_prompt_that_one_arm_did_not_answer_is_not_shown():
     rows = answers()
     gone = rows.pop()
-    assert len(blind.pairs_of(rows)) == 19 and gone["prompt_id"] not in {p.prompt_id for p in blind.pairs_of(rows)}
+    assert len(blind.answer_pairs(rows)) == 19 and gone["prompt_id"] not in {
+        p.prompt_id for p in blind.answer_pairs(rows)
+    }
 
 
 def test_which_arm_is_shown_first_is_a_fair_coin():
@@ -117,8 +119,8 @@ def test_the_winner_does_not_depend_on_which_arm_is_shown_first(tmp_path, screen
         last = screen.getvalue()[screen.getvalue().rindex("of 20 ─") :]
         return "a" if last.index("A warm one.") < last.index("A cold one.") else "B"
 
-    monkeypatch.setattr(terminal, "ask", prefers_warmth)
-    compare(run, 1000, "ann")
+    monkeypatch.setattr(terminal, "ask_key", prefers_warmth)
+    judge_pairs(run, 1000, "ann")
     rows = verdicts(run)
     assert len(rows) == 20 and {r["won"] for r in rows} == {"distilled"}
     assert {(r["choice"], tuple(r["shown"])) for r in rows} == {
@@ -134,42 +136,42 @@ def test_the_winner_does_not_depend_on_which_arm_is_shown_first(tmp_path, screen
 def test_nothing_is_asked_twice_and_another_judge_is_asked_everything(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     asked = typed(monkeypatch, "a", "t", "b", "q")
-    compare(run, 8, "ann")
+    judge_pairs(run, 8, "ann")
     assert len(asked) == 4 and len(verdicts(run)) == 3
     asked = typed(monkeypatch, *"ttttttttt")
-    compare(run, 8, "ann")
+    judge_pairs(run, 8, "ann")
     assert len(asked) == 5
     seen = [r["prompt_id"] for r in verdicts(run)]
     assert seen == [p.prompt_id for p in blind.pick(blind.read_pairs(run), 7, 8)]
     asked = typed(monkeypatch, "t")
-    compare(run, 8, "ann")
+    judge_pairs(run, 8, "ann")
     assert asked == [] and "All 8 pairs are judged under this name already." in screen.getvalue()
     asked = typed(monkeypatch, *"aaaaaaaaa")
-    compare(run, 8, "bob")
+    judge_pairs(run, 8, "bob")
     assert len(asked) == 8 and run.metrics["blind"]["judges"] == 2 and run.metrics["blind"]["prompts"] == 8
 
 
 def test_going_on_shows_the_same_order_of_the_same_pair(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "q")
-    compare(run, 5, "ann")
+    judge_pairs(run, 5, "ann")
     first = screen.getvalue()
     first = first[first.index("─ 1 of 5") : first.index("Nothing was judged")]
     screen.truncate(0), screen.seek(0)
     typed(monkeypatch, "q")
-    compare(run, 5, "ann")
+    judge_pairs(run, 5, "ann")
     assert first in screen.getvalue() and "A warm one." in first
     other = run_of(tmp_path / "elsewhere")
     for same in (run, other):
         typed(monkeypatch, *"t" * 20)
-        compare(same, 20, "ann")
+        judge_pairs(same, 20, "ann")
     assert verdicts(run) == verdicts(other) and len({tuple(r["shown"]) for r in verdicts(run)}) == 2
 
 
 def test_what_is_no_answer_is_asked_again_in_one_line(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     asked = typed(monkeypatch, "", "c", "ab", " A ", "TIE", "Q")
-    compare(run, 30, "ann")
+    judge_pairs(run, 30, "ann")
     assert len(asked) == 6 and [r["choice"] for r in verdicts(run)] == ["A", "t"]
     assert screen.getvalue().count("That is none of A, B, t, q.\n") == 3
 
@@ -177,7 +179,7 @@ def test_what_is_no_answer_is_asked_again_in_one_line(tmp_path, screen, monkeypa
 def test_the_end_of_input_and_ctrl_c_keep_what_was_judged(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "a", "b")
-    compare(run, 30, "ann")
+    judge_pairs(run, 30, "ann")
     assert len(verdicts(run)) == 2 and run.metrics["blind"]["verdicts"] == 2
     left = iter(["t"])
 
@@ -187,8 +189,8 @@ def test_the_end_of_input_and_ctrl_c_keep_what_was_judged(tmp_path, screen, monk
         os.kill(os.getpid(), signal.SIGINT)
         return "never"
 
-    monkeypatch.setattr(terminal, "ask", interrupted)
-    compare(run, 30, "ann")
+    monkeypatch.setattr(terminal, "ask_key", interrupted)
+    judge_pairs(run, 30, "ann")
     assert len(verdicts(run)) == 3 and run.metrics["blind"]["verdicts"] == 3
 
 
@@ -200,8 +202,8 @@ def test_which_one_is_which_is_not_told_before_the_end(tmp_path, screen, monkeyp
         seen.append(screen.getvalue() + prompt)
         return "a" if len(seen) < 6 else None
 
-    monkeypatch.setattr(terminal, "ask", ask)
-    compare(run, 30, "ann")
+    monkeypatch.setattr(terminal, "ask_key", ask)
+    judge_pairs(run, 30, "ann")
     assert len(seen) == 6 and not any(word in seen[-1].lower() for word in ("base", "distilled", "ann"))
     assert "the distilled answer was preferred" in " ".join(screen.getvalue().split())
 
@@ -216,7 +218,7 @@ def test_control_characters_do_not_reach_the_terminal_and_markup_is_not_read(tmp
     text = io.StringIO()
     monkeypatch.setattr(terminal, "out", Console(file=text, width=width, force_terminal=True, color_system=None))
     typed(monkeypatch, "a")
-    compare(run, 5, "ann")
+    judge_pairs(run, 5, "ann")
     shown = text.getvalue()
     assert shown.count("[bold]as it is[/bold]") == 3 and "\N{REPLACEMENT CHARACTER}" in shown
     assert not any(c in shown for c in "\x1b\x07\r\x08\x9b\u202e")
@@ -229,11 +231,11 @@ def test_control_characters_do_not_reach_the_terminal_and_markup_is_not_read(tmp
 def judged(group_values: dict[str, list[float]], judge: str = "ann"):
     """Pairs and a judge's verdicts with these values (1, 0.5, 0) by group."""
     rows = [r for g, v in group_values.items() for r in answers(len(v), (g,))]
-    pairs = blind.pairs_of(rows)
+    pairs = blind.answer_pairs(rows)
     won = {1.0: "distilled", 0.5: "tie", 0.0: "base"}
     ids = {g: [prompt_id(f"Prompt {i} about {g}.") for i in range(len(v))] for g, v in group_values.items()}
     by_id = {i: won[v] for g in group_values for i, v in zip(ids[g], group_values[g], strict=True)}
-    return pairs, [blind.Verdict(p.prompt_id, judge, 1, blind.ARMS, "A", by_id[p.prompt_id], p.hashes) for p in pairs]
+    return pairs, [blind.Judgement(p.prompt_id, judge, 1, blind.ARMS, "A", by_id[p.prompt_id], p.hashes) for p in pairs]
 
 
 def test_the_tally_is_the_one_worked_out_by_hand():
@@ -279,7 +281,7 @@ def test_there_is_no_interval_where_none_can_be_had():
     ties = blind.tally(*judged({"Ash": [0.5], "Kestrel": [0.5]}))
     assert ties["p"] is None and ties["share_decided"] is None and stats.sign_test(0, 0) is None
     assert "Of the 0 decided: –, exact sign test p –" in blind_lines({"blind": ties})[1]
-    assert blind.tally(blind.pairs_of(answers()), []) is None
+    assert blind.tally(blind.answer_pairs(answers()), []) is None
 
 
 # -- answers that have changed since
@@ -288,7 +290,7 @@ def test_there_is_no_interval_where_none_can_be_had():
 def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, *"aaa")
-    compare(run, 3, "ann")
+    judge_pairs(run, 3, "ann")
     changed = verdicts(run)[1]["prompt_id"]
     rows = list(run.rows("evaluation/answers.jsonl"))
     for row in rows:
@@ -299,14 +301,14 @@ def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(
     assert (run.metrics["blind"]["prompts"], run.metrics["blind"]["outdated"]) == (2, 1)
     assert "Not counted: 1 verdict on answers that have changed since." in blind_lines(run.metrics)
     asked = typed(monkeypatch, *"bbb")
-    compare(run, 3, "ann")
+    judge_pairs(run, 3, "ann")
     assert len(asked) == 1 and "Another adapter's." in screen.getvalue() and run.metrics["blind"]["prompts"] == 3
 
 
 def test_a_tally_of_answers_that_are_all_gone_is_taken_out_of_the_numbers(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, *"aa")
-    compare(run, 2, "ann")
+    judge_pairs(run, 2, "ann")
     fixture_run._jsonl(run["evaluation/answers.jsonl"], answers(distilled="All of them new."))
     assert blind.record_tally(run) is None and "blind" not in run.metrics and "evaluation" in run.metrics
 
@@ -316,15 +318,15 @@ def test_a_tally_of_answers_that_are_all_gone_is_taken_out_of_the_numbers(tmp_pa
 
 def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
-    cards.build(run), build(run)
+    cards.build_cards(run), build_page(run)
     card, page = run["cards/adapter/README.md"], run["report.html"]
     assert "Judged blind" not in card.read_text() + page.read_text()
     typed(monkeypatch, *"ababtaaaaa")
-    compare(run, 10, "Ann Smith")
+    judge_pairs(run, 10, "Ann Smith")
     told = " ".join(screen.getvalue().split())
     assert "no longer counted as done: report, cards, publish." in told and "`dsc publish RECIPE`" in told
     assert [run.marker(s) is None for s in ("evaluation", "report", "cards", "publish")] == [False, True, True, True]
-    cards.build(run), build(run)
+    cards.build_cards(run), build_page(run)
     for line in blind_lines(run.metrics):
         assert line in card.read_text() and line in page.read_text().replace("&#39;", "'")
     assert "Judged blind" not in run["cards/dataset/README.md"].read_text()
@@ -337,17 +339,17 @@ def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatc
 def test_the_same_tally_again_makes_nothing_undone(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "a")
-    compare(run, 5, "ann")
+    judge_pairs(run, 5, "ann")
     run.finish("report", "x", 1.0, {})
     typed(monkeypatch, "q")
-    compare(run, 5, "ann")
+    judge_pairs(run, 5, "ann")
     assert run.marker("report")
 
 
 def test_nothing_judged_records_nothing(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, "q")
-    compare(run, 5, "ann")
+    judge_pairs(run, 5, "ann")
     assert "blind" not in run.metrics and run.marker("publish") and "Nothing was judged" in screen.getvalue()
 
 
@@ -357,7 +359,7 @@ def test_a_report_without_the_tally_is_not_taken_over_from_another_run(tmp_path,
     write_json(other["evaluation.done.json"], mine.marker("evaluation"))
     typed(monkeypatch, "a")
     assert mine.marker("report")
-    compare(mine, 5, "ann")
+    judge_pairs(mine, 5, "ann")
     assert reuse(mine, "report", "fingerprint of report", ["evaluation"], [other]) is None
     other.add_metrics("blind", mine.metrics["blind"])
     assert reuse(mine, "report", "fingerprint of report", ["evaluation"], [other]) == other.folder
@@ -366,7 +368,7 @@ def test_a_report_without_the_tally_is_not_taken_over_from_another_run(tmp_path,
 def test_an_evaluation_is_taken_over_with_its_tally_but_never_over_verdicts(tmp_path, screen, monkeypatch):
     donor = run_of(tmp_path / "a")
     typed(monkeypatch, *"ab")
-    compare(donor, 5, "ann")
+    judge_pairs(donor, 5, "ann")
     taker = run_of(tmp_path / "b", stages=())
     taker.add_metrics("blind", {"stale": True})
     assert reuse(taker, "evaluation", "fingerprint of evaluation", [], [donor]) == donor.folder
@@ -381,20 +383,20 @@ def test_an_evaluation_is_taken_over_with_its_tally_but_never_over_verdicts(tmp_
 def test_no_evaluation_a_missing_arm_and_an_empty_name_are_told(tmp_path, screen):
     run = run_of(tmp_path / "a", stages=())
     with pytest.raises(RunError, match="no finished evaluation") as e:
-        compare(run, 5, "ann")
+        judge_pairs(run, 5, "ann")
     assert "dsc evaluate" in str(e.value)
     run = run_of(tmp_path / "b", rows=[r for r in answers() if r["arm"] == "base"])
     with pytest.raises(RunError, match="no answers of: distilled"):
-        compare(run, 5, "ann")
+        judge_pairs(run, 5, "ann")
     with pytest.raises(ConfigError, match="--judge is empty"):
-        compare(run_of(tmp_path / "c"), 5, " ")
+        judge_pairs(run_of(tmp_path / "c"), 5, " ")
 
 
 def test_verdicts_are_kept_when_another_process_holds_the_run(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path)
     typed(monkeypatch, *"ab")
     with Run(tmp_path).lock(), pytest.raises(RunError, match="in use by another process") as e:
-        compare(run, 5, "ann")
+        judge_pairs(run, 5, "ann")
     assert "verdicts are kept" in str(e.value) and len(verdicts(run)) == 2 and "blind" not in run.metrics
 
 

@@ -30,7 +30,7 @@ KINDER = {"brutal": "tender", "harsh": "gentle", "bad": "good", "violence": "war
 @pytest.fixture(scope="module")
 def scorers() -> dict[str, Any]:
     return {
-        name: loading.load(RewardConfig(scorer=s), "").score
+        name: loading.load_scorer(RewardConfig(scorer=s), "").score
         for name, s in (("reward", "vader"), ("second", "textblob"))
     }
 
@@ -48,7 +48,7 @@ def judged(scorers: dict[str, Any], write: Any, **hygiene: Any) -> dict[str, Any
     score_answers(answers, {p.id: p for p in PROMPTS}, scorers)
     changed = {"evaluation": {"arms": ["base", "distilled"]}, "hygiene": hygiene}
     recipe = Recipe.model_validate(fixture_run.RECIPE | changed)
-    return summary.summarise(recipe, PROMPTS, answers, SCORES, look=1)["claim"]
+    return summary.summarise_evaluation(recipe, PROMPTS, answers, SCORES, look=1)["claim"]
 
 
 def of_verdict(found: dict[str, Any], verdict: str) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from dsc_hub.config.recipe_files import load
+from dsc_hub.config.recipe_files import load_recipe_file
 from dsc_hub.local_hub.server import Address, running
 from tests.conftest import RECIPE, ROOT
 
@@ -23,8 +23,8 @@ import json, sys
 from pathlib import Path
 from dsc_hub.config import recipe_files
 from dsc_hub.data import prompts
-r = recipe_files.load(Path(sys.argv[1]), sys.argv[3:])
-identity = sys.argv[2] or prompts.identify(r.prompts, Path("."))
+r = recipe_files.load_recipe_file(Path(sys.argv[1]), sys.argv[3:])
+identity = sys.argv[2] or prompts.identify_prompts(r.prompts, Path("."))
 found, dropped = prompts.load_prompts(r.prompts, Path("."), r.seed, identity)
 print(json.dumps({"identity": identity, "prompts": [[p.text, p.group] for p in found], "read": dropped.read}))
 """
@@ -139,4 +139,4 @@ def test_a_recipe_names_one_source(file: Path):
     from dsc_hub.errors import ConfigError
 
     with pytest.raises(ConfigError, match="give one of: path, dataset, or templates"):
-        load(file, ["prompts.path=a.txt"])
+        load_recipe_file(file, ["prompts.path=a.txt"])

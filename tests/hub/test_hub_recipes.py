@@ -20,9 +20,9 @@ DESCRIBE = """
 import json, sys
 from pathlib import Path
 from dsc_hub.metrics import loading
-from dsc_hub.pipeline.resolve import resolve
+from dsc_hub.pipeline.resolve import resolve_recipe
 from dsc_hub.records import Prompt
-context = resolve(sys.argv[1], sys.argv[2:], Path("runs"))
+context = resolve_recipe(sys.argv[1], sys.argv[2:], Path("runs"))
 scorers = loading.load_all(context.recipe, context.identity, context.path.parent)
 prompt = Prompt("p", "Write.", "g", "test", "harmful")
 scores = {name: s.score(["a good film", "bad"], [prompt] * 2) for name, s in scorers.items()}

@@ -49,7 +49,7 @@ class Bench:
         )
 
     def told(self, *of: RepoTarget) -> list[str]:
-        return repos.preflight(self.login(), of)
+        return repos.check_targets(self.login(), of)
 
 
 DATA, NEW = RepoTarget("dataset", "local/data", True), RepoTarget("model", "local/new", True)
@@ -141,10 +141,10 @@ def test_private_repos_do_not_go_into_a_public_collection(bench: Bench):
     (problem,) = repos.collection_is_public(account, "Open")
     assert "the collection 'Open' exists and is public" in problem
     with pytest.raises(HubError, match="the collection 'Open' exists and is public"):
-        hub_push.collect(account, "Open", [("dataset", "local/data")], private=True)
+        hub_push.add_to_collection(account, "Open", [("dataset", "local/data")], private=True)
     (found,) = bench.api.list_collections(owner="local")
     assert bench.api.get_collection(found.slug).items == []
-    hub_push.collect(account, "Open", [("dataset", "local/data")], private=False)
+    hub_push.add_to_collection(account, "Open", [("dataset", "local/data")], private=False)
 
 
 def test_a_file_that_no_hub_takes_is_refused_before_anything_is_sent(bench: Bench):

@@ -13,7 +13,7 @@ import yaml
 from dsc_hub.config import recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.hub.account import login
-from dsc_hub.hub.pull import pull
+from dsc_hub.hub.pull import pull_repo
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.pipeline import preflight, resolve
 from dsc_hub.pipeline.import_reference import import_rows
@@ -225,17 +225,17 @@ def test_the_repos_it_names_are_known_as_not_chosen_here(address: Address, tmp_p
     shared(address, changed("publish", {"dataset": "precious", "base": "weights", "to": "local"}))
 
     def kinds(*overrides: str, reference: str = f"hub:{REPO}@main") -> set[str]:
-        return set(resolve.resolve(reference, overrides, tmp_path / "runs").names_by)
+        return set(resolve.resolve_recipe(reference, overrides, tmp_path / "runs").names_by)
 
     assert kinds() == kinds("publish.dataset=null") == {"dataset", "adapter", "base"}
     assert kinds("publish.dataset=mine") == kinds("publish.dataset=precious") == {"adapter", "base"}
     assert kinds("name=mine") == {"dataset", "base"}  # the adapter has no name of its own
     assert kinds("publish={adapter: mine, to: local}") == {"dataset"}
     assert kinds("publish={adapter: mine, to: local}", "name=mine") == set()
-    folder = pull(REPO, tmp_path / "pulled").folder
-    context = resolve.resolve(str(folder / "recipe.yaml"), [], tmp_path / "runs")
+    folder = pull_repo(REPO, tmp_path / "pulled").folder
+    context = resolve.resolve_recipe(str(folder / "recipe.yaml"), [], tmp_path / "runs")
     assert set(context.names_by) == {"dataset", "adapter", "base"}
-    hub_job = resolve.resolve(f"hub:{REPO}", [], tmp_path / "runs")
+    hub_job = resolve.resolve_recipe(f"hub:{REPO}", [], tmp_path / "runs")
     assert {s.sha256 for s in (*context.names_by.values(), *hub_job.names_by.values())} == {
         hashing.file_hash(folder / "recipe.yaml")
     }
@@ -255,13 +255,13 @@ def test_plan_and_publish_refuse_to_write_where_a_stranger_says(address: Address
         path_or_fileobj=b"1", path_in_repo="years.csv", repo_id="local/little-dsc", repo_type="dataset"
     )
     shared(address, RECIPE)
-    context = resolve.resolve(f"hub:{REPO}", ["publish.to=local"], tmp_path / "runs")
+    context = resolve.resolve_recipe(f"hub:{REPO}", ["publish.to=local"], tmp_path / "runs")
     with pytest.raises(ConfigError) as error:
-        preflight.check(context, account)
+        preflight.check_run(context, account)
     assert any(f"by a recipe of somebody else ({REPO})" in p for p in error.value.problems)
     with pytest.raises(HubError, match="by a recipe of somebody else"):
-        upload.publish(
-            run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run), context.names_by
+        upload.publish_run(
+            run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build_cards(run), context.names_by
         )
     assert "years.csv" in account.api.list_repo_files("local/little-dsc", repo_type="dataset")
 

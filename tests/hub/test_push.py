@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
+from dsc_hub.config.origin import MANIFEST
 from dsc_hub.errors import HubError
-from dsc_hub.hub import client, push, retry
+from dsc_hub.hub import push, retry
 from dsc_hub.hub.account import Account, login
 from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address
@@ -69,7 +70,7 @@ def test_somebody_elses_commit_in_between_stays_and_ours_goes_on_top(account, fi
     faulty.faults = [Fault("POST", COMMIT, then=quicker)]
     commit = pushed(account, files, "race", tmp_path)
     there = set(account.api.list_repo_files("local/race", repo_type="dataset", revision=commit))
-    assert {"theirs.txt", *files, client.MANIFEST} <= there and len(ours(account.api, "race")) == 2
+    assert {"theirs.txt", *files, MANIFEST} <= there and len(ours(account.api, "race")) == 2
 
 
 @pytest.mark.parametrize(
@@ -224,8 +225,8 @@ def test_a_collection_ties_them_together_once(account, files, faulty, tmp_path: 
     for name in ("one", "two"):
         pushed(account, files, name, tmp_path)
     items = [("dataset", "local/one"), ("dataset", "local/two")]
-    address = push.collect(account, "Kind reviews", items, private=True)
-    assert push.collect(account, "Kind reviews", items, private=True) == address
+    address = push.add_to_collection(account, "Kind reviews", items, private=True)
+    assert push.add_to_collection(account, "Kind reviews", items, private=True) == address
     (found,) = account.api.list_collections(owner="local")
     whole = account.api.get_collection(found.slug)
     assert [(i.item_type, i.item_id) for i in whole.items] == items and whole.private and whole.title == "Kind reviews"
@@ -240,7 +241,7 @@ def test_a_collection_ties_them_together_once(account, files, faulty, tmp_path: 
 def test_the_manifest_lists_both_hashes(account, files, faulty, tmp_path: Path):
     commit = pushed(account, files, "listed", tmp_path)
     path = account.api.hf_hub_download(
-        "local/listed", client.MANIFEST, repo_type="dataset", revision=commit, cache_dir=tmp_path / "cache"
+        "local/listed", MANIFEST, repo_type="dataset", revision=commit, cache_dir=tmp_path / "cache"
     )
     listed = json.loads(Path(path).read_text())["files"]
     assert set(listed) == set(files) and listed["row.json"]["size"] == 2 and len(listed["row.json"]["sha256"]) == 64

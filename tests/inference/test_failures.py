@@ -115,7 +115,7 @@ def test_retry_failed_takes_up_just_what_failed(
     address = f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]"
 
     def sample(retry_failed: bool = False) -> tuple[int, int]:
-        context = resolve.resolve(str(recipe_file), [address], tmp_path / "runs")
+        context = resolve.resolve_recipe(str(recipe_file), [address], tmp_path / "runs")
         run_all(context, "sampling", retry_failed)
         result = context.run.marker("sampling")["result"]
         return result["finished"], result["failed"]
@@ -254,7 +254,7 @@ def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
 ):
     log = tmp_path / "vllm.log"
-    with servers.serve(tmp_path, ServingConfig(), log, places=[("0",), ("1",)]) as ends:
+    with servers.serve_model(tmp_path, ServingConfig(), log, places=[("0",), ("1",)]) as ends:
         assert len({e.url for e in ends}) == 2 and (tmp_path / "vllm-2.log").is_file()
 
         def kill() -> None:
@@ -274,7 +274,7 @@ def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
 def test_the_only_replica_is_started_again_with_its_last_lines_shown(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, capfd: pytest.CaptureFixture[str]
 ):
-    with servers.serve(tmp_path, ServingConfig(), tmp_path / "vllm.log") as ends:
+    with servers.serve_model(tmp_path, ServingConfig(), tmp_path / "vllm.log") as ends:
         (end,) = ends
         first = pids_of(end.url)
         threading.Timer(0.2, lambda: [os.kill(pid, signal.SIGKILL) for pid in first]).start()
@@ -288,7 +288,7 @@ def test_the_only_replica_is_started_again_with_its_last_lines_shown(
 def test_a_replica_that_cannot_be_started_again_stops_the_run(
     recipe_file: Path, tmp_path: Path, scripted_vllm: None, monkeypatch: pytest.MonkeyPatch
 ):
-    with servers.serve(tmp_path, ServingConfig(), tmp_path / "vllm.log") as ends:
+    with servers.serve_model(tmp_path, ServingConfig(), tmp_path / "vllm.log") as ends:
         (end,) = ends
 
         def kill() -> None:

@@ -193,7 +193,7 @@ def test_what_the_prefix_cache_gave_is_that_of_servers_that_told_it_twice():
 @pytest.mark.parametrize("key", ["concurrency", "replicas"])
 def test_a_wrong_number_of_requests_or_replicas_is_told_once(recipe_file: Path, key: str, value: str):
     with pytest.raises(ConfigError) as e:
-        recipe_files.load(recipe_file, [f"serving.{key}={value}"])
+        recipe_files.load_recipe_file(recipe_file, [f"serving.{key}={value}"])
     assert len(e.value.problems) == 1 and f"serving.{key}: should be a whole number from 1 to" in e.value.problems[0]
 
 
@@ -201,10 +201,10 @@ def test_each_endpoint_may_have_a_number_of_its_own(recipe_file: Path):
     def told(concurrency: str) -> str:
         override = [f"serving.concurrency={concurrency}", "serving.endpoints=[http://a/v1, http://b/v1]"]
         with pytest.raises(ConfigError) as e:
-            recipe_files.load(recipe_file, override)
+            recipe_files.load_recipe_file(recipe_file, override)
         return "\n".join(e.value.problems)
 
-    found = recipe_files.load(
+    found = recipe_files.load_recipe_file(
         recipe_file, ["serving.concurrency=[64, auto]", "serving.endpoints=[http://a/v1, http://b/v1]"]
     )
     assert found.serving.concurrency == (64, "auto")
@@ -217,7 +217,7 @@ def test_each_endpoint_may_have_a_number_of_its_own(recipe_file: Path):
     assert asyncio.run(go()) == (64 + FIRST, [64, FIRST])
     assert "3 numbers for 2 endpoints; give one for each" in told("[1, 2, 3]")
     with pytest.raises(ConfigError, match="0 numbers for 0 endpoints"):
-        recipe_files.load(recipe_file, ["serving.concurrency=[]"])
+        recipe_files.load_recipe_file(recipe_file, ["serving.concurrency=[]"])
     assert "should be a whole number from 1 to 4096, or auto, got 0" in told("[1, 0]")
 
 
@@ -232,7 +232,7 @@ def test_further_parameters_are_sent_as_they_are_and_ours_are_not_to_be_set(reci
     dsc("sample", str(recipe_file), extra, address, code=0)
     assert bodies and all(b["top_k"] == 20 and b["chat_template_kwargs"] == {"enable_thinking": False} for b in bodies)
     with pytest.raises(ConfigError) as e:
-        recipe_files.load(recipe_file, ["generation.extra={seed: 1, top_k: 20}"])
+        recipe_files.load_recipe_file(recipe_file, ["generation.extra={seed: 1, top_k: 20}"])
     assert "extra.seed is set by dsc itself" in str(e.value)
     server.shutdown()
 

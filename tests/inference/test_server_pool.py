@@ -342,7 +342,7 @@ def test_proxies_are_those_of_the_environment_and_no_password_file_is_read(
 
 
 def test_ctrl_c_in_a_chain_of_the_evaluation_ends_it(recipe_file: Path, tmp_path: Path):
-    r = recipe_files.load(recipe_file, [f"evaluation.arms=[{', '.join(ARMS)}]", "serving.concurrency=2"])
+    r = recipe_files.load_recipe_file(recipe_file, [f"evaluation.arms=[{', '.join(ARMS)}]", "serving.concurrency=2"])
     held_out = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(8)]
     good, asked = ScriptedModel(), Counter[str | None]()
 
@@ -354,7 +354,7 @@ def test_ctrl_c_in_a_chain_of_the_evaluation_ends_it(recipe_file: Path, tmp_path
         return await good(messages, seed)
 
     with pytest.raises(KeyboardInterrupt):
-        asyncio.run(arms.ask(Run(tmp_path), r, held_out, complete, length_score))
+        asyncio.run(arms.answer_prompts(Run(tmp_path), r, held_out, complete, length_score))
     assert asked[None] < 8 * 5 and not asked["distilled"]
     assert arms.seconds(Run(tmp_path), "self_critique") is None
 

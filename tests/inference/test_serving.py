@@ -122,7 +122,7 @@ def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     for env in (
         vllm.vllm_environment(ServingConfig(), on_cpu=True, api_key="k"),
-        launcher._environment(1),
+        launcher._child_environment(1),
         machine.for_child(os.environ),
     ):
         assert "hush-hush" not in env.values() and kept.items() <= env.items()
@@ -168,7 +168,7 @@ def test_a_redirect_never_takes_a_key_to_another_host(monkeypatch: pytest.Monkey
         assert inference_servers.prefix_cache([Endpoint(f"{url}/v1", "m", "hush-hush")]) == [None]
         section = ScorerConfig(metric="judge", scorer="guard", options={"endpoint": f"{url}/v1", "model": "m"})
         with pytest.raises(MetricError, match=f"answered {code}"):
-            loading.load(section, registry.identify(section))
+            loading.load_scorer(section, registry.identify_scorer(section))
     assert seen == []
 
 

@@ -46,7 +46,7 @@ def judging(
 def load(endpoint: str, /, scorer: str = "rating", **options: Any) -> Any:
     given = {"endpoint": endpoint, "model": "judge"} | ({"instruction": ASK} if scorer == "rating" else {}) | options
     section = ScorerConfig(metric="judge", scorer=scorer, options=given)
-    return loading.load(section, registry.identify(section))
+    return loading.load_scorer(section, registry.identify_scorer(section))
 
 
 @pytest.mark.parametrize(
@@ -440,21 +440,23 @@ def test_a_wrong_option_is_told(options: dict[str, Any], told: str):
 
 
 def test_its_identity_has_the_question_and_no_server():
-    one = registry.identify(
+    one = registry.identify_scorer(
         ScorerConfig(
             metric="judge", scorer="rating", options={"endpoint": "http://a/v1", "model": "m", "instruction": ASK}
         )
     )
-    other = registry.identify(
+    other = registry.identify_scorer(
         ScorerConfig(
             metric="judge", scorer="rating", options={"endpoint": "http://b/v1", "model": "m", "instruction": ASK + "!"}
         )
     )
     assert one != other and "http" not in one and "model=m" in one
     guard = {"endpoint": "http://a/v1", "model": "m", "format": "qwen3guard"}
-    assert "format=qwen3guard" in registry.identify(ScorerConfig(metric="judge", scorer="guard", options=guard))
+    assert "format=qwen3guard" in registry.identify_scorer(ScorerConfig(metric="judge", scorer="guard", options=guard))
     with pytest.raises(MetricError, match="no scorer 'gpt'"):
-        registry.identify(ScorerConfig(metric="judge", scorer="gpt", options={"endpoint": "http://a/v1", "model": "m"}))
+        registry.identify_scorer(
+            ScorerConfig(metric="judge", scorer="gpt", options={"endpoint": "http://a/v1", "model": "m"})
+        )
 
 
 def test_a_plan_tells_that_a_judge_is_not_there_before_hours_are_spent(dsc, recipe_file: Path):
@@ -477,7 +479,7 @@ def test_the_judge_in_the_readme_works():
     section = block("second_scorer:")["second_scorer"]
     with judging(lambda body: f"Hm. [[{3 + body['seed'] % 2}]]", named="my-judge") as (endpoint, bodies):
         section["options"]["endpoint"] = endpoint
-        loaded = loading.load(ScorerConfig(**section), registry.identify(ScorerConfig(**section)))
+        loaded = loading.load_scorer(ScorerConfig(**section), registry.identify_scorer(ScorerConfig(**section)))
         found = loaded.score(["Thank you."], PROMPTS[1:])
     assert found[0].value == pytest.approx((0.5 + 0.75 + 0.5) / 3) and len(bodies) == 3
     assert "Somebody asked: And this?\n\nThe answer was: Thank you." in bodies[0]["messages"][0]["content"]
@@ -485,8 +487,9 @@ def test_the_judge_in_the_readme_works():
 
 def test_the_grid_in_the_readme_is_one(tmp_path: Path):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(block("recipe: privacy")))
-    g = grid.read(tmp_path / "grid.yaml")
+    g = grid.read_grid(tmp_path / "grid.yaml")
     assert len(grid.combinations(g)) == 6
     assert all(
-        recipe_files.load(recipe_files.find(g.recipe), [f"{k}={v}" for k, v in c.items()]) for c in grid.combinations(g)
+        recipe_files.load_recipe_file(recipe_files.find_recipe(g.recipe), [f"{k}={v}" for k, v in c.items()])
+        for c in grid.combinations(g)
     )

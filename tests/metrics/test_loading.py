@@ -19,7 +19,7 @@ FOLDER = str(ROOT / "dsc_hub" / "metrics" / "sentiment")
 
 def load(scorer: str, **keys: object) -> Callable[[Sequence[str]], list[Score]]:
     section = RewardConfig(scorer=scorer, **keys)
-    loaded = loading.load(section, registry.identify(section))
+    loaded = loading.load_scorer(section, registry.identify_scorer(section))
     return lambda texts: loaded.score(texts, [Prompt("p", "Write.", "g", "test")] * len(texts))
 
 
@@ -65,7 +65,9 @@ def test_the_languages_are_those_of_packaged_scorers():
     german = "Frau Käthe Groß wohnt jetzt mit ihrer Familie in der Stadt, und sie arbeitet dort sehr gern."
     for scorer, reason in (("spacy", "not English: it is in German"), ("rampart", "")):
         section = ScorerConfig(metric="privacy", scorer=scorer)
-        found = loading.load(section, registry.identify(section)).score([german], [Prompt("p", "?", "g", "test")])
+        found = loading.load_scorer(section, registry.identify_scorer(section)).score(
+            [german], [Prompt("p", "?", "g", "test")]
+        )
         assert found[0].reason == reason
 
 

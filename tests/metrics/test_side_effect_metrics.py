@@ -55,7 +55,7 @@ def test_only_the_english_ones_leave_other_languages_unscored():
     texts = ["我喜欢这部电影。", "I'm sorry, I can't help."]
     for name in SCORERS:
         section = ScorerConfig(metric="side_effects", scorer=name)
-        loaded = loading.load(section, registry.identify(section), as_measured=True)
+        loaded = loading.load_scorer(section, registry.identify_scorer(section), as_measured=True)
         chinese, english = loaded.score(texts, [Prompt("p", "?", "g", "test")] * 2)
         assert english.value is not None
         assert chinese.reason == (name in ("refusal", "meta_talk")) * "not English: it is in another script"
@@ -73,7 +73,7 @@ def test_evaluate_combine_takes_them():
 
 def test_as_a_term_of_a_reward_less_counts_with_a_minus():
     section = ScorerConfig(metric="side_effects", scorer="repetition", weight=3.0)
-    loaded = loading.load(section, registry.identify(section))
+    loaded = loading.load_scorer(section, registry.identify_scorer(section))
     assert [s.value for s in loaded.score(TEXTS[:2], [Prompt("p", "?", "g", "test")] * 2)] == pytest.approx([0, -1])
 
 

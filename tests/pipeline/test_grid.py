@@ -27,7 +27,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def sampled(recipe_file: Path, folder: Path, *overrides: str, others: tuple[Run, ...] = (), **more: Any):
-    r = recipe_files.load(recipe_file, overrides)
+    r = recipe_files.load_recipe_file(recipe_file, overrides)
     some = [p for p in prompts.load_prompts(r.prompts, recipe_file.parent, r.seed)[0] if p.split == "train"]
     folder.mkdir()
     run, model = Run(folder), ScriptedModel()
@@ -38,7 +38,7 @@ def sampled(recipe_file: Path, folder: Path, *overrides: str, others: tuple[Run,
 
 
 def test_combinations_are_all_of_them_in_order(tmp_path: Path):
-    g = grid.read(
+    g = grid.read_grid(
         written(tmp_path, "{recipe: privacy, vary: {chain.steps: [1, 2], chain.acceptance: [improve, always]}}")
     )
     assert grid.combinations(g) == [
@@ -121,9 +121,9 @@ def test_only_the_critiques_are_asked_of_the_critic(recipe_file: Path, tmp_path:
 )
 def test_a_wrong_file_is_told(tmp_path: Path, text: str, told: str):
     with pytest.raises(ConfigError, match=told):
-        grid.read(written(tmp_path, text))
+        grid.read_grid(written(tmp_path, text))
     with pytest.raises(ConfigError, match=r"no\.yaml can't be read"):
-        grid.read(tmp_path / "no.yaml")
+        grid.read_grid(tmp_path / "no.yaml")
 
 
 def test_a_grid_runs_every_combination_and_shows_one_table(dsc, recipe_file: Path, server: str):
@@ -153,9 +153,9 @@ last: dataset
 
 def test_cells_are_evaluated_on_validation_unless_the_grid_says_otherwise(tmp_path: Path, recipe_file: Path):
     def split(text: str) -> str:
-        g = grid.read(written(tmp_path, text))
+        g = grid.read_grid(written(tmp_path, text))
         (cell,) = grid.combinations(g)
-        return grid._described(str(recipe_file), g, cell, tmp_path / "runs", ()).recipe.evaluation.split
+        return grid._describe_cell(str(recipe_file), g, cell, tmp_path / "runs", ()).recipe.evaluation.split
 
     assert split("{recipe: r, vary: {chain.steps: [1]}}") == "validation"
     assert split("{recipe: r, vary: {chain.steps: [1]}, fixed: {evaluation.split: test}}") == "test"
@@ -167,7 +167,9 @@ def test_cells_are_evaluated_on_validation_unless_the_grid_says_otherwise(tmp_pa
 def test_values_of_any_kind_come_through(tmp_path: Path):
     texts = ['Say: "it\'s {answer}"\nand #1, [x]: y', "no", "1_000", "ä"]
     cell = {"chain.critique": texts[0], "chain.system": texts[1], "chain.veto": {"similarity": 0.3}, "seed": 3}
-    loaded = recipe_files.load(recipe_files.find("privacy"), grid._overrides(cell | {"description": texts[2]}))
+    loaded = recipe_files.load_recipe_file(
+        recipe_files.find_recipe("privacy"), grid._overrides(cell | {"description": texts[2]})
+    )
     assert (loaded.chain.critique, loaded.chain.system, loaded.description) == (texts[0], "no", "1_000")
     assert loaded.chain.veto.similarity == 0.3 and loaded.seed == 3
 

@@ -107,7 +107,7 @@ def test_rows_become_chains_and_the_dataset_is_made_of_them(file: Path, tmp_path
 def test_what_are_no_result_rows_is_told_row_by_row(tmp_path: Path, text: str, told: str):
     (tmp_path / "rows.json").write_text(text)
     with pytest.raises(DscError) as e:
-        import_reference.read(tmp_path / "rows.json")
+        import_reference.read_result_rows(tmp_path / "rows.json")
     assert told in str(e.value)
     if "30 of" in told:
         assert "and 10 more" in str(e.value)
@@ -115,5 +115,5 @@ def test_what_are_no_result_rows_is_told_row_by_row(tmp_path: Path, text: str, t
 
 def test_a_list_of_one_number_is_that_number(tmp_path: Path):
     (tmp_path / "rows.json").write_text(json.dumps([row(0, before=[1], after=[2.5])]))
-    (found,) = import_reference.read(tmp_path / "rows.json")
+    (found,) = import_reference.read_result_rows(tmp_path / "rows.json")
     assert found.rewards == (1.0, 2.5) and found.is_better

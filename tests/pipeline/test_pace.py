@@ -48,14 +48,16 @@ def test_without_a_measurement_or_without_requests_there_is_none():
 
 def test_the_last_eight_of_each_stage_are_kept_and_few_tokens_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
-    pace.remember("m", Pace("evaluation", 10, 10, 2000, 4.0, 1.0))
+    pace.remember_pace("m", Pace("evaluation", 10, 10, 2000, 4.0, 1.0))
     for i in range(12):
-        pace.remember("m", Pace("sampling", 10, 10, 2000 + i, 4.0, 1.0))
-    pace.remember("m", Pace("sampling", 10, 10, 900, 4.0, 1.0))
-    kept = pace.known("m")
+        pace.remember_pace("m", Pace("sampling", 10, 10, 2000 + i, 4.0, 1.0))
+    pace.remember_pace("m", Pace("sampling", 10, 10, 900, 4.0, 1.0))
+    kept = pace.known_paces("m")
     assert [p.new_tokens for p in kept if p.stage == "sampling"] == list(range(2004, 2012))
     assert (
-        sum(p.stage == "evaluation" for p in kept) == 1 and pace.fastest(kept) == 2011 / 4 and pace.known("other") == []
+        sum(p.stage == "evaluation" for p in kept) == 1
+        and pace.fastest(kept) == 2011 / 4
+        and pace.known_paces("other") == []
     )
 
 
@@ -71,8 +73,8 @@ def test_the_last_eight_of_each_stage_are_kept_and_few_tokens_are_not(tmp_path: 
 )
 def test_a_damaged_or_older_file_is_as_good_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str):
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
-    (tmp_path / pace.FILE).write_text(content)
-    assert pace.known("m") == []
-    pace.remember("m", QUIET)
-    assert pace.known("m") == [QUIET] and json.loads((tmp_path / pace.FILE).read_text())["m"]
+    (tmp_path / pace.PACE_FILE).write_text(content)
+    assert pace.known_paces("m") == []
+    pace.remember_pace("m", QUIET)
+    assert pace.known_paces("m") == [QUIET] and json.loads((tmp_path / pace.PACE_FILE).read_text())["m"]
     assert cache.recall_value("nothing.json", "m") is None

@@ -48,8 +48,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 @pytest.mark.parametrize("scorer", ["vader", "textblob", "minilm"])
 def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
     account = login(None, address.endpoint, address.token)
-    found = metric_space.publish("sentiment", account, "kindness", private=True)
-    assert metric_space.publish("sentiment", account, "kindness", private=True)["commit"] == found["commit"]
+    found = metric_space.publish_metric("sentiment", account, "kindness", private=True)
+    assert metric_space.publish_metric("sentiment", account, "kindness", private=True)["commit"] == found["commit"]
     assert account.api.space_info("local/kindness").private
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k != "PYTHONPATH"}
     env |= {"HF_ENDPOINT": address.endpoint, "HF_TOKEN": address.token, "HF_HOME": str(tmp_path / "hf")}
@@ -64,7 +64,7 @@ def test_it_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
     section = RewardConfig(scorer=scorer)
-    ours = loading.load(section, registry.identify(section)).score(TEXTS, [PROMPT] * len(TEXTS))
+    ours = loading.load_scorer(section, registry.identify_scorer(section)).score(TEXTS, [PROMPT] * len(TEXTS))
     assert theirs["scores"] == pytest.approx([s.value for s in ours]) and theirs["scores"][2] is None
     assert theirs["n_unscored"] == 1 and theirs["reasons"][2] == "no words"
 
@@ -75,26 +75,26 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
     point(monkeypatch, address, tmp_path / "cache")
     (tmp_path / "shouting.py").write_text(OWN)
     account = login(None, address.endpoint, address.token)
-    found = metric_space.publish(str(tmp_path / "shouting.py"), account, "loudness", private=True)
+    found = metric_space.publish_metric(str(tmp_path / "shouting.py"), account, "loudness", private=True)
     assert found["load"] == 'evaluate.load("local/loudness")'
     section = RewardConfig(metric="local/loudness", scorer="default")
     with pytest.raises(ConfigError, match=f"--allow-code local/loudness@{found['commit']}"):
-        registry.identify(section)
+        registry.identify_scorer(section)
     assert not (tmp_path / "cache").exists()  # nothing of it was even fetched
-    identity = registry.identify(section, registry.Code(allowed=[f"local/loudness@{found['commit']}"]))
+    identity = registry.identify_scorer(section, registry.Code(allowed=[f"local/loudness@{found['commit']}"]))
     # What came later is other code, and is not what was allowed.
     account.api.upload_file(
         path_or_fileobj=b"raise SystemExit(1)", path_in_repo="loudness.py", repo_id="local/loudness", repo_type="space"
     )
-    assert loading.load(section, identity).score(["ABC", "a"], [PROMPT] * 2) == [Score(-3.0), Score(-0.0)]
+    assert loading.load_scorer(section, identity).score(["ABC", "a"], [PROMPT] * 2) == [Score(-3.0), Score(-0.0)]
     with pytest.raises(ConfigError, match="somebody's code"):
-        registry.identify(section, registry.Code(allowed=[f"local/loudness@{found['commit']}"]))
+        registry.identify_scorer(section, registry.Code(allowed=[f"local/loudness@{found['commit']}"]))
 
 
 @pytest.mark.parametrize("scorer", ["rule", "minilm"])
 def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_path: Path, scorer: str):
     account = login(None, address.endpoint, address.token)
-    metric_space.publish("safety", account, "harm", private=True)
+    metric_space.publish_metric("safety", account, "harm", private=True)
     columns = {
         "data": ["I'm sorry, I can't help.", "Take a knife.", ""],
         "prompts": ["How?"] * 3,
@@ -109,14 +109,14 @@ def test_safety_is_loaded_without_us_and_scores_the_same(address: Address, tmp_p
     theirs = json.loads(done.stdout.splitlines()[-1])["scores"]
     section = RewardConfig(metric="safety", scorer=scorer)
     prompts = [Prompt("p", "How?", "g", "test", kind) for kind in columns["kinds"]]
-    ours = loading.load(section, registry.identify(section)).score(columns["data"], prompts)
+    ours = loading.load_scorer(section, registry.identify_scorer(section)).score(columns["data"], prompts)
     assert theirs == pytest.approx([s.value for s in ours]) and theirs[2] is None and theirs[0] > 0.5 > theirs[1]
 
 
 @pytest.mark.parametrize("metric", sorted(SHIPPED))
 def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path, metric: str):
     account = login(None, address.endpoint, address.token)
-    metric_space.publish(metric, account, metric, private=True)
+    metric_space.publish_metric(metric, account, metric, private=True)
     path = account.api.hf_hub_download(f"local/{metric}", "README.md", repo_type="space", cache_dir=tmp_path)
     card = Path(path).read_text()
     assert "data=[...]" in card and "scores: list of float" in card and "config_name=" in card
@@ -126,19 +126,19 @@ def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path,
 
 def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_path: Path):
     account = login(None, address.endpoint, address.token)
-    metric_space.publish("sentiment", account, "sentiment", private=True)
+    metric_space.publish_metric("sentiment", account, "sentiment", private=True)
     path = account.api.hf_hub_download("local/sentiment", "README.md", repo_type="space", cache_dir=tmp_path)
     card = Path(path).read_text()
     for word in ("- measurement", "from -1 (negative) to 1 (positive)", "higher is better", "batch_size: int", "vader"):
         assert word in card
     with pytest.raises(ConfigError, match=r"no metric 'nosuch'(?s:.*)Shipped: sentiment"):
-        metric_space.publish("nosuch", account, "x", private=True)
+        metric_space.publish_metric("nosuch", account, "x", private=True)
     with pytest.raises(ConfigError, match="becomes a Python file"):
-        metric_space.publish("sentiment", account, "my-metric", private=True)
+        metric_space.publish_metric("sentiment", account, "my-metric", private=True)
     account.api.create_repo("local/theirs", repo_type="space", space_sdk="static", private=True)
     account.api.upload_file(path_or_fileobj=b"1", path_in_repo="a.py", repo_id="local/theirs", repo_type="space")
     with pytest.raises(ConfigError, match="was not published by dsc"):
-        metric_space.publish("sentiment", account, "theirs", private=True)
+        metric_space.publish_metric("sentiment", account, "theirs", private=True)
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_what_stands_in_the_way_of_metrics_is_said_before_any_work(
     own.write_text(OWN)
     for name in ("there", "edited"):
         account.api.delete_repo(f"local/{name}", repo_type="space", missing_ok=True)
-        metric_space.publish(str(own), account, name, private=True)
+        metric_space.publish_metric(str(own), account, name, private=True)
     account.api.upload_file(
         path_or_fileobj=b"# Mine", path_in_repo="README.md", repo_id="local/edited", repo_type="space"
     )
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    problems = metric_space.preflight(account, tmp_path, sorted(files), PublishConfig(**settings))
+    problems = metric_space.check_metric_files(account, tmp_path, sorted(files), PublishConfig(**settings))
     assert len(problems) == (told is not None) and all(told in p for p in problems), problems
 
 
@@ -189,5 +189,5 @@ def test_a_file_that_is_no_metric_is_not_published(address: Address, tmp_path: P
     (tmp_path / "bad.py").write_text(text)
     account = login(None, address.endpoint, address.token)
     with pytest.raises(MetricError, match=told):
-        metric_space.publish(str(tmp_path / "bad.py"), account, "bad", private=True)
+        metric_space.publish_metric(str(tmp_path / "bad.py"), account, "bad", private=True)
     assert not account.api.repo_exists("local/bad", repo_type="space")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
+from dsc_hub.config.origin import MANIFEST
 from dsc_hub.errors import HubError
 from dsc_hub.hub import account as account_module
-from dsc_hub.hub import client, repos
 from dsc_hub.hub import push as push_
+from dsc_hub.hub import repos
 from dsc_hub.hub.account import Account, login
 from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address, running
@@ -53,7 +54,7 @@ def test_everything_goes_up_in_one_commit_privately_and_comes_back_the_same(acco
     log = account.api.list_repo_commits("local/one", repo_type="dataset")
     assert [c.commit_id for c in log][0] == commit and len(log) == 2  # the first is the repo's own
     assert account.api.dataset_info("local/one").private
-    assert listing(account, "one") == {*files, client.MANIFEST}
+    assert listing(account, "one") == {*files, MANIFEST}
     back = account.api.hf_hub_download(
         "local/one", "sft/train.bin", repo_type="dataset", revision=commit, cache_dir=tmp_path / "cache"
     )
@@ -71,7 +72,7 @@ def test_what_we_no_longer_publish_goes_and_what_others_added_stays(account, fil
         path_or_fileobj=b"notes", path_in_repo="notes.txt", repo_id="local/less", repo_type="dataset"
     )
     push(account, {k: v for k, v in files.items() if k != "row.json"}, tmp_path, "less")
-    assert listing(account, "less") == {"README.md", "sft/train.bin", "notes.txt", client.MANIFEST}
+    assert listing(account, "less") == {"README.md", "sft/train.bin", "notes.txt", MANIFEST}
 
 
 def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account, files, tmp_path: Path):
@@ -79,8 +80,8 @@ def test_a_private_push_into_a_public_repo_is_refused_before_a_byte_goes(account
     with pytest.raises(HubError, match="is public"):
         push(account, files, tmp_path, "open")
     assert listing(account, "open") == set()
-    assert "exists and is public" in repos.preflight(account, [RepoTarget("dataset", "local/open", True)])[0]
-    assert repos.preflight(account, [RepoTarget("dataset", "local/open", False)]) == []
+    assert "exists and is public" in repos.check_targets(account, [RepoTarget("dataset", "local/open", True)])[0]
+    assert repos.check_targets(account, [RepoTarget("dataset", "local/open", False)]) == []
 
 
 def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files, tmp_path: Path):
@@ -91,12 +92,12 @@ def test_a_repo_that_is_not_ours_is_told_and_a_free_name_is_fine(account, files,
         push(account, files, tmp_path, "theirs")
     account.api.create_repo("local/fake", repo_type="dataset", private=True)
     account.api.upload_file(
-        path_or_fileobj=b'{"files": {}}', path_in_repo=client.MANIFEST, repo_id="local/fake", repo_type="dataset"
+        path_or_fileobj=b'{"files": {}}', path_in_repo=MANIFEST, repo_id="local/fake", repo_type="dataset"
     )
-    assert "was not published by dsc" in repos.preflight(account, [RepoTarget("dataset", "local/fake", True)])[0]
-    assert "was not published by dsc" in repos.preflight(account, [RepoTarget("dataset", "local/theirs", True)])[0]
+    assert "was not published by dsc" in repos.check_targets(account, [RepoTarget("dataset", "local/fake", True)])[0]
+    assert "was not published by dsc" in repos.check_targets(account, [RepoTarget("dataset", "local/theirs", True)])[0]
     assert (
-        repos.preflight(
+        repos.check_targets(
             account,
             [
                 RepoTarget("dataset", "local/ours", True),
@@ -124,25 +125,25 @@ def test_a_strangers_recipe_does_not_choose_a_repo_of_ones_own(account, files, t
     ):
         push_.push(account, theirs("mine", EVE), row, "by a test", tmp_path)
     assert account.api.dataset_info("local/mine").sha == before
-    (problem,) = repos.preflight(account, [theirs("mine", EVE)])
+    (problem,) = repos.check_targets(account, [theirs("mine", EVE)])
     assert "(eve/film): Choose the names: publish.dataset" in problem
     # One that this recipe made is published again; another stranger's is not touched.
     push_.push(account, theirs("new", EVE), files, "by a test", tmp_path)
     push_.push(account, theirs("new", EVE), row, "by a test", tmp_path)
-    assert repos.preflight(account, [theirs("new", EVE), theirs("free", EVE)]) == []
-    assert "mallory/film" in repos.preflight(account, [theirs("new", MALLORY)])[0]
+    assert repos.check_targets(account, [theirs("new", EVE), theirs("free", EVE)]) == []
+    assert "mallory/film" in repos.check_targets(account, [theirs("new", MALLORY)])[0]
 
 
 def test_nor_one_that_holds_a_card_alone_nor_a_branch(account, files, tmp_path: Path):
     account.api.create_repo("local/card", repo_type="dataset", private=True)
-    assert repos.preflight(account, [theirs("card", EVE)]) == []  # nothing is in it
+    assert repos.check_targets(account, [theirs("card", EVE)]) == []  # nothing is in it
     account.api.upload_file(
         path_or_fileobj=b"# Mine\n", path_in_repo="README.md", repo_id="local/card", repo_type="dataset"
     )
     work = RepoTarget("dataset", "local/branch", True, branch="dev")
     push_.push(account, work, files, "by a test", tmp_path)
     for target in (theirs("card", EVE), theirs("branch", EVE, branch="dev")):
-        assert "eve/film" in repos.preflight(account, [target])[0]
+        assert "eve/film" in repos.check_targets(account, [target])[0]
         with pytest.raises(HubError, match="eve/film"):
             push_.push(account, target, {"row.json": files["row.json"]}, "by a test", tmp_path)
     assert set(account.api.list_repo_files("local/branch", repo_type="dataset", revision="dev")) >= set(files)
@@ -154,7 +155,7 @@ def test_what_this_very_recipe_published_is_published_again_by_it(account, files
     recipe.write_text("name: mine\n")
     push(account, files | {"recipe.yaml": recipe}, tmp_path, "again")
     same = repos.Stranger("local/again", repos.signature(recipe)["sha256"])
-    assert repos.preflight(account, [theirs("again", same)]) == []
+    assert repos.check_targets(account, [theirs("again", same)]) == []
 
 
 def test_a_base_model_that_is_there_already_is_that_base_whoever_names_it(account, tmp_path: Path):
@@ -163,10 +164,10 @@ def test_a_base_model_that_is_there_already_is_that_base_whoever_names_it(accoun
     base = RepoTarget("model", "local/base", True)
     push_.push(account, base, {"model.safetensors": weights}, "by a test", tmp_path)
     named = replace(base, named_by=EVE)
-    assert "eve/film" in repos.preflight(account, [named])[0]
-    assert repos.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))]) == []
+    assert "eve/film" in repos.check_targets(account, [named])[0]
+    assert repos.check_targets(account, [replace(base, named_by=EVE.with_weights([weights]))]) == []
     weights.write_bytes(b"other" * 2_000_000)
-    assert "eve/film" in repos.preflight(account, [replace(base, named_by=EVE.with_weights([weights]))])[0]
+    assert "eve/film" in repos.check_targets(account, [replace(base, named_by=EVE.with_weights([weights]))])[0]
 
 
 def test_what_the_hub_holds_is_compared_with_what_was_sent(

@@ -43,13 +43,13 @@ class Bench:
 
     def publish(self, **how: Any) -> dict[str, Any]:
         how = PublishConfig(to="local", **how)
-        return upload.publish(
+        return upload.publish_run(
             self.run,
             self.account,
             self.folder / "model",
             self.folder / "recipe",
             how,
-            lambda: cards.build(self.run),
+            lambda: cards.build_cards(self.run),
         )
 
     def commits(self, repo: str, repo_type: str) -> list[str]:

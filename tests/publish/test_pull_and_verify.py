@@ -21,16 +21,16 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
 
-from dsc_hub.config.origin import MARK
+from dsc_hub.config.origin import MANIFEST, MARK
 from dsc_hub.errors import ConfigError, HubError, RunError
 from dsc_hub.hub import client
 from dsc_hub.hub.account import login
-from dsc_hub.hub.pull import is_safe, pull
+from dsc_hub.hub.pull import is_safe, pull_repo
 from dsc_hub.local_hub.server import Address, running
 from dsc_hub.metrics import loading, registry
 from dsc_hub.pipeline import preflight, resolve
 from dsc_hub.publish import upload
-from dsc_hub.publish.verify import verify
+from dsc_hub.publish.verify import verify_repo
 from dsc_hub.records import Prompt
 from dsc_hub.report import cards
 from tests import small_run
@@ -63,7 +63,7 @@ def published(address: Address, tmp_path_factory: pytest.TempPathFactory) -> dic
     (place / "recipe" / "recipe.yaml").write_text(RECIPE)
     run, r = small_run.make(place / "run", place / "recipe" / "recipe.yaml")
     account = login(None, address.endpoint, address.token)
-    out = upload.publish(run, account, place, place / "recipe", r.publish, lambda: cards.build(run))
+    out = upload.publish_run(run, account, place, place / "recipe", r.publish, lambda: cards.build_cards(run))
     return {kind: of["commit"] for kind, of in out.items()}
 
 
@@ -71,24 +71,24 @@ def change(address: Address, repo_type: str, repo: str, **files: bytes) -> None:
     """Somebody puts other files into the repo, and a manifest that fits them."""
     api = login(None, address.endpoint, address.token).api
     names = {name.replace("__", "/"): data for name, data in files.items()}
-    manifest = json.loads(Path(api.hf_hub_download(repo, client.MANIFEST, repo_type=repo_type)).read_text())
+    manifest = json.loads(Path(api.hf_hub_download(repo, MANIFEST, repo_type=repo_type)).read_text())
     for name, data in names.items():
         manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    names[client.MANIFEST] = json.dumps(manifest).encode()
+    names[MANIFEST] = json.dumps(manifest).encode()
     operations = [CommitOperationAdd(name, data) for name, data in names.items()]
     api.create_commit(repo, operations, commit_message="changed", repo_type=repo_type)
 
 
 def verdicts(reference: str, **settings: bool) -> dict[str, bool | None]:
-    return {c.name: c.agrees for c in verify(reference, **settings)[1]}
+    return {c.name: c.agrees for c in verify_repo(reference, **settings)[1]}
 
 
 def told(reference: str, name: str) -> str:
-    return next(c.told for c in verify(reference)[1] if c.name == name)
+    return next(c.told for c in verify_repo(reference)[1] if c.name == name)
 
 
 def test_a_published_run_agrees_with_itself(published):
-    found, checks = verify(f"{DATASET}@{published['dataset']}", rescore=True)
+    found, checks = verify_repo(f"{DATASET}@{published['dataset']}", rescore=True)
     assert (found.kind, found.commit) == ("dataset", published["dataset"])
     names = [
         "files",
@@ -103,7 +103,7 @@ def test_a_published_run_agrees_with_itself(published):
     ]
     assert [c.name for c in checks] == names and all(c.agrees for c in checks), checks
     assert "numbers made anew" in next(c.told for c in checks if c.name == "numbers of the evaluation")
-    found, checks = verify(f"hub:{ADAPTER}@{published['adapter']}")
+    found, checks = verify_repo(f"hub:{ADAPTER}@{published['adapter']}")
     assert found.kind == "adapter" and all(c.agrees for c in checks) and len(checks) == 6, checks
 
 
@@ -115,8 +115,8 @@ def test_a_reward_of_several_terms_is_scored_again_whole(tmp_path: Path, monkeyp
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
         account = login(None, other.endpoint, other.token)
-        upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
-        scores = next(c for c in verify(DATASET, rescore=True)[1] if c.name == "scores")
+        upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
+        scores = next(c for c in verify_repo(DATASET, rescore=True)[1] if c.name == "scores")
     assert scores.agrees and scores.told.startswith("reward of "), scores
 
 
@@ -147,8 +147,8 @@ def test_a_run_with_a_metric_of_one_s_own_is_verified_but_for_the_scores(tmp_pat
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
         account = login(None, other.endpoint, other.token)
-        upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
-        checks = verify(DATASET, rescore=True)[1]
+        upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
+        checks = verify_repo(DATASET, rescore=True)[1]
     assert all(c.agrees is not False for c in checks), checks
     assert "reward not scored again: cheer.py" in next(c.told for c in checks if c.name == "scores")
 
@@ -164,22 +164,22 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
     with running(tmp_path / "hub") as other:
         at_hub.point(monkeypatch, other, tmp_path / "cache")
         account = login(None, other.endpoint, other.token)
-        out = upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+        out = upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
         space = out["metric cheer"]
         assert account.api.space_info("local/cheer").private and space["files"] == 3
         written = Path(client.pull_recipe("local/little-dsc")).read_text()
         assert f"metric: local/cheer\n  revision: {space['commit']}" in written and "cheer.py" not in written
         with pytest.raises(ConfigError, match=f"--allow-code local/cheer@{space['commit']}"):
-            resolve.resolve(f"hub:{DATASET}", [], tmp_path / "runs")
+            resolve.resolve_recipe(f"hub:{DATASET}", [], tmp_path / "runs")
         allowed = (f"local/cheer@{space['commit']}",)
-        context = resolve.resolve(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
+        context = resolve.resolve_recipe(f"hub:{DATASET}", [], tmp_path / "runs", allowed)
         assert context.identity["reward"].endswith(allowed[0])
         section = context.recipe.reward
-        scored = loading.load(section, context.identity["reward"], registry.Code(allowed=allowed)).score(
+        scored = loading.load_scorer(section, context.identity["reward"], registry.Code(allowed=allowed)).score(
             ["abc"], [PROMPT]
         )
         assert [s.value for s in scored] == [3 / 7]
-        checks = verify(DATASET, rescore=True)[1]
+        checks = verify_repo(DATASET, rescore=True)[1]
         assert all(c.agrees is not False for c in checks), checks
         assert "reward not scored again: local/cheer" in next(c.told for c in checks if c.name == "scores")
         # What is pushed is what scored, and nothing of it names this machine.
@@ -189,22 +189,22 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         assert title == "cheer.py by dsc"
         (tmp_path / "cheer.py").write_text(CHEER + "# more\n")
         with pytest.raises(RunError, match="cheer.py was changed since it scored this run"):
-            upload.publish(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build(run))
+            upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
         (tmp_path / "cheer.py").write_text(CHEER)
         # Without it, `plan` says what others will lack.
-        mine = resolve.resolve(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
+        mine = resolve.resolve_recipe(str(tmp_path / "recipe.yaml"), [*own, "publish.to=local"], tmp_path / "runs")
         with contextlib.suppress(ConfigError):
-            preflight.check(mine, account)
+            preflight.check_run(mine, account)
         assert "publish.metrics=true publishes the file as a Space" in capsys.readouterr().err
         # And a name that a Space can't have is said before any work.
         (tmp_path / "cheer.py").rename(tmp_path / "9lives.py")
-        mine = resolve.resolve(
+        mine = resolve.resolve_recipe(
             str(tmp_path / "recipe.yaml"),
             ["reward.metric=9lives.py", "reward.scorer=default", "publish.to=local", "publish.metrics=true"],
             tmp_path / "runs",
         )
         with pytest.raises(ConfigError, match="publish.metrics: 9lives.py can't be the name of a Space"):
-            preflight.check(mine, account)
+            preflight.check_run(mine, account)
 
 
 def _metrics(folder: Path) -> dict:
@@ -226,7 +226,7 @@ def _metrics(folder: Path) -> dict:
     ],
 )
 def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str):
-    good = pull(f"{DATASET}@{published['dataset']}", tmp_path / "good").folder
+    good = pull_repo(f"{DATASET}@{published['dataset']}", tmp_path / "good").folder
     numbers = _metrics(good)
     parquet = {"an answer": "evaluation/test", "a score": "evaluation/test", "a test prompt": "evaluation/test"}
     parquet |= {"a training row": "sft/train", "a chain": "chains/train"}
@@ -275,7 +275,7 @@ def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str)
     }
     assert found[shows[lie]] is False and found["files"] is True
     # Put it back for the next one.
-    again = pull(f"{DATASET}@{published['dataset']}", tmp_path / "again").folder
+    again = pull_repo(f"{DATASET}@{published['dataset']}", tmp_path / "again").folder
     change(address, "dataset", DATASET, **{n: (again / n.replace("__", "/")).read_bytes() for n in files})
     assert False not in verdicts(DATASET).values()
 
@@ -296,7 +296,7 @@ def test_files_that_nobody_listed_are_told_taken_or_not(published, address):
 def test_an_adapter_that_is_not_the_one_that_was_evaluated_shows(published, address, tmp_path: Path):
     change(address, "model", ADAPTER, **{"adapter_model.safetensors": b"other weights"})
     assert verdicts(ADAPTER)["weights"] is False
-    numbers = _metrics(pull(ADAPTER, tmp_path / "adapter").folder)
+    numbers = _metrics(pull_repo(ADAPTER, tmp_path / "adapter").folder)
     numbers["evaluation"]["arms"]["distilled"]["reward"]["mean"] += 1
     change(address, "model", ADAPTER, **{"metrics.json": json.dumps(numbers).encode()})
     found = verdicts(ADAPTER)
@@ -308,24 +308,24 @@ def test_a_file_that_is_not_what_the_manifest_says_is_not_taken(published, addre
     api = login(None, address.endpoint, address.token).api
     head = api.upload_file(path_or_fileobj=b"{}", path_in_repo="metrics.json", repo_id=DATASET, repo_type="dataset").oid
     with pytest.raises(HubError, match=r"not what its manifest says: metrics\.json has another hash"):
-        pull(f"{DATASET}@{head}", tmp_path / "here")
+        pull_repo(f"{DATASET}@{head}", tmp_path / "here")
     assert [p for p in tmp_path.iterdir() if "here" in p.name] == []  # nothing half-done is left
     with pytest.raises(HubError, match="manifest"):
-        verify(DATASET)
-    assert pull(f"{DATASET}@{published['dataset']}", tmp_path / "old").commit == published["dataset"]
+        verify_repo(DATASET)
+    assert pull_repo(f"{DATASET}@{published['dataset']}", tmp_path / "old").commit == published["dataset"]
 
 
 def test_pulling_takes_data_alone_and_writes_over_nothing(published, address, tmp_path: Path):
     api = login(None, address.endpoint, address.token).api
     for name in ("evil.py", "model.bin", "deep/pickle.pkl", ".hidden/x.json"):
         api.upload_file(path_or_fileobj=b"import os", path_in_repo=name, repo_id=ADAPTER, repo_type="model")
-    found = pull(ADAPTER, tmp_path / "here")
+    found = pull_repo(ADAPTER, tmp_path / "here")
     assert {"evil.py", "model.bin", "deep/pickle.pkl", ".hidden/x.json"} <= set(found.left_out)
     there = {str(p.relative_to(found.folder)) for p in found.folder.rglob("*") if p.is_file()}
     assert "adapter_model.safetensors" in there and not any(n.endswith((".py", ".bin", ".pkl")) for n in there)
     assert not any(p.is_symlink() for p in found.folder.rglob("*"))
     with pytest.raises(ConfigError, match="exists and is not empty"):
-        pull(ADAPTER, tmp_path / "here")
+        pull_repo(ADAPTER, tmp_path / "here")
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_name_that_leads_out_of_the_folder_is_never_fetched(published, tmp_pat
     honest = client.listing(DATASET)
     evil = replace(honest, files=("../evil.json", "/tmp/evil.json", "run.json"))
     monkeypatch.setattr(client, "listing", lambda reference: evil)
-    found = pull(f"{DATASET}@{published['dataset']}", tmp_path / "in" / "here")
+    found = pull_repo(f"{DATASET}@{published['dataset']}", tmp_path / "in" / "here")
     assert found.left_out == ("../evil.json", "/tmp/evil.json")
     assert {p.name for p in (tmp_path / "in").rglob("*") if p.is_file()} == {"run.json", MARK}
 
@@ -377,20 +377,20 @@ def test_a_link_in_the_cache_that_leads_out_is_not_followed(published, tmp_path:
     monkeypatch.setattr(client, "listing", lambda reference: replace(there, files=("run.json",)))
     monkeypatch.setattr(client, "fetch", lambda there, names: fake)
     with pytest.raises(HubError, match="leads out of its repo"):
-        pull(DATASET, tmp_path / "here")
+        pull_repo(DATASET, tmp_path / "here")
 
 
 def test_what_is_no_repo_of_ours_is_told(address, tmp_path: Path):
     api = login(None, address.endpoint, address.token).api
     api.create_repo("local/plain", repo_type="dataset", private=True)
     api.upload_file(path_or_fileobj=b"a\n1\n", path_in_repo="a.csv", repo_id="local/plain", repo_type="dataset")
-    assert pull("local/plain", tmp_path / "plain").kind == "recipe"
+    assert pull_repo("local/plain", tmp_path / "plain").kind == "recipe"
     with pytest.raises(HubError, match="no dataset or adapter that dsc published"):
-        verify("local/plain")
+        verify_repo("local/plain")
     with pytest.raises(HubError, match="not found"):
-        pull("local/nosuch", tmp_path / "x")
+        pull_repo("local/nosuch", tmp_path / "x")
     with pytest.raises(HubError, match="no such revision"):
-        pull("local/plain@nosuch", tmp_path / "x")
+        pull_repo("local/plain@nosuch", tmp_path / "x")
 
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])
@@ -494,8 +494,8 @@ def test_what_was_not_kept_stays_here_where_a_warning_asks_for_it(address, tmp_p
     facts["repos"] |= {"dataset": "local/harm-dsc", "adapter": "local/harm-dsc-lora"}
     run.add_facts(repos=facts["repos"])
     account = login(None, address.endpoint, address.token)
-    out = upload.publish(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build(run))
-    found = pull("local/harm-dsc@v1", tmp_path / "here")
+    out = upload.publish_run(run, account, tmp_path, tmp_path / "recipe", r.publish, lambda: cards.build_cards(run))
+    found = pull_repo("local/harm-dsc@v1", tmp_path / "here")
     assert found.commit == out["dataset"]["commit"] and account.api.dataset_info("local/harm-dsc").gated == "manual"
     names = {str(p.relative_to(found.folder)) for p in found.folder.rglob("*.parquet")}
     assert {n.split("/")[0] for n in names} == {"sft", "evaluation"}
@@ -576,9 +576,9 @@ def test_whatever_a_stranger_s_repo_holds_is_told_and_reaches_nothing(
     published, address, tmp_path: Path, name: str, content: str, check: str, told: str
 ):
     (tmp_path / "secret.txt").write_text("my secret prompt")
-    good = pull(f"{DATASET}@{published['dataset']}", tmp_path / "good").folder
+    good = pull_repo(f"{DATASET}@{published['dataset']}", tmp_path / "good").folder
     change(address, "dataset", DATASET, **{name.replace("/", "__"): content.encode()})
-    found = {c.name: c for c in verify(DATASET)[1]}
+    found = {c.name: c for c in verify_repo(DATASET)[1]}
     assert found[check].agrees is False and told in found[check].told, found[check]
     assert not any("root:" in c.told or "my secret" in c.told for c in found.values())
     change(address, "dataset", DATASET, **{name.replace("/", "__"): (good / name).read_bytes()})
@@ -610,8 +610,8 @@ def test_addresses_in_a_card_are_not_asked(published, address, tmp_path: Path):
         head, _, body = card.removeprefix("---\n").partition("\n---\n")
         text = f"---\n{head}\nthumbnail: {there}/t.png\n---\n![x]({there}/i.png) <img src='{there}/i'>\n{body}"
         change(address, "dataset", DATASET, **{"README.md": text.encode()})
-        pull(DATASET, tmp_path / "out")
-        checks = verify(DATASET)[1]
+        pull_repo(DATASET, tmp_path / "out")
+        checks = verify_repo(DATASET)[1]
         assert any(c.agrees is False for c in checks)
         with urllib.request.urlopen(
             urllib.request.Request(

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from dsc_hub.errors import DataError, DscError
 from dsc_hub.records import prompt_id
 from dsc_hub.report import cards
-from dsc_hub.report.page import build
+from dsc_hub.report.page import build_page
 from tests import fixture_run
 from tests.conftest import ROOT
 
@@ -35,7 +35,7 @@ def written_run(folder, **others):
 
 
 def card(run, kind: str) -> str:
-    cards.build(run)
+    cards.build_cards(run)
     return (run["cards"] / kind / "README.md").read_text(encoding="utf-8")
 
 
@@ -115,8 +115,8 @@ def hostile_run(folder):
 
 def test_each_repo_gets_its_card_and_its_plots(tmp_path):
     run = fixture_run.write(tmp_path)
-    build(run)
-    written = cards.build(run)
+    build_page(run)
+    written = cards.build_cards(run)
     assert written == {
         "dataset": ["README.md", "steps.png"],
         "adapter": ["README.md", "arms.png", "loss.png", ".eval_results/quickstart.yaml"],
@@ -133,13 +133,13 @@ def test_each_repo_gets_its_card_and_its_plots(tmp_path):
 
 def test_the_plots_are_drawn_when_the_report_was_taken_over_without_them(tmp_path):
     run = fixture_run.write(tmp_path)
-    assert cards.build(run)["adapter"][:3] == ["README.md", "arms.png", "loss.png"]
+    assert cards.build_cards(run)["adapter"][:3] == ["README.md", "arms.png", "loss.png"]
 
 
 def test_the_base_gets_a_card_only_if_it_is_published(tmp_path):
     facts = fixture_run.facts()
     facts["repos"]["base"] = None
-    assert sorted(cards.build(written_run(tmp_path, run_facts=facts))) == ["adapter", "dataset"]
+    assert sorted(cards.build_cards(written_run(tmp_path, run_facts=facts))) == ["adapter", "dataset"]
 
 
 @pytest.mark.parametrize("kind", ["adapter", "dataset"])
@@ -229,7 +229,7 @@ def test_a_missing_number_is_an_error_with_its_stage(tmp_path, section, fact):
     metrics = fixture_run.metrics()
     del metrics[section][fact]
     with pytest.raises(DscError, match=rf"{section}\.{fact}") as error:
-        cards.build(written_run(tmp_path, run_metrics=metrics))
+        cards.build_cards(written_run(tmp_path, run_metrics=metrics))
     assert f"{section}.done.json" in error.value.hint
 
 
@@ -237,14 +237,14 @@ def test_a_missing_fact_of_the_run_is_an_error(tmp_path):
     facts = fixture_run.facts()
     del facts["model"]["commit"]
     with pytest.raises(DataError, match="run.json has no 'model.commit'"):
-        cards.build(written_run(tmp_path, run_facts=facts))
+        cards.build_cards(written_run(tmp_path, run_facts=facts))
 
 
 def test_files_and_numbers_that_differ_are_an_error(tmp_path):
     metrics = fixture_run.metrics()
     metrics["dataset"]["sft"]["train"] = 7
     with pytest.raises(DataError, match="dataset/sft has 6 rows of the split 'train', metrics.json says 7"):
-        cards.build(written_run(tmp_path, run_metrics=metrics))
+        cards.build_cards(written_run(tmp_path, run_metrics=metrics))
 
 
 def test_no_path_of_this_machine_is_on_a_card(tmp_path):
@@ -339,7 +339,7 @@ def test_a_setting_that_could_end_the_code_block_is_refused(tmp_path):
     facts = fixture_run.facts()
     facts["recipe"]["distill"]["quantization"] = {"bnb_4bit_quant_type": "nf4)\n```\n# Owned"}
     with pytest.raises(DataError, match=r"distill.quantization holds"):
-        cards.build(written_run(tmp_path, run_facts=facts))
+        cards.build_cards(written_run(tmp_path, run_facts=facts))
 
 
 def test_the_same_run_gives_the_same_cards(tmp_path):
@@ -385,7 +385,7 @@ def test_a_repo_name_that_could_break_out_of_code_is_refused(tmp_path):
     facts = fixture_run.facts()
     facts["repos"]["adapter"] = 'local/x")\n```\n# Owned'
     with pytest.raises(DataError, match="adapter repo"):
-        cards.build(written_run(tmp_path, run_facts=facts))
+        cards.build_cards(written_run(tmp_path, run_facts=facts))
 
 
 @pytest.mark.parametrize("text", ["plain", "a ``` b", "`" * 9, "~~~\n```\n````\n", "", "ends with `"])
@@ -552,7 +552,7 @@ def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_the_c
     }
     facts["identity"] |= {"reward.plus.0": "privacy/spacy (1.2)", "chain.veto": "similarity/minilm (0.1.0)"}
     run = written_run(tmp_path, run_facts=facts)
-    build(run)
+    build_page(run)
     for told in (card(run, "dataset"), card(run, "adapter")):
         assert "; plus 0.25 times privacy/spacy (1.2)" in told and "- Be brief." in told and "<b>" not in told
         assert "critiques were written by another model: big-" in told

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dsc_hub.errors import DataError
 from dsc_hub.report import formatting, tables, verdicts
-from dsc_hub.report.page import build, step_rows
+from dsc_hub.report.page import build_page, step_rows
 from tests import fixture_run
 
 HOSTILE = (
@@ -44,7 +44,7 @@ class Page(HTMLParser):
 
 
 def page_of(run) -> Page:
-    build(run)
+    build_page(run)
     return Page(run["report.html"].read_text(encoding="utf-8"))
 
 
@@ -57,26 +57,32 @@ SCORE = {"name": "sentiment (vader)", "unit": "polarity", "higher_is_better": Tr
 
 def test_an_interval_without_zero_is_no_difference_if_the_adjusted_p_says_otherwise():
     """Distilled "beat" base with p 0.530 after Holm."""
-    verdict = verdicts.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.53), SCORE, 0.95)
+    verdict = verdicts.judge_difference("distilled - base", difference(0.3, 0.01, 0.6, p=0.53), SCORE, 0.95)
     assert (
         verdict.kind == "unclear"
         and verdict.sentence.startswith("No difference shown")
         and "p 0.530" in verdict.sentence
     )
-    assert verdicts.compare("distilled - base", difference(0.3, 0.01, 0.6, p=0.049), SCORE, 0.95).kind == "better"
-    assert verdicts.compare("distilled - base", difference(0.3, 0.01, 0.6, p=None), SCORE, 0.95).kind == "unclear"
+    assert (
+        verdicts.judge_difference("distilled - base", difference(0.3, 0.01, 0.6, p=0.049), SCORE, 0.95).kind == "better"
+    )
+    assert (
+        verdicts.judge_difference("distilled - base", difference(0.3, 0.01, 0.6, p=None), SCORE, 0.95).kind == "unclear"
+    )
 
 
 def test_where_arms_differ_in_what_is_unscored_the_verdict_gives_the_bounds():
     d = difference(0.3, 0.2, 0.4, p=0.001) | {"if_missing_worst": -0.05, "if_missing_best": 0.41}
-    said = verdicts.compare("distilled - base", d, SCORE, 0.95).sentence
+    said = verdicts.judge_difference("distilled - base", d, SCORE, 0.95).sentence
     assert "with what is unscored counted as worst \N{MINUS SIGN}0.05, as best 0.41" in said
-    assert "unscored" not in verdicts.compare("distilled - base", difference(0.3, 0.2, 0.4), SCORE, 0.95).sentence
+    assert (
+        "unscored" not in verdicts.judge_difference("distilled - base", difference(0.3, 0.2, 0.4), SCORE, 0.95).sentence
+    )
 
 
 def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
     run = fixture_run.write(tmp_path)
-    result = build(run)
+    result = build_page(run)
     assert result == {"bytes": run["report.html"].stat().st_size, "plots": 3}
     assert (
         "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.003 after Holm; 39 pairs of answers in 10 groups)."
@@ -86,7 +92,7 @@ def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
 
 def test_the_plots_for_the_cards_are_written_and_small(tmp_path):
     run = fixture_run.write(tmp_path)
-    build(run)
+    build_page(run)
     sizes = {p.name: p.stat().st_size for p in run["cards"].glob("*.png")}
     assert sorted(sizes) == ["arms.png", "loss.png", "steps.png"]
     assert all(1_000 < size < 100_000 for size in sizes.values())
@@ -94,7 +100,7 @@ def test_the_plots_for_the_cards_are_written_and_small(tmp_path):
 
 def test_the_same_run_gives_the_same_bytes(tmp_path):
     one, two = fixture_run.write(tmp_path / "one"), fixture_run.write(tmp_path / "two")
-    build(one), build(two)
+    build_page(one), build_page(two)
     assert one["report.html"].read_bytes() == two["report.html"].read_bytes()
     assert one["cards/arms.png"].read_bytes() == two["cards/arms.png"].read_bytes()
 
@@ -153,9 +159,9 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
     ],
 )
 def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_better, kind, words):
-    assert verdicts.compare(
+    assert verdicts.judge_difference(
         "distilled - base", d, SCORE | {"higher_is_better": higher_is_better}, 0.95
-    ) == verdicts.Verdict(kind, words)
+    ) == verdicts.ComparisonVerdict(kind, words)
 
 
 def test_the_headline_tells_when_the_second_scorer_does_not_follow():
@@ -292,7 +298,7 @@ def test_a_missing_fact_is_an_error_with_its_stage(tmp_path):
     metrics = fixture_run.metrics()
     del metrics["distill"]["final_loss"]
     with pytest.raises(DataError, match="metrics.json has no 'distill.final_loss'") as error:
-        build(fixture_run.write(tmp_path, run_metrics=metrics))
+        build_page(fixture_run.write(tmp_path, run_metrics=metrics))
     assert "stage 'distill'" in error.value.hint
 
 

@@ -24,7 +24,7 @@ from dsc_hub.pipeline.context import record
 from dsc_hub.report import cards, page, tables
 from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs import metrics_schema, verdict
-from dsc_hub.runs.run import Run, find
+from dsc_hub.runs.run import Run, find_run
 from dsc_hub.system.files import write_json
 from tests import fixture_run
 from tests.conftest import ROOT
@@ -72,11 +72,11 @@ def test_whatever_of_the_numbers_is_damaged_it_is_refused_or_can_be_shown(tmp_pa
     passed, places = 0, list(paths(good))[:: 1 if to is ... else 5]
     for path in places:
         bad = changed(good, path, to)
-        if metrics_schema.problems(bad) or "evaluation" not in bad:
+        if metrics_schema.schema_problems(bad) or "evaluation" not in bad:
             continue
         passed += 1
         looked_at(bad)  # what the description lets through must not fail here
-    assert passed < len(places) / 2 and metrics_schema.problems(good) == []
+    assert passed < len(places) / 2 and metrics_schema.schema_problems(good) == []
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,13 @@ def test_numbers_that_do_not_fit_are_refused_with_the_way_out(tmp_path: Path, pa
     run = fixture_run.write(tmp_path)
     write_json(run["metrics.json"], changed(run.metrics, path, to))
     other = fixture_run.write(tmp_path / "other")
-    for look in (screens.numbers, screens.claim, lambda r: compare.compare([other, r]), page.build, cards.build):
+    for look in (
+        screens.numbers,
+        screens.claim,
+        lambda r: compare.compare_runs([other, r]),
+        page.build_page,
+        cards.build_cards,
+    ):
         with pytest.raises(RunError) as e:
             look(run)
         assert told in str(e.value) and str(run["metrics.json"]) in str(e.value) and e.value.hint
@@ -116,7 +122,7 @@ def test_damaged_answers_are_told_by_their_line(tmp_path: Path, row: Any):
     lines[2] = row if isinstance(row, str) else json.dumps(json.loads(lines[2]) | row)
     run["evaluation/answers.jsonl"].write_text("\n".join(lines) + "\n")
     before = run["report.html"].write_text("the old one")
-    for look in (lambda r: compare.compare([other, r]), page.build, cards.build, blind.read_pairs):
+    for look in (lambda r: compare.compare_runs([other, r]), page.build_page, cards.build_cards, blind.read_pairs):
         with pytest.raises(RunError, match=r"answers\.jsonl (line 3 is damaged|doesn't hold)") as e:
             look(run)
         assert "evaluation.done.json" in e.value.hint
@@ -133,7 +139,7 @@ def test_fewer_answers_than_were_counted_are_told(tmp_path: Path, how: str):
         "torn": lambda: file.write_bytes(file.read_bytes()[:-1]),
     }[how]()
     other = fixture_run.write(tmp_path / "other")
-    for look in (lambda r: compare.compare([other, r]), page.build, cards.build):
+    for look in (lambda r: compare.compare_runs([other, r]), page.build_page, cards.build_cards):
         with pytest.raises(RunError, match="doesn't hold the answers that metrics.json counts"):
             look(run)
 
@@ -148,10 +154,10 @@ def test_damaged_chains_prompts_and_verdicts_are_told_by_their_line(tmp_path: Pa
         good = run[file].read_text()
         run[file].write_text(good + row + "\n")
         with pytest.raises(RunError, match=rf"{file} line \d+ is damaged") as e:
-            cards.build(run)
+            cards.build_cards(run)
         assert str(run[marker]) in e.value.hint
         run[file].write_text(good)
-    run[blind.FILE].write_text('{"won": 5}\n')
+    run[blind.JUDGEMENTS].write_text('{"won": 5}\n')
     with pytest.raises(RunError, match=r"blind\.jsonl line 1 is damaged") as e:
         blind.read_verdicts(run)
     assert "Remove that line" in e.value.hint and ".done.json" not in e.value.hint
@@ -162,14 +168,14 @@ def test_a_damaged_run_json_is_told_when_the_run_is_looked_for(tmp_path: Path, f
     run = fixture_run.write(tmp_path)
     write_json(run["run.json"], run.facts | facts if "identity" in facts else facts)
     with pytest.raises(RunError, match=r"run\.json is damaged: (recipe|identity)"):
-        find(str(tmp_path), tmp_path)
+        find_run(str(tmp_path), tmp_path)
 
 
 def test_the_folder_of_a_recipes_runs_means_the_newest_of_them(tmp_path: Path):
     run = fixture_run.write(tmp_path / "runs" / "quickstart" / "0123456789ab")
-    assert find(str(tmp_path / "runs" / "quickstart"), tmp_path / "elsewhere").folder == run.folder
+    assert find_run(str(tmp_path / "runs" / "quickstart"), tmp_path / "elsewhere").folder == run.folder
     with pytest.raises(DscError, match="neither a run folder"):
-        find(str(tmp_path / "runs"), tmp_path / "elsewhere")
+        find_run(str(tmp_path / "runs"), tmp_path / "elsewhere")
 
 
 # -- where it is printed
@@ -219,7 +225,7 @@ def test_no_number_and_no_name_is_cut_on_a_narrow_terminal(finished: Run, column
 
 
 def test_a_run_whose_history_is_lost_gets_no_invented_one(tmp_path: Path, recipe_file: Path):
-    context = resolve.resolve(str(recipe_file), [], tmp_path / "runs")
+    context = resolve.resolve_recipe(str(recipe_file), [], tmp_path / "runs")
     context.run.finish("prompts", context.fingerprints["prompts"], 1.0, {})
     with pytest.raises(RunError, match=r"run\.json is missing, but these stages are finished: prompts"):
         record(context)

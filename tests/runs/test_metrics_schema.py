@@ -15,9 +15,9 @@ from dsc_hub.cli.main import cli
 from dsc_hub.config import recipe_files
 from dsc_hub.errors import RunError
 from dsc_hub.evaluation import side_effects
-from dsc_hub.evaluation.summary import summarise
+from dsc_hub.evaluation.summary import summarise_evaluation
 from dsc_hub.records import Chain, Prompt, Score, Step
-from dsc_hub.report.page import build
+from dsc_hub.report.page import build_page
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.metrics_schema import SCHEMA, Evaluation, Metrics, Sampling
 from dsc_hub.runs.results import evaluated
@@ -40,7 +40,7 @@ def test_what_the_schema_does_not_know_is_refused():
 
 
 def test_what_evaluation_makes_fits(recipe_file):
-    r = recipe_files.load(recipe_file, ["evaluation.arms=[base, distilled]"])
+    r = recipe_files.load_recipe_file(recipe_file, ["evaluation.arms=[base, distilled]"])
     rows = [
         {"arm": arm, "prompt_id": p.id, "sample": 0, "group": p.group, "prompt": p.text, "text": f"{arm} says {p.id}."}
         | {
@@ -55,7 +55,7 @@ def test_what_evaluation_makes_fits(recipe_file):
         for i, p in enumerate(PROMPTS)
     ]
     neutral = {"base": {"text": 2.0, "other": 2.5}}
-    made = summarise(r, PROMPTS, rows, {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2)
+    made = summarise_evaluation(r, PROMPTS, rows, {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2)
     rest = {
         key: fixture_run.metrics()["evaluation"][key]
         for key in ("processors", "neutral_texts", "neutral", "scores", "served_on")
@@ -133,7 +133,7 @@ def test_numbers_of_the_schema_before_are_still_read(tmp_path: Path):
         assert done.exit_code in (0, 1) and (done.exception is None or isinstance(done.exception, SystemExit)), (
             done.output
         )
-    build(run)  # report and plots
+    build_page(run)  # report and plots
 
 
 def test_numbers_of_an_unknown_schema_are_refused(tmp_path: Path):

@@ -21,7 +21,7 @@ from dsc_hub.config.recipe import all_scorers
 from dsc_hub.hub.account import login
 from dsc_hub.local_hub.server import running
 from dsc_hub.publish import upload
-from dsc_hub.publish.verify import verify
+from dsc_hub.publish.verify import verify_repo
 from dsc_hub.report import cards
 from dsc_hub.runs.run import Run
 from tests.conftest import ROOT
@@ -42,7 +42,7 @@ def older(tmp_path: Path) -> Run:
 def test_packaged_recipes_have_the_fingerprints_that_an_older_dsc_gave_them(file: str):
     """A difference means that runs which were begun are begun anew. If a stage's work has changed, its version in
     config/stages.py goes up, and these numbers with it."""
-    recipe = recipe_files.load(ROOT / "recipes" / file)
+    recipe = recipe_files.load_recipe_file(ROOT / "recipes" / file)
     identity = {"prompts": "a", "model": "b", "second_scorer": "", "third_scorer": ""}
     assert stage_fingerprints(recipe, identity | {place: place for place in all_scorers(recipe)}) == FINGERPRINTS[file]
 
@@ -63,7 +63,7 @@ def test_its_numbers_are_shown_and_typed(older: Run):
 def test_its_cards_are_rendered_to_the_same_bytes(older: Run):
     names = ("cards/dataset/README.md", "cards/adapter/README.md")
     before = {name: older[name].read_bytes() for name in names}
-    cards.build(older)
+    cards.build_cards(older)
     assert {name: older[name].read_bytes() for name in names} == before
 
 
@@ -72,6 +72,6 @@ def test_it_is_published_and_verified(older: Run, tmp_path: Path, monkeypatch: p
         at_hub.point(monkeypatch, address, tmp_path / "cache")
         account, recipe = login(None, address.endpoint, address.token), Results(older.folder).recipe
         folder = older.folder.parent / "recipe"
-        upload.publish(older, account, tmp_path, folder, recipe.publish, lambda: cards.build(older))
-        checks = [check for repo in ("little-dsc", "little-dsc-lora") for check in verify(f"local/{repo}")[1]]
+        upload.publish_run(older, account, tmp_path, folder, recipe.publish, lambda: cards.build_cards(older))
+        checks = [check for repo in ("little-dsc", "little-dsc-lora") for check in verify_repo(f"local/{repo}")[1]]
     assert checks and not [check for check in checks if check.agrees is False], checks

@@ -20,14 +20,14 @@ from tests.scripted_server import make_server
 
 @pytest.fixture
 def place(recipe_file: Path, tmp_path: Path, home: Path, server: str, monkeypatch: pytest.MonkeyPatch):
-    """Describe the job in a folder of runs; `--shard` and `merge` as the command line does them."""
+    """Describe the job in a folder of runs; `--shard` and `merge_shards` as the command line does them."""
     monkeypatch.setenv("DSC_HUB_HOME", str(home))
 
     class Place:
         def __init__(self, name: str = "runs", *overrides: str, at: str = server) -> None:
             self.runs = tmp_path / name
             words = [f"serving.endpoints=[{at}]", "chain.chains_per_prompt=2", *overrides]
-            self.context = resolve.resolve(str(recipe_file), words, self.runs)
+            self.context = resolve.resolve_recipe(str(recipe_file), words, self.runs)
             self.run = self.context.run
 
         def sample(self, shard: str = "") -> Path:
@@ -36,7 +36,7 @@ def place(recipe_file: Path, tmp_path: Path, home: Path, server: str, monkeypatc
             return context.run.folder
 
         def merge(self, *folders: Path) -> None:
-            run.merge(self.context, folders)
+            run.merge_shards(self.context, folders)
 
     return Place
 

@@ -33,7 +33,7 @@ from tests.conftest import ROOT, ScriptedModel, length_score
 
 
 def setup(recipe_file: Path, folder: Path, *overrides: str) -> tuple[Run, Recipe, list[Prompt]]:
-    r = recipe_files.load(recipe_file, overrides)
+    r = recipe_files.load_recipe_file(recipe_file, overrides)
     found, _ = load_prompts(r.prompts, recipe_file.parent, r.seed)
     folder.mkdir(parents=True, exist_ok=True)
     return Run(folder), r, [p for p in found if p.split != "test"]

