@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,19 @@ def sampled(
             )
 
     return run, some, asyncio.run(go()), generator
+
+
+def once_begun(folder: Path, act: Callable[[], Any]) -> None:
+    """Do something as soon as some turns of the run are on disk, however slow the machine is."""
+    turns = folder / "turns.jsonl"
+
+    def wait() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (turns.is_file() and turns.read_bytes().count(b"\n") >= 3):
+            time.sleep(0.005)
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def whole(recipe_file: Path, folder: Path, start: Callable[..., Any]) -> Any:
@@ -167,7 +181,7 @@ def test_the_requests_of_a_server_that_is_gone_go_to_the_others(
     recipe_file: Path, tmp_path: Path, process: Callable[..., Any], capfd: pytest.CaptureFixture[str]
 ):
     (one, first), (_, second) = process(), process()
-    threading.Timer(0.15, one.kill).start()
+    once_begun(tmp_path / "run", one.kill)
     run, some, tally, generator = sampled(recipe_file, tmp_path / "run", [first, second], "chain.chains_per_prompt=3")
     assert (tally.finished, tally.failed) == (len(some) * 3, 0) and generator.retries["server gone"] > 0
     assert "its requests go to the others" in capfd.readouterr().err
@@ -190,7 +204,7 @@ def test_a_server_that_comes_back_is_used_again(
         child.wait()
         process(int(end.url.split(":")[2].split("/")[0]))
 
-    threading.Timer(0.15, away).start()
+    once_begun(tmp_path / "run", away)
     _, some, tally, generator = sampled(recipe_file, tmp_path / "run", [end])
     assert (tally.finished, tally.failed) == (len(some), 0) and generator.retries["server back"] == 1
     assert f"{end.url} is back" in capfd.readouterr().err
@@ -200,7 +214,7 @@ def test_when_none_comes_back_the_run_stops_with_what_is_done(
     recipe_file: Path, tmp_path: Path, process: Callable[..., Any], start: Callable[..., Any]
 ):
     child, end = process()
-    threading.Timer(0.3, child.kill).start()
+    once_begun(tmp_path / "run", child.kill)
     with pytest.raises(ServingError, match="did not come back in 4 tries.*\n.*run the same command again"):
         sampled(recipe_file, tmp_path / "run", [end], "serving.concurrency=2", level=lambda: 2)
     done = sorted_rows(tmp_path / "run" / "turns.jsonl")
@@ -261,7 +275,7 @@ def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
             for pid in pids_of(ends[0].url):
                 os.kill(pid, signal.SIGKILL)
 
-        threading.Timer(0.2, kill).start()
+        once_begun(tmp_path / "run", kill)
         run, some, tally, generator = sampled(recipe_file, tmp_path / "run", ends, "chain.chains_per_prompt=12")
         assert (tally.finished, tally.failed) == (len(some) * 12, 0) and generator.retries["server gone"] > 0
         told = capfd.readouterr().err
@@ -277,7 +291,7 @@ def test_the_only_replica_is_started_again_with_its_last_lines_shown(
     with servers.serve_model(tmp_path, ServingConfig(), tmp_path / "vllm.log") as ends:
         (end,) = ends
         first = pids_of(end.url)
-        threading.Timer(0.2, lambda: [os.kill(pid, signal.SIGKILL) for pid in first]).start()
+        once_begun(tmp_path / "run", lambda: [os.kill(pid, signal.SIGKILL) for pid in first])
         _, some, tally, generator = sampled(recipe_file, tmp_path / "run", ends)
         assert (tally.finished, tally.failed, generator.retries["server back"]) == (len(some), 0, 1)
         assert pids_of(end.url) and pids_of(end.url) != first
@@ -305,7 +319,7 @@ def test_a_replica_that_cannot_be_started_again_stops_the_run(
             return real(command, **keys)
 
         monkeypatch.setattr(vllm.subprocess, "Popen", popen)
-        threading.Timer(0.2, kill).start()
+        once_begun(tmp_path / "run", kill)
         with pytest.raises(
             ServingError, match="did not come back in 4 tries: vLLM ended by itself(.|\n)*out of memory, say"
         ):
