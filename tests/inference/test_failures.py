@@ -88,10 +88,12 @@ def test_a_fault_that_passes_costs_a_retry_and_changes_nothing(
     server = start(
         fault=lambda body, before: how if not before and (how != "hangs" or len(body["messages"]) == 1) else ""
     )
-    run, some, tally, generator = sampled(recipe_file, tmp_path / "run", [end_of(server)], timeout_s=0.7)
+    timeout_s = 0.7 if how == "hangs" else 20  # short only where it is waited for: a busy machine answers late, too
+    run, some, tally, generator = sampled(recipe_file, tmp_path / "run", [end_of(server)], timeout_s=timeout_s)
     assert (tally.finished, tally.failed) == (len(some), 0)
-    requests = len(some) if how == "hangs" else len(some) * 5
-    assert generator.retries == {REASONS.get(how, how): requests}
+    assert set(generator.retries) == {REASONS.get(how, how)}
+    retries = generator.retries.total()
+    assert retries >= len(some) if how == "hangs" else retries == len(some) * 5
     for name in ("turns.jsonl", "chains.jsonl"):
         assert sorted_rows(run[name]) == sorted_rows(whole(recipe_file, tmp_path / "whole", start)[name])
 
@@ -107,7 +109,7 @@ def test_a_fault_that_stays_costs_its_chain_and_is_told(
         tmp_path / "run",
         [end_of(server)],
         "prompts.split={train: 0.9, validation: 0.05, test: 0.05}",
-        timeout_s=0.3,
+        timeout_s=0.3 if how == "hangs" else 20,
     )
     affected = {p.id for p in some if hurt in p.text}
     assert affected and tally.failed == len(affected) and tally.finished + tally.failed == len(some)
