@@ -33,6 +33,7 @@ from dsc_hub.distill import launcher
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Completion
 from dsc_hub.inference.servers import Endpoint
+from dsc_hub.local_hub.server import Address, running
 from dsc_hub.records import Score
 from tests.scripted_server import make_server
 
@@ -67,6 +68,13 @@ def recipe_file(tmp_path: Path) -> Path:
     (folder / "films.txt").write_text(FILMS)
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """An embedded Hub for the tests of a module."""
+    with running(tmp_path_factory.mktemp("hub")) as it:
+        yield it
 
 
 class ScriptedModel:

@@ -19,14 +19,12 @@ from rapidfuzz.distance import LCSseq
 # several digits form one number. About two Chinese or Japanese letters equal an English word; the alphabets need more.
 _IDEOGRAPHS = (
     "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
-    "\u3105-\u312f"
-    "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
     "\uf900-\ufaff\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
 _ALPHABETS = (
     "\u0e01-\u0e4f\u0e80-\u0ecf\u0eda-\u0eff\u0f00-\u0f1f\u0f34-\u0fff\u1000-\u103f\u104a-\u108f\u109a-\u109f"
-    "\ua9e0-\ua9ef"
-    "\ua9fa-\ua9fe\uaa60-\uaa7f\u1780-\u17df"
+    "\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f\u1780-\u17df"
 )
 UNSPACED = _IDEOGRAPHS + _ALPHABETS  # for a character class of a regular expression
 _JOINERS = "\u200c\u200d"  # occur inside words of Persian and of Indic scripts

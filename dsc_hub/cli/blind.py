@@ -35,8 +35,7 @@ def judge_pairs(run: Run, n: int, judge: str) -> None:
     if todo:
         terminal.line(
             f"{len(todo)} of {len(chosen)} pairs are left to judge. Which answer is better? Type A, B or t (tie) and "
-            "Enter; "
-            "q ends, and the same command goes on from there."
+            "Enter; q ends, and the same command goes on from there."
         )
     elif chosen:
         terminal.line(f"All {len(chosen)} pairs are judged under this name already.")
@@ -98,6 +97,5 @@ def _tell(run: Run) -> None:
     if stale:
         terminal.line(
             f"Made before this, and no longer counted as done: {', '.join(stale)}. `dsc report RECIPE` writes the "
-            "tally into "
-            f"report and card{'; `dsc publish RECIPE` puts them up again' if 'publish' in stale else ''}."
+            f"tally into report and card{'; `dsc publish RECIPE` puts them up again' if 'publish' in stale else ''}."
         )

@@ -139,9 +139,9 @@ allow_option = click.option(
 
 
 def _resolve(recipe: str, overrides: tuple[str, ...], runs: Path) -> RunContext:
-    from dsc_hub.pipeline import resolve
+    from dsc_hub import api
 
-    return resolve.resolve_recipe(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
+    return api.resolve(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
 
 
 def recipe_verb(f: Callable[..., None]) -> click.Command:
@@ -300,15 +300,13 @@ def publish() -> None:
 @json_option
 def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
+    from dsc_hub import api
     from dsc_hub.cli import screens
-    from dsc_hub.pipeline import preflight
-    from dsc_hub.pipeline.context import hub_account
 
     context = _resolve(recipe, overrides, runs)
-    with hub_account(context.recipe) as account:
-        estimate = preflight.check_run(context, account)
+    estimate = api.plan(context)
     if as_json:
-        _print_json(estimate | {"run": str(context.run.folder)})
+        _print_json(estimate)
     else:
         _results_follow()
         screens.show_plan(context, estimate)
@@ -388,12 +386,12 @@ def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
     from dsc_hub.evaluation.compare import compare_runs as compared
     from dsc_hub.runs.run import find_run
 
-    found = compared([find_run(r, runs) for r in references])
+    comparison = compared([find_run(r, runs) for r in references])
     if as_json:
-        _print_json(found)
+        _print_json(comparison)
     else:
         _results_follow()
-        screen.comparison(found)
+        screen.comparison(comparison)
 
 
 @cli.command()
@@ -462,12 +460,12 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
     from dsc_hub.cli import screens
     from dsc_hub.hub.pull import pull_repo as fetched
 
-    found = fetched(reference, folder)
+    pulled = fetched(reference, folder)
     if as_json:
-        _print_json({**asdict(found), "kind": found.kind})
+        _print_json({**asdict(pulled), "kind": pulled.kind})
     else:
         _results_follow()
-        screens.pulled(found)
+        screens.pulled(pulled)
 
 
 @cli.command()
@@ -512,12 +510,12 @@ def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None,
     from dsc_hub.metrics.registry import Code
 
     code = Code(Path(), click.get_current_context().meta["allowed_code"])
-    found = scored(metric, file, scorer, column, parse_options(options), code)
+    scores = scored(metric, file, scorer, column, parse_options(options), code)
     if as_json:
-        _print_json(found)
+        _print_json(scores)
     else:
         _results_follow()
-        screen.scored(found)
+        screen.scored(scores)
 
 
 @cli.command()
@@ -547,11 +545,11 @@ def publish_metric(metric: str, to: str, owner: str | None, name: str | None, pu
     from dsc_hub.publish.metric_space import publish_metric as put
 
     with account_at(to, owner) as account:
-        found = put(metric, account, name or name_of(metric), not public)
+        published = put(metric, account, name or name_of(metric), not public)
     if as_json:
-        _print_json(found)
+        _print_json(published)
     else:
-        click.echo(f"{found['address']}  at {found['commit'][:12]}:  {found['load']}")
+        click.echo(f"{published['address']}  at {published['commit'][:12]}:  {published['load']}")
 
 
 @cli.command("import-reference")

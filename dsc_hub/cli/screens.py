@@ -185,8 +185,8 @@ def numbers(run: Run) -> None:
     metrics = Recorded(with_current_looks(run, evaluated(run)), "metrics.json")
     terminal.out.print(Text(str(run.folder)))
     terminal.out.print(tables.closing_table(metrics))
-    if told := sentences.claim_sentence(metrics):
-        terminal.out.print(Text(told, "bold"))
+    if sentence := sentences.claim_sentence(metrics):
+        terminal.out.print(Text(sentence, "bold"))
     terminal.out.print(Text(verdicts.headline(metrics)))
     terminal.out.print()
     terminal.out.print(tables.detail_table(metrics))
@@ -200,7 +200,7 @@ def numbers(run: Run) -> None:
 
 
 def comparison(found: Mapping[str, Any]) -> None:
-    """Print the result of `compare.judge_difference`: a table of the runs' arms and one of their differences."""
+    """Print the result of `compare.compare_runs`: a table of the runs' arms and one of their differences."""
     from dsc_hub.report.tables import comparison_tables
 
     for table in comparison_tables(found):
@@ -229,19 +229,19 @@ def pulled(found: Pulled) -> None:
     terminal.out.print(table)
 
 
-def checks(found: Pulled, told: Sequence[Check]) -> None:
+def checks(found: Pulled, results: Sequence[Check]) -> None:
     """Print the checks of `verify.verify` and their summary."""
     terminal.out.print(Text(f"{found.kind} {found.repo} at {found.commit}"))
     table = Table()
     for title in ("what", "verdict", "found"):
         table.add_column(title, overflow="fold")
     words = {True: ("agrees", "green"), False: ("differs", "bold red"), None: ("not checked", "yellow")}
-    for check in told:
+    for check in results:
         word, style = words[check.agrees]
         table.add_row(Text(check.name), Text(word, style), Text(visible(check.told)))
     terminal.out.print(table)
-    off, unknown = (sum(c.agrees is verdict for c in told) for verdict in (False, None))
-    said = f"{off} of {len(told)} checks found a difference." if off else "All that could be checked agrees."
+    off, unknown = (sum(c.agrees is verdict for c in results) for verdict in (False, None))
+    said = f"{off} of {len(results)} checks found a difference." if off else "All that could be checked agrees."
     terminal.out.print(
         Text(said + (f" {unknown} could not be checked." if unknown else ""), "bold red" if off else "bold")
     )
@@ -258,8 +258,8 @@ def closing(context: RunContext, hub_port: int) -> None:
     terminal.out.print()
     if "evaluation" in metrics:
         terminal.out.print(closing_table(metrics))
-        if told := claim_sentence(metrics):
-            terminal.out.print(Text(told, "bold"))
+        if sentence := claim_sentence(metrics):
+            terminal.out.print(Text(sentence, "bold"))
             short = _short_folder(context.run.folder)
             terminal.out.print(
                 Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})")
@@ -355,7 +355,6 @@ def scored(found: Mapping[str, Any]) -> None:
     terminal.out.print(
         Text(
             f"{found['metric']}: mean {formatting.interval(found['estimate'])} over {found['estimate']['n']:,} texts, "
-            f"{found['unscored']:,} "
-            f"unscored; {found['unit']}, {way} is better; {found['identity']}"
+            f"{found['unscored']:,} unscored; {found['unit']}, {way} is better; {found['identity']}"
         )
     )

@@ -47,8 +47,7 @@ SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer
 # Trainer settings that are reserved for the tool: file locations, uploads, process layout.
 OWNED_SFT_KEYS = frozenset(
     "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to "
-    "deepspeed "
-    "fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field "
+    "deepspeed fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field "
     "dataset_kwargs completion_only_loss assistant_only_loss eos_token pad_token chat_template_path model_init_kwargs "
     "remove_unused_columns save_strategy logging_dir trackio_space_id run_name".split()
 )

@@ -134,7 +134,6 @@ STAGES = (
 )
 NAMES = tuple(stage.name for stage in STAGES)
 BY_NAME = {stage.name: stage for stage in STAGES}
-OF_THE_PIPELINE = ("stages",)  # sections of metrics.json that belong to no single stage
 
 
 def before(name: str) -> tuple[str, ...]:

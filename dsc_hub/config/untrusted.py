@@ -29,16 +29,14 @@ _OURS = "servers and keys are this machine's business"
 # use tools or another model.
 EXTRA = frozenset(
     "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty length_penalty min_tokens ignore_eos "
-    "stop "
-    "stop_token_ids bad_words logit_bias skip_special_tokens spaces_between_special_tokens add_generation_prompt "
+    "stop stop_token_ids bad_words logit_bias skip_special_tokens spaces_between_special_tokens add_generation_prompt "
     "chat_template_kwargs reasoning_effort".split()
 )
 SFT = frozenset(
     "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps "
     "warmup_steps warmup_ratio lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim "
-    "max_length "
-    "packing packing_strategy padding_free logging_steps eval_strategy eval_steps gradient_checkpointing "
+    "max_length packing packing_strategy padding_free logging_steps eval_strategy eval_steps gradient_checkpointing "
     "label_smoothing_factor "
     "neftune_noise_alpha group_by_length loss_type tf32 seed".split()
 )

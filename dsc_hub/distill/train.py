@@ -452,8 +452,7 @@ def _say_start(
     )
     say(
         f"distill  {plan.method}, quantization {quantization}, {str(dtype).removeprefix('torch.')} "
-        f"on {args.device.type}, "
-        f"{args.world_size} "
+        f"on {args.device.type}, {args.world_size} "
         f"process{'es' if args.world_size > 1 else ''}; "
         f"{trainable:,} of {total:,} parameters trained; {batch} rows a step"
     )

@@ -1,6 +1,6 @@
 """Loading of metrics: `evaluate` measurements, one folder each, as scorers for the stages.
 
-A metric states what it measures in `unit`, and the direction in `higher_is_better`. A stage gets a `ScorerConfig`, and
+A metric states what it measures in `unit`, and the direction in `higher_is_better`. A stage gets a `LoadedScorer`, and
 in its scores higher is always better: the scores of a metric where lower is better are negated.
 """
 
@@ -280,7 +280,6 @@ def _checked_scores(result: Any, n: int, section: recipes.ScorerConfig) -> list[
         else:
             raise MetricError(
                 f"metric {section.metric} gave {value!r:.40} as a score, expected a finite number, or None for a text "
-                "that "
-                "it can't score"
+                "that it can't score"
             )
     return out

@@ -203,8 +203,7 @@ def _write(context: RunContext, rows: Sequence[ResultRow], imported: Mapping[str
     counts["held_out"] = len(rows) - len(chains)
     say(
         f"imported  {counts['rows']} rows, {counts['better']} strictly better after the revision; {counts['chains']} "
-        "chains, "
-        f"{counts['held_out']} rows of held-out or left-out prompts -> {context.run.folder}"
+        f"chains, {counts['held_out']} rows of held-out or left-out prompts -> {context.run.folder}"
     )
     for what, n in summary.waterfall(numbers):
         say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))

@@ -190,8 +190,7 @@ def _say_which_metrics_stay(recipe: Recipe) -> None:
     for place, file in metric_files(recipe).items():
         progress.say(
             f"{place}  {file} stays on this machine: others can look at what is published, but not score with its "
-            "recipe; "
-            "publish.metrics=true publishes the file as a Space, too"
+            "recipe; publish.metrics=true publishes the file as a Space, too"
         )
 
 

@@ -47,8 +47,7 @@ def _run_prompts(context: RunContext) -> StageResult:
     shown = ", ".join(f"{counts[s]} {s}" for s in counts)
     say(
         f"prompts  {len(prompts)} of {dropped.read} ({shown})  in {sum(groups.values())} groups  dropped: "
-        f"{dropped.duplicates} "
-        f"duplicate, {dropped.overlaps} overlapping"
+        f"{dropped.duplicates} duplicate, {dropped.overlaps} overlapping"
         + (f"  without a group: {dropped.ungrouped}" if dropped.ungrouped else "")
     )
     return counts | {"groups": groups} | dropped.as_metrics()
@@ -95,8 +94,7 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> St
     steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
     say(
         f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored "
-        f"{numbers['unscored']} "
-        f"-> {context.run['chains.jsonl']}"
+        f"{numbers['unscored']} -> {context.run['chains.jsonl']}"
     )
     say(f"  {formatting.sampling_cost(numbers)}")
     for what, n in summary.waterfall(numbers):

@@ -160,8 +160,7 @@ def closing_table(metrics: Mapping[str, Any]) -> Table:
     titles = [f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}" for s in scores]
     notes = [
         f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, "
-        "after Holm"
-        f"{families(evaluation)}.",
+        f"after Holm{families(evaluation)}.",
         *blind_lines(metrics),
     ]
     counts = ("answers", "groups", "unscored", "failed")
@@ -180,8 +179,7 @@ def detail_table(metrics: Mapping[str, Any]) -> Table:
     """Return the table of `detail_rows`."""
     note = (
         "Effect size: mean over standard deviation of group means. Detectable: the true difference that so many "
-        "groups would "
-        "have shown four times in five."
+        "groups would have shown four times in five."
     )
     titles = ("difference", "score", "mean", "p (Holm)", "effect size", "better / alike / worse", "detectable")
     table = _table(*titles, title="what the differences are worth", caption=Text(note))
@@ -194,8 +192,7 @@ SIDE_EFFECT_NOTE = (
     "Shares: Wilson's interval, for as many independent answers as the groups are worth; their differences: "
     "Newcombe's. p of shares: "
     "McNemar's exact test with one verdict a group; p here after Holm for these measures of all pairs of arms. "
-    "Distinct words and "
-    "pairs: of every arm as many as the shortest arm has; the claim compares two arms alone."
+    "Distinct words and pairs: of every arm as many as the shortest arm has; the claim compares two arms alone."
 )
 
 

@@ -194,8 +194,7 @@ def _too_small(metrics: Mapping[str, Any]) -> list[str]:
         if d and s in d and d[s]["detectable"] and measured(d[s]["low"]) and d[s]["low"] <= 0 <= d[s]["high"]:
             out.append(
                 f"With {d[s]['groups']} groups a difference of {number(d[s]['detectable'])} on the {title} would have "
-                "been "
-                "found four times in five; a smaller one may well be there."
+                "been found four times in five; a smaller one may well be there."
             )
     return out
 
@@ -245,8 +244,7 @@ def _uncompared(metrics: Mapping[str, Any]) -> list[str]:
     rows = sum(metrics["dataset"]["sft"].values())
     return [
         f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer "
-        "was not clean "
-        "(or not scored), and the first clean revision was kept."
+        "was not clean (or not scored), and the first clean revision was kept."
     ]
 
 

@@ -407,5 +407,10 @@ def schema_problems(metrics: Mapping[str, Any]) -> list[str]:
     try:
         Metrics.model_validate(metrics)
     except ValidationError as e:
-        return [f"{'.'.join(map(str, err['loc']))}: {err['msg'].removeprefix('Value error, ')}" for err in e.errors()]
+        return error_lines(e)
     return []
+
+
+def error_lines(error: ValidationError) -> list[str]:
+    """Return the problems of a failed validation as `location: problem` strings."""
+    return [f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]

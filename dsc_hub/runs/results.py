@@ -46,15 +46,17 @@ def recorded(metrics: Mapping[str, Any], run: Run) -> Metrics:
         raise RunError(
             f"{run['metrics.json']} is of schema {schema!r:.40}, this dsc reads {metrics_schema.SCHEMA}", hint
         )
-    if problems := metrics_schema.schema_problems(metrics):
+    try:
+        return Metrics.model_validate(metrics)
+    except ValidationError as e:
+        problems = metrics_schema.error_lines(e)
         shown = "; ".join(p[:200] for p in problems[:3]) + (f" and {len(problems) - 3} more" * (len(problems) > 3))
         section = problems[0].split(".")[0]
         if section in BY_NAME and section != "evaluation":
             hint = f"Remove {run[f'{section}.done.json']} and run the recipe again."
         elif section == "blind":
             hint = "Run `dsc blind RUN` again: the verdicts are kept, only their count is made anew."
-        raise RunError(f"{run['metrics.json']} is damaged: {shown}", hint)
-    return Metrics.model_validate(metrics)
+        raise RunError(f"{run['metrics.json']} is damaged: {shown}", hint) from None
 
 
 def answers(run: Run) -> list[dict[str, Any]]:

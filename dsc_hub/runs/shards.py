@@ -111,8 +111,7 @@ def _wrong(shard: Shard, run: Run, sampling: str, again: str) -> list[str]:
     if (recorded := run.facts.get("fingerprints", {}).get("sampling")) != expected:
         return [
             f"{run.folder} is shard {shard} of something else (its sampling is {recorded}, expected {expected}): "
-            "recipe, overrides, "
-            "prompts, model and scorers must be the same"
+            "recipe, overrides, prompts, model and scorers must be the same"
         ]
     if not run.is_done("sampling", expected):
         return [f"shard {shard} in {run.folder} is not finished: `{again} --shard {shard}` goes on from what is there"]

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def run_coroutine(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run_coroutine`; where an event loop is running already (a notebook), in a thread with a loop of its own.
+    """Run `main` with `asyncio.run`; if an event loop is running already (a notebook), in a thread with its own loop.
 
     A KeyboardInterrupt that arrives while the thread works cancels the coroutine and is raised once it has ended.
     """

@@ -84,6 +84,13 @@ def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file
         ("prompts.split.train=on", "prompts.split.train: should be a number, got true"),
         ("budget_s.sampling=true", "budget_s.sampling: should be a number, got true"),
         ("seed=true", "seed: should be a number, got true"),
+        (
+            "reward.plus=[[]]",
+            "reward.plus.0: expected a section (scorer, metric, revision, positive_label, ...), got []",
+        ),
+        ("reward.plus=[similarity]", "got 'similarity'; did you mean {scorer: similarity}?"),
+        ("reward.plus=[{metrik: similarity}]", "reward.plus.0.metrik: unknown key; did you mean 'metric'?"),
+        ("reward.plus=[{colour: red}]", "reward.plus.0.colour: unknown key; known: scorer, metric,"),
     ],
 )
 def test_what_is_not_of_the_kind_is_told_in_plain_words(recipe_file: Path, override: str, told: str):
@@ -275,18 +282,3 @@ def test_a_list_item_that_is_no_section_is_said_with_its_place(recipe_file: Path
     with pytest.raises(ConfigError) as error:
         recipe_files.load_recipe_file(recipe_file, [f"reward.plus=[{item}]"])
     assert any(p.startswith("reward.plus.0: expected") for p in error.value.problems), error.value
-
-
-@pytest.mark.parametrize(
-    ("plus", "message"),
-    [
-        ("[[]]", "reward.plus.0: expected a section (scorer, metric, revision, positive_label, ...), got []"),
-        ("[similarity]", "got 'similarity'; did you mean {scorer: similarity}?"),
-        ("[{metrik: similarity}]", "reward.plus.0.metrik: unknown key; did you mean 'metric'?"),
-        ("[{colour: red}]", "reward.plus.0.colour: unknown key; known: scorer, metric,"),
-    ],
-)
-def test_a_wrong_item_of_a_list_is_named_by_its_place(recipe_file: Path, plus: str, message: str):
-    with pytest.raises(ConfigError) as e:
-        recipe_files.load_recipe_file(recipe_file, [f"reward.plus={plus}"])
-    assert message in "\n".join(e.value.problems), e.value.problems

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from dsc_hub.config import recipe
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.hub.account import login
 from dsc_hub.hub.pull import pull_repo
-from dsc_hub.local_hub.server import Address, running
+from dsc_hub.local_hub.server import Address
 from dsc_hub.pipeline import preflight, resolve
 from dsc_hub.pipeline.import_reference import import_rows
 from dsc_hub.publish import upload
@@ -26,12 +25,6 @@ from tests.hub import at_hub
 from tests.pipeline.test_import_reference import ROWS
 
 REPO = "local/shared"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    with running(tmp_path_factory.mktemp("hub")) as it:
-        yield it
 
 
 @pytest.fixture(autouse=True)

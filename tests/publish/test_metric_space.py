@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from dsc_hub.config.recipe import PublishConfig, RewardConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.hub.account import login
-from dsc_hub.local_hub.server import Address, running
+from dsc_hub.local_hub.server import Address
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.registry import SHIPPED
 from dsc_hub.publish import metric_space
@@ -37,12 +36,6 @@ found = metric.compute(data=json.loads(sys.argv[2]))
 assert not any(m.split(".")[0] == "dsc_hub" for m in sys.modules)
 print(json.dumps(found))
 """
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    with running(tmp_path_factory.mktemp("hub")) as it:
-        yield it
 
 
 @pytest.mark.parametrize("scorer", ["vader", "textblob", "minilm"])

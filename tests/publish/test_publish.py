@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +15,10 @@ from dsc_hub.hub import push as push_
 from dsc_hub.hub import repos
 from dsc_hub.hub.account import Account, login
 from dsc_hub.hub.repos import RepoTarget
-from dsc_hub.local_hub.server import Address, running
+from dsc_hub.local_hub.server import Address
 from dsc_hub.publish import bundle
 from tests import fixture_run
 from tests.hub.at_hub import point
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    with running(tmp_path_factory.mktemp("hub")) as it:
-        yield it
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,12 +38,6 @@ from tests.hub import at_hub, faults
 
 PROMPT = Prompt("p", "Write.", "g", "test")
 DATASET, ADAPTER = "local/little-dsc", "local/little-dsc-lora"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    with running(tmp_path_factory.mktemp("hub")) as it:
-        yield it
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from tests.scripted_server import make_server
 
 @pytest.fixture
 def place(recipe_file: Path, tmp_path: Path, home: Path, server: str, monkeypatch: pytest.MonkeyPatch):
-    """Describe the job in a folder of runs; `--shard` and `merge_shards` as the command line does them."""
+    """Describe the job in a folder of runs; `--shard` and `merge` as the command line does them."""
     monkeypatch.setenv("DSC_HUB_HOME", str(home))
 
     class Place:
