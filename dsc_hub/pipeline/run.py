@@ -53,10 +53,7 @@ def run_one(context: RunContext, stage: str) -> None:
             if not context.run.is_done(earlier, context.fingerprints[earlier]) and not _take_over(context, earlier):
                 if is_new:  # the folder holds only reused stages: leaving it would look like a run
                     shutil.rmtree(context.run.folder)
-                raise RunError(
-                    f"the stage '{earlier}' of {context.run.folder} is not done",
-                    f"Run `dsc {BY_NAME[earlier].command}` first, or `dsc run` for all of it.",
-                )
+                raise context.run.not_done(earlier)
         account = None
         if stage == "publish":
             account = stack.enter_context(hub_account(context.recipe))

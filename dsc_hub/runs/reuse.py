@@ -95,14 +95,14 @@ def adopt_rows(run: Run, stage: str, fingerprint: str, siblings: Iterable[Run]) 
     return None
 
 
-def copy_files(run: Run, donor: Run, names: Sequence[str]) -> None:
-    """Copy those of `names` that are files in `donor`, each atomically; the first name appears last.
+def copy_files(run: Run, source: Run, names: Sequence[str]) -> None:
+    """Copy those of `names` that are files in `source`, each atomically; the first name appears last.
 
     (A chain without its turns would look like one that needs none.)
     """
-    existing = [name for name in names if donor[name].is_file()]
+    existing = [name for name in names if source[name].is_file()]
     # In this order: a source run that is still writing has stored the turns of every chain that is copied first.
     for name in existing:
-        shutil.copy2(donor[name], run[f"{name}.part"])
+        shutil.copy2(source[name], run[f"{name}.part"])
     for name in reversed(existing):
         os.replace(run[f"{name}.part"], run[name])

@@ -66,10 +66,15 @@ class Run:
         """Return what a finished stage recorded in its marker; RunError if the stage is not finished."""
         marker = self.marker(stage)
         if marker is None:
-            raise RunError(
-                f"the stage '{stage}' of {self.folder} is not done", f"Run `dsc {BY_NAME[stage].command}` first."
-            )
+            raise self.not_done(stage)
         return dict(marker["result"])
+
+    def not_done(self, stage: str) -> RunError:
+        """Return the error for work that needs a stage which is not done."""
+        return RunError(
+            f"the stage '{stage}' of {self.folder} is not done",
+            f"Run `dsc {BY_NAME[stage].command}` first, or `dsc run` for all of it.",
+        )
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
         """Return whether the stage has a marker with this fingerprint and its first file exists."""
