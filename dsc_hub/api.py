@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dsc_hub.config.recipe import Recipe
     from dsc_hub.hub.pull import Pulled
     from dsc_hub.pipeline.context import RunContext
+    from dsc_hub.pipeline.preflight import RunPlan
     from dsc_hub.publish.verify import Check
     from dsc_hub.records import Answer, Chain, Prompt
     from dsc_hub.runs.metrics_schema import Claim, Metrics
@@ -42,19 +43,15 @@ class Results:
     def recipe(self) -> Recipe:
         """The recipe as the run resolved it. RunError if run.json is missing, damaged, or of a version that can't be
         read."""
-        from dsc_hub.runs.results import recipe_of
-
-        return recipe_of(Run(self.folder))
+        return Run(self.folder).facts.recipe
 
     @property
     def metrics(self) -> Metrics:
         """All numbers (metrics.json), checked and typed; a section whose stage has not run is None. `dsc schema
         metrics` describes each. RunError if the file is damaged or of a schema that this version does not read."""
-        from dsc_hub.runs.results import recorded
-        from dsc_hub.runs.test_sets import with_current_looks
+        from dsc_hub.runs.results import current_metrics
 
-        run = Run(self.folder)
-        return recorded(with_current_looks(run, run.metrics), run)
+        return current_metrics(Run(self.folder))
 
     @property
     def claim(self) -> Claim:
@@ -83,10 +80,9 @@ class Results:
     def answers(self) -> Iterator[Answer]:
         """The answers of all arms with their scores. RunError if the run is not evaluated, or its rows do not fit its
         numbers."""
-        from dsc_hub.records import Answer
         from dsc_hub.runs.results import answers
 
-        return (Answer(**row) for row in answers(Run(self.folder)))
+        return iter(answers(Run(self.folder)))
 
     @property
     def adapter(self) -> Path:
@@ -117,8 +113,8 @@ def resolve(
     return resolve.resolve_recipe(str(recipe), overrides, runs, allow_code)
 
 
-def plan(context: RunContext) -> dict[str, Any]:
-    """What a run would do, take and write, as `dsc plan --json` prints it. Fetches no weights.
+def plan(context: RunContext) -> RunPlan:
+    """What a run would do, take and write, as `dsc plan` prints it. Fetches no weights.
 
     Raises:
         ConfigError: with everything that stands in the way of the run on this machine.
@@ -127,7 +123,7 @@ def plan(context: RunContext) -> dict[str, Any]:
     from dsc_hub.pipeline.preflight import check_run
 
     with hub_account(context.recipe) as account:
-        return check_run(context, account) | {"run": str(context.run.folder)}
+        return check_run(context, account)
 
 
 def try_out(context: RunContext, count: int = 8) -> list[tuple[Prompt, Chain]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
@@ -151,6 +151,9 @@ class Chain:
         return asdict(self)
 
 
+AnswerKey = tuple[str, int]  # prompt id, sample
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One evaluated answer: a row of evaluation/answers.jsonl, keyed by (arm, prompt_id, sample)."""
@@ -161,15 +164,37 @@ class Answer:
     group: str
     prompt: str
     text: str
-    reward: float | None  # None: unscored, with the reason in `unscored_reason`
-    second: float | None
-    third: float | None
-    unscored_reason: str
     finish_reason: str
     new_tokens: int  # of all turns and candidates of the arm
     prompt_tokens: int
     defect: str  # hygiene reason; "" if clean
     raw: str = ""  # the whole text if an opening was stripped
+    reward: float | None = None  # None: unscored; why, if there is such a scorer, is in `unscored_reason`
+    second: float | None = None
+    third: float | None = None
+    unscored_reason: str = ""  # of the reward; "" if it is scored
+    second_unscored_reason: str = ""  # rows of an older dsc have none
+    third_unscored_reason: str = ""
+
+    def score(self, name: str) -> float | None:
+        """Return the score "reward", "second" or "third"; None: unscored, or not recorded."""
+        value: float | None = getattr(self, name)
+        return value
+
+    def unscored(self, name: str) -> str:
+        """Return why the score "reward", "second" or "third" is missing; "" if it is not, or not recorded."""
+        reason: str = getattr(self, _reason_of(name))
+        return reason
+
+    def scored(self, name: str, score: Score) -> Answer:
+        """Return the answer with a score."""
+        changes: dict[str, Any] = {name: score.value, _reason_of(name): score.reason}
+        return replace(self, **changes)
+
+
+def _reason_of(name: str) -> str:
+    """Return the name of the field with the reason why a score is missing."""
+    return "unscored_reason" if name == "reward" else f"{name}_unscored_reason"
 
 
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}  # by kind of record: building one takes milliseconds

@@ -165,25 +165,6 @@ def paired_difference(
     }
 
 
-def paired_rows(
-    a: Mapping[Any, Mapping[str, Any]],
-    b: Mapping[Any, Mapping[str, Any]],
-    column: str,
-    column_of_b: str | None = None,
-    confidence: float = 0.95,
-    bounds: Bounds = ANYTHING,
-) -> dict[str, Any]:
-    """Return the `paired_difference` of two arms on one score, over the keys that are scored in both.
-
-    `a` and `b` map (prompt, sample) to rows with `group` and scores. `column_of_b` is the score's column in b, if it is
-    not `column`; `bounds` is its range.
-    """
-    other = column_of_b or column
-    shared = [k for k in sorted(a) if k in b and a[k][column] is not None and b[k][other] is not None]
-    values = [a[k][column] for k in shared], [b[k][other] for k in shared]
-    return paired_difference(*values, [a[k]["group"] for k in shared], confidence, bounds)
-
-
 def _spread(means: np.ndarray) -> float:
     """Return the standard deviation of group means; 0 if they differ only by rounding, which is no real difference."""
     spread = float(means.std(ddof=1)) if len(means) > 1 else 0.0

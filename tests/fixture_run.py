@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import pyarrow.parquet as pq
 
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import side_effects
-from dsc_hub.records import prompt_id
+from dsc_hub.records import Answer, from_row, prompt_id
+from dsc_hub.runs.metrics_schema import Criterion
 from dsc_hub.runs.run import Run
-from dsc_hub.runs.verdict import Criterion
 from dsc_hub.system.files import write_json
 
 MODEL_FOLDER = "/home/somebody/.cache/dsc/models/smollm2"
@@ -248,7 +247,7 @@ def metrics() -> dict[str, Any]:
 
 def criterion(name: str, verdict: str, **more: Any) -> dict[str, Any]:
     """A criterion of the claim; what isn't given is absent."""
-    return asdict(Criterion(name, verdict, **more))
+    return Criterion(name=name, verdict=verdict, **more).model_dump()
 
 
 def _side_effects() -> dict[str, Any]:
@@ -347,6 +346,13 @@ REST_OF_AN_ANSWER = {
     "prompt_tokens": 20,
     "defect": "",
 }
+
+
+def typed(rows: list[dict[str, Any]]) -> list[Answer]:
+    """Rows as records; what a row leaves out is as in an answer that nothing is wrong with."""
+    scored = {"reward": 0.0, "second": 0.0, "third": 0.0}
+    usual = REST_OF_AN_ANSWER | scored | {"sample": 0, "group": "", "prompt": ""}
+    return [from_row(Answer, usual | row) for row in rows]
 
 
 def count_answers(numbers: dict[str, Any], answers: list[dict[str, Any]]) -> None:

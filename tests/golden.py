@@ -29,7 +29,7 @@ SHOWN = ROOT / "model_cards" / "examples"
 
 def keep(run: Run) -> str:
     """Take from a finished run what its cards are made of; the recipe's name."""
-    name = run.facts["recipe"]["name"]
+    name = run.facts.recipe.name
     folder = KEPT / name
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
@@ -74,10 +74,11 @@ def render(name: str, folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    recipe_name = keep(Run(Path(sys.argv[1])))
-    with tempfile.TemporaryDirectory() as at:
-        for kind, text in render(recipe_name, Path(at)).items():
-            target = SHOWN / recipe_name / f"{kind}.md"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-            print(target.relative_to(ROOT))
+    names = [keep(Run(Path(folder))) for folder in sys.argv[1:]] or sorted(p.name for p in KEPT.iterdir())
+    for name in names:
+        with tempfile.TemporaryDirectory() as work:
+            for kind, text in render(name, Path(work)).items():
+                target = SHOWN / name / f"{kind}.md"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8")
+                print(target.relative_to(ROOT))

@@ -22,7 +22,7 @@ from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.report import cards
 from dsc_hub.runs.cost import add_session, cost_of
 from dsc_hub.runs.run import Run
-from dsc_hub.sampling import convergence, sample, summary
+from dsc_hub.sampling import sample, summary
 from dsc_hub.system.files import write_json
 from tests import fixture_run
 
@@ -86,10 +86,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
 def _sample(run: Run, r: Recipe, asked: list[Prompt], scorers: dict[str, Any]) -> None:
     asyncio.run(sample.sample(run, r, asked, complete, BatchScorer(scorers["reward"])))
     chains, group_of, c = sample.read_chains(run), {p.id: p.group for p in asked}.__getitem__, r.chain
-    numbers = summary.summary(chains, group_of, len(asked) * c.chains_per_prompt, c.steps) | {
-        "mixing": convergence.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": convergence.last_step(chains, group_of, c.steps),
-    }
+    numbers = summary.chain_numbers(chains, group_of, len(asked) * c.chains_per_prompt, c)
     new_tokens = sum(row["new_tokens"] for row in run.rows("turns.jsonl"))
     add_session(run, "sampling", {"seconds": 2.0, "new_tokens": new_tokens})
     run.add_metrics("sampling", numbers | cost_of(run, "sampling", "turns.jsonl") | {"reused_turns": 0})

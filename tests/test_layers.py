@@ -38,6 +38,9 @@ ORDER = (
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 # Modules that are about a heavy library, and import it at their top; all others import it where they use it.
 ABOUT = {
+    "distill.adapter_files": {"trl", "peft"},
+    "distill.mask": {"trl"},
+    "distill.output": {"torch", "transformers", "trl"},
     "distill.train": {"torch", "transformers", "trl", "peft", "datasets"},
     "distill.config": {"transformers", "trl", "peft"},
     "distill.preflight": {"transformers", "trl", "peft"},

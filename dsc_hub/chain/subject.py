@@ -30,12 +30,12 @@ def names(text: str, subject: str) -> bool:
     if not re.search(r"[A-Za-z]", bare(subject)) and not subject.isascii():
         return bare(subject) in bare(text)  # scripts without spaces, and languages that inflect names
     if subject == subject.lower() and len(described := _content(subject)) > 1:
-        text_words = set(_plain(text))
+        text_words = set(_plain_words(text))
         return 2 * sum(any(w.startswith(stem) for w in text_words) for stem in described) >= len(described)
-    padded = f" {' '.join(_plain(text))} "
+    padded = f" {' '.join(_plain_words(text))} "
     first = subject.split(":", maxsplit=1)[0]
-    names_of_subject = [_plain(subject)] + (
-        [_plain(first)] if re.search(r"[^\W\d]", first) else []
+    names_of_subject = [_plain_words(subject)] + (
+        [_plain_words(first)] if re.search(r"[^\W\d]", first) else []
     )  # a bare number names nothing
     return any(w and f" {' '.join(w)} " in padded for w in names_of_subject)
 
@@ -47,13 +47,13 @@ def _content(description: str) -> set[str]:
 
 def without(text: str, subject: str) -> list[str]:
     """Return the text's plain words with the subject's name replaced by "*", to compare phrases across subjects."""
-    plain = " ".join(_plain(text))
-    if name := _plain(subject):
+    plain = " ".join(_plain_words(text))
+    if name := _plain_words(subject):
         plain = re.sub(rf"(?<!\S){re.escape(' '.join(name))}(?!\S)", "*", plain)
     return plain.split()
 
 
-def _plain(text: str) -> list[str]:
+def _plain_words(text: str) -> list[str]:
     """Return the words without case, accents, apostrophes and a leading article."""
     plain = words(bare(text))
     return plain[1:] if len(plain) > 1 and plain[0] in ("the", "a", "an") else plain

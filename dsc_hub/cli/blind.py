@@ -18,6 +18,7 @@ from dsc_hub.evaluation.blind import (
     record_tally,
     winner,
 )
+from dsc_hub.runs.results import metrics_of
 from dsc_hub.runs.run import Run
 
 
@@ -28,7 +29,7 @@ def judge_pairs(run: Run, n: int, judge: str) -> None:
     if not judge.strip():
         raise ConfigError("--judge is empty", "Give a name, or leave it out.")
     pairs = read_pairs(run)
-    seed = run.facts["recipe"]["seed"]
+    seed = run.facts.recipe.seed
     chosen = pick(pairs, seed, n)
     done = {v.prompt_id for v in counted(pairs, read_verdicts(run)) if v.judge == judge}
     todo = [(number, p) for number, p in enumerate(chosen, 1) if p.prompt_id not in done]
@@ -76,7 +77,7 @@ def _tell(run: Run) -> None:
     from dsc_hub.cli import terminal
     from dsc_hub.report import verdicts
 
-    before = run.metrics.get("blind")
+    before = metrics_of(run).blind
     try:
         with run.lock():
             tally = record_tally(run)
@@ -91,7 +92,7 @@ def _tell(run: Run) -> None:
         terminal.line("Nothing was judged, nothing is recorded.")
         return
     terminal.line("")
-    for sentence in verdicts.blind_lines(run.metrics):
+    for sentence in verdicts.blind_lines(metrics_of(run).blind):
         terminal.line(sentence)
     terminal.line(f"-> {run['metrics.json']}")
     if stale:

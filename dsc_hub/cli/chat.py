@@ -28,7 +28,6 @@ from dsc_hub.inference.client import Completion, Generator, RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline.context import announce_servers
 from dsc_hub.records import prompt_id
-from dsc_hub.runs.results import recipe_of
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, event_loop, machine
 from dsc_hub.system.progress import duration, moving_line, say
@@ -96,16 +95,16 @@ class Talk:
 
 def start_chat(run: Run) -> None:
     """Serve base and adapter, and answer questions until `/quit` or the end of input."""
-    recipe = recipe_of(run)
+    recipe = run.facts.recipe
     if where := origin.of_another(run.folder):
         untrusted.check_untrusted(f"{run.folder}, downloaded from {where},", recipe)
     announce_servers(recipe)
     if run.marker("distill") is None or not (run["adapter"] / "adapter_model.safetensors").is_file():
         raise RunError(
             f"{run.folder} has no finished adapter to talk to",
-            f"Run `dsc distill RECIPE` first (this run was started as `{run.facts.get('command', 'dsc run RECIPE')}`).",
+            f"Run `dsc distill RECIPE` first (this run was started as `{run.facts.command}`).",
         )
-    folder = Path(run.facts["model"].get("folder", ""))
+    folder = run.facts.model.weights
     at_once = not recipe.serving.endpoints and not machine.vllm_on_cpu()
     with _endpoints(run, recipe, folder) as endpoints:
         talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.max_new_tokens, counter(folder))
@@ -140,7 +139,7 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
     # The same weights as in the evaluation.
-    weights, _ = evaluation_weights(folder, run.facts["identity"]["model"], recipe.distill.model_dump())
+    weights, _ = evaluation_weights(folder, run.facts.identity["model"], recipe.distill)
     started = time.monotonic()
     log = cache.cache_home() / "chat.vllm.log"
     with servers.serve_model(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:

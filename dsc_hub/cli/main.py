@@ -112,8 +112,11 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the nu
 def _print_json(value: Any) -> None:
     from dsc_hub.system.progress import clean_json
 
+    def plain(value: Any) -> Any:
+        return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
+
     _results_follow()
-    click.echo(clean_json(json.dumps(value, indent=2, ensure_ascii=False, default=str)))
+    click.echo(clean_json(json.dumps(value, indent=2, ensure_ascii=False, default=plain)))
 
 
 def _allow(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> None:
@@ -244,35 +247,22 @@ def distill() -> None:
 
 
 @cli.command()
-@click.argument("recipe", required=False)
+@click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
 @click.option("--adapter", metavar="hub:USER/REPO[@REV]", help="Score this adapter instead of training one.")
-@click.option(
-    "--on", "on", metavar="RECIPE", help="The recipe whose test prompts and scorers are meant (same as RECIPE)."
-)
 @allow_option
 @runs_option
 @json_option
-def evaluate(
-    recipe: str | None, overrides: tuple[str, ...], adapter: str | None, on: str | None, runs: Path, as_json: bool
-) -> None:
+def evaluate(recipe: str, overrides: tuple[str, ...], adapter: str | None, runs: Path, as_json: bool) -> None:
     """Answer the test prompts with every arm, and score the answers.
 
-    With --adapter, somebody else's adapter beside the recipe's base model: dsc evaluate --adapter hub:ann/kind-lora
-    --on quickstart
+    With --adapter, somebody else's adapter beside the recipe's base model: dsc evaluate quickstart --adapter
+    hub:ann/kind-lora
     """
     from dsc_hub.cli import screens
     from dsc_hub.pipeline import resolve
     from dsc_hub.pipeline.run import evaluate_adapter, run_one
 
-    if on and recipe:
-        if "=" not in recipe:
-            raise click.UsageError(f"RECIPE is given twice: '{recipe}' and --on {on}")
-        overrides = (recipe, *overrides)  # with --on, the first argument is an override
-    if not (recipe := on or recipe):
-        raise click.UsageError(
-            "name a recipe: dsc evaluate RECIPE, or dsc evaluate --adapter hub:USER/REPO --on RECIPE"
-        )
     if adapter is None:
         context = _resolve(recipe, overrides, runs)
         run_one(context, "evaluation")
@@ -349,11 +339,11 @@ def check(reference: str, runs: Path, as_json: bool) -> None:
     run = find_run(reference, runs)
     claim = claim_of(run)
     if as_json:
-        _print_json({"run": str(run.folder), **claim})
+        _print_json({"run": str(run.folder), **claim.model_dump()})
     else:
         _results_follow()
         screens.claim(run)
-    if claim["verdict"] != "holds":
+    if claim.verdict != "holds":
         sys.exit(1)
 
 
@@ -365,12 +355,13 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
     RUN is a run folder, or a recipe's name for its newest run. With --json: the whole metrics.json.
     """
     from dsc_hub.cli import screens as screen
-    from dsc_hub.runs.results import evaluated
+    from dsc_hub.runs.results import evaluation_of
     from dsc_hub.runs.run import find_run
 
     run = find_run(reference, runs)
     if as_json:
-        _print_json(evaluated(run))
+        evaluation_of(run)
+        _print_json(run.metrics)
     else:
         _results_follow()
         screen.numbers(run)
@@ -410,7 +401,7 @@ def grid(file: Path, runs: Path, as_json: bool) -> None:
     else:
         _results_follow()
         screen.show_grid(rows)
-    if any(row["error"] for row in rows):
+    if any(row.error for row in rows):
         raise SystemExit(1)
 
 
@@ -429,7 +420,7 @@ def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> 
 
     run = find_run(reference, runs)
     if as_json:
-        _print_json({"run": str(run.folder), **counts(run)})
+        _print_json({"run": str(run.folder), **counts(run).model_dump()})
     else:
         judge_pairs(run, count, judge)
 

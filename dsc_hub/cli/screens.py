@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.panel import Panel
 from rich.table import Table
@@ -19,14 +19,17 @@ from dsc_hub.config.stages import NAMES
 from dsc_hub.evaluation.claim import claim_of
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Chain, Prompt, Score
-from dsc_hub.report.recorded import Recorded
-from dsc_hub.runs.results import evaluated
+from dsc_hub.runs.results import current_metrics, evaluation_of, metrics_of
 from dsc_hub.runs.run import Run
-from dsc_hub.runs.test_sets import with_current_looks
 from dsc_hub.system.progress import duration
 
 if TYPE_CHECKING:
+    from dsc_hub.data.prompts import Counts
+    from dsc_hub.evaluation.compare import Comparison
+    from dsc_hub.evaluation.score_file import ScoredFile
     from dsc_hub.hub.pull import Pulled
+    from dsc_hub.pipeline.grid import GridRow
+    from dsc_hub.pipeline.preflight import RunPlan
     from dsc_hub.publish.verify import Check
 
 FEW_TEXTS = 20
@@ -40,55 +43,55 @@ def _grid() -> Table:
     return table
 
 
-def show_plan(context: RunContext, e: Mapping[str, Any]) -> None:
-    """Print the plan of a run, from the estimate of `preflight.check`."""
+def show_plan(context: RunContext, e: RunPlan) -> None:
+    """Print the plan of a run."""
     r = context.recipe
     table = _grid()
-    split = "  ".join(f"{n} {s} ({e['groups'][s]} groups)" for s, n in e["prompts"].items())
+    split = "  ".join(f"{n} {s} ({e.groups[s]} groups)" for s, n in e.prompts.items())
     table.add_row("recipe", f"{r.name}  {context.path}")
     table.add_row("model", f"{context.model.id}  ({context.model.source} at {context.model.commit[:12]})")
     table.add_row(
         "prompts",
-        f"{split}   dropped: {e['dropped']['duplicates']} duplicate, {e['dropped']['overlaps']} overlapping",
+        f"{split}   dropped: {e.dropped.duplicates} duplicate, {e.dropped.overlaps} overlapping",
     )
-    for line in _dropped(e["dropped"]):
+    for line in _dropped(e.dropped):
         table.add_row("", Text(line, "dim"))
-    table.add_row("to compare", _comparable(e["groups"][r.evaluation.split], r))
+    table.add_row("to compare", _comparable(e.groups[r.evaluation.split], r))
     table.add_row(
         "chains",
-        f"{e['chains']} of {r.chain.steps} step(s), {r.chain.acceptance}, requests in flight: {r.serving.concurrency}",
+        f"{e.chains} of {r.chain.steps} step(s), {r.chain.acceptance}, requests in flight: {r.serving.concurrency}",
     )
     for stage in ("sampling", "evaluation"):
-        if not e["requests"][stage]:
+        if not e.requests[stage]:
             table.add_row(stage, "nothing left to ask for")
             continue
-        s = e["seconds"][stage]
+        s = e.seconds[stage]
         when = (
-            f"about {duration(s['low'])} to {duration(s['high'])}, starts included "
-            f"(measured here: {s['slow']:.0f} to {s['fast']:.0f} tokens/s)"
+            f"about {duration(s.low)} to {duration(s.high)}, starts included "
+            f"(measured here: {s.slow:.0f} to {s.fast:.0f} tokens/s)"
             if s is not None
             else "time unknown: too little of this model was sampled here yet (`dsc try -n 16` measures it)"
         )
         table.add_row(
-            stage, f"{e['requests'][stage]} requests, at most {e['new_tokens_at_most'][stage]:,} new tokens; {when}"
+            stage, f"{e.requests[stage]} requests, at most {e.new_tokens_at_most[stage]:,} new tokens; {when}"
         )
-    trained = "distill" in (*e["done"], *e["taken_over"])
+    trained = "distill" in (*e.done, *e.taken_over)
     how = "nothing left to train" if trained else f"{r.distill.method}; its time shows after the first steps"
     table.add_row("distill", how)
-    table.add_row("disk", f"about {e['disk_bytes'] / 1e9:.2f} GB under {context.runs}")
+    table.add_row("disk", f"about {e.disk_bytes / 1e9:.2f} GB under {context.runs}")
     table.add_row(
         "publishes",
-        ("\n".join(e["repos"]) + ("\nprivately" if r.publish.private else "\nPUBLICLY"))
-        if "repos" in e
+        ("\n".join(e.repos) + ("\nprivately" if r.publish.private else "\nPUBLICLY"))
+        if e.repos
         else "nothing (publish.to is none)",
     )
-    if "repos" in e:
+    if e.repos:
         licence = r.publish.license or (None if r.prompts.dataset else context.model.license)
         table.add_row("licence", licence or "unknown: the cards will say so; set publish.license")
     table.add_row("run folder", str(context.run.folder))
-    table.add_row("done already", ", ".join(e["done"]) or "nothing")
+    table.add_row("done already", ", ".join(e.done) or "nothing")
     donors: dict[str, list[str]] = {}
-    for stage, folder in e["taken_over"].items():
+    for stage, folder in e.taken_over.items():
         donors.setdefault(folder, []).append(stage)
     for folder, stages in donors.items():
         table.add_row("taken over", f"{', '.join(stages)}  from {folder}")
@@ -97,16 +100,16 @@ def show_plan(context: RunContext, e: Mapping[str, Any]) -> None:
     terminal.out.print(table)
 
 
-def _dropped(dropped: Mapping[str, Any]) -> list[str]:
+def _dropped(dropped: Counts) -> list[str]:
     """Return lines about the first dropped prompts and the prompts that they duplicate."""
-    lines = [f"duplicate: {_start(d['text'])} of {_start(d['kept'])}" for d in dropped["first_duplicates"]]
+    lines = [f"duplicate: {_start(d.text)} of {_start(d.kept)}" for d in dropped.first_duplicates]
     lines += [
-        f"overlap: {_start(d['text'])} with the training prompt {_start(d['kept'])} in '{d['shared']}' "
+        f"overlap: {_start(d.text)} with the training prompt {_start(d.kept)} in '{d.shared}' "
         "(prompts.drop_overlaps=false keeps it)"
-        for d in dropped["first_overlaps"]
+        for d in dropped.first_overlaps
     ]
-    if dropped["ungrouped"]:
-        lines.append(f"{dropped['ungrouped']} prompts have no group in prompts.group_column: each is its own")
+    if dropped.ungrouped:
+        lines.append(f"{dropped.ungrouped} prompts have no group in prompts.group_column: each is its own")
     return lines
 
 
@@ -169,12 +172,11 @@ def claim(run: Run) -> None:
     from dsc_hub.report.tables import claim_table
     from dsc_hub.report.verdicts import test_set_sentences
 
-    claim_of(run)
-    metrics = with_current_looks(run, run.metrics)
+    judged, evaluation = claim_of(run), evaluation_of(run)
     terminal.out.print(Text(str(run.folder)))
-    terminal.out.print(claim_table(metrics))
-    terminal.out.print(Text(claim_sentence(metrics), "bold"))
-    for sentence in test_set_sentences(metrics):
+    terminal.out.print(claim_table(evaluation))
+    terminal.out.print(Text(claim_sentence(judged), "bold"))
+    for sentence in test_set_sentences(evaluation, current_metrics(run).test_set):
         terminal.out.print(Text(sentence))
 
 
@@ -182,30 +184,30 @@ def numbers(run: Run) -> None:
     """Print all tables of an evaluated run: arms and differences, side effects, cost, chains."""
     from dsc_hub.report import sentences, tables, verdicts
 
-    metrics = Recorded(with_current_looks(run, evaluated(run)), "metrics.json")
+    evaluation, metrics = evaluation_of(run), current_metrics(run)
     terminal.out.print(Text(str(run.folder)))
-    terminal.out.print(tables.closing_table(metrics))
-    if sentence := sentences.claim_sentence(metrics):
+    terminal.out.print(tables.closing_table(evaluation, metrics.blind))
+    if sentence := sentences.claim_sentence(evaluation.claim):
         terminal.out.print(Text(sentence, "bold"))
-    terminal.out.print(Text(verdicts.headline(metrics)))
+    terminal.out.print(Text(verdicts.headline(evaluation)))
     terminal.out.print()
-    terminal.out.print(tables.detail_table(metrics))
-    terminal.out.print(tables.side_effect_table(metrics))
-    terminal.out.print(tables.cost_table(metrics))
-    if "sampling" in metrics:
-        terminal.out.print(Text(f"{sentences.last_step_sentence(metrics)} {sentences.mixing_sentence(metrics)}"))
-    terminal.out.print(Text(f"All arms ran on {metrics.evaluation.served_on}."))
-    for sentence in verdicts.test_set_sentences(metrics):
+    terminal.out.print(tables.detail_table(evaluation))
+    terminal.out.print(tables.side_effect_table(evaluation))
+    terminal.out.print(tables.cost_table(evaluation))
+    if s := metrics.sampling:
+        terminal.out.print(Text(f"{sentences.last_step_sentence(s)} {sentences.mixing_sentence(s)}"))
+    terminal.out.print(Text(f"All arms ran on {evaluation.served_on}."))
+    for sentence in verdicts.test_set_sentences(evaluation, metrics.test_set):
         terminal.out.print(Text(sentence))
 
 
-def comparison(found: Mapping[str, Any]) -> None:
+def comparison(found: Comparison) -> None:
     """Print the result of `compare.compare_runs`: a table of the runs' arms and one of their differences."""
-    from dsc_hub.report.tables import comparison_tables
+    from dsc_hub.cli.tables import comparison_tables
 
     for table in comparison_tables(found):
         terminal.out.print(table)
-    for note in found["notes"]:
+    for note in found.notes:
         terminal.out.print(Text(note, "yellow"))
 
 
@@ -223,7 +225,7 @@ def pulled(found: Pulled) -> None:
         # Not the local file: by its Hub address the recipe is treated and checked as third-party.
         table.add_row("run it", Text(f"dsc run hub:{found.repo}@{found.commit}"))
     if found.kind == "adapter":
-        table.add_row("score it", Text(f"dsc evaluate --adapter hub:{found.repo}@{found.commit} --on RECIPE"))
+        table.add_row("score it", Text(f"dsc evaluate RECIPE --adapter hub:{found.repo}@{found.commit}"))
     if found.kind in ("dataset", "adapter"):
         table.add_row("check it", Text(f"dsc verify {found.repo}@{found.commit}"))
     terminal.out.print(table)
@@ -254,32 +256,31 @@ def closing(context: RunContext, hub_port: int) -> None:
     from dsc_hub.report.tables import closing_table
     from dsc_hub.report.verdicts import headline
 
-    metrics, facts = context.run.metrics, context.run.facts
+    metrics, facts = metrics_of(context.run), context.run.facts
     terminal.out.print()
-    if "evaluation" in metrics:
-        terminal.out.print(closing_table(metrics))
-        if sentence := claim_sentence(metrics):
+    if evaluation := metrics.evaluation:
+        terminal.out.print(closing_table(evaluation, metrics.blind))
+        if sentence := claim_sentence(evaluation.claim):
             terminal.out.print(Text(sentence, "bold"))
             short = _short_folder(context.run.folder)
             terminal.out.print(
                 Text(f"(each criterion: dsc check {short}; what else moved, and its cost: dsc show {short})")
             )
-        terminal.out.print(Text(headline(metrics)))
+        terminal.out.print(Text(headline(evaluation)))
     stages = {s: marker["seconds"] for s in NAMES if (marker := context.run.marker(s))}
     terminal.out.print()
     terminal.out.print(_times(stages, context.recipe.budget_s))
     terminal.out.print()
     table = _grid()
-    sampling = metrics.get("sampling", {})
-    if sampling:
+    if sampling := metrics.sampling:
         table.add_row("sampling", sampling_cost(sampling))
     marker = context.run.marker("publish")
     embedded = context.recipe.publish.to == "local"
     if marker:
         for kind, what in marker["result"].items():
             address = (
-                what["address"].replace(facts["repos"]["endpoint"], f"http://127.0.0.1:{hub_port}")
-                if embedded
+                what["address"].replace(facts.repos.endpoint, f"http://127.0.0.1:{hub_port}")
+                if embedded and facts.repos.endpoint
                 else what["address"]
             )
             table.add_row(
@@ -298,7 +299,7 @@ def closing(context: RunContext, hub_port: int) -> None:
             Text(
                 f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat "
                 f"{_short_folder(default_root() / 'token')})\n"
-                f'  python -c \'from datasets import load_dataset; print(load_dataset("{facts["repos"]["dataset"]}", "sft"))\''
+                f'  python -c \'from datasets import load_dataset; print(load_dataset("{facts.repos.dataset}", "sft"))\''
             ),
             soft_wrap=True,
         )
@@ -324,37 +325,37 @@ def _short_folder(path: Path) -> str:
     return str(path).replace(home, "~", 1) if str(path).startswith(home + "/") else str(path)
 
 
-def show_grid(rows: Sequence[Mapping[str, Any]]) -> None:
+def show_grid(rows: Sequence[GridRow]) -> None:
     """Print the result of `dsc grid`: the table and the locations of the runs."""
-    from dsc_hub.report.tables import grid_table
+    from dsc_hub.cli.tables import grid_table
 
     terminal.out.print(grid_table(rows))
-    reused = sum(r["sampling"]["reused_turns"] for r in rows if r["sampling"])
+    reused = sum(r.sampling.reused_turns for r in rows if r.sampling)
     terminal.out.print(
         f"{len(rows)} combinations; {reused:,} turns were taken from one another. Each is a run: dsc show RUN"
     )
     for r in rows:
-        terminal.out.print(Text(r["run"]))
+        terminal.out.print(Text(str(r.run)))
 
 
-def scored(found: Mapping[str, Any]) -> None:
+def scored(found: ScoredFile) -> None:
     """Print the result of `dsc score`: the first texts and the mean."""
     from dsc_hub.report import formatting
 
-    rows = found["rows"]
+    rows = found.rows
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
     table.add_column("text", overflow="ellipsis", no_wrap=True)
     for row in rows[:FEW_TEXTS]:
-        value = formatting.number(row["score"]) if row["score"] is not None else f"unscored: {row['reason']}"
-        table.add_row(value, Text(" ".join(row["text"].split())))
+        value = formatting.number(row.score) if row.score is not None else f"unscored: {row.reason}"
+        table.add_row(value, Text(" ".join(row.text.split())))
     terminal.out.print(table)
     if len(rows) > FEW_TEXTS:
         terminal.out.print(f"... and {len(rows) - FEW_TEXTS:,} more texts (--json prints all)")
-    way = "higher" if found["higher_is_better"] else "lower"
+    way = "higher" if found.higher_is_better else "lower"
     terminal.out.print(
         Text(
-            f"{found['metric']}: mean {formatting.interval(found['estimate'])} over {found['estimate']['n']:,} texts, "
-            f"{found['unscored']:,} unscored; {found['unit']}, {way} is better; {found['identity']}"
+            f"{found.metric}: mean {formatting.interval(found.estimate)} over {found.estimate.n:,} texts, "
+            f"{found.unscored:,} unscored; {found.unit}, {way} is better; {found.identity}"
         )
     )

@@ -8,7 +8,6 @@ would invalidate.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -513,14 +512,14 @@ class Recipe(Section):
     )
 
 
-def quantization(distill: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the BitsAndBytesConfig arguments with which the base is quantised in training, by a `distill:` section.
+def quantization(distill: DistillConfig) -> dict[str, Any] | None:
+    """Return the BitsAndBytesConfig arguments with which the base is quantised in training.
 
     Without the compute dtype, which depends on the machine. None if the base is not quantised.
     """
-    if distill["method"] != "qlora":
+    if distill.method != "qlora":
         return None
-    settings = distill["quantization"]
+    settings = distill.quantization
     return dict(settings) if settings.get("load_in_8bit") else QUANTIZATION_DEFAULTS | settings
 
 
@@ -597,9 +596,9 @@ def all_scorers(recipe: Recipe) -> dict[str, ScorerConfig]:
 PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated", "metrics")
 
 
-def publishes_rejected(publish: Mapping[str, Any]) -> bool:
-    """Return whether a `publish:` section uploads answers that were not kept (all the base's, rejected revisions)."""
-    return publish["rejected"] if publish["rejected"] is not None else publish["content_warning"] is None
+def publishes_rejected(publish: PublishConfig) -> bool:
+    """Return whether answers that were not kept (all the base's, rejected revisions) are published."""
+    return publish.rejected if publish.rejected is not None else publish.content_warning is None
 
 
 def repo_names(recipe: Recipe) -> dict[str, str | None]:

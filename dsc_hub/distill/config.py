@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import json
 import resource
 import sys
 import typing
@@ -23,7 +22,7 @@ from transformers import (
 from trl import SFTConfig
 
 from dsc_hub.config.messages import no_switch
-from dsc_hub.config.recipe import OWNED_SFT_KEYS, quantization
+from dsc_hub.config.recipe import OWNED_SFT_KEYS, DistillConfig, quantization
 from dsc_hub.distill.launcher import shown_error
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.adapters import LORA_RANKS
@@ -108,13 +107,13 @@ _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 class Plan(typing.NamedTuple):
     """The recipe's three sections, merged with the defaults and checked."""
 
-    method: str
+    method: typing.Literal["qlora", "lora"]
     sft: dict[str, Any]
     lora: dict[str, Any]
     quantization: dict[str, Any] | None
 
 
-def plan_of(section: Mapping[str, Any]) -> Plan:
+def plan_of(section: DistillConfig) -> Plan:
     """Check the keys and types of `distill:`; ConfigError with every problem at once."""
     problems: list[str] = []
     sft_fields = {f for f in SFTConfig.__dataclass_fields__ if SFTConfig.__dataclass_fields__[f].init}
@@ -122,11 +121,11 @@ def plan_of(section: Mapping[str, Any]) -> Plan:
     bnb_parameters = inspect.signature(BitsAndBytesConfig.__init__).parameters.values()
     bnb_fields = {p.name for p in bnb_parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}
     refused_sft = _REFUSED_SFT | dict.fromkeys(OWNED_SFT_KEYS, "set by dsc itself; remove it")
-    sft = _checked_settings("sft", section["sft"], sft_fields, refused_sft, typing.get_type_hints(SFTConfig), problems)
+    sft = _checked_settings("sft", section.sft, sft_fields, refused_sft, typing.get_type_hints(SFTConfig), problems)
     lora = _checked_settings(
-        "lora", section["lora"], lora_fields, _REFUSED_LORA, typing.get_type_hints(LoraConfig), problems
+        "lora", section.lora, lora_fields, _REFUSED_LORA, typing.get_type_hints(LoraConfig), problems
     )
-    given = _checked_settings("quantization", section["quantization"], bnb_fields, _REFUSED_QUANTIZATION, {}, problems)
+    given = _checked_settings("quantization", section.quantization, bnb_fields, _REFUSED_QUANTIZATION, {}, problems)
 
     if sft.get("packing") and sft.get("packing_strategy", "bfd") != "bfd":
         problems.append("distill.sft.packing_strategy: only 'bfd' keeps rows whole, and the end of an answer with them")
@@ -148,13 +147,13 @@ def plan_of(section: Mapping[str, Any]) -> Plan:
             )
     if (kind := given.get("bnb_4bit_quant_type", "nf4")) not in ("nf4", "fp4"):
         problems.append(f"distill.quantization.bnb_4bit_quant_type: expected nf4 or fp4, got {kind!r:.40}")
-    if section["method"] == "lora" and section["quantization"]:
+    if section.method == "lora" and section.quantization:
         problems.append("distill.quantization: has no effect with method 'lora'; remove it, or set method to 'qlora'")
     if problems:
         raise ConfigError(f"distill has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems)
 
-    merged = quantization({"method": section["method"], "quantization": given})
-    return Plan(section["method"], SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged)
+    merged = quantization(section.model_copy(update={"quantization": given}))
+    return Plan(section.method, SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged)
 
 
 def _checked_settings(
@@ -196,7 +195,7 @@ def _config(hint: Any) -> ConfigDict | None:
     return None if hasattr(hint, "__dataclass_fields__") else ConfigDict(arbitrary_types_allowed=True)
 
 
-def check_section(section: Mapping[str, Any]) -> None:
+def check_section(section: DistillConfig) -> None:
     """Check keys, types and values of `distill:` by building the configurations of the training; else ConfigError."""
     plan = plan_of(section)
     builders: dict[str, Callable[[], Any]] = {
@@ -223,6 +222,6 @@ if __name__ == "__main__":
         limit = min(limit, hard_limit)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard_limit))
     try:
-        check_section(json.load(sys.stdin))
+        check_section(DistillConfig.model_validate_json(sys.stdin.read()))
     except ConfigError as error:
         print(shown_error(error))

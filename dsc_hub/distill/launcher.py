@@ -19,7 +19,9 @@ from typing import Any
 from rich.text import Text
 
 from dsc_hub import errors
+from dsc_hub.config.recipe import DistillConfig
 from dsc_hub.errors import ConfigError, DscError, RunError
+from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine, progress
 from dsc_hub.system.files import packaged_folder, read_json
@@ -37,14 +39,14 @@ _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot alloc
 _KEPT_LINES = 15
 
 
-def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
-    """Train in processes started by accelerate; returns adapter/summary.json.
+def launch(run: Run, config_file: Path | None = None) -> Training:
+    """Train in processes started by accelerate; returns what adapter/summary.json holds.
 
     `config_file` is a file of `accelerate config`; without one, the packaged configuration for this machine and the
     recipe's `distill.processes` is used. A DscError of the training is raised again here; RunError with the last lines
     of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
-    processes = int(run.facts["recipe"]["distill"]["processes"])
+    processes = run.facts.recipe.distill.processes
     command = [sys.executable, "-m", "dsc_hub.system.supervisor", *_command(run, config_file, processes)]
     with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
         error_file = Path(folder) / "error.json"
@@ -58,19 +60,19 @@ def launch(run: Run, config_file: Path | None = None) -> dict[str, Any]:
             f"the training process failed with exit code {code}; its last lines:{tail or ' none'}",
             f"All it printed is in {run[LOG]}.",
         )
-    summary: dict[str, Any] = read_json(run["adapter"] / "summary.json")
-    if config_file is None and summary["world_size"] != processes:
-        raise RunError(f"asked for {processes} training processes, got {summary['world_size']}", f"See {run[LOG]}.")
-    return summary
+    training = Training.model_validate(read_json(run["adapter"] / "summary.json"))
+    if config_file is None and training.world_size != processes:
+        raise RunError(f"asked for {processes} training processes, got {training.world_size}", f"See {run[LOG]}.")
+    return training
 
 
-def check_in_child(section: dict[str, Any]) -> list[str]:
+def check_in_child(section: DistillConfig) -> list[str]:
     """Return the problems that the training libraries find in a recipe's `distill` section.
 
     The check runs in its own process and takes seconds; it is skipped if the same library versions accepted the section
     before. ConfigError if it exceeds its limits of time or memory.
     """
-    about = digest(section, machine.versions())
+    about = digest(section.model_dump(mode="json"), machine.versions())
     if cache.is_known(KNOWN_GOOD, about):
         return []
     environment = _child_environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
@@ -82,7 +84,7 @@ def check_in_child(section: dict[str, Any]) -> list[str]:
     try:
         child = subprocess.run(
             [sys.executable, "-m", "dsc_hub.distill.config", str(CHECKED_IN_BYTES)],
-            input=json.dumps(section),
+            input=section.model_dump_json(),
             capture_output=True,
             text=True,
             env=environment,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,52 @@ from dsc_hub.runs.run import Run
 # -- checks of the rows
 
 
-def check_training(run: Run) -> dict[str, Any]:
-    """Check everything that can fail before a weight is loaded: recipe keys, chat template, rows, mask. Takes seconds.
+@dataclass(frozen=True)
+class Token:
+    """A token of a rendered row, and whether it has a loss."""
 
-    Returns `rows`, `validation_rows`, `max_length` (tokens; no row is longer), `longest`, `tokens_per_epoch`,
-    `trained_tokens_per_epoch`, `prompt_rerendered` (rows whose prompt the template renders differently once an answer
-    follows), `stop_tokens`, and `table`: the first row token by token, each {text, id, trained}.
+    text: str
+    id: int
+    trained: bool
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What will be trained. `max_length` and `longest` are in tokens; no row is longer than `max_length`.
+
+    `prompt_rerendered` counts rows whose prompt the template renders differently once an answer follows. `first_row` is
+    the first training row, token by token.
+    """
+
+    rows: int
+    validation_rows: int
+    max_length: int
+    longest: int
+    truncated: int
+    tokens_per_epoch: int
+    trained_tokens_per_epoch: int
+    prompt_rerendered: int
+    stop_tokens: list[str]
+    first_row: list[Token]
+
+
+def check_training(run: Run) -> TrainingData:
+    """Check everything that can fail before a weight is loaded: recipe keys, chat template, rows, mask. Takes seconds.
 
     ConfigError: unknown or refused keys. ModelError: no usable chat template. DataError: test rows, or rows that are no
     conversations, exceed `serving.context` or `sft.max_length`, train no token, or do not train the end of the answer.
     """
     facts = run.facts
-    recipe = facts["recipe"]
-    plan = plan_of(recipe["distill"])
-    folder = Path(facts["model"]["folder"])
+    recipe = facts.recipe
+    plan, folder = plan_of(recipe.distill), facts.model.weights
     tokenizer = tokenizer_of(folder)
     stops = stop_tokens(tokenizer, folder)
-    splits = training_rows(run, recipe["chain"]["system"])
+    splits = training_rows(run, recipe.chain.system)
 
     rendered = {split: [_render(tokenizer, row) for row in rows] for split, rows in splits.items()}
     everything = [r for rows in rendered.values() for r in rows]
     longest = max(len(ids) for ids, _, _ in everything)
-    _check_lengths([len(ids) for ids, _, _ in everything], recipe["serving"]["context"], "serving.context")
+    _check_lengths([len(ids) for ids, _, _ in everything], recipe.serving.context, "serving.context")
     limit = plan.sft.get("max_length")
     if limit is not None:
         _check_lengths([len(ids) for ids, _, _ in everything], limit, "distill.sft.max_length")
@@ -62,18 +87,18 @@ def check_training(run: Run) -> dict[str, Any]:
                 )
     train = rendered["train"]
     ids, start, _ = train[0]
-    return {
-        "rows": len(train),
-        "validation_rows": len(rendered["validation"]),
-        "max_length": longest if limit is None else limit,
-        "longest": longest,
-        "truncated": 0,
-        "tokens_per_epoch": sum(len(i) for i, _, _ in train),
-        "trained_tokens_per_epoch": sum(len(i) - s for i, s, _ in train),
-        "prompt_rerendered": sum(not same for _, _, same in train),
-        "stop_tokens": _module_names(tokenizer, stops),
-        "table": [{"text": tokenizer.decode([t]), "id": t, "trained": n >= start} for n, t in enumerate(ids)],
-    }
+    return TrainingData(
+        rows=len(train),
+        validation_rows=len(rendered["validation"]),
+        max_length=longest if limit is None else limit,
+        longest=longest,
+        truncated=0,
+        tokens_per_epoch=sum(len(i) for i, _, _ in train),
+        trained_tokens_per_epoch=sum(len(i) - s for i, s, _ in train),
+        prompt_rerendered=sum(not same for _, _, same in train),
+        stop_tokens=_module_names(tokenizer, stops),
+        first_row=[Token(tokenizer.decode([t]), t, n >= start) for n, t in enumerate(ids)],
+    )
 
 
 def training_rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:

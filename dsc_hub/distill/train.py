@@ -11,9 +11,7 @@ recipe and the train and validation rows of `dataset/sft`; test rows are refused
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import resource
 import shutil
@@ -32,23 +30,23 @@ import torch
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda r: "gemm_4bit_forward" not in r.getMessage())
 
 import bitsandbytes as bnb
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
+from dsc_hub.distill.adapter_files import write_adapter
 from dsc_hub.distill.config import Plan, plan_of
-from dsc_hub.distill.launcher import ERROR_FILE, PROGRESS, main_process, shown_error
-from dsc_hub.distill.preflight import check_training, ends, stop_tokens, tokenizer_of, training_rows
+from dsc_hub.distill.launcher import ERROR_FILE, main_process, shown_error
+from dsc_hub.distill.mask import check_batches
+from dsc_hub.distill.output import ProgressCallback, say_end, say_start
+from dsc_hub.distill.preflight import TrainingData, check_training, stop_tokens, tokenizer_of, training_rows
 from dsc_hub.errors import (
     ConfigError,
     DscError,
@@ -56,16 +54,17 @@ from dsc_hub.errors import (
     RunError,
     disk_error,
 )
+from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine, progress
-from dsc_hub.system.files import write_json, write_whole
-from dsc_hub.system.progress import Line, Meter, duration, moving_line, say
+from dsc_hub.system.files import write_whole
+from dsc_hub.system.progress import moving_line
 
 # -- training
 
 
-def train(run: Run) -> dict[str, Any]:
-    """Train the adapter, write `run["adapter"]` and return the contents of adapter/summary.json.
+def train(run: Run) -> Training:
+    """Train the adapter, write `run["adapter"]` and return what adapter/summary.json holds.
 
     Called in every process of a launcher, or in a single one; only the main process prints and writes. The folder is
     written atomically. ConfigError, DataError and ModelError as in `check_training`; RunError if the training itself
@@ -77,13 +76,13 @@ def train(run: Run) -> dict[str, Any]:
                 f"accelerate is configured for {name}; dsc trains a whole model in each process (DDP)",
                 "Use a configuration of recipes/accelerate.",
             )
-    checked = check_training(run)
+    data = check_training(run)
     part = run["adapter"].with_name("adapter.part")
     if main_process():
         shutil.rmtree(part, ignore_errors=True)
     try:
         with _quiet():
-            return _train(run, checked, part)
+            return _train(run, data, part)
     except torch.cuda.OutOfMemoryError:
         raise RunError(
             "the GPU ran out of memory in training",
@@ -97,69 +96,72 @@ def train(run: Run) -> dict[str, Any]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _train(run: Run, checked: Mapping[str, Any], part: Path) -> dict[str, Any]:
+def _train(run: Run, data: TrainingData, part: Path) -> Training:
     facts = run.facts
-    recipe = facts["recipe"]
-    plan, folder = plan_of(recipe["distill"]), Path(facts["model"]["folder"])
+    recipe = facts.recipe
+    plan, folder = plan_of(recipe.distill), facts.model.weights
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = _compute_dtype(on_cpu)
     rows = {
         split: datasets.Dataset.from_list(split_rows) if split_rows else None
-        for split, split_rows in training_rows(run, recipe["chain"]["system"]).items()
+        for split, split_rows in training_rows(run, recipe.chain.system).items()
     }
-    args = _arguments(plan, checked, part, on_cpu, dtype, recipe["seed"], has_validation=rows["validation"] is not None)
+    args = _arguments(plan, data, part, on_cpu, dtype, recipe.seed, has_validation=rows["validation"] is not None)
     main = args.process_index == 0
 
     model, quantization = _base_model(plan, folder, dtype, args)
     tokenizer = tokenizer_of(folder)
     vocabulary = len(tokenizer)
     with moving_line() if main else nullcontext() as line:
-        trainer = _trainer(plan, model, args, rows, tokenizer, _Progress(line))
+        trainer = _trainer(plan, model, args, rows, tokenizer, ProgressCallback(line))
         if dtype is torch.float32:
             _widen_adapter(trainer.model)
-        _check_batches(trainer, stop_tokens(tokenizer, folder), checked)
-        if len(tokenizer) != vocabulary:
-            raise ModelError(
-                f"the trainer added {len(tokenizer) - vocabulary} tokens to the vocabulary",
-                "Nothing may be resized: choose another base model.",
-            )
+        check_batches(trainer, stop_tokens(tokenizer, folder), data)
+        if added := len(tokenizer) - vocabulary:
+            hint = "Nothing may be resized: choose another base model."
+            raise ModelError(f"the trainer added {added} tokens to the vocabulary", hint)
         trainable, total = trainer.model.get_nb_trainable_parameters()
         if main:
-            _say_start(checked, plan, quantization, dtype, trainable, total, args)
+            say_start(data, plan, quantization, dtype, trainable, total, args)
         started = time.monotonic()
         trainer.train()
         seconds = time.monotonic() - started
         validation_loss = trainer.evaluate()["eval_loss"] if rows["validation"] is not None else None
 
     _check_finite(trainer.model)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    last = losses[-max(1, len(losses) // 10) :]
-    summary = {
-        "rows": checked["rows"],
-        "validation_rows": checked["validation_rows"],
-        "steps": trainer.state.global_step,
-        "epochs": round(trainer.state.epoch or 0.0, 4),
-        "first_loss": losses[0] if losses else None,
-        "final_loss": sum(last) / len(last) if last else None,
-        "validation_loss": validation_loss,
-        "seconds": round(seconds, 2),
-        "seconds_per_step": round(seconds / max(1, trainer.state.global_step), 4),
-        "peak_memory_gib": _peak_memory_gib(on_cpu),
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "trained_tokens_per_epoch": checked["trained_tokens_per_epoch"],
-        "max_length": checked["max_length"],
-        "truncated": checked["truncated"],
-        "method": plan.method,
-        "compute_dtype": str(dtype).removeprefix("torch."),
-        "quantization": quantization,
-        "world_size": args.world_size,
-    }
+    first_loss, final_loss = _first_and_final([e["loss"] for e in trainer.state.log_history if "loss" in e])
+    training = Training(
+        rows=data.rows,
+        validation_rows=data.validation_rows,
+        steps=trainer.state.global_step,
+        epochs=round(trainer.state.epoch or 0.0, 4),
+        first_loss=first_loss,
+        final_loss=final_loss,
+        validation_loss=validation_loss,
+        seconds=round(seconds, 2),
+        seconds_per_step=round(seconds / max(1, trainer.state.global_step), 4),
+        peak_memory_gib=_peak_memory_gib(on_cpu),
+        trainable_parameters=trainable,
+        total_parameters=total,
+        trained_tokens_per_epoch=data.trained_tokens_per_epoch,
+        max_length=data.max_length,
+        truncated=data.truncated,
+        method=plan.method,
+        compute_dtype=str(dtype).removeprefix("torch."),
+        quantization=quantization,
+        world_size=args.world_size,
+    )
     if main:
-        _write_adapter(run, trainer, folder, part, summary)
-        _say_end(run, summary)
+        write_adapter(run, trainer, folder, part, training)
+        say_end(run, training)
     trainer.accelerator.wait_for_everyone()
-    return summary
+    return training
+
+
+def _first_and_final(losses: Sequence[float]) -> tuple[float | None, float | None]:
+    """Return the first loss that was logged, and the mean of the last tenth; None without any."""
+    last = losses[-max(1, len(losses) // 10) :]
+    return (losses[0], sum(last) / len(last)) if losses else (None, None)
 
 
 def _trainer(
@@ -202,7 +204,7 @@ def _compute_dtype(on_cpu: bool) -> torch.dtype:
 
 def _arguments(
     plan: Plan,
-    checked: Mapping[str, Any],
+    data: TrainingData,
     part: Path,
     on_cpu: bool,
     dtype: torch.dtype,
@@ -218,7 +220,7 @@ def _arguments(
     sft["logging_nan_inf_filter"] = False
     if not has_validation:
         sft["eval_strategy"] = "no"
-    sft["max_length"] = checked["max_length"]
+    sft["max_length"] = data.max_length
     try:
         args = SFTConfig(
             output_dir=str(part),
@@ -292,195 +294,10 @@ def _widen_adapter(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.to(torch.float32)
 
 
-def _check_batches(trainer: SFTTrainer, stops: set[int], checked: Mapping[str, Any]) -> None:
-    """Collate every row as in training; check that the labels hold the end of each answer and no prompt.
-
-    ModelError otherwise. A collator that masks padding by its id also masks the end token if both are the same token,
-    and the tuned model then never stops.
-    """
-    data = trainer.train_dataset.select_columns(
-        [c for c in ("input_ids", "labels", "seq_lengths") if c in trainer.train_dataset.column_names]
-    )
-    trained = answers = 0
-    for start in range(0, len(data), 64):
-        labels = trainer.data_collator([data[i] for i in range(start, min(start + 64, len(data)))])["labels"]
-        trained += int((labels != -100).sum())
-        for row in labels.tolist():
-            for span in _spans(row):
-                answers += 1
-                if not ends(trainer.processing_class, span, stops):
-                    raise ModelError(
-                        f"the end of an answer is not trained: a batch's labels end with "
-                        f"{trainer.processing_class.decode(span[-8:])!r}",
-                        "The tuned model would never stop. "
-                        "This is a fault of the trainer's collator with this tokenizer.",
-                    )
-    # The preflight's result from the template alone must match the trainer's batches.
-    expected = (checked["rows"], checked["trained_tokens_per_epoch"])
-    if (answers, trained) != expected:
-        raise ModelError(
-            f"expected {expected[0]} answers with {expected[1]} trained tokens, "
-            f"the trainer's batches hold {answers} with {trained}",
-            "The trainer masks otherwise than the preflight; please report it.",
-        )
-
-
-def _spans(labels: Sequence[int]) -> Iterator[list[int]]:
-    """Yield the maximal spans of trained labels: one per answer, even if several rows are packed into one."""
-    span: list[int] = []
-    for label in [*labels, -100]:
-        if label != -100:
-            span.append(label)
-        elif span:
-            yield span
-            span = []
-
-
-# -- output files
-
-
-def _write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, summary: Mapping[str, Any]) -> None:
-    """Write all files to the temporary folder `part`, then move it to the final path in one step."""
-    facts = run.facts["model"]
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    model: PeftModel = trainer.accelerator.unwrap_model(trainer.model)
-    config = model.peft_config["default"]
-    # A name that others can load; peft would write the local folder.
-    config.base_model_name_or_path, config.revision = facts["published_as"], facts["published_commit"]
-    # Explicit, because peft's "auto" queries the Hub whether the vocabulary grew; it never does here.
-    model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
-    (part / "README.md").unlink(missing_ok=True)  # peft's placeholder card; the real card is written later
-    written = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
-    if isinstance(written["target_modules"], list):  # a set in peft, whose order differs between processes
-        written["target_modules"].sort()
-    write_json(part / "adapter_config.json", written)
-
-    # The base's tokenizer, loaded again: the trainer may have added a pad token to its copy.
-    tokenizer_of(base).save_pretrained(part)
-    tokenizer_config = json.loads((part / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for key in ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file", "merges_file"):
-        tokenizer_config.pop(key, None)  # local paths are not published
-    write_json(part / "tokenizer_config.json", tokenizer_config)
-
-    history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-    write_whole(part / "training_log.jsonl", history)
-    write_json(part / "summary.json", summary)
-    for path in part.rglob("*"):
-        content = path.read_bytes() if path.is_file() else b""
-        for private in {str(run.folder.resolve()), str(base.resolve()), str(base)}:
-            if len(private) > 1 and private.encode() in content:
-                raise RunError(
-                    f"adapter/{path.name} would publish a path of this machine: {private}",
-                    "Remove it from the base model's own files.",
-                )
-    shutil.rmtree(run["adapter"], ignore_errors=True)
-    part.rename(run["adapter"])
-
-
 def _peak_memory_gib(on_cpu: bool) -> float:
     """Return the peak memory of this process in GiB: GPU allocations, or resident memory on the CPU."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if on_cpu else torch.cuda.max_memory_allocated()
     return round(peak / 2**30, 2)
-
-
-# -- user output
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """Callback that shows the trainer's events as a progress line; a non-finite loss ends the training."""
-
-    def __init__(self, line: Line | None) -> None:
-        self.line, self.loss, self.meter = line, "", Meter(0)
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.meter = Meter(state.max_steps)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {state.global_step}",
-                "Lower distill.sft.learning_rate, or set distill.sft.max_grad_norm.",
-            )
-        self.loss = f"  loss {loss:.3g}"
-        self._show(args, state)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.meter.done = state.global_step
-        self._show(args, state)
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.line is not None:
-            self.line.show(f"{PROGRESS}{state.global_step}/{state.max_steps}  validation")
-
-    def _show(self, args: TrainingArguments, state: TrainerState) -> None:
-        if self.line is None or not self.meter.done:
-            return
-        rate = self.meter.done / max(1e-9, time.monotonic() - self.meter.started)
-        self.line.show(
-            f"{PROGRESS}{state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2g}/{state.num_train_epochs}"
-            f"{self.loss}  {rate:.2g} step/s{self.meter.left()}"
-        )
-
-
-def _say_start(
-    checked: Mapping[str, Any],
-    plan: Plan,
-    quantization: str,
-    dtype: torch.dtype,
-    trainable: int,
-    total: int,
-    args: SFTConfig,
-) -> None:
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    say(
-        f"distill  {checked['rows']} rows, {checked['validation_rows']} for validation; "
-        f"{checked['trained_tokens_per_epoch']} of "
-        f"{checked['tokens_per_epoch']} tokens trained an epoch; longest row {checked['longest']} tokens, none cut"
-    )
-    say(
-        f"distill  {plan.method}, quantization {quantization}, {str(dtype).removeprefix('torch.')} "
-        f"on {args.device.type}, {args.world_size} "
-        f"process{'es' if args.world_size > 1 else ''}; "
-        f"{trainable:,} of {total:,} parameters trained; {batch} rows a step"
-    )
-    table = checked["table"]
-    first = next(n for n, token in enumerate(table) if token["trained"])
-    before, after = "".join(t["text"] for t in table[max(0, first - 6) : first]), table[first:]
-    end = "".join(t["text"] for t in after[-3:])
-    say(
-        f"distill  mask of row 1: {first} tokens not trained, up to {before!r}; "
-        f"{len(after)} trained, from {after[0]['text']!r} to {end!r}"
-    )
-    if checked["prompt_rerendered"]:
-        say(
-            f"distill  the chat template renders the prompt of {checked['prompt_rerendered']} rows "
-            "otherwise once an answer follows: "
-            "the model is trained on a beginning that it does not see in generation"
-        )
-
-
-def _say_end(run: Run, summary: Mapping[str, Any]) -> None:
-    def shown(loss: float | None) -> str:
-        return "none" if loss is None else f"{loss:.3g}"
-
-    say(
-        f"distill  {summary['steps']} steps in {duration(summary['seconds'])}; "
-        f"loss {shown(summary['first_loss'])} -> {shown(summary['final_loss'])}, "
-        f"validation {shown(summary['validation_loss'])} -> {run['adapter']}"
-    )
 
 
 @contextmanager

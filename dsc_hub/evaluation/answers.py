@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,15 @@ import pyarrow.parquet as pq
 
 from dsc_hub.chain import hygiene
 from dsc_hub.chain.hygiene import REPEATED_3GRAMS
-from dsc_hub.config.recipe import SCORERS, Recipe
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import arms
-from dsc_hub.records import Prompt, Score
+from dsc_hub.records import Answer, Prompt, Score
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import LEDGER, looks_of
 from dsc_hub.system.files import read_json, write_json
 from dsc_hub.system.hashing import file_hash
 
 Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
-AnswerRow = dict[str, Any]
 ANSWERS = pa.schema(
     [
         ("arm", pa.string()),
@@ -34,6 +34,8 @@ ANSWERS = pa.schema(
         ("second", pa.float64()),
         ("third", pa.float64()),
         ("unscored_reason", pa.string()),
+        ("second_unscored_reason", pa.string()),
+        ("third_unscored_reason", pa.string()),
         ("finish_reason", pa.string()),
         ("new_tokens", pa.int64()),
         ("prompt_tokens", pa.int64()),
@@ -42,7 +44,7 @@ ANSWERS = pa.schema(
 )
 
 
-def collect_answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[AnswerRow]:
+def collect_answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers: Scorers) -> list[Answer]:
     """Return one row per arm, prompt and sample: text, finish reason, token counts and scores (None with a reason).
 
     All arms are treated alike: if the recipe's hygiene strips openings about the task from the texts of a chain, it
@@ -52,46 +54,39 @@ def collect_answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers
     # Use the repetition threshold with known error rates; stricter rules for training data belong to the chain.
     update = {"repeated": REPEATED_3GRAMS} | ({"meta_talk": "reject"} if recipe.hygiene.meta_talk == "keep" else {})
     rules = recipe.hygiene.model_copy(update=update)
-    rows = []
+    rows: list[Answer] = []
     for arm in recipe.evaluation.arms:
         for a in arms.answers_of(run, recipe, arm, by_id, scorers["reward"]):
             prompt = by_id[a.prompt_id]
             inspection = hygiene.inspect(a.text, a.finish_reason, prompt, "", rules)
             rows.append(
-                {
-                    "arm": arm,
-                    "prompt_id": a.prompt_id,
-                    "sample": a.sample,
-                    "group": prompt.group,
-                    "prompt": prompt.text,
-                    "text": inspection.text,
-                    "raw": a.raw or inspection.raw,
-                    "finish_reason": a.finish_reason,
-                    "new_tokens": a.new_tokens,
-                    "prompt_tokens": a.prompt_tokens,
-                    "defect": inspection.defect,
-                }
+                Answer(
+                    arm=arm,
+                    prompt_id=a.prompt_id,
+                    sample=a.sample,
+                    group=prompt.group,
+                    prompt=prompt.text,
+                    text=inspection.text,
+                    finish_reason=a.finish_reason,
+                    new_tokens=a.new_tokens,
+                    prompt_tokens=a.prompt_tokens,
+                    defect=inspection.defect,
+                    raw=a.raw or inspection.raw,
+                )
             )
-    score_answers(rows, by_id, scorers)
-    return rows
+    return score_answers(rows, by_id, scorers)
 
 
-def score_answers(answers: list[AnswerRow], prompts: Mapping[str, Prompt], scorers: Scorers) -> None:
-    """Add `reward`, `second`, `third` (None if unscored or without such a scorer) and `unscored_reason` to the rows."""
-    answer_prompts = [prompts[a["prompt_id"]] for a in answers]
-    for name in SCORERS:
-        scores = (
-            scorers[name]([a["text"] for a in answers], answer_prompts)
-            if name in scorers
-            else [Score(None, "no scorer")] * len(answers)
-        )
-        for answer, score in zip(answers, scores, strict=True):
-            answer[name] = score.value
-            if name == "reward":
-                answer["unscored_reason"] = score.reason
+def score_answers(answers: Sequence[Answer], prompts: Mapping[str, Prompt], scorers: Scorers) -> list[Answer]:
+    """Return the answers with the scores of all `scorers`, and the reason of each score that is missing."""
+    texts, answer_prompts = [a.text for a in answers], [prompts[a.prompt_id] for a in answers]
+    out = list(answers)
+    for name, score in scorers.items():
+        out = [a.scored(name, s) for a, s in zip(out, score(texts, answer_prompts), strict=True)]
+    return out
 
 
-def write_answers(run: Run, answers: list[AnswerRow], split: str) -> Path:
+def write_answers(run: Run, answers: Sequence[Answer], split: str) -> Path:
     """Write the answers as rows (for the report) and as Parquet (for the dataset repo); return the Parquet path."""
     rows = run.rows("evaluation/answers.jsonl")
     rows.path.unlink(missing_ok=True)
@@ -100,7 +95,7 @@ def write_answers(run: Run, answers: list[AnswerRow], split: str) -> Path:
     rows.close()
     path = run["dataset"] / "evaluation" / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(answers, schema=ANSWERS), path)
+    pq.write_table(pa.Table.from_pylist([asdict(a) for a in answers], schema=ANSWERS), path)
     return path
 
 

@@ -27,7 +27,7 @@ from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of
 from dsc_hub.config.recipe import Recipe, quantization
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
-from dsc_hub.records import Prompt, Turn
+from dsc_hub.records import Answer, Prompt, Turn
 from dsc_hub.runs.reuse import copy_files
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling.sample import CircuitBreaker, SamplingProgress, fixed_level, read_chains, run_with_line
@@ -177,7 +177,7 @@ def base_digest(recipe: Recipe, sampling: str) -> str:
     """
     e, arms = recipe.evaluation, recipe.evaluation.arms
     names = [name for name in ARMS if name in arms and ARMS[name].model is None]
-    weights = quantization(recipe.distill.model_dump()) if ADAPTER in models_of(arms) else None
+    weights = quantization(recipe.distill) if ADAPTER in models_of(arms) else None
     return digest(sampling, e.samples, e.split, e.temperature, names, weights)
 
 
@@ -202,11 +202,17 @@ def finished_base(run: Run, base: str) -> dict[str, dict[str, float]] | None:
 
 
 def finish_base(
-    run: Run, base: str, answers: Iterable[Mapping[str, Any]], each: int, neutral: Mapping[str, Mapping[str, float]]
+    run: Run,
+    recipe: Recipe,
+    base: str,
+    answers: Iterable[Answer],
+    prompts: int,
+    neutral: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Write the marker of the base arms if they are complete, that is, if each arm has `each` answers."""
-    names = [name for name in run.facts["recipe"]["evaluation"]["arms"] if ARMS[name].model is None]
-    counts = Counter(a["arm"] for a in answers)
+    """Write the marker of the base arms if they are complete, that is, if each has all samples of all `prompts`."""
+    each = prompts * recipe.evaluation.samples
+    names = [name for name in recipe.evaluation.arms if ARMS[name].model is None]
+    counts = Counter(a.arm for a in answers)
     if names and all(counts[name] == each for name in names):
         measured = {name: dict(neutral[name]) for name in names if name in neutral}
         write_json(run[BASE_MARKER], {"digest": base, "neutral": measured})

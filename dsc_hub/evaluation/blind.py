@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from dsc_hub import stats
 from dsc_hub.chain.chain import seed_of
 from dsc_hub.errors import RunError
 from dsc_hub.records import Answer
+from dsc_hub.runs.metrics_schema import Blind, Estimate
 from dsc_hub.runs.results import answers
 from dsc_hub.runs.run import Run
 
@@ -61,17 +62,17 @@ class Judgement:
 # -- selection, order, result
 
 
-def answer_pairs(answers: Iterable[Mapping[str, Any]]) -> list[Pair]:
-    """Return one pair per prompt that both arms answered, sorted by prompt id, from rows of evaluation/answers.jsonl.
+def answer_pairs(answers: Iterable[Answer]) -> list[Pair]:
+    """Return one pair per prompt that both arms answered, sorted by prompt id.
 
     Of several answers to a prompt the first one is used.
     """
-    by_prompt: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    by_prompt: dict[str, dict[str, Answer]] = defaultdict(dict)
     for row in answers:
-        if row["sample"] == 0:
-            by_prompt[row["prompt_id"]][row["arm"]] = row
+        if row.sample == 0:
+            by_prompt[row.prompt_id][row.arm] = row
     return [
-        Pair(i, arms["base"]["group"], arms["base"]["prompt"], {a: arms[a]["text"] for a in ARMS})
+        Pair(i, arms["base"].group, arms["base"].prompt, {a: arms[a].text for a in ARMS})
         for i, arms in sorted(by_prompt.items())
         if all(a in arms for a in ARMS)
     ]
@@ -107,7 +108,7 @@ def counted(pairs: Sequence[Pair], verdicts: Iterable[Judgement]) -> list[Judgem
     return list(last.values())
 
 
-def tally(pairs: Sequence[Pair], verdicts: Iterable[Judgement], confidence: float = 0.95) -> dict[str, Any] | None:
+def tally(pairs: Sequence[Pair], verdicts: Iterable[Judgement], confidence: float = 0.95) -> Blind | None:
     """Return counts, win rate and p over the judged prompts; None if no prompt was judged.
 
     A prompt's value is 1 (distilled), 0.5 (tie) or 0 (base), averaged over its judges; a value above 0.5 counts as a
@@ -126,20 +127,20 @@ def tally(pairs: Sequence[Pair], verdicts: Iterable[Judgement], confidence: floa
     wins, losses = sum(m > 0.5 for m in means), sum(m < 0.5 for m in means)
     rate = stats.estimate(means, [p.group for p in judged], confidence, (0.0, 1.0))
     now = {p.prompt_id: p.hashes for p in pairs}
-    return {
-        "prompts": len(judged),
-        "groups": len({p.group for p in judged}),
-        "judges": len({v.judge for v in valid}),
-        "verdicts": len(valid),
-        "outdated": sum(now.get(v.prompt_id) != dict(v.answers) for v in verdicts),
-        "distilled": wins,
-        "base": losses,
-        "tie": len(means) - wins - losses,
-        "share_decided": wins / (wins + losses) if wins + losses else None,
-        "win_rate": rate,
-        "p": stats.sign_test(wins, losses),
-        "confidence": confidence,
-    }
+    return Blind(
+        prompts=len(judged),
+        groups=len({p.group for p in judged}),
+        judges=len({v.judge for v in valid}),
+        verdicts=len(valid),
+        outdated=sum(now.get(v.prompt_id) != dict(v.answers) for v in verdicts),
+        distilled=wins,
+        base=losses,
+        tie=len(means) - wins - losses,
+        share_decided=wins / (wins + losses) if wins + losses else None,
+        win_rate=Estimate(**rate),
+        p=stats.sign_test(wins, losses),
+        confidence=confidence,
+    )
 
 
 # -- the run folder
@@ -150,7 +151,7 @@ def read_pairs(run: Run) -> list[Pair]:
     if run.marker("evaluation") is None or not run["evaluation/answers.jsonl"].is_file():
         raise RunError(f"{run.folder} has no finished evaluation, so there are no answers to compare", _first(run))
     rows = answers(run)
-    arms = {a["arm"] for a in rows}
+    arms = {a.arm for a in rows}
     if missing := [arm for arm in ARMS if arm not in arms]:
         raise RunError(
             f"the evaluation of {run.folder} has no answers of: {', '.join(missing)}; expected base and distilled",
@@ -160,14 +161,14 @@ def read_pairs(run: Run) -> list[Pair]:
 
 
 def _first(run: Run) -> str:
-    return f"Run `dsc evaluate RECIPE` first (this run was started as `{run.facts.get('command', 'dsc run RECIPE')}`)."
+    return f"Run `dsc evaluate RECIPE` first (this run was started as `{run.facts.command}`)."
 
 
 def read_verdicts(run: Run) -> list[Judgement]:
     return list(run.rows(JUDGEMENTS).as_type(Judgement))
 
 
-def record_tally(run: Run) -> dict[str, Any] | None:
+def record_tally(run: Run) -> Blind | None:
     """Recompute the tally from the run folder, write it to metrics.json or remove an outdated one; return the tally.
 
     Called after judging, and by the evaluation: recomputed answers can make stored verdicts outdated.
@@ -175,18 +176,18 @@ def record_tally(run: Run) -> dict[str, Any] | None:
     verdicts = read_verdicts(run)
     result = None
     if verdicts:
-        pairs = answer_pairs(map(asdict, run.rows("evaluation/answers.jsonl").as_type(Answer)))
-        result = tally(pairs, verdicts, run.facts["recipe"]["evaluation"]["confidence"])
+        pairs = answer_pairs(run.rows("evaluation/answers.jsonl").as_type(Answer))
+        result = tally(pairs, verdicts, run.facts.recipe.evaluation.confidence)
     if result is not None:
-        run.add_metrics("blind", result)
+        run.add_metrics("blind", result.model_dump())
     else:
         run.drop_metrics("blind")
     return result
 
 
-def counts(run: Run) -> dict[str, Any]:
+def counts(run: Run) -> Blind:
     """Return the tally (`tally`) of the stored verdicts; RunError if nothing was judged yet."""
-    result = tally(read_pairs(run), read_verdicts(run), run.facts["recipe"]["evaluation"]["confidence"])
+    result = tally(read_pairs(run), read_verdicts(run), run.facts.recipe.evaluation.confidence)
     if result is None:
         raise RunError(f"nothing in {run.folder} was judged yet", "`dsc blind RUN` asks.")
     return result

@@ -19,7 +19,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dsc_hub import stats
@@ -28,14 +28,14 @@ from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import phrases, words
 from dsc_hub.errors import RunError
-from dsc_hub.evaluation.side_effects import Key, variety
-from dsc_hub.records import Prompt
-from dsc_hub.runs.results import evaluated
+from dsc_hub.evaluation.side_effects import variety
+from dsc_hub.records import Answer, AnswerKey, Prompt
+from dsc_hub.runs.metrics_schema import Claim, Criterion
+from dsc_hub.runs.results import evaluation_of
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.verdict import (
     BETTER,
     LEAST_CONFIDENCE,
-    Criterion,
     Row,
     Setting,
     _loose,
@@ -61,8 +61,8 @@ BLOCKS = 50  # maximum number of blocks of groups that the jackknife leaves out 
 class Pairs:
     """Aligned answers of base and distilled to the same prompts and samples, with the prompts."""
 
-    base: Sequence[Row]
-    distilled: Sequence[Row]
+    base: Sequence[Answer]
+    distilled: Sequence[Answer]
     prompts: Sequence[Prompt]
 
     @property
@@ -71,22 +71,22 @@ class Pairs:
 
 
 def assess(
-    answers: Iterable[Row],
+    answers: Iterable[Answer],
     prompts: Sequence[Prompt],
     setting: Setting,
     differences: Mapping[str, Row],
     scores: Mapping[str, Row],
-) -> dict[str, Any]:
-    """Return the claim of an evaluation: {verdict, answers (pairs compared), groups, groups_needed, criteria}.
+) -> Claim:
+    """Judge an evaluation.
 
     `answers` are rows of the arms on `prompts`. `differences` are the paired differences distilled - base by score
     name, with p and interval. `scores` describes each score: {higher_is_better, low, high (its range, or None)}.
     """
     by_id = {p.id: p for p in prompts}
-    arms: dict[str, dict[Key, Row]] = {"base": {}, "distilled": {}}
+    arms: dict[str, dict[AnswerKey, Answer]] = {"base": {}, "distilled": {}}
     for row in answers:
-        if row["arm"] in arms and row["prompt_id"] in by_id:
-            arms[row["arm"]][row["prompt_id"], row["sample"]] = row
+        if row.arm in arms and row.prompt_id in by_id:
+            arms[row.arm][row.prompt_id, row.sample] = row
     both = [key for key in sorted(arms["base"]) if key in arms["distilled"]]
     pairs = Pairs([arms["base"][k] for k in both], [arms["distilled"][k] for k in both], [by_id[i] for i, _ in both])
     criteria = [
@@ -108,13 +108,13 @@ def assess(
             *_text_defects(pairs, setting),
         ]
     needed = [c.groups_needed for c in criteria if c.verdict == "undecided"]
-    return {
-        "verdict": verdict_of([(c.name, c.verdict) for c in criteria], len(both)),
-        "answers": len(both),
-        "groups": len(set(pairs.groups)),
-        "groups_needed": max((n for n in needed if n is not None), default=None) if None not in needed else None,
-        "criteria": [asdict(c) for c in criteria],
-    }
+    return Claim(
+        verdict=verdict_of([(c.name, c.verdict) for c in criteria], len(both)),
+        answers=len(both),
+        groups=len(set(pairs.groups)),
+        groups_needed=max((n for n in needed if n is not None), default=None) if None not in needed else None,
+        criteria=criteria,
+    )
 
 
 def where_alike(estimate: Row) -> dict[str, Any]:
@@ -131,7 +131,9 @@ def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: fl
     log_most = None if most is None else math.log(most)
     c = within_limits(name, logs, setting.confidence, at_least=math.log(least), at_most=log_most, **more)
     value, low, high = (None if end is None else math.exp(end) for end in (c.value, c.low, c.high))
-    return replace(c, value=value, low=low, high=high, at_least=least, at_most=most, is_ratio=True)
+    return c.model_copy(
+        update={"value": value, "low": low, "high": high, "at_least": least, "at_most": most, "is_ratio": True}
+    )
 
 
 # -- scores
@@ -140,18 +142,19 @@ def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: fl
 def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Setting) -> Criterion:
     label = f"not worse on the {name} scorer"
     if setting.confidence < LEAST_CONFIDENCE:
-        return Criterion(label, "undecided", note=_loose(setting))
+        return Criterion(name=label, verdict="undecided", note=_loose(setting))
     low, high = score.get("low"), score.get("high")
     if low is not None and high is not None:
         margin, note = SCORE_MARGIN * (high - low), f"margin: {SCORE_MARGIN:.0%} of the score's range"
     else:
-        kept = [(r[name], p.group) for r, p in zip(pairs.base, pairs.prompts, strict=True) if r.get(name) is not None]
+        scored = [(r.score(name), p.group) for r, p in zip(pairs.base, pairs.prompts, strict=True)]
+        kept = [(value, group) for value, group in scored if value is not None]
         margin = SPREAD_MARGIN * stats.spread_of_groups([v for v, _ in kept], [g for _, g in kept])
         note = f"margin: {SPREAD_MARGIN:g} standard deviations of the base's group means"
     upwards = where_alike(_upwards(difference, score))
     criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note)
     # The recipe requested this scorer, so an unmeasured result leaves the claim undecided.
-    return replace(criterion, verdict="undecided") if criterion.verdict == "unmeasured" else criterion
+    return criterion.model_copy(update={"verdict": "undecided"}) if criterion.verdict == "unmeasured" else criterion
 
 
 # -- prompts and missing answers
@@ -161,25 +164,32 @@ def _on_test_prompts(setting: Setting) -> Criterion:
     name = "on test prompts"
     if not setting.trained_here:
         return Criterion(
-            name, "undecided", note="the adapter is somebody else's: what it was trained on is not known here"
+            name=name,
+            verdict="undecided",
+            note="the adapter is somebody else's: what it was trained on is not known here",
         )
     if setting.split != "test":
-        return Criterion(name, "undecided", note=f"the {setting.split} split, which choices may have been made on")
-    return Criterion(name, "met", note="the test split")
+        return Criterion(
+            name=name, verdict="undecided", note=f"the {setting.split} split, which choices may have been made on"
+        )
+    return Criterion(name=name, verdict="met", note="the test split")
 
 
 def _answered(
-    arms: Mapping[str, Mapping[Key, Row]], prompts: Sequence[Prompt], scores: Mapping[str, Row], setting: Setting
+    arms: Mapping[str, Mapping[AnswerKey, Answer]],
+    prompts: Sequence[Prompt],
+    scores: Mapping[str, Row],
+    setting: Setting,
 ) -> Criterion:
     """Compare the shares of missing answers: failed, empty, or without a value for any of the scores.
 
     These answers drop out of all means, so more of them would bias the means upwards.
     """
 
-    def is_missing(row: Row | None) -> bool:
-        if row is None or not words(row["text"]):
+    def is_missing(row: Answer | None) -> bool:
+        if row is None or not words(row.text):
             return True
-        return any(row.get(name, 0.0) is None for name in {"reward", *scores})
+        return any(row.score(name) is None for name in {"reward", *scores})
 
     keys = [(p.id, k) for p in prompts for k in range(setting.samples)]
     groups = [p.group for p in prompts for _ in range(setting.samples)]
@@ -210,9 +220,9 @@ def _names_subject(pairs: Pairs, setting: Setting) -> Criterion:
     name = "names its subject"
     places = [k for k, p in enumerate(pairs.prompts) if subject_of(p)]
     if not places:
-        return Criterion(name, "unmeasured", note="no prompt names its group, so the subject is not known")
+        return Criterion(name=name, verdict="unmeasured", note="no prompt names its group, so the subject is not known")
     base, distilled = (
-        [names(rows[k]["text"], subject_of(pairs.prompts[k])) for k in places] for rows in (pairs.base, pairs.distilled)
+        [names(rows[k].text, subject_of(pairs.prompts[k])) for k in places] for rows in (pairs.base, pairs.distilled)
     )
     return _share(name, base, distilled, [pairs.groups[k] for k in places], setting, less_is_better=False)
 
@@ -234,7 +244,7 @@ def _varied(pairs: Pairs, setting: Setting) -> Criterion:
     full = both(frozenset())
     before, after = full["base"], full["distilled"]
     if not before or not after:
-        return Criterion(name, "unmeasured", note="an arm has no two words")
+        return Criterion(name=name, verdict="unmeasured", note="an arm has no two words")
     blocks: dict[int, set[str]] = defaultdict(set)
     for k, group in enumerate(dict.fromkeys(groups)):
         blocks[k % BLOCKS].add(group)
@@ -251,7 +261,7 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     ones.
     """
     sizes = [
-        (len(words(base["text"])), len(words(distilled["text"])), group)
+        (len(words(base.text)), len(words(distilled.text)), group)
         for base, distilled, group in zip(pairs.base, pairs.distilled, pairs.groups, strict=True)
     ]
     kept = [(math.log(before), math.log(after), group) for before, after, group in sizes if before and after]
@@ -263,14 +273,14 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     return _ratio_within("as long", estimate, setting, SHORTEST, LONGEST, base=before, distilled=after)
 
 
-def phrases_of(row: Row, prompt: Prompt) -> set[str]:
+def phrases_of(row: Answer, prompt: Prompt) -> set[str]:
     """Return an answer's phrases of PHRASE_WORDS words and its sentences, with the subject's name replaced by a mark.
 
     So "X is a wonderful film that everybody should see" is the same phrase for every X.
     """
     subject = subject_of(prompt)
-    out = {" ".join(g) for g in phrases(without(row["text"], subject), MANNERISM_WORDS)}
-    sentences = (without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row["text"]))
+    out = {" ".join(g) for g in phrases(without(row.text, subject), MANNERISM_WORDS)}
+    sentences = (without(s, subject) for s in re.split(r"[.!?\n]+(?=\s|$)|[\u3002\uff01\uff1f]+", row.text))
     return out | {" ".join(s) for s in sentences if len(s) >= SENTENCE_WORDS}
 
 
@@ -299,20 +309,20 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
     A property that the recipe declares normal (by switching its detector off) is shown but not judged.
     """
     rules = setting.hygiene
-    detectors: dict[str, tuple[Callable[[Row, Prompt], bool], bool]] = {
+    detectors: dict[str, tuple[Callable[[Answer, Prompt], bool], bool]] = {
         "no more talk about the conversation": (
-            lambda row, prompt: hygiene.talks_about_the_conversation(row["text"]),
+            lambda row, prompt: hygiene.talks_about_the_conversation(row.text),
             rules.meta_talk != "keep",
         ),
         "no more repetition": (
-            lambda row, prompt: hygiene.repeats_itself(row["text"], subject_of(prompt)),
+            lambda row, prompt: hygiene.repeats_itself(row.text, subject_of(prompt)),
             rules.repeated < 1,
         ),
         "no more in another language": (
-            lambda row, prompt: in_another_language(row["text"], prompt.text),
+            lambda row, prompt: in_another_language(row.text, prompt.text),
             rules.language != "any",
         ),
-        "no more unfinished answers": (lambda row, prompt: row["finish_reason"] != "stop", True),
+        "no more unfinished answers": (lambda row, prompt: row.finish_reason != "stop", True),
     }
     out = []
     for name, (is_so, is_judged) in detectors.items():
@@ -322,9 +332,9 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
         criterion = _share(name, base, distilled, pairs.groups, setting)
         if not is_judged:
             criterion = Criterion(
-                name,
-                "not judged",
-                criterion.value,
+                name=name,
+                verdict="not judged",
+                value=criterion.value,
                 base=criterion.base,
                 distilled=criterion.distilled,
                 note="the recipe's hygiene does not look for it",
@@ -333,25 +343,22 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
     return out
 
 
-def claim_of(run: Run) -> Mapping[str, Any]:
-    """Return the claim of a run: {verdict, answers, groups, groups_needed, criteria}.
+def claim_of(run: Run) -> Claim:
+    """Return the claim of an evaluated run.
 
     RunError if nothing was evaluated or compared, or if the verdict does not follow from the criteria.
     """
-    section = evaluated(run)["evaluation"]
-    claim = section["claim"]
-    if not claim:
-        arms = list(section["arms"])
+    evaluation = evaluation_of(run)
+    if (claim := evaluation.claim) is None:
         raise RunError(
-            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(arms)}, the first "
+            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(evaluation.arms)}, the first "
             "is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
-    criteria = [(c["name"], c["verdict"]) for c in claim["criteria"]]
-    if claim["verdict"] != verdict_of(criteria, claim["answers"]):
+    if claim.verdict != verdict_of([(c.name, c.verdict) for c in claim.criteria], claim.answers):
         raise RunError(
             f"{run['metrics.json']} is damaged: the claim's verdict is not what its criteria add up to",
             f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made "
             "anew.",
         )
-    return dict(claim)
+    return claim

@@ -7,25 +7,64 @@ prompts are never subtracted; a note reports if the arms ran on different weight
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from dsc_hub import stats
-from dsc_hub.config.recipe import SCORERS
+from dsc_hub.config.recipe import generation_at_evaluation, reward_terms, scorers
 from dsc_hub.errors import ConfigError
-from dsc_hub.runs.results import answers, evaluated
+from dsc_hub.evaluation.summary import score_difference
+from dsc_hub.records import Answer, AnswerKey
+from dsc_hub.runs.facts import RunFacts
+from dsc_hub.runs.metrics_schema import Difference, Evaluation, Scored, ScoreName
+from dsc_hub.runs.results import answers, evaluation_of
 from dsc_hub.runs.run import Run
-from dsc_hub.runs.verdict import Row
 
 
-def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any]:
+class ComparedRun(BaseModel):
+    """One run of a comparison: its setting, and its arms' scores. `scores` has their titles."""
+
+    name: str
+    folder: Path
+    served_on: str
+    split: str
+    temperature: float
+    scores: dict[ScoreName, str]
+    arms: dict[str, dict[ScoreName, Scored]]
+
+
+class ArmDifference(BaseModel):
+    """A run's arm minus the same arm of the baseline `against`, by scorer.
+
+    `prompts` counts answers (prompt and sample) that both runs have, `unshared` those that only one has.
+    """
+
+    run: str
+    against: str
+    arm: str
+    prompts: int
+    unshared: int
+    by_score: dict[str, Difference]
+
+
+class Comparison(BaseModel):
+    """Several runs and their differences from the first one. `notes` are sentences on settings that differ."""
+
+    confidence: float
+    runs: list[ComparedRun]
+    differences: list[ArmDifference]
+    notes: list[str]
+
+
+def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> Comparison:
     """Compare each further run with the first one.
 
-    Return {confidence, runs: [{name, folder, served_on, split, temperature, scores, arms}], differences: [{run,
-    against, arm, prompts, unshared, by_score}], notes: sentences}. `by_score` has one `stats.paired_difference` per
-    scorer, run minus baseline, with `p_holm` over all of them together. `prompts` counts answers (prompt and sample)
-    that both runs have, `unshared` those that only one has. Arms or scorers that only one run has are left out.
-    ConfigError for fewer than two different runs; RunError for a run that is not evaluated.
+    p is adjusted (Holm) over all differences together. Arms or scorers that only one run has are left out. ConfigError
+    for fewer than two different runs; RunError for a run that is not evaluated.
     """
     if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
         raise ConfigError(
@@ -33,43 +72,72 @@ def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> dict[str, Any
         )
     read = [_read_run(run) for run in runs]
     names = _run_names(runs)
-    first, baseline = read[0], names[0]
-    differences = []
-    for name, other in zip(names[1:], read[1:], strict=True):
-        for arm in (a for a in first["rows"] if a in other["rows"]):
-            run_rows, baseline_rows = other["rows"][arm], first["rows"][arm]
-            shared = len(run_rows.keys() & baseline_rows.keys())
-            by_score = {
-                first["names"][scorer]: stats.paired_rows(
-                    run_rows, baseline_rows, column, first["columns"][scorer], confidence, other["ranges"][column]
-                )
-                for scorer, column in other["columns"].items()
-                if scorer in first["columns"]
-            }
-            differences.append(
-                {"run": name, "against": baseline, "arm": arm, "prompts": shared}
-                | {"unshared": len(run_rows) + len(baseline_rows) - 2 * shared, "by_score": by_score}
+    shown = [_compared_run(name, run, r) for name, run, r in zip(names, runs, read, strict=True)]
+    differences = [
+        (name, other, arm)
+        for name, other in zip(names[1:], read[1:], strict=True)
+        for arm in read[0].rows
+        if arm in other.rows
+    ]
+    by_score = {str(i): _by_score(read[0], other, arm, confidence) for i, (_, other, arm) in enumerate(differences)}
+    stats.adjust(by_score)
+    return Comparison(
+        confidence=confidence,
+        runs=shown,
+        differences=[
+            ArmDifference(
+                run=name,
+                against=names[0],
+                arm=arm,
+                prompts=len(other.rows[arm].keys() & read[0].rows[arm].keys()),
+                unshared=len(other.rows[arm].keys() ^ read[0].rows[arm].keys()),
+                by_score={title: Difference(**d) for title, d in by_score[str(i)].items()},
             )
-    stats.adjust({str(i): d["by_score"] for i, d in enumerate(differences)})
-    shown = [
-        {
-            "name": name,
-            "folder": str(run.folder),
-            **{key: r[key] for key in ("served_on", "split", "temperature", "scores", "arms")},
+            for i, (name, other, arm) in enumerate(differences)
+        ],
+        notes=_notes(shown),
+    )
+
+
+def _by_score(first: _Evaluated, other: _Evaluated, arm: str, confidence: float) -> dict[str, dict[str, Any]]:
+    """Return `other` minus `first` on an arm, for each scorer that both have, by the scorer's title in `first`."""
+    out = {}
+    for score, identity in other.identity.items():
+        if (of_first := first.score_with(identity)) is not None:
+            about = other.evaluation.scores[score]
+            bounds = (about.low, about.high)
+            rows = (other.rows[arm], first.rows[arm])
+            out[first.scores[of_first]] = score_difference(*rows, score, of_first, confidence, bounds)
+    return out
+
+
+def _compared_run(name: str, run: Run, r: _Evaluated) -> ComparedRun:
+    arms = {arm: {s: numbers.score(s) for s in r.scores} for arm, numbers in r.evaluation.arms.items()}
+    return ComparedRun(
+        name=name,
+        folder=run.folder,
+        served_on=r.evaluation.served_on,
+        split=r.evaluation.split,
+        temperature=r.temperature,
+        scores=r.scores,
+        arms=arms,
+    )
+
+
+def _notes(shown: Sequence[ComparedRun]) -> list[str]:
+    first, out = shown[0], []
+    for r in shown[1:]:
+        settings = {
+            "ran on": (r.served_on, first.served_on),
+            "were asked (split)": (r.split, first.split),
+            "were drawn at (temperature)": (r.temperature, first.temperature),
         }
-        for name, run, r in zip(names, runs, read, strict=True)
-    ]
-    notes = [
-        f"{r['name']} and {baseline} differ in what the arms {words}: {r[key]} against {shown[0][key]}."
-        for r in shown[1:]
-        for key, words in (
-            ("served_on", "ran on"),
-            ("split", "were asked (split)"),
-            ("temperature", "were drawn at (temperature)"),
-        )
-        if r[key] != shown[0][key]
-    ]
-    return {"confidence": confidence, "runs": shown, "differences": differences, "notes": notes}
+        out += [
+            f"{r.name} and {first.name} differ in what the arms {words}: {here} against {there}."
+            for words, (here, there) in settings.items()
+            if here != there
+        ]
+    return out
 
 
 def _run_names(runs: Sequence[Run]) -> list[str]:
@@ -78,32 +146,36 @@ def _run_names(runs: Sequence[Run]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(run.folder.resolve()) for run in runs]
 
 
-def _read_run(run: Run) -> dict[str, Any]:
-    """Return a run's answers by arm, prompt and sample, the column of each scorer, and the evaluation settings."""
-    section = evaluated(run)["evaluation"]
-    rows: dict[str, dict[tuple[str, int], Row]] = {arm: {} for arm in section["arms"]}
+@dataclass(frozen=True)
+class _Evaluated:
+    """A run's answers by arm, prompt and sample; the identity of each score; the evaluation's settings."""
+
+    rows: dict[str, dict[AnswerKey, Answer]]
+    identity: dict[ScoreName, str]
+    temperature: float
+    evaluation: Evaluation
+
+    @property
+    def scores(self) -> dict[ScoreName, str]:
+        return {name: score.name for name, score in self.evaluation.scores.items()}
+
+    def score_with(self, identity: str) -> ScoreName | None:
+        return next((name for name, known in self.identity.items() if known == identity), None)
+
+
+def _read_run(run: Run) -> _Evaluated:
+    evaluation, facts = evaluation_of(run), run.facts
+    rows: dict[str, dict[AnswerKey, Answer]] = {arm: {} for arm in evaluation.arms}
     for row in answers(run):
-        rows[row["arm"]][row["prompt_id"], row["sample"]] = row
-    facts, scorers = run.facts, {column: about["name"] for column, about in section["scores"].items()}
-    identity = {column: _meant(facts, column, name) for column, name in scorers.items()}
-    temperature = facts["recipe"]["evaluation"].get("temperature")
-    return {
-        "rows": rows,
-        "columns": {identity[column]: column for column in scorers},
-        "names": {identity[column]: name for column, name in scorers.items()},
-        "ranges": {column: (about.get("low"), about.get("high")) for column, about in section["scores"].items()},
-        "served_on": section["served_on"],
-        "split": section["split"],
-        "temperature": facts["recipe"]["generation"]["temperature"] if temperature is None else temperature,
-        "scores": scorers,
-        "arms": {arm: {s: numbers[s] for s in scorers} for arm, numbers in section["arms"].items()},
-    }
+        rows[row.arm][row.prompt_id, row.sample] = row
+    identity = {name: _identity(facts, name, score.name) for name, score in evaluation.scores.items()}
+    return _Evaluated(rows, identity, generation_at_evaluation(facts.recipe).temperature, evaluation)
 
 
-def _meant(facts: Mapping[str, Any], column: str, name: str) -> str:
-    """Return the exact identity of a column: every scorer term with its weight. Equal identities are comparable."""
-    place = SCORERS[column]
-    section = facts["recipe"].get(place) or {}
-    terms = [(place, section), *((f"{place}.plus.{i}", term) for i, term in enumerate(section.get("plus") or ()))]
-    weighted = [(term.get("weight", 1), str(facts["identity"].get(location) or name)) for location, term in terms]
+def _identity(facts: RunFacts, score: ScoreName, title: str) -> str:
+    """Return the exact identity of a score: every scorer term with its weight. Equal identities are comparable."""
+    if score not in scorers(facts.recipe):  # chains and scores of somebody else's
+        return title
+    terms = reward_terms(facts.recipe, score)
+    weighted = [(term.weight, facts.identity.get(place) or title) for place, term in terms.items()]
     return " + ".join(identity if weight == 1 else f"{weight:g} x {identity}" for weight, identity in weighted)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from dsc_hub import stats
 from dsc_hub.config.recipe import ScorerConfig
 from dsc_hub.data import table_files
@@ -13,16 +15,34 @@ from dsc_hub.errors import DataError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.registry import SHIPPED, Code
 from dsc_hub.records import Prompt
+from dsc_hub.runs.metrics_schema import Estimate
+
+
+class ScoredText(BaseModel):
+    text: str
+    score: float | None
+    reason: str  # why there is no score
+
+
+class ScoredFile(BaseModel):
+    """The texts of a file with their scores; `estimate` is of the mean over texts."""
+
+    metric: str
+    identity: str
+    unit: str
+    higher_is_better: bool
+    estimate: Estimate
+    unscored: int
+    rows: list[ScoredText]
 
 
 def score_file(
     metric: str, file: Path, scorer: str | None, column: str, options: Mapping[str, Any], code: Code
-) -> dict[str, Any]:
+) -> ScoredFile:
     """Score every text of a file: one text per line, or `column` of .jsonl, .csv or .parquet.
 
-    The metric also gets `prompt` and `kind` of the rows. Return {"metric", "identity", "unit", "higher_is_better",
-    "estimate": estimate of the mean over texts, "unscored", "rows": [{text, score, reason}]}. DataError for a file that
-    cannot be read, MetricError for a scorer that is not available.
+    The metric also gets `prompt` and `kind` of the rows. DataError for a file that cannot be read, MetricError for a
+    scorer that is not available.
     """
     rows = list(table_files.read_rows(file, column))
     if not rows:
@@ -37,12 +57,12 @@ def score_file(
     texts = [str(row[column] if row[column] is not None else "") for row in rows]
     scores = loaded.score(texts, prompts)
     values = [s.value for s in scores if s.value is not None]
-    return {
-        "metric": loaded.name,
-        "identity": identity,
-        "unit": loaded.unit,
-        "higher_is_better": loaded.higher_is_better,
-        "estimate": stats.estimate(values, [str(i) for i in range(len(values))]),
-        "unscored": len(scores) - len(values),
-        "rows": [{"text": t, "score": s.value, "reason": s.reason} for t, s in zip(texts, scores, strict=True)],
-    }
+    return ScoredFile(
+        metric=loaded.name,
+        identity=identity,
+        unit=loaded.unit,
+        higher_is_better=loaded.higher_is_better,
+        estimate=Estimate(**stats.estimate(values, [str(i) for i in range(len(values))])),
+        unscored=len(scores) - len(values),
+        rows=[ScoredText(text=t, score=s.value, reason=s.reason) for t, s in zip(texts, scores, strict=True)],
+    )

@@ -16,8 +16,7 @@ from dsc_hub import stats
 from dsc_hub.chain import hygiene, subject
 from dsc_hub.chain.text import distinct, ngrams, similarity, words
 from dsc_hub.metrics.safety.refusal import refuses
-from dsc_hub.records import Prompt
-from dsc_hub.runs.verdict import Row
+from dsc_hub.records import Answer, AnswerKey, Prompt
 
 # name -> label, unit, and kind: share of answers ("rate"), mean, or one number for all answers ("whole")
 MEASURES: dict[str, dict[str, str]] = {
@@ -49,7 +48,7 @@ def measures_of(prompts: Iterable[Prompt]) -> dict[str, dict[str, str]]:
     return out
 
 
-def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float | None], int]:
+def variety(arms: Mapping[str, Iterable[Answer]], n: int) -> tuple[dict[str, float | None], int]:
     """Return distinct-n of each arm (None for an arm without n-grams), and how many n-grams of each arm were compared.
 
     Distinct-n is computed across the answers of one sample and averaged over the samples, because several answers to
@@ -59,7 +58,7 @@ def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float 
     texts: dict[str, dict[int, list[str]]] = {arm: defaultdict(list) for arm in arms}
     for arm, rows in arms.items():
         for row in rows:
-            texts[arm][row["sample"]].append(row["text"])
+            texts[arm][row.sample].append(row.text)
     values: dict[str, list[float]] = {arm: [] for arm in arms}
     compared = 0
     for k in sorted(set().union(*texts.values())):
@@ -72,7 +71,7 @@ def variety(arms: Mapping[str, Iterable[Row]], n: int) -> tuple[dict[str, float 
 
 
 def summarise_side_effects(
-    answers: Sequence[Row],
+    answers: Sequence[Answer],
     prompts: Sequence[Prompt],
     arms: Sequence[str],
     pairs: Sequence[tuple[str, str]],
@@ -88,10 +87,10 @@ def summarise_side_effects(
     by_id = {p.id: p for p in prompts}
     measures = measures_of(prompts)
     kinds = {name: about["kind"] for name, about in measures.items()}
-    rows = {arm: {(r["prompt_id"], r["sample"]): r for r in answers if r["arm"] == arm} for arm in arms}
+    rows = {arm: {(r.prompt_id, r.sample): r for r in answers if r.arm == arm} for arm in arms}
     base = rows[arms[0]]
     values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id) for arm in arms}
-    samples = max((r["sample"] for r in answers), default=0) + 1
+    samples = max((r.sample for r in answers), default=0) + 1
     in_order = {arm: [row for _, row in sorted(by_key.items())] for arm, by_key in rows.items()}
     distinct_n = {name: variety(in_order, n)[0] for name, n in (("distinct_1", 1), ("distinct_2", 2))}
     constants = {"low": None, "high": None, "groups": None, "reason": "one number for all answers", "samples": samples}
@@ -113,20 +112,17 @@ def summarise_side_effects(
     return out
 
 
-Key = tuple[str, int]  # prompt id, sample
-
-
 def _values(
-    rows: Mapping[Key, Row], base: Mapping[Key, Row], by_id: Mapping[str, Prompt]
-) -> dict[str, dict[Key, float]]:
+    rows: Mapping[AnswerKey, Answer], base: Mapping[AnswerKey, Answer], by_id: Mapping[str, Prompt]
+) -> dict[str, dict[AnswerKey, float]]:
     """Return the value of each measure for each answer."""
-    measures: dict[str, Callable[[Key, Row], float | None]] = {
-        "length": lambda k, r: len(words(r["text"])),
-        "stops": lambda k, r: r["finish_reason"] == "stop",
-        "refuses": lambda k, r: refuses(r["text"]),
-        "meta_talk": lambda k, r: hygiene.talks_about_the_conversation(r["text"]),
-        "repeats": lambda k, r: hygiene.repeats_itself(r["text"], subject.subject_of(by_id[r["prompt_id"]])),
-        "similarity": lambda k, r: similarity(r["text"], base[k]["text"]) if k in base else None,
+    measures: dict[str, Callable[[AnswerKey, Answer], float | None]] = {
+        "length": lambda k, r: len(words(r.text)),
+        "stops": lambda k, r: r.finish_reason == "stop",
+        "refuses": lambda k, r: refuses(r.text),
+        "meta_talk": lambda k, r: hygiene.talks_about_the_conversation(r.text),
+        "repeats": lambda k, r: hygiene.repeats_itself(r.text, subject.subject_of(by_id[r.prompt_id])),
+        "similarity": lambda k, r: similarity(r.text, base[k].text) if k in base else None,
     }
     values = {
         name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in measures.items()
@@ -139,8 +135,8 @@ def _values(
 def _one_arm(
     name: str,
     kind: str,
-    rows: Mapping[Key, Row],
-    values: Mapping[str, Mapping[Key, float]],
+    rows: Mapping[AnswerKey, Answer],
+    values: Mapping[str, Mapping[AnswerKey, float]],
     neutral: Mapping[str, float] | None,
     confidence: float,
 ) -> dict[str, Any]:
@@ -149,7 +145,7 @@ def _one_arm(
     measured = values[name]
     if name == "similarity" and not measured:
         return stats.estimate([], []) | {"reason": "the baseline"}
-    groups = [rows[k]["group"] for k in measured]
+    groups = [rows[k].group for k in measured]
     if kind == "rate":
         return stats.rate([bool(v) for v in measured.values()], groups, confidence)
     return stats.estimate(list(measured.values()), groups, confidence, RANGES[name])
@@ -166,8 +162,8 @@ def _neutral(nats: Mapping[str, float] | None, confidence: float) -> dict[str, A
 def _two(
     name: str,
     kind: str,
-    a: Mapping[str, Mapping[Key, float]],
-    b: Mapping[str, Mapping[Key, float]],
+    a: Mapping[str, Mapping[AnswerKey, float]],
+    b: Mapping[str, Mapping[AnswerKey, float]],
     by_id: Mapping[str, Prompt],
     neutral_a: Mapping[str, float],
     neutral_b: Mapping[str, float],

@@ -13,8 +13,7 @@ from dsc_hub import stats
 from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import claim, side_effects
-from dsc_hub.evaluation.answers import AnswerRow
-from dsc_hub.records import Prompt
+from dsc_hub.records import Answer, AnswerKey, Prompt
 from dsc_hub.runs import verdict
 
 
@@ -32,7 +31,7 @@ def arm_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 def summarise_evaluation(
     recipe: Recipe,
     prompts: Sequence[Prompt],
-    answers: list[AnswerRow],
+    answers: list[Answer],
     scores: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float | None] | None = None,
     neutral: Mapping[str, Mapping[str, float]] | None = None,
@@ -49,20 +48,13 @@ def summarise_evaluation(
     `processors`: number of cores or GPUs. `trained_here`: whether this run trained the adapter, so that it cannot have
     seen the test prompts. `look`: position of the adapter among those scored on this test set.
     """
-    names, e = list(scores), recipe.evaluation
+    e = recipe.evaluation
     ranges = {name: (about.get("low"), about.get("high")) for name, about in scores.items()}
-    by_arm = {arm: {(a["prompt_id"], a["sample"]): a for a in answers if a["arm"] == arm} for arm in e.arms}
+    by_arm = {arm: {(a.prompt_id, a.sample): a for a in answers if a.arm == arm} for arm in e.arms}
     expected = len(prompts) * e.samples
     compared = arm_pairs(e.arms)
     keys = [(p.id, k, p.group) for p in prompts for k in range(e.samples)]
-    differences = {
-        f"{a} - {b}": {
-            name: stats.paired_rows(by_arm[a], by_arm[b], name, confidence=e.confidence, bounds=ranges[name])
-            | _if_missing(by_arm[a], by_arm[b], name, keys, ranges[name])
-            for name in names
-        }
-        for a, b in compared
-    }
+    differences = {f"{a} - {b}": _differences(by_arm[a], by_arm[b], keys, ranges, e.confidence) for a, b in compared}
     primary = stats.adjust_scores(differences, "distilled - base" if judges_claim(e.arms) else None)
     numbers: dict[str, Any] = {}
     for arm, by_key in by_arm.items():
@@ -88,32 +80,68 @@ def summarise_evaluation(
             verdict.Setting(e.split, e.samples, e.confidence, trained_here, look, recipe.hygiene),
             differences["distilled - base"],
             scores,
-        )
+        ).model_dump()
         if judges_claim(e.arms)
         else None,
     }
 
 
+def _differences(
+    a: Mapping[AnswerKey, Answer],
+    b: Mapping[AnswerKey, Answer],
+    keys: Sequence[tuple[str, int, str]],
+    ranges: Mapping[str, stats.Bounds],
+    confidence: float,
+) -> dict[str, dict[str, Any]]:
+    """Return the differences of two arms by score; `keys` are prompt id, sample and group of all planned answers."""
+    return {
+        name: score_difference(a, b, name, confidence=confidence, bounds=bounds) | _if_missing(a, b, name, keys, bounds)
+        for name, bounds in ranges.items()
+    }
+
+
+def score_difference(
+    a: Mapping[AnswerKey, Answer],
+    b: Mapping[AnswerKey, Answer],
+    score: str,
+    score_of_b: str | None = None,
+    confidence: float = 0.95,
+    bounds: stats.Bounds = stats.ANYTHING,
+) -> dict[str, Any]:
+    """Return the `paired_difference` of two arms on one score, over the keys that are scored in both.
+
+    `score_of_b` is the score's name in b, if it is not `score`; `bounds` is its range.
+    """
+    both = [
+        (x, y, a[k].group)
+        for k in sorted(a)
+        if k in b and (x := a[k].score(score)) is not None and (y := b[k].score(score_of_b or score)) is not None
+    ]
+    return stats.paired_difference(
+        [x for x, *_ in both], [y for _, y, _ in both], [g for *_, g in both], confidence, bounds
+    )
+
+
 def _arm(
-    rows: Sequence[AnswerRow], ranges: Mapping[str, tuple[float | None, float | None]], expected: int, confidence: float
+    rows: Sequence[Answer], ranges: Mapping[str, tuple[float | None, float | None]], expected: int, confidence: float
 ) -> dict[str, Any]:
     """Return the numbers of one arm but for its cost; `expected`: how many answers it should have given."""
     numbers: dict[str, Any] = {
-        "new_tokens_mean": _mean_or_none([a["new_tokens"] for a in rows]),
-        "stops_by_itself": _mean_or_none([a["finish_reason"] == "stop" for a in rows]),
-        "defects": _mean_or_none([bool(a["defect"]) for a in rows]),
-        "stripped": sum(bool(a.get("raw")) for a in rows),
+        "new_tokens_mean": _mean_or_none([a.new_tokens for a in rows]),
+        "stops_by_itself": _mean_or_none([a.finish_reason == "stop" for a in rows]),
+        "defects": _mean_or_none([bool(a.defect) for a in rows]),
+        "stripped": sum(bool(a.raw) for a in rows),
     }
     for name, bounds in ranges.items():
-        scored = [a for a in rows if a[name] is not None]
-        estimate = stats.estimate([a[name] for a in scored], [a["group"] for a in scored], confidence, bounds)
+        scored = [(value, a.group) for a in rows if (value := a.score(name)) is not None]
+        estimate = stats.estimate([value for value, _ in scored], [group for _, group in scored], confidence, bounds)
         numbers[name] = estimate | {"unscored": len(rows) - len(scored), "failed": expected - len(rows)}
     return numbers
 
 
 def _if_missing(
-    a: Mapping[Any, AnswerRow],
-    b: Mapping[Any, AnswerRow],
+    a: Mapping[AnswerKey, Answer],
+    b: Mapping[AnswerKey, Answer],
     name: str,
     keys: Sequence[tuple[str, int, str]],
     bounds: tuple[float | None, float | None],
@@ -123,7 +151,7 @@ def _if_missing(
     If the share of unscored answers differs between two arms, the mean over scored pairs may be too high. {} if the
     shares are equal or the score has no range.
     """
-    values = [[(arm.get((i, k)) or {}).get(name) for i, k, _ in keys] for arm in (a, b)]
+    values = [[row.score(name) if (row := arm.get((i, k))) else None for i, k, _ in keys] for arm in (a, b)]
     worst, best = bounds
     if worst is None or best is None or len({side.count(None) for side in values}) < 2:
         return {}
@@ -135,11 +163,11 @@ def _if_missing(
     return out
 
 
-def _cost(rows: Sequence[AnswerRow], seconds: float | None, processors: int | None) -> dict[str, Any]:
+def _cost(rows: Sequence[Answer], seconds: float | None, processors: int | None) -> dict[str, Any]:
     """Return the cost of an arm's answers: tokens, server seconds, processor hours (of cores, or of GPUs if any)."""
     return {
-        "new_tokens": sum(a["new_tokens"] for a in rows),
-        "prompt_tokens": sum(a["prompt_tokens"] for a in rows),
+        "new_tokens": sum(a.new_tokens for a in rows),
+        "prompt_tokens": sum(a.prompt_tokens for a in rows),
         "seconds": seconds,
         "processor_hours": None if seconds is None or processors is None else seconds * processors / 3600,
     }

@@ -12,17 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import quantization
+from dsc_hub.config.recipe import DistillConfig, quantization
 from dsc_hub.errors import ModelError
 from dsc_hub.system.cache import cache_home
 from dsc_hub.system.machine import for_child
 
 
-def evaluation_weights(folder: Path, identity: str, distill: Mapping[str, Any]) -> tuple[Path, str]:
+def evaluation_weights(folder: Path, identity: str, distill: DistillConfig) -> tuple[Path, str]:
     """Return the weights that all arms of an evaluation run on, and their description.
 
-    With QLoRA these are the rounded weights that the adapter was trained on, else the base model's own. `distill` is
-    the recipe's section.
+    With QLoRA these are the rounded weights that the adapter was trained on, else the base model's own.
     """
     settings = quantization(distill)
     if settings is None:

@@ -198,11 +198,11 @@ def _cannot_load(section: recipes.ScorerConfig, e: BaseException) -> MetricError
     else:
         hint = "README, Metrics, says what its options are."
     return MetricError(
-        f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_message(section, e)}", hint
+        f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_error_text(section, e)}", hint
     )
 
 
-def _message(section: recipes.ScorerConfig, e: BaseException) -> str:
+def _error_text(section: recipes.ScorerConfig, e: BaseException) -> str:
     """Return the error in one line; for the user's own code with its location."""
     if is_shipped(section):
         return " ".join(str(e).split())[:400] or type(e).__name__
@@ -257,7 +257,7 @@ def _compute(
         if is_shipped(section):
             raise
         raise MetricError(
-            f"metric {section.metric} failed on {len(texts)} texts: {_message(section, e)}",
+            f"metric {section.metric} failed on {len(texts)} texts: {_error_text(section, e)}",
             "Mend the metric; the same command goes on from what is done.",
         ) from None
     return _checked_scores(result, len(texts), section)

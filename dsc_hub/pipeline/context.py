@@ -48,7 +48,7 @@ def record(context: RunContext) -> None:
     Model, versions, hardware, command, repos and start time keep the values of the first session; a later command does
     not replace them. RunError if stages are finished but run.json is missing, since their origin is then unknown.
     """
-    old = context.run.facts if context.run["run.json"].is_file() else {}
+    old = context.run.raw_facts if context.run["run.json"].is_file() else {}
     if not old and (done := [s for s in NAMES if context.run.marker(s)]):
         raise RunError(
             f"{context.run['run.json']} is missing, but these stages are finished: {', '.join(done)}",
@@ -132,7 +132,7 @@ def set_owner(context: RunContext, account: Any) -> None:
         model["note"] = (
             f"{model['note']}; not published, so the adapter names {published_as}, whose weights may differ a little"
         )
-    recorded = context.run.facts.get("repos", {})
+    recorded = context.run.raw_facts.get("repos", {})
     if {k: recorded.get(k) for k in repos} != repos:  # keep what publishing added only while the names are the same
         recorded = {}
     context.run.add_facts(repos=recorded | repos, model=model)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from dsc_hub.config import messages, origin
 from dsc_hub.config.recipe import Section
@@ -25,6 +25,9 @@ from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.pipeline import resolve
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.pipeline.run import run_all
+from dsc_hub.runs.metrics_schema import Difference, Estimate, Scored, ScoreName
+from dsc_hub.runs.results import metrics_of
+from dsc_hub.stats import PRIMARY_SCORES
 from dsc_hub.system.progress import say
 
 MOST = 256  # combinations; more is probably a mistake
@@ -49,6 +52,33 @@ class Grid(Section):
     last: Literal["sampling", "dataset", "distill", "evaluation"] = Field(
         "evaluation", description="stage to stop after; nothing is published"
     )
+
+
+class SampledCell(BaseModel):
+    """The chains of a combination; `reward` is of the states after the last step."""
+
+    proposals: int
+    accepted: int
+    reward: Estimate
+    usable: int
+    reused_turns: int
+    new_tokens: int | None
+
+
+class GridRow(BaseModel):
+    """A combination and its results. None: its stage is not done, or the number does not exist.
+
+    `rows` counts training rows; `difference` is distilled - base by score; `claim` is the verdict on the claim.
+    """
+
+    set: dict[str, Any]
+    run: Path
+    error: str
+    sampling: SampledCell | None
+    rows: int | None
+    arms: dict[str, dict[ScoreName, Scored]] | None
+    difference: dict[ScoreName, Difference] | None
+    claim: str | None
 
 
 def read_grid(path: Path) -> Grid:
@@ -85,8 +115,8 @@ def combinations(grid: Grid) -> list[dict[str, Any]]:
     return [dict(zip(grid.vary, values, strict=True)) for values in itertools.product(*grid.vary.values())]
 
 
-def run_grid(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Run every combination up to the stage `last`; return one row each (see `_table_row`). All recipes are checked
+def run_grid(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[GridRow]:
+    """Run every combination up to the stage `last`; return one row each. All recipes are checked
     first.
 
     A combination that fails (for instance without training rows) has the reason in `error`, and the others continue.
@@ -98,7 +128,7 @@ def run_grid(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[d
     described = [_describe_cell(reference, grid, cell, runs, allowed_code) for cell in cells]
     rows = []
     for i, (cell, context) in enumerate(zip(cells, described, strict=True), 1):
-        say(f"grid  {i}/{len(cells)}  {told(cell)}")
+        say(f"grid  {i}/{len(cells)}  {shown(cell)}")
         error = ""
         try:
             run_all(context, last=grid.last)
@@ -109,7 +139,7 @@ def run_grid(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[d
     return rows
 
 
-def told(cell: Mapping[str, Any]) -> str:
+def shown(cell: Mapping[str, Any]) -> str:
     """Format a combination as one line."""
     return "  ".join(_overrides(cell))
 
@@ -128,39 +158,36 @@ def _describe_cell(
         return resolve.resolve_recipe(reference, _overrides(settings), runs, allowed)
     except ConfigError as e:
         hint = "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
-        raise ConfigError(f"{told(cell)}: {e.message}", e.hint or (hint if by_default else ""), e.problems) from None
+        raise ConfigError(f"{shown(cell)}: {e.message}", e.hint or (hint if by_default else ""), e.problems) from None
 
 
-def _table_row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) -> dict[str, Any]:
-    """Return the result row of a combination; None for stages that are not done.
-
-    {set, run, error, sampling: {proposals, accepted, reward, usable, reused_turns, new_tokens}, rows: training rows,
-    arms: {arm: {reward, second}}, difference: distilled - base by score, claim}.
-    """
-    done = up_to(last)
-    stages = [s for s in done if context.run.is_done(s, context.fingerprints[s])]
-    numbers = {s: context.run.metrics[s] for s in stages if s in context.run.metrics}
-    sampled, made, evaluated = (numbers.get(s) for s in ("sampling", "dataset", "evaluation"))
-    difference = (evaluated or {}).get("differences", {}).get("distilled - base")
-    return {
-        "set": dict(cell),
-        "run": str(context.run.folder),
-        "error": error,
-        "sampling": sampled
+def _table_row(cell: Mapping[str, Any], context: RunContext, last: str, error: str) -> GridRow:
+    """Return the result row of a combination; None for stages that are not done."""
+    run = context.run
+    done = {s for s in up_to(last) if run.is_done(s, context.fingerprints[s])}
+    metrics = metrics_of(run)
+    sampling = metrics.sampling if "sampling" in done else None
+    dataset = metrics.dataset if "dataset" in done else None
+    evaluation = metrics.evaluation if "evaluation" in done else None
+    return GridRow(
+        set=dict(cell),
+        run=run.folder,
+        error=error,
+        sampling=sampling
+        and SampledCell(
+            proposals=sum(s.proposals for s in sampling.steps),
+            accepted=sum(s.accepted for s in sampling.steps),
+            reward=sampling.steps[-1].reward_state,
+            usable=sampling.usable,
+            reused_turns=sampling.reused_turns,
+            new_tokens=sampling.new_tokens,
+        ),
+        rows=dataset and dataset.sft["train"],
+        arms=evaluation
         and {
-            "proposals": sum(s["proposals"] for s in sampled["steps"]),
-            "accepted": sum(s["accepted"] for s in sampled["steps"]),
-            "reward": sampled["steps"][-1]["reward_state"],
-            "usable": sampled["usable"],
-            "reused_turns": sampled["reused_turns"],
-            "new_tokens": sampled["new_tokens"],
+            arm: {s: numbers.score(s) for s in evaluation.score_names if s in PRIMARY_SCORES}
+            for arm, numbers in evaluation.arms.items()
         },
-        "rows": made and made["sft"]["train"],
-        "arms": evaluated
-        and {
-            arm: {s: arm_scores[s] for s in ("reward", "second") if arm_scores.get(s)}
-            for arm, arm_scores in evaluated["arms"].items()
-        },
-        "difference": difference,
-        "claim": evaluated and evaluated["claim"] and evaluated["claim"]["verdict"],
-    }
+        difference=evaluation and evaluation.differences.get("distilled - base"),
+        claim=evaluation and evaluation.claim and evaluation.claim.verdict,
+    )

@@ -25,7 +25,8 @@ from dsc_hub.errors import ConfigError, DataError
 from dsc_hub.pipeline import resolve, run
 from dsc_hub.pipeline.context import RunContext, record, set_owner
 from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
-from dsc_hub.sampling import convergence, summary
+from dsc_hub.runs.metrics_schema import Sampling
+from dsc_hub.sampling import summary
 from dsc_hub.system import event_loop
 from dsc_hub.system.files import write_whole
 from dsc_hub.system.hashing import file_hash
@@ -172,10 +173,10 @@ def import_rows(
     )
     write_whole(folder / "recipe.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
     context = resolve.resolve_recipe(str(folder / "recipe.yaml"), [], runs)
-    return context, _write(context, rows, {"rows": len(rows), "sha256": file_hash(file), "file": file.name})
+    return context, _write_chains(context, rows, {"rows": len(rows), "sha256": file_hash(file), "file": file.name})
 
 
-def _write(context: RunContext, rows: Sequence[ResultRow], imported: Mapping[str, Any]) -> dict[str, int]:
+def _write_chains(context: RunContext, rows: Sequence[ResultRow], imported: Mapping[str, Any]) -> dict[str, int]:
     """Write prompts and chains into the run folder, as the stages `prompts` and `sampling` do."""
     with context.run.lock():
         record(context)
@@ -190,11 +191,8 @@ def _write(context: RunContext, rows: Sequence[ResultRow], imported: Mapping[str
         for chain in chains:
             file.append(chain)
         file.close()
-        c, group_of = context.recipe.chain, {p.id: p.group for p in prompts}.__getitem__
-        numbers = summary.summary(chains, group_of, len(chains), 1) | {
-            "mixing": convergence.mixing(chains, c.acceptance, 1, c.chains_per_prompt),
-            "last_step": convergence.last_step(chains, group_of, 1),
-        }
+        group_of = {p.id: p.group for p in prompts}.__getitem__
+        numbers = summary.chain_numbers(chains, group_of, len(chains), context.recipe.chain)
         unknown = dict.fromkeys(("prompt_tokens", "new_tokens", "seconds", "tokens_per_s"))
         numbers |= unknown | {"reused_turns": 0}
         context.run.add_metrics("sampling", numbers)
@@ -205,6 +203,6 @@ def _write(context: RunContext, rows: Sequence[ResultRow], imported: Mapping[str
         f"imported  {counts['rows']} rows, {counts['better']} strictly better after the revision; {counts['chains']} "
         f"chains, {counts['held_out']} rows of held-out or left-out prompts -> {context.run.folder}"
     )
-    for what, n in summary.waterfall(numbers):
-        say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
+    for line in summary.waterfall_lines(Sampling.model_validate(numbers)):
+        say(line)
     return counts

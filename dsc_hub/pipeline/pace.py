@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from dsc_hub.inference.concurrency import FIRST
 from dsc_hub.system import cache
@@ -68,6 +67,16 @@ def known_paces(model_identity: str) -> list[Pace]:
     return out
 
 
+@dataclass(frozen=True)
+class ExpectedTime:
+    """Range of a stage's duration, `low` to `high` in seconds, by speeds of `slow` to `fast` tokens per second."""
+
+    low: float
+    high: float
+    slow: float
+    fast: float
+
+
 def fastest(paces: Sequence[Pace]) -> float | None:
     """Return the new tokens per second of the fastest sampling; None if none was measured."""
     return max((p.tokens_per_s for p in paces if p.stage == "sampling"), default=None)
@@ -75,8 +84,8 @@ def fastest(paces: Sequence[Pace]) -> float | None:
 
 def expect(
     paces: Sequence[Pace], stage: str, requests: int, at_once: int, max_new_tokens: int, starts: int
-) -> dict[str, Any] | None:
-    """Return the expected duration {low, high} in seconds and {slow, fast} in tokens per second; None without data.
+) -> ExpectedTime | None:
+    """Return the expected duration of a stage; None without data.
 
     low: answers as short as the shortest measured mean, at the fastest speed, with the fastest start. high: answers of
     full length, at the median speed (so that one run beside other work does not count as typical), with the slowest
@@ -95,9 +104,9 @@ def expect(
     slow *= 1 if stage_paces or starts == 1 else SLOWEST_ADAPTER
     other_times, n_starts = [p.other_s for p in measured], 1 if stage_paces else starts
     shortest = min(max_new_tokens, *(p.new_tokens / p.requests for p in measured))
-    return {
-        "low": requests * shortest / fast + n_starts * min(other_times),
-        "high": requests * max_new_tokens / slow + n_starts * max(other_times),
-        "slow": slow,
-        "fast": fast,
-    }
+    return ExpectedTime(
+        low=requests * shortest / fast + n_starts * min(other_times),
+        high=requests * max_new_tokens / slow + n_starts * max(other_times),
+        slow=slow,
+        fast=fast,
+    )

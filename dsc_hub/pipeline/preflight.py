@@ -6,14 +6,15 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from dsc_hub.config.arms import ADAPTER, ARMS, models_of
 from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
 from dsc_hub.config.stages import NAMES, up_to
-from dsc_hub.data.prompts import load_prompts
+from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import base_model
 from dsc_hub.inference.base_model import TURN_OVERHEAD
@@ -27,6 +28,35 @@ from dsc_hub.system import machine, progress
 
 DISK_BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
 WEIGHTS_SHARE = 0.1  # size of an adapter with trainer state, as a fraction of the base's files
+
+
+class RunEstimate(BaseModel):
+    """The work of a run: prompts and split groups by split, chains; by stage requests, new tokens and time.
+
+    `seconds` is None for a stage if nothing was measured or no request is left.
+    """
+
+    prompts: dict[str, int]
+    groups: dict[str, int]
+    chains: int
+    requests: dict[str, int]
+    new_tokens_at_most: dict[str, int]
+    seconds: dict[str, pace.ExpectedTime | None]
+    disk_bytes: int
+
+
+class RunPlan(RunEstimate):
+    """What a run will do: its estimate, and what is there already.
+
+    `dropped` counts prompts that are left out; `done` are finished stages; `taken_over` maps stages to the folders of
+    the runs whose results will be reused; `repos` says what is published, None: nothing is.
+    """
+
+    dropped: Counts
+    done: list[str]
+    taken_over: dict[str, str]
+    repos: list[str] | None
+    run: Path
 
 
 def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> list[str]:
@@ -80,12 +110,8 @@ def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
 
 def estimate_run(
     recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
-) -> dict[str, Any]:
-    """Return the planned work: counts by split, chains, requests, maximum tokens, range of seconds, disk bytes.
-
-    The range of seconds comes with its speeds; it is None if nothing was measured or no request is left. Stages in
-    `done` make no requests.
-    """
+) -> RunEstimate:
+    """Return the planned work. Stages in `done` make no requests."""
     splits = Counter(p.split for p in prompts)
     sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
     turns = 1 + 2 * recipe.chain.steps
@@ -106,19 +132,19 @@ def estimate_run(
         for k, n in requests.items()
     }
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
-    return {
-        "prompts": {s: splits[s] for s in SPLITS},
-        "groups": {s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
-        "chains": sampled,
-        "requests": requests,
-        "new_tokens_at_most": tokens,
-        "seconds": seconds,
-        "disk_bytes": int(
+    return RunEstimate(
+        prompts={s: splits[s] for s in SPLITS},
+        groups={s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
+        chains=sampled,
+        requests=requests,
+        new_tokens_at_most=tokens,
+        seconds=seconds,
+        disk_bytes=int(
             sum(tokens.values()) * DISK_BYTES_PER_TOKEN
             + weights * WEIGHTS_SHARE
             + (weights if recipe.publish.base else 0)
         ),
-    }
+    )
 
 
 def models_by_server(arms: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
@@ -145,8 +171,8 @@ def disk(runs: Path, needed: int) -> list[str]:
     return []
 
 
-def check_run(context: RunContext, account: Any, last: str = "publish") -> dict[str, Any]:
-    """Check the stages up to `last` before a long run and return the estimate.
+def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPlan:
+    """Check the stages up to `last` before a long run and return its plan.
 
     ConfigError lists all problems. Model weights are not downloaded for the check.
     """
@@ -158,29 +184,32 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> dict[
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
     folder = base_model.materialize(context.model, weights=False)
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
-    numbers = estimate_run(recipe, prompts, context.model.identity, folder, reusable) | {"dropped": asdict(dropped)}
-    numbers["done"] = [stage for stage, source in reusable.items() if source is context.run]
-    numbers["taken_over"] = {
-        stage: str(source.folder) for stage, source in reusable.items() if source is not context.run
-    }
+    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable)
     problems = [
         *too_long(recipe, prompts, folder),
         *without_group(recipe, dropped.ungrouped),
-        *disk(context.runs, numbers["disk_bytes"]),
+        *disk(context.runs, estimate.disk_bytes),
         *_scorer_problems(recipe, prompts),
         *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
         *_process_problems(recipe),
     ]
     if "distill" not in reusable:
-        problems += launcher.check_in_child(recipe.distill.model_dump(mode="json"))
+        problems += launcher.check_in_child(recipe.distill)
+    repos = None
     if account:
-        repos, hub_problems = _check_publishing(context, account, folder, numbers["disk_bytes"])
-        numbers["repos"] = repos
+        repos, hub_problems = _check_publishing(context, account, folder, estimate.disk_bytes)
         problems += hub_problems
     if problems:
         n = len(problems)
         raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
-    return numbers
+    return RunPlan(
+        **dict(estimate),
+        dropped=dropped,
+        done=[stage for stage, source in reusable.items() if source is context.run],
+        taken_over={stage: str(source.folder) for stage, source in reusable.items() if source is not context.run},
+        repos=repos,
+        run=context.run.folder,
+    )
 
 
 def _say_which_metrics_stay(recipe: Recipe) -> None:

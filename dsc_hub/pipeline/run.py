@@ -58,7 +58,7 @@ def run_one(context: RunContext, stage: str) -> None:
         if stage == "publish":
             account = stack.enter_context(hub_account(context.recipe))
             check_run(context, account, stage)
-        if account or "folder" not in context.run.facts["model"]:
+        if account or context.run.facts.model.folder is None:
             set_owner(context, account)
         run_stage(context, stage, account)
 
@@ -85,7 +85,7 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     name = repo.partition("@")[0]
     adapters.check_adapter(reference, folder, context.model, repo_names(context.recipe)["base"])
     distill = adapters.trained_how(reference, folder)
-    if problems := launcher.check_in_child(distill.model_dump(mode="json")):
+    if problems := launcher.check_in_child(distill):
         raise ConfigError(f"{reference} has a recipe.yaml with settings that can't be used", problems=problems)
     place = (
         context.runs

@@ -45,7 +45,7 @@ def served(
     if section.endpoints:
         yield servers.external(section)
         return
-    folder = folder or Path(context.run.facts["model"]["folder"])
+    folder = folder or context.run.facts.model.weights
     places = servers.replica_places(section)
     compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known_paces(context.model.identity)))
     started = time.monotonic()
@@ -178,11 +178,11 @@ def sample_a_few(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Ch
     )
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
         tried = replace(context, recipe=recipe, run=Run(Path(folder)))
-        tried.run.add_facts(model={"folder": str(base_model.materialize(context.model))})
+        weights = base_model.materialize(context.model)
         started = time.monotonic()
         reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
         veto = load_veto(context, context.identity)
-        with served(tried, log=cache.cache_home() / "try.vllm.log") as endpoints:
+        with served(tried, folder=weights, log=cache.cache_home() / "try.vllm.log") as endpoints:
             tally, seconds = sample_chains(tried, endpoints, tried_prompts, reward.score, veto)
             remember_sampling(tried, tally, seconds, time.monotonic() - started)
         by_id = {p.id: p for p in tried_prompts}

@@ -7,7 +7,7 @@ Modules that do the work are imported inside the functions, so that a finished s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,12 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline import pace, preflight, session
 from dsc_hub.pipeline.context import RunContext
-from dsc_hub.records import SPLITS, Chain, Prompt
+from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.report import formatting, sentences
-from dsc_hub.runs import run, shards, test_sets
+from dsc_hub.runs import run, shards
 from dsc_hub.runs.cost import cost_of
+from dsc_hub.runs.metrics_schema import Sampling
+from dsc_hub.runs.results import current_metrics
 from dsc_hub.runs.row_index import StoredPrompts
 from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
@@ -65,8 +67,8 @@ def _run_sampling(context: RunContext) -> StageResult:
         )
     started = time.monotonic()
     prompts = wanted_prompts(context)
-    reward = loading.load_named("reward", context.recipe, context.run.facts["identity"], context.path.parent)
-    veto = session.load_veto(context, context.run.facts["identity"])
+    reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
+    veto = session.load_veto(context, context.run.facts.identity)
     if stored_turns := sample.turns_of_others(context.run, run.siblings(context.runs, context.recipe.name)):
         say(f"sampling  {len(stored_turns):,} turns of other runs with this model and these settings are at hand")
     c = context.recipe.chain
@@ -89,41 +91,31 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> St
 
     c, total = context.recipe.chain, len(wanted) * context.recipe.chain.chains_per_prompt
     chains = sample.read_chains(context.run)
-    numbers = summary.summary(chains, lambda i: wanted[i].group, total, c.steps) | _diagnosed(context, chains, wanted)
+    numbers = summary.chain_numbers(chains, lambda i: wanted[i].group, total, c)
     numbers |= cost_of(context.run, "sampling", "turns.jsonl") | {"reused_turns": reused_turns}
-    steps = "  ".join(f"step {s['step']}: {s['accepted']}/{s['proposals']} accepted" for s in numbers["steps"])
+    section = Sampling.model_validate(numbers)
+    steps = "  ".join(f"step {s.step}: {s.accepted}/{s.proposals} accepted" for s in section.steps)
     say(
-        f"sampling  {numbers['finished']}/{total} chains  failed {numbers['failed']}  {steps}  unscored "
-        f"{numbers['unscored']} -> {context.run['chains.jsonl']}"
+        f"sampling  {section.finished}/{total} chains  failed {section.failed}  {steps}  unscored "
+        f"{section.unscored} -> {context.run['chains.jsonl']}"
     )
-    say(f"  {formatting.sampling_cost(numbers)}")
-    for what, n in summary.waterfall(numbers):
-        say(f"  {n:>8,}  {what}" if n >= 0 else f"  {n:>8,}    {what}".replace("-", "\N{MINUS SIGN}"))
-    if numbers["stripped"]:
-        say(f"  {numbers['stripped']:>8,}  of these texts lost an opening that talked about the task")
-    say(sentences.last_step_sentence({"sampling": numbers}))
-    if not numbers["finished"] and total:
+    say(f"  {formatting.sampling_cost(section)}")
+    for line in summary.waterfall_lines(section):
+        say(line)
+    if section.stripped:
+        say(f"  {section.stripped:>8,}  of these texts lost an opening that talked about the task")
+    say(sentences.last_step_sentence(section))
+    if not section.finished and total:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {context.run['failed.jsonl']}."
         )
-    context.run.add_facts(cost=context.run.facts.get("cost", {}) | {"sampling": {k: numbers[k] for k in COST}})
+    context.run.add_facts(cost=context.run.facts.cost | {"sampling": {k: numbers[k] for k in COST}})
     return numbers
-
-
-def _diagnosed(context: RunContext, chains: Iterable[Chain], prompts: Mapping[str, Prompt]) -> StageResult:
-    """Return the convergence diagnostics of the chains and the gain of the last step."""
-    from dsc_hub.sampling import convergence
-
-    c = context.recipe.chain
-    return {
-        "mixing": convergence.mixing(chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": convergence.last_step(chains, lambda i: prompts[i].group, c.steps),
-    }
 
 
 def _run_dataset(context: RunContext) -> StageResult:
     from dsc_hub.data import dataset
-    from dsc_hub.sampling import sample
+    from dsc_hub.sampling import convergence, sample
 
     prompts = StoredPrompts(context.run.rows("prompts.jsonl"), *SPLITS)
     chains = sample.read_chains(context.run)
@@ -133,7 +125,8 @@ def _run_dataset(context: RunContext) -> StageResult:
             f"Remove {context.run['sampling.done.json']} and run again: only what is missing is sampled.",
         )
     if "mixing" not in (sampled := context.run.metrics.get("sampling", {})):  # reused chains of an earlier version
-        context.run.add_metrics("sampling", sampled | _diagnosed(context, chains, prompts))
+        diagnosed = convergence.diagnostics(chains, lambda i: prompts[i].group, context.recipe.chain)
+        context.run.add_metrics("sampling", sampled | diagnosed)
     counts = dataset.build_dataset(context.run, context.recipe, prompts, chains)
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
     say(
@@ -146,8 +139,8 @@ def _run_dataset(context: RunContext) -> StageResult:
 def _run_distill(context: RunContext) -> StageResult:
     from dsc_hub.distill import launcher
 
-    result = launcher.launch(context.run)
-    return result | {"adapter_sha256": hashing.file_hash(context.run["adapter"] / WEIGHTS)}
+    training = launcher.launch(context.run)
+    return training.model_dump() | {"adapter_sha256": hashing.file_hash(context.run["adapter"] / WEIGHTS)}
 
 
 def _ask_arms(
@@ -168,7 +161,7 @@ def _ask_arms(
 
     e, endpoints = context.recipe.evaluation, context.recipe.serving.endpoints
     is_fresh = not context.run["evaluation"].is_dir()
-    veto = session.load_veto(context, context.run.facts["identity"])
+    veto = session.load_veto(context, context.run.facts.identity)
     if source := arms.adopt_base(context.run, base, run.siblings(context.runs, context.recipe.name)):
         say(f"evaluation: the base's arms are those of {source}, whose inputs were the same")
     reused = arms.finished_base(context.run, base)
@@ -197,23 +190,23 @@ def _run_evaluation(context: RunContext) -> StageResult:
     from dsc_hub.evaluation.summary import summarise_evaluation
     from dsc_hub.metrics import loading
 
-    e, identity, started = context.recipe.evaluation, context.run.facts["identity"], time.monotonic()
+    e, identity, started = context.recipe.evaluation, context.run.facts.identity, time.monotonic()
     held_out = context.prompts(e.split)
     scorers = loading.load_all(context.recipe, identity, context.path.parent)
     score = {name: scorer.score for name, scorer in scorers.items()}
     served = {ADAPTER: context.run["adapter"]} if ADAPTER in models_of(e.arms) else None
-    folder, weights = Path(context.run.facts["model"]["folder"]), "in bfloat16"
+    folder, weights = context.run.facts.model.weights, "in bfloat16"
     if served:
-        folder, weights = evaluation_weights(folder, context.model.identity, context.recipe.distill.model_dump())
+        folder, weights = evaluation_weights(folder, context.model.identity, context.recipe.distill)
     base = arms.base_digest(context.recipe, context.fingerprints["sampling"])
     neutral, measured = _ask_arms(context, held_out, score["reward"], folder, served, base)
     answers = collect_answers(context.run, context.recipe, held_out, score)
-    if silent := [arm for arm in e.arms if not any(a["arm"] == arm for a in answers)]:
+    if silent := [arm for arm in e.arms if not any(a.arm == arm for a in answers)]:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}",
             f"The reasons are in {context.run['log.txt']} and evaluation/.",
         )
-    arms.finish_base(context.run, base, answers, len(held_out) * e.samples, neutral)
+    arms.finish_base(context.run, context.recipe, base, answers, len(held_out), neutral)
     count, kind = session.processors(context)
     about = {
         name: {"name": s.name, "unit": s.unit, "higher_is_better": True, "low": s.bounds[0], "high": s.bounds[1]}
@@ -229,10 +222,10 @@ def _run_evaluation(context: RunContext) -> StageResult:
         {arm: arms.seconds(context.run, arm) for arm in e.arms},
         neutral,
         count,
-        trained_here="adapter" not in context.run.facts,
+        trained_here=context.run.facts.adapter is None,
         look=looks.get("position"),
     )
-    numbers["processors"] = kind or ("GPU" if context.run.facts["hardware"]["gpus"] else "core")
+    numbers["processors"] = kind or ("GPU" if context.run.facts.hardware.gpus else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
     numbers["served_on"] = _served_on(context, weights, adapter=served is not None)
@@ -267,9 +260,10 @@ def _served_on(context: RunContext, weights: str, *, adapter: bool) -> str:
 def _run_report(context: RunContext) -> StageResult:
     from dsc_hub.report import page
 
-    metrics = test_sets.with_current_looks(context.run, context.run.metrics)
-    if "test_set" in metrics:  # other adapters may have been scored on it since
-        context.run.add_metrics("test_set", metrics["test_set"])
+    if (
+        test_set := current_metrics(context.run).test_set
+    ) is not None:  # other adapters may have been scored on it since
+        context.run.add_metrics("test_set", test_set.model_dump())
     result = page.build_page(context.run)
     say(f"report  {result['plots']} plots -> {context.run['report.html']}")
     return result
@@ -291,11 +285,11 @@ def publish_stage(context: RunContext, account: Any) -> StageResult:
             f"{context.run['adapter'] / WEIGHTS} is not what was trained and evaluated: its hash has changed",
             f"Remove {context.run['distill.done.json']} and run again.",
         )
-    context.run.add_facts(repos=context.run.facts["repos"] | {"endpoint": account.endpoint})
+    context.run.add_facts(repos=context.run.raw_facts["repos"] | {"endpoint": account.endpoint})
     return upload.publish_run(
         context.run,
         account,
-        Path(context.run.facts["model"]["folder"]),
+        context.run.facts.model.weights,
         context.path.parent,
         context.recipe.publish,
         lambda: cards.build_cards(context.run),

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dsc_hub.config.recipe import PUBLISHERS_OWN, SCORERS, SERVERS, is_folder, publishes_rejected
+from dsc_hub.config.recipe import (
+    PUBLISHERS_OWN,
+    SCORERS,
+    SERVERS,
+    ScorerConfig,
+    is_folder,
+    publishes_rejected,
+    scorers,
+)
 from dsc_hub.errors import RunError
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.registry import commit_of
+from dsc_hub.runs.facts import RunFacts
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
 
+PROMPT_FILES = ("path", "values")  # keys of `prompts:` that name files
 TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
 
 
@@ -29,42 +38,46 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
     facts = run.facts
     shared = _recipe_files(facts, recipe_folder, work) | {"metrics.json": run["metrics.json"]}
     out: dict[str, tuple[str, dict[str, Path]]] = {}
-    public = {kind: {"run.json": _public_facts(facts, kind, work)} for kind in ("dataset", "adapter")}
-    if facts["repos"]["base"]:
+    for_dataset, for_adapter = _public_facts(facts, "dataset", work), _public_facts(facts, "adapter", work)
+    if facts.repos.base:
         model_files = {p for pattern in WANTED for p in model_folder.glob(pattern) if p.is_file()}
         weights = {p.name: p for p in sorted(model_files) if p.name != "complete.json"}
         out["base"] = ("model", weights | _card(run, "base"))
     data = {p.relative_to(run["dataset"]).as_posix(): p for p in sorted(run["dataset"].rglob("*.parquet"))}
-    if not publishes_rejected(facts["recipe"]["publish"]):
+    if not publishes_rejected(facts.recipe.publish):
         data = _kept_alone(data, work)
-    out["dataset"] = ("dataset", data | shared | public["dataset"] | _card(run, "dataset"))
+    out["dataset"] = ("dataset", data | shared | {"run.json": for_dataset} | _card(run, "dataset"))
     adapter = {p.name: p for p in sorted(run["adapter"].iterdir()) if p.is_file() and p.name != "README.md"}
     adapter["adapter_config.json"] = _named_base(run, work)
-    out["adapter"] = ("model", adapter | shared | public["adapter"] | _card(run, "adapter"))
+    out["adapter"] = ("model", adapter | shared | {"run.json": for_adapter} | _card(run, "adapter"))
     return out
 
 
-def _public_facts(facts: Mapping[str, Any], kind: str, work: Path) -> Path:
+def _public_facts(facts: RunFacts, kind: Literal["dataset", "adapter"], work: Path) -> Path:
     """Write the public run.json: all facts that the card of this repo uses, without local details.
 
     The dataset is published first, so values known only afterwards (its own commit, the base's) are left out of its
     copy: publishing again must not change it.
     """
-    later = {"dataset": ("dataset_revision", "published_commit"), "adapter": ()}[kind]
-    model, repos = ({k: v for k, v in facts[key].items() if k not in later} for key in ("model", "repos"))
-    model.pop("folder", None)
-    repos.pop("endpoint", None)
-    identity = dict(facts["identity"])
-    if is_folder(model["source"]):
-        model["source"] = f"./{Path(model['source']).name}"
-        identity["model"] = f"{model['source']}@{model['commit']}"
-    public_keys = ("fingerprints", "versions", "hardware", "started_at", "imported")
-    kept = {key: facts[key] for key in public_keys if key in facts}
+    is_first = kind == "dataset"
+    identity, model = facts.identity, facts.model
+    if is_folder(model.source):
+        source = f"./{Path(model.source).name}"
+        model = model.model_copy(update={"source": source})
+        identity = identity | {"model": f"{source}@{model.commit}"}
+    public: dict[str, Any] = {
+        "fingerprints": facts.fingerprints,
+        "versions": facts.versions,
+        "hardware": facts.hardware.model_dump(),
+        "started_at": facts.started_at,
+        **({"imported": facts.imported.model_dump()} if facts.imported else {}),
+        "recipe": _public_recipe(facts),
+        "identity": identity,
+        "model": model.model_dump(exclude={"folder"} | ({"published_commit"} if is_first else set())),
+        "repos": facts.repos.model_dump(exclude={"endpoint"} | ({"dataset_revision"} if is_first else set())),
+    }
     target = work / f"{kind}.run.json"
-    write_json(
-        target,
-        kept | {"recipe": _public_recipe(facts)} | {"identity": identity, "model": model, "repos": repos},
-    )
+    write_json(target, public)
     return target
 
 
@@ -97,9 +110,9 @@ def _named_base(run: Run, work: Path) -> Path:
 
     A reused adapter may have been trained for another Hub.
     """
-    model = run.facts["model"]
+    model = run.facts.model
     config = read_json(run["adapter"] / "adapter_config.json")
-    config |= {"base_model_name_or_path": model["published_as"], "revision": model["published_commit"]}
+    config |= {"base_model_name_or_path": model.published_as, "revision": model.published_commit}
     write_json(work / "adapter_config.json", config)
     return work / "adapter_config.json"
 
@@ -118,52 +131,66 @@ def check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
                 )
 
 
-def _public_recipe(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _public_recipe(facts: RunFacts) -> dict[str, Any]:
     """Return the recipe in a form that others can run: Hub references are pinned to the commits that were used.
 
     Endpoints and key names are local details and are left out.
     """
-    data = deepcopy(dict(facts["recipe"]))
-    for place, section in scorer_sections(data).items():
-        if commit := commit_of(facts["identity"].get(place)):
-            section["revision"] = commit
-    if facts["model"]["published_as"] == facts["model"]["source"]:
-        data["model"]["revision"] = facts["model"]["commit"]
-    for key in ("path", "values"):
-        if name := data["prompts"].get(key):
-            data["prompts"][key] = Path(name).name
-    for key in ("endpoints", "served_model", "api_key_env"):
-        data["serving"].pop(key, None)
-    for key in PUBLISHERS_OWN:
-        data["publish"].pop(key, None)
-    if is_folder(data["model"]["source"]):
-        data["model"] |= {"source": facts["model"]["published_as"], "revision": "main"}
-    for section in scorer_sections(data).values():
-        if "scorer" in section and is_folder(section["scorer"]):
-            section["scorer"] = Path(section["scorer"]).name
-        if (file := section.get("metric", "")).endswith(".py"):
-            space = facts.get("spaces", {}).get(file)
-            # A code file is not published with the recipe: code comes from a Space's commit, and runs only if allowed.
-            section |= {"metric": space["repo"], "revision": space["commit"]} if space else {"metric": Path(file).name}
-        for key in SERVERS:
-            section.get("options", {}).pop(key, None)
-    for key in SERVERS:
-        (data["chain"].get("critic") or {}).pop(key, None)
-    return data
+    r, model = facts.recipe, facts.model
+    chain = r.chain
+    if chain.veto:
+        veto = chain.veto.model_copy(update=_pinned(facts, "chain.veto"))
+        chain = chain.model_copy(update={"veto": veto})
+    if is_folder(r.model.source):
+        base = {"source": model.published_as, "revision": "main"}
+    else:
+        base = {"revision": model.commit} if model.published_as == model.source else {}
+    files = {key: Path(name).name for key in PROMPT_FILES if (name := getattr(r.prompts, key))}
+    plus = tuple(_public_scorer(facts, f"reward.plus.{i}", term) for i, term in enumerate(r.reward.plus))
+    scorer_sections = {SCORERS[name]: _public_scorer(facts, SCORERS[name], s) for name, s in scorers(r).items()}
+    public = r.model_copy(
+        update={
+            **scorer_sections,
+            "reward": scorer_sections["reward"].model_copy(update={"plus": plus}),
+            "model": r.model.model_copy(update=base),
+            "prompts": r.prompts.model_copy(update=files | _pinned(facts, "prompts")),
+            "chain": chain,
+        }
+    )
+    local: dict[str, Any] = {
+        "serving": {"endpoints", "served_model", "api_key_env"},
+        "publish": set(PUBLISHERS_OWN),
+        "chain": {"critic": set(SERVERS)},
+    }
+    return public.model_dump(mode="json", exclude=local)
 
 
-def scorer_sections(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the sections of a recipe that reference something with a revision, by their location."""
-    sections = {key: data[key] for key in ("prompts", *SCORERS.values()) if data[key]}
-    sections |= {f"reward.plus.{i}": section for i, section in enumerate(data["reward"].get("plus") or ())}
-    return sections | ({"chain.veto": data["chain"]["veto"]} if data["chain"].get("veto") else {})
+def _pinned(facts: RunFacts, place: str) -> dict[str, str]:
+    """Return the revision of what is named at a place of the recipe: the commit that was used; {} without one."""
+    commit = commit_of(facts.identity.get(place))
+    return {"revision": commit} if commit else {}
 
 
-def _recipe_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, Path]:
+def _public_scorer(facts: RunFacts, place: str, section: ScorerConfig) -> ScorerConfig:
+    """Return a scorer's section without local details.
+
+    A metric file is not published with the recipe: its code comes from a Space's commit, and runs only if allowed.
+    """
+    update: dict[str, Any] = _pinned(facts, place)
+    if is_folder(section.scorer):
+        update["scorer"] = Path(section.scorer).name
+    if section.metric.endswith(".py"):
+        space = facts.spaces.get(section.metric)
+        at_space = {"metric": space.repo, "revision": space.commit} if space else {}
+        update |= at_space or {"metric": Path(section.metric).name}
+    update["options"] = {key: value for key, value in section.options.items() if key not in SERVERS}
+    return section.model_copy(update=update)
+
+
+def _recipe_files(facts: RunFacts, folder: Path, work: Path) -> dict[str, Path]:
     """Return the public recipe.yaml and its prompt files."""
-    named = (facts["recipe"]["prompts"].get(key) for key in ("path", "values"))
+    named = (getattr(facts.recipe.prompts, key) for key in PROMPT_FILES)
     files = {Path(name).name: folder / name for name in named if name}
     target = work / "recipe.yaml"
-    data = _public_recipe(facts)
-    write_whole(target, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
+    write_whole(target, yaml.safe_dump(_public_recipe(facts), sort_keys=False, allow_unicode=True, width=100))
     return files | {"recipe.yaml": target}

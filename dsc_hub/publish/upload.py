@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import PublishConfig
+from dsc_hub.config.recipe import PublishConfig, metric_files
 from dsc_hub.errors import HubError, RunError
 from dsc_hub.hub import push
 from dsc_hub.hub import repos as hub_repos
 from dsc_hub.hub.account import Account, web_address
 from dsc_hub.publish import metric_space
-from dsc_hub.publish.bundle import check_no_paths, scorer_sections, trees
+from dsc_hub.publish.bundle import check_no_paths, trees
+from dsc_hub.runs.facts import RunFacts
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say
@@ -39,22 +40,22 @@ def publish_run(
     kind of repo whose name comes from a third-party recipe to that recipe. The adapter references dataset and base at
     their commits, which are known only after these are pushed: `render_cards` is called in between.
     """
-    repos = run.facts["repos"]
+    facts, recorded = run.facts, run.raw_facts
+    repos = recorded["repos"]
     out: dict[str, dict[str, Any]] = {}
     render_cards()  # stored cards may be reused, or rendered without an account
     local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
     with tempfile.TemporaryDirectory() as work:
         planned = trees(run, model_folder, recipe_folder, Path(work))
-        metric_files = _metric_files(run.facts, recipe_folder, Path(work)) if settings.metrics else {}
+        metric_files = _metric_files(facts, recipe_folder, Path(work)) if settings.metrics else {}
         _check_result({**planned, **{file: ("space", made) for file, made in metric_files.items()}}, local, account)
         spaces = {file: _publish_metric(account, file, made, settings) for file, made in metric_files.items()}
         run.add_facts(spaces={file: {"repo": s["repo"], "commit": s["commit"]} for file, s in spaces.items()})
         for kind in planned:
             if kind == "adapter":
-                facts = run.facts
                 base_commit = {"published_commit": out["base"]["commit"]} if "base" in out else {}
                 run.add_facts(
-                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=facts["model"] | base_commit
+                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=recorded["model"] | base_commit
                 )
                 render_cards()
             repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
@@ -66,7 +67,7 @@ def publish_run(
             if kind == "base":
                 target = replace(target, gated=None, named_by=stranger and stranger.with_weights(files.values()))
             try:
-                commit = push.push(account, target, files, f"{run.facts['recipe']['name']}: {kind} by dsc", Path(work))
+                commit = push.push(account, target, files, f"{facts.recipe.name}: {kind} by dsc", Path(work))
             except HubError as e:
                 published = (f"Published: {k} at {repo['address']}." for k, repo in out.items())
                 raise HubError(e.message, " ".join([e.hint, *published])) from None
@@ -85,20 +86,19 @@ def publish_run(
     return out
 
 
-def _metric_files(facts: Mapping[str, Any], folder: Path, work: Path) -> dict[str, dict[str, Path]]:
+def _metric_files(facts: RunFacts, folder: Path, work: Path) -> dict[str, dict[str, Path]]:
     """Return the Space files of the recipe's metric files: {metric file: {path in the Space: local file}}.
 
     RunError if a metric file has changed since it scored the run.
     """
     out = {}
-    for place, section in scorer_sections(dict(facts["recipe"])).items():
-        if (file := section.get("metric", "")).endswith(".py"):
-            if f"(file {file_hash(folder / file)[:12]})" not in facts["identity"][place]:
-                raise RunError(
-                    f"{file} was changed since it scored this run ({place})", "Put it back, or run the recipe again."
-                )
-            name = metric_space.name_of(file)
-            out[file] = metric_space.files(str(folder / file), name, work / f"metric-{name}")
+    for place, file in metric_files(facts.recipe).items():
+        if f"(file {file_hash(folder / file)[:12]})" not in facts.identity[place]:
+            raise RunError(
+                f"{file} was changed since it scored this run ({place})", "Put it back, or run the recipe again."
+            )
+        name = metric_space.name_of(file)
+        out[file] = metric_space.files(str(folder / file), name, work / f"metric-{name}")
     return out
 
 

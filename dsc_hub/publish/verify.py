@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.report import cards
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.run import Run
-from dsc_hub.sampling import convergence, summary
+from dsc_hub.sampling import summary
 from dsc_hub.system import parquet
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import file_hash
@@ -163,15 +163,13 @@ class Rows:
         return sorted(rows, key=lambda c: c.key)
 
     @cached_property
-    def answers(self) -> list[dict[str, Any]]:
+    def answers(self) -> list[Answer]:
         rows = list(_rows(self.folder, "evaluation"))
         if not rows:
             raise CannotTell("the evaluated answers are not published")
         if any(row["text"] is None for row in rows):
             raise CannotTell("the texts of the evaluated answers are not published")
-        for row in rows:
-            from_row(Answer, row)
-        return rows
+        return [from_row(Answer, row) for row in rows]
 
 
 def _of_today(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -217,7 +215,7 @@ def _check_prompts(rows: Rows) -> str:
     """Split the recipe's prompts again: every answer must belong to a held-out prompt, every chain to another."""
     prompts, dropped = rows.prompts
     split = {p.id: p.split for p in prompts}
-    held_out = {row["prompt_id"] for row in rows.answers}
+    held_out = {row.prompt_id for row in rows.answers}
     wrong = [i for i in held_out if split.get(i) != rows.recipe.evaluation.split]
     wrong += [c.prompt_id for c in rows.chains if split.get(c.prompt_id) not in ("train", "validation")]
     if wrong:
@@ -233,7 +231,7 @@ def _check_prompts(rows: Rows) -> str:
 
 def _row_counts(rows: Rows) -> str:
     recorded = {k: v for k, v in rows.metrics["dataset"].items() if k not in ("dropped", "uncompared")}
-    if not publishes_rejected(rows.recipe.publish.model_dump()):
+    if not publishes_rejected(rows.recipe.publish):
         recorded = {"sft": recorded["sft"]}
     counts = {
         config: {
@@ -265,10 +263,7 @@ def _training_rows(rows: Rows) -> str:
 def _check_sampling(rows: Rows) -> str:
     c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
-    recomputed = summary.summary(rows.chains, group_of, recorded["chains"], c.steps) | {
-        "mixing": convergence.mixing(rows.chains, c.acceptance, c.steps, c.chains_per_prompt),
-        "last_step": convergence.last_step(rows.chains, group_of, c.steps),
-    }
+    recomputed = summary.chain_numbers(rows.chains, group_of, recorded["chains"], c)
     n = _same({k: v for k, v in recorded.items() if k not in UNTOLD_OF_SAMPLING}, recomputed, "sampling")
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
 
@@ -291,9 +286,9 @@ def _check_scores(rows: Rows) -> str:
     from dsc_hub.metrics import loading, registry
 
     results = []
-    texts = [row["text"] for row in rows.answers]
+    texts = [row.text for row in rows.answers]
     by_id = {p.id: p for p in rows.prompts[0]}
-    prompts = [by_id[row["prompt_id"]] for row in rows.answers]
+    prompts = [by_id[row.prompt_id] for row in rows.answers]
     for name in recipe_module.scorers(rows.recipe):
         terms = recipe_module.reward_terms(rows.recipe, name)
         if other := [s for s in terms.values() if not registry.is_packaged(s)]:
@@ -302,7 +297,7 @@ def _check_scores(rows: Rows) -> str:
         local = {place: registry.identify_scorer(section) for place, section in terms.items()}
         recorded = {place: rows.facts["identity"][place] for place in terms}
         scored: list[Score] = loading.load_named(name, rows.recipe, local, rows.folder).score(texts, prompts)
-        differing = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i][name])]
+        differing = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i].score(name))]
         if differing:
             versions = (
                 ""
@@ -327,7 +322,7 @@ def _check_card(rows: Rows, kind: str, folder: Path) -> str:
     for name, contents in (
         ("prompts.jsonl", [_plain_value(p) for p in prompts]),
         ("chains.jsonl", [c.as_row() for c in rows.chains]),
-        ("evaluation/answers.jsonl", rows.answers),
+        ("evaluation/answers.jsonl", [asdict(a) for a in rows.answers]),
     ):
         run[name].parent.mkdir(parents=True, exist_ok=True)
         run[name].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in contents), encoding="utf-8")

@@ -25,13 +25,14 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub.config.recipe import SCORERS, publishes_rejected, quantization
+from dsc_hub.config.recipe import generation_at_evaluation, publishes_rejected, quantization, scorers
 from dsc_hub.errors import DataError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.report import formatting, plots, sentences, tables, verdicts
-from dsc_hub.report.recorded import Recorded
-from dsc_hub.runs.results import answers, evaluated
+from dsc_hub.runs.facts import RunFacts
+from dsc_hub.runs.metrics_schema import Dataset, Evaluation, Metrics, ScoreName
+from dsc_hub.runs.results import answers, evaluation_of, metrics_of, needed
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
@@ -56,17 +57,20 @@ def build_cards(run: Run) -> dict[str, list[str]]:
 
     Return the files of each folder. DataError if a fact is missing, or if the dataset's files do not match its numbers.
     """
-    facts, metrics = Recorded(run.facts, "run.json"), Recorded(evaluated(run), "metrics.json")
-    for kind in ("dataset", "adapter", "base"):
-        _check_repo_id(facts.repos[kind], kind)
+    evaluation = evaluation_of(run)
+    facts, metrics = run.facts, metrics_of(run)
+    for name in ("prompts", "sampling", "dataset", "distill"):
+        needed(getattr(metrics, name), name)
+    for kind, repo in (("dataset", facts.repos.dataset), ("adapter", facts.repos.adapter), ("base", facts.repos.base)):
+        _check_repo_id(repo, kind)
     rejected_too = publishes_rejected(facts.recipe.publish)
     files = {
         config: entry
-        for config, entry in _dataset_files(run, metrics).items()
+        for config, entry in _dataset_files(run, needed(metrics.dataset, "dataset")).items()
         if rejected_too or config in ("sft", "evaluation")
     }
     _draw_missing_plots(run, metrics)
-    metadata = {"dataset": _dataset_metadata(facts, files), "adapter": _adapter_metadata(facts, metrics)}
+    metadata = {"dataset": _dataset_metadata(facts, files), "adapter": _adapter_metadata(facts, evaluation)}
     if facts.repos.base:
         metadata["base"] = _base_metadata(facts)
     context = _context(run, facts, metrics, files, rejected_too)
@@ -80,7 +84,7 @@ def build_cards(run: Run) -> dict[str, list[str]]:
         for picture in pictures:
             shutil.copy2(run["cards"] / picture, folder / picture)
         written[kind] = ["README.md", *pictures]
-        if kind == "adapter" and (entries := _result_entries(facts, metrics)):
+        if kind == "adapter" and (entries := _result_entries(facts, evaluation)):
             name = f".eval_results/{facts.recipe.name}.yaml"
             write_whole(folder / name, yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False))
             written[kind].append(name)
@@ -88,9 +92,10 @@ def build_cards(run: Run) -> dict[str, list[str]]:
 
 
 def _context(
-    run: Run, facts: Recorded, metrics: Recorded, files: Mapping[str, Any], rejected_too: bool
+    run: Run, facts: RunFacts, metrics: Metrics, files: Mapping[str, Any], rejected_too: bool
 ) -> dict[str, Any]:
     """Return what the templates of the cards show."""
+    evaluation, sampling = needed(metrics.evaluation, "evaluation"), needed(metrics.sampling, "sampling")
     return {
         "facts": facts,
         "recipe": facts.recipe,
@@ -102,31 +107,29 @@ def _context(
         "base_id": _base_id(facts),
         "source": formatting.model_source(facts.model),
         "model": formatting.model_name(facts.model),
-        "arms": tables.arm_rows(metrics),
-        "differences": tables.difference_rows(metrics),
-        "details": tables.detail_rows(metrics),
+        "arms": tables.arm_rows(evaluation),
+        "differences": tables.difference_rows(evaluation),
+        "details": tables.detail_rows(evaluation),
         "side_effect_note": tables.SIDE_EFFECT_NOTE,
-        "side_effects": tables.side_effect_rows(metrics),
-        "costs": tables.cost_rows(metrics),
-        "last_step": sentences.last_step_sentence(metrics),
-        "mixing": sentences.mixing_sentence(metrics),
-        "verdict": " ".join(filter(None, (sentences.claim_sentence(metrics), verdicts.headline(metrics)))),
-        "criteria": tables.claim_rows(metrics),
-        "blind": verdicts.blind_lines(metrics),
-        "caveats": verdicts.caveats(facts, metrics),
-        "reasons": plots.rejection_reasons(metrics.sampling.steps),
+        "side_effects": tables.side_effect_rows(evaluation),
+        "costs": tables.cost_rows(evaluation),
+        "last_step": sentences.last_step_sentence(sampling),
+        "mixing": sentences.mixing_sentence(sampling),
+        "verdict": " ".join(filter(None, (sentences.claim_sentence(evaluation.claim), verdicts.headline(evaluation)))),
+        "criteria": tables.claim_rows(evaluation),
+        "blind": verdicts.blind_lines(metrics.blind),
+        "caveats": verdicts.caveats(facts, metrics, evaluation),
+        "reasons": plots.rejection_reasons(sampling.steps),
         "chains": _example_chains(run) if rejected_too else [],
         "answers": _example_answers(run) if rejected_too else [],
         "rejected_too": rejected_too,
-        "temperature": _temperature(facts.recipe),
-        "quantization": quantization(
-            {"method": facts.recipe.distill.method, "quantization": dict(facts.recipe.distill.quantization)}
-        ),
+        "temperature": generation_at_evaluation(facts.recipe).temperature,
+        "quantization": quantization(facts.recipe.distill),
         "lora_rank": max_lora_rank(run["adapter"]),
     }
 
 
-def _draw_missing_plots(run: Run, metrics: Recorded) -> None:
+def _draw_missing_plots(run: Run, metrics: Metrics) -> None:
     # The report stage draws the plots, but a reused report comes without this folder.
     if not all((run["cards"] / f"{name}.png").is_file() for names in PLOTS.values() for name in names):
         for name, figure in plots.draw_all(metrics, run.rows("adapter/training_log.jsonl")).items():
@@ -215,26 +218,25 @@ def _check_repo_id(repo_id: str | None, kind: str) -> None:
 # -- metadata
 
 
-def _license(facts: Recorded) -> str:
+def _license(facts: RunFacts) -> str:
     """Return the licence of the recipe, else of the base model, else "unknown"."""
     return facts.recipe.publish.license or facts.model.license or "unknown"
 
 
-def _source(facts: Recorded) -> str | None:
+def _source(facts: RunFacts) -> str | None:
     """Return the dataset that the prompts were read from, or None."""
-    dataset: str | None = facts.recipe.prompts.get("dataset")
-    return dataset
+    return facts.recipe.prompts.dataset
 
 
-def _base_id(facts: Recorded) -> str | None:
+def _base_id(facts: RunFacts) -> str | None:
     """Return the repo of the base model, or None for a local folder."""
-    for name in (facts.model.get("published_as"), facts.repos.base, facts.model.get("upstream"), facts.model.id):
+    for name in (facts.model.published_as, facts.repos.base, facts.model.upstream, facts.model.id):
         if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return str(name)
     return None
 
 
-def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardData:
+def _dataset_metadata(facts: RunFacts, files: Mapping[str, Any]) -> DatasetCardData:
     configs = [
         {"config_name": config}
         | ({"default": True} if config == "sft" else {})
@@ -256,11 +258,11 @@ def _dataset_metadata(facts: Recorded, files: Mapping[str, Any]) -> DatasetCardD
     )
 
 
-def _warned(facts: Recorded) -> list[str]:
-    return ["not-for-all-audiences"] if facts.recipe.publish.get("content_warning") else []
+def _warned(facts: RunFacts) -> list[str]:
+    return ["not-for-all-audiences"] if facts.recipe.publish.content_warning else []
 
 
-def _adapter_metadata(facts: Recorded, metrics: Recorded) -> ModelCardData:
+def _adapter_metadata(facts: RunFacts, evaluation: Evaluation) -> ModelCardData:
     return ModelCardData(
         model_name=facts.repos.adapter.split("/")[-1],
         base_model=_base_id(facts),
@@ -271,16 +273,16 @@ def _adapter_metadata(facts: Recorded, metrics: Recorded) -> ModelCardData:
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "synthetic", *TAGS, *_warned(facts)],
-        eval_results=list(_eval_results(facts, metrics).values()) or None,
+        eval_results=list(_eval_results(facts, evaluation).values()) or None,
     )
 
 
-def _eval_results(facts: Recorded, metrics: Recorded) -> dict[str, EvalResult]:
+def _eval_results(facts: RunFacts, evaluation: Evaluation) -> dict[ScoreName, EvalResult]:
     """Return the distilled arm's scores by role (reward, second, third)."""
-    evaluation = metrics.evaluation
-    if "distilled" not in evaluation.arms:
+    arm = evaluation.arms.get("distilled")
+    if arm is None:
         return {}
-    arm = evaluation.arms.distilled
+    named = scorers(facts.recipe)
     return {
         s: EvalResult(
             task_type="text-generation",
@@ -288,17 +290,17 @@ def _eval_results(facts: Recorded, metrics: Recorded) -> dict[str, EvalResult]:
             dataset_name=f"{facts.recipe.name}, held-out prompts",
             dataset_config="evaluation",
             dataset_split=evaluation.split,
-            dataset_revision=facts.repos.get("dataset_revision"),
-            metric_type=facts.recipe[SCORERS[s]].metric,
+            dataset_revision=facts.repos.dataset_revision,
+            metric_type=named[s].metric,
             metric_name=evaluation.scores[s].name,
-            metric_value=arm[s].mean,
+            metric_value=arm.score(s).mean,
         )
-        for s in formatting.score_names(evaluation)
-        if formatting.measured(arm[s].mean)
+        for s in evaluation.score_names
+        if formatting.measured(arm.score(s).mean)
     }
 
 
-def _result_entries(facts: Recorded, metrics: Recorded) -> list[EvalResultEntry]:
+def _result_entries(facts: RunFacts, evaluation: Evaluation) -> list[EvalResultEntry]:
     """Return the same numbers in the format that the Hub shows on model and dataset pages."""
     return [
         EvalResultEntry(
@@ -307,24 +309,17 @@ def _result_entries(facts: Recorded, metrics: Recorded) -> list[EvalResultEntry]
             value=r.metric_value,
             dataset_revision=r.dataset_revision,
             date=facts.started_at,
-            notes=f"{r.metric_name}, {metrics.evaluation.scores[s].unit}: mean of {arm.n} answers of the distilled model in "
+            notes=f"{r.metric_name}, {evaluation.scores[s].unit}: mean of {arm.n} answers of the distilled model in "
             f"{arm.groups} groups, {formatting.interval(arm)}; {r.dataset_split} split",
         )
-        for s, r in _eval_results(facts, metrics).items()
-        for arm in [metrics.evaluation.arms.distilled[s]]
+        for s, r in _eval_results(facts, evaluation).items()
+        for arm in [evaluation.arms["distilled"].score(s)]
     ]
 
 
-def _temperature(recipe: Recorded) -> float:
-    """Return the temperature of the arms' answers."""
-    own = recipe.evaluation.temperature
-    return float(recipe.generation.temperature if own is None else own)
-
-
-def _base_metadata(facts: Recorded) -> ModelCardData:
+def _base_metadata(facts: RunFacts) -> ModelCardData:
     return ModelCardData(
-        base_model=facts.model.get("upstream"),
-        base_model_relation=facts.model.get("relation"),
+        base_model=facts.model.upstream,
         language=[facts.recipe.publish.language],
         license=facts.model.license or "unknown",
         library_name="transformers",
@@ -336,7 +331,7 @@ def _base_metadata(facts: Recorded) -> ModelCardData:
 # -- content besides numbers
 
 
-def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
+def _dataset_files(run: Run, recorded: Dataset) -> dict[str, dict[str, Any]]:
     """Return configs and splits of dataset/ with rows and columns of the files, checked against metrics.json."""
     out: dict[str, dict[str, Any]] = {}
     for config in CONFIGS:
@@ -350,7 +345,7 @@ def _dataset_files(run: Run, metrics: Recorded) -> dict[str, dict[str, Any]]:
         if splits:
             ordered = sorted(splits, key=lambda s: SPLITS.index(s) if s in SPLITS else len(SPLITS))
             out[config] = {"splits": {s: splits[s] for s in ordered}, "columns": columns}
-        for split, n in metrics.dataset[config].items() if config in metrics.dataset else ():
+        for split, n in getattr(recorded, config, {}).items():
             if splits.get(split, 0) != n:
                 raise DataError(
                     f"dataset/{config} has {splits.get(split, 0)} rows of the split '{split}', metrics.json says {n}",
@@ -368,12 +363,12 @@ def _example_chains(run: Run) -> list[dict[str, Any]]:
 
 def _example_answers(run: Run) -> list[dict[str, Any]]:
     """Return the first evaluated prompts in order of their ids, with every arm's answer."""
-    rows = [row for row in answers(run) if row["sample"] == 0]
-    ids = sorted({r["prompt_id"] for r in rows})[:EXAMPLES_ON_CARD]
+    rows = [row for row in answers(run) if row.sample == 0]
+    ids = sorted({r.prompt_id for r in rows})[:EXAMPLES_ON_CARD]
     return [
         {
-            "prompt": next(r["prompt"] for r in rows if r["prompt_id"] == i),
-            "answers": [r for r in rows if r["prompt_id"] == i],
+            "prompt": next(r.prompt for r in rows if r.prompt_id == i),
+            "answers": [r for r in rows if r.prompt_id == i],
         }
         for i in ids
     ]

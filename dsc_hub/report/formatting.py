@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from dsc_hub.acceptance import RULES
 from dsc_hub.config.arms import ARMS
+from dsc_hub.config.recipe import ChainConfig
+from dsc_hub.runs.facts import ModelFacts
+from dsc_hub.runs.metrics_schema import Estimate, Evaluation, Sampling, ScoreName
 from dsc_hub.system.progress import duration
 
 ABSENT = "–"
-SCORE_TITLES = {"reward": "reward", "second": "second scorer", "third": "third scorer"}
+SCORE_TITLES: dict[ScoreName, str] = {"reward": "reward", "second": "second scorer", "third": "third scorer"}
 
 
 def measured(value: float | None) -> TypeGuard[float]:
@@ -39,20 +41,20 @@ def percent(value: float | None, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f} %" if measured(value) else ABSENT
 
 
-def sampling_cost(sampling: Mapping[str, Any]) -> str:
+def sampling_cost(sampling: Sampling) -> str:
     """Format the cost of the chains as one line: tokens, speed, cache rate, time, processor hours, scoring, retries."""
-    parts = [f"{count(sampling['new_tokens'])} tokens written, {count(sampling['prompt_tokens'])} read"]
-    if measured(rate := sampling.get("cache_rate")):
+    parts = [f"{count(sampling.new_tokens)} tokens written, {count(sampling.prompt_tokens)} read"]
+    if measured(rate := sampling.cache_rate):
         parts[0] += f" ({percent(rate)} from the prefix cache)"
-    parts.append(f"{count(sampling['tokens_per_s'])} tokens/s")
-    if measured(sampling["seconds"]):
-        parts.append(duration(sampling["seconds"]))
-    if measured(hours := sampling.get("processor_hours")):
-        parts.append(f"{number(hours)} {sampling['processors']} hours")
-    if sampling.get("scoring_s"):
-        parts.append(f"scorers worked {duration(sampling['scoring_s'])} beside it")
-    if "retries" in sampling:
-        parts.append(f"sent again: {', '.join(f'{n} {why}' for why, n in sampling['retries'].items()) or 'nothing'}")
+    parts.append(f"{count(sampling.tokens_per_s)} tokens/s")
+    if measured(sampling.seconds):
+        parts.append(duration(sampling.seconds))
+    if measured(hours := sampling.processor_hours):
+        parts.append(f"{number(hours)} {sampling.processors} hours")
+    if sampling.scoring_s:
+        parts.append(f"scorers worked {duration(sampling.scoring_s)} beside it")
+    if sampling.retries is not None:
+        parts.append(f"sent again: {', '.join(f'{n} {why}' for why, n in sampling.retries.items()) or 'nothing'}")
     return "; ".join(parts)
 
 
@@ -63,30 +65,24 @@ def p_value(p: float | None) -> str:
     return "p < 0.001" if p < 0.001 else f"p {p:.3f}"
 
 
-def interval(estimate: Mapping[str, Any]) -> str:
+def interval(estimate: Estimate) -> str:
     """Format `0.31 (0.20 to 0.42)`, `0.31 (no interval: too few groups)`, or `– (not measured)` without a mean.
 
     A recorded `reason` replaces the default one.
     """
-    reason = estimate.get("reason")
-    if not measured(estimate["mean"]):
-        return f"{ABSENT} ({reason or 'not measured'})"
-    if not (measured(estimate["low"]) and measured(estimate["high"])):
-        return f"{number(estimate['mean'])} (no interval: {reason or 'too few groups'})"
-    return f"{number(estimate['mean'])} ({number(estimate['low'])} to {number(estimate['high'])})"
+    if not measured(estimate.mean):
+        return f"{ABSENT} ({estimate.reason or 'not measured'})"
+    if not (measured(estimate.low) and measured(estimate.high)):
+        return f"{number(estimate.mean)} (no interval: {estimate.reason or 'too few groups'})"
+    return f"{number(estimate.mean)} ({number(estimate.low)} to {number(estimate.high)})"
 
 
-def shares(estimate: Mapping[str, Any], signed: bool = False) -> str:
+def shares(estimate: Estimate, signed: bool = False) -> str:
     """Format a share, or with `signed` a difference of shares, as `12 % (6 to 22)`; reasons as in `interval`."""
-    if not (measured(estimate["mean"]) and measured(estimate["low"]) and measured(estimate["high"])):
+    if not (measured(estimate.mean) and measured(estimate.low) and measured(estimate.high)):
         return interval(estimate)
-    low, high = (number(100 * estimate[k], 0) for k in ("low", "high"))
-    return f"{number(100 * estimate['mean'], 0)} {'points' if signed else '%'} ({low} to {high})"
-
-
-def score_names(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the recorded scores, the reward first."""
-    return [s for s in SCORE_TITLES if s in evaluation["scores"]]
+    low, high = (number(100 * end, 0) for end in (estimate.low, estimate.high))
+    return f"{number(100 * estimate.mean, 0)} {'points' if signed else '%'} ({low} to {high})"
 
 
 def arm_name(arm: str) -> str:
@@ -98,18 +94,18 @@ def difference_name(key: str) -> str:
     return " − ".join(arm_name(a) for a in key.split(" - "))
 
 
-def model_name(model: Mapping[str, Any]) -> str:
+def model_name(model: ModelFacts) -> str:
     """Return the model's id, or the last part of a path."""
     return str(
-        model["id"]
-        if model["id"].count("/") == 1 and not model["id"].startswith(("/", ".", "~"))
-        else model["id"].rstrip("/").split("/")[-1]
+        model.id
+        if model.id.count("/") == 1 and not model.id.startswith(("/", ".", "~"))
+        else model.id.rstrip("/").split("/")[-1]
     )
 
 
-def model_source(model: Mapping[str, Any]) -> str:
+def model_source(model: ModelFacts) -> str:
     """Return the source of the base model without local paths, which mean nothing to other readers."""
-    source = model["source"]
+    source = model.source
     is_path = source.startswith(("/", ".", "~", "\\")) or ":\\" in source or ":/" in source or source.count("/") > 1
     return "a local folder" if is_path else source
 
@@ -118,26 +114,25 @@ def many(n: int, what: str) -> str:
     return f"{count(n)} {what}{'' if n == 1 else 's'}"
 
 
-def acceptance_meaning(chain: Mapping[str, Any]) -> str:
+def acceptance_meaning(chain: ChainConfig) -> str:
     """When the chain's rule keeps a revision, in words; `chain` is the recipe's section."""
-    return RULES[chain["acceptance"]].meaning.format(temperature=chain["temperature"])
+    return RULES[chain.acceptance].meaning.format(temperature=chain.temperature)
 
 
-def families(evaluation: Mapping[str, Any]) -> str:
+def families(evaluation: Evaluation) -> str:
     """Describe the families of the Holm adjustment."""
-    primary = evaluation.get("primary")
+    primary = evaluation.primary
     if not primary:
         return " for all the differences of scores shown"
-    named = " and ".join(SCORE_TITLES[s] for s in primary["scores"])
+    named = " and ".join(SCORE_TITLES[s] for s in primary.scores)
     return (
-        f": {difference_name(primary['difference'])} on {named}, named beforehand, for itself, "
+        f": {difference_name(primary.difference)} on {named}, named beforehand, for itself, "
         "and all other differences of scores for each other"
     )
 
 
 # Names of the filters in templates.
 FILTERS = {
-    "score_names": score_names,
     "number": number,
     "count": count,
     "percent": percent,

@@ -7,15 +7,16 @@ policy blocks anything that escaping might have missed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dsc_hub.records import Answer
 from dsc_hub.report import formatting, plots, sentences, tables, verdicts
-from dsc_hub.report.recorded import Recorded
-from dsc_hub.runs.results import answers, evaluated
+from dsc_hub.runs.metrics_schema import Estimate, Evaluation, StepNumbers
+from dsc_hub.runs.results import answers, metrics_of
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
@@ -30,8 +31,8 @@ PLOT_TEXTS = {
 
 def build_page(run: Run) -> dict[str, Any]:
     """Write report.html and the plots as cards/NAME.png; return the page's size in bytes and the number of plots."""
-    recorded = evaluated(run) if run.marker("evaluation") else run.metrics
-    facts, metrics = Recorded(run.facts, "run.json"), Recorded(recorded, "metrics.json")
+    facts, metrics = run.facts, metrics_of(run)
+    evaluation, sampling = metrics.evaluation, metrics.sampling
     figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
     for name, figure in figures.items():
         plots.save_png(figure, run["cards"] / f"{name}.png")
@@ -42,23 +43,23 @@ def build_page(run: Run) -> dict[str, Any]:
             facts=facts,
             recipe=facts.recipe,
             metrics=metrics,
-            verdicts=_verdicts(metrics),
+            verdicts=_verdicts(evaluation),
             plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
-            arms=tables.arm_rows(metrics) if "evaluation" in metrics else [],
-            differences=tables.difference_rows(metrics) if "evaluation" in metrics else [],
-            details=tables.detail_rows(metrics) if "evaluation" in metrics else [],
+            arms=tables.arm_rows(evaluation) if evaluation else [],
+            differences=tables.difference_rows(evaluation) if evaluation else [],
+            details=tables.detail_rows(evaluation) if evaluation else [],
             side_effect_note=tables.SIDE_EFFECT_NOTE,
-            side_effects=tables.side_effect_rows(metrics) if "evaluation" in metrics else [],
-            costs=tables.cost_rows(metrics) if "evaluation" in metrics else [],
-            last_step=sentences.last_step_sentence(metrics) if "sampling" in metrics else "",
-            mixing=sentences.mixing_sentence(metrics) if "sampling" in metrics else "",
-            blind=verdicts.blind_lines(metrics),
-            claim=sentences.claim_sentence(metrics) if "evaluation" in metrics else "",
-            criteria=tables.claim_rows(metrics) if "evaluation" in metrics else [],
-            steps=step_rows(metrics) if "sampling" in metrics else [],
-            reasons=plots.rejection_reasons(metrics.sampling.steps) if "sampling" in metrics else [],
-            examples=_examples(run, metrics),
-            caveats=verdicts.caveats(facts, metrics) if "evaluation" in metrics else [],
+            side_effects=tables.side_effect_rows(evaluation) if evaluation else [],
+            costs=tables.cost_rows(evaluation) if evaluation else [],
+            last_step=sentences.last_step_sentence(sampling) if sampling else "",
+            mixing=sentences.mixing_sentence(sampling) if sampling else "",
+            blind=verdicts.blind_lines(metrics.blind),
+            claim=sentences.claim_sentence(evaluation.claim) if evaluation else "",
+            criteria=tables.claim_rows(evaluation) if evaluation else [],
+            steps=step_rows(sampling.steps) if sampling else [],
+            reasons=plots.rejection_reasons(sampling.steps) if sampling else [],
+            examples=_examples(run, evaluation) if evaluation else [],
+            caveats=verdicts.caveats(facts, metrics, evaluation) if evaluation else [],
             source=formatting.model_source(facts.model),
             model=formatting.model_name(facts.model),
         )
@@ -81,51 +82,49 @@ def _jinja_environment() -> Environment:
     return env
 
 
-def _verdicts(metrics: Recorded) -> list[verdicts.ComparisonVerdict]:
-    if "evaluation" not in metrics:
+def _verdicts(evaluation: Evaluation | None) -> list[verdicts.ComparisonVerdict]:
+    if evaluation is None:
         return [
             verdicts.ComparisonVerdict(
                 "unmeasured", "Not evaluated: no numbers of the stage 'evaluation' are recorded."
             )
         ]
-    return verdicts.verdicts(metrics)
+    return verdicts.verdicts(evaluation)
 
 
-def step_rows(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+def step_rows(steps: Sequence[StepNumbers]) -> list[dict[str, Any]]:
     """Return one row per step: proposals = accepted + rejected by reason (+ unexplained), and the rewards."""
-    reasons = plots.rejection_reasons(metrics["sampling"]["steps"])
+    reasons = plots.rejection_reasons(steps)
     return [
         {
-            "step": s["step"],
-            "proposals": s["proposals"],
-            "accepted": s["accepted"],
-            "rejected": [s["rejected"].get(r, 0) for r in reasons],
+            "step": s.step,
+            "proposals": s.proposals,
+            "accepted": s.accepted,
+            "rejected": [s.rejected.get(r, 0) for r in reasons],
             "unexplained": plots.unexplained(s),
-            "proposed": _of_n(s["reward_proposed"]),
-            "state": _of_n(s["reward_state"]),
+            "proposed": _of_n(s.reward_proposed),
+            "state": _of_n(s.reward_state),
         }
-        for s in metrics["sampling"]["steps"]
+        for s in steps
     ]
 
 
-def _of_n(estimate: Mapping[str, Any]) -> str:
+def _of_n(estimate: Estimate) -> str:
     """Format a mean with its interval and its number of texts."""
-    return f"{formatting.interval(estimate)}, n {formatting.count(estimate['n'])}"
+    return f"{formatting.interval(estimate)}, n {formatting.count(estimate.n)}"
 
 
 def _shorten(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} […] ({len(text):,} characters, cut here)"
 
 
-def _examples(run: Run, metrics: Recorded) -> list[dict[str, Any]]:
+def _examples(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return the first prompts by id (not hand-picked), and the distilled model's worst one against the base."""
-    if "evaluation" not in metrics:
-        return []
-    by_prompt: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, dict[str, Answer]] = {}
     for row in answers(run):
-        if row["sample"] == 0:
-            by_prompt.setdefault(row["prompt_id"], {})[row["arm"]] = row
-    worst = _worst(by_prompt, metrics)
+        if row.sample == 0:
+            by_prompt.setdefault(row.prompt_id, {})[row.arm] = row
+    worst = _worst(by_prompt, evaluation)
     shown = [i for i in sorted(by_prompt) if i != worst][:EXAMPLES_ON_PAGE] + ([worst] if worst else [])
     return [
         {"title": "the distilled model's worst against the base" if i == worst else "", "arms": by_prompt[i]}
@@ -133,11 +132,11 @@ def _examples(run: Run, metrics: Recorded) -> list[dict[str, Any]]:
     ]
 
 
-def _worst(by_prompt: Mapping[str, Mapping[str, Any]], metrics: Recorded) -> str | None:
-    sign = 1 if metrics.evaluation.scores.reward.higher_is_better else -1
-    change = {
-        i: sign * (arms["distilled"]["reward"] - arms["base"]["reward"])
-        for i, arms in sorted(by_prompt.items())
-        if all(a in arms and formatting.measured(arms[a]["reward"]) for a in ("base", "distilled"))
-    }
+def _worst(by_prompt: Mapping[str, Mapping[str, Answer]], evaluation: Evaluation) -> str | None:
+    sign = 1 if evaluation.scores["reward"].higher_is_better else -1
+    change = {}
+    for i, arms in sorted(by_prompt.items()):
+        base, distilled = (arms[a].reward if a in arms else None for a in ("base", "distilled"))
+        if base is not None and distilled is not None:
+            change[i] = sign * (distilled - base)
     return min(change, key=change.__getitem__) if change else None

@@ -10,7 +10,7 @@ import html
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, interval, measured, number, score_names
+from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, interval, measured, number
+from dsc_hub.runs.metrics_schema import Estimate, Evaluation, Metrics, Sampling, StepNumbers
 
 INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
 # Accepted proposals and the tuned model share the accent colour; the rest is muted.
@@ -58,28 +59,27 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def draw_all(metrics: Mapping[str, Any], training_log: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
+def draw_all(metrics: Metrics, training_log: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
     """Return the plots that have data, by name: `arms`, `steps`, `loss`."""
     with matplotlib.rc_context(_STYLE):
-        drawn = {"arms": arms(metrics), "steps": steps(metrics), "loss": loss(training_log)}
+        drawn = {"arms": arms(metrics.evaluation), "steps": steps(metrics.sampling), "loss": loss(training_log)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def arms(metrics: Mapping[str, Any]) -> Figure | None:
+def arms(evaluation: Evaluation | None) -> Figure | None:
     """Draw a dot with its interval per arm, one panel per score."""
-    evaluation = metrics.get("evaluation")
-    if not evaluation:
+    if evaluation is None:
         return None
-    scores = score_names(evaluation)
-    names = list(evaluation["arms"])
+    scores = evaluation.score_names
+    names = list(evaluation.arms)
     figure = Figure(figsize=(9 + 2 * (len(scores) > 2), 1.25 + 0.46 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for ax, s in zip(panels, scores, strict=True):
-        score = evaluation["scores"][s]
+        score = evaluation.scores[s]
         for y, arm in enumerate(names):
-            estimate = evaluation["arms"][arm][s]
-            if measured(estimate["mean"]):
-                _dot(ax, estimate, y, ARM_COLOURS.get(arm, QUIET))
+            estimate = evaluation.arms[arm].score(s)
+            if measured(estimate.mean):
+                _dot(ax, estimate.mean, estimate, y, ARM_COLOURS.get(arm, QUIET))
             else:
                 ax.text(
                     0.5,
@@ -90,11 +90,11 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
                     va="center",
                     transform=ax.get_yaxis_transform(),
                 )
-        ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short_reason(score['name'])}")
-        way = "higher" if score["higher_is_better"] else "lower"
-        ax.set_xlabel("\n".join(textwrap.wrap(f"{score['unit']}, {way} is better", 44)[:MOST_LINES]))
+        ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short_reason(score.name)}")
+        way = "higher" if score.higher_is_better else "lower"
+        ax.set_xlabel("\n".join(textwrap.wrap(f"{score.unit}, {way} is better", 44)[:MOST_LINES]))
         ax.grid(axis="y", visible=False)
-        ax.spines["left"].set_visible(False)
+        ax.spines.left.set_visible(False)
         ax.margins(x=0.16)
         ax.locator_params(axis="x", nbins=6)
     panels[0].set_yticks(range(len(names)), [arm_name(a) for a in names])
@@ -102,43 +102,36 @@ def arms(metrics: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _dot(ax: Axes, estimate: Mapping[str, Any], y: float, colour: str) -> None:
-    if measured(estimate["low"]) and measured(estimate["high"]):
-        ax.plot(
-            [estimate["low"], estimate["high"]], [y, y], color=colour, linewidth=3.2, alpha=0.45, solid_capstyle="round"
-        )
-    ax.plot([estimate["mean"]], [y], "o", color=colour, markersize=8)
-    ax.annotate(
-        number(estimate["mean"]), (estimate["mean"], y), (0, 8), textcoords="offset points", ha="center", fontsize=9
-    )
+def _dot(ax: Axes, mean: float, estimate: Estimate, y: float, colour: str) -> None:
+    if measured(estimate.low) and measured(estimate.high):
+        ax.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=3.2, alpha=0.45, solid_capstyle="round")
+    ax.plot([mean], [y], "o", color=colour, markersize=8)
+    ax.annotate(number(mean), (mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
 
 
-def steps(metrics: Mapping[str, Any]) -> Figure | None:
+def steps(sampling: Sampling | None) -> Figure | None:
     """Draw the reward of proposals and states by step (left), and the outcome of each step's proposals (right)."""
-    sampling = metrics.get("sampling")
-    if not sampling or not sampling["steps"]:
+    if sampling is None or not sampling.steps:
         return None
-    figure = Figure(figsize=(9, 2.6 + 0.24 * min(len(sampling["steps"]), 24)), layout="constrained")
+    figure = Figure(figsize=(9, 2.6 + 0.24 * min(len(sampling.steps), 24)), layout="constrained")
     left, right = figure.subplots(1, 2)
     _reward_by_step(left, sampling)
-    _fate_of_proposals(right, sampling["steps"])
+    _fate_of_proposals(right, sampling.steps)
     return figure
 
 
-def _reward_by_step(ax: Axes, sampling: Mapping[str, Any]) -> None:
-    first = {"step": 0, "estimate": sampling["first_reward"]}
-    state = [first, *({"step": s["step"], "estimate": s["reward_state"]} for s in sampling["steps"])]
-    proposed = [{"step": s["step"], "estimate": s["reward_proposed"]} for s in sampling["steps"]]
+def _reward_by_step(ax: Axes, sampling: Sampling) -> None:
+    state = [(0, sampling.first_reward), *((s.step, s.reward_state) for s in sampling.steps)]
+    proposed = [(s.step, s.reward_proposed) for s in sampling.steps]
     for points, colour, label, shift in (
         (proposed, SECOND, "proposed", 0.06),
         (state, ACCENT, "state of the chain", -0.06),
     ):
-        points = [p for p in points if measured(p["estimate"]["mean"])]
-        xs, ys = [p["step"] + shift for p in points], [p["estimate"]["mean"] for p in points]
-        for x, p in zip(xs, points, strict=True):
-            e = p["estimate"]
-            if measured(e["low"]) and measured(e["high"]):
-                ax.plot([x, x], [e["low"], e["high"]], color=colour, linewidth=2.6, alpha=0.45, solid_capstyle="round")
+        drawn = [(step + shift, e.mean, e) for step, e in points if measured(e.mean)]
+        for x, _, e in drawn:
+            if measured(e.low) and measured(e.high):
+                ax.plot([x, x], [e.low, e.high], color=colour, linewidth=2.6, alpha=0.45, solid_capstyle="round")
+        xs, ys = [x for x, *_ in drawn], [y for _, y, _ in drawn]
         ax.plot(xs, ys, "o-" if label != "proposed" else "o", color=colour, markersize=6.5, linewidth=1.6, label=label)
     ax.set_title("Mean reward by step")
     ax.set_xlabel("step (0 is the first answer)")
@@ -148,27 +141,27 @@ def _reward_by_step(ax: Axes, sampling: Mapping[str, Any]) -> None:
     ax.legend(frameon=False, loc="best", fontsize=9)
 
 
-def rejection_reasons(step_rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def rejection_reasons(step_rows: Iterable[StepNumbers]) -> list[str]:
     """Return all rejection reasons, in order of first appearance."""
-    return list(dict.fromkeys(reason for s in step_rows for reason in s["rejected"]))
+    return list(dict.fromkeys(reason for s in step_rows for reason in s.rejected))
 
 
-def unexplained(step: Mapping[str, Any]) -> int:
+def unexplained(step: StepNumbers) -> int:
     """Return the number of proposals neither accepted nor rejected with a reason; 0 if the counts are consistent."""
-    return int(step["proposals"] - step["accepted"] - sum(step["rejected"].values()))
+    return int(step.proposals - step.accepted - sum(step.rejected.values()))
 
 
-def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
+def _fate_of_proposals(ax: Axes, step_rows: Sequence[StepNumbers]) -> None:
     reasons = rejection_reasons(step_rows)
-    parts = [("accepted", ACCENT, [s["accepted"] for s in step_rows])]
+    parts = [("accepted", ACCENT, [s.accepted for s in step_rows])]
     parts += [
-        (r, REASON_COLOURS[i % len(REASON_COLOURS)], [s["rejected"].get(r, 0) for s in step_rows])
+        (r, REASON_COLOURS[i % len(REASON_COLOURS)], [s.rejected.get(r, 0) for s in step_rows])
         for i, r in enumerate(reasons)
     ]
     if any(unexplained(s) for s in step_rows):
         parts.append(("not accounted for", LINE, [max(0, unexplained(s)) for s in step_rows]))
-    ys, offsets = [s["step"] for s in step_rows], [0] * len(step_rows)
-    most = max([s["proposals"] for s in step_rows] + [1])
+    ys, offsets = [s.step for s in step_rows], [0] * len(step_rows)
+    most = max([s.proposals for s in step_rows] + [1])
     for name, colour, widths in parts:
         ax.barh(ys, widths, left=offsets, color=colour, height=0.56, label=_short_reason(name), linewidth=0)
         for y, x, w in zip(ys, offsets, widths, strict=True):
@@ -188,7 +181,7 @@ def _fate_of_proposals(ax: Axes, step_rows: list[Mapping[str, Any]]) -> None:
     ax.set_ylim(max(ys) + (0.5 if len(ys) > 1 else 0.8), min(ys) - (0.5 if len(ys) > 1 else 0.8))
     ax.set_xlim(0, most)
     ax.grid(axis="y", visible=False)
-    ax.spines["left"].set_visible(False)
+    ax.spines.left.set_visible(False)
     ax.legend(
         frameon=False,
         loc="upper left",

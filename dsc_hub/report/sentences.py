@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
 
 from dsc_hub.report.formatting import count, many, measured, number, percent
+from dsc_hub.runs.metrics_schema import Claim, Criterion, Sampling
 
 # Kind of each criterion's value, limits and two numbers: a share of answers, a score's difference, words, or a ratio.
 SHARES = {
@@ -23,15 +23,14 @@ RATIOS = {"as varied": ("distinct word pairs", 3), "as long": ("words (geometric
 # -- the claim
 
 
-def claim_sentence(metrics: Mapping[str, Any]) -> str:
+def claim_sentence(claim: Claim | None) -> str:
     """Return the verdict on the claim "distilled is better than its base" as a sentence; "" if it was not judged."""
-    claim = metrics["evaluation"].get("claim")
     if not claim:
         return ""
     by_verdict: dict[str, list[str]] = {}
-    for c in claim["criteria"]:
-        by_verdict.setdefault(c["verdict"], []).append(c["name"])
-    if claim["verdict"] == "holds":
+    for c in claim.criteria:
+        by_verdict.setdefault(c.verdict, []).append(c.name)
+    if claim.verdict == "holds":
         left = [
             f"not {word}: {', '.join(by_verdict[key])}"
             for key, word in (("unmeasured", "measured"), ("not judged", "judged"))
@@ -42,92 +41,91 @@ def claim_sentence(metrics: Mapping[str, Any]) -> str:
             + (f" ({'; '.join(left)})." if left else ".")
         )
     open_too = f" Undecided: {', '.join(by_verdict['undecided'])}." if "undecided" in by_verdict else ""
-    if claim["verdict"] == "fails":
+    if claim.verdict == "fails":
         failed = ", ".join(by_verdict["failed"])
         return f'The claim "distilled is better than its base" fails on: {failed}.{open_too}'
-    missing = [c["name"] for c in claim["criteria"] if c["verdict"] == "unmeasured" and c["name"].startswith("better")]
+    missing = [c.name for c in claim.criteria if c.verdict == "unmeasured" and c.name.startswith("better")]
     unmeasured = f" Not measured: {', '.join(missing)}." if missing else ""
     return f'Not enough data to say "distilled is better than its base".{unmeasured}{open_too}{_needed(claim)}'
 
 
-def _needed(claim: Mapping[str, Any]) -> str:
+def _needed(claim: Claim) -> str:
     """Return a sentence about the number of groups needed; "" if it is unknown."""
-    if not measured(claim["groups_needed"]):
+    if not measured(claim.groups_needed):
         return ""
-    now = f"; there are {count(claim['groups'])}" if measured(claim["groups"]) else ""
+    now = f"; there are {count(claim.groups)}" if measured(claim.groups) else ""
     return (
-        f" If what was seen here is how it is, {count(claim['groups_needed'])} test groups would be enough for the "
+        f" If what was seen here is how it is, {count(claim.groups_needed)} test groups would be enough for the "
         f"criterion that needs most, four times in five{now}."
     )
 
 
-def criterion_sentence(c: Mapping[str, Any]) -> str:
+def criterion_sentence(c: Criterion) -> str:
     """Return a criterion's measured value, its limits, and the number of groups needed, as one sentence."""
     out = [*_quantity(c), *_limits(c)]
-    if c["note"]:
-        out.append(c["note"])
-    if measured(c["groups_needed"]):
-        out.append(f"about {count(c['groups_needed'])} groups would be needed")
+    if c.note:
+        out.append(c.note)
+    if measured(c.groups_needed):
+        out.append(f"about {count(c.groups_needed)} groups would be needed")
     return "; ".join(out)
 
 
-def _quantity(c: Mapping[str, Any]) -> list[str]:
-    name, sides = c["name"], (c["distilled"], c["base"])
-    if not measured(c["value"]):
+def _quantity(c: Criterion) -> list[str]:
+    name, sides = c.name, (c.distilled, c.base)
+    if not measured(c.value):
         return []
     if name in SHARES:
         shown = [f"{percent(sides[0], 1)} of {SHARES[name]}, base {percent(sides[1], 1)}"] if measured(sides[1]) else []
-        return [*shown, f"difference {_points(c['value'])}{_interval(c, lambda x: number(100 * x, 1))}"]
+        return [*shown, f"difference {_points(c.value)}{_interval(c, lambda x: number(100 * x, 1))}"]
     if name in RATIOS:
         what, digits = RATIOS[name]
         both = f"{what} {number(sides[0], digits)}, base {number(sides[1], digits)}"
-        return [f"{both}: {number(c['value'])} of it{_interval(c, number)}"]
-    return [f"distilled − base {number(c['value'], 3)}{_interval(c, lambda x: number(x, 3))}"]
+        return [f"{both}: {number(c.value)} of it{_interval(c, number)}"]
+    return [f"distilled − base {number(c.value, 3)}{_interval(c, lambda x: number(x, 3))}"]
 
 
-def _interval(c: Mapping[str, Any], shown: Any) -> str:
-    return f" ({shown(c['low'])} to {shown(c['high'])})" if measured(c["low"]) and measured(c["high"]) else ""
+def _interval(c: Criterion, shown: Callable[[float], str]) -> str:
+    return f" ({shown(c.low)} to {shown(c.high)})" if measured(c.low) and measured(c.high) else ""
 
 
 def _points(share: float) -> str:
     return f"{number(100 * share, 1)} points"
 
 
-def _limits(c: Mapping[str, Any]) -> list[str]:
-    shown = _points if c["name"] in SHARES else number
-    low, high = c["at_least"], c["at_most"]
+def _limits(c: Criterion) -> list[str]:
+    shown = _points if c.name in SHARES else number
+    low, high = c.at_least, c.at_most
     if measured(low) and measured(high):
         return [f"must lie within {shown(low)} and {shown(high)}"]
     if measured(low):
-        return [f"must {'be above' if low == 0 and not c['is_ratio'] else 'stay above'} {shown(low)}"]
+        return [f"must {'be above' if low == 0 and not c.is_ratio else 'stay above'} {shown(low)}"]
     return [f"must stay below {shown(high)}"] if measured(high) else []
 
 
 # -- the chains
 
 
-def last_step_sentence(metrics: Mapping[str, Any]) -> str:
+def last_step_sentence(sampling: Sampling) -> str:
     """Return a sentence about the gain of the last step. It does not predict a further step: `improve` never loses."""
-    sampling = metrics["sampling"]
-    last, steps = sampling["last_step"], len(sampling["steps"])
-    gain, first_clean = last["gain"], last["first_clean"]
+    last, steps = sampling.last_step, len(sampling.steps)
+    gain, first_clean = last.gain, last.first_clean
     new = f"gave {count(first_clean)} chains their first clean state" if first_clean else ""
-    if not measured(gain["mean"]):
+    if not measured(gain.mean):
         return f"Step {steps} {new or 'changed nothing that can be measured'}."
-    within = f" ({number(gain['low'])} to {number(gain['high'])})" if measured(gain["low"]) else ""
-    change = f"{number(gain['mean'])}{within}{f' and {new}' if new else ''}"
-    return f"Step {steps} changed the reward of the {count(gain['n'])} chains that were clean before it by {change}."
+    within = f" ({number(gain.low)} to {number(gain.high)})" if measured(gain.low) else ""
+    change = f"{number(gain.mean)}{within}{f' and {new}' if new else ''}"
+    return f"Step {steps} changed the reward of the {count(gain.n)} chains that were clean before it by {change}."
 
 
-def mixing_sentence(metrics: Mapping[str, Any]) -> str:
+def mixing_sentence(sampling: Sampling) -> str:
     """Return a sentence with R-hat and effective sample size of the chains' rewards, or the reason without them."""
-    m = metrics["sampling"]["mixing"]
-    if not m["estimable"]:
-        return f"Mixing of the chains: not estimable ({m['reason']})."
+    m = sampling.mixing
+    if not m.estimable or m.r_hat is None or m.ess is None or m.prompts is None:
+        return f"Mixing of the chains: not estimable ({m.reason})."
     return (
-        f"Mixing of the chains, over {many(m['prompts'], 'prompt')} ({count(m['left_out'])} left out): R-hat of the "
+        f"Mixing of the chains, over {many(m.prompts, 'prompt')} ({count(m.left_out)} left out): R-hat of the "
         "reward "
-        f"{number(m['r_hat']['median'], 3)} in the median, {number(m['r_hat']['highest'], 3)} at most, above 1.01 for "
-        f"{percent(m['r_hat']['above_limit'])}; effective sample size {number(m['ess']['median'], 0)} in the median, "
-        f"{number(m['ess']['lowest'], 0)} at least, of {count(m['draws'])} draws."
+        f"{number(m.r_hat.median, 3)} in the median, {number(m.r_hat.highest, 3)} at most, above 1.01 for "
+        f"{percent(m.r_hat.above_limit)}; effective sample size {number(m.ess.median, 0)} in the median, "
+        f"{number(m.ess.lowest, 0)} at least, of {count(m.draws)} draws."
     )

@@ -6,8 +6,6 @@ statistics.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -25,127 +23,123 @@ from dsc_hub.report.formatting import (
     number,
     p_value,
     percent,
-    score_names,
     shares,
 )
 from dsc_hub.report.sentences import criterion_sentence
 from dsc_hub.report.verdicts import blind_lines
+from dsc_hub.runs.metrics_schema import Blind, Evaluation
 from dsc_hub.system.progress import duration
 
 
-def arm_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def arm_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """Return one row per arm: name, scores with intervals, n, groups, unscored, failed, length, endings."""
-    evaluation = metrics["evaluation"]
     rows = []
-    for arm, a in evaluation["arms"].items():
-        reward = a["reward"]
-        row = {"arm": arm, "name": arm_name(arm)}
-        for s in score_names(evaluation):
-            row |= {s: interval(a[s]), f"{s}_unscored": count(a[s]["unscored"])}
+    for arm, a in evaluation.arms.items():
+        reward = a.reward
+        row: dict[str, str] = {"arm": arm, "name": arm_name(arm)}
+        for s in evaluation.score_names:
+            row |= {s: interval(a.score(s)), f"{s}_unscored": count(a.score(s).unscored)}
         rows.append(
             row
             | {
-                "n": count(reward["n"]),
-                "groups": count(reward["groups"]),
-                "unscored": count(reward["unscored"]),
-                "failed": count(reward["failed"]),
-                "length": number(a["new_tokens_mean"], 0),
-                "stops": percent(a["stops_by_itself"]),
-                "defects": percent(a.get("defects")),
+                "n": count(reward.n),
+                "groups": count(reward.groups),
+                "unscored": count(reward.unscored),
+                "failed": count(reward.failed),
+                "length": number(a.new_tokens_mean, 0),
+                "stops": percent(a.stops_by_itself),
+                "defects": percent(a.defects),
             }
         )
     return rows
 
 
-def difference_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def difference_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """Return one row per difference: name, interval and p for each score, n, groups."""
     rows = []
-    for key, d in metrics["evaluation"]["differences"].items():
+    for key, d in evaluation.differences.items():
         row = {"name": difference_name(key)}
-        for s in score_names(metrics["evaluation"]):
-            row |= {s: interval(d[s]), f"{s}_p": p_value(d[s]["p_holm"])}
-        rows.append(row | {"n": count(d["reward"]["n"]), "groups": count(d["reward"]["groups"])})
+        for s in evaluation.score_names:
+            row |= {s: interval(d[s]), f"{s}_p": p_value(d[s].p_holm)}
+        rows.append(row | {"n": count(d["reward"].n), "groups": count(d["reward"].groups)})
     return rows
 
 
-def side_effect_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def side_effect_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """Return one row per side effect: label, unit, each arm's value with interval, `difference` and `p`.
 
     `difference` and `p` compare distilled with base ("" without these two arms, or without a difference).
     """
-    evaluation = metrics["evaluation"]
-    side = evaluation["side_effects"]
+    side = evaluation.side_effects
     rows = []
-    for name, about in side["measures"].items():
-        rate = about["kind"] == "rate"
-        row = {"name": name, "label": about["label"], "unit": about["unit"], "difference": "", "p": ""}
-        for arm in evaluation["arms"]:
-            e = side["arms"][arm][name]
-            row[arm] = number(e["mean"], 3) if about["kind"] == "whole" else (shares if rate else interval)(e)
-        if "distilled - base" in side["differences"] and name in (by_name := side["differences"]["distilled - base"]):
+    for name, about in side.measures.items():
+        rate = about.kind == "rate"
+        row = {"name": name, "label": about.label, "unit": about.unit, "difference": "", "p": ""}
+        for arm in evaluation.arms:
+            e = side.arms[arm][name]
+            row[arm] = number(e.mean, 3) if about.kind == "whole" else (shares if rate else interval)(e)
+        if "distilled - base" in side.differences and name in (by_name := side.differences["distilled - base"]):
             d = by_name[name]
             row["difference"] = shares(d, signed=True) if rate else interval(d)
-            row["p"] = p_value(d["p_holm"]) if measured(d["mean"]) else ""
+            row["p"] = p_value(d.p_holm) if measured(d.mean) else ""
         rows.append(row)
     return rows
 
 
-def cost_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def cost_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """Return one row per arm with its cost.
 
     Tokens per answer, all generated and prompt tokens, seconds, processor hours, reward gain over the baseline per
     1,000 generated tokens.
     """
-    evaluation = metrics["evaluation"]
     return [
         {
             "name": arm_name(arm),
-            "length": number(a["new_tokens_mean"], 0),
-            "new_tokens": count(a["new_tokens"]),
-            "prompt_tokens": count(a["prompt_tokens"]),
-            "seconds": duration(a["seconds"]) if measured(a["seconds"]) else ABSENT,
-            "hours": number(a["processor_hours"], 3),
-            "gain": number(a["gain_per_1000_tokens"]),
+            "length": number(a.new_tokens_mean, 0),
+            "new_tokens": count(a.new_tokens),
+            "prompt_tokens": count(a.prompt_tokens),
+            "seconds": duration(a.seconds) if measured(a.seconds) else ABSENT,
+            "hours": number(a.processor_hours, 3),
+            "gain": number(a.gain_per_1000_tokens),
         }
-        for arm, a in evaluation["arms"].items()
+        for arm, a in evaluation.arms.items()
     ]
 
 
-def claim_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def claim_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """Return one row per criterion of the claim: name, verdict, measured value.
 
     The verdict is met, failed, undecided, unmeasured or not judged.
     """
-    criteria = (metrics["evaluation"].get("claim") or {"criteria": ()})["criteria"]
-    return [{"name": c["name"], "verdict": c["verdict"], "measured": criterion_sentence(c)} for c in criteria]
+    criteria = evaluation.claim.criteria if evaluation.claim else []
+    return [{"name": c.name, "verdict": c.verdict, "measured": criterion_sentence(c)} for c in criteria]
 
 
-def detail_rows(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+def detail_rows(evaluation: Evaluation) -> list[dict[str, str]]:
     """Return one row per difference and score with its strength of evidence.
 
     Mean with interval, p, effect size, numbers of pairs on which the first arm was better, equal, worse, and the
     detectable difference.
     """
-    evaluation = metrics["evaluation"]
     return [
         {
             "name": difference_name(key),
-            "score": evaluation["scores"][s]["name"],
+            "score": evaluation.scores[s].name,
             "mean": interval(d[s]),
-            "p": p_value(d[s]["p_holm"]).removeprefix("p "),
-            "effect": number(d[s].get("effect")),
-            "wins": f"{count(d[s]['wins'])} / {count(d[s]['ties'])} / {count(d[s]['losses'])}",
-            "detectable": number(d[s].get("detectable")),
+            "p": p_value(d[s].p_holm).removeprefix("p "),
+            "effect": number(d[s].effect),
+            "wins": f"{count(d[s].wins)} / {count(d[s].ties)} / {count(d[s].losses)}",
+            "detectable": number(d[s].detectable),
         }
-        for key, d in evaluation["differences"].items()
-        for s in score_names(evaluation)
+        for key, d in evaluation.differences.items()
+        for s in evaluation.score_names
     ]
 
 
 # -- for the terminal
 
 
-def _table(*titles: str, **settings: Any) -> Table:
+def _numbers_table(*titles: str, **settings: Any) -> Table:
     """Return a table with text in the first column and numbers in the others; cells fold on narrow terminals."""
     table = Table(title_justify="left", caption_justify="left", caption_style="", **settings)
     for i, title in enumerate(titles):
@@ -153,37 +147,36 @@ def _table(*titles: str, **settings: Any) -> Table:
     return table
 
 
-def closing_table(metrics: Mapping[str, Any]) -> Table:
+def closing_table(evaluation: Evaluation, blind: Blind | None) -> Table:
     """Return the closing table: arms by score with interval and counts, differences, and the blind comparison below."""
-    evaluation = metrics["evaluation"]
-    scores = score_names(evaluation)
-    titles = [f"{SCORE_TITLES[s]}: {evaluation['scores'][s]['name']}" for s in scores]
+    scores = evaluation.score_names
+    titles = [f"{SCORE_TITLES[s]}: {evaluation.scores[s].name}" for s in scores]
     notes = [
-        f"In brackets: {100 * evaluation['confidence']:g} % interval over groups. p: sign-flip test over groups, "
+        f"In brackets: {100 * evaluation.confidence:g} % interval over groups. p: sign-flip test over groups, "
         f"after Holm{families(evaluation)}.",
-        *blind_lines(metrics),
+        *blind_lines(blind),
     ]
     counts = ("answers", "groups", "unscored", "failed")
-    table = _table(f"{evaluation['split']} split", *titles, *counts, caption=Text("\n".join(notes)))
-    for row in arm_rows(metrics):
+    table = _numbers_table(f"{evaluation.split} split", *titles, *counts, caption=Text("\n".join(notes)))
+    for row in arm_rows(evaluation):
         cells = [row["name"], *(row[s] for s in scores), row["n"], row["groups"], row["unscored"], row["failed"]]
         table.add_row(*map(Text, cells))
     table.add_section()
-    for row in difference_rows(metrics):
+    for row in difference_rows(evaluation):
         cells = [row["name"], *(f"{row[s]}\n{row[f'{s}_p']}" for s in scores), row["n"], row["groups"], "", ""]
         table.add_row(*map(Text, cells))
     return table
 
 
-def detail_table(metrics: Mapping[str, Any]) -> Table:
+def detail_table(evaluation: Evaluation) -> Table:
     """Return the table of `detail_rows`."""
     note = (
         "Effect size: mean over standard deviation of group means. Detectable: the true difference that so many "
         "groups would have shown four times in five."
     )
     titles = ("difference", "score", "mean", "p (Holm)", "effect size", "better / alike / worse", "detectable")
-    table = _table(*titles, title="what the differences are worth", caption=Text(note))
-    for row in detail_rows(metrics):
+    table = _numbers_table(*titles, title="what the differences are worth", caption=Text(note))
+    for row in detail_rows(evaluation):
         table.add_row(*map(Text, row.values()))
     return table
 
@@ -196,12 +189,12 @@ SIDE_EFFECT_NOTE = (
 )
 
 
-def side_effect_table(metrics: Mapping[str, Any]) -> Table:
+def side_effect_table(evaluation: Evaluation) -> Table:
     """Return the table of `side_effect_rows`."""
-    arms = list(metrics["evaluation"]["arms"])
+    arms = list(evaluation.arms)
     titles = ("", *map(arm_name, arms), "distilled − base")
-    table = _table(*titles, title="what else moved", caption=Text(SIDE_EFFECT_NOTE))
-    for row in side_effect_rows(metrics):
+    table = _numbers_table(*titles, title="what else moved", caption=Text(SIDE_EFFECT_NOTE))
+    for row in side_effect_rows(evaluation):
         unit = "" if row["unit"] == "share" else f" ({row['unit']})"
         table.add_row(
             *map(Text, (row["label"] + unit, *(row[a] for a in arms), f"{row['difference']}\n{row['p']}".strip()))
@@ -209,75 +202,22 @@ def side_effect_table(metrics: Mapping[str, Any]) -> Table:
     return table
 
 
-def cost_table(metrics: Mapping[str, Any]) -> Table:
+def cost_table(evaluation: Evaluation) -> Table:
     """Return the table of `cost_rows`."""
-    processor = metrics["evaluation"]["processors"]
+    processor = evaluation.processors
     titles = ("", "tokens an answer", "written", "read", "time", f"{processor} hours", "reward gained for 1,000 tokens")
-    table = _table(*titles, title="what it cost")
-    for row in cost_rows(metrics):
+    table = _numbers_table(*titles, title="what it cost")
+    for row in cost_rows(evaluation):
         table.add_row(*map(Text, row.values()))
     return table
 
 
-def claim_table(metrics: Mapping[str, Any]) -> Table:
+def claim_table(evaluation: Evaluation) -> Table:
     """Return the table of `claim_rows`."""
     table = Table()
     for title in ("criterion", "verdict", "measured"):
         table.add_column(title, overflow="fold")
-    for row in claim_rows(metrics):
+    for row in claim_rows(evaluation):
         style = {"met": "green", "failed": "bold red"}.get(row["verdict"], "yellow")
         table.add_row(Text(row["name"]), Text(row["verdict"], style), Text(row["measured"]))
     return table
-
-
-def grid_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the table of `grid.run`: one row per combination with its settings and results."""
-    table = Table(caption_justify="left", caption_style="")
-    keys = list(rows[0]["set"])
-    arms = next((list(r["arms"]) for r in rows if r["arms"]), [])
-    titles = [*keys, "accepted", "reward of the state", "rows", *map(arm_name, arms)]
-    titles += ["distilled − base", "second scorer", "claim"] if "distilled" in arms else []
-    for title in titles:
-        table.add_column(Text(title), overflow="fold")
-    for r in rows:
-        s, d = r["sampling"], r["difference"] or {}
-        cells = [r["set"][key] if isinstance(r["set"][key], str) else json.dumps(r["set"][key]) for key in keys]
-        cells += [
-            f"{s['accepted']}/{s['proposals']}" if s else ABSENT,
-            interval(s["reward"]) if s else ABSENT,
-            count(r["rows"]),
-        ]
-        cells += [number(r["arms"][arm]["reward"]["mean"]) if r["arms"] else ABSENT for arm in arms]
-        if "distilled" in arms:
-            cells += [interval(d[name]) if name in d else ABSENT for name in ("reward", "second")]
-            cells.append(r["claim"] or ABSENT)
-        table.add_row(*map(Text, cells))
-        if r["error"]:
-            table.add_row(Text(f"can't be finished: {r['error']}", "bold red"))
-    return table
-
-
-def comparison_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of `compare.compare`: the runs' arms, and their differences."""
-    arms = Table()
-    for title in ("run", "arm", "score", "mean", "n", "groups"):
-        arms.add_column(title, overflow="fold")
-    for run in found["runs"]:
-        for arm, scores in run["arms"].items():
-            for column, e in scores.items():
-                cells = (run["name"], arm_name(arm), run["scores"][column], interval(e), str(e["n"]), str(e["groups"]))
-                arms.add_row(*map(Text, cells))
-        arms.add_section()
-    differences = Table()
-    for title in ("difference", "arm", "score", "mean", "p (Holm)", "answers of both", "of one alone"):
-        differences.add_column(title, overflow="fold")
-    for d in found["differences"]:
-        name = f"{d['run']} \N{MINUS SIGN} {d['against']}"
-        if not d["by_score"]:
-            differences.add_row(*map(Text, (name, arm_name(d["arm"]), "no scorer in common", "", "", "", "")))
-        for score, e in d["by_score"].items():
-            mean = interval(e if e["n"] else e | {"reason": "no prompt in common"})
-            p = p_value(e["p_holm"]).removeprefix("p ")
-            row = (name, arm_name(d["arm"]), score, mean, p, str(d["prompts"]), str(d["unshared"]))
-            differences.add_row(*map(Text, row))
-    return [arms, differences]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from dsc_hub.acceptance import RULES
 from dsc_hub.report.formatting import (
@@ -20,7 +20,17 @@ from dsc_hub.report.formatting import (
     number,
     p_value,
     percent,
-    score_names,
+)
+from dsc_hub.runs.facts import RunFacts
+from dsc_hub.runs.metrics_schema import (
+    ArmNumbers,
+    Blind,
+    Dataset,
+    Difference,
+    Evaluation,
+    Metrics,
+    ScoreDescription,
+    TestSet,
 )
 
 # -- the verdict
@@ -34,36 +44,35 @@ class ComparisonVerdict:
     sentence: str
 
 
-def judge_difference(
-    key: str, difference: Mapping[str, Any], score: Mapping[str, Any], confidence: float
-) -> ComparisonVerdict:
+def judge_difference(key: str, difference: Difference, score: ScoreDescription, confidence: float) -> ComparisonVerdict:
     """Return the verdict on the difference `one - other` of a score.
 
     It counts as a difference only if the interval excludes zero and the Holm-adjusted p is at most 1 - confidence.
     """
     one, other = (arm_name(a) for a in key.split(" - "))
-    subject, name = one[:1].upper() + one[1:], score["name"]
-    mean, low, high = difference["mean"], difference["low"], difference["high"]
+    subject, name = one[:1].upper() + one[1:], score.name
+    mean, low, high = difference.mean, difference.low, difference.high
     if not measured(mean):
         return ComparisonVerdict(
             "unmeasured",
-            f"Not measured: {one} against {other} on {name} ({difference.get('reason') or 'no reason recorded'}).",
+            f"Not measured: {one} against {other} on {name} ({difference.reason or 'no reason recorded'}).",
         )
     if not (measured(low) and measured(high)):
         return ComparisonVerdict(
             "unmeasured",
             f"{subject} minus {other} on {name} is {number(mean)}, without an interval: no difference can be claimed.",
         )
-    p = difference["p_holm"]
+    p = difference.p_holm
     if low <= 0 <= high or not measured(p) or p > 1 - confidence:
         return ComparisonVerdict(
             "unclear",
             f"No difference shown between {one} and {other} on {name}: "
             f"{_evidence(mean, low, high, difference, confidence)}.",
         )
+    is_gain = mean > 0
     if mean < 0:  # shown as a positive amount ("worse by 0.2"); the bounds swap places with their signs
         mean, low, high = -mean, -high, -low
-    if (difference["mean"] > 0) == score["higher_is_better"]:
+    if is_gain == score.higher_is_better:
         return ComparisonVerdict(
             "better", f"{subject} beats {other} on {name} by {_evidence(mean, low, high, difference, confidence)}."
         )
@@ -72,8 +81,8 @@ def judge_difference(
     )
 
 
-def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any], confidence: float) -> str:
-    missing = (difference.get("if_missing_worst"), difference.get("if_missing_best"))
+def _evidence(mean: float, low: float, high: float, difference: Difference, confidence: float) -> str:
+    missing = (difference.if_missing_worst, difference.if_missing_best)
     bounds = (
         f"; with what is unscored counted as worst {number(missing[0])}, as best {number(missing[1])}"
         if all(map(measured, missing))
@@ -81,29 +90,28 @@ def _evidence(mean: float, low: float, high: float, difference: Mapping[str, Any
     )
     return (
         f"{number(mean)} ({100 * confidence:g} % interval {number(low)} to {number(high)}, "
-        f"{p_value(difference['p_holm'])} after Holm; "
-        f"{count(difference['n'])} pairs of answers in {count(difference['groups'])} groups{bounds})"
+        f"{p_value(difference.p_holm)} after Holm; "
+        f"{count(difference.n)} pairs of answers in {count(difference.groups)} groups{bounds})"
     )
 
 
-def verdicts(metrics: Mapping[str, Any]) -> list[ComparisonVerdict]:
+def verdicts(evaluation: Evaluation) -> list[ComparisonVerdict]:
     """Return the verdicts of distilled against the baseline: on the reward, then on the other scores if present."""
-    evaluation = metrics["evaluation"]
-    differences = evaluation["differences"]
+    differences = evaluation.differences
     key = next((k for k in differences if k.startswith("distilled - ")), next(iter(differences), None))
     if key is None:
         return [ComparisonVerdict("unmeasured", "No comparison was made: the evaluation has one arm only.")]
-    scores = evaluation["scores"]
+    scores = evaluation.scores
     return [
-        judge_difference(key, differences[key][s], scores[s], evaluation["confidence"])
-        for s in score_names(evaluation)
+        judge_difference(key, differences[key][s], scores[s], evaluation.confidence)
+        for s in evaluation.score_names
         if s in differences[key]
     ]
 
 
-def headline(metrics: Mapping[str, Any]) -> str:
+def headline(evaluation: Evaluation) -> str:
     """Return the verdict in one sentence, plus one for each other scorer that does not follow the reward."""
-    (_, first), *others = zip(SCORE_TITLES.values(), verdicts(metrics), strict=False)
+    (_, first), *others = zip(SCORE_TITLES.values(), verdicts(evaluation), strict=False)
     apart = [f" The {title} does not follow: {v.sentence}" for title, v in others if v.kind != first.kind]
     return first.sentence + "".join(apart)
 
@@ -111,74 +119,69 @@ def headline(metrics: Mapping[str, Any]) -> str:
 # -- human verdicts
 
 
-def blind_lines(metrics: Mapping[str, Any]) -> list[str]:
+def blind_lines(b: Blind | None) -> list[str]:
     """Return the blind comparison as sentences: counts, win rate with interval and p, caveats. [] without one."""
-    if "blind" not in metrics:
+    if b is None:
         return []
-    b = metrics["blind"]
-    one, rate, level = b["judges"] == 1, b["win_rate"], f"{100 * b['confidence']:g} %"
-    low, high = rate["low"], rate["high"]
+    one, rate, level = b.judges == 1, b.win_rate, f"{100 * b.confidence:g} %"
+    low, high = rate.low, rate.high
     if measured(low) and measured(high):
         within = f"{level} interval over groups {percent(low)} to {percent(high)}"
     else:
-        within = f"no interval: {rate.get('reason') or 'too few groups'}"
-    decided = b["distilled"] + b["base"]
+        within = f"no interval: {rate.reason or 'too few groups'}"
+    decided = b.distilled + b.base
     out = [
-        f"Blind comparison by {count(b['judges'])} {'person' if one else 'people'}: of {many(b['prompts'], 'prompt')} "
+        f"Blind comparison by {count(b.judges)} {'person' if one else 'people'}: of {many(b.prompts, 'prompt')} "
         "in "
-        f"{many(b['groups'], 'group')}, the distilled answer was preferred on {count(b['distilled'])}, the base's on "
-        f"{count(b['base'])}, neither on {count(b['tie'])}."
-        + ("" if one else f" {count(b['verdicts'])} verdicts; a prompt counts with the mean of its judges."),
-        f"Win rate of distilled, ties as half: {percent(rate['mean'])} ({within}). Of the {count(decided)} decided: "
-        f"{percent(b['share_decided'])}, exact sign test {p_value(b['p'])}, which takes prompts as independent.",
+        f"{many(b.groups, 'group')}, the distilled answer was preferred on {count(b.distilled)}, the base's on "
+        f"{count(b.base)}, neither on {count(b.tie)}."
+        + ("" if one else f" {count(b.verdicts)} verdicts; a prompt counts with the mean of its judges."),
+        f"Win rate of distilled, ties as half: {percent(rate.mean)} ({within}). Of the {count(decided)} decided: "
+        f"{percent(b.share_decided)}, exact sign test {p_value(b.p)}, which takes prompts as independent.",
         f"Who judged was not checked: the {'judge is' if one else 'judges are'} counted by the names given, and not "
         "necessarily independent of whoever made this.",
     ]
-    if b["outdated"]:
-        out.append(f"Not counted: {many(b['outdated'], 'verdict')} on answers that have changed since.")
+    if b.outdated:
+        out.append(f"Not counted: {many(b.outdated, 'verdict')} on answers that have changed since.")
     return out
 
 
 # -- caveats
 
 
-def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[str]:
     """Return the caveats on these numbers, one or two sentences each, from recorded facts only."""
-    evaluation, chain = metrics["evaluation"], facts["recipe"]["chain"]
-    rule = RULES[chain["acceptance"]].caveat.format(temperature=chain["temperature"])
+    chain = facts.recipe.chain
+    rule = RULES[chain.acceptance].caveat.format(temperature=chain.temperature)
     out = [
         "Critique-and-revise is not a reversible proposal, so the chain does not sample p(x|c)·exp(r(x)/T) exactly: "
         f"it is a heuristic sampler. {rule}"
     ]
-    if "second" in evaluation["scores"]:
+    if "second" in evaluation.scores:
         out.append(
             "The reward that is reported also chose the training data, so part of a gain on it may be gaming. "
-            f"Look at the second scorer, {evaluation['scores']['second']['name']}, which chose nothing"
-            + (
-                f", and at the third, {evaluation['scores']['third']['name']}."
-                if "third" in evaluation["scores"]
-                else "."
-            )
+            f"Look at the second scorer, {evaluation.scores['second'].name}, which chose nothing"
+            + (f", and at the third, {evaluation.scores['third'].name}." if "third" in evaluation.scores else ".")
         )
     else:
         out.append(
             "The reward that is reported also chose the training data, and no second scorer was recorded: "
             "a gain cannot be told from gaming the reward."
         )
-    arms = evaluation["arms"]
+    arms = evaluation.arms
     out += [
         *_side_effects(arms),
         *_left_out(arms),
         *_stripped(arms),
-        *_uncompared(metrics),
-        *test_set_sentences(metrics),
+        *_uncompared(metrics.dataset),
+        *test_set_sentences(evaluation, metrics.test_set),
     ]
     out.append(
         "Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent. "
         f"p is of a sign-flip permutation test on group means, adjusted after Holm{families(evaluation)}."
     )
-    out += _too_small(metrics)
-    out.append(f"Arms were served on: {evaluation['served_on']}. Numbers on other weights may differ.")
+    out += _too_small(evaluation)
+    out.append(f"Arms were served on: {evaluation.served_on}. Numbers on other weights may differ.")
     out.append(
         "All answers are a model's. They may be wrong, and the scorers measure one property of a text, "
         "not whether it is true or useful."
@@ -186,29 +189,29 @@ def caveats(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _too_small(metrics: Mapping[str, Any]) -> list[str]:
+def _too_small(evaluation: Evaluation) -> list[str]:
     """Return the detectable difference for each score on which no difference was found."""
     out = []
     for s, title in SCORE_TITLES.items():
-        d = metrics["evaluation"]["differences"].get("distilled - base")
-        if d and s in d and d[s]["detectable"] and measured(d[s]["low"]) and d[s]["low"] <= 0 <= d[s]["high"]:
+        d = evaluation.differences.get("distilled - base", {}).get(s)
+        if d and d.detectable and measured(d.low) and measured(d.high) and d.low <= 0 <= d.high:
             out.append(
-                f"With {d[s]['groups']} groups a difference of {number(d[s]['detectable'])} on the {title} would have "
+                f"With {d.groups} groups a difference of {number(d.detectable)} on the {title} would have "
                 "been found four times in five; a smaller one may well be there."
             )
     return out
 
 
-def _side_effects(arms: Mapping[str, Any]) -> list[str]:
+def _side_effects(arms: Mapping[str, ArmNumbers]) -> list[str]:
     """Return what got worse from base to distilled besides the scores: unfinished answers and hygiene defects."""
     if not {"base", "distilled"} <= set(arms):
         return []
     out = []
-    before, after = (arms[a]["stops_by_itself"] for a in ("base", "distilled"))
+    before, after = (arms[a].stops_by_itself for a in ("base", "distilled"))
     if measured(before) and measured(after) and after < before:
         detail = f"{percent(after)} against {percent(before)} of answers"
         out.append(f"The distilled model ends by itself less often than the base ({detail}); the rest is cut off.")
-    before, after = (arms[a].get("defects") for a in ("base", "distilled"))
+    before, after = (arms[a].defects for a in ("base", "distilled"))
     if measured(before) and measured(after) and after > before:
         detail = f"{percent(after)} against {percent(before)}"
         out.append(
@@ -218,45 +221,45 @@ def _side_effects(arms: Mapping[str, Any]) -> list[str]:
     return out
 
 
-def _left_out(arms: Mapping[str, Any]) -> list[str]:
+def _left_out(arms: Mapping[str, ArmNumbers]) -> list[str]:
     missing = [
-        f"{arm_name(arm)} {a['reward']['unscored']} unscored and {a['reward']['failed']} failed"
+        f"{arm_name(arm)} {a.reward.unscored} unscored and {a.reward.failed} failed"
         for arm, a in arms.items()
-        if a["reward"]["unscored"] or a["reward"]["failed"]
+        if a.reward.unscored or a.reward.failed
     ]
     return [f"Left out of the means, and not counted as zero: {'; '.join(missing)}."] if missing else []
 
 
-def _stripped(arms: Mapping[str, Any]) -> list[str]:
-    if not any(a.get("stripped") for a in arms.values()):
+def _stripped(arms: Mapping[str, ArmNumbers]) -> list[str]:
+    if not any(a.stripped for a in arms.values()):
         return []
-    cut = ", ".join(f"{arm_name(arm)} {count(a['stripped'])}" for arm, a in arms.items())
+    cut = ", ".join(f"{arm_name(arm)} {count(a.stripped)}" for arm, a in arms.items())
     return [
         "Before anything was scored, openings that talk about the task were cut off the answers of all arms alike: "
         f"{cut}."
     ]
 
 
-def _uncompared(metrics: Mapping[str, Any]) -> list[str]:
+def _uncompared(dataset: Dataset | None) -> list[str]:
     """Return a caveat on training rows that were kept without a comparison."""
-    if not (n := sum(metrics.get("dataset", {}).get("uncompared", {}).values())):
+    if dataset is None or not (n := sum(dataset.uncompared.values())):
         return []
-    rows = sum(metrics["dataset"]["sft"].values())
+    rows = sum(dataset.sft.values())
     return [
         f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer "
         "was not clean (or not scored), and the first clean revision was kept."
     ]
 
 
-def test_set_sentences(metrics: Mapping[str, Any]) -> list[str]:
-    if metrics["evaluation"]["split"] != "test":
-        split = metrics["evaluation"]["split"]
-        return [f"These numbers are of the {split} split, which choices may have been made on; they flatter."]
-    if "test_set" not in metrics:
+def test_set_sentences(evaluation: Evaluation, test_set: TestSet | None) -> list[str]:
+    if evaluation.split != "test":
+        return [
+            f"These numbers are of the {evaluation.split} split, which choices may have been made on; they flatter."
+        ]
+    if test_set is None:
         return ["How often this test set was scored before is not recorded."]
-    n = metrics["test_set"]["adapters_scored"]
-    if not measured(n):
-        return ["How often this test set was scored before is not recorded."]
+    n = test_set.adapters_scored
     subject = "1 adapter has" if n == 1 else f"{n} adapters have"
-    name = metrics["test_set"]["id"]
-    return [f"{subject} been scored on this test set ({name}); every further look makes a gain by chance likelier."]
+    return [
+        f"{subject} been scored on this test set ({test_set.id}); every further look makes a gain by chance likelier."
+    ]

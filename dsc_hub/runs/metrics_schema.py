@@ -13,7 +13,7 @@ everywhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -22,6 +22,9 @@ SCHEMA = 4
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
+ScoreName = Literal["reward", "second", "third"]
+CriterionVerdict = Literal["met", "failed", "undecided", "unmeasured", "not judged"]
+ClaimVerdict = Literal["holds", "fails", "not enough data"]
 
 
 class Part(BaseModel):
@@ -41,7 +44,7 @@ class Estimate(Part):
     reason: str = Field("", description="why there is no mean or no interval")
 
 
-class Rate(Part):
+class Rate(Estimate):
     """A share of answers, 0..1, with Wilson's interval for as many trials as the groups are worth."""
 
     mean: Share | None = Field(description="mean of the groups' shares; null: nothing was measured")
@@ -53,7 +56,7 @@ class Rate(Part):
     reason: str = Field("", description="why there is no interval")
 
 
-class Whole(Part):
+class Whole(Estimate):
     """One number for all answers of an arm (distinct-n), without an interval."""
 
     mean: float | None = Field(description="mean over the sets of one answer a prompt; null: not one n-gram")
@@ -102,8 +105,13 @@ class Scored(Estimate):
     failed: Count = Field(description="answers that the server did not give")
 
 
-class Arm(Part):
+class ArmNumbers(Part):
     """One arm of the evaluation."""
+
+    def score(self, name: ScoreName) -> Scored:
+        """Return one of the recorded scores (`Evaluation.score_names`)."""
+        scored: Scored = getattr(self, name)
+        return scored
 
     reward: Scored = Field(description="the score that chose the training data")
     second: Scored | None = Field(None, description="the score that chose nothing")
@@ -125,7 +133,7 @@ class Arm(Part):
     gain_per_1000_tokens: float | None = Field(description="reward over the first arm for 1,000 generated tokens")
 
 
-class Score(Part):
+class ScoreDescription(Part):
     """What a score is."""
 
     name: str = Field(description="metric and scorer, for people")
@@ -139,28 +147,30 @@ class Criterion(Part):
     """One condition of the claim: a value with its interval, and the limits that it should lie within."""
 
     name: str = Field(description="what is asked for")
-    verdict: Literal["met", "failed", "undecided", "unmeasured", "not judged"] = Field(
-        description="met: the interval lies within the limits; failed: wholly outside of one; undecided: neither; not judged: "
-        "the recipe's hygiene does not look for it"
+    verdict: CriterionVerdict = Field(
+        description="met: the interval lies within the limits; failed: wholly outside of one; undecided: neither; "
+        "unmeasured: it could not be measured, which is not a pass; not judged: the recipe declares the property normal"
     )
-    value: float | None = Field(description="distilled - base, or distilled / base (is_ratio)")
-    low: float | None = Field(description="lower end of its interval")
-    high: float | None = Field(description="upper end of its interval")
-    at_least: float | None = Field(description="limit below; null: none")
-    at_most: float | None = Field(description="limit above; null: none")
-    base: float | None = Field(description="the base's number (share, length ...); null where there is none")
-    distilled: float | None = Field(description="the distilled model's")
-    is_ratio: bool = Field(description="are value, interval and limits ratios?")
+    value: float | None = Field(None, description="distilled - base, or distilled / base (is_ratio)")
+    low: float | None = Field(None, description="lower end of its interval")
+    high: float | None = Field(None, description="upper end of its interval")
+    at_least: float | None = Field(None, description="limit below; null: none")
+    at_most: float | None = Field(None, description="limit above; null: none")
+    base: float | None = Field(None, description="the base's number (share, length ...); null where there is none")
+    distilled: float | None = Field(None, description="the distilled model's")
+    is_ratio: bool = Field(False, description="are value, interval and limits ratios?")
     groups_needed: Count | None = Field(
-        description="split groups with which what was seen would be enough four times in five; null: it is, or never would be",
+        None,
+        description="split groups with which what was seen would be enough four times in five; null: it is, or never "
+        "would be",
     )
-    note: str = Field(description="what numbers don't say")
+    note: str = Field("", description="what numbers don't say")
 
 
 class Claim(Part):
     """May one say that the distilled model is better than its base?"""
 
-    verdict: Literal["holds", "fails", "not enough data"] = Field(
+    verdict: ClaimVerdict = Field(
         description="fails: a criterion failed; holds: none is undecided and those on the scores are met"
     )
     answers: Count = Field(description="pairs of answers compared: prompts times samples")
@@ -188,7 +198,7 @@ class Measure(Part):
     )
 
 
-class SideEffects(Part):
+class SideEffectNumbers(Part):
     """What moved besides the scores."""
 
     measures: dict[str, Measure] = Field(description="measure -> what it is")
@@ -204,18 +214,21 @@ class Evaluation(Part):
     prompts: Count = Field(description="prompts asked")
     samples: Count = Field(description="answers of each arm to each prompt")
     groups: Count = Field(description="split groups of the prompts")
-    arms: dict[str, Arm] = Field(min_length=1, description="the first is the baseline")
-    differences: dict[str, dict[str, Difference]] = Field(description="'one - other' -> score -> difference")
-    side_effects: SideEffects
+    arms: dict[str, ArmNumbers] = Field(min_length=1, description="the first is the baseline")
+    differences: dict[str, dict[ScoreName, Difference]] = Field(description="'one - other' -> score -> difference")
+    side_effects: SideEffectNumbers
     primary: Primary | None = Field(description="null unless base comes first and distilled is among the arms")
     claim: Claim | None = Field(description="null unless base comes first and distilled is among the arms")
     processors: Literal["core", "GPU"] = Field(description="what processor_hours counts")
     neutral_texts: Count = Field(description="neutral texts that the models were asked about")
     neutral: dict[str, dict[str, float]] = Field(description="arm -> neutral text -> nats a token; plain arms only")
-    scores: dict[Literal["reward", "second", "third"], Score] = Field(
-        min_length=1, description="part it plays -> score"
-    )
+    scores: dict[ScoreName, ScoreDescription] = Field(min_length=1, description="part it plays -> score")
     served_on: str = Field(description="weights that all arms ran on")
+
+    @property
+    def score_names(self) -> list[ScoreName]:
+        """The recorded scores, the reward first."""
+        return [name for name in get_args(ScoreName) if name in self.scores]
 
     @model_validator(mode="after")
     def _whole(self) -> Evaluation:
@@ -251,7 +264,7 @@ class Prompts(Part):
     read: Count | None = Field(None, description="prompts before that")
 
 
-class Step(Part):
+class StepNumbers(Part):
     """One step of all chains."""
 
     step: Count = Field(description="1 is the first critique and revision")
@@ -318,7 +331,7 @@ class Sampling(Part):
     usable: Count = Field(description="chains with a clean, scored final state")
     stripped: Count = Field(0, description="texts that lost an opening which talked about the task")
     first_reward: Estimate = Field(description="reward of clean, scored first answers")
-    steps: list[Step] = Field(description="in their order")
+    steps: list[StepNumbers] = Field(description="in their order")
     mixing: Mixing
     last_step: LastStep
     prompt_tokens: Count | None = Field(description="tokens read, cached ones included; null: imported chains")
@@ -333,7 +346,9 @@ class Sampling(Part):
     )
     processors: Literal["core", "GPU"] | None = Field(None, description="what processor_hours counts")
     scoring_s: float | None = Field(None, description="seconds that scorers worked, beside the generation")
-    retries: dict[str, Count] = Field({}, description="reason -> requests that were sent again")
+    retries: dict[str, Count] | None = Field(
+        None, description="reason -> requests that were sent again; null: not recorded"
+    )
     reused_turns: Count = Field(
         description="turns that the last session found made, by one that was broken off or by another run"
     )
@@ -349,6 +364,31 @@ class Dataset(Part):
     uncompared: dict[str, Count] = Field(
         {}, description="split -> sft rows that are revisions never compared with another clean text of their chain"
     )
+
+
+class Training(Part):
+    """The training of the adapter. Losses are means over trained tokens, in nats."""
+
+    rows: Count = Field(description="training rows")
+    validation_rows: Count = Field(description="validation rows")
+    steps: Count = Field(description="optimizer steps")
+    epochs: float = Field(ge=0, description="passes over the training rows")
+    first_loss: float | None = Field(description="first loss that was logged")
+    final_loss: float | None = Field(description="mean of the last tenth of the logged losses")
+    validation_loss: float | None = Field(description="after the last step; null: no validation rows")
+    seconds: Seconds = Field(description="of the steps and their validations, loading excluded")
+    seconds_per_step: Seconds = Field(description="seconds / steps")
+    peak_memory_gib: float | None = Field(None, description="of one process, or of its GPU")
+    trainable_parameters: Count = Field(description="parameters of the adapter")
+    total_parameters: Count = Field(description="parameters of base and adapter, as bitsandbytes counts packed ones")
+    trained_tokens_per_epoch: Count = Field(description="tokens of all answers: those that have a loss")
+    max_length: Count = Field(description="tokens; longer rows would be cut")
+    truncated: Count | None = Field(None, description="rows that were cut; null: not recorded")
+    method: Literal["qlora", "lora"] = Field(description="whether the base was quantised")
+    compute_dtype: str = Field(description="dtype of the products")
+    quantization: str = Field(description="of the base's layers, for people")
+    world_size: Count | None = Field(None, description="processes that trained; null: not recorded")
+    adapter_sha256: str | None = Field(None, description="hash of adapter_model.safetensors")
 
 
 class Blind(Part):
@@ -388,7 +428,7 @@ class Metrics(Part):
     prompts: Prompts | None = None
     sampling: Sampling | None = None
     dataset: Dataset | None = None
-    distill: dict[str, float | int | str | bool | None] | None = Field(None, description="what the trainer recorded")
+    distill: Training | None = None
     evaluation: Evaluation | None = None
     test_set: TestSet | None = None
     blind: Blind | None = None

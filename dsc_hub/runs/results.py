@@ -4,43 +4,52 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.stages import BY_NAME
-from dsc_hub.errors import RunError
+from dsc_hub.config.stages import BY_NAME, writer_of
+from dsc_hub.errors import DataError, RunError
 from dsc_hub.records import Answer
 from dsc_hub.runs import metrics_schema
-from dsc_hub.runs.metrics_schema import Metrics
+from dsc_hub.runs.metrics_schema import Evaluation, Metrics
 from dsc_hub.runs.run import Run
+from dsc_hub.runs.test_sets import with_current_looks
+
+T = TypeVar("T")
 
 
-def evaluated(run: Run) -> dict[str, Any]:
-    """Return the validated metrics.json of an evaluated run; RunError if it is not evaluated or the file is damaged."""
-    metrics = run.metrics
-    if run.marker("evaluation") is None or "evaluation" not in metrics:
+def evaluation_of(run: Run) -> Evaluation:
+    """Return the validated numbers of an evaluated run; RunError if it is not evaluated or metrics.json is damaged."""
+    evaluation = metrics_of(run).evaluation if run.marker("evaluation") else None
+    if evaluation is None:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
-    recorded(metrics, run)
-    return metrics
+    return evaluation
 
 
-def recipe_of(run: Run) -> Recipe:
-    """Return the recipe that a run recorded; RunError if this version of dsc cannot read it."""
-    try:
-        return Recipe.model_validate(run.facts["recipe"])
-    except (KeyError, ValidationError) as e:
-        raise RunError(
-            f"{run['run.json']} holds a recipe that this version of dsc can't read: {' '.join(str(e).split())[:200]}",
-            "Run the recipe again with `dsc run`.",
-        ) from None
+def metrics_of(run: Run) -> Metrics:
+    """Return the numbers of a run as their type; RunError if metrics.json is damaged."""
+    return parse_metrics(run.metrics, run)
 
 
-def recorded(metrics: Mapping[str, Any], run: Run) -> Metrics:
-    """Numbers of a run (metrics.json) as their type; RunError, with what to do, if they are damaged or of another
-    schema."""
+def current_metrics(run: Run) -> Metrics:
+    """Return `metrics_of` with the ledger's current number of adapters scored on the run's test set."""
+    return with_current_looks(run, metrics_of(run))
+
+
+def needed(section: T | None, name: str) -> T:
+    """Return a section of metrics.json; DataError that names its stage if the stage recorded none."""
+    if section is None:
+        stage = writer_of(name)
+        raise DataError(
+            f"metrics.json has no '{name}'",
+            f"The stage '{stage}' should have recorded it: remove {stage}.done.json from the run folder and run again.",
+        )
+    return section
+
+
+def parse_metrics(metrics: Mapping[str, Any], run: Run) -> Metrics:
+    """Return a run's metrics.json as its type; RunError, with what to do, if it is damaged or of another schema."""
     hint = f"Remove {run['evaluation.done.json']} and run again: the answers are kept, only the numbers are made anew."
     if (schema := metrics.get("schema")) != metrics_schema.SCHEMA:
         raise RunError(
@@ -59,15 +68,14 @@ def recorded(metrics: Mapping[str, Any], run: Run) -> Metrics:
         raise RunError(f"{run['metrics.json']} is damaged: {shown}", hint) from None
 
 
-def answers(run: Run) -> list[dict[str, Any]]:
-    """Return the validated rows of evaluation/answers.jsonl (`records.Answer`).
+def answers(run: Run) -> list[Answer]:
+    """Return the rows of evaluation/answers.jsonl of an evaluated run.
 
     RunError if a row is damaged, or if the number of rows per arm differs from the counts in metrics.json.
     """
-    rows = [asdict(row) for row in run.rows("evaluation/answers.jsonl").as_type(Answer)]
-    arms = evaluated(run)["evaluation"]["arms"]
-    counts = Counter(row["arm"] for row in rows)
-    expected = {arm: a["reward"]["n"] + a["reward"]["unscored"] for arm, a in arms.items()}
+    rows = list(run.rows("evaluation/answers.jsonl").as_type(Answer))
+    counts = Counter(row.arm for row in rows)
+    expected = {arm: a.reward.n + a.reward.unscored for arm, a in evaluation_of(run).arms.items()}
     if counts != Counter(expected):
         detail = ", ".join(f"{counts[arm]} of {expected.get(arm, 0)} of {arm}" for arm in sorted({*counts, *expected}))
         raise RunError(

@@ -88,7 +88,7 @@ def adopt_rows(run: Run, stage: str, fingerprint: str, siblings: Iterable[Run]) 
     if any(run[name].exists() for name in names):
         return None
     for source in siblings:
-        same = source.facts.get("fingerprints", {}).get(stage) == fingerprint
+        same = source.raw_facts.get("fingerprints", {}).get(stage) == fingerprint
         if source.folder != run.folder and same and source["turns.jsonl"].is_file():
             copy_files(run, source, names)  # the sibling may still be writing: a torn last line is truncated later
             return source.folder

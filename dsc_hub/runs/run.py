@@ -20,7 +20,7 @@ from typing import Any
 from dsc_hub.config.stages import BY_NAME, STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.runs import metrics_schema
-from dsc_hub.runs.facts import facts_problems
+from dsc_hub.runs.facts import RunFacts, parse_facts
 from dsc_hub.runs.jsonl import ANEW, JsonlFile
 from dsc_hub.system.files import read_object, write_json
 
@@ -48,12 +48,17 @@ class Run:
         return ANEW
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """Contents of run.json, recorded at the start: recipe, identities, versions, hardware."""
+    def facts(self) -> RunFacts:
+        """run.json, recorded at the start: recipe, identities, versions, hardware. RunError if it is damaged."""
+        return parse_facts(self.raw_facts, self["run.json"])
+
+    @property
+    def raw_facts(self) -> dict[str, Any]:
+        """The JSON object of run.json, not validated."""
         return read_object(self["run.json"])
 
     def add_facts(self, **facts: Any) -> None:
-        old = self.facts if self["run.json"].is_file() else {}
+        old = self.raw_facts if self["run.json"].is_file() else {}
         write_json(self["run.json"], old | facts)
 
     # -- finish markers
@@ -159,7 +164,7 @@ def find_run(reference: str, runs: Path) -> Run:
     if candidates := siblings(runs, reference) or siblings(folder.parent, folder.name):
         done = [run for run in candidates if run.marker("evaluation")]  # skip unfinished variants
         # Newest by start time, not by modification time: reading an old run may write into its folder.
-        return _readable(max(done or candidates, key=lambda run: str(run.facts.get("started_at", ""))))
+        return _readable(max(done or candidates, key=lambda run: str(run.raw_facts.get("started_at", ""))))
     recipes = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
     raise ConfigError(
         f"'{reference}' is neither a run folder (no run.json in it) nor a recipe with a run under {runs}",
@@ -169,9 +174,5 @@ def find_run(reference: str, runs: Path) -> Run:
 
 def _readable(run: Run) -> Run:
     """Return the run if its run.json is valid; else RunError."""
-    if problems := facts_problems(run.facts):
-        raise RunError(
-            f"{run['run.json']} is damaged: {'; '.join(problems[:3])}",
-            "Move the whole run folder away and run the recipe again.",
-        )
+    _ = run.facts
     return run

@@ -100,7 +100,7 @@ def find_shards(run: Run, folders: Sequence[Path], sampling: str, again: str) ->
 
 
 def _shard_of(run: Run) -> Shard | None:
-    match run.facts.get("shard") if run["run.json"].is_file() else None:
+    match run.raw_facts.get("shard") if run["run.json"].is_file() else None:
         case {"number": int(number), "of": int(count)}:
             return Shard(number, count)
     return None
@@ -108,7 +108,7 @@ def _shard_of(run: Run) -> Shard | None:
 
 def _wrong(shard: Shard, run: Run, sampling: str, again: str) -> list[str]:
     expected = shard.fingerprint(sampling)
-    if (recorded := run.facts.get("fingerprints", {}).get("sampling")) != expected:
+    if (recorded := run.raw_facts.get("fingerprints", {}).get("sampling")) != expected:
         return [
             f"{run.folder} is shard {shard} of something else (its sampling is {recorded}, expected {expected}): "
             "recipe, overrides, prompts, model and scorers must be the same"

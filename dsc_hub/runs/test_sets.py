@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dsc_hub.runs.metrics_schema import Metrics
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_object
 
@@ -20,14 +21,16 @@ def looks_of(entry: Any) -> tuple[list[str], int]:
     return (list(entry["adapters"]), int(entry["unordered"])) if isinstance(entry, dict) else ([], 0)
 
 
-def with_current_looks(run: Run, metrics: dict[str, Any]) -> dict[str, Any]:
+def with_current_looks(run: Run, metrics: Metrics) -> Metrics:
     """Return the metrics with the ledger's current number of adapters scored on the run's test set.
 
     Other adapters may have been scored since the number was recorded. Without a ledger beside the runs (a pulled repo)
     the metrics are returned unchanged.
     """
-    test_set, ledger = metrics.get("test_set"), run.folder.resolve().parent.parent / LEDGER
-    if not test_set or not ledger.is_file():
+    test_set, ledger = metrics.test_set, run.folder.resolve().parent.parent / LEDGER
+    if test_set is None or not ledger.is_file():
         return metrics
-    scored, _ = looks_of(read_object(ledger).get(test_set["id"]))
-    return metrics | {"test_set": test_set | {"adapters_scored": len(scored)}} if scored else metrics
+    scored, _ = looks_of(read_object(ledger).get(test_set.id))
+    if not scored:
+        return metrics
+    return metrics.model_copy(update={"test_set": test_set.model_copy(update={"adapters_scored": len(scored)})})

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from dsc_hub import stats
-from dsc_hub.runs.metrics_schema import SCHEMA
-from dsc_hub.runs.verdict import BETTER, Criterion, Setting, Verdict, better, first_look, verdict_of
+from dsc_hub.runs.metrics_schema import SCHEMA, Criterion, CriterionVerdict
+from dsc_hub.runs.verdict import BETTER, Setting, better, first_look, verdict_of
 
 OLDER = "recorded by an older dsc, which counted texts that hygiene rejected too"
 
@@ -65,14 +64,16 @@ def _judged_anew(old: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[
         if c["name"] in BETTER.values():
             continue
         is_met = c["name"] == "on test prompts" and c["holds"]
-        verdict: Verdict = "unmeasured" if c["holds"] is None else "met" if is_met else "undecided"
+        verdict: CriterionVerdict = "unmeasured" if c["holds"] is None else "met" if is_met else "undecided"
         note = c["told"] if is_met or c["holds"] is None else f"{c['told']} (an older dsc compared bare counts)"
-        criteria.append(Criterion(c["name"], verdict, base=c.get("base"), distilled=c.get("distilled"), note=note))
+        criteria.append(
+            Criterion(name=c["name"], verdict=verdict, base=c.get("base"), distilled=c.get("distilled"), note=note)
+        )
     criteria.append(first_look(setting))
     return {
         "verdict": verdict_of([(c.name, c.verdict) for c in criteria], old["answers"]),
         "answers": old["answers"],
         "groups": evaluation["groups"],
         "groups_needed": None,
-        "criteria": [asdict(c) for c in criteria],
+        "criteria": [c.model_dump() for c in criteria],
     }

@@ -3,44 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.config.recipe import HygieneConfig
+from dsc_hub.runs.metrics_schema import ClaimVerdict, Criterion, CriterionVerdict
 
 LEAST_CONFIDENCE = 0.95
 
 BETTER = {"reward": "better on the reward", "second": "better on the second scorer"}  # score -> its criterion
 
 Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_reason, reward ...
-
-Verdict = Literal["met", "failed", "undecided", "unmeasured", "not judged"]
-
-
-@dataclass(frozen=True, slots=True)
-class Criterion:
-    """One condition of the claim.
-
-    `value` is the measured difference distilled - base, or the ratio distilled / base (`is_ratio`), with its interval
-    `low` to `high`; the limits are `at_least` and `at_most`. `base` and `distilled` are the two numbers themselves.
-    `groups_needed` is the number of groups with which the observed effect would suffice in four of five cases; None
-    where it suffices already, or never would. `note` is free text. Verdict "not judged": the recipe declares the
-    property normal; "unmeasured": it could not be measured, which is not a pass.
-    """
-
-    name: str
-    verdict: Verdict
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    at_least: float | None = None
-    at_most: float | None = None
-    base: float | None = None
-    distilled: float | None = None
-    is_ratio: bool = False
-    groups_needed: int | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +34,7 @@ class Setting:
     hygiene: HygieneConfig = HygieneConfig()
 
 
-def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> Literal["holds", "fails", "not enough data"]:
+def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> ClaimVerdict:
     """Return the overall verdict of all criteria, given as (name, verdict).
 
     "fails" if a criterion failed; "holds" if none is undecided, the criteria on the scores are met and answers were
@@ -91,8 +65,8 @@ def within_limits(
     if value is None or low is None or high is None:
         reason = estimate.get("reason") or ("nothing was measured" if value is None else "there is no interval")
         note = "; ".join(filter(None, (note, reason)))
-        verdict: Verdict = "unmeasured" if value is None else "undecided"
-        return Criterion(name, verdict, value, at_least=at_least, at_most=at_most, note=note, **more)
+        verdict: CriterionVerdict = "unmeasured" if value is None else "undecided"
+        return Criterion(name=name, verdict=verdict, value=value, at_least=at_least, at_most=at_most, note=note, **more)
     is_met = (at_least is None or low >= at_least) and (at_most is None or high <= at_most)
     is_failed = (at_least is not None and high < at_least) or (at_most is not None and low > at_most)
     verdict = "met" if is_met else "failed" if is_failed else "undecided"
@@ -101,8 +75,18 @@ def within_limits(
     if verdict == "undecided" and is_within:
         each = [stats.groups_needed(estimate, limit, confidence) for limit in (at_least, at_most) if limit is not None]
         needed = None if None in each else max(n for n in each if n is not None)
-    limits = (at_least, at_most)
-    return Criterion(name, verdict, value, low, high, *limits, groups_needed=needed, note=note, **more)
+    return Criterion(
+        name=name,
+        verdict=verdict,
+        value=value,
+        low=low,
+        high=high,
+        at_least=at_least,
+        at_most=at_most,
+        groups_needed=needed,
+        note=note,
+        **more,
+    )
 
 
 def _upwards(difference: Row, score: Row) -> dict[str, Any]:
@@ -120,17 +104,19 @@ def better(name: str, difference: Row | None, score: Row, setting: Setting) -> C
     """
     label = BETTER[name]
     if difference is None:
-        return Criterion(label, "unmeasured", note="there is no second scorer" if name == "second" else "not measured")
+        return Criterion(
+            name=label, verdict="unmeasured", note="there is no second scorer" if name == "second" else "not measured"
+        )
     if setting.confidence < LEAST_CONFIDENCE:
-        return Criterion(label, "unmeasured", note=_loose(setting))
+        return Criterion(name=label, verdict="unmeasured", note=_loose(setting))
     criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
     if criterion.verdict != "met":
         return criterion
     if criterion.low == 0:  # `within_limits` accepts an interval that touches its limit
-        return replace(criterion, verdict="undecided")
+        return criterion.model_copy(update={"verdict": "undecided"})
     p = difference.get("p_holm")
     if p is not None and p > 1 - setting.confidence:
-        return replace(criterion, verdict="undecided", note=f"p {p:.3f} after Holm for both scores")
+        return criterion.model_copy(update={"verdict": "undecided", "note": f"p {p:.3f} after Holm for both scores"})
     return criterion
 
 
@@ -142,10 +128,10 @@ def first_look(setting: Setting) -> Criterion:
     """Return the criterion "first adapter scored on this test set"."""
     name = "first look at this test set"
     if setting.split != "test":
-        return Criterion(name, "unmeasured", note="these are not test prompts")
+        return Criterion(name=name, verdict="unmeasured", note="these are not test prompts")
     if setting.look is None:
-        return Criterion(name, "undecided", note="how often this test set was scored before is not known")
+        return Criterion(name=name, verdict="undecided", note="how often this test set was scored before is not known")
     if setting.look == 1:
-        return Criterion(name, "met", note="no other adapter was scored on it before")
+        return Criterion(name=name, verdict="met", note="no other adapter was scored on it before")
     before = "1 other adapter was" if setting.look == 2 else f"{setting.look - 1} other adapters were"
-    return Criterion(name, "undecided", note=f"{before} scored on it before: take other test prompts")
+    return Criterion(name=name, verdict="undecided", note=f"{before} scored on it before: take other test prompts")

@@ -17,10 +17,21 @@ import numpy as np
 
 from dsc_hub import stats
 from dsc_hub.acceptance import RULES
+from dsc_hub.config.recipe import ChainConfig
 from dsc_hub.records import Chain, word
 
 LEAST_STEPS, LEAST_CHAINS = 20, 2
 R_HAT_LIMIT = 1.01  # the usual limit for agreement of the chains
+
+
+def diagnostics(
+    chains: Iterable[Chain], group_of: Callable[[str], str], chain: ChainConfig
+) -> dict[str, dict[str, Any]]:
+    """Return the keys `mixing` and `last_step` of the section `sampling` of metrics.json."""
+    return {
+        "mixing": mixing(chains, chain.acceptance, chain.steps, chain.chains_per_prompt),
+        "last_step": last_step(chains, group_of, chain.steps),
+    }
 
 
 def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prompt: int) -> dict[str, Any]:

@@ -312,11 +312,11 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> RowIndex:
         return [facts["identity"]["model"], settings, served, recipe["chain"].get("critic")]
 
     files: list[JsonlFile] = []
-    settings_here = way(run.facts)
+    settings_here = way(run.raw_facts)
     for other in others:
         rows = other.rows("turns.jsonl")
         try:
-            if other.folder != run.folder and rows.path.exists() and way(other.facts) == settings_here:
+            if other.folder != run.folder and rows.path.exists() and way(other.raw_facts) == settings_here:
                 for _ in rows.as_type(Turn):
                     pass
                 files.append(rows)

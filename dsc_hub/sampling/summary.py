@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,20 @@ from dsc_hub.chain.chain import (
     NOT_COMPARABLE,
     UNSCORED,
 )
+from dsc_hub.config.recipe import ChainConfig
 from dsc_hub.records import Chain, word
+from dsc_hub.runs.metrics_schema import Sampling
+from dsc_hub.sampling.convergence import diagnostics
+
+
+def chain_numbers(
+    chains: Iterable[Chain], group_of: Callable[[str], str], total: int, chain: ChainConfig
+) -> dict[str, Any]:
+    """Return all numbers of metrics.json's section `sampling` that follow from the chains.
+
+    Its cost is missing. `group_of` maps a prompt id to its group; `total` is the number of planned chains.
+    """
+    return summary(chains, group_of, total, chain.steps) | diagnostics(chains, group_of, chain)
 
 
 def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int, steps: int) -> dict[str, Any]:
@@ -77,24 +90,32 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
     }
 
 
-def waterfall(numbers: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the outcome of the texts, from `summary`, as (label, count). Losses are negative; sums give the totals."""
+def waterfall(sampling: Sampling) -> list[tuple[str, int]]:
+    """Return the outcome of the texts, as (label, count). Losses are negative; sums give the totals."""
     losses: Counter[str] = Counter()
-    for step in numbers["steps"]:
-        losses.update(step["rejected"])
+    for step in sampling.steps:
+        losses.update(step.rejected)
     later = (UNSCORED, *BY_VETO, NOT_BETTER, NOT_COMPARABLE)  # reasons for which clean revisions are rejected
     dirty = sum(losses[r] for r in losses if r not in later)
-    proposals = sum(s["proposals"] for s in numbers["steps"])
+    proposals = sum(s.proposals for s in sampling.steps)
     return [
-        ("first answers", numbers["finished"]),
-        *((reason, -n) for reason, n in numbers["dirty_answers_by_reason"].items()),
-        ("clean first answers", numbers["finished"] - numbers["dirty_answers"]),
+        ("first answers", sampling.finished),
+        *((reason, -n) for reason, n in sampling.dirty_answers_by_reason.items()),
+        ("clean first answers", sampling.finished - sampling.dirty_answers),
         ("revisions proposed", proposals),
         *((reason, -n) for reason, n in losses.most_common() if reason not in later),
         ("clean revisions", proposals - dirty),
         *((reason, -losses[reason]) for reason in later if losses[reason]),
-        ("accepted revisions", sum(s["accepted"] for s in numbers["steps"])),
-        ("chains", numbers["finished"]),
-        ("without a clean final state", numbers["usable"] - numbers["finished"]),
-        ("chains with a clean final state", numbers["usable"]),
+        ("accepted revisions", sum(s.accepted for s in sampling.steps)),
+        ("chains", sampling.finished),
+        ("without a clean final state", sampling.usable - sampling.finished),
+        ("chains with a clean final state", sampling.usable),
+    ]
+
+
+def waterfall_lines(sampling: Sampling) -> list[str]:
+    """Format `waterfall` for the terminal: losses are indented and have a minus sign."""
+    return [
+        f"  {n:>8,}  {label}" if n >= 0 else f"  {n:>8,}    {label}".replace("-", "\N{MINUS SIGN}")
+        for label, n in waterfall(sampling)
     ]

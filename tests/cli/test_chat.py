@@ -20,7 +20,6 @@ from dsc_hub.cli import chat, terminal
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference import base_model, servers
 from dsc_hub.inference.client import Completion
-from dsc_hub.runs.results import recipe_of
 from dsc_hub.runs.run import Run
 from tests import fixture_run, scripted_server
 from tests.conftest import ROOT
@@ -166,7 +165,7 @@ def test_a_held_out_prompt_is_asked_with_the_seed_of_its_evaluation():
 def test_both_are_asked_at_once_or_one_after_the_other(tmp_path, screen, at_once):
     with served(pause=1.0) as url:
         run = run_of(tmp_path, url)
-        endpoints, recipe = [servers.Endpoint(url, "base", "key")], recipe_of(run)
+        endpoints, recipe = [servers.Endpoint(url, "base", "key")], run.facts.recipe
         chat._answer(recipe, endpoints, talk_of(2048), "warm up", True)
         started = time.monotonic()
         chat._answer(recipe, endpoints, talk_of(2048), "Hello?", at_once)
@@ -203,7 +202,7 @@ def test_ctrl_c_cancels_the_answer_and_not_the_program(tmp_path, screen, monkeyp
         started = time.monotonic()
         talk = talk_of(2048)
         threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        chat._answer(recipe_of(run), [servers.Endpoint(url, "base", "key")], talk, "Hello?", True)
+        chat._answer(run.facts.recipe, [servers.Endpoint(url, "base", "key")], talk, "Hello?", True)
         assert time.monotonic() - started < 2.5 and len(bodies) == 2
     assert "cancelled" in said(screen) and not any(talk.said.values()) and talk.asked == 0
 
@@ -256,7 +255,7 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
     run = run_of(tmp_path / "run")
     folder = tmp_path / "model"
     folder.mkdir()
-    run.add_facts(model=run.facts["model"] | {"folder": str(folder)})
+    run.add_facts(model=run.raw_facts["model"] | {"folder": str(folder)})
     rounded = tmp_path / "rounded"  # what QLoRA trained on and the arms were scored on
     monkeypatch.setattr(
         "dsc_hub.inference.weights.quantise_roundtrip", lambda plain, identity, settings: plain == folder and rounded

@@ -161,14 +161,13 @@ def test_the_schema_is_json_schema(dsc):
 
 def test_a_hub_that_can_not_be_reached_is_not_called_offline_nor_empty(dsc):
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-    told = error(dsc("evaluate", "--adapter", "hub:a/b", "--on", "quickstart", **nowhere))
+    told = error(dsc("evaluate", "quickstart", "--adapter", "hub:a/b", **nowhere))
     assert "adapter 'hub:a/b': http://127.0.0.1:9 can't be reached" in told and "HF_HUB_OFFLINE" not in told
-    told = error(dsc("evaluate", "--adapter", "hub:a/b", "--on", "quickstart", HF_HUB_OFFLINE="1", **nowhere))
+    told = error(dsc("evaluate", "quickstart", "--adapter", "hub:a/b", HF_HUB_OFFLINE="1", **nowhere))
     assert "offline, and not in the cache" in told
     told = error(dsc("plan", "hub:a/b", **nowhere))
     assert "'hub:a/b': http://127.0.0.1:9 can't be reached" in told and "recipe.yaml" not in told
     assert "hub:USER/REPO[@REVISION]" in error(dsc("plan", "hub:a/b/c", **nowhere))
-    assert "RECIPE is given twice: 'mine'" in dsc("evaluate", "mine", "--on", "quickstart", code=2).stderr
 
 
 def test_a_stage_that_can_not_begin_leaves_no_run_folder(dsc):

@@ -15,6 +15,7 @@ from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.registry import identify_scorer
 from dsc_hub.pipeline import grid, resolve
 from dsc_hub.system.addresses import checked_address, checked_key_name, host, is_open
+from tests import fixture_run
 from tests.conftest import FILMS, RECIPE
 
 THIEF = {"chain": {"critic": {"model": "m", "endpoint": "http://evil.example/v1", "api_key_env": "OPENAI_API_KEY"}}}
@@ -188,7 +189,7 @@ def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkey
 
     written(tmp_path / "lora", {})
     data = yaml.safe_load(RECIPE) | {"serving": {"endpoints": ["https://evil.example/v1"]}}
-    write_json(tmp_path / "lora" / "run.json", {"recipe": data, "model": {"folder": "/"}})
+    write_json(tmp_path / "lora" / "run.json", fixture_run.facts() | {"recipe": data})
     (tmp_path / "lora" / "adapter").mkdir()
     (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "lora" / "distill.done.json").write_text("{}")

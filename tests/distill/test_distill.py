@@ -31,13 +31,15 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dsc_hub.distill import launcher
+from dsc_hub.config.recipe import DistillConfig
+from dsc_hub.distill import adapter_files, launcher
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section, plan_of
 from dsc_hub.distill.preflight import check_training
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
+from tests import fixture_run
 
 EOS = 2
 PUBLISHED, COMMIT = "someone/tiny", "0123456789abcdef"
@@ -95,10 +97,11 @@ def make_run(folder: Path, base: Path, rows=None, validation=None, system=None, 
     if validation is not None:
         pq.write_table(pa.Table.from_pylist(validation), sft / "validation-00000-of-00001.parquet")
     distill_section = {"method": "qlora", "sft": QUICK, "lora": {}, "quantization": {}, "processes": 1} | section
-    run.add_facts(
-        recipe={"seed": 7, "chain": {"system": system}, "serving": {"context": context}, "distill": distill_section},
-        model={"folder": str(base), "published_as": PUBLISHED, "published_commit": COMMIT},
-    )
+    facts = fixture_run.facts()
+    facts["recipe"] |= {"seed": 7, "serving": {"context": context}, "distill": distill_section}
+    facts["recipe"]["chain"]["system"] = system
+    facts["model"] |= {"folder": str(base), "published_as": PUBLISHED, "published_commit": COMMIT}
+    run.add_facts(**facts)
     return run
 
 
@@ -146,7 +149,7 @@ def test_the_linear_layers_lie_in_double_quantized_nf4(trained):
     layers = [m for m in trainer.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(layers) == 2 * 7
     assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers)
-    assert summary["quantization"] == "nf4 with double quantization, 14 layers"
+    assert summary.quantization == "nf4 with double quantization, 14 layers"
 
 
 def test_prompts_are_masked_and_the_end_is_trained_in_every_real_batch(trained, base):
@@ -168,17 +171,17 @@ def test_the_summary_counts_what_was_done(trained, base):
     run, summary, _ = trained
     tokenizer = AutoTokenizer.from_pretrained(base)
     texts = [r["completion"][0]["content"] + "<|im_end|>\n" for r in (row(n) for n in range(6))]
-    assert summary["trained_tokens_per_epoch"] == sum(
+    assert summary.trained_tokens_per_epoch == sum(
         len(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts
     )
-    assert (summary["rows"], summary["validation_rows"], summary["steps"], summary["epochs"]) == (6, 3, 4, 2.0)
+    assert (summary.rows, summary.validation_rows, summary.steps, summary.epochs) == (6, 3, 4, 2.0)
     log = [json.loads(line) for line in (run["adapter"] / "training_log.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in log if "loss" in entry]
-    assert len(losses) == 4 and summary["first_loss"] == losses[0] and summary["final_loss"] == losses[-1] < losses[0]
-    assert summary["validation_loss"] == pytest.approx(next(e["eval_loss"] for e in log if "eval_loss" in e))
+    assert len(losses) == 4 and summary.first_loss == losses[0] and summary.final_loss == losses[-1] < losses[0]
+    assert summary.validation_loss == pytest.approx(next(e["eval_loss"] for e in log if "eval_loss" in e))
     # r 16 on q, k, v, o, gate, up, down of two layers: 16 * (inputs + outputs)
-    assert summary["trainable_parameters"] == 2 * 16 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
-    assert json.loads((run["adapter"] / "summary.json").read_text()) == summary
+    assert summary.trainable_parameters == 2 * 16 * ((64 + 64) * 2 + (64 + 32) * 2 + (64 + 128) * 3)
+    assert json.loads((run["adapter"] / "summary.json").read_text()) == summary.model_dump()
 
 
 def test_the_adapter_folder_holds_what_others_need_and_nothing_of_this_machine(trained, base):
@@ -217,7 +220,7 @@ def test_the_adapter_loads_onto_the_base_and_changes_what_it_says(trained, base)
 
 def test_the_same_seed_gives_the_same_bytes_and_without_validation_rows_there_is_no_validation_loss(tmp_path, base):
     runs = [make_run(tmp_path / name, base, validation=validation) for name, validation in (("a", None), ("b", []))]
-    assert [distill_train.train(run)["validation_loss"] for run in runs] == [None, None]
+    assert [distill_train.train(run).validation_loss for run in runs] == [None, None]
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (runs[0]["adapter"] / name).read_bytes() == (runs[1]["adapter"] / name).read_bytes()
 
@@ -227,9 +230,9 @@ def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
     summary = distill_train.train(
         make_run(tmp_path / "run", base, method="lora", lora={"r": 4, "target_modules": ["q_proj"]})
     )
-    assert (summary["method"], summary["quantization"]) == ("lora", "none")
+    assert (summary.method, summary.quantization) == ("lora", "none")
     assert not [m for m in Spy.last.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
-    assert summary["trainable_parameters"] == 2 * 4 * (64 + 64)
+    assert summary.trainable_parameters == 2 * 4 * (64 + 64)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -237,7 +240,7 @@ def test_the_adapter_is_trained_in_what_the_processor_computes_in(tmp_path, base
     monkeypatch.setattr(distill_train, "SFTTrainer", Spy)
     monkeypatch.setattr(distill_train.machine, "cpu_dtype", lambda: dtype)
     summary = distill_train.train(make_run(tmp_path / "run", base))
-    assert summary["compute_dtype"] == dtype
+    assert summary.compute_dtype == dtype
     dtypes = {str(p.dtype) for p in Spy.last.model.parameters() if p.requires_grad}
     assert dtypes == {f"torch.{dtype}"}
     changed = [n for n, p in Spy.last.model.named_parameters() if not torch.equal(p, Spy.last.before[n])]
@@ -251,14 +254,14 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
     run = make_run(
         tmp_path / "run",
         base,
-        sft={"learing_rate": 1e-4, "num_train_epochs": "many", "trust_remote_code": True, "output_dir": "/x"},
+        sft={"learing_rate": 1e-4, "num_train_epochs": "many", "trust_remote_code": True},
         lora={"rank": 8, "lora_alfa": 16},
         quantization={"bnb_4bit_quant_typ": "nf4"},
     )
     with pytest.raises(ConfigError) as error:
         check_training(run)
     problems = "\n".join(error.value.problems)
-    assert len(error.value.problems) == 7
+    assert len(error.value.problems) == 6
     assert "distill.sft.learing_rate: unknown key; did you mean 'learning_rate'?" in problems
     assert (
         "distill.sft.num_train_epochs: should be a valid number, unable to parse string as a number, got 'many'"
@@ -279,7 +282,7 @@ def test_all_wrong_keys_are_named_at_once_with_what_was_meant(tmp_path, base):
 )
 def test_values_that_would_fail_in_training_or_mean_another_thing_are_told_by_the_plan(section, told):
     with pytest.raises(ConfigError) as error:
-        check_section({"method": "qlora", "sft": {}, "lora": {}, "quantization": {}} | section)
+        check_section(DistillConfig(**section))
     (problem,) = error.value.problems
     assert re.search(told, problem)
 
@@ -295,8 +298,7 @@ def test_a_section_that_was_found_right_is_not_looked_at_again(tmp_path: Path, m
         return subprocess.CompletedProcess(command, 0, told, "")
 
     monkeypatch.setattr(launcher.subprocess, "run", child)
-    good: dict[str, Any] = {"method": "qlora", "sft": {}, "lora": {}, "quantization": {}}
-    wrong = good | {"sft": {"max_steps": True}}
+    good, wrong = DistillConfig(), DistillConfig(sft={"max_steps": True})
     assert launcher.check_in_child(good) == launcher.check_in_child(good) == [] and len(ran) == 1
     assert launcher.check_in_child(wrong) == launcher.check_in_child(wrong) != [] and len(ran) == 3
     monkeypatch.setattr(launcher.machine, "versions", lambda: {"trl": "9"})
@@ -304,7 +306,7 @@ def test_a_section_that_was_found_right_is_not_looked_at_again(tmp_path: Path, m
 
 
 def test_a_number_that_yaml_reads_as_text_is_a_number():
-    plan = plan_of({"method": "qlora", "sft": {"learning_rate": "2e-4"}, "lora": {}, "quantization": {}})
+    plan = plan_of(DistillConfig(sft={"learning_rate": "2e-4"}))
     assert plan.sft["learning_rate"] == 0.0002
 
 
@@ -390,19 +392,19 @@ def test_rows_that_do_not_fit_are_counted_and_refused(tmp_path, base):
         check_training(make_run(tmp_path / "length", base, rows=rows, sft={"max_length": 100}))
     # longer than trl's silent 1024, and not cut
     checked = check_training(make_run(tmp_path / "long", base, rows=[row(0), row(2, "long " * 500)]))
-    assert checked["max_length"] == checked["longest"] > 1500
+    assert checked.max_length == checked.longest > 1500
 
 
 def test_preflight_shows_which_tokens_are_trained(tmp_path, base):
     checked = check_training(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
-    trained = [t["text"] for t in checked["table"] if t["trained"]]
-    masked = "".join(t["text"] for t in checked["table"] if not t["trained"])
+    trained = [t.text for t in checked.first_row if t.trained]
+    masked = "".join(t.text for t in checked.first_row if not t.trained)
     assert (
         masked == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n"
         "Review film number 0.<|im_end|>\n<|im_start|>assistant\n"
     )
     assert "".join(trained) == "A warm and lovely film.<|im_end|>\n"
-    assert checked["trained_tokens_per_epoch"] == len(trained) and checked["stop_tokens"] == ["<|im_end|>"]
+    assert checked.trained_tokens_per_epoch == len(trained) and checked.stop_tokens == ["<|im_end|>"]
 
 
 def test_a_system_text_other_than_the_recipes_is_refused(tmp_path, base):
@@ -478,7 +480,7 @@ def test_a_training_that_dies_leaves_no_adapter(tmp_path, base, monkeypatch):
 
 def test_a_half_written_adapter_never_passes_for_one(tmp_path, base, monkeypatch):
     run = make_run(tmp_path / "run", base)
-    real = distill_train.write_json
+    real = adapter_files.write_json
 
     def full_disk(path, value):
         if path.name == "summary.json":
@@ -486,7 +488,7 @@ def test_a_half_written_adapter_never_passes_for_one(tmp_path, base, monkeypatch
             raise OSError(28, "No space left on device", str(path))
         real(path, value)
 
-    monkeypatch.setattr(distill_train, "write_json", full_disk)
+    monkeypatch.setattr(adapter_files, "write_json", full_disk)
     with pytest.raises(RunError, match="no space left"):
         distill_train.train(run)
     assert not run["adapter"].exists() and not run["adapter.part"].exists()
@@ -511,7 +513,7 @@ def test_launch_trains_from_a_parent_without_torch_and_ignores_a_stale_launcher(
         "import json, sys; from pathlib import Path\n"
         "from dsc_hub.distill.launcher import launch; from dsc_hub.runs.run import Run\n"
         "summary = launch(Run(Path(sys.argv[1])))\n"
-        "print(json.dumps({'summary': summary, 'torch': 'torch' in sys.modules}))"
+        "print(json.dumps({'summary': summary.model_dump(), 'torch': 'torch' in sys.modules}))"
     )
     stale = {
         "RANK": "3",
@@ -607,6 +609,6 @@ def test_a_setting_that_is_read_without_end_is_an_error_and_not_a_hang(
 ):
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
     monkeypatch.setattr(launcher, name, value)
-    section = {"method": "qlora", "sft": {"accelerator_config": "/dev/zero"}, "lora": {}, "quantization": {}}
+    section = DistillConfig(sft={"accelerator_config": "/dev/zero"})
     with pytest.raises(ConfigError, match="did not come to an end within"):
         launcher.check_in_child(section)

@@ -464,7 +464,7 @@ def test_somebody_else_scores_the_adapter_from_the_hub_and_finds_the_same(
 ):
     token = (place.work.parent / "dsc" / "hub" / "token").read_text().strip()
     env = place.env | {"HF_ENDPOINT": served_hub, "HF_TOKEN": token, "HF_HOME": str(tmp_path / "hf")}
-    adapter = ["evaluate", "--adapter", "hub:local/quickstart-dsc-lora", "--on", "quickstart", *TINY, FASTER]
+    adapter = ["evaluate", "quickstart", *TINY, FASTER, "--adapter", "hub:local/quickstart-dsc-lora"]
     adapter += ["evaluation.arms=[base, distilled]", "evaluation.samples=1", "--json"]
     child = subprocess.run(
         [sys.executable, "-m", "dsc_hub", *adapter], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1500

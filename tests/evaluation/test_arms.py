@@ -19,10 +19,12 @@ from dsc_hub.evaluation import answers, arms, summary
 from dsc_hub.inference.client import RequestFailed
 from dsc_hub.pipeline import preflight
 from dsc_hub.records import Prompt, Score
+from dsc_hub.runs.metrics_schema import SCHEMA, Metrics
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import with_current_looks
 from dsc_hub.system.files import write_json
 from dsc_hub.system.hashing import file_hash
+from tests import fixture_run
 from tests.conftest import ScriptedModel, length_score
 
 PROMPTS = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(4)]
@@ -80,7 +82,7 @@ def test_the_plan_counts_the_requests_that_are_made(tmp_path: Path, recipe_file:
     r = recipe_with(recipe_file, "evaluation.samples=2", f"evaluation.arms=[{', '.join(names)}]")
     model = Model()
     run_arms(tmp_path, r, model)
-    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path)["requests"]["evaluation"] == len(model.asked)
+    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
 
 
 def test_the_tokens_of_an_arm_are_all_that_it_took(tmp_path: Path, recipe_file: Path):
@@ -142,14 +144,14 @@ def test_openings_are_stripped_off_all_arms_alike(tmp_path: Path, recipe_file: P
     run, _ = run_arms(tmp_path / "strip", recipe_with(recipe_file, "hygiene.meta_talk=strip"), Talking())
     r = recipe_with(recipe_file, "hygiene.meta_talk=strip")
     rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
-    assert {row["arm"] for row in rows} == set(ALL) and not any(opening in row["text"] for row in rows)
-    assert all(row["raw"].startswith(opening) for row in rows)
+    assert {row.arm for row in rows} == set(ALL) and not any(opening in row.text for row in rows)
+    assert all(row.raw.startswith(opening) for row in rows)
     numbers = summary.summarise_evaluation(r, PROMPTS, rows, {"reward": {}})
     assert {arm: a["stripped"] for arm, a in numbers["arms"].items()} == dict.fromkeys(ALL, len(PROMPTS))
     # without stripping all are looked at as they are
     whole, _ = run_arms(tmp_path / "whole", recipe_with(recipe_file), Talking())
     rows = answers.collect_answers(whole, recipe_with(recipe_file), PROMPTS, {"reward": score_all})
-    assert all(opening in row["text"] and not row["raw"] and row["defect"] for row in rows)
+    assert all(opening in row.text and not row.raw and row.defect for row in rows)
 
 
 def test_missing_scores_bound_a_difference_where_the_arms_differ_in_them(recipe_file: Path):
@@ -164,13 +166,17 @@ def test_missing_scores_bound_a_difference_where_the_arms_differ_in_them(recipe_
     base = [row("base", i, value) for i, value in enumerate((1.0, 0.0, 0.0, 1.0))]
     lost = [row("distilled", i, value) for i, value in enumerate((1.0, None, None, 1.0))]
     bounded = {"reward": {"low": 0.0, "high": 1.0}}
-    d = summary.summarise_evaluation(r, PROMPTS, [*base, *lost], bounded)["differences"]["distilled - base"]["reward"]
+    d = summary.summarise_evaluation(r, PROMPTS, fixture_run.typed([*base, *lost]), bounded)["differences"][
+        "distilled - base"
+    ]["reward"]
     assert (d["mean"], d["n"], d["if_missing_worst"], d["if_missing_best"]) == (0.0, 2, 0.0, 0.5)
     for scores, rows in (
         ({"reward": {}}, [*base, *lost]),
         (bounded, [*base, *[x | {"arm": "distilled"} for x in base]]),
     ):
-        d = summary.summarise_evaluation(r, PROMPTS, rows, scores)["differences"]["distilled - base"]["reward"]
+        d = summary.summarise_evaluation(r, PROMPTS, fixture_run.typed(rows), scores)["differences"][
+            "distilled - base"
+        ]["reward"]
         assert "if_missing_worst" not in d
 
 
@@ -218,7 +224,9 @@ def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
         for arm, tokens, reward in (("base", 40, 0.1), ("distilled", 50, 0.4))
         for p in PROMPTS
     ]
-    numbers = summary.summarise_evaluation(r, PROMPTS, rows, {"reward": {}}, {"base": 90.0, "distilled": None}, None, 4)
+    numbers = summary.summarise_evaluation(
+        r, PROMPTS, fixture_run.typed(rows), {"reward": {}}, {"base": 90.0, "distilled": None}, None, 4
+    )
     base, distilled = numbers["arms"]["base"], numbers["arms"]["distilled"]
     assert distilled["gain_per_1000_tokens"] == pytest.approx(1000 * 0.3 / 50) and base["gain_per_1000_tokens"] is None
     assert base["processor_hours"] == pytest.approx(4 * 90 / 3600) and distilled["processor_hours"] is None
@@ -286,12 +294,11 @@ def evaluated_run(folder: Path, r: Recipe, model: Model, base: str, others: list
     """A run folder whose arms are asked as the stage does it, and from which run the base's came."""
     run = Run(folder)
     folder.mkdir(parents=True)
-    run.add_facts(recipe=r.model_dump(mode="json"))
     donor = arms.adopt_base(run, base, others)
     models = (ADAPTER,) if arms.finished_base(run, base) is not None else (None, ADAPTER)
     asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=models))
     rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
-    arms.finish_base(run, base, rows, len(PROMPTS) * r.evaluation.samples, {"base": {"text": 2.0}})
+    arms.finish_base(run, r, base, rows, len(PROMPTS), {"base": {"text": 2.0}})
     return run, donor
 
 
@@ -364,8 +371,10 @@ def test_the_ledger_keeps_the_order_in_which_adapters_were_scored(tmp_path: Path
     for path in adapters:
         answers.count_adapters(runs, PROMPTS, path)
     # whoever shows the first run's numbers shows today's count
-    shown = with_current_looks(Run(runs / "r" / "f"), {"test_set": looks[0]})
-    assert shown["test_set"] == looks[0] | {"adapters_scored": 3}
+    recorded = Metrics.model_validate({"schema": SCHEMA, "test_set": looks[0]})
+    shown = with_current_looks(Run(runs / "r" / "f"), recorded)
+    assert shown.test_set.model_dump() == looks[0] | {"adapters_scored": 3}
     elsewhere = Run(tmp_path / "pulled" / "r" / "f")
-    assert with_current_looks(elsewhere, {"test_set": looks[0]})["test_set"] == looks[0]
-    assert with_current_looks(elsewhere, {}) == {}
+    assert with_current_looks(elsewhere, recorded) == recorded
+    without = Metrics.model_validate({"schema": SCHEMA})
+    assert with_current_looks(elsewhere, without) == without

@@ -23,6 +23,7 @@ from dsc_hub.records import prompt_id
 from dsc_hub.report import cards, tables
 from dsc_hub.report.page import build_page
 from dsc_hub.report.verdicts import blind_lines
+from dsc_hub.runs.results import metrics_of
 from dsc_hub.runs.reuse import reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
@@ -88,7 +89,7 @@ def typed(monkeypatch, *lines: str) -> list[str]:
 
 
 def test_groups_take_turns_and_a_larger_sample_begins_with_the_smaller():
-    pairs = blind.answer_pairs(answers())
+    pairs = blind.answer_pairs(fixture_run.typed(answers()))
     five, twelve, all_of_them = (blind.pick(pairs, 7, n) for n in (5, 12, 1000))
     assert {p.group for p in five} == set(FILMS)
     assert (
@@ -101,8 +102,8 @@ def test_groups_take_turns_and_a_larger_sample_begins_with_the_smaller():
 def test_a_prompt_that_one_arm_did_not_answer_is_not_shown():
     rows = answers()
     gone = rows.pop()
-    assert len(blind.answer_pairs(rows)) == 19 and gone["prompt_id"] not in {
-        p.prompt_id for p in blind.answer_pairs(rows)
+    assert len(blind.answer_pairs(fixture_run.typed(rows))) == 19 and gone["prompt_id"] not in {
+        p.prompt_id for p in blind.answer_pairs(fixture_run.typed(rows))
     }
 
 
@@ -231,7 +232,7 @@ def test_control_characters_do_not_reach_the_terminal_and_markup_is_not_read(tmp
 def judged(group_values: dict[str, list[float]], judge: str = "ann"):
     """Pairs and a judge's verdicts with these values (1, 0.5, 0) by group."""
     rows = [r for g, v in group_values.items() for r in answers(len(v), (g,))]
-    pairs = blind.answer_pairs(rows)
+    pairs = blind.answer_pairs(fixture_run.typed(rows))
     won = {1.0: "distilled", 0.5: "tie", 0.0: "base"}
     ids = {g: [prompt_id(f"Prompt {i} about {g}.") for i in range(len(v))] for g, v in group_values.items()}
     by_id = {i: won[v] for g in group_values for i, v in zip(ids[g], group_values[g], strict=True)}
@@ -243,15 +244,13 @@ def test_the_tally_is_the_one_worked_out_by_hand():
     pairs, given = judged(few | {"Low Tide": [1], "Harbour": [0], "Rain": [1]})
     t = blind.tally(pairs, given, 0.95)
     # Group means 0.75, 0.25, 1, 1, 0, 1: mean 2/3, standard deviation 0.437798, t = 2.570582 at 5 degrees of freedom.
-    assert t["win_rate"]["mean"] == pytest.approx(2 / 3)
-    assert 0 <= t["win_rate"]["low"] <= 2 / 3 - 2.570582 * 0.437798 / 6**0.5
-    assert t["win_rate"]["high"] == 1.0  # the interval reaches beyond: a rate doesn't
-    assert (t["distilled"], t["base"], t["tie"], t["prompts"], t["groups"], t["judges"]) == (5, 2, 2, 9, 6, 1)
-    assert t["share_decided"] == 5 / 7
-    assert t["p"] == pytest.approx(
-        2 * (1 + 7 + 21) / 128
-    )  # 5 or more of 7 by a fair coin, and as far to the other side
-    line = " ".join(blind_lines({"blind": t}))
+    assert t.win_rate.mean == pytest.approx(2 / 3)
+    assert 0 <= t.win_rate.low <= 2 / 3 - 2.570582 * 0.437798 / 6**0.5
+    assert t.win_rate.high == 1.0  # the interval reaches beyond: a rate doesn't
+    assert (t.distilled, t.base, t.tie, t.prompts, t.groups, t.judges) == (5, 2, 2, 9, 6, 1)
+    assert t.share_decided == 5 / 7
+    assert t.p == pytest.approx(2 * (1 + 7 + 21) / 128)  # 5 or more of 7 by a fair coin, and as far to the other side
+    line = " ".join(blind_lines(t))
     assert "67 % (95 % interval over groups" in line and "to 100 %)" in line and "Of the 7 decided: 71 %" in line
     assert "by 1 person: of 9 prompts in 6 groups" in line and "not necessarily independent" in line
 
@@ -261,27 +260,24 @@ def test_several_judges_of_one_prompt_count_once_with_their_mean():
     _, bob = judged({"Ash": [1], "Kestrel": [1]}, "bob")
     _, eve = judged({"Ash": [0], "Kestrel": [0.5]}, "eve")
     t = blind.tally(pairs, [*ann, *bob, *eve])
-    assert (t["prompts"], t["verdicts"], t["judges"]) == (2, 6, 3)
-    assert (t["distilled"], t["base"], t["tie"]) == (1, 0, 1)  # means 2/3 and 1/2
-    assert t["win_rate"]["mean"] == pytest.approx((2 / 3 + 1 / 2) / 2)
-    assert "by 3 people" in blind_lines({"blind": t})[0]
+    assert (t.prompts, t.verdicts, t.judges) == (2, 6, 3)
+    assert (t.distilled, t.base, t.tie) == (1, 0, 1)  # means 2/3 and 1/2
+    assert t.win_rate.mean == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert "by 3 people" in blind_lines(t)[0]
     again = blind.tally(pairs, [*ann, *bob, *eve, *ann])
     assert again == t  # a judge's last verdict counts, not both
 
 
 def test_there_is_no_interval_where_none_can_be_had():
     one_group = blind.tally(*judged({"Ash": [1, 0, 1]}))
-    assert (
-        one_group["win_rate"]["low"] is None
-        and "no interval: 1 group; an interval needs 6" in blind_lines({"blind": one_group})[1]
-    )
+    assert one_group.win_rate.low is None and "no interval: 1 group; an interval needs 6" in blind_lines(one_group)[1]
     alike = blind.tally(*judged({film: [1] for film in "abcdef"}))
-    assert alike["win_rate"]["low"] is None and alike["p"] == 2 / 2**6
-    assert "100 % (no interval: all groups are alike)" in blind_lines({"blind": alike})[1]
+    assert alike.win_rate.low is None and alike.p == 2 / 2**6
+    assert "100 % (no interval: all groups are alike)" in blind_lines(alike)[1]
     ties = blind.tally(*judged({"Ash": [0.5], "Kestrel": [0.5]}))
-    assert ties["p"] is None and ties["share_decided"] is None and stats.sign_test(0, 0) is None
-    assert "Of the 0 decided: –, exact sign test p –" in blind_lines({"blind": ties})[1]
-    assert blind.tally(blind.answer_pairs(answers()), []) is None
+    assert ties.p is None and ties.share_decided is None and stats.sign_test(0, 0) is None
+    assert "Of the 0 decided: –, exact sign test p –" in blind_lines(ties)[1]
+    assert blind.tally(blind.answer_pairs(fixture_run.typed(answers())), []) is None
 
 
 # -- answers that have changed since
@@ -297,9 +293,9 @@ def test_verdicts_on_answers_that_have_changed_do_not_count_and_are_asked_again(
         if row["prompt_id"] == changed and row["arm"] == "distilled":
             row["text"] = "Another adapter's."
     fixture_run._jsonl(run["evaluation/answers.jsonl"], rows)
-    assert blind.record_tally(run) == run.metrics["blind"]
+    assert blind.record_tally(run).model_dump() == run.metrics["blind"]
     assert (run.metrics["blind"]["prompts"], run.metrics["blind"]["outdated"]) == (2, 1)
-    assert "Not counted: 1 verdict on answers that have changed since." in blind_lines(run.metrics)
+    assert "Not counted: 1 verdict on answers that have changed since." in blind_lines(metrics_of(run).blind)
     asked = typed(monkeypatch, *"bbb")
     judge_pairs(run, 3, "ann")
     assert len(asked) == 1 and "Another adapter's." in screen.getvalue() and run.metrics["blind"]["prompts"] == 3
@@ -327,12 +323,12 @@ def test_the_tally_reaches_report_card_and_terminal(tmp_path, screen, monkeypatc
     assert "no longer counted as done: report, cards, publish." in told and "`dsc publish RECIPE`" in told
     assert [run.marker(s) is None for s in ("evaluation", "report", "cards", "publish")] == [False, True, True, True]
     cards.build_cards(run), build_page(run)
-    for line in blind_lines(run.metrics):
+    for line in blind_lines(metrics_of(run).blind):
         assert line in card.read_text() and line in page.read_text().replace("&#39;", "'")
     assert "Judged blind" not in run["cards/dataset/README.md"].read_text()
     assert "Ann" not in run["metrics.json"].read_text() + card.read_text() + page.read_text()
     text = io.StringIO()
-    Console(file=text, width=120).print(tables.closing_table(run.metrics))
+    Console(file=text, width=120).print(tables.closing_table(metrics_of(run).evaluation, metrics_of(run).blind))
     assert "Blind comparison by 1 person: of 10 prompts" in " ".join(text.getvalue().split())
 
 

@@ -45,10 +45,10 @@ def judged(scorers: dict[str, Any], write: Any, **hygiene: Any) -> dict[str, Any
     assert len(BASE) == 60
     for a in answers:
         a["defect"] = ""
-    score_answers(answers, {p.id: p for p in PROMPTS}, scorers)
+    scored = score_answers(fixture_run.typed(answers), {p.id: p for p in PROMPTS}, scorers)
     changed = {"evaluation": {"arms": ["base", "distilled"]}, "hygiene": hygiene}
     recipe = Recipe.model_validate(fixture_run.RECIPE | changed)
-    return summary.summarise_evaluation(recipe, PROMPTS, answers, SCORES, look=1)["claim"]
+    return summary.summarise_evaluation(recipe, PROMPTS, scored, SCORES, look=1)["claim"]
 
 
 def of_verdict(found: dict[str, Any], verdict: str) -> set[str]:
@@ -170,7 +170,9 @@ def assess(
     distilled: list[dict[str, Any]], differences: Any = GOOD, scores: Any = None, **setting: Any
 ) -> dict[str, Any]:
     given = Setting(**{"split": "test", "look": 1} | setting)
-    return claim.assess([*BASE_ROWS, *distilled], MANY, given, differences, scores or {})
+    return claim.assess(
+        fixture_run.typed([*BASE_ROWS, *distilled]), MANY, given, differences, scores or {}
+    ).model_dump()
 
 
 def alike(finish: str = "stop") -> list[dict[str, Any]]:
@@ -218,7 +220,7 @@ def test_the_limits_are_the_ones_that_are_stated():
 def test_a_score_that_was_not_measured_is_no_pass():
     found = assess(alike(), {"reward": better(0.1, 0.3)})
     assert found["verdict"] == "not enough data" and of_verdict(found, "unmeasured") == {"better on the second scorer"}
-    assert claim.assess([], MANY, Setting("test", look=1), GOOD, {})["verdict"] != "holds"
+    assert claim.assess([], MANY, Setting("test", look=1), GOOD, {}).verdict != "holds"
 
 
 def test_neither_the_wrong_split_nor_a_loose_interval_nor_a_worse_third_scorer_carries_the_claim():
@@ -234,7 +236,9 @@ def test_neither_the_wrong_split_nor_a_loose_interval_nor_a_worse_third_scorer_c
 def test_without_a_range_the_margin_is_a_quarter_of_the_spread_of_the_base_s_groups():
     base = [a | {"third": float(i % 2)} for i, a in enumerate(BASE_ROWS)]  # spread 0.5025
     setting = Setting("test", look=1)
-    found = claim.assess([*base, *alike()], MANY, setting, GOOD | {"third": better(-0.12, 0.1)}, {"third": {}})
+    found = claim.assess(
+        fixture_run.typed([*base, *alike()]), MANY, setting, GOOD | {"third": better(-0.12, 0.1)}, {"third": {}}
+    ).model_dump()
     c = next(c for c in found["criteria"] if c["name"] == "not worse on the third scorer")
     assert c["verdict"] == "met" and c["at_least"] == pytest.approx(-0.25 * 0.50252, abs=1e-4)
 
@@ -264,7 +268,7 @@ def test_answers_that_any_scorer_has_no_value_for_are_missed():
     scores = {"reward": {}, "second": {}}
     base = [a | {"second": 0.1} for a in BASE_ROWS]
     lost = [a | {"second": None if i % 4 else 0.9} for i, a in enumerate(alike())]
-    found = claim.assess([*base, *lost], MANY, Setting("test", look=1), GOOD, scores)
+    found = claim.assess(fixture_run.typed([*base, *lost]), MANY, Setting("test", look=1), GOOD, scores).model_dump()
     assert failed(found) == {"as many answers"}
 
 
@@ -279,7 +283,9 @@ def test_a_score_at_its_limit_in_both_arms_is_not_worse():
     for scores in ({"third": {"low": None, "high": 0.0}}, {"third": {"low": 0.0, "high": 1.0}}):
         base = [a | {"third": 0.0} for a in BASE_ROWS]
         rows = [*base, *(a | {"third": 0.0} for a in alike())]
-        found = claim.assess(rows, MANY, Setting("test", look=1), GOOD | {"third": same}, scores)
+        found = claim.assess(
+            fixture_run.typed(rows), MANY, Setting("test", look=1), GOOD | {"third": same}, scores
+        ).model_dump()
         assert verdict(found, "not worse on the third scorer") == "met"
 
 
@@ -299,10 +305,10 @@ def test_every_sample_counts_and_variety_is_that_of_one_answer_a_prompt():
     # the second answer to a prompt is the first again: no less varied, for it is one of another set
     twice = [*BASE_ROWS, *alike(), *({**a, "sample": 1} for a in (*BASE_ROWS, *alike()))]
     setting = Setting("test", samples=2, look=1)
-    found = claim.assess(twice, MANY, setting, GOOD, {})
+    found = claim.assess(fixture_run.typed(twice), MANY, setting, GOOD, {}).model_dump()
     assert found["answers"] == 200 and found["verdict"] == "holds"
     gone = [a for a in twice if (a["arm"], a["sample"]) != ("distilled", 1)]
-    assert failed(claim.assess(gone, MANY, setting, GOOD, {})) == {"as many answers"}
+    assert failed(claim.assess(fixture_run.typed(gone), MANY, setting, GOOD, {}).model_dump()) == {"as many answers"}
 
 
 def test_a_reward_whose_lower_is_better_is_read_so():

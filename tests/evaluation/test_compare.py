@@ -29,21 +29,21 @@ def run_with(folder: Path, shift: float = 0.0, **changes: Any) -> Run:
 def test_the_same_arm_is_compared_pair_by_pair(tmp_path: Path):
     one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two", shift=0.25)
     found = compare_runs([one, two])
-    assert [d["arm"] for d in found["differences"]] == ["base", "self_critique", "distilled"]
-    distilled = found["differences"][2]
-    assert (distilled["prompts"], distilled["unshared"]) == (10, 0)
-    vader = distilled["by_score"]["sentiment (vader)"]
-    assert vader["mean"] == pytest.approx(0.25) and (vader["n"], vader["groups"], vader["wins"]) == (10, 10, 10)
-    assert distilled["by_score"]["sentiment (textblob)"]["mean"] == 0
-    assert found["differences"][0]["by_score"]["sentiment (vader)"]["n"] == 9  # one answer of base is unscored
-    family = [e for d in found["differences"] for e in d["by_score"].values()]
-    assert len(family) == 6 and all(e["p_holm"] >= e["p"] for e in family)
+    assert [d.arm for d in found.differences] == ["base", "self_critique", "distilled"]
+    distilled = found.differences[2]
+    assert (distilled.prompts, distilled.unshared) == (10, 0)
+    vader = distilled.by_score["sentiment (vader)"]
+    assert vader.mean == pytest.approx(0.25) and (vader.n, vader.groups, vader.wins) == (10, 10, 10)
+    assert distilled.by_score["sentiment (textblob)"].mean == 0
+    assert found.differences[0].by_score["sentiment (vader)"].n == 9  # one answer of base is unscored
+    family = [e for d in found.differences for e in d.by_score.values()]
+    assert len(family) == 6 and all(e.p_holm >= e.p for e in family)
 
 
 def test_other_prompts_are_not_subtracted(tmp_path: Path):
     one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two", shift=0.25, prompt_id="elsewhere")
-    d = compare_runs([one, two])["differences"][0]
-    assert d["prompts"] == 0 and d["unshared"] == 11 and d["by_score"]["sentiment (vader)"]["mean"] is None
+    d = compare_runs([one, two]).differences[0]
+    assert d.prompts == 0 and d.unshared == 11 and d.by_score["sentiment (vader)"].mean is None
 
 
 def test_scores_are_matched_by_their_scorer_not_by_their_part(tmp_path: Path):
@@ -51,19 +51,19 @@ def test_scores_are_matched_by_their_scorer_not_by_their_part(tmp_path: Path):
     numbers = two.metrics["evaluation"]
     scores = numbers["scores"]
     two.add_metrics("evaluation", numbers | {"scores": {"reward": scores["second"], "second": scores["reward"]}})
-    facts = two.facts
+    facts = two.raw_facts
     identity = facts["identity"]
     swapped = {"reward": identity["second_scorer"], "second_scorer": identity["reward"]}
     two.add_facts(identity=identity | swapped)
-    d = compare_runs([one, two])["differences"][2]
+    d = compare_runs([one, two]).differences[2]
     # two's reward column is now called textblob: 0.48 - 0.05 i against textblob's 0.29 of one
-    assert d["by_score"]["sentiment (textblob)"]["mean"] == pytest.approx(0.48 - 0.225 - 0.29)
+    assert d.by_score["sentiment (textblob)"].mean == pytest.approx(0.48 - 0.225 - 0.29)
 
 
 def test_two_scorers_of_one_name_are_not_taken_for_one(tmp_path: Path):
     one, two = run_with(tmp_path / "one"), run_with(tmp_path / "two")
-    two.add_facts(identity=two.facts["identity"] | {"reward": "sentiment/b/roberta@c0ffee"})
-    assert set(compare_runs([one, two])["differences"][0]["by_score"]) == {"sentiment (textblob)"}
+    two.add_facts(identity=two.raw_facts["identity"] | {"reward": "sentiment/b/roberta@c0ffee"})
+    assert set(compare_runs([one, two]).differences[0].by_score) == {"sentiment (textblob)"}
 
 
 @pytest.mark.parametrize(
@@ -72,22 +72,22 @@ def test_two_scorers_of_one_name_are_not_taken_for_one(tmp_path: Path):
 def test_sums_and_weights_make_another_score(tmp_path: Path, reward: dict):
     one, two, three = (run_with(tmp_path / n) for n in ("one", "two", "three"))
     for run in (two, three):
-        recipe = run.facts["recipe"]
+        recipe = run.raw_facts["recipe"]
         run.add_facts(recipe=recipe | {"reward": recipe["reward"] | reward})
-    assert set(compare_runs([one, two])["differences"][0]["by_score"]) == {"sentiment (textblob)"}
-    assert len(compare_runs([two, three])["differences"][0]["by_score"]) == 2
+    assert set(compare_runs([one, two]).differences[0].by_score) == {"sentiment (textblob)"}
+    assert len(compare_runs([two, three]).differences[0].by_score) == 2
 
 
 def test_arms_on_other_weights_or_at_another_temperature_are_told(tmp_path: Path):
     one, two, three = (run_with(tmp_path / n / "r" / "f") for n in ("one", "two", "three"))
-    assert compare_runs([one, two])["notes"] == []
+    assert compare_runs([one, two]).notes == []
     two.add_metrics("evaluation", two.metrics["evaluation"] | {"served_on": "other weights"})
-    three.facts["recipe"]["evaluation"]["temperature"] = 0.1
-    recipe = three.facts["recipe"]
+    three.raw_facts["recipe"]["evaluation"]["temperature"] = 0.1
+    recipe = three.raw_facts["recipe"]
     three.add_facts(recipe=recipe | {"evaluation": recipe["evaluation"] | {"temperature": 0.1}})
     found = compare_runs([one, two, three])  # all called r/f: their paths tell them apart
-    assert len({r["name"] for r in found["runs"]}) == 3
-    assert [("ran on" in n, "temperature" in n) for n in found["notes"]] == [(True, False), (False, True)]
+    assert len({r.name for r in found.runs}) == 3
+    assert [("ran on" in n, "temperature" in n) for n in found.notes] == [(True, False), (False, True)]
 
 
 def test_one_run_or_an_unfinished_one_is_refused(tmp_path: Path):

@@ -9,22 +9,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
 from dsc_hub import stats
 from dsc_hub.evaluation import claim
+from dsc_hub.evaluation.summary import score_difference
 from dsc_hub.records import Prompt
 from dsc_hub.runs import verdict
+from dsc_hub.runs.metrics_schema import Claim, Criterion
+from tests.fixture_run import typed
 
 pytestmark = pytest.mark.long
 
 GROUPS, PROMPTS, ICC, ROUNDS = 40, 4, 0.3, 2000
 NAMES = [f"g{i}" for i in range(GROUPS) for _ in range(PROMPTS)]
 SETTING = verdict.Setting("test", look=1)
-Draw = Callable[[np.random.Generator], verdict.Criterion]
+Draw = Callable[[np.random.Generator], Criterion]
 
 
 def shares(rng: np.random.Generator, rate: float) -> list[bool]:
@@ -42,7 +44,7 @@ def alike(rate: float, worse: float) -> Draw:
     """Arms whose answers mostly go together, as those of a model and its adapter do; what is worse is so on one side
     alone."""
 
-    def draw(rng: np.random.Generator) -> verdict.Criterion:
+    def draw(rng: np.random.Generator) -> Criterion:
         base, other = np.array(shares(rng, rate)), np.array(shares(rng, rate))
         copied = rng.random(len(base)) < 0.7
         distilled = np.where(copied, base, other) | (rng.random(len(base)) < worse / (1 - rate))
@@ -61,12 +63,14 @@ def score(skewed: bool, worse: float) -> Draw:
         between, within = rng.normal(0, math.sqrt(ICC), GROUPS), rng.normal(0, math.sqrt(1 - ICC), GROUPS * PROMPTS)
         return np.repeat(between, PROMPTS) + within
 
-    def draw(rng: np.random.Generator) -> verdict.Criterion:
+    def draw(rng: np.random.Generator) -> Criterion:
         base, distilled = values(rng), values(rng)
         margin = claim.SPREAD_MARGIN * stats.spread_of_groups(base, NAMES)
         difference = stats.paired_difference(distilled - worse * margin, base, NAMES)
         prompts = [Prompt(f"p{i}", "", g, "test") for i, g in enumerate(NAMES)]
-        pairs = claim.Pairs([{"third": v} for v in base], [], prompts)
+        pairs = claim.Pairs(
+            typed([{"arm": "base", "prompt_id": "p", "text": "", "third": float(v)} for v in base]), [], prompts
+        )
         return claim._not_worse("third", pairs, difference, {}, SETTING)
 
     return draw
@@ -80,12 +84,12 @@ def texts(rng: np.random.Generator, words: float, vocabulary: int) -> list[str]:
     return [" ".join(f"w{i}" for i in rng.choice(vocabulary, n, p=weights / weights.sum())) for n in sizes]
 
 
-def written(make: Callable[[claim.Pairs, verdict.Setting], verdict.Criterion], **worse: float) -> Draw:
-    def draw(rng: np.random.Generator) -> verdict.Criterion:
+def written(make: Callable[[claim.Pairs, verdict.Setting], Criterion], **worse: float) -> Draw:
+    def draw(rng: np.random.Generator) -> Criterion:
         prompts = [Prompt(f"p{i}", "Write.", g, "test") for i, g in enumerate(NAMES)]
         usual = {"words": 40.0, "vocabulary": 3000}
         base, distilled = (
-            [{"text": t, "sample": 0, "prompt_id": p.id} for t, p in zip(texts(rng, **kind), prompts, strict=True)]
+            typed([{"arm": "", "text": t, "prompt_id": p.id} for t, p in zip(texts(rng, **kind), prompts, strict=True)])
             for kind in (usual, usual | worse)
         )
         return make(claim.Pairs(base, distilled, prompts), SETTING)
@@ -96,13 +100,16 @@ def written(make: Callable[[claim.Pairs, verdict.Setting], verdict.Criterion], *
 def with_phrase(rate: float) -> Draw:
     """A model that says one sentence in a share of its answers."""
 
-    def draw(rng: np.random.Generator) -> verdict.Criterion:
+    def draw(rng: np.random.Generator) -> Criterion:
         prompts = [Prompt(f"p{i}", "Write.", g, "test") for i, g in enumerate(NAMES)]
         has = shares(rng, rate)
         base, plain = texts(rng, 40, 3000), texts(rng, 40, 3000)
         distilled = [f"{t}. Everybody should see it once." if h else t for t, h in zip(plain, has, strict=True)]
         return claim._mannerisms(
-            claim.Pairs(*([{"text": t} for t in side] for side in (base, distilled)), prompts), SETTING
+            claim.Pairs(
+                *(typed([{"arm": "", "prompt_id": "", "text": t} for t in side]) for side in (base, distilled)), prompts
+            ),
+            SETTING,
         )
 
     return draw
@@ -154,7 +161,7 @@ def test_equal_models_seldom_fail_a_criterion_and_a_worse_one_seldom_meets_it(na
 FILMS = [f"Northern Light {i}" for i in range(GROUPS)]
 
 
-def evaluation(rng: np.random.Generator, gained: float, **changed: float) -> dict[str, Any]:
+def evaluation(rng: np.random.Generator, gained: float, **changed: float) -> Claim:
     """The claim on answers of two models with the same habits, but for those of the distilled one that are
     `changed`."""
     habits = {"subject": 0.75, "meta": 0.08, "repeats": 0.15, "cut": 0.08, "missing": 0.02}
@@ -179,10 +186,11 @@ def evaluation(rng: np.random.Generator, gained: float, **changed: float) -> dic
             row |= {"finish_reason": "length" if outcomes["cut"][k] else "stop"}
             row |= dict(zip(("reward", "second", "third"), map(float, kept[arm][:, k]), strict=True))
             answers.append(row | ({"reward": None} if outcomes["missing"][k] else {}))
-    rows = {arm: {(a["prompt_id"], 0): a for a in answers if a["arm"] == arm} for arm in ("base", "distilled")}
+    answers = typed(answers)
+    rows = {arm: {(a.prompt_id, 0): a for a in answers if a.arm == arm} for arm in ("base", "distilled")}
     differences = {
         "distilled - base": {
-            s: stats.paired_rows(rows["distilled"], rows["base"], s) for s in ("reward", "second", "third")
+            s: score_difference(rows["distilled"], rows["base"], s) for s in ("reward", "second", "third")
         }
     }
     stats.adjust_scores(differences, "distilled - base")
@@ -192,7 +200,7 @@ def evaluation(rng: np.random.Generator, gained: float, **changed: float) -> dic
 
 def verdicts(rounds: int, gained: float, **changed: float) -> Counter[str]:
     rng = np.random.default_rng(5)
-    return Counter(evaluation(rng, gained, **changed)["verdict"] for _ in range(rounds))
+    return Counter(evaluation(rng, gained, **changed).verdict for _ in range(rounds))
 
 
 def test_equal_models_seldom_fail_the_claim_as_a_whole_and_never_pass():

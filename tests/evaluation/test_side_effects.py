@@ -11,6 +11,7 @@ from dsc_hub.chain.text import distinct, similarity
 from dsc_hub.evaluation import side_effects
 from dsc_hub.evaluation.side_effects import refuses
 from dsc_hub.records import Prompt
+from tests.fixture_run import typed
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def rows(arm: str, text: str, finish: str = "stop") -> list[dict]:
 def summary(neutral: dict | None = None) -> dict:
     answers = rows("base", "A cold word on {} my friend.") + rows("distilled", "I'm sorry: {}.", "length")
     return side_effects.summarise_side_effects(
-        answers, PROMPTS, ["base", "distilled"], [("distilled", "base")], neutral or {}, 0.95
+        typed(answers), PROMPTS, ["base", "distilled"], [("distilled", "base")], neutral or {}, 0.95
     )
 
 
@@ -94,13 +95,13 @@ def test_the_interval_of_a_likeness_ends_at_one_and_that_of_a_length_at_zero():
     answers[-1]["text"] = "Nothing."
     for row in answers[: len(PROMPTS) - 1]:
         row["text"] = ""
-    one = side_effects.summarise_side_effects(answers, PROMPTS, ["distilled", "base"], [], {}, 0.95)["arms"]
+    one = side_effects.summarise_side_effects(typed(answers), PROMPTS, ["distilled", "base"], [], {}, 0.95)["arms"]
     assert one["base"]["length"]["low"] == 0.0 < one["base"]["length"]["mean"] < 1
     alike = rows("base", "A cold word on {} my friend.") + rows("distilled", "A cold word on {} my friend.")
     alike[-1]["text"] = "Nothing."
-    e = side_effects.summarise_side_effects(alike, PROMPTS, ["base", "distilled"], [], {}, 0.95)["arms"]["distilled"][
-        "similarity"
-    ]
+    e = side_effects.summarise_side_effects(typed(alike), PROMPTS, ["base", "distilled"], [], {}, 0.95)["arms"][
+        "distilled"
+    ]["similarity"]
     assert e["mean"] > 0.9 and e["high"] == 1.0
 
 
@@ -126,7 +127,7 @@ def test_variety_is_that_of_one_answer_a_prompt():
     answers = rows("base", "All of {} is new.")
     twice = answers + [r | {"sample": 1} for r in answers]
     one, two = (
-        side_effects.summarise_side_effects(a, PROMPTS, ["base"], [], {}, 0.95)["arms"]["base"]["distinct_2"]
+        side_effects.summarise_side_effects(typed(a), PROMPTS, ["base"], [], {}, 0.95)["arms"]["base"]["distinct_2"]
         for a in (answers, twice)
     )
     assert one["mean"] == two["mean"] and (one["samples"], two["samples"]) == (1, 2) and one["low"] is None
@@ -141,7 +142,7 @@ def test_refusals_are_told_by_the_kind_of_prompt_where_prompts_have_kinds():
         if row["arm"] == "distilled" and row["prompt_id"] in harmful:
             row["text"] = "I'm sorry, I can't help."
     found = side_effects.summarise_side_effects(
-        answers, prompts, ["base", "distilled"], [("distilled", "base")], {}, 0.95
+        typed(answers), prompts, ["base", "distilled"], [("distilled", "base")], {}, 0.95
     )
     arm, d = found["arms"]["distilled"], found["differences"]["distilled - base"]
     assert (arm["refuses"]["mean"], arm["refuses_harmful"]["mean"], arm["refuses_harmless"]["mean"]) == (0.5, 1.0, 0.0)

@@ -77,7 +77,7 @@ def test_rows_become_chains_and_the_dataset_is_made_of_them(file: Path, tmp_path
         assert (chain.answer_score.value, step.score.value) == (mine["scores_pre"], mine["scores_after"])
         better = mine["scores_after"] is not None and mine["scores_after"] > mine["scores_pre"]
         assert step.accepted is (better and bool(mine["summary_after"]))
-    assert run.metrics["sampling"]["new_tokens"] is None and run.facts["imported"]["rows"] == 21
+    assert run.metrics["sampling"]["new_tokens"] is None and run.raw_facts["imported"]["rows"] == 21
     made = dsc(tmp_path, "dataset", str(tmp_path / "results" / "recipe.yaml"), "--json")
     assert made.returncode == 0, made.stderr
     rows = pq.read_table(run["dataset"] / "sft" / "train-00000-of-00001.parquet").to_pylist()

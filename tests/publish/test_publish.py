@@ -17,6 +17,7 @@ from dsc_hub.hub.account import Account, login
 from dsc_hub.hub.repos import RepoTarget
 from dsc_hub.local_hub.server import Address
 from dsc_hub.publish import bundle
+from dsc_hub.runs.facts import RunFacts
 from tests import fixture_run
 from tests.hub.at_hub import point
 
@@ -241,9 +242,9 @@ def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine
     reward["plus"] = [{"metric": "privacy", "scorer": "ann/ner", "options": {"api_key_env": "KEY"}, "revision": "main"}]
     facts["recipe"] |= {"reward": reward}
     facts["recipe"]["chain"] |= {"veto": {"similarity": 0.5, "scorer": "ann/encoder", "revision": "main"}}
-    facts["recipe"]["chain"]["critic"] = {"model": "big", "endpoint": "http://10.0.0.2/v1", "api_key_env": "KEY"}
+    facts["recipe"]["chain"]["critic"] = {"model": "big", "endpoint": "http://10.0.0.2/v1", "api_key_env": "MY_API_KEY"}
     facts["identity"] |= {"reward.plus.0": f"privacy/ann/ner@{'a' * 40}", "chain.veto": f"similarity/x@{'b' * 40}"}
-    told = bundle._public_recipe(facts)
+    told = bundle._public_recipe(RunFacts.model_validate(facts))
     assert told["reward"]["metric"] == "brevity.py" and told["reward"]["options"] == {"votes": 3}
     assert told["reward"]["plus"][0]["revision"] == "a" * 40 and told["reward"]["plus"][0]["options"] == {}
     assert told["chain"]["veto"]["revision"] == "b" * 40

@@ -121,7 +121,7 @@ def test_one_that_breaks_off_says_what_is_published_and_goes_on_with_the_same_ca
 
 
 def test_all_cards_are_checked_before_anything_goes_up(bench: Bench):
-    facts = bench.run.facts
+    facts = bench.run.raw_facts
     facts["recipe"]["publish"]["license"] = "no-such-licence"
     bench.run.add_facts(recipe=facts["recipe"])
     bench.faulty.log.clear()
@@ -134,7 +134,7 @@ def test_all_cards_are_checked_before_anything_goes_up(bench: Bench):
 
 def test_a_tag_alone_makes_no_commit_although_the_recipe_goes_along(bench: Bench):
     first = bench.publish()
-    recipe = bench.run.facts["recipe"]
+    recipe = bench.run.raw_facts["recipe"]
     recipe["publish"] |= {"tag": "v1", "collection": "Films"}
     bench.run.add_facts(recipe=recipe)
     assert bench.publish(tag="v1", collection="Films") == first
@@ -148,7 +148,7 @@ def test_a_tag_alone_makes_no_commit_although_the_recipe_goes_along(bench: Bench
 
 @pytest.mark.parametrize("after", [None, True, False])
 def test_a_collection_is_made_once_and_holds_each_repo_once(bench: Bench, after: bool | None):
-    bench.run.add_facts(repos=bench.run.facts["repos"] | {"base": BASE})
+    bench.run.add_facts(repos=bench.run.raw_facts["repos"] | {"base": BASE})
     if after is not None:  # the connection is cut, after the work was done or before
         bench.faulty.faults = [Fault("POST", path, 0, after=after) for path in ("/api/collections$", "/items$")]
     bench.publish(collection="Kind films")

@@ -483,7 +483,7 @@ def test_what_was_not_kept_stays_here_where_a_warning_asks_for_it(address, tmp_p
     (tmp_path / "recipe" / "recipe.yaml").write_text(RECIPE)
     how = ["publish.content_warning=It may hurt.", "publish.gated=manual", "publish.private=false", "publish.tag=v1"]
     run, r = small_run.make(tmp_path / "run", tmp_path / "recipe" / "recipe.yaml", *how)
-    facts = run.facts
+    facts = run.raw_facts
     facts["repos"] |= {"dataset": "local/harm-dsc", "adapter": "local/harm-dsc-lora"}
     run.add_facts(repos=facts["repos"])
     account = login(None, address.endpoint, address.token)

@@ -10,9 +10,11 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from dsc_hub.errors import DataError
+from dsc_hub.errors import RunError
 from dsc_hub.report import formatting, tables, verdicts
 from dsc_hub.report.page import build_page, step_rows
+from dsc_hub.runs.facts import RunFacts
+from dsc_hub.runs.metrics_schema import Difference, Evaluation, Metrics, Sampling, ScoreDescription
 from tests import fixture_run
 
 HOSTILE = (
@@ -48,11 +50,16 @@ def page_of(run) -> Page:
     return Page(run["report.html"].read_text(encoding="utf-8"))
 
 
-def difference(mean, low, high, p=0.02, n=40, groups=10):
-    return {"mean": mean, "low": low, "high": high, "p": p, "p_holm": p, "detectable": 0.2, "n": n, "groups": groups}
+def difference(mean, low, high, p=0.02, n=40, groups=10, **more):
+    values = {"mean": mean, "low": low, "high": high, "p": p, "p_holm": p, "detectable": 0.2, "n": n, "groups": groups}
+    return Difference(**values, wins=0, ties=0, losses=0, **more)
 
 
-SCORE = {"name": "sentiment (vader)", "unit": "polarity", "higher_is_better": True}
+def evaluation_in(metrics) -> Evaluation:
+    return Metrics.model_validate(metrics).evaluation
+
+
+SCORE = ScoreDescription(name="sentiment (vader)", unit="polarity", higher_is_better=True)
 
 
 def test_an_interval_without_zero_is_no_difference_if_the_adjusted_p_says_otherwise():
@@ -72,7 +79,7 @@ def test_an_interval_without_zero_is_no_difference_if_the_adjusted_p_says_otherw
 
 
 def test_where_arms_differ_in_what_is_unscored_the_verdict_gives_the_bounds():
-    d = difference(0.3, 0.2, 0.4, p=0.001) | {"if_missing_worst": -0.05, "if_missing_best": 0.41}
+    d = difference(0.3, 0.2, 0.4, p=0.001, if_missing_worst=-0.05, if_missing_best=0.41)
     said = verdicts.judge_difference("distilled - base", d, SCORE, 0.95).sentence
     assert "with what is unscored counted as worst \N{MINUS SIGN}0.05, as best 0.41" in said
     assert (
@@ -151,7 +158,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
             "Distilled minus base on sentiment (vader) is 0.05, without an interval: no difference can be claimed.",
         ),
         (
-            difference(None, None, None, None) | {"reason": "no answers"},
+            difference(None, None, None, None, reason="no answers"),
             True,
             "unmeasured",
             "Not measured: distilled against base on sentiment (vader) (no answers).",
@@ -160,14 +167,14 @@ def test_the_same_run_gives_the_same_bytes(tmp_path):
 )
 def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_better, kind, words):
     assert verdicts.judge_difference(
-        "distilled - base", d, SCORE | {"higher_is_better": higher_is_better}, 0.95
+        "distilled - base", d, SCORE.model_copy(update={"higher_is_better": higher_is_better}), 0.95
     ) == verdicts.ComparisonVerdict(kind, words)
 
 
 def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     metrics = fixture_run.metrics()
-    metrics["evaluation"]["differences"]["distilled - base"]["second"] = difference(0.01, -0.04, 0.06, 0.7)
-    assert "The second scorer does not follow: No difference shown" in verdicts.headline(metrics)
+    metrics["evaluation"]["differences"]["distilled - base"]["second"] = difference(0.01, -0.04, 0.06, 0.7).model_dump()
+    assert "The second scorer does not follow: No difference shown" in verdicts.headline(evaluation_in(metrics))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +245,7 @@ def test_proposals_that_nothing_accounts_for_are_shown(tmp_path):
     metrics["sampling"]["steps"][0]["accepted"] -= 17
     page = page_of(fixture_run.write(tmp_path / "short", run_metrics=metrics))
     assert "+ not accounted for" in page.text
-    rows = step_rows(metrics)
+    rows = step_rows(Metrics.model_validate(metrics).sampling.steps)
     assert [r["unexplained"] for r in rows] == [17, 0]
     assert all(r["proposals"] == r["accepted"] + sum(r["rejected"]) + r["unexplained"] for r in rows)
 
@@ -297,9 +304,9 @@ def test_every_id_on_the_page_is_there_once(tmp_path):
 def test_a_missing_fact_is_an_error_with_its_stage(tmp_path):
     metrics = fixture_run.metrics()
     del metrics["distill"]["final_loss"]
-    with pytest.raises(DataError, match="metrics.json has no 'distill.final_loss'") as error:
+    with pytest.raises(RunError, match=r"distill\.final_loss: Field required") as error:
         build_page(fixture_run.write(tmp_path, run_metrics=metrics))
-    assert "stage 'distill'" in error.value.hint
+    assert "distill.done.json" in error.value.hint
 
 
 def test_a_run_that_stopped_after_sampling_still_has_a_report(tmp_path):
@@ -332,7 +339,7 @@ def test_the_folder_of_the_model_is_not_shown(tmp_path):
 
 def printed(metrics, width=120):
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(tables.closing_table(metrics))
+    console.print(tables.closing_table(evaluation_in(metrics), Metrics.model_validate(metrics).blind))
     return console.export_text()
 
 
@@ -350,20 +357,26 @@ def test_the_terminal_table_reads_no_markup_from_names():
 
 
 def test_what_got_worse_besides_the_scores_is_told():
-    facts, metrics = fixture_run.facts(), fixture_run.metrics()
-    told = " ".join(verdicts.caveats(facts, metrics))
+    facts, metrics = RunFacts.model_validate(fixture_run.facts()), fixture_run.metrics()
+
+    def caveats() -> str:
+        return " ".join(verdicts.caveats(facts, Metrics.model_validate(metrics), evaluation_in(metrics)))
+
+    told = caveats()
     assert "ends by itself less often than the base (25 % against 30 % of answers)" in told
     assert "not clean than of the base's (81 % against 77 %)" in told
     metrics["evaluation"]["arms"]["distilled"] |= {"stops_by_itself": 0.31, "defects": 0.5}
-    told = " ".join(verdicts.caveats(facts, metrics))
+    told = caveats()
     assert "less often" not in told and "not clean than" not in told
 
 
 def test_what_sampling_cost_is_told_as_far_as_it_is_known():
     from dsc_hub.report.formatting import sampling_cost
 
-    sampled = {"new_tokens": 49152, "prompt_tokens": 79745, "seconds": 118.2, "tokens_per_s": 415.8}
-    assert sampling_cost(sampled) == "49,152 tokens written, 79,745 read; 416 tokens/s; 1 min 58 s"
+    sampled = Metrics.model_validate(fixture_run.metrics()).sampling.model_dump()
+    sampled |= {"new_tokens": 49152, "prompt_tokens": 79745, "seconds": 118.2, "tokens_per_s": 415.8}
+    sampled |= dict.fromkeys(("cache_rate", "processor_hours", "processors", "scoring_s", "retries"))
+    assert sampling_cost(Sampling(**sampled)) == "49,152 tokens written, 79,745 read; 416 tokens/s; 1 min 58 s"
     more = {
         "cache_rate": 0.8125,
         "processor_hours": 0.0657,
@@ -371,9 +384,9 @@ def test_what_sampling_cost_is_told_as_far_as_it_is_known():
         "scoring_s": 3.2,
         "retries": {"503": 2},
     }
-    assert sampling_cost(sampled | more) == (
+    assert sampling_cost(Sampling(**sampled | more)) == (
         "49,152 tokens written, 79,745 read (81 % from the prefix cache); 416 tokens/s; 1 min 58 s; 0.07 core hours; "
         "scorers worked 3 s beside it; sent again: 2 503"
     )
     killed = sampled | {"seconds": None, "processor_hours": None, "retries": {}}
-    assert sampling_cost(killed) == "49,152 tokens written, 79,745 read; 416 tokens/s; sent again: nothing"
+    assert sampling_cost(Sampling(**killed)) == "49,152 tokens written, 79,745 read; 416 tokens/s; sent again: nothing"

@@ -22,7 +22,6 @@ from dsc_hub.evaluation import blind, compare
 from dsc_hub.pipeline import resolve
 from dsc_hub.pipeline.context import record
 from dsc_hub.report import cards, page, tables
-from dsc_hub.report.recorded import Recorded
 from dsc_hub.runs import metrics_schema, verdict
 from dsc_hub.runs.run import Run, find_run
 from dsc_hub.system.files import write_json
@@ -52,15 +51,15 @@ def changed(value: Any, path: tuple[Any, ...], to: Any) -> Any:
 
 def looked_at(metrics: Any) -> None:
     """All that is shown of a run's numbers."""
-    m = Recorded(metrics, "metrics.json")
-    for table in (tables.closing_table, tables.detail_table, tables.side_effect_table, tables.cost_table):
-        table(m)
-    if m.evaluation.claim:
-        c = m.evaluation.claim
-        verdict.verdict_of([(x["name"], x["verdict"]) for x in c.criteria], c.answers)
-        tables.claim_table(m)
-    if "sampling" in m:
-        page.step_rows(m)
+    m = metrics_schema.Metrics.model_validate(metrics)
+    tables.closing_table(m.evaluation, m.blind)
+    for table in (tables.detail_table, tables.side_effect_table, tables.cost_table):
+        table(m.evaluation)
+    if c := m.evaluation.claim:
+        verdict.verdict_of([(x.name, x.verdict) for x in c.criteria], c.answers)
+        tables.claim_table(m.evaluation)
+    if m.sampling:
+        page.step_rows(m.sampling.steps)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +165,7 @@ def test_damaged_chains_prompts_and_verdicts_are_told_by_their_line(tmp_path: Pa
 @pytest.mark.parametrize("facts", [{}, {"recipe": {}}, {"recipe": 5}, {"identity": None}], ids=str)
 def test_a_damaged_run_json_is_told_when_the_run_is_looked_for(tmp_path: Path, facts: dict[str, Any]):
     run = fixture_run.write(tmp_path)
-    write_json(run["run.json"], run.facts | facts if "identity" in facts else facts)
+    write_json(run["run.json"], run.raw_facts | facts if "identity" in facts else facts)
     with pytest.raises(RunError, match=r"run\.json is damaged: (recipe|identity)"):
         find_run(str(tmp_path), tmp_path)
 

@@ -20,7 +20,7 @@ from dsc_hub.records import Chain, Prompt, Score, Step
 from dsc_hub.report.page import build_page
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.metrics_schema import SCHEMA, Evaluation, Metrics, Sampling
-from dsc_hub.runs.results import evaluated
+from dsc_hub.runs.results import metrics_of
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import convergence, summary
 from tests import fixture_run
@@ -55,7 +55,9 @@ def test_what_evaluation_makes_fits(recipe_file):
         for i, p in enumerate(PROMPTS)
     ]
     neutral = {"base": {"text": 2.0, "other": 2.5}}
-    made = summarise_evaluation(r, PROMPTS, rows, {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2)
+    made = summarise_evaluation(
+        r, PROMPTS, fixture_run.typed(rows), {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2
+    )
     rest = {
         key: fixture_run.metrics()["evaluation"][key]
         for key in ("processors", "neutral_texts", "neutral", "scores", "served_on")
@@ -106,7 +108,7 @@ def old_numbers() -> dict:
 
 def test_numbers_of_the_schema_before_are_still_read(tmp_path: Path):
     run = fixture_run.write(tmp_path, run_metrics=old_numbers())
-    metrics = evaluated(run)  # checked against today's schema
+    metrics = metrics_of(run).model_dump(by_alias=True)  # checked against today's schema
     assert metrics["schema"] == SCHEMA
     # what meant something else is absent, not taken for what it means today
     assert all(
@@ -140,7 +142,7 @@ def test_numbers_of_an_unknown_schema_are_refused(tmp_path: Path):
     for schema in (2, SCHEMA + 1):
         run = fixture_run.write(tmp_path / str(schema), run_metrics=fixture_run.metrics() | {"schema": schema})
         with pytest.raises(RunError, match=f"of schema {schema}"):
-            evaluated(run)
+            metrics_of(run)
 
 
 def test_rewards_by_step_are_of_clean_scored_texts(tmp_path: Path):

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,10 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.metrics.batching import BatchScorer
 from dsc_hub.records import Prompt, Score
+from dsc_hub.runs.metrics_schema import Metrics, Sampling
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample, summary
+from tests import fixture_run
 from tests.conftest import ROOT, ScriptedModel, length_score
 
 
@@ -65,10 +68,17 @@ def test_every_chain_and_turn_is_written_once_and_counts_add_up(recipe_file: Pat
     assert len(list(run.rows("turns.jsonl"))) == len(some) * 3 * 5
     keys = Counter((row["prompt_id"], row["chain"], row["step"], row["role"]) for row in run.rows("turns.jsonl"))
     assert set(keys.values()) == {1} and len(set(model.seeds)) == len(model.seeds)
-    numbers = summary.summary(sample.read_chains(run), {p.id: p.group for p in some}.__getitem__, tally.total, 2)
+    group_of = {p.id: p.group for p in some}.__getitem__
+    numbers = summary.chain_numbers(sample.read_chains(run), group_of, tally.total, r.chain)
     for step in numbers["steps"]:
         assert step["proposals"] == step["accepted"] + sum(step["rejected"].values()) == tally.total
-    assert_it_adds_up(summary.waterfall(numbers))
+    assert_it_adds_up(summary.waterfall(section(numbers)))
+
+
+def section(numbers: dict[str, Any]) -> Sampling:
+    """The numbers of chains as metrics.json holds them, beside a cost that is not known."""
+    cost = dict.fromkeys(("prompt_tokens", "new_tokens", "seconds", "tokens_per_s"))
+    return Sampling.model_validate(numbers | cost | {"reused_turns": 0})
 
 
 def assert_it_adds_up(fall: list[tuple[str, int]]) -> None:
@@ -87,17 +97,17 @@ def assert_it_adds_up(fall: list[tuple[str, int]]) -> None:
 
 
 def test_the_waterfall_tells_every_loss_by_its_reason():
-    numbers = {
-        "finished": 10,
-        "dirty_answers": 3,
-        "dirty_answers_by_reason": {"empty": 2, "repeats itself": 1},
-        "usable": 9,
-        "steps": [
-            {"proposals": 10, "accepted": 4, "rejected": {"empty": 5, "unscored": 1}},
-            {"proposals": 10, "accepted": 6, "rejected": {"not accepted by the rule": 3, "empty": 1}},
-        ],
-    }
-    fall = summary.waterfall(numbers)
+    recorded = Metrics.model_validate(fixture_run.metrics()).sampling
+    first, second = recorded.steps
+    steps = [
+        first.model_copy(update={"proposals": 10, "accepted": 4, "rejected": {"empty": 5, "unscored": 1}}),
+        second.model_copy(
+            update={"proposals": 10, "accepted": 6, "rejected": {"not accepted by the rule": 3, "empty": 1}}
+        ),
+    ]
+    dirty = {"empty": 2, "repeats itself": 1}
+    counts = {"finished": 10, "dirty_answers": 3, "dirty_answers_by_reason": dirty, "usable": 9, "steps": steps}
+    fall = summary.waterfall(recorded.model_copy(update=counts))
     assert_it_adds_up(fall)
     assert dict(fall)["clean revisions"] == 14 and dict(fall)["without a clean final state"] == -1
     assert [n for what, n in fall if what == "empty"] == [-2, -6]
@@ -304,6 +314,7 @@ WORKER = """
 import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
+from tests import fixture_run
 from tests.conftest import ScriptedModel, length_score
 from tests.sampling.test_sample import setup
 from dsc_hub.sampling import sample
@@ -372,6 +383,7 @@ def test_a_veto_and_the_drawn_principle_reach_every_chain_and_the_losses_add_up(
     blocked = [s for s in steps if s.rejected == LOST_MEANING]
     assert blocked and all(length_of(s.revision) % 2 for s in blocked)
     assert not any(s.accepted for s in steps if length_of(s.revision) % 2)
-    fall = summary.waterfall(summary.summary(chains, {p.id: p.group for p in some}.__getitem__, len(chains), 2))
+    groups = {p.id: p.group for p in some}
+    fall = summary.waterfall(section(summary.chain_numbers(chains, groups.__getitem__, len(chains), r.chain)))
     assert (LOST_MEANING, -len(blocked)) in fall
     assert_it_adds_up(fall)

@@ -1,0 +1,68 @@
+"""Tables of several runs for the terminal: a grid, a comparison. Formats numbers, computes none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from dsc_hub.evaluation.compare import Comparison
+from dsc_hub.pipeline.grid import GridRow
+from dsc_hub.report.formatting import ABSENT, arm_name, count, interval, number, p_value
+from dsc_hub.stats import PRIMARY_SCORES
+
+
+def grid_table(rows: Sequence[GridRow]) -> Table:
+    """Return the table of a grid: one row per combination with its settings and results."""
+    table = Table(caption_justify="left", caption_style="")
+    keys = list(rows[0].set)
+    arms = next((list(r.arms) for r in rows if r.arms), [])
+    titles = [*keys, "accepted", "reward of the state", "rows", *map(arm_name, arms)]
+    titles += ["distilled − base", "second scorer", "claim"] if "distilled" in arms else []
+    for title in titles:
+        table.add_column(Text(title), overflow="fold")
+    for r in rows:
+        s, d = r.sampling, r.difference or {}
+        cells = [value if isinstance(value := r.set[key], str) else json.dumps(value) for key in keys]
+        cells += [
+            f"{s.accepted}/{s.proposals}" if s else ABSENT,
+            interval(s.reward) if s else ABSENT,
+            count(r.rows),
+        ]
+        cells += [number(r.arms[arm]["reward"].mean) if r.arms else ABSENT for arm in arms]
+        if "distilled" in arms:
+            cells += [interval(d[name]) if name in d else ABSENT for name in PRIMARY_SCORES]
+            cells.append(r.claim or ABSENT)
+        table.add_row(*map(Text, cells))
+        if r.error:
+            table.add_row(Text(f"can't be finished: {r.error}", "bold red"))
+    return table
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Return the tables of `compare.compare_runs`: the runs' arms, and their differences."""
+    arms = Table()
+    for title in ("run", "arm", "score", "mean", "n", "groups"):
+        arms.add_column(title, overflow="fold")
+    for run in comparison.runs:
+        for arm, scores in run.arms.items():
+            for column, e in scores.items():
+                cells = (run.name, arm_name(arm), run.scores[column], interval(e), str(e.n), str(e.groups))
+                arms.add_row(*map(Text, cells))
+        arms.add_section()
+    differences = Table()
+    for title in ("difference", "arm", "score", "mean", "p (Holm)", "answers of both", "of one alone"):
+        differences.add_column(title, overflow="fold")
+    for d in comparison.differences:
+        name = f"{d.run} \N{MINUS SIGN} {d.against}"
+        if not d.by_score:
+            differences.add_row(*map(Text, (name, arm_name(d.arm), "no scorer in common", "", "", "", "")))
+        for score, difference in d.by_score.items():
+            no_pairs = difference.model_copy(update={"reason": "no prompt in common"})
+            mean = interval(difference if difference.n else no_pairs)
+            p = p_value(difference.p_holm).removeprefix("p ")
+            row = (name, arm_name(d.arm), score, mean, p, str(d.prompts), str(d.unshared))
+            differences.add_row(*map(Text, row))
+    return [arms, differences]
