@@ -18,28 +18,28 @@ BUSY = Pace("sampling", 2560, 512, 147_578, 10_541.0, 240.0)  # 14 tokens/s besi
 def test_few_requests_do_not_reach_the_full_speed_and_the_start_counts():
     """28 chains of five turns took minutes where 12 s were promised."""
     found = expect([QUIET], "sampling", 140, 28, 128, 1)
-    assert found["low"] == pytest.approx(140 * 147_578 / 2560 / 583.3 + 98, rel=0.01)
-    assert found["high"] == pytest.approx(140 * 128 / (583.3 * 28 / 128) + 98, rel=0.01)
-    assert found["high"] > 200
+    assert found.low == pytest.approx(140 * 147_578 / 2560 / 583.3 + 98, rel=0.01)
+    assert found.high == pytest.approx(140 * 128 / (583.3 * 28 / 128) + 98, rel=0.01)
+    assert found.high > 200
 
 
 def test_a_run_beside_other_work_does_not_replace_good_measurements():
     quiet = expect([QUIET] * 3, "sampling", 2560, 512, 128, 1)
     after = expect([*[QUIET] * 3, BUSY], "sampling", 2560, 512, 128, 1)
-    assert after["fast"] == quiet["fast"] and after["slow"] == quiet["slow"] and after["high"] < 2 * quiet["high"]
-    assert expect([BUSY], "sampling", 2560, 512, 128, 1)["low"] > 10_000  # where it is all that is known, it is said
+    assert after.fast == quiet.fast and after.slow == quiet.slow and after.high < 2 * quiet.high
+    assert expect([BUSY], "sampling", 2560, 512, 128, 1).low > 10_000  # where it is all that is known, it is said
 
 
 def test_what_took_so_long_lies_in_the_range_of_what_was_measured():
     found = expect([QUIET], "sampling", QUIET.requests, QUIET.at_once, 128, 1)
-    assert found["low"] <= QUIET.generating_s + QUIET.other_s <= found["high"]
+    assert found.low <= QUIET.generating_s + QUIET.other_s <= found.high
 
 
 def test_an_evaluation_that_was_never_measured_has_a_wide_range_with_all_its_starts():
     found = expect([QUIET], "evaluation", 960, 160, 128, 2)
-    assert found["low"] > 2 * 98 and found["high"] > 960 * 128 / 583.3 * 6
+    assert found.low > 2 * 98 and found.high > 960 * 128 / 583.3 * 6
     own = Pace("evaluation", 960, 160, 50_000, 120.0, 70.0)
-    assert expect([QUIET, own], "evaluation", 960, 160, 128, 2)["high"] < found["high"]
+    assert expect([QUIET, own], "evaluation", 960, 160, 128, 2).high < found.high
 
 
 def test_without_a_measurement_or_without_requests_there_is_none():
