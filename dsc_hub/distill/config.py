@@ -40,8 +40,8 @@ SFT_DEFAULTS: dict[str, Any] = {
 _NOT_A_PLAIN_ADAPTER = "the adapter could not be served by vLLM or loaded as a plain LoRA; remove it"
 _REFUSED_SFT = {
     "trust_remote_code": "a recipe is data and never runs code of others; remove it",
-    "load_best_model_at_end": "no checkpoints are kept, so there is none to go back to; remove it",
-    "resume_from_checkpoint": "no checkpoints are kept; remove it",
+    "load_best_model_at_end": "only the last checkpoints are kept, to go on from; remove it",
+    "resume_from_checkpoint": "dsc goes on from its own checkpoints by itself; remove it",
     "disable_tqdm": "dsc draws its own progress; remove it",
 }
 _REFUSED_LORA = {

@@ -30,6 +30,7 @@ from dsc_hub.system.hashing import digest
 # Variable with the path of the file to which a training process writes its final DscError: accelerate and torchrun
 # replace every exit code by 1 and drop messages.
 ERROR_FILE = "DSC_DISTILL_ERROR_FILE"
+GRACE_S = 120  # seconds for the end of a step, which a checkpoint is made of, before the processes are killed
 PROGRESS = "distill  step "  # prefix of the progress line
 LOG = "distill.log"
 KNOWN_GOOD = "distill_checked.json"  # in dsc's cache
@@ -47,7 +48,14 @@ def launch(run: Run, config_file: Path | None = None) -> Training:
     of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
     processes = run.facts.recipe.distill.processes
-    command = [sys.executable, "-m", "dsc_hub.system.supervisor", *_command(run, config_file, processes)]
+    command = [
+        sys.executable,
+        "-m",
+        "dsc_hub.system.supervisor",
+        "--grace",
+        str(GRACE_S),
+        *_command(run, config_file, processes),
+    ]
     with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
         error_file = Path(folder) / "error.json"
         environment = _child_environment(processes) | {ERROR_FILE: str(error_file)}

@@ -41,6 +41,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from trl import SFTConfig, SFTTrainer
 
+from dsc_hub.distill import checkpoints
 from dsc_hub.distill.adapter_files import write_adapter
 from dsc_hub.distill.config import Plan, plan_of
 from dsc_hub.distill.launcher import ERROR_FILE, main_process, shown_error
@@ -58,7 +59,9 @@ from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine, progress
 from dsc_hub.system.files import write_whole
-from dsc_hub.system.progress import moving_line
+from dsc_hub.system.progress import moving_line, say
+
+TERMINATED = 143  # exit code after SIGTERM
 
 # -- training
 
@@ -66,8 +69,8 @@ from dsc_hub.system.progress import moving_line
 def train(run: Run) -> Training:
     """Train the adapter, write `run["adapter"]` and return what adapter/summary.json holds.
 
-    Called in every process of a launcher, or in a single one; only the main process prints and writes. The folder is
-    written atomically. ConfigError, DataError and ModelError as in `check_training`; RunError if the training itself
+    Called in every process of a launcher, or in a single one; only the main process prints and writes. A training
+    that was broken off goes on from its last checkpoint. The folder is written atomically. ConfigError, DataError and ModelError as in `check_training`; RunError if the training itself
     fails.
     """
     for name, launcher in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
@@ -106,14 +109,18 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
         split: datasets.Dataset.from_list(split_rows) if split_rows else None
         for split, split_rows in training_rows(run, recipe.chain.system).items()
     }
-    args = _arguments(plan, data, part, on_cpu, dtype, recipe.seed, has_validation=rows["validation"] is not None)
+    has_validation = rows["validation"] is not None
+    args = _arguments(plan, data, run[checkpoints.FOLDER], on_cpu, dtype, recipe.seed, has_validation)
     main = args.process_index == 0
 
     model, quantization = _base_model(plan, folder, dtype, args)
     tokenizer = tokenizer_of(folder)
     vocabulary = len(tokenizer)
     with moving_line() if main else nullcontext() as line:
-        trainer = _trainer(plan, model, args, rows, tokenizer, ProgressCallback(line))
+        identity = checkpoints.training_identity(run, args.world_size)
+        checkpoint = checkpoints.newest(run, identity)
+        keeper = checkpoints.Checkpoints(identity, before_s := checkpoints.trained_s(checkpoint))
+        trainer = _trainer(plan, model, args, rows, tokenizer, [ProgressCallback(line), keeper])
         if dtype is torch.float32:
             _widen_adapter(trainer.model)
         check_batches(trainer, stop_tokens(tokenizer, folder), data)
@@ -123,10 +130,16 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
         trainable, total = trainer.model.get_nb_trainable_parameters()
         if main:
             say_start(data, plan, quantization, dtype, trainable, total, args)
+            if checkpoint:
+                say(f"distill  goes on from {checkpoint.name}")
+        checkpoints.check_space(run, trainable)
         started = time.monotonic()
-        trainer.train()
-        seconds = time.monotonic() - started
-        validation_loss = trainer.evaluate()["eval_loss"] if rows["validation"] is not None else None
+        with checkpoints.on_termination(keeper):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if keeper.is_broken_off:
+            sys.exit(TERMINATED)
+        seconds = before_s + time.monotonic() - started
+        validation_loss = trainer.evaluate()["eval_loss"] if has_validation else None
 
     _check_finite(trainer.model)
     first_loss, final_loss = _first_and_final([e["loss"] for e in trainer.state.log_history if "loss" in e])
@@ -153,6 +166,7 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     )
     if main:
         write_adapter(run, trainer, folder, part, training)
+        shutil.rmtree(run[checkpoints.FOLDER], ignore_errors=True)
         say_end(run, training)
     trainer.accelerator.wait_for_everyone()
     return training
@@ -165,7 +179,7 @@ def _first_and_final(losses: Sequence[float]) -> tuple[float | None, float | Non
 
 
 def _trainer(
-    plan: Plan, model: Any, args: SFTConfig, rows: Mapping[str, Any], tokenizer: Any, callback: TrainerCallback
+    plan: Plan, model: Any, args: SFTConfig, rows: Mapping[str, Any], tokenizer: Any, callbacks: list[TrainerCallback]
 ) -> SFTTrainer:
     """Build trl's trainer; ConfigError if the adapter's target modules do not fit the model."""
     try:
@@ -176,7 +190,7 @@ def _trainer(
             eval_dataset=rows["validation"],
             processing_class=tokenizer,
             peft_config=LoraConfig(task_type="CAUSAL_LM", **plan.lora),
-            callbacks=[callback],
+            callbacks=callbacks,
         )
     except ValueError as e:
         if "arget modules" in str(e):  # peft: the names match no module, or none that fits
@@ -205,7 +219,7 @@ def _compute_dtype(on_cpu: bool) -> torch.dtype:
 def _arguments(
     plan: Plan,
     data: TrainingData,
-    part: Path,
+    folder: Path,
     on_cpu: bool,
     dtype: torch.dtype,
     seed: int,
@@ -223,7 +237,7 @@ def _arguments(
     sft["max_length"] = data.max_length
     try:
         args = SFTConfig(
-            output_dir=str(part),
+            output_dir=str(folder),
             seed=seed,
             data_seed=seed,
             use_cpu=on_cpu,
@@ -232,7 +246,8 @@ def _arguments(
             completion_only_loss=True,
             report_to="none",
             push_to_hub=False,
-            save_strategy="no",
+            save_strategy="no",  # `Checkpoints` decides when
+            save_total_limit=checkpoints.KEPT,
             disable_tqdm=True,
             **sft,
         )
@@ -323,7 +338,9 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m dsc_hub.distill.train RUN_FOLDER", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # raises SystemExit, so that the partial adapter is removed
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(TERMINATED)
+    )  # raises SystemExit, so that the partial adapter is removed
     error_file = os.environ.get(ERROR_FILE)
     if error_file:
         progress.PLAIN_EVERY_S = 0.5  # the launcher throttles the output

@@ -1,6 +1,8 @@
 """Run a command; terminate it and all its descendants on a signal or when the parent process is gone.
 
-    python -m dsc_hub.system.supervisor COMMAND ...
+    python -m dsc_hub.system.supervisor [--grace SECONDS] COMMAND ...
+
+`--grace` is the time between TERM and KILL.
 
 Standard input is a pipe that the parent holds open and never writes to. The kernel closes the pipe however
 the parent dies, SIGKILL included; that triggers the cleanup. As a "subreaper" the supervisor inherits orphaned
@@ -43,11 +45,11 @@ def _signal_all(pids: list[int], number: int) -> None:
             pass
 
 
-def _end_all() -> None:
-    """Send TERM to every descendant, wait up to GRACE_S seconds, then send KILL until none is left."""
+def _end_all(grace_s: float) -> None:
+    """Send TERM to every descendant, wait up to `grace_s` seconds, then send KILL until none is left."""
     me = os.getpid()
     _signal_all(descendants(me), signal.SIGTERM)
-    deadline = time.monotonic() + GRACE_S
+    deadline = time.monotonic() + grace_s
     while _alive(me) and time.monotonic() < deadline:
         time.sleep(0.05)
     while left := _alive(me):
@@ -67,7 +69,10 @@ def _alive(me: int) -> list[int]:
 
 def main() -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    command, grace_s = sys.argv[1:], GRACE_S
+    if command[0] == "--grace":
+        grace_s, command = float(command[1]), command[2:]
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
@@ -81,7 +86,7 @@ def main() -> int:
     while not stop.wait(0.1) and child.poll() is None:
         pass
     code = child.returncode
-    _end_all()
+    _end_all(grace_s)
     return code if code is not None and code >= 0 else 1
 
 

