@@ -13,9 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+# A rule of the table: (current reward, proposed reward, temperature, u uniform on [0, 1)) -> whether to accept. The current
+# reward is -inf for a dirty first answer; it is always a number, `make_rule` handles missing ones.
+Comparison = Callable[[float, float, float, float], bool]
+
 
 class Rule(Protocol):
-    """Return whether the proposal is accepted. Rewards in the metric's unit; `u` is uniform on [0, 1).
+    """A rule at its temperature, as the chain calls it: return whether the proposal is accepted.
+
+    Rewards are in the metric's unit; `u` is uniform on [0, 1).
 
     `current` is -inf for a dirty first answer, which any clean, scored revision beats. It is None for a clean first
     answer without a score: a missing score is not -inf, so rules that compare rewards accept nothing then.
@@ -28,11 +34,11 @@ class Rule(Protocol):
 class AcceptanceRule:
     """An entry of the table.
 
-    `accepts(current, proposed, temperature, u)` is the rule itself. `meaning` and `caveat` are phrases for cards, with
-    {temperature} to be filled in.
+    For cards and page, with {temperature} to be filled in: `meaning` is a phrase ("a revision is kept if ..."),
+    `caveat` a sentence that follows "it is a heuristic sampler."
     """
 
-    accepts: Callable[[float, float, float, float], bool]
+    accepts: Comparison
     meaning: str
     caveat: str
     compares: bool = True  # rewards; a rule that does not accepts a revision of an unscored answer, too

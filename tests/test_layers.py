@@ -39,6 +39,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm",
 # Modules that are about a heavy library, and import it at their top; all others import it where they use it.
 ABOUT = {
     "distill.adapter_files": {"trl", "peft"},
+    "distill.checkpoints": {"torch", "transformers"},
     "distill.mask": {"trl"},
     "distill.output": {"torch", "transformers", "trl"},
     "distill.train": {"torch", "transformers", "trl", "peft", "datasets"},

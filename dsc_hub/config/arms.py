@@ -24,7 +24,20 @@ class Arm:
     @property
     def prefix(self) -> str:
         """Path prefix of the files with the outputs of this arm's model."""
-        return f"evaluation/{self.model}." if self.model else "evaluation/"
+        return prefix_of(self.model)
+
+
+# What the arms of a model write, one file each; the answers after the first are those of the way "best".
+ROWS = ("turns", "chains", "unanswered", "failed", "seconds", "best_of_n.turns", "best_of_n.unanswered")
+
+
+def prefix_of(model: str | None) -> str:
+    return f"evaluation/{model}." if model else "evaluation/"
+
+
+def files_of(model: str | None) -> tuple[str, ...]:
+    """Return all files, in the run folder, that the arms of a model write."""
+    return tuple(f"{prefix_of(model)}{rows}.jsonl" for rows in ROWS)
 
 
 # The table of arms (evaluation/arms.py describes them), in the order in which they run.

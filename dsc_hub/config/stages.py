@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dsc_hub.config.arms import ADAPTER, files_of
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -95,9 +97,7 @@ STAGES = (
         inputs=lambda i: [i.section("distill")],  # includes the number of processes: it multiplies the batch size
         files=("adapter",),
         sections=("distill",),
-        stale_files=tuple(
-            f"evaluation/distilled.{rows}.jsonl" for rows in ("turns", "chains", "failed", "unanswered", "seconds")
-        ),
+        stale_files=files_of(ADAPTER),
     ),
     Stage(
         "evaluation",

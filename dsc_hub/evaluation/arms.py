@@ -23,7 +23,7 @@ from typing import Any
 
 from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.chain.hygiene import inspect
-from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of
+from dsc_hub.config.arms import ADAPTER, ARMS, Arm, files_of, models_of
 from dsc_hub.config.recipe import Recipe, quantization
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
@@ -36,7 +36,7 @@ from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
-BEST_OF_N = "evaluation/best_of_n.turns.jsonl"
+MORE_ANSWERS = "best_of_n.turns.jsonl"  # after the prefix of an arm: its model's answers after the first
 # One text per line, unrelated to the topics of recipes.
 NEUTRAL = Path(__file__).parent.parent / "metrics" / "neutral.txt"
 
@@ -114,7 +114,7 @@ async def answer_prompts(
                 )
                 await _timed(run, arm, arm.way, _whole(work))
             elif arm.way == "best":
-                await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete, level))
+                await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete, arm, level))
 
 
 def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
@@ -157,16 +157,7 @@ BASE_MARKER = (
     "evaluation/base_arms.json"  # written when these arms are complete: their digest, and the nats of neutral texts
 )
 # `copy_files` writes the first file last: without it, nothing was reused.
-BASE_FILES = (
-    "evaluation/turns.jsonl",
-    "evaluation/chains.jsonl",
-    "evaluation/unanswered.jsonl",
-    "evaluation/failed.jsonl",
-    "evaluation/seconds.jsonl",
-    BEST_OF_N,
-    BEST_OF_N.replace("turns", "unanswered"),
-    BASE_MARKER,
-)
+BASE_FILES = (*files_of(None), BASE_MARKER)
 
 
 def base_digest(recipe: Recipe, sampling: str) -> str:
@@ -230,18 +221,18 @@ async def _answers(
 
 
 async def _more_answers(
-    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, level: Callable[[], int] | None
+    run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, arm: Arm, level: Callable[[], int] | None
 ) -> None:
-    """Generate answers 1..n-1; n answers cost as many tokens as the chain. `Turn.step` holds the answer's number."""
+    """Generate answers 1..n-1 of the arm's model; n answers cost as many tokens as the chain. `Turn.step` holds the answer's number."""
     n = answers_for_the_same_tokens(run, recipe)
     todo = [(p, k, j) for p in prompts for k in range(recipe.evaluation.samples) for j in range(1, n)]
-    await _draw_answers(run, recipe, BEST_OF_N, todo, complete, None, level)
+    await _draw_answers(run, recipe, f"{arm.prefix}{MORE_ANSWERS}", todo, complete, arm.model, level)
 
 
 def answers_for_the_same_tokens(run: Run, recipe: Recipe) -> int:
-    """Return the number of base answers (at least 2) that cost as many new tokens as the chains did.
+    """Return the number of base answers (at least 2) that cost as many new tokens as the chains of the base did.
 
-    Without the arm `self_critique`, return the number of turns of a chain.
+    An arm of the adapter draws as many. Without the arm `self_critique`, return the number of turns of a chain.
     """
     if "self_critique" not in recipe.evaluation.arms:
         return 1 + 2 * recipe.chain.steps
@@ -336,7 +327,7 @@ def answers_of(
                 tokens = spent[c.prompt_id, c.number]
                 answers.append(ArmAnswer(c.prompt_id, c.number, c.final, state.finish_reason, *tokens, raw))
     else:
-        more = [t for t in run.rows(BEST_OF_N).as_type(Turn) if t.prompt_id in prompts]
+        more = [t for t in run.rows(f"{arm.prefix}{MORE_ANSWERS}").as_type(Turn) if t.prompt_id in prompts]
         answers = _best(recipe, [*first, *more], prompts, score)
     return sorted(answers, key=lambda a: (a.prompt_id, a.sample))
 

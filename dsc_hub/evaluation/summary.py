@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsc_hub import stats
-from dsc_hub.config.arms import judges_claim
+from dsc_hub.config.arms import ADAPTER, ARMS, judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import claim, side_effects
 from dsc_hub.records import Answer, AnswerKey, Prompt
@@ -18,13 +18,11 @@ from dsc_hub.runs import verdict
 
 
 def arm_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs to compare: each arm with the first, and distilled with the costlier arms it should replace."""
+    """Return the pairs to compare: each arm with the first, and distilled with the costlier arms of either model."""
     others = [(name, names[0]) for name in names[1:]]
-    extra = [
-        ("distilled", "self_critique"),
-        ("distilled", "best_of_n"),
-        ("distilled_self_critique", "distilled"),
-    ]
+    costlier = [name for name, arm in ARMS.items() if arm.way != "answer"]
+    extra = [("distilled", name) for name in costlier if ARMS[name].model is None]
+    extra += [(name, "distilled") for name in costlier if ARMS[name].model == ADAPTER]
     return others + [p for p in extra if set(p) <= set(names) and p not in others and p[::-1] not in others]
 
 

@@ -1,7 +1,7 @@
 """Convergence diagnostics of the chains and the gain of the last step. Finished chains in, numbers out. Pure.
 
 R-hat and effective sample size (Vehtari et al., Bayesian Analysis 16, 2021; ArviZ) measure whether several chains of
-one prompt visit the same rewards. They are meaningful only for `metropolis`, whose chains can go down again: an
+one prompt visit the same rewards. They are meaningful only for rules whose chains can go down again (`metropolis`): an
 `improve` chain is a hill climb, and its rewards are not draws from a distribution. Critique-and-revise is not
 reversible, so even `metropolis` chains converge to the heuristic sampler's own distribution.
 """

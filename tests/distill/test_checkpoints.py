@@ -160,6 +160,34 @@ def test_a_disk_without_room_for_checkpoints_is_said_before_the_first_step(
 
 
 @pytest.mark.long
+def test_two_processes_save_and_go_on_together(tmp_path: Path, base: Path):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+
+    def start_two(run: Run) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        env = os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [*command, str(script), str(run.folder), "0"],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    runs = [run_of(tmp_path / name, base) for name in ("whole", "ended")]
+    told, _ = start_two(runs[0]).communicate(timeout=400)
+    assert (runs[0]["adapter"]).exists(), told
+    child = start_two(runs[1])
+    wait_for_step(runs[1], 3, child)
+    child.send_signal(signal.SIGTERM)  # the launcher passes it on to both
+    child.communicate(timeout=400)
+    assert saved(runs[1]) and not runs[1]["adapter"].exists()
+    told, _ = start_two(runs[1]).communicate(timeout=400)
+    assert "goes on from checkpoint-" in told and losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-3), told
+
+
+@pytest.mark.long
 def test_killed_at_ten_random_moments_the_loss_curve_is_the_uninterrupted_one(tmp_path: Path, base: Path, whole: Run):
     run, chance = run_of(tmp_path / "run", base), random.Random(7)
     kills = 0

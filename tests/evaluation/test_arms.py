@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dsc_hub.chain.chain import no_veto, seed_of
-from dsc_hub.config import recipe_files
-from dsc_hub.config.arms import ADAPTER, ARMS
+from dsc_hub.config import recipe_files, stages
+from dsc_hub.config.arms import ADAPTER, ARMS, Arm
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import answers, arms, summary
@@ -104,16 +104,41 @@ def test_best_of_n_is_the_best_by_reward_of_what_is_clean(tmp_path: Path, recipe
     r = recipe_with(recipe_file)
     run, _ = run_arms(tmp_path, r, Model())
     by_id = {p.id: p for p in PROMPTS}
-    rows = [*run.rows("evaluation/turns.jsonl"), *run.rows(arms.BEST_OF_N)]
+    rows = [*run.rows("evaluation/turns.jsonl"), *run.rows(f"evaluation/{arms.MORE_ANSWERS}")]
     for answer in arms.answers_of(run, r, "best_of_n", by_id, score_all):
         mine = [x["text"] for x in rows if x["prompt_id"] == answer.prompt_id and x["role"] == "answer"]
         assert len(mine) == 5 and answer.text == max(mine, key=lambda t: score_all([t])[0].value)
     # none clean: the first answer stands, as a chain would stay at it
     cut = [json.dumps(x | {"finish_reason": "length"}) for x in rows if x["role"] == "answer"]
     run["evaluation/turns.jsonl"].write_text("\n".join(c for c in cut if json.loads(c)["step"] == 0) + "\n")
-    run[arms.BEST_OF_N].write_text("\n".join(c for c in cut if json.loads(c)["step"]) + "\n")
+    run[f"evaluation/{arms.MORE_ANSWERS}"].write_text("\n".join(c for c in cut if json.loads(c)["step"]) + "\n")
     first = {x["prompt_id"]: x["text"] for x in map(json.loads, cut) if x["step"] == 0}
     assert {a.prompt_id: a.text for a in arms.answers_of(run, r, "best_of_n", by_id, score_all)} == first
+
+
+def test_each_way_of_answering_can_be_had_of_each_model(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A new entry of the table is all that a known way needs for another model."""
+    monkeypatch.setitem(ARMS, "distilled_best_of_n", Arm(ADAPTER, "best", "distilled + best of n"))
+    names = [*ALL, "distilled_best_of_n"]
+    plain = recipe_with(recipe_file)
+    r = plain.model_copy(update={"evaluation": plain.evaluation.model_copy(update={"arms": tuple(names)})})
+    model = Model()
+    run, seconds = run_arms(tmp_path, r, model)
+    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
+    by_id = {p.id: p for p in PROMPTS}
+    files = [f"evaluation/{ADAPTER}.turns.jsonl", f"evaluation/{ADAPTER}.{arms.MORE_ANSWERS}"]
+    drawn = [x for file in files for x in run.rows(file) if x["role"] == "answer"]
+    best = arms.answers_of(run, r, "distilled_best_of_n", by_id, score_all)
+    assert len(best) == len(PROMPTS) and seconds["distilled"] is not None
+    for answer in best:
+        mine = [x["text"] for x in drawn if x["prompt_id"] == answer.prompt_id]
+        assert len(mine) == 5 and answer.text == max(mine, key=lambda t: score_all([t])[0].value)
+    assert ("distilled_best_of_n", "distilled") in summary.arm_pairs(names)
+    # what an adapter wrote does not outlive it
+    written = {f"evaluation/{p.name}" for p in run["evaluation"].glob(f"{ADAPTER}.*")}
+    assert files[1] in written and written <= set(stages.BY_NAME["distill"].stale_files)
 
 
 def test_what_failed_is_counted_and_is_no_answer(tmp_path: Path, recipe_file: Path):

@@ -114,7 +114,7 @@ def test_every_shipped_metric_can_be_published(address: Address, tmp_path: Path,
     card = Path(path).read_text()
     assert "data=[...]" in card and "scores: list of float" in card and "config_name=" in card
     others = [*list(SHIPPED[metric].scorers)[1:], *([f"the id of {m}"] if (m := SHIPPED[metric].models) else [])]
-    assert f"# or {', '.join(others)}\n" in card
+    assert f"# or {', '.join(others)}\n" in card if others else "# or" not in card
 
 
 def test_the_card_tells_what_it_is_and_bad_names_are_told(address: Address, tmp_path: Path):
