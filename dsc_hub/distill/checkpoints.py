@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dsc_hub.distill.launcher import main_process
+from dsc_hub.distill.launcher import CHECKPOINT_BYTES, main_process
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_object, write_json
@@ -31,7 +31,6 @@ FOLDER = "checkpoints"  # in the run folder
 MARKER = "checkpoint.done.json"
 EVERY_S = 300.0  # seconds between two checkpoints
 KEPT = 2
-BYTES_PER_PARAMETER = 16  # in one checkpoint: weights, two moments of AdamW, and what the file formats add
 
 
 def training_identity(run: Run, world_size: int) -> str:
@@ -87,7 +86,7 @@ def _is_whole(path: Path, known: Any) -> bool:
 
 def check_space(run: Run, trainable: int) -> None:
     """RunError if the disk has no room for the checkpoints of an adapter with so many parameters."""
-    needed = (KEPT + 1) * trainable * BYTES_PER_PARAMETER
+    needed = trainable * CHECKPOINT_BYTES
     if (free := shutil.disk_usage(run.folder).free) < needed:
         raise RunError(
             f"{free / 1e9:.2f} GB are free at {run.folder}, the checkpoints of this training need {needed / 1e9:.2f} GB",

@@ -15,6 +15,7 @@ from dsc_hub.config.arms import ADAPTER, ARMS, models_of
 from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
+from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import base_model
 from dsc_hub.inference.base_model import TURN_OVERHEAD
@@ -27,7 +28,10 @@ from dsc_hub.runs.run import siblings
 from dsc_hub.system import machine, progress
 
 DISK_BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
-WEIGHTS_SHARE = 0.1  # size of an adapter with trainer state, as a fraction of the base's files
+WEIGHTS_SHARE = (
+    0.1  # size of an adapter with trainer state, as a fraction of the base's files, where it can't be worked out
+)
+DEFAULT_RANK = 16  # of LoRA, as in distill/config.py
 
 
 class RunEstimate(BaseModel):
@@ -141,10 +145,27 @@ def estimate_run(
         seconds=seconds,
         disk_bytes=int(
             sum(tokens.values()) * DISK_BYTES_PER_TOKEN
-            + weights * WEIGHTS_SHARE
+            + (adapter_bytes(model_folder, recipe.distill.lora.get("r", DEFAULT_RANK)) or weights * WEIGHTS_SHARE)
             + (weights if recipe.publish.base else 0)
         ),
     )
+
+
+def adapter_bytes(model_folder: Path, rank: Any) -> float | None:
+    """Return the bytes of a LoRA of all linear layers with its checkpoints; None if config.json does not say enough.
+
+    Sizes are those of a Llama-like block: attention with key and value heads, and a gated MLP.
+    """
+    file = model_folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = [n for n in (*map(config.get, names), rank) if isinstance(n, int) and n > 0]
+    if len(sizes) < 5:
+        return None
+    hidden, inner, layers, heads, r = sizes
+    keys = hidden // heads * (config.get("num_key_value_heads") or heads)
+    per_layer = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
+    return float(r * layers * per_layer * launcher.CHECKPOINT_BYTES)
 
 
 def models_by_server(arms: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
@@ -176,8 +197,6 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
 
     ConfigError lists all problems. Model weights are not downloaded for the check.
     """
-    from dsc_hub.distill import launcher
-
     recipe = context.recipe
     announce_servers(recipe)
     _say_which_metrics_stay(recipe)
