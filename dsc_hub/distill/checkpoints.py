@@ -8,6 +8,7 @@ removed when the adapter is in place.
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import threading
@@ -23,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from dsc_hub.distill.launcher import CHECKPOINT_BYTES, main_process
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
+from dsc_hub.system import machine
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import digest, file_hash
 from dsc_hub.system.progress import say
@@ -33,13 +35,14 @@ EVERY_S = 300.0  # seconds between two checkpoints
 KEPT = 2
 
 
-def training_identity(run: Run, world_size: int) -> str:
-    """Return a hash of all that a training depends on: the stage's fingerprint, the rows, and the number of processes.
+def training_identity(run: Run, world_size: int, dtype: str = "") -> str:
+    """Return a hash of what the steps of a training depend on.
 
-    (The order of the rows depends on the number of processes.)
+    That is the stage's fingerprint, the rows, the number of processes (the order of the rows depends on it), the dtype
+    of the products, and the versions of the libraries.
     """
-    rows = sorted((run["dataset"] / "sft").glob("*.parquet"))
-    return digest(run.facts.fingerprints.get("distill"), [file_hash(path) for path in rows], world_size)
+    rows = [file_hash(path) for path in sorted((run["dataset"] / "sft").glob("*.parquet"))]
+    return digest(run.facts.fingerprints.get("distill"), rows, world_size, dtype, machine.versions())
 
 
 def newest(run: Run, identity: str) -> Path | None:
@@ -72,7 +75,7 @@ def _problem(folder: Path, identity: str) -> str:
     except RunError:
         return f"{MARKER} is damaged"
     if marker.get("identity") != identity:
-        return "it is of other rows, settings or processes"
+        return "it is of other rows, settings, versions or processes"
     files = marker.get("files")
     if not isinstance(files, dict) or not isinstance(marker.get("trained_s"), (int, float)):
         return f"{MARKER} is damaged"
@@ -87,7 +90,9 @@ def _is_whole(path: Path, known: Any) -> bool:
 def check_space(run: Run, trainable: int) -> None:
     """RunError if the disk has no room for the checkpoints of an adapter with so many parameters."""
     needed = trainable * CHECKPOINT_BYTES
-    if (free := shutil.disk_usage(run.folder).free) < needed:
+    taken = sum(p.stat().st_size for p in run[FOLDER].rglob("*") if p.is_file())  # by those of an earlier session
+    free = shutil.disk_usage(run.folder).free
+    if free + taken < needed:
         raise RunError(
             f"{free / 1e9:.2f} GB are free at {run.folder}, the checkpoints of this training need {needed / 1e9:.2f} GB",
             "Free some, or choose another place with --runs.",
@@ -115,7 +120,12 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         is_ending, is_due = _agreed(self.ending.is_set(), time.monotonic() - self.saved_at >= EVERY_S)
         if is_ending:
             self.is_broken_off = control.should_training_stop = True
+            control.should_evaluate = False  # it may take longer than the time until the processes are killed
         control.should_save = is_due or is_ending
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.is_broken_off:
+            control.should_evaluate = False
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.saved_at = time.monotonic()
@@ -127,6 +137,15 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         files = {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MARKER}
         trained_s = round(self.before_s + self.saved_at - self.started, 2)
         write_json(folder / MARKER, {"identity": self.identity, "trained_s": trained_s, "files": files})
+        self._prune(folder.parent)
+
+    def _prune(self, folder: Path) -> None:
+        """Remove all checkpoints but the last whole ones of this training."""
+        newest_first = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+        mine = [p for p in newest_first if (p / MARKER).is_file() and self.identity in (p / MARKER).read_text()]
+        for old in newest_first:
+            if old not in mine[:KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _agreed(*flags: bool) -> list[bool]:
@@ -137,6 +156,35 @@ def _agreed(*flags: bool) -> list[bool]:
     counts = torch.tensor(flags, dtype=torch.int32, device=device)
     torch.distributed.all_reduce(counts)
     return [bool(n) for n in counts.tolist()]
+
+
+def keep_dtypes(trainer: Any) -> None:
+    """Let the adapter have its dtype again after a checkpoint is loaded: peft would go on in float32."""
+    load = trainer._load_from_checkpoint
+
+    def load_and_restore(path: str, model: Any = None) -> None:
+        dtypes = {name: p.dtype for name, p in trainer.model.named_parameters() if p.requires_grad}
+        load(path, model)
+        for name, p in trainer.model.named_parameters():
+            if name in dtypes:
+                p.data = p.data.to(dtypes[name])
+
+    trainer._load_from_checkpoint = load_and_restore
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Wait until no other process trains in this run folder.
+
+    A training whose `dsc run` was killed ends its step and writes a checkpoint, while the folder's own lock is free.
+    """
+    with run["distill.lock"].open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("distill  waits: a training of this run that was told to end is still at its last step")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

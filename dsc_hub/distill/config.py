@@ -41,6 +41,8 @@ _NOT_A_PLAIN_ADAPTER = "the adapter could not be served by vLLM or loaded as a p
 _REFUSED_SFT = {
     "trust_remote_code": "a recipe is data and never runs code of others; remove it",
     "load_best_model_at_end": "only the last checkpoints are kept, to go on from; remove it",
+    "save_total_limit": "dsc keeps the last two checkpoints, until the adapter is in place; remove it",
+    "save_only_model": "a training could not go on from such a checkpoint; remove it",
     "resume_from_checkpoint": "dsc goes on from its own checkpoints by itself; remove it",
     "disable_tqdm": "dsc draws its own progress; remove it",
 }

@@ -171,6 +171,8 @@ def _child_environment(processes: int) -> dict[str, str]:
     environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))
     # OpenMP threads spin while they wait for each other; beside another busy process, steps get many times slower.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torchrun kills its workers after 30 s by default, which may be less than a step and its checkpoint.
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(GRACE_S - 10)
     # trl sends telemetry by default; a run must not send anything that its user did not request.
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return environment

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,10 +24,11 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Callback that shows the trainer's events as a progress line; a non-finite loss ends the training."""
 
     def __init__(self, line: Line | None) -> None:
-        self.line, self.loss, self.meter = line, "", Meter(0)
+        self.line, self.loss, self.meter, self.before = line, "", Meter(0), 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.meter = Meter(state.max_steps)
+        self.before = state.global_step  # steps of earlier sessions
+        self.meter = Meter(state.max_steps - self.before)
 
     def on_log(
         self,
@@ -48,23 +50,30 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self._show(args, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.meter.done = state.global_step
+        self.meter.done = state.global_step - self.before
         self._show(args, state)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if self.line is not None:
-            self.line.show(f"{PROGRESS}{state.global_step}/{state.max_steps}  validation")
+            self._print(f"{PROGRESS}{state.global_step}/{state.max_steps}  validation")
 
     def _show(self, args: TrainingArguments, state: TrainerState) -> None:
         if self.line is None or not self.meter.done:
             return
         rate = self.meter.done / max(1e-9, time.monotonic() - self.meter.started)
-        self.line.show(
+        self._print(
             f"{PROGRESS}{state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2g}/{state.num_train_epochs}"
             f"{self.loss}  {rate:.2g} step/s{self.meter.left()}"
         )
+
+    def _print(self, text: str) -> None:
+        # If the process that read this is gone, the training is about to be told to end; its checkpoint comes first.
+        # (rich ends the process for a broken pipe.)
+        with suppress(BrokenPipeError, SystemExit):
+            if self.line is not None:
+                self.line.show(text)
 
 
 def say_start(

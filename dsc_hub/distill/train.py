@@ -81,10 +81,10 @@ def train(run: Run) -> Training:
             )
     data = check_training(run)
     part = run["adapter"].with_name("adapter.part")
-    if main_process():
-        shutil.rmtree(part, ignore_errors=True)
     try:
-        with _quiet():
+        with _quiet(), checkpoints.alone(run) if main_process() else nullcontext():
+            if main_process():
+                shutil.rmtree(part, ignore_errors=True)
             return _train(run, data, part)
     except torch.cuda.OutOfMemoryError:
         raise RunError(
@@ -105,10 +105,7 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     plan, folder = plan_of(recipe.distill), facts.model.weights
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = _compute_dtype(on_cpu)
-    rows = {
-        split: datasets.Dataset.from_list(split_rows) if split_rows else None
-        for split, split_rows in training_rows(run, recipe.chain.system).items()
-    }
+    rows = {split: _dataset(split_rows) for split, split_rows in training_rows(run, recipe.chain.system).items()}
     has_validation = rows["validation"] is not None
     args = _arguments(plan, data, run[checkpoints.FOLDER], on_cpu, dtype, recipe.seed, has_validation)
     main = args.process_index == 0
@@ -116,29 +113,20 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     model, quantization = _base_model(plan, folder, dtype, args)
     tokenizer = tokenizer_of(folder)
     vocabulary = len(tokenizer)
+    identity = checkpoints.training_identity(run, args.world_size, str(dtype))
+    checkpoint = checkpoints.newest(run, identity)
+    keeper = checkpoints.Checkpoints(identity, checkpoints.trained_s(checkpoint))
     with moving_line() if main else nullcontext() as line:
-        identity = checkpoints.training_identity(run, args.world_size)
-        checkpoint = checkpoints.newest(run, identity)
-        keeper = checkpoints.Checkpoints(identity, before_s := checkpoints.trained_s(checkpoint))
         trainer = _trainer(plan, model, args, rows, tokenizer, [ProgressCallback(line), keeper])
         if dtype is torch.float32:
             _widen_adapter(trainer.model)
         check_batches(trainer, stop_tokens(tokenizer, folder), data)
-        if added := len(tokenizer) - vocabulary:
-            hint = "Nothing may be resized: choose another base model."
-            raise ModelError(f"the trainer added {added} tokens to the vocabulary", hint)
+        _check_vocabulary(tokenizer, vocabulary)
         trainable, total = trainer.model.get_nb_trainable_parameters()
+        checkpoints.check_space(run, trainable)
         if main:
             say_start(data, plan, quantization, dtype, trainable, total, args)
-            if checkpoint:
-                say(f"distill  goes on from {checkpoint.name}")
-        checkpoints.check_space(run, trainable)
-        started = time.monotonic()
-        with checkpoints.on_termination(keeper):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if keeper.is_broken_off:
-            sys.exit(TERMINATED)
-        seconds = before_s + time.monotonic() - started
+        seconds = _fit(trainer, keeper, checkpoint, main)
         validation_loss = trainer.evaluate()["eval_loss"] if has_validation else None
 
     _check_finite(trainer.model)
@@ -170,6 +158,30 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
         say_end(run, training)
     trainer.accelerator.wait_for_everyone()
     return training
+
+
+def _dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset | None:
+    return datasets.Dataset.from_list(list(rows)) if rows else None
+
+
+def _check_vocabulary(tokenizer: Any, before: int) -> None:
+    """ModelError if the trainer added tokens."""
+    if added := len(tokenizer) - before:
+        hint = "Nothing may be resized: choose another base model."
+        raise ModelError(f"the trainer added {added} tokens to the vocabulary", hint)
+
+
+def _fit(trainer: SFTTrainer, keeper: checkpoints.Checkpoints, checkpoint: Path | None, main: bool) -> float:
+    """Train, from a checkpoint if there is one; return the seconds of all sessions. Ends the process for a signal."""
+    if checkpoint and main:
+        say(f"distill  goes on from {checkpoint.name}")
+    checkpoints.keep_dtypes(trainer)
+    started = time.monotonic()
+    with checkpoints.on_termination(keeper):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if keeper.is_broken_off:
+        sys.exit(TERMINATED)
+    return keeper.before_s + time.monotonic() - started
 
 
 def _first_and_final(losses: Sequence[float]) -> tuple[float | None, float | None]:
@@ -247,7 +259,6 @@ def _arguments(
             report_to="none",
             push_to_hub=False,
             save_strategy="no",  # `Checkpoints` decides when
-            save_total_limit=checkpoints.KEPT,
             disable_tqdm=True,
             **sft,
         )

@@ -139,7 +139,8 @@ def _public_recipe(facts: RunFacts) -> dict[str, Any]:
     r, model = facts.recipe, facts.model
     chain = r.chain
     if chain.veto:
-        veto = chain.veto.model_copy(update=_pinned(facts, "chain.veto"))
+        scorer = {"scorer": Path(chain.veto.scorer).name} if is_folder(chain.veto.scorer) else {}
+        veto = chain.veto.model_copy(update=scorer | _pinned(facts, "chain.veto"))
         chain = chain.model_copy(update={"veto": veto})
     if is_folder(r.model.source):
         base = {"source": model.published_as, "revision": "main"}

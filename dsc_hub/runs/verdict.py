@@ -14,7 +14,7 @@ LEAST_CONFIDENCE = 0.95
 
 BETTER = {"reward": "better on the reward", "second": "better on the second scorer"}  # score -> its criterion
 
-Row = Mapping[str, Any]  # an evaluated answer: prompt_id, sample, text, finish_reason, reward ...
+Row = Mapping[str, Any]  # an estimate as `stats` makes it, or what a score is
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from dsc_hub.distill import checkpoints
 from dsc_hub.distill import train as distill_train
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
+from dsc_hub.system import machine
 from tests.distill.tiny import QUICK, make_run, row
 
 STEPS = 12
@@ -31,6 +32,8 @@ class Slow(TrainerCallback):
         time.sleep(0.1)
 
 checkpoints.EVERY_S = float(sys.argv[2])
+if len(sys.argv) > 3:
+    train.machine.cpu_dtype = lambda: sys.argv[3]
 train.progress.PLAIN_EVERY_S = 0
 real = train.ProgressCallback
 train.ProgressCallback = lambda line: type("Both", (real, Slow), {})(line)
@@ -49,14 +52,18 @@ def losses(run: Run) -> list[float]:
     return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
 
 
-def start(run: Run, every_s: float = 0.0) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW, str(run.folder), str(every_s)]
+def start(run: Run, every_s: float = 0.0, *dtype: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SLOW, str(run.folder), str(every_s), *dtype]
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def saved(run: Run) -> list[int]:
     return sorted(int(p.parent.name.split("-")[1]) for p in run[checkpoints.FOLDER].glob(f"*/{checkpoints.MARKER}"))
+
+
+def identity_of(run: Run, processes: int = 1) -> str:
+    return checkpoints.training_identity(run, processes, f"torch.{machine.cpu_dtype()}")
 
 
 def wait_for_step(run: Run, step: int, child: subprocess.Popen[str]) -> None:
@@ -92,6 +99,33 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(tmp_path:
     assert not run[checkpoints.FOLDER].exists()  # the adapter is in place
 
 
+def test_in_bfloat16_too_the_adapter_keeps_its_dtype(tmp_path: Path, base: Path):
+    """peft loads the adapter of a checkpoint as float32, whatever it was trained in."""
+    whole, killed = (run_of(tmp_path / name, base) for name in ("whole", "killed"))
+    told, _ = start(whole, 0.0, "bfloat16").communicate(timeout=240)
+    child = start(killed, 0.0, "bfloat16")
+    wait_for_step(killed, 4, child)
+    child.kill()
+    child.wait()
+    told, _ = start(killed, 0.0, "bfloat16").communicate(timeout=240)
+    assert "goes on from" in told and losses(killed) == losses(whole), told
+    sizes = [(run["adapter"] / "adapter_model.safetensors").stat().st_size for run in (whole, killed)]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_training_whose_parent_is_gone_still_writes_its_checkpoint(tmp_path: Path, base: Path):
+    """Nobody reads what it prints any more, and it is told to end."""
+    run = run_of(tmp_path / "run", base)
+    child = start(run, 1e9)
+    for line in child.stdout:
+        if line.startswith("distill  step 3/"):
+            break
+    child.stdout.close()
+    child.send_signal(signal.SIGTERM)
+    child.wait(timeout=240)
+    assert saved(run) and not run["adapter"].exists()
+
+
 def test_sigterm_ends_it_after_the_step_with_a_checkpoint(tmp_path: Path, base: Path, whole: Run):
     run = run_of(tmp_path / "run", base)
     child = start(run, every_s=1e9)
@@ -124,7 +158,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_taken(
         data = bytearray((folder / damage).read_bytes())
         data[len(data) // 2] ^= 0xFF
         (folder / damage).write_bytes(data)
-    identity = checkpoints.training_identity(run, 1)
+    identity = identity_of(run)
     assert checkpoints.newest(run, identity) == run[checkpoints.FOLDER] / f"checkpoint-{older}"
     assert f"checkpoint-{newer} is not used" in capsys.readouterr().err
     if damage == "optimizer.pt":
@@ -138,15 +172,15 @@ def test_a_checkpoint_of_other_rows_settings_or_processes_is_not_used(tmp_path: 
     wait_for_step(run, 2, child)
     child.kill()
     child.wait()
-    identity = checkpoints.training_identity(run, 1)
+    identity = identity_of(run)
     assert checkpoints.newest(run, identity) is not None
-    assert checkpoints.newest(run, checkpoints.training_identity(run, 2)) is None
-    assert "is of other rows, settings or processes" in capsys.readouterr().err
+    assert checkpoints.newest(run, identity_of(run, 2)) is None
+    assert "is of other rows, settings, versions or processes" in capsys.readouterr().err
     file = run["dataset/sft/train-00000-of-00001.parquet"]
     file.write_bytes((run["dataset/sft/validation-00000-of-00001.parquet"]).read_bytes())
-    assert checkpoints.newest(run, checkpoints.training_identity(run, 1)) is None
+    assert checkpoints.newest(run, identity_of(run)) is None
     run.add_facts(fingerprints={"distill": "another"})
-    assert checkpoints.training_identity(run, 1) != identity
+    assert identity_of(run) != identity
 
 
 def test_a_disk_without_room_for_checkpoints_is_said_before_the_first_step(

@@ -248,6 +248,10 @@ def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine
     assert told["reward"]["metric"] == "brevity.py" and told["reward"]["options"] == {"votes": 3}
     assert told["reward"]["plus"][0]["revision"] == "a" * 40 and told["reward"]["plus"][0]["options"] == {}
     assert told["chain"]["veto"]["revision"] == "b" * 40
+    facts["recipe"]["chain"]["veto"]["scorer"] = "/data/private/encoder"
+    facts["recipe"]["reward"]["scorer"] = "./private/model"
+    local = bundle._public_recipe(RunFacts.model_validate(facts))
+    assert (local["chain"]["veto"]["scorer"], local["reward"]["scorer"]) == ("encoder", "model")
     assert facts["recipe"]["reward"]["options"]["endpoint"], "the run's own facts stay as they are"
     assert told["chain"]["critic"] == {"model": "big"}
 
