@@ -262,11 +262,11 @@ def test_a_file_is_scored_in_the_metrics_own_direction(tmp_path: Path):
     (tmp_path / "shouting.py").write_text(OWN)
     (tmp_path / "texts.jsonl").write_text('{"answer": "ABC", "kind": "harmless"}\n{"answer": "a"}\n{"answer": null}\n')
     found = score_file("shouting.py", tmp_path / "texts.jsonl", None, "answer", {"least": 1}, registry.Code(tmp_path))
-    assert [(r["score"], r["reason"]) for r in found["rows"]] == [(3.0, ""), (0.0, ""), (None, "too short to shout")]
-    assert found["unscored"] == 1 and found["estimate"]["mean"] == 1.5 and not found["higher_is_better"]
+    assert [(r.score, r.reason) for r in found.rows] == [(3.0, ""), (0.0, ""), (None, "too short to shout")]
+    assert found.unscored == 1 and found.estimate.mean == 1.5 and not found.higher_is_better
     (tmp_path / "texts.txt").write_text("I love it.\n\nI hate it.\n")
     lines = score_file("sentiment", tmp_path / "texts.txt", None, "text", {}, registry.Code())
-    assert [r["score"] > 0 for r in lines["rows"]] == [True, False] and lines["metric"] == "sentiment (vader)"
+    assert [r.score > 0 for r in lines.rows] == [True, False] and lines.metric == "sentiment (vader)"
 
 
 @pytest.mark.parametrize(
