@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-# A rule of the table: (current reward, proposed reward, temperature, u uniform on [0, 1)) -> whether to accept. The current
-# reward is -inf for a dirty first answer; it is always a number, `make_rule` handles missing ones.
-Comparison = Callable[[float, float, float, float], bool]
+# A rule of the table: (current reward, proposed reward, temperature, u uniform on [0, 1)) -> whether to accept.
+# The current reward is -inf for a dirty first answer; it is always a number, `make_rule` handles missing ones.
+RewardComparison = Callable[[float, float, float, float], bool]
 
 
 class Rule(Protocol):
@@ -38,7 +38,7 @@ class AcceptanceRule:
     `caveat` a sentence that follows "it is a heuristic sampler."
     """
 
-    accepts: Comparison
+    accepts: RewardComparison
     meaning: str
     caveat: str
     compares: bool = True  # rewards; a rule that does not accepts a revision of an unscored answer, too

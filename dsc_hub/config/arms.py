@@ -35,7 +35,7 @@ def prefix_of(model: str | None) -> str:
     return f"evaluation/{model}." if model else "evaluation/"
 
 
-def files_of(model: str | None) -> tuple[str, ...]:
+def model_files(model: str | None) -> tuple[str, ...]:
     """Return all files, in the run folder, that the arms of a model write."""
     return tuple(f"{prefix_of(model)}{rows}.jsonl" for rows in ROWS)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsc_hub.config.arms import ADAPTER, files_of
+from dsc_hub.config.arms import ADAPTER, model_files
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ STAGES = (
         inputs=lambda i: [i.section("distill")],  # includes the number of processes: it multiplies the batch size
         files=("adapter",),
         sections=("distill",),
-        stale_files=files_of(ADAPTER),
+        stale_files=model_files(ADAPTER),
     ),
     Stage(
         "evaluation",

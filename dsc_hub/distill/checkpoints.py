@@ -29,7 +29,7 @@ from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import digest, file_hash
 from dsc_hub.system.progress import say
 
-FOLDER = "checkpoints"  # in the run folder
+CHECKPOINTS = "checkpoints"  # in the run folder
 MARKER = "checkpoint.done.json"
 EVERY_S = 300.0  # seconds between two checkpoints
 KEPT = 2
@@ -47,7 +47,7 @@ def training_identity(run: Run, world_size: int, dtype: str = "") -> str:
 
 def newest(run: Run, identity: str) -> Path | None:
     """Return the newest whole checkpoint of this training, or None. Says why others are left out."""
-    for folder in sorted(run[FOLDER].glob("checkpoint-*"), key=_step, reverse=True):
+    for folder in sorted(run[CHECKPOINTS].glob("checkpoint-*"), key=_step, reverse=True):
         if problem := _problem(folder, identity):
             if main_process():
                 say(f"distill  {folder.name} is not used: {problem}")
@@ -90,11 +90,12 @@ def _is_whole(path: Path, known: Any) -> bool:
 def check_space(run: Run, trainable: int) -> None:
     """RunError if the disk has no room for the checkpoints of an adapter with so many parameters."""
     needed = trainable * CHECKPOINT_BYTES
-    taken = sum(p.stat().st_size for p in run[FOLDER].rglob("*") if p.is_file())  # by those of an earlier session
+    taken = sum(p.stat().st_size for p in run[CHECKPOINTS].rglob("*") if p.is_file())  # by those of an earlier session
     free = shutil.disk_usage(run.folder).free
     if free + taken < needed:
         raise RunError(
-            f"{free / 1e9:.2f} GB are free at {run.folder}, the checkpoints of this training need {needed / 1e9:.2f} GB",
+            f"{free / 1e9:.2f} GB are free at {run.folder}, the checkpoints of this training need "
+            f"{needed / 1e9:.2f} GB",
             "Free some, or choose another place with --runs.",
         )
 

@@ -69,9 +69,9 @@ TERMINATED = 143  # exit code after SIGTERM
 def train(run: Run) -> Training:
     """Train the adapter, write `run["adapter"]` and return what adapter/summary.json holds.
 
-    Called in every process of a launcher, or in a single one; only the main process prints and writes. A training
-    that was broken off goes on from its last checkpoint. The folder is written atomically. ConfigError, DataError and ModelError as in `check_training`; RunError if the training itself
-    fails.
+    Called in every process of a launcher, or in a single one; only the main process prints and writes. A training that
+    was broken off goes on from its last checkpoint. The folder is written atomically. ConfigError, DataError and
+    ModelError as in `check_training`; RunError if the training itself fails.
     """
     for name, launcher in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         if os.environ.get(launcher, "").lower() in ("true", "1"):
@@ -107,7 +107,7 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     dtype = _compute_dtype(on_cpu)
     rows = {split: _dataset(split_rows) for split, split_rows in training_rows(run, recipe.chain.system).items()}
     has_validation = rows["validation"] is not None
-    args = _arguments(plan, data, run[checkpoints.FOLDER], on_cpu, dtype, recipe.seed, has_validation)
+    args = _arguments(plan, data, run[checkpoints.CHECKPOINTS], on_cpu, dtype, recipe.seed, has_validation)
     main = args.process_index == 0
 
     model, quantization = _base_model(plan, folder, dtype, args)
@@ -154,7 +154,7 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     )
     if main:
         write_adapter(run, trainer, folder, part, training)
-        shutil.rmtree(run[checkpoints.FOLDER], ignore_errors=True)
+        shutil.rmtree(run[checkpoints.CHECKPOINTS], ignore_errors=True)
         say_end(run, training)
     trainer.accelerator.wait_for_everyone()
     return training

@@ -23,7 +23,7 @@ from typing import Any
 
 from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.chain.hygiene import inspect
-from dsc_hub.config.arms import ADAPTER, ARMS, Arm, files_of, models_of
+from dsc_hub.config.arms import ADAPTER, ARMS, Arm, model_files, models_of
 from dsc_hub.config.recipe import Recipe, quantization
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
@@ -157,7 +157,7 @@ BASE_MARKER = (
     "evaluation/base_arms.json"  # written when these arms are complete: their digest, and the nats of neutral texts
 )
 # `copy_files` writes the first file last: without it, nothing was reused.
-BASE_FILES = (*files_of(None), BASE_MARKER)
+BASE_FILES = (*model_files(None), BASE_MARKER)
 
 
 def base_digest(recipe: Recipe, sampling: str) -> str:
@@ -223,7 +223,10 @@ async def _answers(
 async def _more_answers(
     run: Run, recipe: Recipe, prompts: Sequence[Prompt], complete: CompleteAs, arm: Arm, level: Callable[[], int] | None
 ) -> None:
-    """Generate answers 1..n-1 of the arm's model; n answers cost as many tokens as the chain. `Turn.step` holds the answer's number."""
+    """Generate answers 1..n-1 of the arm's model; n answers cost as many tokens as the chain.
+
+    `Turn.step` holds the answer's number.
+    """
     n = answers_for_the_same_tokens(run, recipe)
     todo = [(p, k, j) for p in prompts for k in range(recipe.evaluation.samples) for j in range(1, n)]
     await _draw_answers(run, recipe, f"{arm.prefix}{MORE_ANSWERS}", todo, complete, arm.model, level)

@@ -351,8 +351,8 @@ def claim_of(run: Run) -> Claim:
     evaluation = evaluation_of(run)
     if (claim := evaluation.claim) is None:
         raise RunError(
-            f"{run.folder} did not compare a distilled model with its base: its arms are {', '.join(evaluation.arms)}, the first "
-            "is the baseline",
+            f"{run.folder} did not compare a distilled model with its base: its arms are "
+            f"{', '.join(evaluation.arms)}, the first is the baseline",
             "Set evaluation.arms to [base, self_critique, distilled] and run again.",
         )
     if claim.verdict != verdict_of([(c.name, c.verdict) for c in claim.criteria], claim.answers):

@@ -1,7 +1,8 @@
 """Type of run.json: what a run is, recorded at its start. Hub repos and the published copy of run.json hold it too.
 
-Keys that this version does not know are ignored, but for those of the recipe, which it has to understand. A key with a default was not recorded by every version, is recorded
-later than the start, or is left out of the published copy, which holds no local details.
+Keys that this version does not know are ignored, but for those of the recipe, which it has to understand. A key with a
+default was not recorded by every version, is recorded later than the start, or is left out of the published copy, which
+holds no local details.
 """
 
 from __future__ import annotations

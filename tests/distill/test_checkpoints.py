@@ -59,7 +59,9 @@ def start(run: Run, every_s: float = 0.0, *dtype: str) -> subprocess.Popen[str]:
 
 
 def saved(run: Run) -> list[int]:
-    return sorted(int(p.parent.name.split("-")[1]) for p in run[checkpoints.FOLDER].glob(f"*/{checkpoints.MARKER}"))
+    return sorted(
+        int(p.parent.name.split("-")[1]) for p in run[checkpoints.CHECKPOINTS].glob(f"*/{checkpoints.MARKER}")
+    )
 
 
 def identity_of(run: Run, processes: int = 1) -> str:
@@ -96,7 +98,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_happened(tmp_path:
     summary, uninterrupted = (json.loads((r["adapter"] / "summary.json").read_text()) for r in (run, whole))
     assert summary["validation_loss"] == pytest.approx(uninterrupted["validation_loss"], rel=1e-4)
     assert (summary["steps"], summary["first_loss"]) == (STEPS, pytest.approx(uninterrupted["first_loss"], rel=1e-4))
-    assert not run[checkpoints.FOLDER].exists()  # the adapter is in place
+    assert not run[checkpoints.CHECKPOINTS].exists()  # the adapter is in place
 
 
 def test_in_bfloat16_too_the_adapter_keeps_its_dtype(tmp_path: Path, base: Path):
@@ -151,7 +153,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_taken(
     child.kill()
     child.wait()
     older, newer = saved(run)[-2:]
-    folder = run[checkpoints.FOLDER] / f"checkpoint-{newer}"
+    folder = run[checkpoints.CHECKPOINTS] / f"checkpoint-{newer}"
     if damage == "half":
         (folder / checkpoints.MARKER).unlink()
     else:
@@ -159,7 +161,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_taken(
         data[len(data) // 2] ^= 0xFF
         (folder / damage).write_bytes(data)
     identity = identity_of(run)
-    assert checkpoints.newest(run, identity) == run[checkpoints.FOLDER] / f"checkpoint-{older}"
+    assert checkpoints.newest(run, identity) == run[checkpoints.CHECKPOINTS] / f"checkpoint-{older}"
     assert f"checkpoint-{newer} is not used" in capsys.readouterr().err
     if damage == "optimizer.pt":
         distill_train.train(run)
