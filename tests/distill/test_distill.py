@@ -301,6 +301,7 @@ def test_nothing_but_the_recipe_and_the_training_rows_is_read(tmp_path, base, mo
     }
     assert opened == {
         "run.json",
+        "distill.lock",
         "dataset/sft/train-00000-of-00001.parquet",
         "dataset/sft/validation-00000-of-00001.parquet",
     }
