@@ -3,7 +3,7 @@
     from dsc_hub import plan, resolve, run
 
     context = resolve("quickstart", ["chain.steps=1", "publish.to=none"])
-    print(plan(context)["run"])
+    print(plan(context).run)
     results = run(context)
     print(results.metrics.evaluation.arms["distilled"].reward.mean, results.claim.verdict)
 

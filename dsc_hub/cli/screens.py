@@ -19,8 +19,9 @@ from dsc_hub.config.stages import NAMES
 from dsc_hub.evaluation.claim import claim_of
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Chain, Prompt, Score
-from dsc_hub.runs.results import current_metrics, evaluation_of, metrics_of
+from dsc_hub.runs.results import evaluated, metrics_of
 from dsc_hub.runs.run import Run
+from dsc_hub.runs.test_sets import with_current_looks
 from dsc_hub.system.progress import duration
 
 if TYPE_CHECKING:
@@ -172,11 +173,11 @@ def claim(run: Run) -> None:
     from dsc_hub.report.tables import claim_table
     from dsc_hub.report.verdicts import test_set_sentences
 
-    judged, evaluation = claim_of(run), evaluation_of(run)
+    judged, (metrics, evaluation) = claim_of(run), evaluated(run)
     terminal.out.print(Text(str(run.folder)))
     terminal.out.print(claim_table(evaluation))
     terminal.out.print(Text(claim_sentence(judged), "bold"))
-    for sentence in test_set_sentences(evaluation, current_metrics(run).test_set):
+    for sentence in test_set_sentences(evaluation, with_current_looks(run, metrics).test_set):
         terminal.out.print(Text(sentence))
 
 
@@ -184,7 +185,7 @@ def numbers(run: Run) -> None:
     """Print all tables of an evaluated run: arms and differences, side effects, cost, chains."""
     from dsc_hub.report import sentences, tables, verdicts
 
-    evaluation, metrics = evaluation_of(run), current_metrics(run)
+    metrics, evaluation = evaluated(run)
     terminal.out.print(Text(str(run.folder)))
     terminal.out.print(tables.closing_table(evaluation, metrics.blind))
     if sentence := sentences.claim_sentence(evaluation.claim):
@@ -197,17 +198,17 @@ def numbers(run: Run) -> None:
     if s := metrics.sampling:
         terminal.out.print(Text(f"{sentences.last_step_sentence(s)} {sentences.mixing_sentence(s)}"))
     terminal.out.print(Text(f"All arms ran on {evaluation.served_on}."))
-    for sentence in verdicts.test_set_sentences(evaluation, metrics.test_set):
+    for sentence in verdicts.test_set_sentences(evaluation, with_current_looks(run, metrics).test_set):
         terminal.out.print(Text(sentence))
 
 
-def comparison(found: Comparison) -> None:
+def comparison(compared: Comparison) -> None:
     """Print the result of `compare.compare_runs`: a table of the runs' arms and one of their differences."""
     from dsc_hub.cli.tables import comparison_tables
 
-    for table in comparison_tables(found):
+    for table in comparison_tables(compared):
         terminal.out.print(table)
-    for note in found.notes:
+    for note in compared.notes:
         terminal.out.print(Text(note, "yellow"))
 
 
@@ -338,11 +339,11 @@ def show_grid(rows: Sequence[GridRow]) -> None:
         terminal.out.print(Text(str(r.run)))
 
 
-def scored(found: ScoredFile) -> None:
+def scored(scores: ScoredFile) -> None:
     """Print the result of `dsc score`: the first texts and the mean."""
     from dsc_hub.report import formatting
 
-    rows = found.rows
+    rows = scores.rows
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
     table.add_column("text", overflow="ellipsis", no_wrap=True)
@@ -352,10 +353,10 @@ def scored(found: ScoredFile) -> None:
     terminal.out.print(table)
     if len(rows) > FEW_TEXTS:
         terminal.out.print(f"... and {len(rows) - FEW_TEXTS:,} more texts (--json prints all)")
-    way = "higher" if found.higher_is_better else "lower"
+    way = "higher" if scores.higher_is_better else "lower"
     terminal.out.print(
         Text(
-            f"{found.metric}: mean {formatting.interval(found.estimate)} over {found.estimate.n:,} texts, "
-            f"{found.unscored:,} unscored; {found.unit}, {way} is better; {found.identity}"
+            f"{scores.metric}: mean {formatting.interval(scores.estimate)} over {scores.estimate.n:,} texts, "
+            f"{scores.unscored:,} unscored; {scores.unit}, {way} is better; {scores.identity}"
         )
     )

@@ -35,7 +35,7 @@ EVERY_S = 300.0  # seconds between two checkpoints
 KEPT = 2
 
 
-def training_identity(run: Run, world_size: int, dtype: str = "") -> str:
+def training_identity(run: Run, world_size: int, dtype: str) -> str:
     """Return a hash of what the steps of a training depend on.
 
     That is the stage's fingerprint, the rows, the number of processes (the order of the rows depends on it), the dtype
@@ -79,12 +79,12 @@ def _problem(folder: Path, identity: str) -> str:
     files = marker.get("files")
     if not isinstance(files, dict) or not isinstance(marker.get("trained_s"), (int, float)):
         return f"{MARKER} is damaged"
-    changed = [name for name, known in files.items() if not _is_whole(folder / name, known)]
+    changed = [name for name, sha256 in files.items() if not _is_whole(folder / name, sha256)]
     return f"{', '.join(changed)} was changed" if changed else ""
 
 
-def _is_whole(path: Path, known: Any) -> bool:
-    return path.is_file() and file_hash(path) == known
+def _is_whole(path: Path, sha256: Any) -> bool:
+    return path.is_file() and file_hash(path) == sha256
 
 
 def check_space(run: Run, trainable: int) -> None:
@@ -143,9 +143,9 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def _prune(self, folder: Path) -> None:
         """Remove all checkpoints but the last whole ones of this training."""
         newest_first = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
-        mine = [p for p in newest_first if (p / MARKER).is_file() and self.identity in (p / MARKER).read_text()]
+        whole = [p for p in newest_first if (p / MARKER).is_file() and self.identity in (p / MARKER).read_text()]
         for old in newest_first:
-            if old not in mine[:KEPT]:
+            if old not in whole[:KEPT]:
                 shutil.rmtree(old, ignore_errors=True)
 
 

@@ -23,11 +23,16 @@ from trl import SFTConfig
 
 from dsc_hub.config.messages import no_switch
 from dsc_hub.config.recipe import OWNED_SFT_KEYS, DistillConfig, quantization
-from dsc_hub.distill.launcher import shown_error
+from dsc_hub.distill.launcher import DEFAULT_RANK, shown_error
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.adapters import LORA_RANKS
 
-LORA_DEFAULTS: dict[str, Any] = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
+LORA_DEFAULTS: dict[str, Any] = {
+    "r": DEFAULT_RANK,
+    "lora_alpha": 32,
+    "lora_dropout": 0.05,
+    "target_modules": "all-linear",
+}
 SFT_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,  # trl's default, 2e-5, is for full fine-tuning
     "lr_scheduler_type": "cosine",

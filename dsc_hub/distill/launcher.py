@@ -30,6 +30,7 @@ from dsc_hub.system.hashing import digest
 # Variable with the path of the file to which a training process writes its final DscError: accelerate and torchrun
 # replace every exit code by 1 and drop messages.
 ERROR_FILE = "DSC_DISTILL_ERROR_FILE"
+DEFAULT_RANK = 16  # of the LoRA
 # On disk, for each parameter of the adapter: three checkpoints of weights and two moments of AdamW, in 16 bytes.
 CHECKPOINT_BYTES = 3 * 16
 GRACE_S = 120  # seconds for the end of a step, which a checkpoint is made of, before the processes are killed

@@ -56,11 +56,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.line is not None:
-            self._print(f"{PROGRESS}{state.global_step}/{state.max_steps}  validation")
+        self._print(f"{PROGRESS}{state.global_step}/{state.max_steps}  validation")
 
     def _show(self, args: TrainingArguments, state: TrainerState) -> None:
-        if self.line is None or not self.meter.done:
+        if not self.meter.done:
             return
         rate = self.meter.done / max(1e-9, time.monotonic() - self.meter.started)
         self._print(

@@ -349,9 +349,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m dsc_hub.distill.train RUN_FOLDER", file=sys.stderr)
         return 2
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(TERMINATED)
-    )  # raises SystemExit, so that the partial adapter is removed
+    # SystemExit, so that the partial adapter is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     error_file = os.environ.get(ERROR_FILE)
     if error_file:
         progress.PLAIN_EVERY_S = 0.5  # the launcher throttles the output

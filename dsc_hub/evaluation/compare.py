@@ -160,7 +160,7 @@ class _Evaluated:
         return {name: score.name for name, score in self.evaluation.scores.items()}
 
     def score_with(self, identity: str) -> ScoreName | None:
-        return next((name for name, known in self.identity.items() if known == identity), None)
+        return next((name for name, own_identity in self.identity.items() if own_identity == identity), None)
 
 
 def _read_run(run: Run) -> _Evaluated:

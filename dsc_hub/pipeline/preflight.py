@@ -31,7 +31,6 @@ DISK_BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dat
 WEIGHTS_SHARE = (
     0.1  # size of an adapter with trainer state, as a fraction of the base's files, where it can't be worked out
 )
-DEFAULT_RANK = 16  # of LoRA, as in distill/config.py
 
 
 class RunEstimate(BaseModel):
@@ -145,7 +144,10 @@ def estimate_run(
         seconds=seconds,
         disk_bytes=int(
             sum(tokens.values()) * DISK_BYTES_PER_TOKEN
-            + (adapter_bytes(model_folder, recipe.distill.lora.get("r", DEFAULT_RANK)) or weights * WEIGHTS_SHARE)
+            + (
+                adapter_bytes(model_folder, recipe.distill.lora.get("r", launcher.DEFAULT_RANK))
+                or weights * WEIGHTS_SHARE
+            )
             + (weights if recipe.publish.base else 0)
         ),
     )

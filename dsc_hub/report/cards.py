@@ -32,7 +32,7 @@ from dsc_hub.records import SPLITS, Chain, Prompt
 from dsc_hub.report import formatting, plots, sentences, tables, verdicts
 from dsc_hub.runs.facts import RunFacts
 from dsc_hub.runs.metrics_schema import Dataset, Evaluation, Metrics, ScoreName
-from dsc_hub.runs.results import answers, evaluation_of, metrics_of, needed
+from dsc_hub.runs.results import answers, evaluated, needed
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
@@ -57,8 +57,7 @@ def build_cards(run: Run) -> dict[str, list[str]]:
 
     Return the files of each folder. DataError if a fact is missing, or if the dataset's files do not match its numbers.
     """
-    evaluation = evaluation_of(run)
-    facts, metrics = run.facts, metrics_of(run)
+    facts, (metrics, evaluation) = run.facts, evaluated(run)
     for name in ("prompts", "sampling", "dataset", "distill"):
         needed(getattr(metrics, name), name)
     for kind, repo in (("dataset", facts.repos.dataset), ("adapter", facts.repos.adapter), ("base", facts.repos.base)):
@@ -73,7 +72,7 @@ def build_cards(run: Run) -> dict[str, list[str]]:
     metadata = {"dataset": _dataset_metadata(facts, files), "adapter": _adapter_metadata(facts, evaluation)}
     if facts.repos.base:
         metadata["base"] = _base_metadata(facts)
-    context = _context(run, facts, metrics, files, rejected_too)
+    context = _context(run, facts, metrics, evaluation, files, rejected_too)
     written = {}
     for kind, data in metadata.items():
         folder = run["cards"] / kind
@@ -92,10 +91,15 @@ def build_cards(run: Run) -> dict[str, list[str]]:
 
 
 def _context(
-    run: Run, facts: RunFacts, metrics: Metrics, files: Mapping[str, Any], rejected_too: bool
+    run: Run,
+    facts: RunFacts,
+    metrics: Metrics,
+    evaluation: Evaluation,
+    files: Mapping[str, Any],
+    rejected_too: bool,
 ) -> dict[str, Any]:
     """Return what the templates of the cards show."""
-    evaluation, sampling = needed(metrics.evaluation, "evaluation"), needed(metrics.sampling, "sampling")
+    sampling = needed(metrics.sampling, "sampling")
     return {
         "facts": facts,
         "recipe": facts.recipe,

@@ -19,12 +19,20 @@ from dsc_hub.runs.test_sets import with_current_looks
 T = TypeVar("T")
 
 
-def evaluation_of(run: Run) -> Evaluation:
-    """Return the validated numbers of an evaluated run; RunError if it is not evaluated or metrics.json is damaged."""
-    evaluation = metrics_of(run).evaluation if run.marker("evaluation") else None
-    if evaluation is None:
+def evaluated(run: Run) -> tuple[Metrics, Evaluation]:
+    """Return all numbers of an evaluated run, and those of its evaluation.
+
+    RunError if it is not evaluated or metrics.json is damaged.
+    """
+    metrics = metrics_of(run) if run.marker("evaluation") else None
+    if metrics is None or metrics.evaluation is None:
         raise RunError(f"{run.folder} is not evaluated", "Run `dsc run RECIPE`, or `dsc evaluate RECIPE`, first.")
-    return evaluation
+    return metrics, metrics.evaluation
+
+
+def evaluation_of(run: Run) -> Evaluation:
+    """Return the numbers of the evaluation of a run (`evaluated`)."""
+    return evaluated(run)[1]
 
 
 def metrics_of(run: Run) -> Metrics:
