@@ -10,12 +10,15 @@ VENV := .venv
 # The GPU lock where the driver shows a CUDA device, the CPU lock elsewhere.
 LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
 
+# Two test processes with half of the cores each; the first one gets the tests with a real vLLM.
+SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: demo test quick long fuzz lint sbom setup
 demo: setup
 	$(VENV)/bin/dsc run quickstart
 
 test: setup lint
-	$(VENV)/bin/python -m pytest -m "not long"
+	$(VENV)/bin/python -m pytest -m "not long" $(SIDE_BY_SIDE)
 
 # What needs a model, a server of a model, a Hub or the whole command line is left to `make test`.
 QUICK := chain config data evaluation report runs/test_run.py runs/test_row_index.py runs/test_metrics_schema.py sampling system \

@@ -20,8 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy import optimize
-from scipy import stats as sps
+import scipy  # imports scipy.stats at its first use: a second that short commands don't have
 
 Floats = Sequence[float] | np.ndarray
 Groups = Sequence[Hashable] | np.ndarray  # names, or 64-bit integers
@@ -99,7 +98,7 @@ def mean_interval(means: np.ndarray, confidence: float = 0.95) -> tuple[float, f
     n = len(means)
     mean, spread = float(means.mean()), float(means.std(ddof=1))
     error = spread / math.sqrt(n)
-    half = float(sps.t.ppf((1 + confidence) / 2, n - 1))
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1))
     below, above = half, half
     if n <= RESAMPLE_TO:
         ratios = np.concatenate([_studentised(means, weights, mean, spread) for weights in _resamples(n)])
@@ -183,9 +182,9 @@ def sign_flip(means: np.ndarray) -> float | None:
         return 1.0
     if len(means) > RESAMPLE_TO:
         size = float(np.sqrt((means**2).sum()))
-        return float(2 * sps.norm.sf(abs(means.sum()) / size)) if size else 1.0
+        return float(2 * scipy.stats.norm.sf(abs(means.sum()) / size)) if size else 1.0
     return float(
-        sps.permutation_test(
+        scipy.stats.permutation_test(
             (means,),
             _mean,
             permutation_type="samples",
@@ -206,7 +205,7 @@ def _t_test(means: np.ndarray, spread: float) -> float | None:
         return None
     if spread == 0:
         return 1.0 if abs(means[0]) <= ROUNDING else None
-    return float(sps.ttest_1samp(means, 0.0).pvalue)
+    return float(scipy.stats.ttest_1samp(means, 0.0).pvalue)
 
 
 def detectable(spread: float, groups: int, confidence: float = 0.95, power: float = POWER) -> float | None:
@@ -218,16 +217,17 @@ def detectable(spread: float, groups: int, confidence: float = 0.95, power: floa
     if groups < 2:
         return None
     df = groups - 1
-    critical = sps.t.ppf((1 + confidence) / 2, df)
+    # scipy.special and not scipy.stats, which takes a second to import: `dsc plan` calls this.
+    critical = scipy.special.stdtrit(df, (1 + confidence) / 2)
 
     def power_at(noncentrality: float) -> float:
-        wrong_side = sps.nct.cdf(-critical, df, noncentrality)  # scipy returns NaN if it is practically zero
-        return float(sps.nct.sf(critical, df, noncentrality) + np.nan_to_num(wrong_side))
+        right, wrong = scipy.special.nctdtr(df, noncentrality, [critical, -critical])
+        return float(1 - right + np.nan_to_num(wrong))  # NaN if it is practically zero
 
     upper = 2.0
     while power_at(upper) < power:
         upper *= 2
-    return float(optimize.brentq(lambda x: power_at(x) - power, 0.0, upper)) * spread / math.sqrt(groups)
+    return float(scipy.optimize.brentq(lambda x: power_at(x) - power, 0.0, upper)) * spread / math.sqrt(groups)
 
 
 def groups_needed(
@@ -243,8 +243,8 @@ def groups_needed(
     if mean is None or low is None or high is None or mean == limit:
         return None
     half = mean - low if mean > limit else high - mean
-    z = float(sps.norm.ppf((1 + confidence) / 2))
-    needed: float = estimate["groups"] * (half / abs(mean - limit) * (1 + float(sps.norm.ppf(power)) / z)) ** 2
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
+    needed: float = estimate["groups"] * (half / abs(mean - limit) * (1 + float(scipy.stats.norm.ppf(power)) / z)) ** 2
     return max(LEAST_GROUPS, math.ceil(needed))
 
 
@@ -270,7 +270,7 @@ def rate(hits: Sequence[bool], groups: Sequence[str], confidence: float = 0.95) 
         return out | {"reason": too_few(names)}
     effective: float = n
     if n > names:
-        z, t = sps.norm.ppf((1 + confidence) / 2), sps.t.ppf((1 + confidence) / 2, names - 1)
+        z, t = scipy.stats.norm.ppf((1 + confidence) / 2), scipy.stats.t.ppf((1 + confidence) / 2, names - 1)
         icc = _icc(hits, groups)
         effective = names / (icc + (1 - icc) * _mean_inverse_size(groups)) * float(z / t) ** 2
     low, high = wilson(share * effective, effective, confidence)
@@ -345,7 +345,7 @@ def _hypotenuse(x: float, y: float, correlation: float) -> float:
 
 def wilson(hits: float, of: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's interval of a share hits/of, both ends in 0..1; `of` > 0 trials (E. B. Wilson, JASA 22, 1927)."""
-    z = float(sps.norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
     share = hits / of
     centre = (share + z * z / (2 * of)) / (1 + z * z / of)
     half = z / (1 + z * z / of) * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
@@ -359,7 +359,7 @@ def sign_test(wins: int, losses: int) -> float | None:
     It is the probability of a split at least this uneven if both sides are equally likely. Ties are left out; pairs are
     treated as independent.
     """
-    return float(sps.binomtest(wins, wins + losses).pvalue) if wins + losses else None
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else None
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
@@ -430,5 +430,5 @@ def jackknife(whole: float, replicates: Sequence[float], confidence: float = 0.9
     if n < LEAST_GROUPS:
         return out | {"reason": too_few(n)}
     error = math.sqrt((n - 1) / n * float(((np.asarray(replicates) - np.mean(replicates)) ** 2).sum()))
-    half = float(sps.t.ppf((1 + confidence) / 2, n - 1)) * error
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, n - 1)) * error
     return out | {"low": whole - half, "high": whole + half}

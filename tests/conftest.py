@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 # Before anything imports huggingface_hub: it reads these when it is imported.
 _HF_HOME = tempfile.mkdtemp(prefix="dsc-test-hf-")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
 os.environ |= {
     "HF_HOME": _HF_HOME,
     "HF_UPDATE_DOWNLOAD_COUNTS": "0",
@@ -51,6 +53,23 @@ chain: {critique: "What is wrong with it?", revision: "Write it again, better.",
 publish: {to: none}
 """
 FILMS = "\n".join(f"Film number {n}" for n in range(10))
+
+
+# Side by side (`-n 2 --dist loadgroup`), each test process and all that it starts has its own cores.
+if _process := os.environ.get("PYTEST_XDIST_WORKER"):
+    _cores, _processes = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, _cores[int(_process.removeprefix("gw")) % len(_cores) :: _processes])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests with a real vLLM first, and into one group: one process runs them, the others the rest by file."""
+
+    def needs_engine(item: pytest.Item) -> bool:
+        return item.get_closest_marker("engine") is not None
+
+    items.sort(key=needs_engine, reverse=True)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("engine" if needs_engine(item) else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(autouse=True)
@@ -140,9 +159,10 @@ def classifier(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="session")
 def models_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Converted models, for all tests: the packaged one is dequantised once, which takes half a minute."""
-    folder = tmp_path_factory.mktemp("converted") / "models"
-    folder.mkdir()
+    """Converted models, for all tests and test processes: the packaged one is dequantised once, which takes a minute."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "converted" / "models"
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -155,7 +175,9 @@ def home(tmp_path_factory: pytest.TempPathFactory, models_cache: Path) -> Iterat
         shutil.copy(checked, folder)
     yield folder
     if (folder / launcher.KNOWN_GOOD).is_file():
-        shutil.copy(folder / launcher.KNOWN_GOOD, checked)
+        part = checked.with_suffix(f".{os.getpid()}.part")
+        shutil.copy(folder / launcher.KNOWN_GOOD, part)
+        part.replace(checked)
 
 
 @pytest.fixture(scope="module")

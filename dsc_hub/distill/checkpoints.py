@@ -8,7 +8,6 @@ removed when the adapter is in place.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import signal
 import threading
@@ -25,7 +24,7 @@ from dsc_hub.distill.launcher import CHECKPOINT_BYTES, main_process
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine
-from dsc_hub.system.files import read_object, write_json
+from dsc_hub.system.files import locked, read_object, write_json
 from dsc_hub.system.hashing import digest, file_hash
 from dsc_hub.system.progress import say
 
@@ -179,12 +178,8 @@ def alone(run: Run) -> Iterator[None]:
 
     A training whose `dsc run` was killed ends its step and writes a checkpoint, while the folder's own lock is free.
     """
-    with run["distill.lock"].open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("distill  waits: a training of this run that was told to end is still at its last step")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    waits = "distill  waits: a training of this run that was told to end is still at its last step"
+    with locked(run["distill.lock"], on_wait=lambda: say(waits)):
         yield
 
 

@@ -17,7 +17,7 @@ from dsc_hub.evaluation import arms
 from dsc_hub.records import Answer, Prompt, Score
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import LEDGER, looks_of
-from dsc_hub.system.files import read_json, write_json
+from dsc_hub.system.files import locked, read_json, write_json
 from dsc_hub.system.hashing import file_hash
 
 Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
@@ -106,13 +106,11 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
     adapter in scoring order (1: the first; None without an adapter, or if its position is unknown)}. The more adapters
     are tried on a test set, the less its best number means.
     """
-    import fcntl
     import hashlib
 
     test_set = hashlib.sha256("\n".join(sorted(p.id for p in prompts)).encode()).hexdigest()[:12]
     ledger = runs / LEDGER
-    with (runs / "test_sets.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(runs / "test_sets.lock"):
         entries: dict[str, Any] = read_json(ledger) if ledger.is_file() else {}
         scored, unordered = looks_of(entries.get(test_set))
         adapter_hash = None if adapter is None else file_hash(adapter)

@@ -15,7 +15,9 @@ from typing import Any
 from dsc_hub.config.recipe import DistillConfig, quantization
 from dsc_hub.errors import ModelError
 from dsc_hub.system.cache import cache_home
+from dsc_hub.system.files import locked
 from dsc_hub.system.machine import for_child
+from dsc_hub.system.progress import say
 
 
 def evaluation_weights(folder: Path, identity: str, distill: DistillConfig) -> tuple[Path, str]:
@@ -47,14 +49,20 @@ def quantise_roundtrip(folder: Path, identity: str, settings: Mapping[str, Any])
 def converted(name: str, function: str, arguments: list[str], about: Mapping[str, Any], what: str) -> Path:
     """Return the cached folder `name`; if missing, create it with `function(*arguments, folder)` of this module.
 
-    Runs in a child process, so that torch is not loaded into this one.
+    Runs in a child process, so that torch is not loaded into this one. A second process waits for the first one's folder.
     """
     folder = cache_home() / "models" / name
-    if (folder / "complete.json").is_file():
-        return folder
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    if not (folder / "complete.json").is_file():
+        with locked(folder.with_name(f".{name}.lock"), on_wait=lambda: say(f"waits: another process converts {what}")):
+            if not (folder / "complete.json").is_file():
+                _convert(folder, function, arguments, about, what)
+    return folder
+
+
+def _convert(folder: Path, function: str, arguments: list[str], about: Mapping[str, Any], what: str) -> None:
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    part.mkdir()
     code = f"import sys; from {__name__} import {function}; {function}(*sys.argv[1:])"
     child = subprocess.run(
         [sys.executable, "-c", code, *arguments, str(part)],
@@ -67,13 +75,8 @@ def converted(name: str, function: str, arguments: list[str], about: Mapping[str
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"could not convert {what}: {last}", "It needs the packages gguf, torch and transformers.")
     (part / "complete.json").write_text(json.dumps(about))
-    try:
-        part.rename(folder)
-    except OSError:  # another process was faster: its folder is identical
-        shutil.rmtree(part, ignore_errors=True)
-        if not (folder / "complete.json").is_file():
-            raise
-    return folder
+    shutil.rmtree(folder, ignore_errors=True)  # without its marker: incomplete
+    part.rename(folder)
 
 
 def quantise_weights(source: str, settings: str, target: str) -> None:
