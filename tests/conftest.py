@@ -61,6 +61,7 @@ if _process := os.environ.get("PYTEST_XDIST_WORKER"):
     os.sched_setaffinity(0, _cores[int(_process.removeprefix("gw")) % len(_cores) :: _processes])
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests with a real vLLM first, and into one group: one process runs them, the others the rest by file."""
 
