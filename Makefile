@@ -11,7 +11,7 @@ VENV := .venv
 LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
 
 # Two test processes with half of the cores each; the first one gets the tests with a real vLLM.
-SIDE_BY_SIDE := -n 2 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n 2 --no-loadscope-reorder
 
 .PHONY: demo test quick long fuzz lint sbom setup
 demo: setup

@@ -29,6 +29,7 @@ os.environ.pop("HF_TOKEN", None)
 import signal
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from dsc_hub.config.recipe import ServingConfig
 from dsc_hub.distill import launcher
@@ -55,22 +56,26 @@ publish: {to: none}
 FILMS = "\n".join(f"Film number {n}" for n in range(10))
 
 
-# Side by side (`-n 2 --dist loadgroup`), each test process and all that it starts has its own cores.
+# Side by side (`-n 2`), each test process and all that it starts has its own cores.
 if _process := os.environ.get("PYTEST_XDIST_WORKER"):
     _cores, _processes = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.sched_setaffinity(0, _cores[int(_process.removeprefix("gw")) % len(_cores) :: _processes])
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class ByFileButOneVllm(LoadFileScheduling):
+    """Whole files go to a test process, and all files with a real vLLM to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:  # the extension point that pytest-xdist documents
+        return "tests/e2e" if nodeid.startswith("tests/e2e/") else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    return ByFileButOneVllm(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests with a real vLLM first, and into one group: one process runs them, the others the rest by file."""
-
-    def needs_engine(item: pytest.Item) -> bool:
-        return item.get_closest_marker("engine") is not None
-
-    items.sort(key=needs_engine, reverse=True)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("engine" if needs_engine(item) else item.nodeid.split("::")[0]))
+    """The tests with a real vLLM take longest: they begin."""
+    items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e/"))
 
 
 @pytest.fixture(autouse=True)

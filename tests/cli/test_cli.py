@@ -234,13 +234,6 @@ def test_an_endpoint_that_refuses(dsc, recipe_file: Path):
     assert "endpoint http://127.0.0.1:1/v1 can't be used" in message and "refused" in message
 
 
-@pytest.mark.engine
-def test_vllm_that_dies_at_start_shows_its_last_lines(dsc, recipe_file: Path):
-    message = error(dsc("sample", str(recipe_file), "serving.kv_cache_gib=100000"))
-    assert "vLLM ended by itself" in message and "Error" in message and "vllm.log" in message
-    assert not (the_run(dsc) / "sampling.done.json").exists()
-
-
 def test_a_missing_token_is_told_before_anything_runs(dsc, recipe_file: Path):
     message = error(dsc("run", str(recipe_file), "publish.to=hub"))
     assert "no token" in message and "HF_TOKEN" in message and "publish.to=local" in message

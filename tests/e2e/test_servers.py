@@ -46,6 +46,14 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
     assert rating_of("[[7]]", (1, 5)).value is None  # what it may well say
 
 
+def test_vllm_that_dies_at_start_shows_its_last_lines(dsc, recipe_file: Path):
+    done = dsc("sample", str(recipe_file), "serving.kv_cache_gib=100000", code=2)
+    assert "vLLM ended by itself" in done.stderr and "Error" in done.stderr and "vllm.log" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    (run,) = (dsc.work / "runs" / "little").iterdir()
+    assert not (run / "sampling.done.json").exists()
+
+
 def test_a_real_critic_at_its_own_server_and_a_grid_that_shares_its_turns(
     dsc, recipe_file: Path, server: servers.Endpoint
 ):
