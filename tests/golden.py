@@ -58,7 +58,7 @@ def render(name: str, folder: Path) -> dict[str, str]:
     run["adapter/adapter_config.json"].write_bytes((kept / "adapter_config.json").read_bytes())
     run.finish("evaluation", "kept", 0.0, {})
     numbers = run.metrics
-    counts = {config: numbers["dataset"][config] for config in dataset.SCHEMAS}
+    counts = {config: numbers["dataset"].get(config, {}) for config in dataset.SCHEMAS}
     answers = sum(a["reward"]["n"] + a["reward"]["unscored"] for a in numbers["evaluation"]["arms"].values())
     counts["evaluation"] = {numbers["evaluation"]["split"]: answers}
     for config, splits in counts.items():

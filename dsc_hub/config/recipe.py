@@ -344,8 +344,12 @@ class DatasetConfig(Section):
     phrase_limit: int | None = Field(
         None,
         ge=1,
-        description="so many rows of a split may share a phrase of four words (the subject's name is one); further ones with "
-        "it are left out, so that the model doesn't learn to say the same of everything. None: all rows",
+        description="so many rows of a split may share a phrase of four words (the subject's name is one), those with the "
+        "highest reward; the others are left out, so that the model doesn't learn to say the same of everything. "
+        "None: all rows",
+    )
+    rows_per_prompt: int | None = Field(
+        None, ge=1, description="at most so many rows per prompt, those with the highest reward. None: all"
     )
 
 

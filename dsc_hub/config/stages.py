@@ -85,9 +85,9 @@ STAGES = (
     Stage(
         "dataset",
         command="dataset",
-        version=3,
+        version=4,
         inputs=lambda i: [i.section("dataset")],
-        files=("dataset/sft", "dataset/preference", "dataset/chains"),
+        files=("dataset/sft", "dataset/preference", "dataset/repairs", "dataset/chains"),
         sections=("dataset",),
     ),
     Stage(

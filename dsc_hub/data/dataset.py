@@ -1,7 +1,8 @@
 """Build the training data from chains: Parquet files in the layout of the dataset repo.
 
     dataset/sft/{train,validation}-00000-of-00001.parquet          prompt -> completion, kept answers only
-    dataset/preference/...                                         final answer over first answer, with the margin
+    dataset/preference/...                                         final answer over first answer, with the margin > 0
+    dataset/repairs/...                                            final answer over a first answer with a defect
     dataset/chains/...                                             every turn, score and decision
 
 Test prompts have no chains here, and a chain of a test prompt is refused, so training never sees one.
@@ -10,20 +11,23 @@ Test prompts have no chains here, and a chain of a test prompt is refused, so tr
 from __future__ import annotations
 
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dsc_hub.acceptance import RULES
 from dsc_hub.chain.chain import NOT_BETTER, Texts
 from dsc_hub.chain.subject import subject_of, without
 from dsc_hub.chain.text import phrases
 from dsc_hub.config.recipe import Recipe, least_gain
 from dsc_hub.errors import DataError
-from dsc_hub.records import SPLITS, Chain, Prompt, from_row
+from dsc_hub.records import SPLITS, Chain, Prompt, Split, from_row
 from dsc_hub.runs.run import Run
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -53,6 +57,9 @@ SCHEMAS = {
     "preference": pa.schema(
         [("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), *_COMMON, ("margin", pa.float64())]
     ),
+    "repairs": pa.schema(
+        [("prompt", _MESSAGES), ("chosen", _MESSAGES), ("rejected", _MESSAGES), *_COMMON, ("defect", pa.string())]
+    ),
     "chains": pa.schema(
         [
             ("prompt", pa.string()),
@@ -72,7 +79,9 @@ SCHEMAS = {
 }
 CHUNK_ROWS = 2000
 PHRASE_WORDS = 4
-
+# Rules by which rows and pairs are selected; recorded, so that datasets of older rules can still be verified.
+# 1: of alike rows the first by prompt id is kept; pairs of any margin, beside first answers with a defect, too.
+SELECTION = 2
 
 NOT_COMPARED = "nothing to compare with: the first answer is unscored"
 
@@ -118,75 +127,90 @@ def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) 
     return ""
 
 
-class Phrases:
-    """Number of rows of one split that contain each phrase."""
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """What decides whether a chain with a good enough answer becomes a row. Texts are kept as hashes."""
 
-    def __init__(self, limit: int | None) -> None:
-        self._limit, self._rows = limit, Counter[tuple[str, ...]]()
+    reward: float
+    prompt_id: str
+    number: int
+    split: Split
+    text: int
+    phrases: array[int]
 
-    def admit(self, text: str, subject: str) -> bool:
-        """Count the phrases of a further row and return True; False if `limit` rows have one of its phrases already.
-
-        The subject's name counts as one word, so that "X is a masterpiece of" is the same phrase for every X. The
-        caller decides the order of the rows.
-        """
-        row_phrases = set(phrases(without(text, subject), PHRASE_WORDS)) if self._limit else set()
-        if any(self._rows[phrase] >= (self._limit or 0) for phrase in row_phrases):
-            return False
-        self._rows.update(row_phrases)
-        return True
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.prompt_id, self.number
 
 
-def build_dataset(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain]) -> dict[str, Any]:
+def _candidate(chain: Chain, prompt: Prompt, recipe: Recipe) -> _Candidate:
+    # The subject's name counts as one word, so that "X is a masterpiece of" is the same phrase for every X.
+    words = without(chain.final, subject_of(prompt)) if recipe.dataset.phrase_limit else []
+    return _Candidate(
+        reward=chain.final_score.value or 0.0,
+        prompt_id=chain.prompt_id,
+        number=chain.number,
+        split=prompt.split,
+        text=hash(chain.final),
+        phrases=array("q", {hash(phrase) for phrase in phrases(words, PHRASE_WORDS)}),
+    )
+
+
+def _select(candidates: Iterable[_Candidate], recipe: Recipe, selection: int) -> tuple[set[tuple[str, int]], Counter[str]]:
+    """Return the keys of the candidates that become rows, and the number of the others by reason. The first ones win."""
+    section = recipe.dataset
+    # Draws from a target distribution repeat themselves where it is high: without repetition they are none.
+    keep_duplicates = RULES[recipe.chain.acceptance].can_descend or selection == 1
+    chosen, dropped = set[tuple[str, int]](), Counter[str]()
+    texts, rows = set[tuple[str, int]](), Counter[str]()  # (prompt id, text); rows by prompt id
+    seen = {split: Counter[int]() for split in SPLITS}  # rows that contain a phrase
+    for c in candidates:
+        if not keep_duplicates and (c.prompt_id, c.text) in texts:
+            dropped["the same answer as another row of its prompt"] += 1
+        elif section.rows_per_prompt and rows[c.prompt_id] >= section.rows_per_prompt:
+            dropped[f"{section.rows_per_prompt} better rows of its prompt"] += 1
+        elif section.phrase_limit and any(seen[c.split][phrase] >= section.phrase_limit for phrase in c.phrases):
+            dropped[f"a phrase that {section.phrase_limit} rows have already"] += 1
+        else:
+            texts.add((c.prompt_id, c.text))
+            rows[c.prompt_id] += 1
+            seen[c.split].update(c.phrases)
+            chosen.add(c.key)
+    return chosen, dropped
+
+
+def build_dataset(
+    run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chains: Iterable[Chain], selection: int = SELECTION
+) -> dict[str, Any]:
     """Write the Parquet files and return the counts.
 
-    The counts are rows by config and split, `dropped` chains by reason, and `uncompared`: sft rows by split that are
-    revisions never compared with another clean text of their chain (`is_compared`). Raises DataError if a chain belongs
-    to a test prompt or to no prompt, or if no training row is left.
+    Of rows that are alike, or too many of one prompt, those with the highest reward are kept. `chains` is iterated twice.
+    `selection`: the rules to apply, 1 or 2 (`SELECTION`). The counts are rows by config and split, `dropped` chains by
+    reason, and `uncompared`: sft rows by split that are revisions never compared with another clean text of their chain
+    (`is_compared`). Raises DataError if a chain belongs to a test prompt or to no prompt, or if no training row is left.
     """
+    dropped, candidates = Counter[str](), list[_Candidate]()
+    for chain in chains:
+        if reason := why_dropped(chain, recipe.dataset.min_reward, least_gain(recipe)):
+            dropped[reason] += 1
+        else:
+            candidates.append(_candidate(chain, _prompt_of(chain, prompts), recipe))
+    if selection > 1:
+        candidates.sort(key=lambda c: (-c.reward, c.key))
+    chosen, too_alike = _select(candidates, recipe, selection)
+    dropped += too_alike
+    uncompared = Counter[str]()
     writers = {name: _Writer(run["dataset"], name) for name in SCHEMAS}
-    dropped, uncompared = Counter[str](), Counter[str]()
-    limit = least_gain(recipe)
-    phrases = {split: Phrases(recipe.dataset.phrase_limit) for split in SPLITS}
     try:
         for chain in chains:
-            prompt = prompts.get(chain.prompt_id)
-            if prompt is None or prompt.split == "test":
-                what = "a test prompt" if prompt else "no prompt of this run"
-                raise DataError(
-                    f"chains.jsonl holds a chain of {what} ({chain.prompt_id})",
-                    "Remove chains.jsonl and sampling.done.json and sample again.",
-                )
+            prompt = _prompt_of(chain, prompts)
             writers["chains"].add(prompt.split, _chain_row(prompt, chain))
-            if reason := why_dropped(chain, recipe.dataset.min_reward, limit):
-                dropped[reason] += 1
+            if (chain.prompt_id, chain.number) not in chosen:
                 continue
-            if not phrases[prompt.split].admit(chain.final, subject_of(prompt)):
-                dropped[f"a phrase that {recipe.dataset.phrase_limit} rows have already"] += 1
-                continue
-            opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
             uncompared[prompt.split] += bool(chain.state_step) and not is_compared(chain)
-            common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}
-            writers["sft"].add(
-                prompt.split,
-                common
-                | {
-                    "completion": _assistant(chain.final),
-                    "reward": chain.final_score.value,
-                    "first_reward": chain.answer_score.value,
-                },
-            )
-            final, first = chain.final_score.value, chain.answer_score.value
-            if chain.state_step and final is not None and first is not None:
-                writers["preference"].add(
-                    prompt.split,
-                    common
-                    | {
-                        "chosen": _assistant(chain.final),
-                        "rejected": _assistant(chain.answer),
-                        "margin": final - first,
-                    },
-                )
+            opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
+            for config, row in _rows_of(chain, prompt, opening, selection):
+                writers[config].add(prompt.split, row)
     finally:
         counts = {name: writer.close() for name, writer in writers.items()}
     if not counts["sft"].get("train"):
@@ -195,7 +219,39 @@ def build_dataset(run: Run, recipe: Recipe, prompts: Mapping[str, Prompt], chain
             f"no chain gives a training row: {why}",
             "Lower dataset.min_reward, add chain.steps or prompts, or look at some chains with `dsc try`.",
         )
-    return counts | {"dropped": dict(dropped.most_common()), "uncompared": dict(+uncompared)}
+    others = {"dropped": dict(dropped.most_common()), "uncompared": dict(+uncompared), "selection": selection}
+    return counts | others
+
+
+def _prompt_of(chain: Chain, prompts: Mapping[str, Prompt]) -> Prompt:
+    prompt = prompts.get(chain.prompt_id)
+    if prompt is None or prompt.split == "test":
+        what = "a test prompt" if prompt else "no prompt of this run"
+        raise DataError(
+            f"chains.jsonl holds a chain of {what} ({chain.prompt_id})",
+            "Remove chains.jsonl and sampling.done.json and sample again.",
+        )
+    return prompt
+
+
+def _rows_of(
+    chain: Chain, prompt: Prompt, opening: list[dict[str, str]], selection: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a chosen chain's rows, each with its config.
+
+    No pair has a rejected answer with as high a reward as the chosen one. A first answer with a defect was not compared,
+    so its pair has a config of its own.
+    """
+    final, first = chain.final_score.value, chain.answer_score.value
+    common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}
+    yield "sft", common | {"completion": _assistant(chain.final), "reward": final, "first_reward": first}
+    pair = common | {"chosen": _assistant(chain.final), "rejected": _assistant(chain.answer)}
+    if not chain.state_step:
+        return
+    if chain.answer_defect and selection > 1:
+        yield "repairs", pair | {"defect": chain.answer_defect}
+    elif final is not None and first is not None and (final > first or selection == 1):
+        yield "preference", pair | {"margin": final - first}
 
 
 def _assistant(text: str) -> list[dict[str, str]]:

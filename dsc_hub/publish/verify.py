@@ -230,7 +230,7 @@ def _check_prompts(rows: Rows) -> str:
 
 
 def _row_counts(rows: Rows) -> str:
-    recorded = {k: v for k, v in rows.metrics["dataset"].items() if k not in ("dropped", "uncompared")}
+    recorded = {k: v for k, v in rows.metrics["dataset"].items() if k in dataset.SCHEMAS}
     if not publishes_rejected(rows.recipe.publish):
         recorded = {"sft": recorded["sft"]}
     counts = {
@@ -247,17 +247,20 @@ def _training_rows(rows: Rows) -> str:
     """Recompute the training rows from the published chains and compare them."""
     rebuilt = Run(rows.run["again"])
     prompts = {p.id: p for p in rows.prompts[0]}
-    counts = dataset.build_dataset(rebuilt, rows.recipe, prompts, rows.chains)
+    selection = rows.metrics["dataset"].get("selection", 1)
+    if selection > dataset.SELECTION:
+        raise CannotTell("its rows were selected by a later version of dsc_hub; install that one")
+    counts = dataset.build_dataset(rebuilt, rows.recipe, prompts, rows.chains, selection)
     for key in ("dropped", "uncompared"):
         _same(rows.metrics["dataset"][key], counts[key], f"dataset.{key}")
-    for config in ("sft", "preference"):
+    for config in ("sft", "preference", "repairs"):
         for path in sorted(rebuilt["dataset"].glob(f"{config}/*.parquet")):
             published = rows.folder / config / path.name
             if published.is_file():
                 deque(parquet.rows(published), maxlen=0)  # DataError if it is too large to compare
             if not published.is_file() or not pq.read_table(path).equals(pq.read_table(published)):
                 raise Differs(f"{config}/{path.name} is not what the recipe makes of the chains")
-    return "sft and preference are what the recipe makes of the chains, row by row"
+    return "sft, preference and repairs are what the recipe makes of the chains, row by row"
 
 
 def _check_sampling(rows: Rows) -> str:

@@ -38,7 +38,7 @@ from dsc_hub.system.files import packaged_folder, write_whole
 
 PAPER = "2312.01957"
 TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]
-CONFIGS = ("sft", "preference", "chains", "evaluation")
+CONFIGS = ("sft", "preference", "repairs", "chains", "evaluation")
 PLOTS = {"dataset": ("steps",), "adapter": ("arms", "loss"), "base": ()}
 EXAMPLES_ON_CARD = 2
 LONGEST_EXAMPLE = 800  # characters of one text on a card

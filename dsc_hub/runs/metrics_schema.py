@@ -358,12 +358,14 @@ class Dataset(Part):
     """Rows of each config by split."""
 
     sft: dict[str, Count] = Field(description="split -> rows")
-    preference: dict[str, Count] = Field(description="split -> rows")
+    preference: dict[str, Count] = Field(description="split -> pairs")
+    repairs: dict[str, Count] = Field({}, description="split -> pairs whose rejected first answer has a defect")
     chains: dict[str, Count] = Field({}, description="split -> rows")
     dropped: dict[str, Count] = Field(description="reason -> chains that became no training row")
     uncompared: dict[str, Count] = Field(
         {}, description="split -> sft rows that are revisions never compared with another clean text of their chain"
     )
+    selection: Count = Field(1, description="rules by which rows and pairs were selected: `data.dataset.SELECTION`")
 
 
 class Training(Part):

@@ -120,6 +120,67 @@ def test_a_chain_of_a_test_prompt_is_refused(tmp_path: Path, recipe_file: Path):
         build(tmp_path, recipe_file, [chain("a", 0, 1), chain("t", 0, 1)])
 
 
+def pairs_of(folder: Path, config: str) -> list[tuple[str, str]]:
+    rows = dataset.read_dataset(folder / "dataset", config, "train")
+    return [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in rows]
+
+
+def test_in_no_pair_the_rejected_answer_has_as_high_a_reward(tmp_path: Path, recipe_file: Path):
+    chains = [
+        chain("a", 0.1, 0.6, number=0),
+        chain("a", 0.7, 0.7, number=1),
+        chain("a", 0.9, 0.2, number=2),  # `always` accepts it
+        chain("b", 0.0, 0.5),
+    ]
+    overrides = ("chain.acceptance=always", "dataset.min_gain=null")
+    counts = build(tmp_path, recipe_file, chains, *overrides)
+    assert counts["sft"] == {"train": 3, "validation": 1} and counts["preference"] == {"train": 1, "validation": 1}
+    assert pairs_of(tmp_path, "preference") == [("revised 0", "first 0")] and counts["repairs"] == {}
+
+
+def test_pairs_beside_a_first_answer_with_a_defect_are_a_config_of_their_own(tmp_path: Path, recipe_file: Path):
+    """Whatever the scorer says of the defective text: it was not compared."""
+    chains = [
+        chain("a", 0.9, 0.6, number=0, defect="repeats itself"),
+        chain("a", None, 0.5, number=1, defect="empty"),
+        chain("a", -0.9, 0.4, number=2, defect="repeats itself", rejected=NOT_BETTER),
+        chain("a", 0.0, 0.6, number=3),
+    ]
+    counts = build(tmp_path, recipe_file, chains)
+    assert counts["repairs"] == {"train": 2} and counts["preference"] == {"train": 1}
+    assert pairs_of(tmp_path, "repairs") == [("revised 0", "first 0"), ("revised 1", "first 1")]
+    rows = dataset.read_dataset(tmp_path / "dataset", "repairs", "train")
+    assert [r["defect"] for r in rows] == ["repeats itself", "empty"]
+
+
+def twice(number: int, revised: float, text: str) -> Chain:
+    return Chain("a", number, "first", Score(0.0), "", (Step(1, "c", text, Score(revised), "", ""),))
+
+
+def test_an_answer_stands_once_under_its_prompt_except_among_draws(tmp_path: Path, recipe_file: Path):
+    chains = [twice(0, 0.5, "Good."), twice(1, 0.5, "Good."), twice(2, 0.5, "Fine.")]
+    counts = build(tmp_path, recipe_file, chains)
+    assert counts["sft"] == {"train": 2} and counts["dropped"] == {"the same answer as another row of its prompt": 1}
+    assert [r["chain"] for r in dataset.read_dataset(tmp_path / "dataset", "sft", "train")] == [0, 2]
+    # Draws from the target: a text that comes up twice has twice the weight.
+    assert build(tmp_path, recipe_file, chains, "chain.acceptance=metropolis")["sft"] == {"train": 3}
+
+
+def test_of_too_many_rows_of_a_prompt_the_best_are_kept(tmp_path: Path, recipe_file: Path):
+    chains = [chain("a", 0, reward, number=n) for n, reward in enumerate((0.2, 0.9, 0.5, 0.9, 0.1))]
+    counts = build(tmp_path, recipe_file, [*chains, chain("b", 0, 0.1)], "dataset.rows_per_prompt=2")
+    assert counts["sft"] == {"train": 2, "validation": 1} and counts["dropped"] == {"2 better rows of its prompt": 3}
+    assert [r["chain"] for r in dataset.read_dataset(tmp_path / "dataset", "sft", "train")] == [1, 3]
+
+
+def test_rows_of_older_datasets_can_be_made_again_by_their_own_rules(tmp_path: Path, recipe_file: Path):
+    chains = [twice(0, 0.5, "Good."), twice(1, 0.5, "Good."), chain("a", 0.9, 0.6, number=2, defect="empty")]
+    recipe = recipe_files.load_recipe_file(recipe_file)
+    counts = dataset.build_dataset(Run(tmp_path), recipe, PROMPTS, chains, selection=1)
+    assert counts["sft"] == {"train": 3} and counts["preference"] == {"train": 3} and counts["selection"] == 1
+    assert [r["margin"] for r in dataset.read_dataset(tmp_path / "dataset", "preference", "train")][2] < 0
+
+
 def test_no_row_left_is_an_error_that_says_why(tmp_path: Path, recipe_file: Path):
     with pytest.raises(DataError, match="1 no gain over the first answer.*\n.*dsc try"):
         build(tmp_path, recipe_file, [chain("a", 0.5, 0.1, rejected="not accepted by the rule"), chain("b", 0, 1)])
@@ -157,17 +218,17 @@ def test_rows_are_written_in_batches(tmp_path: Path, recipe_file: Path, monkeypa
 
 
 def test_no_phrase_stands_in_more_rows_than_the_limit(tmp_path: Path, recipe_file: Path):
-    """Four words that two rows have said already, of whatever film, keep a third row out; validation counts for itself."""
+    """Of rows that share four words, of whatever film, the two best are kept; validation counts for itself."""
     films = {
         f: Prompt(f, f"Review {f}.", f, s)
         for f, s in zip(("ax", "bx", "cx", "dx"), ("train",) * 3 + ("validation",), strict=True)
     }
 
-    def says(film: str, text: str, number: int = 0) -> Chain:
-        return Chain(film, number, "first", Score(0.0), "", (Step(1, "c", text, Score(1.0), "", ""),))
+    def says(film: str, text: str, number: int = 0, reward: float = 0.8) -> Chain:
+        return Chain(film, number, "first", Score(0.0), "", (Step(1, "c", text, Score(reward), "", ""),))
 
     chains = [
-        says("ax", "ax is a masterpiece of light"),
+        says("ax", "ax is a masterpiece of light", reward=0.7),
         says("bx", "They say bx is a masterpiece too"),
         says("cx", "And cx is a masterpiece"),
         says("cx", "cx has a fine score", 1),
@@ -179,6 +240,6 @@ def test_no_phrase_stands_in_more_rows_than_the_limit(tmp_path: Path, recipe_fil
     assert counts["sft"] == {"train": 3, "validation": 1} and counts["chains"] == {"train": 4, "validation": 1}
     assert counts["dropped"] == {"a phrase that 2 rows have already": 1}
     kept = [r["completion"][0]["content"] for r in dataset.read_dataset(tmp_path / "dataset", "sft", "train")]
-    assert kept == ["ax is a masterpiece of light", "They say bx is a masterpiece too", "cx has a fine score"]
+    assert kept == ["They say bx is a masterpiece too", "And cx is a masterpiece", "cx has a fine score"]
     everything = dataset.build_dataset(Run(tmp_path), recipe_files.load_recipe_file(recipe_file), films, chains)
     assert everything["sft"] == {"train": 4, "validation": 1}
