@@ -147,9 +147,28 @@ def _resolve(recipe: str, overrides: tuple[str, ...], runs: Path) -> RunContext:
     return api.resolve(recipe, overrides, runs, click.get_current_context().meta["allowed_code"])
 
 
+def _in_launch(f: Callable[..., None]) -> Callable[..., None]:
+    """Let the main process of a launcher run the verb; the others wait for its training, and take part in it."""
+
+    @functools.wraps(f)
+    def verb(*args: Any, runs: Path, **options: Any) -> None:
+        from dsc_hub.system.launch import rank, world_size
+
+        if world_size() == 1:
+            return f(*args, runs=runs, **options)
+        from dsc_hub.distill import ranks
+
+        if rank() > 0:
+            sys.exit(ranks.follow(runs))
+        with ranks.lead(runs):
+            return f(*args, runs=runs, **options)
+
+    return verb
+
+
 def recipe_verb(f: Callable[..., None]) -> click.Command:
     """A verb that takes RECIPE, overrides, --runs and --allow-code."""
-    f = allow_option(runs_option(f))
+    f = allow_option(runs_option(_in_launch(f)))
     f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(f)
     return cli.command()(click.argument("recipe")(f))
 

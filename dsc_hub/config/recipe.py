@@ -360,7 +360,18 @@ class DistillConfig(Section):
     sft: dict[str, Any] = {}
     lora: dict[str, Any] = {}
     quantization: dict[str, Any] = {}
-    processes: int = Field(1, ge=1, le=1024)
+    processes: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="training processes, all machines together: each multiplies the batch of a step. Under a launcher of "
+        "several processes, and with `launch`, the number is theirs",
+    )
+    launch: str | None = Field(
+        None,
+        description="file of `accelerate config` with which training is started, or the name of one in recipes/accelerate; "
+        "None: chosen for this machine and `processes`",
+    )
 
     @model_validator(mode="after")
     def _not_ours(self) -> DistillConfig:

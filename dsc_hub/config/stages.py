@@ -94,7 +94,8 @@ STAGES = (
         "distill",
         command="distill",
         version=2,
-        inputs=lambda i: [i.section("distill")],  # includes the number of processes: it multiplies the batch size
+        # The number of processes is included: it multiplies the batch size. How they are started is not.
+        inputs=lambda i: [i.section("distill", "launch")],
         files=("adapter",),
         sections=("distill",),
         stale_files=model_files(ADAPTER),

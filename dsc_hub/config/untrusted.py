@@ -137,6 +137,8 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
         if getattr(written.publish, key) != getattr(recipe.PublishConfig(), key):
             yield f"publish.{key}", "where it goes and who may see it is for you to say"
     yield from _passed_on("generation.extra", written.generation.extra, EXTRA)
+    if written.distill.launch is not None:
+        yield "distill.launch", "how training is started is this machine's business"
     yield from _passed_on("distill.sft", written.distill.sft, SFT)
     yield from _passed_on("distill.lora", written.distill.lora, LORA)
     yield from _passed_on("distill.quantization", written.distill.quantization, QUANTIZATION)

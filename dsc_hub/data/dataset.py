@@ -156,7 +156,9 @@ def _candidate(chain: Chain, prompt: Prompt, recipe: Recipe) -> _Candidate:
     )
 
 
-def _select(candidates: Iterable[_Candidate], recipe: Recipe, selection: int) -> tuple[set[tuple[str, int]], Counter[str]]:
+def _select(
+    candidates: Iterable[_Candidate], recipe: Recipe, selection: int
+) -> tuple[set[tuple[str, int]], Counter[str]]:
     """Return the keys of the candidates that become rows, and the number of the others by reason. The first ones win."""
     section = recipe.dataset
     # Draws from a target distribution repeat themselves where it is high: without repetition they are none.

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dsc_hub.distill.launcher import CHECKPOINT_BYTES, main_process
+from dsc_hub.distill.launcher import CHECKPOINT_BYTES
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
-from dsc_hub.system import machine
+from dsc_hub.system import launch, machine
 from dsc_hub.system.files import locked, read_object, write_json
 from dsc_hub.system.hashing import digest, file_hash
 from dsc_hub.system.progress import say
@@ -48,7 +48,7 @@ def newest(run: Run, identity: str) -> Path | None:
     """Return the newest whole checkpoint of this training, or None. Says why others are left out."""
     for folder in sorted(run[CHECKPOINTS].glob("checkpoint-*"), key=_step, reverse=True):
         if problem := _problem(folder, identity):
-            if main_process():
+            if launch.rank() == 0:
                 say(f"distill  {folder.name} is not used: {problem}")
         else:
             return folder

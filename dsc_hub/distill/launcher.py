@@ -16,6 +16,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.text import Text
 
 from dsc_hub import errors
@@ -26,6 +27,7 @@ from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine, progress
 from dsc_hub.system.files import packaged_folder, read_json
 from dsc_hub.system.hashing import digest
+from dsc_hub.system.launch import local_world_size, rank
 
 # Variable with the path of the file to which a training process writes its final DscError: accelerate and torchrun
 # replace every exit code by 1 and drop messages.
@@ -43,38 +45,84 @@ _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot alloc
 _KEPT_LINES = 15
 
 
-def launch(run: Run, config_file: Path | None = None) -> Training:
+def launch(run: Run, joins: bool = False) -> Training:
     """Train in processes started by accelerate; returns what adapter/summary.json holds.
 
-    `config_file` is a file of `accelerate config`; without one, the packaged configuration for this machine and the
-    recipe's `distill.processes` is used. A DscError of the training is raised again here; RunError with the last lines
-    of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
+    `distill.launch` names a configuration of accelerate; without it, the packaged one for this machine and
+    `distill.processes` is used. With `joins`, only the part of this process of a launcher is started: the launcher's other
+    processes have to start theirs. A DscError of the training is raised again here; RunError with the last
+    lines of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
-    processes = run.facts.recipe.distill.processes
-    command = [
-        sys.executable,
-        "-m",
-        "dsc_hub.system.supervisor",
-        "--grace",
-        str(GRACE_S),
-        *_command(run, config_file, processes),
-    ]
+    section = run.facts.recipe.distill
+    if joins:
+        launch_part(run.folder, LOG)
+    else:
+        _run(_command(run, section), _child_environment(section.processes), run[LOG])
+    training = Training.model_validate(read_json(run["adapter"] / "summary.json"))
+    if training.world_size != section.processes:
+        raise RunError(
+            f"asked for {section.processes} training processes, got {training.world_size}", f"See {run[LOG]}."
+        )
+    return training
+
+
+def launch_part(run_folder: Path, log: str = "") -> None:
+    """Run the training process that belongs to this process of a launcher; errors as in `launch`.
+
+    `log`: name of the log in the run folder; "": distill.RANK.log.
+    """
+    command = [sys.executable, "-m", "dsc_hub.distill.train", str(run_folder)]
+    environment = _for_training(machine.for_child(os.environ, of_launcher=True), local_world_size())
+    _run(command, environment, run_folder / (log or f"distill.{rank()}.log"))
+
+
+def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
+    """Run training processes to their end, under a supervisor."""
+    supervisor = [sys.executable, "-m", "dsc_hub.system.supervisor", "--grace", str(GRACE_S)]
     with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
         error_file = Path(folder) / "error.json"
-        environment = _child_environment(processes) | {ERROR_FILE: str(error_file)}
-        code, last = _stream(command, environment, run[LOG])
+        code, last = _stream([*supervisor, *command], environment | {ERROR_FILE: str(error_file)}, log)
         if error_file.is_file():
             raise _error(json.loads(error_file.read_text(encoding="utf-8")))
     if code:
         tail = "\n  ".join(["", *last]) if last else ""
         raise RunError(
             f"the training process failed with exit code {code}; its last lines:{tail or ' none'}",
-            f"All it printed is in {run[LOG]}.",
+            f"All it printed is in {log}.",
         )
-    training = Training.model_validate(read_json(run["adapter"] / "summary.json"))
-    if config_file is None and training.world_size != processes:
-        raise RunError(f"asked for {processes} training processes, got {training.world_size}", f"See {run[LOG]}.")
-    return training
+
+
+def configuration(launch: str) -> Path:
+    """Return the accelerate configuration that `distill.launch` names; ConfigError if there is none."""
+    packaged = _packaged(launch)
+    if re.fullmatch(r"\w+", launch) and packaged.is_file():
+        return packaged
+    if not (path := Path(launch).expanduser()).is_file():
+        names = ", ".join(sorted(p.stem for p in packaged.parent.glob("*.yaml")))
+        raise ConfigError(
+            f"distill.launch: accelerate configuration {launch} not found",
+            f"Name one of {names}, or write a file with `accelerate config --config_file FILE`.",
+        )
+    return path
+
+
+def processes_of(launch: str) -> int:
+    """Return the number of processes that an accelerate configuration starts; ConfigError if it can't start a run."""
+    path = configuration(launch)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        processes, machines = int(settings.get("num_processes", 1)), int(settings.get("num_machines", 1))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, ValueError) as e:
+        raise ConfigError(
+            f"distill.launch: {path} is no configuration of accelerate: {str(e).splitlines()[0]}",
+            "Write one with `accelerate config --config_file FILE`.",
+        ) from None
+    if machines > 1:
+        raise ConfigError(
+            f"distill.launch: {path} is for {machines} machines, and this command starts processes on one",
+            f"Start it on each: accelerate launch --config_file {path} --machine_rank N -m dsc_hub run RECIPE",
+        )
+    return processes
 
 
 def check_in_child(section: DistillConfig) -> list[str]:
@@ -114,25 +162,21 @@ def check_in_child(section: DistillConfig) -> list[str]:
     return []
 
 
-def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
+def _command(run: Run, section: DistillConfig) -> list[str]:
     """Return the launch command. It always names a configuration: without one, accelerate uses the user's default."""
-    worker = ["-m", "dsc_hub.distill.train", str(run.folder)]
-    # Without --quiet, accelerate adds its own traceback to every failure of its child.
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    if config_file is not None:
-        if not config_file.is_file():
-            raise ConfigError(
-                f"accelerate configuration {config_file} not found",
-                "Write one with `accelerate config --config_file FILE`.",
-            )
-        return [*accelerate, "--config_file", str(config_file), *worker]
+    worker, processes = ["-m", "dsc_hub.distill.train", str(run.folder)], section.processes
+    # Without --quiet, accelerate adds its own traceback to every failure of its child. Port 0 is a free one: with its
+    # default, two trainings on a machine meet at one port.
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--main_process_port", "0"]
+    if section.launch is not None and not (processes > 1 and _is_for_cpu(section.launch)):
+        return [*accelerate, "--config_file", str(configuration(section.launch)), *worker]
     gpus = len(machine.visible_gpus())
     # Set explicitly: accelerate's default is one thread per process.
     threads = str(max(1, machine.cores() // processes))
     if processes == 1:
         name = "one_gpu" if gpus else "one_cpu"
         return [*accelerate, "--config_file", str(_packaged(name)), "--num_cpu_threads_per_process", threads, *worker]
-    if not gpus:
+    if not gpus or section.launch is not None:
         # accelerate starts only one process on the CPU, whatever the configuration, unless mpirun is installed.
         return [
             sys.executable,
@@ -160,13 +204,22 @@ def _command(run: Run, config_file: Path | None, processes: int) -> list[str]:
     ]
 
 
+def _is_for_cpu(launch: str) -> bool:
+    settings = yaml.safe_load(configuration(launch).read_text(encoding="utf-8"))
+    return bool(settings.get("use_cpu")) or settings.get("distributed_type") == "MULTI_CPU"
+
+
 def _packaged(name: str) -> Path:
     return packaged_folder("recipes") / "accelerate" / f"{name}.yaml"
 
 
 def _child_environment(processes: int) -> dict[str, str]:
     """Return the environment without an outer launcher's variables: its rank would make the children wait for peers."""
-    environment = machine.for_child(os.environ)
+    return _for_training(machine.for_child(os.environ), processes)
+
+
+def _for_training(environment: dict[str, str], processes: int) -> dict[str, str]:
+    """Return the environment for one of `processes` training processes on this machine."""
     environment["PYTHONUNBUFFERED"] = "1"
     # accelerate sets its own value (see `_command`); torchrun defaults to one thread per process, with a long warning.
     environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))
@@ -231,8 +284,3 @@ def shown_error(error: DscError) -> str:
             "problems": list(getattr(error, "problems", ())),
         }
     )
-
-
-def main_process() -> bool:
-    """Return whether this is the main training process (rank 0), which prints and writes files."""
-    return int(re.sub(r"\D", "", os.environ.get("RANK", "")) or 0) == 0

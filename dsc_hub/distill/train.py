@@ -44,7 +44,7 @@ from trl import SFTConfig, SFTTrainer
 from dsc_hub.distill import checkpoints
 from dsc_hub.distill.adapter_files import write_adapter
 from dsc_hub.distill.config import Plan, plan_of
-from dsc_hub.distill.launcher import ERROR_FILE, main_process, shown_error
+from dsc_hub.distill.launcher import ERROR_FILE, shown_error
 from dsc_hub.distill.mask import check_batches
 from dsc_hub.distill.output import ProgressCallback, say_end, say_start
 from dsc_hub.distill.preflight import TrainingData, check_training, stop_tokens, tokenizer_of, training_rows
@@ -59,6 +59,7 @@ from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine, progress
 from dsc_hub.system.files import write_whole
+from dsc_hub.system.launch import rank
 from dsc_hub.system.progress import moving_line, say
 
 TERMINATED = 143  # exit code after SIGTERM
@@ -82,8 +83,8 @@ def train(run: Run) -> Training:
     data = check_training(run)
     part = run["adapter"].with_name("adapter.part")
     try:
-        with _quiet(), checkpoints.alone(run) if main_process() else nullcontext():
-            if main_process():
+        with _quiet(), checkpoints.alone(run) if rank() == 0 else nullcontext():
+            if rank() == 0:
                 shutil.rmtree(part, ignore_errors=True)
             return _train(run, data, part)
     except torch.cuda.OutOfMemoryError:
@@ -95,7 +96,7 @@ def train(run: Run) -> Training:
     except OSError as e:
         raise disk_error(e) or e from e
     finally:
-        if main_process():
+        if rank() == 0:
             shutil.rmtree(part, ignore_errors=True)
 
 
@@ -359,7 +360,7 @@ def main(arguments: Sequence[str]) -> int:
     except DscError as e:
         if error_file:
             write_whole(Path(error_file), shown_error(e))
-        elif main_process():
+        elif rank() == 0:
             print(f"{type(e).__name__}: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

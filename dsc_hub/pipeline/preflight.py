@@ -26,6 +26,7 @@ from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
 from dsc_hub.system import machine, progress
+from dsc_hub.system.launch import world_size
 
 DISK_BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
 WEIGHTS_SHARE = (
@@ -275,7 +276,9 @@ def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
 
 
 def _process_problems(recipe: Recipe) -> Iterator[str]:
-    """Yield a problem if training would need more processes than this machine has cores or GPUs."""
+    """Yield a problem if training would start more processes than this machine has cores or GPUs."""
+    if world_size() > 1:  # a launcher has started them
+        return
     most = max(machine.cores(), len(machine.gpus()))
     if recipe.distill.processes > most:
         yield f"distill.processes: {recipe.distill.processes} is more than this machine can run: {most}"

@@ -12,6 +12,7 @@ from dsc_hub.config import origin, recipe_files, untrusted
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, repo_names
 from dsc_hub.data.prompts import identify_prompts
+from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
@@ -19,6 +20,7 @@ from dsc_hub.pipeline.context import RunContext
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.shards import Shard
 from dsc_hub.system import hashing
+from dsc_hub.system.launch import world_size
 
 # Overrides for scoring a third-party adapter: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
@@ -34,6 +36,7 @@ def resolve_recipe(
     for an invalid recipe, or else one error with all names that cannot be resolved.
     """
     path, checked = load_recipe(reference, overrides)
+    checked = _with_processes(checked)
     code = registry.Code(path.parent, allowed_code)
     resolvers = {
         "model": lambda: base_model.identify_model(checked.model),
@@ -62,6 +65,26 @@ def resolve_recipe(
     command = shlex.join(["dsc", "run", _plain_reference(reference), *overrides])
     names_by = named_by_others(reference, path, checked, overrides)
     return RunContext(checked, path, run, runs_folder, model, identity, fingerprints, command, names_by)
+
+
+def _with_processes(recipe: Recipe) -> Recipe:
+    """Return the recipe with the number of training processes that a launcher, or `distill.launch`, brings.
+
+    ConfigError if the recipe asks for another number.
+    """
+    section = recipe.distill
+    if (processes := world_size()) > 1:
+        source = "the launcher started"
+    elif section.launch is not None:
+        processes, source = launcher.processes_of(section.launch), f"{section.launch} is for"
+    else:
+        return recipe
+    if section.processes not in (1, processes):
+        raise ConfigError(
+            f"distill.processes is {section.processes}, and {source} {processes}",
+            "Leave distill.processes out: the number is taken from there.",
+        )
+    return recipe.model_copy(update={"distill": section.model_copy(update={"processes": processes})})
 
 
 def of_shard(context: RunContext, shard: Shard) -> RunContext:

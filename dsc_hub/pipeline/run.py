@@ -8,7 +8,6 @@ stages.py implements the stages.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from dsc_hub.config.recipe import repo_names
 from dsc_hub.config.stages import BY_NAME, after, before, up_to
-from dsc_hub.distill import launcher
+from dsc_hub.distill import launcher, ranks
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
 from dsc_hub.pipeline import stages
@@ -28,12 +27,13 @@ from dsc_hub.runs import run, shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import digest
+from dsc_hub.system.launch import world_size
 from dsc_hub.system.progress import say
 
 
 def run_all(context: RunContext, last: str = "publish", retry_failed: bool = False) -> None:
     """Run the stages up to `last`, skipping those that are done. The run folder stays locked throughout."""
-    _one_process()
+    _check_processes()
     with context.run.lock(), contextlib.ExitStack() as stack:
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
@@ -45,7 +45,7 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
 
 def run_one(context: RunContext, stage: str) -> None:
     """Run one stage; skip it if it is done. RunError if an earlier stage is neither done nor reusable."""
-    _one_process()
+    _check_processes()
     is_new = not context.run["run.json"].exists()
     with context.run.lock(), contextlib.ExitStack() as stack:
         record(context)
@@ -71,7 +71,7 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     """
     from dsc_hub.hub import client
 
-    _one_process()
+    _check_processes()
     if not reference.startswith("hub:"):
         raise ConfigError(f"--adapter {reference}: expected hub:USER/REPO[@REVISION]")
     if context.recipe.serving.endpoints:
@@ -131,11 +131,12 @@ def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
         say(f"merged {len(shard_runs)} shards -> {context.run.folder}")
 
 
-def _one_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+def _check_processes() -> None:
+    if world_size() > 1 and not ranks.leads():
         raise ConfigError(
-            f"started with {os.environ['WORLD_SIZE']} processes, but a run has one",
-            "Start one (--num_processes 1) and set distill.processes: training starts its own.",
+            f"started in {world_size()} processes, but this is work for one",
+            "`accelerate launch -m dsc_hub run RECIPE` may have several, which share the training. From Python, start one, "
+            "and set distill.launch or distill.processes: training starts its own.",
         )
 
 

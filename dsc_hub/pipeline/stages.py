@@ -137,9 +137,9 @@ def _run_dataset(context: RunContext) -> StageResult:
 
 
 def _run_distill(context: RunContext) -> StageResult:
-    from dsc_hub.distill import launcher
+    from dsc_hub.distill import launcher, ranks
 
-    training = launcher.launch(context.run)
+    training = ranks.train_together(context.run) if ranks.leads() else launcher.launch(context.run)
     return training.model_dump() | {"adapter_sha256": hashing.file_hash(context.run["adapter"] / WEIGHTS)}
 
 

@@ -134,7 +134,7 @@ def check_no_paths(files: Mapping[str, Path], secrets: Sequence[str]) -> None:
 def _public_recipe(facts: RunFacts) -> dict[str, Any]:
     """Return the recipe in a form that others can run: Hub references are pinned to the commits that were used.
 
-    Endpoints and key names are local details and are left out.
+    Endpoints, key names and how training was started are local details and are left out.
     """
     r, model = facts.recipe, facts.model
     chain = r.chain
@@ -156,6 +156,7 @@ def _public_recipe(facts: RunFacts) -> dict[str, Any]:
             "model": r.model.model_copy(update=base),
             "prompts": r.prompts.model_copy(update=files | _pinned(facts, "prompts")),
             "chain": chain,
+            "distill": r.distill.model_copy(update={"launch": None}),
         }
     )
     local: dict[str, Any] = {

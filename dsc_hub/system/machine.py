@@ -21,7 +21,7 @@ _SECRET = re.compile(
 # Variables that a launcher (torchrun, accelerate) sets for its workers: they make a vLLM child hang or use one thread.
 _LAUNCHER = re.compile(
     r"(RANK|WORLD_SIZE|LOCAL_.*|GROUP_.*|ROLE_.*|MASTER_.*|TORCHELASTIC_.*|TORCH_NCCL_.*|ACCELERATE_.*"
-    r"|FSDP_.*|OMP_NUM_THREADS|KMP_.*)"
+    r"|FSDP_.*|DEEPSPEED_.*|OMPI_.*|PMI_.*|PMIX_.*|MV2_.*|OMP_NUM_THREADS|KMP_.*)"
 )
 VERSIONED = (
     "vllm",
@@ -38,13 +38,13 @@ VERSIONED = (
 )
 
 
-def for_child(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment for a child process: without launcher variables and without secrets.
+def for_child(environment: Mapping[str, str], *, of_launcher: bool = False) -> dict[str, str]:
+    """Return the environment for a child process: without secrets and, unless it is `of_launcher`, launcher variables.
 
     Child processes need no secrets. A variable counts as a secret by the parts of its name (HF_TOKEN, PGPASSWORD; not
     TOKENIZERS_PARALLELISM or PWD).
     """
-    return {k: v for k, v in environment.items() if not (_LAUNCHER.fullmatch(k) or _is_secret(k))}
+    return {k: v for k, v in environment.items() if not (_is_secret(k) or (_LAUNCHER.fullmatch(k) and not of_launcher))}
 
 
 def _is_secret(name: str) -> bool:

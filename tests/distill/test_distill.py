@@ -512,23 +512,52 @@ def test_the_launcher_fits_the_machine(tmp_path, monkeypatch, gpus, visible, pro
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert any(part.endswith(expected) for part in launcher._command(Run(tmp_path), None, processes))
+    section = DistillConfig(processes=processes)
+    assert any(part.endswith(expected) for part in launcher._command(Run(tmp_path), section))
 
 
 def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(launcher.machine, "gpus", lambda: ("H",) * 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(ConfigError, match="distill.processes is 4, and 2 GPUs are visible"):
-        launcher._command(Run(tmp_path), None, 4)
+        launcher._command(Run(tmp_path), DistillConfig(processes=4))
 
 
 def test_the_packaged_accelerate_configurations_are_valid():
     files = sorted((packaged_folder("recipes") / "accelerate").glob("*.yaml"))
     configurations = {f.stem: load_config_from_file(str(f)) for f in files}
-    assert {"one_cpu", "one_gpu", "multi_gpu"} <= set(configurations)
+    assert {"one_cpu", "two_cpu", "one_gpu", "multi_gpu", "multi_node"} == set(configurations)
     assert configurations["one_cpu"].use_cpu and not configurations["one_gpu"].use_cpu
     assert configurations["multi_gpu"].distributed_type == "MULTI_GPU"
+    assert configurations["multi_node"].num_machines == 2 and configurations["multi_node"].main_process_port
     assert all("accelerate launch --config_file recipes/accelerate/" + f.name in f.read_text() for f in files)
+
+
+def test_a_configuration_is_named_or_a_file_and_brings_the_number_of_processes(tmp_path):
+    assert launcher.processes_of("multi_gpu") == 2 and launcher.processes_of("one_gpu") == 1
+    (tmp_path / "mine.yaml").write_text("num_processes: 3\n")
+    assert launcher.processes_of(str(tmp_path / "mine.yaml")) == 3
+    command = launcher._command(Run(tmp_path), DistillConfig(launch=str(tmp_path / "mine.yaml"), processes=3))
+    assert command[command.index("--config_file") + 1] == str(tmp_path / "mine.yaml")
+    assert command[command.index("--main_process_port") + 1] == "0"  # two trainings on a machine don't meet
+    # accelerate itself would start one process of these two
+    assert "torch.distributed.run" in launcher._command(Run(tmp_path), DistillConfig(launch="two_cpu", processes=2))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "configuration .* not found"),
+        ("[1, 2]", "no configuration of accelerate"),
+        ("num_processes: many", "no configuration of accelerate"),
+        ("num_processes: 16\nnum_machines: 2", "for 2 machines"),
+    ],
+)
+def test_a_file_that_can_not_start_a_training_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        launcher.processes_of(str(tmp_path / "mine.yaml"))
 
 
 @pytest.mark.parametrize(("name", "value"), [("CHECKED_WITHIN_S", 3), ("CHECKED_IN_BYTES", 3 << 30)])
