@@ -6,7 +6,7 @@
     distilled       one plain answer of the base with the adapter
     distilled_self_critique   the chain with the adapter
 
-The adapter is served unmerged beside its base; all arms of one model run before those of the other. The first answer of
+The adapter is served beside its base, or merged where that changes nothing (`weights.merges_adapters`); all arms of one model run before those of the other. The first answer of
 every arm is the same request as the plain arm of its model, so it is generated once. answers.py scores the answers,
 summary.py computes the numbers.
 """

@@ -60,17 +60,18 @@ def serve_model(
     *,
     places: Sequence[Sequence[str]] = ((),),
     compiled: bool = False,
+    name: str = BASE,
 ) -> Iterator[list[Endpoint]]:
     """Start a vLLM server for each of `places` (see `replica_places`) and yield their endpoints.
 
-    The model name is `BASE`; adapters keep their names. The second server logs to `<log>-2`, and so on. ServingError
+    `name` is the model's in requests; adapters keep theirs. The second server logs to `<log>-2`, and so on. ServingError
     with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
     """
     with ExitStack() as stack:
         engines = []
         for n, devices in enumerate(places, 1):
             replica_log = log if n == 1 else log.with_stem(f"{log.stem}-{n}")
-            engine = VllmServer(folder, section, replica_log, adapters or {}, own=devices, compiled=compiled)
+            engine = VllmServer(folder, section, replica_log, adapters or {}, own=devices, compiled=compiled, name=name)
             stack.callback(engine.end)
             engines.append(engine)
         with moving_line() as line:
@@ -78,7 +79,7 @@ def serve_model(
             while not all([engine.is_ready() for engine in engines]):
                 line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
                 sleep(0.25)
-        yield [Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check_after_loss, e.restart, e.is_ready) for e in engines]
+        yield [Endpoint(f"{e.url}/v1", name, e.api_key, e.check_after_loss, e.restart, e.is_ready) for e in engines]
 
 
 def replica_places(section: ServingConfig) -> list[tuple[str, ...]]:

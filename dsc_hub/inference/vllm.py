@@ -45,10 +45,17 @@ def default_max_num_seqs(section: ServingConfig, on_cpu: bool) -> int:
 
 
 def vllm_command(
-    folder: Path, section: ServingConfig, port: int, adapters: Mapping[str, Path], on_cpu: bool, compiled: bool = False
+    folder: Path,
+    section: ServingConfig,
+    port: int,
+    adapters: Mapping[str, Path],
+    on_cpu: bool,
+    compiled: bool = False,
+    name: str = BASE,
 ) -> list[str]:
     """Return the command line of one server. Pure, so that it can be checked with vLLM's own parser.
 
+    `name`: the model's name in requests.
     `compiled`: compile on a CPU, which takes a minute at the start; on a GPU vLLM always compiles.
     """
     command = [
@@ -58,7 +65,7 @@ def vllm_command(
         "--model",
         str(folder),
         "--served-model-name",
-        BASE,
+        name,
         "--host",
         "127.0.0.1",
         "--port",
@@ -129,7 +136,7 @@ def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Se
 
 
 class VllmServer:
-    """One server of a model folder (model name `BASE`, adapters by their names). The constructor starts it."""
+    """One server of a model folder; adapters keep their names. The constructor starts it."""
 
     def __init__(
         self,
@@ -140,11 +147,12 @@ class VllmServer:
         *,
         own: Sequence[str] = (),
         compiled: bool = False,
+        name: str = BASE,
     ) -> None:
         on_cpu = vllm_on_cpu()
         self._port, self.api_key = _free_port(), secrets.token_urlsafe(24)
         self.url, self.log, self._timeout_s = f"http://127.0.0.1:{self._port}", log, section.start_timeout_s
-        self._command = vllm_command(folder, section, self._port, adapters, on_cpu, compiled)
+        self._command = vllm_command(folder, section, self._port, adapters, on_cpu, compiled, name)
         self._environment = vllm_environment(section, on_cpu, self.api_key, own)
         log.parent.mkdir(parents=True, exist_ok=True)
         self.start()

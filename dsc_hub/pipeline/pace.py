@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from dsc_hub.inference.concurrency import FIRST
+from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.system import cache
 
 PACE_FILE = "pace.json"
 KEPT_MEASUREMENTS = 8  # measurements kept per stage
 LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer tokens is unreliable
-# Speed of an adapter on a CPU as a fraction of the base's speed, used until an evaluation was measured.
+# Speed of an unmerged adapter on a CPU as a fraction of the base's speed, used until an evaluation was measured.
 SLOWEST_ADAPTER = 0.15
 
 
@@ -101,7 +102,7 @@ def expect(
     ratios = [at_once / min(p.at_once, FIRST) for p in measured]
     fast = max(p.tokens_per_s * max(1.0, r) for p, r in zip(measured, ratios, strict=True))
     slow = statistics.median_low(p.tokens_per_s * min(1.0, r) for p, r in zip(measured, ratios, strict=True))
-    slow *= 1 if stage_paces or starts == 1 else SLOWEST_ADAPTER
+    slow *= 1 if stage_paces or starts == 1 or merges_adapters() else SLOWEST_ADAPTER
     other_times, n_starts = [p.other_s for p in measured], 1 if stage_paces else starts
     shortest = min(max_new_tokens, *(p.new_tokens / p.requests for p in measured))
     return ExpectedTime(

@@ -19,6 +19,7 @@ from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import base_model
 from dsc_hub.inference.base_model import TURN_OVERHEAD
+from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
 from dsc_hub.pipeline import pace
 from dsc_hub.pipeline.context import RunContext, announce_servers, repos_of
@@ -150,6 +151,8 @@ def estimate_run(
                 or weights * WEIGHTS_SHARE
             )
             + (weights if recipe.publish.base else 0)
+            # float32 from bfloat16, while the adapter is scored
+            + (2 * weights if ADAPTER in models_of(recipe.evaluation.arms) and merges_adapters() else 0)
         ),
     )
 
@@ -175,7 +178,7 @@ def models_by_server(arms: Sequence[str], endpoints: Sequence[str]) -> list[tupl
     """Return the models per server start: base and adapter together, or first the base on a server without adapter.
 
     On a CPU, serving an adapter makes requests to the base take half as long again, which costs more than another
-    start.
+    start; or the adapter is merged into a model of its own (`weights.merges_adapters`).
     """
     models = models_of(arms)
     if len(models) < 2 or endpoints or not machine.vllm_on_cpu():

@@ -36,10 +36,11 @@ def served(
 ) -> Iterator[list[Any]]:
     """Yield endpoints: those that the recipe names, or vLLM servers started here.
 
-    Servers started here load the model in `folder` (default: the base model) and write to `log` (default: vllm.log).
+    Servers started here load the model in `folder` (default: the base model) and write to `log` (default: vllm.log). Where
+    adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
     `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
     """
-    from dsc_hub.inference import servers
+    from dsc_hub.inference import servers, vllm, weights
 
     section = context.recipe.serving
     if section.endpoints:
@@ -48,15 +49,25 @@ def served(
     folder = folder or context.run.facts.model.weights
     places = servers.replica_places(section)
     compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known_paces(context.model.identity)))
-    started = time.monotonic()
-    with servers.serve_model(
-        folder, section, log or context.run["vllm.log"], adapters, places=places, compiled=compiled
-    ) as endpoints:
-        replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
-        say(
-            f"vLLM serves {context.model.id}{' and the adapter' if adapters else ''}{replicas}, ready after "
-            f"{duration(time.monotonic() - started)}"
+    started, what, name = time.monotonic(), " and the adapter" if adapters else "", vllm.BASE
+    with contextlib.ExitStack() as stack:
+        if adapters and weights.merges_adapters():
+            ((name, adapter),) = adapters.items()
+            folder = stack.enter_context(weights.merged(folder, adapter, context.run["merged"]))
+            adapters, what = None, " with the adapter merged"
+        endpoints = stack.enter_context(
+            servers.serve_model(
+                folder,
+                section,
+                log or context.run["vllm.log"],
+                adapters,
+                places=places,
+                compiled=compiled,
+                name=name,
+            )
         )
+        replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
+        say(f"vLLM serves {context.model.id}{what}{replicas}, ready after {duration(time.monotonic() - started)}")
         yield endpoints
 
 

@@ -17,7 +17,7 @@ from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.inference.weights import evaluation_weights
+from dsc_hub.inference.weights import evaluation_weights, merges_adapters
 from dsc_hub.pipeline import pace, preflight, session
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import SPLITS, Prompt
@@ -251,7 +251,7 @@ def _served_on(context: RunContext, weights: str, *, adapter: bool) -> str:
         return f"{context.model.id} as {', '.join(context.recipe.serving.endpoints)} serves it"
     parts = [f"{context.model.id} {weights}"]
     if adapter:
-        parts.append("adapter unmerged")
+        parts.append("adapter merged" if merges_adapters() else "adapter unmerged")
     if machine.vllm_on_cpu() and machine.cpu_dtype() == "float32":
         parts.append("computed in float32")
     return ", ".join(parts)
