@@ -25,6 +25,7 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",
 }
 os.environ.pop("HF_TOKEN", None)
+os.environ.pop("COLUMNS", None)  # of the terminal that a test process side by side writes to
 
 import signal
 
