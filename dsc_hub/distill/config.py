@@ -1,15 +1,9 @@
-"""Conversion of the recipe's `distill` section to the configurations of trl, peft and bitsandbytes, and its checks.
-
-`python -m dsc_hub.distill.config` reads a `distill` section as JSON from standard input and prints its problems. It
-runs in its own process, because the libraries are heavy.
-"""
+"""Conversion of the recipe's `distill` section to the configurations of trl, peft and bitsandbytes, and its checks."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import resource
-import sys
 import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -23,7 +17,7 @@ from trl import SFTConfig
 
 from dsc_hub.config.messages import no_switch
 from dsc_hub.config.recipe import OWNED_SFT_KEYS, DistillConfig, quantization
-from dsc_hub.distill.launcher import DEFAULT_RANK, shown_error
+from dsc_hub.distill.launcher import DEFAULT_RANK
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.adapters import LORA_RANKS
 
@@ -221,14 +215,3 @@ def check_section(section: DistillConfig) -> None:
         problems.append(f"distill.lora.r: vLLM serves ranks up to {LORA_RANKS[-1]}, got {max(ranks)}")
     if problems:
         raise ConfigError(f"distill has {len(problems)} problem{'s' * (len(problems) > 1)}", problems=problems)
-
-
-if __name__ == "__main__":
-    limit, hard_limit = int(sys.argv[1]), resource.getrlimit(resource.RLIMIT_DATA)[1]
-    if hard_limit != resource.RLIM_INFINITY:
-        limit = min(limit, hard_limit)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard_limit))
-    try:
-        check_section(DistillConfig.model_validate_json(sys.stdin.read()))
-    except ConfigError as error:
-        print(shown_error(error))

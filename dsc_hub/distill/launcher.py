@@ -20,7 +20,7 @@ import yaml
 from rich.text import Text
 
 from dsc_hub import errors
-from dsc_hub.config.recipe import DistillConfig
+from dsc_hub.config.recipe import DistillConfig, Recipe
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
@@ -39,6 +39,8 @@ GRACE_S = 120  # seconds for the end of a step, which a checkpoint is made of, b
 PROGRESS = "distill  step "  # prefix of the progress line
 LOG = "distill.log"
 KNOWN_GOOD = "distill_checked.json"  # in dsc's cache
+REHEARSES = "rehearses"  # what a check prints when it begins to train
+_SHAPES_TRAINING = ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
 # Limits of a settings check: a library may open a value that looks like a file and read it to the end.
 CHECKED_WITHIN_S, CHECKED_IN_BYTES = 300, 8 << 30
 _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot allocate memory")
@@ -131,10 +133,26 @@ def check_in_child(section: DistillConfig) -> list[str]:
     The check runs in its own process and takes seconds; it is skipped if the same library versions accepted the section
     before. ConfigError if it exceeds its limits of time or memory.
     """
-    about = digest(section.model_dump(mode="json"), machine.versions())
+    return _check(digest(section.model_dump(mode="json"), machine.versions()), {"section": section, "recipe": None})
+
+
+def rehearse_in_child(recipe: Recipe, model_folder: Path, has_validation: bool) -> list[str]:
+    """Return the problems of training with this recipe, from one step on a one-layer model with made-up rows.
+
+    `model_folder` needs no weights. As `check_in_child`; but a rehearsal that takes too much time or memory says nothing
+    about the training.
+    """
+    texts = [(model_folder / name).read_text("utf-8") for name in _SHAPES_TRAINING if (model_folder / name).is_file()]
+    told = recipe.model_dump(mode="json", include={"distill", "seed"}) | {"system": recipe.chain.system}
+    about = digest(told, texts, has_validation, machine.versions())
+    given = {"section": recipe.distill, "recipe": recipe, "folder": model_folder, "has_validation": has_validation}
+    return _check(about, given)
+
+
+def _check(about: str, given: dict[str, Any]) -> list[str]:
     if cache.is_known(KNOWN_GOOD, about):
         return []
-    environment = _child_environment(1) | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = _child_environment(1) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     limits = f"within {CHECKED_WITHIN_S} s and {CHECKED_IN_BYTES >> 30} GiB of memory"
     endless = ConfigError(
         f"the libraries that train did not come to an end {limits} with distill.sft, lora and quantization as they are",
@@ -142,22 +160,29 @@ def check_in_child(section: DistillConfig) -> list[str]:
     )
     try:
         child = subprocess.run(
-            [sys.executable, "-m", "dsc_hub.distill.config", str(CHECKED_IN_BYTES)],
-            input=section.model_dump_json(),
+            [sys.executable, "-m", "dsc_hub.distill.rehearsal", str(CHECKED_IN_BYTES)],
+            input=json.dumps(
+                given, default=lambda v: v.model_dump(mode="json") if hasattr(v, "model_dump") else str(v)
+            ),
             capture_output=True,
             text=True,
             env=environment,
             timeout=CHECKED_WITHIN_S,
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as e:
+        if REHEARSES in (e.stdout or b"").decode():
+            return []
         raise endless from None
+    rehearses, _, problem = child.stdout.rpartition(REHEARSES)
     if child.returncode < 0 or (child.returncode and any(sign in child.stderr for sign in _NO_MEMORY)):
+        if rehearses or REHEARSES in child.stdout:
+            return []
         raise endless
     if child.returncode:
         raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")
-    if child.stdout.strip():
-        error = _error(json.loads(child.stdout))
-        return list(error.problems) if isinstance(error, ConfigError) else [error.message]
+    if problem.strip():
+        error = _error(json.loads(problem))
+        return list(error.problems) if isinstance(error, ConfigError) and error.problems else [error.message]
     cache.remember_fact(KNOWN_GOOD, about)
     return []
 

@@ -218,8 +218,14 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
         *_process_problems(recipe),
     ]
-    if "distill" not in reusable:
-        problems += launcher.check_in_child(recipe.distill)
+    if "distill" not in reusable and (quantised := _quantised_by(folder)):
+        problems.append(
+            f"model.source: the weights of {context.model.id} are quantised already ({quantised}), and an adapter is trained "
+            "on weights that are not; name the model that they were made from"
+        )
+    elif "distill" not in reusable:
+        has_validation = any(p.split == "validation" for p in prompts)
+        problems += launcher.rehearse_in_child(recipe, folder, has_validation)
     repos = None
     if account:
         repos, hub_problems = _check_publishing(context, account, folder, estimate.disk_bytes)
@@ -276,6 +282,14 @@ def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
             "serving.endpoints: servers that already run don't have the adapter; "
             "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
         )
+
+
+def _quantised_by(model_folder: Path) -> str:
+    """Return the method by which a model's weights are quantised (awq, gptq, fp8, ...); "" if they are not."""
+    file = model_folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    section = config.get("quantization_config") or config.get("compression_config") or {}
+    return str(section.get("quant_method") or "unknown method") if section else ""
 
 
 def _process_problems(recipe: Recipe) -> Iterator[str]:

@@ -1,0 +1,123 @@
+"""A rehearsal of the training before hours of sampling: all of it, on a one-layer model and a few made-up rows.
+
+    python -m dsc_hub.distill.rehearsal BYTES
+
+reads {section, recipe, folder, has_validation} as JSON from standard input, checks the `distill` section, prints
+`REHEARSES`, trains one step in a temporary folder, and prints the error as JSON if there is one. `recipe` is null if
+only the section is to be checked. BYTES limits the memory. It runs in its own process, because the libraries are heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dsc_hub.config.recipe import DistillConfig, Recipe
+from dsc_hub.distill.config import check_section
+from dsc_hub.distill.launcher import REHEARSES, shown_error
+from dsc_hub.errors import ConfigError, DscError
+from dsc_hub.runs.run import Run
+
+ROWS = 4
+# One step of one row: what a setting does to the machinery shows as well as with many.
+SHORT = {"max_steps": 1, "gradient_accumulation_steps": 1}
+BATCHES = ("per_device_train_batch_size", "per_device_eval_batch_size")
+
+
+def rehearse(recipe: Recipe, folder: Path, has_validation: bool) -> None:
+    """Train one step with the recipe's settings, on a model of the same configuration with one layer.
+
+    ConfigError with what the training would have said; other DscErrors as the training itself raises them.
+    """
+    from dsc_hub.distill.train import train
+
+    with tempfile.TemporaryDirectory(prefix="dsc-") as work, warnings.catch_warnings(action="ignore"):
+        try:
+            model = _one_layer(folder, Path(work) / "model")
+            train(_made_up_run(recipe, model, Path(work) / "run", has_validation))
+        except (DscError, MemoryError):
+            raise
+        except Exception as e:  # whatever the libraries raise after hours, too
+            said = " ".join(str(e).split())[:300]
+            raise ConfigError(
+                f"training would fail with these settings: {type(e).__name__}: {said}",
+                "Take those out of distill.sft, lora and quantization that you did not mean to change.",
+            ) from e
+
+
+def _one_layer(folder: Path, target: Path) -> Path:
+    """Write a model with the configuration and the tokenizer of `folder`, but one layer and random weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        if getattr(part, "num_hidden_layers", 1) > 1:
+            part.num_hidden_layers = 1
+            if getattr(part, "layer_types", None):
+                part.layer_types = part.layer_types[:1]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(target)
+    for file in folder.iterdir():
+        if file.is_file() and file.suffix != ".safetensors" and not (target / file.name).exists():
+            shutil.copy(file, target)
+    return target
+
+
+def _made_up_run(recipe: Recipe, model: Path, folder: Path, has_validation: bool) -> Run:
+    run = Run(folder)
+    sft = dict(recipe.distill.sft) | SHORT
+    sft |= {key: 1 for key in BATCHES}
+    distill = recipe.distill.model_copy(update={"sft": sft, "processes": 1, "launch": None})
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Say {n}."}],
+            "completion": [{"role": "assistant", "content": f"It is {n}."}],
+        }
+        for n in range(ROWS)
+    ]
+    (run["dataset"] / "sft").mkdir(parents=True)
+    for split in ("train", "validation") if has_validation else ("train",):
+        pq.write_table(pa.Table.from_pylist(rows), run["dataset"] / "sft" / f"{split}-00000-of-00001.parquet")
+    run.add_facts(
+        recipe=recipe.model_copy(update={"distill": distill}).model_dump(mode="json"),
+        identity={},
+        model={"source": "", "id": "rehearsal", "commit": "", "folder": str(model), "published_as": "rehearsal"},
+        versions={},
+        hardware={"cpu": "", "cores": 1, "memory_gib": 0, "gpus": []},
+        repos={"owner": "", "dataset": "", "adapter": "", "base": None},
+        started_at="",
+    )
+    return run
+
+
+def main(arguments: list[str], given: dict[str, Any]) -> None:
+    limit, hard_limit = int(arguments[0]), resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if hard_limit != resource.RLIM_INFINITY:
+        limit = min(limit, hard_limit)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard_limit))
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    out = sys.stdout
+    sys.stdout = sys.stderr  # the libraries print, too
+    try:
+        check_section(DistillConfig.model_validate(given["section"]))
+        if given["recipe"]:
+            print(REHEARSES, file=out, flush=True)
+            recipe = Recipe.model_validate(given["recipe"])
+            rehearse(recipe, Path(given["folder"]), given["has_validation"])
+    except DscError as error:
+        print(shown_error(error), file=out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:], json.load(sys.stdin))
