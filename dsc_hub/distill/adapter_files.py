@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from trl import SFTTrainer
 
-from dsc_hub.distill.preflight import tokenizer_of
 from dsc_hub.errors import RunError
+from dsc_hub.inference.weights import TOKENIZER_FILES, copy_files
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
-from dsc_hub.system.files import write_json, write_whole
+from dsc_hub.system.files import read_object, write_json, write_whole
+
+# Keys of an adapter_config.json that peft has read since 0.13.
+CLASSIC = frozenset(
+    "peft_type task_type auto_mapping base_model_name_or_path revision inference_mode r lora_alpha lora_dropout "
+    "target_modules bias fan_in_fan_out init_lora_weights modules_to_save rank_pattern alpha_pattern use_rslora use_dora "
+    "layers_to_transform layers_pattern".split()
+)
+_LOCAL_NAMES = ("name_or_path", "tokenizer_file", "vocab_file", "merges_file")
+
+
+def _copy_tokenizer(base: Path, part: Path) -> None:
+    """Copy the base's tokenizer byte for byte; only names of local files are taken out, which are not published."""
+    copy_files(base, part, TOKENIZER_FILES)
+    file = part / "tokenizer_config.json"
+    if file.is_file():
+        config = read_object(file)
+        if local := [key for key in _LOCAL_NAMES if os.path.isabs(str(config.get(key) or ""))]:
+            write_json(file, {k: v for k, v in config.items() if k not in local})
 
 
 def write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, training: Training) -> None:
@@ -31,14 +51,12 @@ def write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, trainin
     written = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     if isinstance(written["target_modules"], list):  # a set in peft, whose order differs between processes
         written["target_modules"].sort()
+    defaults = {f.name: f.default for f in fields(LoraConfig) if f.name not in CLASSIC}
+    # Older peft refuses keys that it does not know, also at their default.
+    written = {k: v for k, v in written.items() if k != "peft_version" and not (k in defaults and v == defaults[k])}
     write_json(part / "adapter_config.json", written)
 
-    # The base's tokenizer, loaded again: the trainer may have added a pad token to its copy.
-    tokenizer_of(base).save_pretrained(part)
-    tokenizer_config = json.loads((part / "tokenizer_config.json").read_text(encoding="utf-8"))
-    for key in ("is_local", "local_files_only", "name_or_path", "tokenizer_file", "vocab_file", "merges_file"):
-        tokenizer_config.pop(key, None)  # local paths are not published
-    write_json(part / "tokenizer_config.json", tokenizer_config)
+    _copy_tokenizer(base, part)
 
     history = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
     write_whole(part / "training_log.jsonl", history)

@@ -16,7 +16,7 @@ from typing import Any
 
 from dsc_hub.config.recipe import ModelConfig, is_folder
 from dsc_hub.errors import ModelError
-from dsc_hub.inference.weights import converted
+from dsc_hub.inference.weights import FORMAT, converted
 from dsc_hub.system import packaged
 from dsc_hub.system.hashing import file_hash, folder_hash
 
@@ -154,7 +154,7 @@ def _dequantised(model: BaseModel) -> Path:
     name = model.source.removeprefix("package:")
     description = {"source": model.source, "sha256": model.commit, "note": model.note}
     return converted(
-        f"{name}-{model.commit[:12]}",
+        f"{name}-{model.commit[:12]}-{FORMAT}",
         "dequantise",
         [str(_gguf_of(name))],
         description,

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,20 @@ from dsc_hub.config.recipe import DistillConfig, quantization
 from dsc_hub.errors import ModelError
 from dsc_hub.system import machine
 from dsc_hub.system.cache import cache_home
-from dsc_hub.system.files import locked
+from dsc_hub.system.files import locked, read_object, write_json
 from dsc_hub.system.progress import say
+
+# What a tokenizer consists of, in whatever format.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+)
+FORMAT = 2  # of converted models; increase it when their files change
 
 
 def evaluation_weights(folder: Path, identity: str, distill: DistillConfig) -> tuple[Path, str]:
@@ -42,7 +54,7 @@ def quantise_roundtrip(folder: Path, identity: str, settings: Mapping[str, Any])
     `settings` the arguments of BitsAndBytesConfig. ModelError if the conversion fails.
     """
     settings_json = json.dumps(settings, sort_keys=True)
-    name = f"rounded-{hashlib.sha256(f'{identity} {settings_json}'.encode()).hexdigest()[:16]}"
+    name = f"rounded-{hashlib.sha256(f'{FORMAT} {identity} {settings_json}'.encode()).hexdigest()[:16]}"
     description = {"identity": identity, "quantization": dict(settings)}
     return converted(name, "quantise_weights", [str(folder), settings_json], description, f"the model in {folder}")
 
@@ -118,20 +130,19 @@ def merge_adapter(source: str, adapter: str, target: str) -> None:
     """Write a model folder with the weights of a base and a LoRA adapter added up, in float32."""
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
     )
-    PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True).save_pretrained(target)
-    AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False).save_pretrained(target)
+    _save(PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True), source, target)
 
 
 def quantise_weights(source: str, settings: str, target: str) -> None:
     """Write a model folder whose linear layers were quantised by bitsandbytes and dequantised again."""
     import bitsandbytes as bnb
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options = {"dtype": torch.bfloat16, "local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     model = AutoModelForCausalLM.from_pretrained(source, **options)
@@ -149,9 +160,24 @@ def quantise_weights(source: str, settings: str, target: str) -> None:
             continue
         with torch.no_grad():
             plain[f"{name}.weight"].copy_(weight.reshape(plain[f"{name}.weight"].shape))
+    _save(model, source, target)
+
+
+def _save(model: Any, source: str, target: str) -> None:
+    """Write a changed model with the tokenizer and the generation settings of the folder that it was loaded from."""
+    from transformers import GenerationConfig
+
     model.config._name_or_path = ""
+    model.generation_config = GenerationConfig()  # of its own one, transformers refuses to write what it has read
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False).save_pretrained(target)
+    (Path(target) / "generation_config.json").unlink(missing_ok=True)
+    copy_files(Path(source), Path(target), (*TOKENIZER_FILES, "generation_config.json"))
+
+
+def copy_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
+    """Copy the files of a folder that match one of the patterns, byte for byte."""
+    for path in {p for pattern in patterns for p in source.glob(pattern) if p.is_file()}:
+        shutil.copyfile(path, target / path.name)
 
 
 def dequantise(gguf: str, target: str) -> None:
@@ -170,3 +196,20 @@ def dequantise(gguf: str, target: str) -> None:
     model.config._name_or_path = ""
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
+    _make_readable(Path(target))
+
+
+def _make_readable(folder: Path) -> None:
+    """Rewrite what transformers 5 writes and other readers (transformers 4, llama.cpp, mlx) do not know."""
+    config = read_object(folder / "config.json")
+    config.pop("_model_name_or_path", None)  # the name in the GGUF file
+    # transformers 4 reads rope_theta, and without it takes 10,000.
+    if theta := (config.get("rope_parameters") or {}).get("rope_theta"):
+        config["rope_theta"] = theta
+    write_json(folder / "config.json", config)
+    tokenizer = read_object(folder / "tokenizer_config.json")
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("backend", "is_local", "local_files_only"):
+        tokenizer.pop(key, None)
+    write_json(folder / "tokenizer_config.json", tokenizer)
