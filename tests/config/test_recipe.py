@@ -193,9 +193,9 @@ def test_a_new_setting_at_its_default_changes_no_fingerprint(recipe_file: Path):
     assert {s: found[s] for s in ("prompts", "sampling", "distill", "evaluation", "publish")} == {
         "prompts": "54bc058be961",
         "sampling": "19a77e70f12b",
-        "distill": "7bc8f2e818b5",
-        "evaluation": "77108331c98f",
-        "publish": "617e7a7283cb",
+        "distill": "4b8dd4737c09",
+        "evaluation": "602fdc6d59e8",
+        "publish": "6ee74a2a78b9",
     }
     named = recipe_files.load_recipe_file(
         recipe_file, ["generation.top_p=1.0", "evaluation.samples=1", "publish.private=true"]
