@@ -230,7 +230,7 @@ def test_when_none_comes_back_the_run_stops_with_what_is_done(
 @pytest.fixture
 def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(
-        folder: Path, section: ServingConfig, port: int, adapters: Any, on_cpu: bool, compiled: bool
+        folder: Path, section: ServingConfig, port: int, adapters: Any, on_cpu: bool, compiled: bool, name: str
     ) -> list[str]:
         return [
             sys.executable,
@@ -239,7 +239,7 @@ def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
             "--port",
             str(port),
             "--model",
-            "base",
+            name,
             "--pause",
             "0.02",
         ]
