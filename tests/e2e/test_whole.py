@@ -39,6 +39,7 @@ TINY = (
     "dataset.phrase_limit=null",
     "evaluation.arms=[base, self_critique, best_of_n, distilled, distilled_self_critique]",
     "evaluation.samples=1",
+    "generation.extra={stop: ['.']}",
     "distill.sft.max_steps=2",
     "serving.concurrency=8",
 )
