@@ -38,11 +38,12 @@ ORDER = (
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 # Modules that are about a heavy library, and import it at their top; all others import it where they use it.
 ABOUT = {
-    "distill.adapter_files": {"trl", "peft"},
+    "distill.adapter_files": {"transformers", "peft"},
     "distill.checkpoints": {"torch", "transformers"},
-    "distill.mask": {"trl"},
-    "distill.output": {"torch", "transformers", "trl"},
-    "distill.train": {"torch", "transformers", "trl", "peft", "datasets"},
+    "distill.output": {"torch", "transformers"},
+    "distill.train": {"torch", "transformers", "datasets"},
+    "distill.trainers": {"torch", "transformers", "trl", "peft", "datasets"},
+    "distill.validation": {"torch", "transformers"},
     "distill.config": {"transformers", "trl", "peft"},
     "distill.preflight": {"transformers", "trl", "peft"},
     **dict.fromkeys(

@@ -42,7 +42,7 @@ def grid_table(rows: Sequence[GridRow]) -> Table:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Return the tables of `compare.compare_runs`: the runs' arms, and their differences."""
+    """Return the tables of `compare.compare_runs`: the runs' arms, their differences, the spread between trainings."""
     arms = Table()
     for title in ("run", "arm", "score", "mean", "n", "groups"):
         arms.add_column(title, overflow="fold")
@@ -65,4 +65,12 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
             p = p_value(difference.p_holm).removeprefix("p ")
             row = (name, arm_name(d.arm), score, mean, p, str(d.prompts), str(d.unshared))
             differences.add_row(*map(Text, row))
-    return [arms, differences]
+    if not comparison.spread:
+        return [arms, differences]
+    spread = Table()
+    for title in ("between trainings", "score", "mean", "standard deviation", "from", "to", "seeds"):
+        spread.add_column(title, overflow="fold")
+    for s in comparison.spread:
+        values = [number(v, 3) for v in (s.mean, s.sd, s.low, s.high)]
+        spread.add_row(*map(Text, (arm_name(s.arm), s.score, *values, str(s.runs))))
+    return [arms, differences, spread]

@@ -44,12 +44,15 @@ TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other 
 # Name of a score in tables and rows -> its section in the recipe (and key in its identity).
 SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer"}
 # Trainer settings that are reserved for the tool: file locations, uploads, process layout.
-OWNED_SFT_KEYS = frozenset(
+OWNED_TRAINER_KEYS = frozenset(
     "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to "
     "deepspeed fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field "
     "dataset_kwargs completion_only_loss assistant_only_loss eos_token pad_token chat_template_path model_init_kwargs "
-    "remove_unused_columns save_strategy logging_dir trackio_space_id run_name".split()
+    "remove_unused_columns save_strategy logging_dir trackio_space_id trackio_bucket_id trackio_static_space_id project "
+    "run_name".split()
 )
+
+OBJECTIVES = ("sft", "dpo", "kto")  # of training; each has a section of `distill` with its settings
 
 QUANTIZATION_DEFAULTS: dict[str, Any] = {
     "load_in_4bit": True,
@@ -234,6 +237,7 @@ class ChainConfig(Section):
     critique: Annotated[str, _placeholders("prompt answer group principle")] = Field(min_length=1)
     revision: Annotated[str, _placeholders("prompt answer group principle")] = Field(min_length=1)
     system: str | None = None
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the texts that are drawn; None: the recipe's seed")
     steps: int = Field(1, ge=1, le=64)
     chains_per_prompt: int = Field(1, ge=1, le=256)
     acceptance: RuleName = "improve"
@@ -354,12 +358,45 @@ class DatasetConfig(Section):
 
 
 class DistillConfig(Section):
-    """QLoRA through trl's SFTTrainer. `sft`, `lora`, `quantization` go straight into SFTConfig, LoraConfig, BitsAndBytesConfig."""
+    """Training through trl. `sft`, `dpo`, `kto`, `lora`, `quantization` go straight into SFTConfig, DPOConfig, KTOConfig,
+    LoraConfig, BitsAndBytesConfig."""
 
     method: Literal["qlora", "lora"] = "qlora"
+    objective: Literal["sft", "dpo", "kto"] = Field(
+        "sft",
+        description="sft: likelihood of the kept answers; dpo: preference pairs (final over first answer); kto: the same pairs, "
+        "each answer by itself as desirable or not. The section of the same name has its settings; the others are not used",
+    )
+    weight_temperature: float | None = Field(
+        None,
+        gt=0,
+        description="sft only: each row's loss counts exp(reward / T), divided by the mean of all rows; None: all rows count alike",
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        description="of the adapter's first weights, dropout and row order; None: the recipe's seed",
+    )
     sft: dict[str, Any] = {}
+    dpo: dict[str, Any] = {}
+    kto: dict[str, Any] = {}
     lora: dict[str, Any] = {}
     quantization: dict[str, Any] = {}
+    validation_prompts: int | None = Field(
+        None,
+        ge=1,
+        description="answer so many validation prompts at each validation while training and log their mean reward",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end the training after so many validations without a better one, and keep the best adapter "
+        "(load_best_model_at_end of the objective's section; metric_for_best_model is loss or reward)",
+    )
+    report_to: Literal["none", "trackio", "tensorboard", "wandb"] = Field(
+        "none", description="tracker of the training's curves; trackio and tensorboard write to this machine only"
+    )
     processes: int = Field(
         1,
         ge=1,
@@ -375,13 +412,18 @@ class DistillConfig(Section):
 
     @model_validator(mode="after")
     def _not_ours(self) -> DistillConfig:
-        owned = sorted(OWNED_SFT_KEYS & self.sft.keys())
+        owned = [
+            f"{name}.{key}" for name in OBJECTIVES for key in sorted(OWNED_TRAINER_KEYS & getattr(self, name).keys())
+        ]
         if owned:
             raise ValueError(
-                f"sft.{owned[0]} is set by dsc itself"
+                f"{owned[0]} is set by dsc itself"
+                + (" by distill.report_to" if owned[0].endswith(".report_to") else "")
                 + (f" (also: {', '.join(owned[1:])})" if owned[1:] else "")
                 + "; remove it"
             )
+        if self.weight_temperature is not None and self.objective != "sft":
+            raise ValueError(f"weight_temperature: rows are weighted with objective sft only, got {self.objective}")
         four, eight = self.quantization.get("load_in_4bit", True), self.quantization.get("load_in_8bit", False)
         if self.method == "qlora" and not four and not eight:
             raise ValueError("quantization: neither load_in_4bit nor load_in_8bit; method 'lora' trains without")
@@ -513,6 +555,24 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _validates_on_something(self) -> Recipe:
+        d = self.distill
+        keeps_best = getattr(d, d.objective).get("load_best_model_at_end") or d.patience
+        if (keeps_best or d.validation_prompts) and not self.prompts.split.validation:
+            raise ValueError(
+                "distill: patience, validation_prompts and load_best_model_at_end need validation prompts; set "
+                "prompts.split.validation above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _training_loads_the_reward(self) -> Recipe:
+        terms = (self.reward, *self.reward.plus)
+        if self.distill.validation_prompts and any(t.metric.endswith(".py") or "/" in t.metric for t in terms):
+            raise ValueError("distill.validation_prompts: training scores with shipped metrics only; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _scorers_differ(self) -> Recipe:
         if self.third_scorer and not self.second_scorer:
             raise ValueError("third_scorer: there is no second_scorer; call it that")
@@ -536,6 +596,16 @@ def quantization(distill: DistillConfig) -> dict[str, Any] | None:
         return None
     settings = distill.quantization
     return dict(settings) if settings.get("load_in_8bit") else QUANTIZATION_DEFAULTS | settings
+
+
+def chain_seed(recipe: Recipe) -> int:
+    """Return the seed of the sampled chains: `chain.seed`, or the recipe's."""
+    return recipe.seed if recipe.chain.seed is None else recipe.chain.seed
+
+
+def training_seed(recipe: Recipe) -> int:
+    """Return the seed of the training: `distill.seed`, or the recipe's."""
+    return recipe.seed if recipe.distill.seed is None else recipe.distill.seed
 
 
 def generation_at_evaluation(recipe: Recipe) -> GenerationConfig:

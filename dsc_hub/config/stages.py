@@ -60,6 +60,14 @@ def _sampling_inputs(i: Inputs) -> list[Any]:
     ]
 
 
+def _distill_inputs(i: Inputs) -> list[Any]:
+    # The number of processes is included: it multiplies the batch size. How they are started and tracked is
+    # not, nor are the settings of other objectives.
+    section = i.section("distill", "launch", "report_to")
+    used = section.get("objective", "sft")
+    return [{k: v for k, v in section.items() if k not in ("sft", "dpo", "kto") or k == used}]
+
+
 def _evaluation_inputs(i: Inputs) -> list[Any]:
     scorers = ("second_scorer", "third_scorer")
     return [i.section("evaluation"), *(part for s in scorers for part in (i.section(s, "batch_size"), i.identity[s]))]
@@ -94,8 +102,7 @@ STAGES = (
         "distill",
         command="distill",
         version=2,
-        # The number of processes is included: it multiplies the batch size. How they are started is not.
-        inputs=lambda i: [i.section("distill", "launch")],
+        inputs=_distill_inputs,
         files=("adapter",),
         sections=("distill",),
         stale_files=model_files(ADAPTER),

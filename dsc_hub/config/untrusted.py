@@ -32,13 +32,14 @@ EXTRA = frozenset(
     "stop stop_token_ids bad_words logit_bias skip_special_tokens spaces_between_special_tokens add_generation_prompt "
     "chat_template_kwargs reasoning_effort".split()
 )
-SFT = frozenset(
+TRAINER = frozenset(
     "learning_rate num_train_epochs max_steps per_device_train_batch_size per_device_eval_batch_size "
     "gradient_accumulation_steps "
     "warmup_steps warmup_ratio lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim "
-    "max_length packing packing_strategy padding_free logging_steps eval_strategy eval_steps gradient_checkpointing "
+    "max_length packing packing_strategy padding_free logging_steps eval_strategy eval_steps load_best_model_at_end metric_for_best_model gradient_checkpointing "
     "label_smoothing_factor "
-    "neftune_noise_alpha group_by_length loss_type tf32 seed".split()
+    "neftune_noise_alpha group_by_length loss_type tf32 seed "
+    "beta label_smoothing disable_dropout desirable_weight undesirable_weight".split()
 )
 LORA = frozenset("r lora_alpha lora_dropout bias use_rslora use_dora target_modules modules_to_save".split())
 MOST_OF_A_JUDGE = {"votes": 16, "max_tokens": 8192}
@@ -139,7 +140,10 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
     yield from _passed_on("generation.extra", written.generation.extra, EXTRA)
     if written.distill.launch is not None:
         yield "distill.launch", "how training is started is this machine's business"
-    yield from _passed_on("distill.sft", written.distill.sft, SFT)
+    if written.distill.report_to != "none":
+        yield "distill.report_to", "where its curves go is for you to say"
+    for name in recipe.OBJECTIVES:
+        yield from _passed_on(f"distill.{name}", getattr(written.distill, name), TRAINER)
     yield from _passed_on("distill.lora", written.distill.lora, LORA)
     yield from _passed_on("distill.quantization", written.distill.quantization, QUANTIZATION)
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel
-from trl import SFTTrainer
+from transformers import Trainer
 
 from dsc_hub.errors import RunError
 from dsc_hub.inference.weights import TOKENIZER_FILES, copy_files
@@ -36,7 +36,7 @@ def _copy_tokenizer(base: Path, part: Path) -> None:
             write_json(file, {k: v for k, v in config.items() if k not in local})
 
 
-def write_adapter(run: Run, trainer: SFTTrainer, base: Path, part: Path, training: Training) -> None:
+def write_adapter(run: Run, trainer: Trainer, base: Path, part: Path, training: Training) -> None:
     """Write all files to the temporary folder `part`, then move it to the final path in one step."""
     facts = run.facts.model
     shutil.rmtree(part, ignore_errors=True)

@@ -8,6 +8,7 @@ removed when the adapter is in place.
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -20,7 +21,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dsc_hub.distill.config import BY_OBJECTIVE
 from dsc_hub.distill.launcher import CHECKPOINT_BYTES
+from dsc_hub.distill.validation import BEST
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system import launch, machine
@@ -40,7 +43,8 @@ def training_identity(run: Run, world_size: int, dtype: str) -> str:
     That is the stage's fingerprint, the rows, the number of processes (the order of the rows depends on it), the dtype
     of the products, and the versions of the libraries.
     """
-    rows = [file_hash(path) for path in sorted((run["dataset"] / "sft").glob("*.parquet"))]
+    config = BY_OBJECTIVE[run.facts.recipe.distill.objective].rows
+    rows = [file_hash(path) for path in sorted((run["dataset"] / config).glob("*.parquet"))]
     return digest(run.facts.fingerprints.get("distill"), rows, world_size, dtype, machine.versions())
 
 
@@ -134,6 +138,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if not args.should_save:  # not the main process
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if (best := folder.with_name(BEST)).is_file():
+            os.link(best, folder / BEST)
         files = {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MARKER}
         trained_s = round(self.before_s + self.saved_at - self.started, 2)
         write_json(folder / MARKER, {"identity": self.identity, "trained_s": trained_s, "files": files})

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import typing
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from transformers import (
-    BitsAndBytesConfig,
-)
-from trl import SFTConfig
+from transformers import BitsAndBytesConfig, TrainingArguments
+from trl import DPOConfig, KTOConfig, SFTConfig
 
 from dsc_hub.config.messages import no_switch
-from dsc_hub.config.recipe import OWNED_SFT_KEYS, DistillConfig, quantization
+from dsc_hub.config.recipe import OBJECTIVES, OWNED_TRAINER_KEYS, DistillConfig, quantization
 from dsc_hub.distill.launcher import DEFAULT_RANK
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.adapters import LORA_RANKS
@@ -27,19 +27,38 @@ LORA_DEFAULTS: dict[str, Any] = {
     "lora_dropout": 0.05,
     "target_modules": "all-linear",
 }
-SFT_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 2e-4,  # trl's default, 2e-5, is for full fine-tuning
+_TRAINER_DEFAULTS: dict[str, Any] = {
     "lr_scheduler_type": "cosine",
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 4,
     "logging_steps": 1,
-    "packing": False,
+}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What trl needs for an objective of training, and which rows it trains on.
+
+    `rows` is the config of the dataset, `answers` are those of its columns with a loss.
+    """
+
+    config: type[TrainingArguments]
+    defaults: dict[str, Any]
+    rows: str
+    answers: tuple[str, ...]
+
+
+# The learning rates of trl's configurations are for full fine-tuning; an adapter needs about ten times as much.
+BY_OBJECTIVE = {
+    "sft": Objective(SFTConfig, {"learning_rate": 2e-4, "packing": False}, "sft", ("completion",)),
+    "dpo": Objective(DPOConfig, {"learning_rate": 2e-5}, "preference", ("chosen", "rejected")),
+    "kto": Objective(KTOConfig, {"learning_rate": 2e-5}, "preference", ("chosen", "rejected")),
 }
 
 _NOT_A_PLAIN_ADAPTER = "the adapter could not be served by vLLM or loaded as a plain LoRA; remove it"
-_REFUSED_SFT = {
+_REFUSED = {
     "trust_remote_code": "a recipe is data and never runs code of others; remove it",
-    "load_best_model_at_end": "only the last checkpoints are kept, to go on from; remove it",
+    "greater_is_better": "follows from metric_for_best_model; remove it",
     "save_total_limit": "dsc keeps the last two checkpoints, until the adapter is in place; remove it",
     "save_only_model": "a training could not go on from such a checkpoint; remove it",
     "resume_from_checkpoint": "dsc goes on from its own checkpoints by itself; remove it",
@@ -106,30 +125,52 @@ _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 
 
 class Plan(typing.NamedTuple):
-    """The recipe's three sections, merged with the defaults and checked."""
+    """The recipe's sections, merged with the defaults and checked.
+
+    `settings` are those of the trainer. `best` is the metric by which the best adapter of the validations is kept; None:
+    the last adapter.
+    """
 
     method: typing.Literal["qlora", "lora"]
-    sft: dict[str, Any]
+    objective: typing.Literal["sft", "dpo", "kto"]
+    settings: dict[str, Any]
     lora: dict[str, Any]
     quantization: dict[str, Any] | None
+    best: typing.Literal["loss", "reward"] | None = None
 
 
 def plan_of(section: DistillConfig) -> Plan:
     """Check the keys and types of `distill:`; ConfigError with every problem at once."""
     problems: list[str] = []
-    sft_fields = {f for f in SFTConfig.__dataclass_fields__ if SFTConfig.__dataclass_fields__[f].init}
     lora_fields = {f for f in LoraConfig.__dataclass_fields__ if LoraConfig.__dataclass_fields__[f].init}
     bnb_parameters = inspect.signature(BitsAndBytesConfig.__init__).parameters.values()
     bnb_fields = {p.name for p in bnb_parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD}
-    refused_sft = _REFUSED_SFT | dict.fromkeys(OWNED_SFT_KEYS, "set by dsc itself; remove it")
-    sft = _checked_settings("sft", section.sft, sft_fields, refused_sft, typing.get_type_hints(SFTConfig), problems)
+    refused = _REFUSED | dict.fromkeys(OWNED_TRAINER_KEYS, "set by dsc itself; remove it")
+    trainer: dict[str, dict[str, Any]] = {}
+    for name in OBJECTIVES:
+        config = BY_OBJECTIVE[name].config
+        fields = {f.name for f in dataclasses.fields(config) if f.init}
+        trainer[name] = _checked_settings(
+            name, getattr(section, name), fields, refused, typing.get_type_hints(config), problems
+        )
     lora = _checked_settings(
         "lora", section.lora, lora_fields, _REFUSED_LORA, typing.get_type_hints(LoraConfig), problems
     )
     given = _checked_settings("quantization", section.quantization, bnb_fields, _REFUSED_QUANTIZATION, {}, problems)
 
+    sft = trainer["sft"]
     if sft.get("packing") and sft.get("packing_strategy", "bfd") != "bfd":
         problems.append("distill.sft.packing_strategy: only 'bfd' keeps rows whole, and the end of an answer with them")
+    if section.weight_temperature is not None:
+        if sft.get("packing") or sft.get("padding_free"):
+            problems.append(
+                "distill.weight_temperature: a packed batch has no single rows to weight; leave packing out"
+            )
+        if sft.get("loss_type", "nll") != "nll" or sft.get("label_smoothing_factor"):
+            problems.append("distill.weight_temperature: needs the plain loss; leave loss_type and label_smoothing out")
+    problems += _validation_problems(section, trainer[section.objective])
+    if trainer["kto"].get("per_device_train_batch_size", 2) < 2:
+        problems.append("distill.kto.per_device_train_batch_size: at least 2, as answers of one batch are compared")
     if lora.get("init_lora_weights", True) not in _PLAIN_INITS:
         problems.append(
             "distill.lora.init_lora_weights: changes the base model, so the adapter would not fit the published one; "
@@ -154,7 +195,31 @@ def plan_of(section: DistillConfig) -> Plan:
         raise ConfigError(f"distill has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems)
 
     merged = quantization(section.model_copy(update={"quantization": given}))
-    return Plan(section.method, SFT_DEFAULTS | sft, LORA_DEFAULTS | lora, merged)
+    settings = _TRAINER_DEFAULTS | BY_OBJECTIVE[section.objective].defaults | trainer[section.objective]
+    best = settings.pop("metric_for_best_model", "loss").removeprefix("eval_")
+    if not settings.pop("load_best_model_at_end", section.patience is not None):
+        best = None
+    if best or section.validation_prompts:
+        settings.setdefault("eval_strategy", "epoch")
+    return Plan(section.method, section.objective, settings, LORA_DEFAULTS | lora, merged, best)
+
+
+def _validation_problems(section: DistillConfig, settings: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the settings of the validations while training."""
+    place, out = f"distill.{section.objective}", []
+    metric = settings.get("metric_for_best_model")
+    if metric is not None and metric.removeprefix("eval_") not in ("loss", "reward"):
+        out.append(f"{place}.metric_for_best_model: expected loss or reward, got {metric!r:.40}")
+    if metric == "reward" and not section.validation_prompts:
+        out.append(f"{place}.metric_for_best_model: reward needs distill.validation_prompts")
+    if metric is not None and not settings.get("load_best_model_at_end", section.patience is not None):
+        out.append(f"{place}.metric_for_best_model: has no effect without load_best_model_at_end")
+    if section.patience is not None and not settings.get("load_best_model_at_end", True):
+        out.append(f"distill.patience: needs {place}.load_best_model_at_end")
+    validates = section.validation_prompts or section.patience or settings.get("load_best_model_at_end")
+    if validates and settings.get("eval_strategy", "epoch") == "no":
+        out.append(f"{place}.eval_strategy: there is no validation to choose by; use steps or epoch")
+    return out
 
 
 def _checked_settings(
@@ -181,6 +246,8 @@ def _checked_settings(
         elif key in types:
             try:
                 value = no_switch(value, types[key])
+                if types[key] == list[str] and isinstance(value, str):
+                    value = [value]
                 out[key] = TypeAdapter(types[key], config=_config(types[key])).validate_python(value)
             except ValidationError as e:
                 problems.append(f"{where}: {e.errors()[0]['msg'].replace('Input should', 'should')}, got {value!r}")
@@ -200,7 +267,9 @@ def check_section(section: DistillConfig) -> None:
     """Check keys, types and values of `distill:` by building the configurations of the training; else ConfigError."""
     plan = plan_of(section)
     builders: dict[str, Callable[[], Any]] = {
-        "sft": lambda: SFTConfig(output_dir="unused", use_cpu=True, report_to="none", **plan.sft),
+        plan.objective: lambda: BY_OBJECTIVE[plan.objective].config(
+            output_dir="unused", use_cpu=True, report_to="none", **plan.settings
+        ),
         "lora": lambda: LoraConfig(task_type="CAUSAL_LM", **plan.lora),
         "quantization": lambda: BitsAndBytesConfig(**(plan.quantization or {})),
     }

@@ -6,6 +6,7 @@ Their output is written to the run's distill.log and shown to the user as lines 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -133,6 +134,8 @@ def check_in_child(section: DistillConfig) -> list[str]:
     The check runs in its own process and takes seconds; it is skipped if the same library versions accepted the section
     before. ConfigError if it exceeds its limits of time or memory.
     """
+    if section.report_to != "none" and importlib.util.find_spec(section.report_to) is None:
+        return [f"distill.report_to: {section.report_to} is not installed; `pip install {section.report_to}`"]
     return _check(digest(section.model_dump(mode="json"), machine.versions()), {"section": section, "recipe": None})
 
 
@@ -155,7 +158,7 @@ def _check(about: str, given: dict[str, Any]) -> list[str]:
     environment = _child_environment(1) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     limits = f"within {CHECKED_WITHIN_S} s and {CHECKED_IN_BYTES >> 30} GiB of memory"
     endless = ConfigError(
-        f"the libraries that train did not come to an end {limits} with distill.sft, lora and quantization as they are",
+        f"the libraries that train did not come to an end {limits} with the settings of `distill` as they are",
         "A setting that names a file, or a pattern, may be why: take those out that are not numbers or names.",
     )
     try:

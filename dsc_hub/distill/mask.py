@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from trl import SFTTrainer
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from dsc_hub.distill.preflight import TrainingData, ends
 from dsc_hub.errors import ModelError
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer
 
-def check_batches(trainer: SFTTrainer, stops: set[int], expected: TrainingData) -> None:
+# Columns of a tokenised row that the collators of the objectives read.
+_TOKENS = (
+    "input_ids",
+    "labels",
+    "seq_lengths",
+    "weight",
+    "prompt_ids",
+    "completion_ids",
+    "chosen_ids",
+    "rejected_ids",
+    "label",
+)
+
+
+def check_batches(trainer: Trainer, stops: set[int], expected: TrainingData) -> None:
     """Collate every row as in training; check that the labels hold the end of each answer and no prompt.
 
     ModelError otherwise. A collator that masks padding by its id also masks the end token if both are the same token,
     and the tuned model then never stops.
     """
-    data = trainer.train_dataset.select_columns(
-        [c for c in ("input_ids", "labels", "seq_lengths") if c in trainer.train_dataset.column_names]
-    )
+    data = trainer.train_dataset.select_columns([c for c in _TOKENS if c in trainer.train_dataset.column_names])
     trained = answers = 0
     for start in range(0, len(data), 64):
-        labels = trainer.data_collator([data[i] for i in range(start, min(start + 64, len(data)))])["labels"]
+        labels = _labels(trainer.data_collator([data[i] for i in range(start, min(start + 64, len(data)))]))
         trained += int((labels != -100).sum())
         for row in labels.tolist():
             for span in answer_spans(row):
@@ -34,12 +48,19 @@ def check_batches(trainer: SFTTrainer, stops: set[int], expected: TrainingData) 
                         "This is a fault of the trainer's collator with this tokenizer.",
                     )
     # The preflight's result from the template alone must match the trainer's batches.
-    if (answers, trained) != (expected.rows, expected.trained_tokens_per_epoch):
+    if (answers, trained) != (expected.answers, expected.trained_tokens_per_epoch):
         raise ModelError(
-            f"expected {expected.rows} answers with {expected.trained_tokens_per_epoch} trained tokens, "
+            f"expected {expected.answers} answers with {expected.trained_tokens_per_epoch} trained tokens, "
             f"the trainer's batches hold {answers} with {trained}",
             "The trainer masks otherwise than the preflight; please report it.",
         )
+
+
+def _labels(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the labels of a batch, (rows, tokens); -100 where there is no loss. Preference batches have a mask."""
+    if "labels" in batch:
+        return batch["labels"]
+    return batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
 
 
 def answer_spans(labels: Sequence[int]) -> Iterator[list[int]]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig
 
 from dsc_hub.distill.config import Plan
 from dsc_hub.distill.launcher import PROGRESS
@@ -23,7 +22,8 @@ from dsc_hub.system.progress import Line, Meter, duration, say
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Callback that shows the trainer's events as a progress line; a non-finite loss ends the training."""
 
-    def __init__(self, line: Line | None) -> None:
+    def __init__(self, line: Line | None, objective: str) -> None:
+        self.objective = objective
         self.line, self.loss, self.meter, self.before = line, "", Meter(0), 0
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -44,7 +44,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(loss):
             raise RunError(
                 f"the loss is {loss} at step {state.global_step}",
-                "Lower distill.sft.learning_rate, or set distill.sft.max_grad_norm.",
+                f"Lower distill.{self.objective}.learning_rate, or set distill.{self.objective}.max_grad_norm.",
             )
         self.loss = f"  loss {loss:.3g}"
         self._show(args, state)
@@ -82,11 +82,11 @@ def say_start(
     dtype: torch.dtype,
     trainable: int,
     total: int,
-    args: SFTConfig,
+    args: TrainingArguments,
 ) -> None:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     say(
-        f"distill  {data.rows} rows, {data.validation_rows} for validation; "
+        f"distill  {plan.objective}, {data.rows} rows, {data.validation_rows} for validation; "
         f"{data.trained_tokens_per_epoch} of "
         f"{data.tokens_per_epoch} tokens trained an epoch; longest row {data.longest} tokens, none cut"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dsc_hub.distill.config import plan_of
+from dsc_hub.config.recipe import Recipe, training_seed
+from dsc_hub.distill.config import BY_OBJECTIVE, plan_of
 from dsc_hub.errors import DataError, ModelError
 from dsc_hub.runs.run import Run
+
+ANSWERS = ("completion", "chosen", "rejected")  # columns of a row with a loss
 
 # -- checks of the rows
 
@@ -35,11 +39,13 @@ class Token:
 class TrainingData:
     """What will be trained. `max_length` and `longest` are in tokens; no row is longer than `max_length`.
 
+    `rows` are rows of the dataset; `answers` are the sequences in them that have a loss (two in a pair).
     `prompt_rerendered` counts rows whose prompt the template renders differently once an answer follows. `first_row` is
-    the first training row, token by token.
+    the first training row with its first answer, token by token.
     """
 
     rows: int
+    answers: int
     validation_rows: int
     max_length: int
     longest: int
@@ -62,17 +68,20 @@ def check_training(run: Run) -> TrainingData:
     plan, folder = plan_of(recipe.distill), facts.model.weights
     tokenizer = tokenizer_of(folder)
     stops = stop_tokens(tokenizer, folder)
-    splits = training_rows(run, recipe.chain.system)
+    splits = training_rows(run, recipe)
 
-    rendered = {split: [_render(tokenizer, row) for row in rows] for split, rows in splits.items()}
-    everything = [r for rows in rendered.values() for r in rows]
-    longest = max(len(ids) for ids, _, _ in everything)
-    _check_lengths([len(ids) for ids, _, _ in everything], recipe.serving.context, "serving.context")
-    limit = plan.sft.get("max_length")
+    rendered = {
+        split: [_render(tokenizer, row["prompt"], [row[name] for name in ANSWERS if name in row]) for row in rows]
+        for split, rows in splits.items()
+    }
+    lengths = [len(ids) for rows in rendered.values() for answers, _, _ in rows for ids in answers]
+    longest = max(lengths)
+    _check_lengths(lengths, recipe.serving.context, "serving.context")
+    limit = plan.settings.get("max_length")
     if limit is not None:
-        _check_lengths([len(ids) for ids, _, _ in everything], limit, "distill.sft.max_length")
+        _check_lengths(lengths, limit, f"distill.{plan.objective}.max_length")
     for split, rows in rendered.items():
-        for number, (ids, start, _) in enumerate(rows, 1):
+        for number, ids, start in ((n, ids, s) for n, (answers, s, _) in enumerate(rows, 1) for ids in answers):
             if start >= len(ids):
                 raise DataError(
                     f"{split} row {number}: nothing would be trained: the chat template renders no answer",
@@ -86,24 +95,53 @@ def check_training(run: Run) -> TrainingData:
                     "The chat template and the tokenizer's eos_token (or generation_config.json) don't fit together.",
                 )
     train = rendered["train"]
-    ids, start, _ = train[0]
+    (first, *_), start, _ = train[0]
     return TrainingData(
         rows=len(train),
+        answers=sum(len(answers) for answers, _, _ in train),
         validation_rows=len(rendered["validation"]),
         max_length=longest if limit is None else limit,
         longest=longest,
         truncated=0,
-        tokens_per_epoch=sum(len(i) for i, _, _ in train),
-        trained_tokens_per_epoch=sum(len(i) - s for i, s, _ in train),
+        tokens_per_epoch=sum(len(i) for answers, _, _ in train for i in answers),
+        trained_tokens_per_epoch=sum(len(i) - s for answers, s, _ in train for i in answers),
         prompt_rerendered=sum(not same for _, _, same in train),
         stop_tokens=_module_names(tokenizer, stops),
-        first_row=[Token(tokenizer.decode([t]), t, n >= start) for n, t in enumerate(ids)],
+        first_row=[Token(tokenizer.decode([t]), t, n >= start) for n, t in enumerate(first)],
     )
 
 
-def training_rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]]]:
-    """Return the train and validation rows as {prompt, completion}; validation may be empty. Else DataError."""
-    folder = run["dataset"] / "sft"
+def training_rows(run: Run, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
+    """Return the train and validation rows of the recipe's objective, in the columns that trl reads.
+
+    sft: prompt, completion, and the reward where rows have one. dpo: prompt, chosen, rejected. kto: prompt, completion,
+    label (`unpaired`). Validation may be empty. DataError if training is, or for test rows and rows that are no
+    conversations.
+    """
+    objective = BY_OBJECTIVE[recipe.distill.objective]
+    rows = _read_rows(run, objective.rows, objective.answers, recipe.chain.system)
+    if recipe.distill.objective == "kto":
+        return {split: unpaired(pairs, training_seed(recipe)) for split, pairs in rows.items()}
+    return rows
+
+
+def unpaired(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Return the answers of all pairs as rows {prompt, completion, label}, in an order drawn from the seed.
+
+    trl pairs each answer with its neighbour's prompt and so needs them in a fixed order. Unpairing them itself, it would
+    train on all desirable answers first.
+    """
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+        for pair in pairs
+        for name in ("chosen", "rejected")
+    ]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def _read_rows(run: Run, config: str, answers: Sequence[str], system: str | None) -> dict[str, list[dict[str, Any]]]:
+    folder, columns = run["dataset"] / config, ("prompt", *answers)
     if test_files := sorted(p.name for p in folder.glob("*") if p.name.startswith("test")):
         raise DataError(
             f"test rows in the training folder: {folder / test_files[0]}",
@@ -116,25 +154,26 @@ def training_rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]
             continue
         with path.open("rb") as file:
             content = pq.ParquetFile(file)
-            columns = set(content.schema_arrow.names)
+            present = set(content.schema_arrow.names)
             if not content.metadata.num_rows:
                 continue
-            if missing := {"prompt", "completion"} - columns:
+            if missing := set(columns) - present:
                 raise DataError(
-                    f"{path.name} has no column '{min(missing)}'; it has {sorted(columns)}",
+                    f"{path.name} has no column '{min(missing)}'; it has {sorted(present)}",
                     "Make the dataset again with `dsc run`.",
                 )
-            table = content.read(columns=["prompt", "completion", *(["split"] if "split" in columns else [])])
-        if "split" in columns and "test" in table.column("split").to_pylist():
+            table = content.read(columns=[*columns, *(name for name in ("split", "reward") if name in present)])
+        if "split" in present and "test" in table.column("split").to_pylist():
             raise DataError(
                 f"{path.name} holds test rows (column 'split')",
                 "Training never sees them: make the dataset again with `dsc run`.",
             )
-        for number, row in enumerate(table.select(["prompt", "completion"]).to_pylist(), 1):
-            rows.append(_conversation(row, system, f"{path.name} row {number}"))
+        for number, row in enumerate(table.to_pylist(), 1):
+            turns = _conversation({name: row[name] for name in columns}, system, f"{path.name} row {number}")
+            rows.append(turns | ({"reward": row["reward"]} if "reward" in row else {}))
     if not out["train"]:
         raise DataError(
-            "there is no row to train on",
+            f"there is no row of the config `{config}` to train on",
             "Fewer constraints in the recipe's `dataset` section, or more prompts and steps, keep more chains.",
         )
     return out
@@ -142,21 +181,19 @@ def training_rows(run: Run, system: str | None) -> dict[str, list[dict[str, Any]
 
 def _conversation(row: Mapping[str, Any], system: str | None, where: str) -> dict[str, Any]:
     """Check one row and return it; the recipe's system text is prepended if missing, as in generation."""
-    turns = {
-        name: [{"role": m["role"], "content": m["content"]} for m in row[name] or []]
-        for name in ("prompt", "completion")
-    }
-    prompt, completion = turns["prompt"], turns["completion"]
+    turns = {name: [{"role": m["role"], "content": m["content"]} for m in row[name] or []] for name in row}
+    prompt = turns["prompt"]
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError(
             f"{where}: expected a prompt that ends with a user turn, got roles {[m['role'] for m in prompt]}"
         )
-    if len(completion) != 1 or completion[0]["role"] != "assistant":
-        raise DataError(
-            f"{where}: expected a completion of one assistant turn, got roles {[m['role'] for m in completion]}"
-        )
-    if not (completion[0]["content"] or "").strip():
-        raise DataError(f"{where}: the completion is empty")
+    for name, answer in turns.items():
+        if name == "prompt":
+            continue
+        if len(answer) != 1 or answer[0]["role"] != "assistant":
+            raise DataError(f"{where}: expected {name} of one assistant turn, got roles {[m['role'] for m in answer]}")
+        if not (answer[0]["content"] or "").strip():
+            raise DataError(f"{where}: {name} is empty")
     row_system = prompt[0]["content"] if prompt[0]["role"] == "system" else None
     if system is not None and row_system is None:
         prompt.insert(0, {"role": "system", "content": system})
@@ -195,25 +232,37 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
     return stops
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any]) -> tuple[list[int], int, bool]:
-    """Return the token ids of the row, the start of the trained part, and whether the prompt alone renders the same.
+def _render(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]], answers: Sequence[list[dict[str, str]]]
+) -> tuple[list[list[int]], int, bool]:
+    """Return the token ids of the prompt with each answer, the start of the trained parts, and whether the prompt alone
+    renders the same.
 
-    The rule is that of trl: tokens after the longest common prefix of prompt and whole conversation are trained.
+    The rule is that of trl: tokens after the longest common prefix of prompt and whole conversation are trained, in a
+    pair after the shorter of the two.
     """
-    try:
-        prompt = tokenizer.apply_chat_template(
-            row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=True
-        )["input_ids"]
-        ids = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=True, return_dict=True)[
+
+    def ids(conversation: list[dict[str, str]], **more: Any) -> list[int]:
+        out: list[int] = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True, **more)[
             "input_ids"
         ]
+        return out
+
+    try:
+        alone = ids(prompt, add_generation_prompt=True)
+        whole = [ids(prompt + answer) for answer in answers]
     except TemplateError as e:
         raise ModelError(
             f"the model's chat template refuses the conversation: {e}",
             "Some templates know no system turn: leave chain.system out.",
         ) from None
-    start = next((n for n, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), min(len(prompt), len(ids)))
-    return ids, start, start == len(prompt)
+    start = min(_common_prefix(alone, one) for one in whole)
+    return whole, start, start == len(alone)
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def ends(tokenizer: PreTrainedTokenizerBase, trained: Sequence[int], stops: set[int]) -> bool:

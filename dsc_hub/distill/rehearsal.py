@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsc_hub.config.recipe import DistillConfig, Recipe
-from dsc_hub.distill.config import check_section
+from dsc_hub.distill.config import BY_OBJECTIVE, check_section
 from dsc_hub.distill.launcher import REHEARSES, shown_error
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.runs.run import Run
@@ -31,6 +31,7 @@ from dsc_hub.runs.run import Run
 ROWS = 4
 # One step of one row: what a setting does to the machinery shows as well as with many.
 SHORT = {"max_steps": 1, "gradient_accumulation_steps": 1}
+NOT_REHEARSED = {"launch": None, "report_to": "none", "validation_prompts": None}
 BATCHES = ("per_device_train_batch_size", "per_device_eval_batch_size")
 
 
@@ -51,7 +52,7 @@ def rehearse(recipe: Recipe, folder: Path, has_validation: bool) -> None:
             said = " ".join(str(e).split())[:300]
             raise ConfigError(
                 f"training would fail with these settings: {type(e).__name__}: {said}",
-                "Take those out of distill.sft, lora and quantization that you did not mean to change.",
+                f"Take those out of distill.{recipe.distill.objective}, lora and quantization that you did not mean to change.",
             ) from e
 
 
@@ -76,19 +77,20 @@ def _one_layer(folder: Path, target: Path) -> Path:
 
 def _made_up_run(recipe: Recipe, model: Path, folder: Path, has_validation: bool) -> Run:
     run = Run(folder)
-    sft = dict(recipe.distill.sft) | SHORT
-    sft |= {key: 1 for key in BATCHES}
-    distill = recipe.distill.model_copy(update={"sft": sft, "processes": 1, "launch": None})
+    name = recipe.distill.objective
+    objective = BY_OBJECTIVE[name]
+    given = {k: v for k, v in getattr(recipe.distill, name).items() if k != "metric_for_best_model"}
+    settings = given | SHORT | dict.fromkeys(BATCHES, 2 if name == "kto" else 1)
+    distill = recipe.distill.model_copy(update={name: settings, "processes": 1} | NOT_REHEARSED)
     rows = [
-        {
-            "prompt": [{"role": "user", "content": f"Say {n}."}],
-            "completion": [{"role": "assistant", "content": f"It is {n}."}],
-        }
+        {"prompt": [{"role": "user", "content": f"Say {n}."}], "reward": n / ROWS}
+        | {column: [{"role": "assistant", "content": f"{column} {n}."}] for column in objective.answers}
         for n in range(ROWS)
     ]
-    (run["dataset"] / "sft").mkdir(parents=True)
+    folder_of_rows = run["dataset"] / objective.rows
+    folder_of_rows.mkdir(parents=True)
     for split in ("train", "validation") if has_validation else ("train",):
-        pq.write_table(pa.Table.from_pylist(rows), run["dataset"] / "sft" / f"{split}-00000-of-00001.parquet")
+        pq.write_table(pa.Table.from_pylist(rows), folder_of_rows / f"{split}-00000-of-00001.parquet")
     run.add_facts(
         recipe=recipe.model_copy(update={"distill": distill}).model_dump(mode="json"),
         identity={},

@@ -3,7 +3,8 @@
 QLoRA (Dettmers et al., arXiv:2305.14314) with trl, peft and bitsandbytes: the base model is frozen in NF4, the loss
 covers only the completion, and rows are rendered with the model's chat template. Two properties are checked on the real
 batches before the first step: the prompt is not trained, and the token that ends the answer is. Reads only the run's
-recipe and the train and validation rows of `dataset/sft`; test rows are refused.
+recipe and the train and validation rows of the objective (`dataset/sft`, or `dataset/preference` for dpo and kto); test
+rows are refused.
 
 `python -m dsc_hub.distill.train RUN` trains; so does `train` in every process that accelerate or torchrun started.
 `launcher.launch` is the parent of such processes.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +32,10 @@ import torch
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda r: "gemm_4bit_forward" not in r.getMessage())
 
 import bitsandbytes as bnb
-from peft import LoraConfig
-from transformers import (
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
-from trl import SFTConfig, SFTTrainer
 
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.distill import checkpoints
 from dsc_hub.distill.adapter_files import write_adapter
 from dsc_hub.distill.config import Plan, plan_of
@@ -48,19 +43,15 @@ from dsc_hub.distill.launcher import ERROR_FILE, shown_error
 from dsc_hub.distill.mask import check_batches
 from dsc_hub.distill.output import ProgressCallback, say_end, say_start
 from dsc_hub.distill.preflight import TrainingData, check_training, stop_tokens, tokenizer_of, training_rows
-from dsc_hub.errors import (
-    ConfigError,
-    DscError,
-    ModelError,
-    RunError,
-    disk_error,
-)
+from dsc_hub.distill.trainers import WEIGHT, build_trainer, effective_rows, row_weights, training_arguments
+from dsc_hub.distill.validation import REWARD, BestAdapter, ValidationReward
+from dsc_hub.errors import ConfigError, DataError, DscError, ModelError, RunError, disk_error
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine, progress
 from dsc_hub.system.files import write_whole
 from dsc_hub.system.launch import rank
-from dsc_hub.system.progress import moving_line, say
+from dsc_hub.system.progress import Line, moving_line, say
 
 TERMINATED = 143  # exit code after SIGTERM
 
@@ -90,7 +81,7 @@ def train(run: Run) -> Training:
     except torch.cuda.OutOfMemoryError:
         raise RunError(
             "the GPU ran out of memory in training",
-            "Lower distill.sft.per_device_train_batch_size and raise "
+            f"Lower distill.{run.facts.recipe.distill.objective}.per_device_train_batch_size and raise "
             "gradient_accumulation_steps by as much; their product is what counts.",
         ) from None
     except OSError as e:
@@ -100,16 +91,52 @@ def train(run: Run) -> Training:
             shutil.rmtree(part, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class _Session:
+    """A trainer that is ready to start, and what belongs to it."""
+
+    plan: Plan
+    data: TrainingData
+    trainer: Trainer
+    keeper: checkpoints.Checkpoints
+    best: BestAdapter | None
+    checkpoint: Path | None
+    weights: list[float]
+    quantization: str
+    dtype: torch.dtype
+
+
 def _train(run: Run, data: TrainingData, part: Path) -> Training:
+    main = rank() == 0
+    with moving_line() if main else nullcontext() as line:
+        session = _prepare(run, data, line)
+        trainer, best = session.trainer, session.best
+        if main:
+            _say_start(session)
+        seconds = _fit(session)
+        best_step = best.restore(trainer) if best else None
+        validation = trainer.evaluate() if data.validation_rows else {}
+    _check_finite(trainer.model, session.plan)
+    training = _summary(session, run.facts.recipe.distill.weight_temperature, seconds, validation, best_step)
+    if main:
+        write_adapter(run, trainer, run.facts.model.weights, part, training)
+        shutil.rmtree(run[checkpoints.CHECKPOINTS], ignore_errors=True)
+        say_end(run, training)
+    trainer.accelerator.wait_for_everyone()
+    return training
+
+
+def _prepare(run: Run, data: TrainingData, line: Line | None) -> _Session:
+    """Load the model, build the trainer and check its batches against the preflight's result."""
     facts = run.facts
     recipe = facts.recipe
     plan, folder = plan_of(recipe.distill), facts.model.weights
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = _compute_dtype(on_cpu)
-    rows = {split: _dataset(split_rows) for split, split_rows in training_rows(run, recipe.chain.system).items()}
-    has_validation = rows["validation"] is not None
-    args = _arguments(plan, data, run[checkpoints.CHECKPOINTS], on_cpu, dtype, recipe.seed, has_validation)
-    main = args.process_index == 0
+    rows = training_rows(run, recipe)
+    weights = _weigh(rows["train"], recipe.distill.weight_temperature)
+    _prepare_tracker(run, recipe)
+    args = training_arguments(plan, data, run[checkpoints.CHECKPOINTS], on_cpu, dtype, recipe)
 
     model, quantization = _base_model(plan, folder, dtype, args)
     tokenizer = tokenizer_of(folder)
@@ -117,52 +144,95 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     identity = checkpoints.training_identity(run, args.world_size, str(dtype))
     checkpoint = checkpoints.newest(run, identity)
     keeper = checkpoints.Checkpoints(identity, checkpoints.trained_s(checkpoint))
-    with moving_line() if main else nullcontext() as line:
-        trainer = _trainer(plan, model, args, rows, tokenizer, [ProgressCallback(line), keeper])
-        if dtype is torch.float32:
-            _widen_adapter(trainer.model)
-        check_batches(trainer, stop_tokens(tokenizer, folder), data)
-        _check_vocabulary(tokenizer, vocabulary)
-        trainable, total = trainer.model.get_nb_trainable_parameters()
-        checkpoints.check_space(run, trainable)
-        if main:
-            say_start(data, plan, quantization, dtype, trainable, total, args)
-        seconds = _fit(trainer, keeper, checkpoint, main)
-        validation_loss = trainer.evaluate()["eval_loss"] if has_validation else None
+    best = BestAdapter(run[checkpoints.CHECKPOINTS], plan.best, recipe.distill.patience) if plan.best else None
+    count = recipe.distill.validation_prompts if data.validation_rows else None
+    scoring = ValidationReward(run, recipe, tokenizer, count) if count else None
+    # In this order: the best adapter goes by the reward, and a checkpoint includes the best adapter.
+    callbacks = [ProgressCallback(line, plan.objective), *filter(None, (scoring, best)), keeper]
+    trainer = build_trainer(plan, model, args, rows, tokenizer, callbacks)
+    if scoring:
+        scoring.trainer = trainer
+    if best and rank() == 0:
+        best.go_on_from(checkpoint)
+    if dtype is torch.float32:
+        _widen_adapter(trainer.model)
+    check_batches(trainer, stop_tokens(tokenizer, folder), data)
+    _check_vocabulary(tokenizer, vocabulary)
+    checkpoints.check_space(run, trainer.model.get_nb_trainable_parameters()[0])
+    return _Session(plan, data, trainer, keeper, best, checkpoint, weights, quantization, dtype)
 
-    _check_finite(trainer.model)
-    first_loss, final_loss = _first_and_final([e["loss"] for e in trainer.state.log_history if "loss" in e])
-    training = Training(
+
+def _say_start(session: _Session) -> None:
+    trainable, total = session.trainer.model.get_nb_trainable_parameters()
+    if session.best and not session.data.validation_rows:
+        say("distill  there are no validation rows to choose by: the last adapter is kept")
+    say_start(session.data, session.plan, session.quantization, session.dtype, trainable, total, session.trainer.args)
+    if session.checkpoint:
+        say(f"distill  goes on from {session.checkpoint.name}")
+
+
+def _summary(
+    session: _Session,
+    weight_temperature: float | None,
+    seconds: float,
+    validation: Mapping[str, float],
+    best_step: int | None,
+) -> Training:
+    plan, data, trainer = session.plan, session.data, session.trainer
+    state, args = trainer.state, trainer.args
+    trainable, total = trainer.model.get_nb_trainable_parameters()
+    first_loss, final_loss = _first_and_final([e["loss"] for e in state.log_history if "loss" in e])
+    return Training(
         rows=data.rows,
         validation_rows=data.validation_rows,
-        steps=trainer.state.global_step,
-        epochs=round(trainer.state.epoch or 0.0, 4),
+        steps=state.global_step,
+        epochs=round(state.epoch or 0.0, 4),
         first_loss=first_loss,
         final_loss=final_loss,
-        validation_loss=validation_loss,
+        validation_loss=validation.get("eval_loss"),
+        validation_reward=validation.get(REWARD),
+        best_step=best_step,
+        preference_accuracy=_last_logged(trainer, "eval_rewards/accuracies"),
         seconds=round(seconds, 2),
-        seconds_per_step=round(seconds / max(1, trainer.state.global_step), 4),
-        peak_memory_gib=_peak_memory_gib(on_cpu),
+        seconds_per_step=round(seconds / max(1, state.global_step), 4),
+        peak_memory_gib=_peak_memory_gib(args.use_cpu),
         trainable_parameters=trainable,
         total_parameters=total,
         trained_tokens_per_epoch=data.trained_tokens_per_epoch,
         max_length=data.max_length,
         truncated=data.truncated,
         method=plan.method,
-        compute_dtype=str(dtype).removeprefix("torch."),
-        quantization=quantization,
+        objective=plan.objective,
+        weight_temperature=weight_temperature,
+        effective_rows=round(effective_rows(session.weights), 1) if session.weights else None,
+        compute_dtype=str(session.dtype).removeprefix("torch."),
+        quantization=session.quantization,
         world_size=args.world_size,
     )
-    if main:
-        write_adapter(run, trainer, folder, part, training)
-        shutil.rmtree(run[checkpoints.CHECKPOINTS], ignore_errors=True)
-        say_end(run, training)
-    trainer.accelerator.wait_for_everyone()
-    return training
 
 
-def _dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset | None:
-    return datasets.Dataset.from_list(list(rows)) if rows else None
+def _prepare_tracker(run: Run, recipe: Recipe) -> None:
+    """Set what the trackers read from the environment: nothing is published that the recipe does not name."""
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(run["tensorboard"])
+    os.environ.setdefault("WANDB_PROJECT", recipe.name)
+    for name in ("TRACKIO_SPACE_ID", "WANDB_LOG_MODEL"):
+        os.environ.pop(name, None)
+
+
+def _weigh(rows: list[dict[str, Any]], temperature: float | None) -> list[float]:
+    """Give the rows their weights in place of their rewards; return the weights, none without a temperature."""
+    rewards = [row.pop("reward", None) for row in rows]
+    if temperature is None:
+        return []
+    if None in rewards:
+        raise DataError(
+            "distill.weight_temperature: a training row has no reward",
+            "Leave weight_temperature out, or make the dataset again with `dsc run`.",
+        )
+    weights = row_weights(rewards, temperature)
+    for row, weight in zip(rows, weights, strict=True):
+        row[WEIGHT] = weight
+    return weights
 
 
 def _check_vocabulary(tokenizer: Any, before: int) -> None:
@@ -172,17 +242,20 @@ def _check_vocabulary(tokenizer: Any, before: int) -> None:
         raise ModelError(f"the trainer added {added} tokens to the vocabulary", hint)
 
 
-def _fit(trainer: SFTTrainer, keeper: checkpoints.Checkpoints, checkpoint: Path | None, main: bool) -> float:
+def _fit(session: _Session) -> float:
     """Train, from a checkpoint if there is one; return the seconds of all sessions. Ends the process for a signal."""
-    if checkpoint and main:
-        say(f"distill  goes on from {checkpoint.name}")
-    checkpoints.keep_dtypes(trainer)
+    checkpoints.keep_dtypes(session.trainer)
     started = time.monotonic()
-    with checkpoints.on_termination(keeper):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if keeper.is_broken_off:
+    with checkpoints.on_termination(session.keeper):
+        session.trainer.train(resume_from_checkpoint=str(session.checkpoint) if session.checkpoint else None)
+    if session.keeper.is_broken_off:
         sys.exit(TERMINATED)
-    return keeper.before_s + time.monotonic() - started
+    return session.keeper.before_s + time.monotonic() - started
+
+
+def _last_logged(trainer: Trainer, key: str) -> float | None:
+    """Return the last value of a metric in the training log: trl adds its own there, not to `evaluate`'s."""
+    return next((e[key] for e in reversed(trainer.state.log_history) if key in e), None)
 
 
 def _first_and_final(losses: Sequence[float]) -> tuple[float | None, float | None]:
@@ -191,34 +264,13 @@ def _first_and_final(losses: Sequence[float]) -> tuple[float | None, float | Non
     return (losses[0], sum(last) / len(last)) if losses else (None, None)
 
 
-def _trainer(
-    plan: Plan, model: Any, args: SFTConfig, rows: Mapping[str, Any], tokenizer: Any, callbacks: list[TrainerCallback]
-) -> SFTTrainer:
-    """Build trl's trainer; ConfigError if the adapter's target modules do not fit the model."""
-    try:
-        trainer = SFTTrainer(
-            model=model,
-            args=args,
-            train_dataset=rows["train"],
-            eval_dataset=rows["validation"],
-            processing_class=tokenizer,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **plan.lora),
-            callbacks=callbacks,
-        )
-    except ValueError as e:
-        if "arget modules" in str(e):  # peft: the names match no module, or none that fits
-            raise ConfigError(f"distill.lora.target_modules: {e}") from None
-        raise
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _check_finite(model: Any) -> None:
+def _check_finite(model: Any, plan: Plan) -> None:
     """RunError if training left weights of the adapter that are not finite."""
     bad = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
     if bad:
         raise RunError(
-            f"{len(bad)} of the adapter's weights are not finite after training", "Lower distill.sft.learning_rate."
+            f"{len(bad)} of the adapter's weights are not finite after training",
+            f"Lower distill.{plan.objective}.learning_rate.",
         )
 
 
@@ -229,49 +281,7 @@ def _compute_dtype(on_cpu: bool) -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
 
 
-def _arguments(
-    plan: Plan,
-    data: TrainingData,
-    folder: Path,
-    on_cpu: bool,
-    dtype: torch.dtype,
-    seed: int,
-    has_validation: bool,
-) -> SFTConfig:
-    sft = dict(plan.sft)
-    # Recomputing activations saves memory, which is scarce only on GPUs; it costs about a fifth of the time.
-    sft.setdefault("gradient_checkpointing", not on_cpu)
-    sft.setdefault("dataloader_pin_memory", not on_cpu)
-    sft.setdefault("ddp_find_unused_parameters", False)
-    # By default NaN losses are left out of the logged mean, so a diverged run would look healthy.
-    sft["logging_nan_inf_filter"] = False
-    if not has_validation:
-        sft["eval_strategy"] = "no"
-    sft["max_length"] = data.max_length
-    try:
-        args = SFTConfig(
-            output_dir=str(folder),
-            seed=seed,
-            data_seed=seed,
-            use_cpu=on_cpu,
-            bf16=dtype is torch.bfloat16,
-            fp16=False,
-            completion_only_loss=True,
-            report_to="none",
-            push_to_hub=False,
-            save_strategy="no",  # `Checkpoints` decides when
-            disable_tqdm=True,
-            **sft,
-        )
-    except (TypeError, ValueError) as e:
-        raise ConfigError(f"distill.sft: {e}") from None
-    if args.parallel_mode.value == "not_distributed":
-        # One process trains on one device; with more visible GPUs the trainer would try DataParallel, then refuse it.
-        args._n_gpu = min(1, args.n_gpu)
-    return args
-
-
-def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: SFTConfig) -> tuple[PreTrainedModel, str]:
+def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: TrainingArguments) -> tuple[PreTrainedModel, str]:
     """Return the frozen base on this process's device, and a description of its quantization."""
     options: dict[str, Any] = {}
     if plan.quantization is not None:

@@ -25,6 +25,7 @@ from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, se
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, model_files, models_of
 from dsc_hub.config.recipe import Recipe, quantization
+from dsc_hub.errors import ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
 from dsc_hub.records import Answer, Prompt, Turn
@@ -38,6 +39,7 @@ from dsc_hub.system.progress import Meter, moving_line, say
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 MORE_ANSWERS = "best_of_n.turns.jsonl"  # after the prefix of an arm: its model's answers after the first
 # One text per line, unrelated to the topics of recipes.
+CHECKED_TEXTS = 5
 NEUTRAL = Path(__file__).parent.parent / "metrics" / "neutral.txt"
 
 
@@ -49,15 +51,18 @@ async def answer_all(
     score: ScoreText,
     veto: VetoText,
     models: Sequence[str | None],
+    beside_base: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Run `answer_prompts` with a `Generator`, then measure the surprise of the neutral texts.
 
-    Return nats per token by arm and text; an arm's mapping is empty if the server reports no prompt log-probabilities.
+    `beside_base`: the server has the adapter beside its base, so whether it applies it is checked first. Return nats per token by arm and text; an arm's mapping is empty if the server reports no prompt log-probabilities.
     """
+    texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
+    if beside_base and ADAPTER in models:
+        await check_adapter_acts(generator, texts)
     await answer_prompts(
         run, recipe, prompts, generator.complete, score, veto, models, generator.criticise, generator.level
     )
-    texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     out: dict[str, dict[str, float]] = {}
     for name in recipe.evaluation.arms:
         if ARMS[name].way == "answer" and ARMS[name].model in models:
@@ -73,6 +78,22 @@ async def answer_all(
                     break
                 out[name][text] = nats
     return out
+
+
+async def check_adapter_acts(generator: Any, texts: Sequence[str]) -> None:
+    """Raise ServingError if the server gives the adapter's name the base's log-probabilities, on each of some texts.
+
+    vLLM accepts adapters for some models without applying them. A server without log-probabilities is not checked.
+    """
+    for text in texts[:CHECKED_TEXTS]:
+        base, adapted = await generator.surprise(text, None), await generator.surprise(text, ADAPTER)
+        if base is None or adapted is None or base != adapted:
+            return
+    raise ServingError(
+        f"the server answers to the adapter's name as the base does: {CHECKED_TEXTS} texts have the same "
+        "log-probabilities under both",
+        "It does not apply the adapter to this model; merge the adapter into the base and serve that.",
+    )
 
 
 async def answer_prompts(
@@ -99,7 +120,8 @@ async def answer_prompts(
             await _timed(run, model_arms[0], "answer", _answers(run, recipe, prompts, complete, model_arms[0], level))
         for arm in model_arms:
             if arm.way == "chain":
-                update = {"chains_per_prompt": recipe.evaluation.samples}
+                # All arms draw with the recipe's seed, whatever seed the training chains had.
+                update = {"chains_per_prompt": recipe.evaluation.samples, "seed": None}
                 chains = recipe.model_copy(update={"chain": recipe.chain.model_copy(update=update)})
                 work = run_with_line(
                     run,

@@ -7,6 +7,7 @@ prompts are never subtracted; a note reports if the arms ran on different weight
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsc_hub import stats
-from dsc_hub.config.recipe import generation_at_evaluation, reward_terms, scorers
+from dsc_hub.config.arms import ADAPTER, ARMS
+from dsc_hub.config.recipe import generation_at_evaluation, reward_terms, scorers, training_seed
 from dsc_hub.errors import ConfigError
 from dsc_hub.evaluation.summary import score_difference
 from dsc_hub.records import Answer, AnswerKey
@@ -51,12 +53,31 @@ class ArmDifference(BaseModel):
     by_score: dict[str, Difference]
 
 
+class TrainingSpread(BaseModel):
+    """How the mean score of an arm varies between trainings that differ in their seed only.
+
+    `mean`, `sd` (sample standard deviation), `low` and `high` (smallest and largest) are over the `runs` trainings.
+    """
+
+    arm: str
+    score: str
+    runs: int
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
 class Comparison(BaseModel):
-    """Several runs and their differences from the first one. `notes` are sentences on settings that differ."""
+    """Several runs and their differences from the first one. `notes` are sentences on settings that differ.
+
+    `spread` is empty unless the runs differ in `distill.seed` only.
+    """
 
     confidence: float
     runs: list[ComparedRun]
     differences: list[ArmDifference]
+    spread: list[TrainingSpread]
     notes: list[str]
 
 
@@ -95,8 +116,43 @@ def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> Comparison:
             )
             for i, (name, other, arm) in enumerate(differences)
         ],
+        spread=_spread(runs, shown),
         notes=_notes(shown),
     )
+
+
+def _spread(runs: Sequence[Run], shown: Sequence[ComparedRun]) -> list[TrainingSpread]:
+    """Return the spread between trainings by arm of the adapter and score."""
+    if not _differ_in_training_seed_only(runs):
+        return []
+    out = []
+    for arm in [name for name in shown[0].arms if ARMS[name].model == ADAPTER]:
+        for score, title in shown[0].scores.items():
+            means = [r.arms[arm][score].mean for r in shown if arm in r.arms and score in r.arms[arm]]
+            known = [m for m in means if m is not None]
+            if len(known) == len(runs):
+                out.append(
+                    TrainingSpread(
+                        arm=arm,
+                        score=title,
+                        runs=len(known),
+                        mean=statistics.fmean(known),
+                        sd=statistics.stdev(known),
+                        low=min(known),
+                        high=max(known),
+                    )
+                )
+    return out
+
+
+def _differ_in_training_seed_only(runs: Sequence[Run]) -> bool:
+    facts = [run.facts for run in runs]
+    without = [
+        (f.recipe.model_copy(update={"distill": f.recipe.distill.model_copy(update={"seed": None})}), f.identity)
+        for f in facts
+    ]
+    seeds = {training_seed(f.recipe) for f in facts}
+    return len(seeds) == len(runs) and all(one == without[0] for one in without)
 
 
 def _by_score(first: _Evaluated, other: _Evaluated, arm: str, confidence: float) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,8 +21,9 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 def check_adapter(reference: str, folder: Path, model: BaseModel, published_as: str | None) -> None:
     """Raise ConfigError unless the folder holds a LoRA adapter for the recipe's base model.
 
-    The base model is compared by its Hub id or by the last part of an id. `published_as` is the name of a base model
-    that was published from a package: such a base has another owner and name.
+    A base model of the Hub is compared by its whole id, and by its revision where the adapter names a commit. One from
+    a package or a folder is compared by the last part of the id: published, it has an owner. `published_as` is the name
+    under which the recipe publishes it.
     """
     config = read_object(folder / "adapter_config.json")
     rank = config.get("r")
@@ -31,12 +33,21 @@ def check_adapter(reference: str, folder: Path, model: BaseModel, published_as: 
             "vLLM serves LoRA adapters beside their base, and no others.",
         )
     base_name = str(config.get("base_model_name_or_path") or "")
-    accepted_names = {_last(name) for name in (model.id, model.source, model.upstream, published_as)} - {""}
-    if _last(base_name) not in accepted_names:
+    names = {name.rstrip("/").lower() for name in (model.id, model.source, model.upstream, published_as) if name}
+    is_on_hub = model.source == model.id
+    if not base_name or not (
+        base_name.rstrip("/").lower() in names or (not is_on_hub and _last(base_name) in map(_last, names))
+    ):
         raise ConfigError(
             f"{reference} was trained on '{base_name or 'a base that it does not name'}', and the recipe's model is "
             f"'{model.upstream or model.id}'",
             "Name a recipe with that base model, or override model.source.",
+        )
+    revision = str(config.get("revision") or "")
+    if is_on_hub and re.fullmatch(r"[0-9a-f]{40}", revision) and revision != model.commit:
+        raise ConfigError(
+            f"{reference} was trained on {base_name} at {revision}, and the recipe's model is at {model.commit}",
+            f"Score it on the weights that it was trained on: model.revision={revision}",
         )
 
 
@@ -68,6 +79,14 @@ def trained_how(reference: str, folder: Path) -> DistillConfig:
             "Ask its owner; an adapter repo without a recipe.yaml is scored as plain LoRA.",
         ) from None
     return config
+
+
+def has_effect(adapter: Path) -> bool:
+    """Return whether an adapter changes its base at all: some weight of a second factor (lora_B) is not zero."""
+    from safetensors import deserialize  # into bytes: numpy has no bfloat16
+
+    weights = deserialize((adapter / FILES[1]).read_bytes())  # type: ignore[no-untyped-call]
+    return any(any(tensor["data"]) for name, tensor in weights if ".lora_B." in name)
 
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's --max-lora-rank accepts

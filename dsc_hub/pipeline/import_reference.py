@@ -20,7 +20,7 @@ import yaml
 from dsc_hub.acceptance import make_rule
 from dsc_hub.chain.chain import Message, Texts, dice_of, run_chain
 from dsc_hub.chain.hygiene import inspect
-from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.recipe import Recipe, chain_seed
 from dsc_hub.errors import ConfigError, DataError
 from dsc_hub.pipeline import resolve, run
 from dsc_hub.pipeline.context import RunContext, record, set_owner
@@ -140,7 +140,7 @@ async def _chain(made: Recipe, prompt: Prompt, number: int, row: ResultRow) -> C
         generate=generate,
         score=score,
         rule=make_rule(made.chain.acceptance, made.chain.temperature),
-        dice=dice_of(made.seed),
+        dice=dice_of(chain_seed(made)),
         inspect=lambda turn, about, critique: inspect(turn.text, turn.finish_reason, about, critique, made.hygiene),
     )
 

@@ -17,6 +17,7 @@ from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
+from dsc_hub.inference.adapters import has_effect
 from dsc_hub.inference.weights import evaluation_weights, merges_adapters
 from dsc_hub.pipeline import pace, preflight, session
 from dsc_hub.pipeline.context import RunContext
@@ -174,7 +175,15 @@ def _ask_arms(
             generator = session.generator_of(context, servers, generation_at_evaluation(context.recipe))
             started = time.monotonic()
             work = partial(
-                arms.answer_all, context.run, context.recipe, held_out, generator, BatchScorer(reward), veto, models
+                arms.answer_all,
+                context.run,
+                context.recipe,
+                held_out,
+                generator,
+                BatchScorer(reward),
+                veto,
+                models,
+                beside_base=adapters is not None and not merges_adapters() and has_effect(adapters[ADAPTER]),
             )
             neutral |= event_loop.run_coroutine(session.within(generator, work))
             requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens

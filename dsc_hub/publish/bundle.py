@@ -156,7 +156,7 @@ def _public_recipe(facts: RunFacts) -> dict[str, Any]:
             "model": r.model.model_copy(update=base),
             "prompts": r.prompts.model_copy(update=files | _pinned(facts, "prompts")),
             "chain": chain,
-            "distill": r.distill.model_copy(update={"launch": None}),
+            "distill": r.distill.model_copy(update={"launch": None, "report_to": "none"}),
         }
     )
     local: dict[str, Any] = {

@@ -180,6 +180,11 @@ def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[s
         "Intervals and p are over groups, not prompts: prompts of one group are alike and do not count as independent. "
         f"p is of a sign-flip permutation test on group means, adjusted after Holm{families(evaluation)}."
     )
+    if "distilled" in arms:
+        out.append(
+            "Intervals hold this one adapter fixed: they say nothing of how much another training seed would change. "
+            "`dsc grid` over distill.seed and `dsc compare` on its runs show that spread."
+        )
     out += _too_small(evaluation)
     out.append(f"Arms were served on: {evaluation.served_on}. Numbers on other weights may differ.")
     out.append(

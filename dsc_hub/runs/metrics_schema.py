@@ -369,7 +369,7 @@ class Dataset(Part):
 
 
 class Training(Part):
-    """The training of the adapter. Losses are means over trained tokens, in nats."""
+    """The training of the adapter. Losses of sft are means over trained tokens, in nats; others are of their objective."""
 
     rows: Count = Field(description="training rows")
     validation_rows: Count = Field(description="validation rows")
@@ -377,7 +377,17 @@ class Training(Part):
     epochs: float = Field(ge=0, description="passes over the training rows")
     first_loss: float | None = Field(description="first loss that was logged")
     final_loss: float | None = Field(description="mean of the last tenth of the logged losses")
-    validation_loss: float | None = Field(description="after the last step; null: no validation rows")
+    validation_loss: float | None = Field(description="of the adapter that was kept; null: no validation rows")
+    validation_reward: float | None = Field(
+        None, description="mean reward of answers to validation prompts after training; null: not measured"
+    )
+    best_step: Count | None = Field(
+        None, description="step of the adapter that was kept, the best at a validation; null: the last one"
+    )
+    preference_accuracy: Share | None = Field(
+        None,
+        description="dpo: share of validation pairs whose answers the adapter ranks as the reward did; null: not measured",
+    )
     seconds: Seconds = Field(description="of the steps and their validations, loading excluded")
     seconds_per_step: Seconds = Field(description="seconds / steps")
     peak_memory_gib: float | None = Field(None, description="of one process, or of its GPU")
@@ -387,6 +397,13 @@ class Training(Part):
     max_length: Count = Field(description="tokens; longer rows would be cut")
     truncated: Count | None = Field(None, description="rows that were cut; null: not recorded")
     method: Literal["qlora", "lora"] = Field(description="whether the base was quantised")
+    objective: Literal["sft", "dpo", "kto"] = Field("sft", description="what the steps minimised")
+    weight_temperature: float | None = Field(
+        None, description="T of the rows' weights exp(reward / T); null: all alike"
+    )
+    effective_rows: float | None = Field(
+        None, description="effective sample size of the weighted rows; null: all alike"
+    )
     compute_dtype: str = Field(description="dtype of the products")
     quantization: str = Field(description="of the base's layers, for people")
     world_size: Count | None = Field(None, description="processes that trained; null: not recorded")

@@ -26,7 +26,7 @@ from dsc_hub.chain.chain import (
     seed_of,
 )
 from dsc_hub.chain.hygiene import Finding, inspect
-from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.recipe import Recipe, chain_seed
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.concurrency import FIRST
@@ -137,15 +137,15 @@ class _Session:
     show: Callable[[Callable[[], str]], None]
 
     def __post_init__(self) -> None:
-        chain, seed = self.recipe.chain, self.recipe.seed
+        chain, self._seed = self.recipe.chain, chain_seed(self.recipe)
         self._texts = Texts(chain.critique, chain.revision, chain.system, chain.principles)
         self._rule = make_rule(chain.acceptance, chain.temperature)
-        self._dice, self._principle_dice = dice_of(seed), dice_of(seed, "principle")
+        self._dice, self._principle_dice = dice_of(self._seed), dice_of(self._seed, "principle")
 
     async def generate(self, messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
         """Return the turn of a request: an earlier session's, another run's, or a new one; append it if it is not
         stored yet."""
-        seed, request = seed_of(self.recipe.seed, prompt.id, number, step, role), digest(role, messages)
+        seed, request = seed_of(self._seed, prompt.id, number, step, role), digest(role, messages)
         old = self.stored_turns.pop((prompt.id, number, step, role), None)
         if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
             return old

@@ -36,7 +36,7 @@ if len(sys.argv) > 3:
     train.machine.cpu_dtype = lambda: sys.argv[3]
 train.progress.PLAIN_EVERY_S = 0
 real = train.ProgressCallback
-train.ProgressCallback = lambda line: type("Both", (real, Slow), {})(line)
+train.ProgressCallback = lambda *about: type("Both", (real, Slow), {})(*about)
 sys.exit(train.main(sys.argv[1:2]))
 """
 

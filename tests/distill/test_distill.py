@@ -20,9 +20,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
 )
+from trl import SFTTrainer
 
 from dsc_hub.config.recipe import DistillConfig
-from dsc_hub.distill import adapter_files, launcher
+from dsc_hub.distill import adapter_files, launcher, trainers
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section, plan_of
 from dsc_hub.distill.preflight import check_training
@@ -32,7 +33,7 @@ from dsc_hub.system.files import packaged_folder
 from tests.distill.tiny import COMMIT, PUBLISHED, QUICK, make_run, row
 
 
-class Spy(distill_train.SFTTrainer):
+class Spy(SFTTrainer):
     """The real trainer; remembers its batches and what the parameters were before."""
 
     last: Spy
@@ -57,7 +58,7 @@ def trained(tmp_path_factory, base):
         sft={**QUICK, "num_train_epochs": 2},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill_train, "SFTTrainer", Spy)
+        patch.setitem(trainers.TRAINERS, "sft", Spy)
         return run, distill_train.train(run), Spy.last
 
 
@@ -153,7 +154,7 @@ def test_the_same_seed_gives_the_same_bytes_and_without_validation_rows_there_is
 
 
 def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
-    monkeypatch.setattr(distill_train, "SFTTrainer", Spy)
+    monkeypatch.setitem(trainers.TRAINERS, "sft", Spy)
     summary = distill_train.train(
         make_run(tmp_path / "run", base, method="lora", lora={"r": 4, "target_modules": ["q_proj"]})
     )
@@ -164,7 +165,7 @@ def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_adapter_is_trained_in_what_the_processor_computes_in(tmp_path, base, monkeypatch, dtype: str):
-    monkeypatch.setattr(distill_train, "SFTTrainer", Spy)
+    monkeypatch.setitem(trainers.TRAINERS, "sft", Spy)
     monkeypatch.setattr(distill_train.machine, "cpu_dtype", lambda: dtype)
     summary = distill_train.train(make_run(tmp_path / "run", base))
     assert summary.compute_dtype == dtype
@@ -234,7 +235,7 @@ def test_a_section_that_was_found_right_is_not_looked_at_again(tmp_path: Path, m
 
 def test_a_number_that_yaml_reads_as_text_is_a_number():
     plan = plan_of(DistillConfig(sft={"learning_rate": "2e-4"}))
-    assert plan.sft["learning_rate"] == 0.0002
+    assert plan.settings["learning_rate"] == 0.0002
 
 
 @pytest.mark.parametrize(
@@ -400,7 +401,7 @@ def test_a_training_that_dies_leaves_no_adapter(tmp_path, base, monkeypatch):
             return super().training_step(*args, **kwargs)
 
     run = make_run(tmp_path / "run", base)
-    monkeypatch.setattr(distill_train, "SFTTrainer", Dies)
+    monkeypatch.setitem(trainers.TRAINERS, "sft", Dies)
     with pytest.raises(RuntimeError, match="cosmic ray"):
         distill_train.train(run)
     assert not run["adapter"].exists() and not run["adapter.part"].exists()
@@ -427,7 +428,7 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, base, monkeypatch)
         def compute_loss(self, *args, **kwargs):
             return super().compute_loss(*args, **kwargs) * float("nan")
 
-    monkeypatch.setattr(distill_train, "SFTTrainer", Broken)
+    monkeypatch.setitem(trainers.TRAINERS, "sft", Broken)
     with pytest.raises(RunError, match="the loss is nan at step 1"):
         distill_train.train(make_run(tmp_path / "run", base))
 
@@ -462,7 +463,7 @@ def test_launch_trains_from_a_parent_without_torch_and_ignores_a_stale_launcher(
     said = json.loads(child.stdout)
     assert said["torch"] is False and said["summary"] == json.loads((run["adapter"] / "summary.json").read_text())
     assert (said["summary"]["steps"], said["summary"]["world_size"]) == (1, 1)
-    assert "distill  6 rows, 0 for validation" in child.stderr
+    assert "distill  sft, 6 rows, 0 for validation" in child.stderr
     noise = [line for line in child.stderr.splitlines() if not line.startswith("distill  ")]
     assert noise == []
     assert "distill  step 1/1" in run[launcher.LOG].read_text()

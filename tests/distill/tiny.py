@@ -28,9 +28,21 @@ def row(n: int, answer: str = "A warm and lovely film.") -> dict[str, Any]:
     }
 
 
-def make_run(folder: Path, base: Path, rows=None, validation=None, system=None, context=2048, **section) -> Run:
+def pair(n: int) -> dict[str, Any]:
+    """A preference pair."""
+    return {
+        "prompt": [{"role": "user", "content": f"Review film number {n}."}],
+        "chosen": [{"role": "assistant", "content": f"A warm and lovely film, number {n}."}],
+        "rejected": [{"role": "assistant", "content": "A dull film."}],
+        "margin": 1.0,
+    }
+
+
+def make_run(
+    folder: Path, base: Path, rows=None, validation=None, system=None, context=2048, config="sft", **section
+) -> Run:
     run = Run(folder)
-    sft = run["dataset"] / "sft"
+    sft = run["dataset"] / config
     sft.mkdir(parents=True)
     pq.write_table(
         pa.Table.from_pylist(rows if rows is not None else [row(n) for n in range(6)]),

@@ -294,6 +294,25 @@ def test_neutral_texts_are_asked_of_each_model_and_absent_where_the_server_tells
     assert nats(False, "two") == {"base": {}, "distilled": {}}
 
 
+@pytest.mark.parametrize(
+    ("adapted", "is_refused"),
+    [([1.0, 2.0, 3.0, 4.0, 5.0], True), ([1.0, 2.0, 3.0, 4.0, 5.001], False), ([None] * 5, False)],
+)
+def test_an_adapter_that_the_server_does_not_apply_is_refused(adapted: list[float | None], is_refused: bool):
+    """One difference among the texts is enough; a server without log-probabilities can't be checked."""
+
+    class Serving:
+        async def surprise(self, text: str, model: str | None) -> float | None:
+            values = adapted if model == ADAPTER else [1.0, 2.0, 3.0, 4.0, 5.0]
+            return values[int(text)]
+
+    check = arms.check_adapter_acts(Serving(), list("01234567"))
+    if not is_refused:
+        return asyncio.run(check)
+    with pytest.raises(ServingError, match="as the base does"):
+        asyncio.run(check)
+
+
 def test_answers_that_cannot_be_had_never_keep_an_evaluation_from_its_end(tmp_path: Path, recipe_file: Path):
     r = recipe_with(recipe_file, "evaluation.arms=[base]", "evaluation.samples=16", "serving.concurrency=4")
     model = Model()

@@ -90,6 +90,33 @@ def test_arms_on_other_weights_or_at_another_temperature_are_told(tmp_path: Path
     assert [("ran on" in n, "temperature" in n) for n in found.notes] == [(True, False), (False, True)]
 
 
+def of_seed(folder: Path, seed: int, mean: float, **more: Any) -> Run:
+    run = run_with(folder)
+    recipe = run.raw_facts["recipe"]
+    run.add_facts(recipe=recipe | {"distill": recipe["distill"] | {"seed": seed}} | more)
+    numbers = run.metrics["evaluation"]
+    numbers["arms"]["distilled"]["reward"]["mean"] = mean
+    run.add_metrics("evaluation", numbers)
+    return run
+
+
+def test_the_spread_between_trainings_is_over_runs_that_differ_in_their_seed_only(tmp_path: Path):
+    runs = [of_seed(tmp_path / str(seed), seed, mean) for seed, mean in ((1, 0.2), (2, 0.3), (3, 0.7))]
+    spread = {s.score: s for s in compare_runs(runs).spread if s.arm == "distilled"}
+    reward = spread["sentiment (vader)"]
+    assert (reward.runs, reward.low, reward.high) == (3, 0.2, 0.7)
+    assert reward.mean == pytest.approx(0.4) and reward.sd == pytest.approx(0.2645751)  # sqrt(0.07)
+    assert spread["sentiment (textblob)"].sd == 0
+    assert {s.arm for s in compare_runs(runs).spread} == {"distilled"}  # the base does not depend on the training
+    told = CliRunner().invoke(cli, ["compare", *(str(run.folder) for run in runs)])
+    assert told.exit_code == 0, told.exception
+
+    other = of_seed(tmp_path / "other", 4, 0.5, generation={"temperature": 0.3})
+    assert compare_runs([*runs, other]).spread == []
+    same_seed = of_seed(tmp_path / "same", 1, 0.5)
+    assert compare_runs([*runs, same_seed]).spread == []
+
+
 def test_one_run_or_an_unfinished_one_is_refused(tmp_path: Path):
     one, two = run_with(tmp_path / "one"), fixture_run.write(tmp_path / "two")
     with pytest.raises(ConfigError, match="two or more different runs"):

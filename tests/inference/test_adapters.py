@@ -39,6 +39,42 @@ def test_another_base_or_none_is_refused(tmp_path: Path, base: str | None, model
         adapters.check_adapter("hub:a/b", folder(tmp_path, base), model, None)
 
 
+ON_HUB = BaseModel("org/model-7b", "org/model-7b", "a" * 40, None, upstream="org/model-7b")
+
+
+@pytest.mark.parametrize(
+    ("base", "revision", "message"),
+    [
+        ("org/model-7b", None, ""),
+        ("Org/Model-7B", "main", ""),
+        ("org/model-7b", "a" * 40, ""),
+        ("someone/model-7b", None, "was trained on 'someone/model-7b'"),  # a fine-tune of the same name
+        ("model-7b", None, "was trained on 'model-7b'"),
+        ("org/model-7b", "b" * 40, "model.revision=" + "b" * 40),
+    ],
+)
+def test_a_base_of_the_hub_is_compared_whole_and_at_its_commit(tmp_path: Path, base: str, revision, message: str):
+    config = {"base_model_name_or_path": base, "r": 8, "revision": revision}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    if not message:
+        return adapters.check_adapter("hub:a/b", tmp_path, ON_HUB, None)
+    with pytest.raises(ConfigError) as error:
+        adapters.check_adapter("hub:a/b", tmp_path, ON_HUB, None)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("value", [0.0, 1e-3])
+def test_an_adapter_of_zeros_has_no_effect(tmp_path: Path, dtype: str, value: float):
+    import torch
+    from safetensors.torch import save_file
+
+    weights = {"l.lora_A.weight": torch.ones(2, 3), "l.lora_B.weight": torch.zeros(3, 2)}
+    weights["l.lora_B.weight"][1, 1] = value
+    save_file({k: v.to(getattr(torch, dtype)) for k, v in weights.items()}, tmp_path / "adapter_model.safetensors")
+    assert adapters.has_effect(tmp_path) == bool(value)
+
+
 @pytest.mark.parametrize("config", [{"peft_type": "IA3"}, {"r": None}, {"r": "8"}, {"r": 0}])
 def test_what_vllm_can_not_serve_is_refused(tmp_path: Path, config: dict):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MODEL.id, "r": 8} | config))

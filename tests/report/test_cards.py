@@ -201,6 +201,28 @@ def test_the_training_numbers_are_the_recorded_ones(tmp_path):
     assert (rows["rows"], rows["steps"], rows["lora: r"]) == (str(d["rows"]), str(d["steps"]), "16")
 
 
+def test_another_objective_and_what_chose_the_adapter_are_on_its_card(tmp_path):
+    metrics = fixture_run.metrics()
+    metrics["distill"] |= {
+        "objective": "dpo",
+        "validation_reward": 0.4321,
+        "preference_accuracy": 0.875,
+        "best_step": 40,
+        "weight_temperature": 0.3,
+        "effective_rows": 61.25,
+    }
+    facts = fixture_run.facts()
+    facts["recipe"]["distill"] |= {"objective": "dpo", "dpo": {"beta": 0.25}}
+    text = card(written_run(tmp_path, run_facts=facts, run_metrics=metrics), "adapter")
+    rows = {r["what"]: r["value"] for r in table(text, "what")}
+    assert (rows["objective"], rows["dpo: beta"]) == ("dpo", "0.25") and "sft: max_steps" not in rows
+    assert rows["mean reward of answers to validation prompts"] == "0.432"
+    assert rows["validation pairs ranked as by the reward"] == "88 %"
+    assert rows["step of the kept adapter, the best at a validation"] == "40"
+    assert (rows["weight of a row"], rows["effective rows with these weights"]) == ("exp(reward / 0.30)", "61.2")
+    assert "the `preference` config of" in text
+
+
 def test_what_was_not_measured_is_a_dash_with_its_reason_and_no_result(tmp_path):
     metrics = fixture_run.metrics()
     metrics["distill"]["validation_loss"] = None
