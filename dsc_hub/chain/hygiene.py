@@ -34,26 +34,60 @@ COPIED_3GRAMS = 0.3  # minimum share of the text's 3-grams that also occur in th
 MOST_OPENINGS = 2  # maximum number of sentences or lines that `strip` removes
 LEAST_LEFT = 4  # minimum number of words that must remain
 
-_WRITING = r"(?:review|rewrite|revision|response|answer|version|draft|critique|edit|text|sentence|statement|essay|summary|paragraph)"
+_OPENS, _CLOSES = "\N{LEFT DOUBLE QUOTATION MARK}", "\N{RIGHT DOUBLE QUOTATION MARK}"
+_WRITING = (
+    r"(?:review|rewrite|revision|response|answer|version|draft|critique|edit|text|sentence|statement|essay|summary"
+    r"|paragraph)"
+)
 # For lower-case texts; the common prefix is factored out, which is three times as fast.
 _META = re.compile(
     r"\b(?:"
     + "|".join(
         (
             # an earlier or another version of what is being written
-            r"(?:previous|original|earlier|revised|rewritten|updated|improved|above) (?:\w+ )?(?:review|rewrite|response|answer|draft|critique|sentence|statement|text)s?\b",
+            (
+                r"(?:previous|original|earlier|revised|rewritten|updated|improved|above) (?:\w+"
+                r" )?(?:review|rewrite|response|answer|draft|critique|sentence|statement|text)s?\b"
+            ),
             rf"(?:my|your) (?:\w+ )?(?:prompt|request|instructions?|feedback|{_WRITING})\b",
-            rf"here(?:'s| is| are) (?:a|an|the|my|some|your|one|possible) (?:[\w-]+,? ){{0,4}}(?:example|sample|one:|{_WRITING})",
-            r"(?:this|the) (?:review|rewrite|revision|critique|edit) (?:is|was|now|should|could|does|focuses|provides|provided|highlights|captures|aims|has been)\b",
-            r"(?:this|in (?:a|this)(?: [\w-]+,?(?: and)?){0,3}) (?:review|rewrite|revision|edit)\b|in this (?:question|response|answer)\b",
+            (
+                r"here(?:'s| is| are) (?:a|an|the|my|some|your|one|possible) (?:[\w-]+,?"
+                rf" ){{0,4}}(?:example|sample|one:|{_WRITING})"
+            ),
+            (
+                r"(?:this|the) (?:review|rewrite|revision|critique|edit)"
+                r" (?:is|was|now|should|could|does|focuses|provides|provided|highlights|captures|aims|has been)\b"
+            ),
+            (
+                r"(?:this|in (?:a|this)(?: [\w-]+,?(?: and)?){0,3}) (?:review|rewrite|revision|edit)\b|in this"
+                r" (?:question|response|answer)\b"
+            ),
             # the requested form
-            r"in (?:just |only |about )?(?:a few|a couple of|one|two|three|four|five|\d) (?:\w+ ){0,2}(?:sentences?|paragraphs?)\b",
-            r"(?:more |entirely |truly )?(?:positive|negative|warm|supportive) (?:critique|critic|criticism|approach|rewording)\b",
+            (
+                r"in (?:just |only |about )?(?:a few|a couple of|one|two|three|four|five|\d) (?:\w+"
+                r" ){0,2}(?:sentences?|paragraphs?)\b"
+            ),
+            (
+                r"(?:more |entirely |truly )?(?:positive|negative|warm|supportive)"
+                r" (?:critique|critic|criticism|approach|rewording)\b"
+            ),
             # the writer as an assistant
-            r"as an ai\b|as a language model\b|i(?:'m| am) (?:not |only |just )?here to\b|(?:i'm|i am|i'd be) (?:\w+ )?(?:happy|glad|pleased) to (?:help|assist|share|acknowledge|provide|offer|hear)\b",
-            r"sorry for (?:any|the) (?:confusion|misunderstanding|inconvenience)\b|(?:can|may) i (?:help|assist) you\b|i don't have the capability\b",
-            r"i(?:'ve| have|'d| would| will|'ll)? ?(?:\w+ly |also |just |then )?(?:rewritten|rewrite|revised|revise|rephrase|rephrased|reviewed|praised)\b",
-            r"i(?:'ve| have) made (?:a few|some|the following|an?) (?:\w+ )?(?:adjust\w*|changes?|edits?)\b|i (?:did not |did )?cho(?:o)?se to\b",
+            (
+                r"as an ai\b|as a language model\b|i(?:'m| am) (?:not |only |just )?here to\b|(?:i'm|i am|i'd be)"
+                r" (?:\w+ )?(?:happy|glad|pleased) to (?:help|assist|share|acknowledge|provide|offer|hear)\b"
+            ),
+            (
+                r"sorry for (?:any|the) (?:confusion|misunderstanding|inconvenience)\b|(?:can|may) i (?:help|assist)"
+                r" you\b|i don't have the capability\b"
+            ),
+            (
+                r"i(?:'ve| have|'d| would| will|'ll)? ?(?:\w+ly |also |just |then"
+                r" )?(?:rewritten|rewrite|revised|revise|rephrase|rephrased|reviewed|praised)\b"
+            ),
+            (
+                r"i(?:'ve| have) made (?:a few|some|the following|an?) (?:\w+ )?(?:adjust\w*|changes?|edits?)\b|i"
+                r" (?:did not |did )?cho(?:o)?se to\b"
+            ),
             r"to (?:improve|revise|rewrite|rephrase) (?:this|my|your) (?:\w+ )?" + _WRITING,
         )
     )
@@ -61,8 +95,10 @@ _META = re.compile(
 )
 # Openings that talk about the task; `strip` removes no other sentences.
 _OPENER = re.compile(
-    r"\W*(?:(?:sure|certainly|of course|okay|absolutely)\b|here(?:'s| is| are)\b|thank you for (?:the|your) (?:feedback|suggestions?|request)"
-    r"|i(?:'ve| have)? (?:re\w+|made|edited)\b|(?:revised|rewritten|updated|improved|new) \w+ ?:|in (?:a few|one|two|three|four|five) \w* ?sentences?\s*:"
+    r"\W*(?:(?:sure|certainly|of course|okay|absolutely)\b|here(?:'s| is| are)\b|thank you for (?:the|your)"
+    r" (?:feedback|suggestions?|request)"
+    r"|i(?:'ve| have)? (?:re\w+|made|edited)\b|(?:revised|rewritten|updated|improved|new) \w+ ?:|in (?:a"
+    r" few|one|two|three|four|five) \w* ?sentences?\s*:"
     r"|i(?:'m| am) (?:happy|glad|sorry)\b|as an ai\b|my (?:revised |new )?\w+ ?:)",
     re.IGNORECASE,
 )
@@ -177,7 +213,7 @@ def strip_opening(text: str) -> str:
     if rest == text.strip():
         return text
     whole_quote = re.fullmatch(
-        '["\N{LEFT DOUBLE QUOTATION MARK}]([^"\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}]+)["\N{RIGHT DOUBLE QUOTATION MARK}]',
+        f'["{_OPENS}]([^"{_OPENS}{_CLOSES}]+)["{_CLOSES}]',
         rest,
     )
     return whole_quote.group(1).strip() if whole_quote else rest

@@ -8,9 +8,9 @@ from dsc_hub.chain.text import bare, has_name, words
 from dsc_hub.records import Prompt
 
 _FUNCTION_WORDS = frozenset(
-    "the and for from with without about into onto over under after before between among during through against off out its "
-    "his her their our your this that these those are was were has have had not all any some how what why when where who whom "
-    "can could should would will does did you they".split()
+    "the and for from with without about into onto over under after before between among during through against off out"
+    " its his her their our your this that these those are was were has have had not all any some how what why when"
+    " where who whom can could should would will does did you they".split()
 )
 
 
@@ -29,7 +29,7 @@ def names(text: str, subject: str) -> bool:
     """
     if not re.search(r"[A-Za-z]", bare(subject)) and not subject.isascii():
         return bare(subject) in bare(text)  # scripts without spaces, and languages that inflect names
-    if subject == subject.lower() and len(described := _content(subject)) > 1:
+    if subject == subject.lower() and len(described := _content_words(subject)) > 1:
         text_words = set(_plain_words(text))
         return 2 * sum(any(w.startswith(stem) for w in text_words) for stem in described) >= len(described)
     padded = f" {' '.join(_plain_words(text))} "
@@ -40,7 +40,7 @@ def names(text: str, subject: str) -> bool:
     return any(w and f" {' '.join(w)} " in padded for w in names_of_subject)
 
 
-def _content(description: str) -> set[str]:
+def _content_words(description: str) -> set[str]:
     """Return the stems of its content words, so that "flooding" counts as "flood" and "bakeries" as "bakery"."""
     return {w[: max(4, len(w) - 2)] for w in words(bare(description)) if len(w) > 2 and w not in _FUNCTION_WORDS}
 

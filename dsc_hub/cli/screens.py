@@ -82,9 +82,11 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     table.add_row("disk", f"about {e.disk_bytes / 1e9:.2f} GB under {context.runs}")
     table.add_row(
         "publishes",
-        ("\n".join(e.repos) + ("\nprivately" if r.publish.private else "\nPUBLICLY"))
-        if e.repos
-        else "nothing (publish.to is none)",
+        (
+            ("\n".join(e.repos) + ("\nprivately" if r.publish.private else "\nPUBLICLY"))
+            if e.repos
+            else "nothing (publish.to is none)"
+        ),
     )
     if e.repos:
         licence = r.publish.license or (None if r.prompts.dataset else context.model.license)
@@ -300,7 +302,8 @@ def closing(context: RunContext, hub_port: int) -> None:
             Text(
                 f"  dsc hub serve &\n  export HF_ENDPOINT=http://127.0.0.1:{hub_port} HF_TOKEN=$(cat "
                 f"{_short_folder(default_root() / 'token')})\n"
-                f'  python -c \'from datasets import load_dataset; print(load_dataset("{facts.repos.dataset}", "sft"))\''
+                f'  python -c \'from datasets import load_dataset; print(load_dataset("{facts.repos.dataset}",'
+                ' "sft"))\''
             ),
             soft_wrap=True,
         )

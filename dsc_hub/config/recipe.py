@@ -45,11 +45,11 @@ TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other 
 SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer"}
 # Trainer settings that are reserved for the tool: file locations, uploads, process layout.
 OWNED_TRAINER_KEYS = frozenset(
-    "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to "
-    "deepspeed fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field "
-    "dataset_kwargs completion_only_loss assistant_only_loss eos_token pad_token chat_template_path model_init_kwargs "
-    "remove_unused_columns save_strategy logging_dir trackio_space_id trackio_bucket_id trackio_static_space_id project "
-    "run_name".split()
+    "output_dir overwrite_output_dir push_to_hub hub_model_id hub_token hub_strategy hub_private_repo report_to"
+    " deepspeed fsdp fsdp_config local_rank ddp_backend use_cpu no_cuda bf16 fp16 seed data_seed dataset_text_field"
+    " dataset_kwargs completion_only_loss assistant_only_loss eos_token pad_token chat_template_path model_init_kwargs"
+    " remove_unused_columns save_strategy logging_dir trackio_space_id trackio_bucket_id trackio_static_space_id"
+    " project run_name".split()
 )
 
 OBJECTIVES = ("sft", "dpo", "kto")  # of training; each has a section of `distill` with its settings
@@ -136,8 +136,8 @@ class SplitShares(Section):
 
 
 class PromptsConfig(Section):
-    """Where the prompts come from: a file, a dataset of the Hub, or templates crossed with a list of values (one value = one
-    group)."""
+    """Where the prompts come from: a file, a dataset of the Hub, or templates crossed with a list of values (one value
+    = one group)."""
 
     path: str | None = Field(None, description="text (a prompt a line), .jsonl, .csv or .parquet, beside the recipe")
     dataset: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset of the Hub, USER/NAME")
@@ -156,9 +156,11 @@ class PromptsConfig(Section):
     limit: int | None = Field(None, ge=1)
     drop_overlaps: bool | None = Field(
         None,
-        description="leave out held-out prompts that are near-copies of training prompts: of the same words, or with eight words in a row in "
-        "common; None: the latter only where no groups are named (by templates or group_column), which keep apart "
-        "what must be apart",
+        description=(
+            "leave out held-out prompts that are near-copies of training prompts: of the same words, or with eight"
+            " words in a row in common; None: the latter only where no groups are named (by templates or group_column),"
+            " which keep apart what must be apart"
+        ),
     )
     split: SplitShares = SplitShares()
 
@@ -187,8 +189,8 @@ class PromptsConfig(Section):
 
 
 class ScorerConfig(Section):
-    """A metric and the scorer behind it. What is scored points the way that is wanted: the score of a metric where lower is
-    better counts with a minus."""
+    """A metric and the scorer behind it. What is scored points the way that is wanted: the score of a metric where
+    lower is better counts with a minus."""
 
     scorer: str = Field(
         "vader", min_length=1, description="a packaged scorer of the metric, or a model of the Hub that it loads"
@@ -196,8 +198,10 @@ class ScorerConfig(Section):
     metric: str = Field(
         "sentiment",
         pattern=r"^(?:[a-z][a-z0-9_]*|[^/\\][^\\]*\.py|[\w.-]+/[\w.-]+)$",
-        description="a shipped metric (README, Metrics), a file METRIC.py beside the recipe, or a Space of the Hub USER/NAME, "
-        "whose code runs only if the command line allows it (--allow-code)",
+        description=(
+            "a shipped metric (README, Metrics), a file METRIC.py beside the recipe, or a Space of the Hub USER/NAME, "
+            "whose code runs only if the command line allows it (--allow-code)"
+        ),
     )
     revision: str = Field("main", description="of the scorer's model, or of the metric's Space; recorded as a commit")
     positive_label: str | None = Field(None, description="label of a classifier that means positive; None: known names")
@@ -288,8 +292,10 @@ class GenerationConfig(Section):
     max_new_tokens: int = Field(128, ge=1)
     extra: dict[str, Any] = Field(
         {},
-        description="further parameters of the server, sent with every request as they are (vLLM: top_k, min_p, "
-        "repetition_penalty, chat_template_kwargs ...)",
+        description=(
+            "further parameters of the server, sent with every request as they are (vLLM: top_k, min_p, "
+            "repetition_penalty, chat_template_kwargs ...)"
+        ),
     )
 
     @model_validator(mode="after")
@@ -307,8 +313,10 @@ class ServingConfig(Section):
     concurrency: Annotated[int | Literal["auto"] | tuple[int | Literal["auto"], ...], _auto_or(4096, several=True)] = (
         Field(
             "auto",
-            description="requests in flight at each server; auto: it begins with 128 and doubles as long as that brings more tokens a second. "
-            "A list: one for each of `endpoints`",
+            description=(
+                "requests in flight at each server; auto: it begins with 128 and doubles as long as that brings more"
+                " tokens a second. A list: one for each of `endpoints`"
+            ),
         )
     )
     replicas: Annotated[int | Literal["auto"], _auto_or(1024)] = Field(
@@ -341,16 +349,20 @@ class DatasetConfig(Section):
     min_reward: float | None = None
     min_gain: Annotated[float | Literal["auto"] | None, Field(union_mode="left_to_right")] = Field(
         "auto",
-        description="final reward minus the first answer's, strictly above; a dirty first answer counts as -inf, beside an unscored "
-        "one there is no gain. auto: 0, but no limit under metropolis, whose draws are from their target only if none "
-        "is left out",
+        description=(
+            "final reward minus the first answer's, strictly above; a dirty first answer counts as -inf, beside an"
+            " unscored one there is no gain. auto: 0, but no limit under metropolis, whose draws are from their target"
+            " only if none is left out"
+        ),
     )
     phrase_limit: int | None = Field(
         None,
         ge=1,
-        description="so many rows of a split may share a phrase of four words (the subject's name is one), those with the "
-        "highest reward; the others are left out, so that the model doesn't learn to say the same of everything. "
-        "None: all rows",
+        description=(
+            "so many rows of a split may share a phrase of four words (the subject's name is one), those with the "
+            "highest reward; the others are left out, so that the model doesn't learn to say the same of everything. "
+            "None: all rows"
+        ),
     )
     rows_per_prompt: int | None = Field(
         None, ge=1, description="at most so many rows per prompt, those with the highest reward. None: all"
@@ -358,19 +370,25 @@ class DatasetConfig(Section):
 
 
 class DistillConfig(Section):
-    """Training through trl. `sft`, `dpo`, `kto`, `lora`, `quantization` go straight into SFTConfig, DPOConfig, KTOConfig,
-    LoraConfig, BitsAndBytesConfig."""
+    """Training through trl. `sft`, `dpo`, `kto`, `lora`, `quantization` go straight into SFTConfig, DPOConfig,
+    KTOConfig, LoraConfig, BitsAndBytesConfig."""
 
     method: Literal["qlora", "lora"] = "qlora"
     objective: Literal["sft", "dpo", "kto"] = Field(
         "sft",
-        description="sft: likelihood of the kept answers; dpo: preference pairs (final over first answer); kto: the same pairs, "
-        "each answer by itself as desirable or not. The section of the same name has its settings; the others are not used",
+        description=(
+            "sft: likelihood of the kept answers; dpo: preference pairs (final over first answer); kto: the same pairs,"
+            " each answer by itself as desirable or not. The section of the same name has its settings; the others are"
+            " not used"
+        ),
     )
     weight_temperature: float | None = Field(
         None,
         gt=0,
-        description="sft only: each row's loss counts exp(reward / T), divided by the mean of all rows; None: all rows count alike",
+        description=(
+            "sft only: each row's loss counts exp(reward / T), divided by the mean of all rows; None: all rows count"
+            " alike"
+        ),
     )
     seed: int | None = Field(
         None,
@@ -391,8 +409,10 @@ class DistillConfig(Section):
     patience: int | None = Field(
         None,
         ge=1,
-        description="end the training after so many validations without a better one, and keep the best adapter "
-        "(load_best_model_at_end of the objective's section; metric_for_best_model is loss or reward)",
+        description=(
+            "end the training after so many validations without a better one, and keep the best adapter "
+            "(load_best_model_at_end of the objective's section; metric_for_best_model is loss or reward)"
+        ),
     )
     report_to: Literal["none", "trackio", "tensorboard", "wandb"] = Field(
         "none", description="tracker of the training's curves; trackio and tensorboard write to this machine only"
@@ -401,13 +421,17 @@ class DistillConfig(Section):
         1,
         ge=1,
         le=1024,
-        description="training processes, all machines together: each multiplies the batch of a step. Under a launcher of "
-        "several processes, and with `launch`, the number is theirs",
+        description=(
+            "training processes, all machines together: each multiplies the batch of a step. Under a launcher of "
+            "several processes, and with `launch`, the number is theirs"
+        ),
     )
     launch: str | None = Field(
         None,
-        description="file of `accelerate config` with which training is started, or the name of one in recipes/accelerate; "
-        "None: chosen for this machine and `processes`",
+        description=(
+            "file of `accelerate config` with which training is started, or the name of one in recipes/accelerate; "
+            "None: chosen for this machine and `processes`"
+        ),
     )
 
     @model_validator(mode="after")
@@ -445,14 +469,19 @@ class EvaluationConfig(Section):
         None,
         ge=0,
         le=5,
-        description="of every arm; None: generation.temperature. Answers drawn at T < 1 and learned are sharper by nature: "
-        "drawing from them at the same T sharpens twice, and variety is lost",
+        description=(
+            "of every arm; None: generation.temperature. Answers drawn at T < 1 and learned are sharper by nature: "
+            "drawing from them at the same T sharpens twice, and variety is lost"
+        ),
     )
     confidence: float = Field(0.95, gt=0.5, lt=1)
 
 
 class PublishConfig(Section):
-    """Where to: `local` (the embedded Hub), `hub` (HF_ENDPOINT, the public Hub by default) or `none`. Names are without owner."""
+    """Where to: `local` (the embedded Hub), `hub` (HF_ENDPOINT, the public Hub by default) or `none`.
+
+    Names are without owner.
+    """
 
     to: Literal["local", "hub", "none"] = "hub"
     owner: str | None = Field(None, description="user or organisation; None: whoever the token belongs to")
@@ -484,20 +513,27 @@ class PublishConfig(Section):
     )
     gated: Literal["auto", "manual"] | None = Field(
         None,
-        description="who wants the files must ask: auto lets in whoever does, manual whom you accept; None: as the repo is",
+        description=(
+            "who wants the files must ask: auto lets in whoever does, manual whom you accept; None: as the repo is"
+        ),
     )
     content_warning: str | None = Field(
         None,
         min_length=1,
-        description="a sentence on top of the cards where prompts or answers may hurt; answers that were not kept then stay here",
+        description=(
+            "a sentence on top of the cards where prompts or answers may hurt; answers that were not kept then stay"
+            " here"
+        ),
     )
     rejected: bool | None = Field(
         None, description="publish answers that were not kept, too; None: unless there is a content_warning"
     )
     metrics: bool = Field(
         False,
-        description="publish metric files of one's own (METRIC.py), too, as Spaces, and name these in the published recipe: "
-        "without them nobody else can run it",
+        description=(
+            "publish metric files of one's own (METRIC.py), too, as Spaces, and name these in the published recipe: "
+            "without them nobody else can run it"
+        ),
     )
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
     language: str = "en"
@@ -583,7 +619,9 @@ class Recipe(Section):
 
     budget_s: dict[StageName, Annotated[float, Field(gt=0), BeforeValidator(_seconds)]] = Field(
         {},
-        description="seconds each stage should take on the machine the recipe is written for; shown beside what it took",
+        description=(
+            "seconds each stage should take on the machine the recipe is written for; shown beside what it took"
+        ),
     )
 
 

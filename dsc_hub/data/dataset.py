@@ -159,7 +159,7 @@ def _candidate(chain: Chain, prompt: Prompt, recipe: Recipe) -> _Candidate:
 def _select(
     candidates: Iterable[_Candidate], recipe: Recipe, selection: int
 ) -> tuple[set[tuple[str, int]], Counter[str]]:
-    """Return the keys of the candidates that become rows, and the number of the others by reason. The first ones win."""
+    """Return the keys of the candidates that become rows, and the number of others by reason; the first ones win."""
     section = recipe.dataset
     # Draws from a target distribution repeat themselves where it is high: without repetition they are none.
     keep_duplicates = RULES[recipe.chain.acceptance].can_descend or selection == 1
@@ -186,10 +186,11 @@ def build_dataset(
 ) -> dict[str, Any]:
     """Write the Parquet files and return the counts.
 
-    Of rows that are alike, or too many of one prompt, those with the highest reward are kept. `chains` is iterated twice.
-    `selection`: the rules to apply, 1 or 2 (`SELECTION`). The counts are rows by config and split, `dropped` chains by
-    reason, and `uncompared`: sft rows by split that are revisions never compared with another clean text of their chain
-    (`is_compared`). Raises DataError if a chain belongs to a test prompt or to no prompt, or if no training row is left.
+    Of rows that are alike, or too many of one prompt, those with the highest reward are kept. `chains` is iterated
+    twice. `selection`: the rules to apply, 1 or 2 (`SELECTION`). The counts are rows by config and split, `dropped`
+    chains by reason, and `uncompared`: sft rows by split that are revisions never compared with another clean text of
+    their chain (`is_compared`). Raises DataError if a chain belongs to a test prompt or to no prompt, or if no training
+    row is left.
     """
     dropped, candidates = Counter[str](), list[_Candidate]()
     for chain in chains:
@@ -241,8 +242,8 @@ def _rows_of(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield a chosen chain's rows, each with its config.
 
-    No pair has a rejected answer with as high a reward as the chosen one. A first answer with a defect was not compared,
-    so its pair has a config of its own.
+    No pair has a rejected answer with as high a reward as the chosen one. A first answer with a defect was not
+    compared, so its pair has a config of its own.
     """
     final, first = chain.final_score.value, chain.answer_score.value
     common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}

@@ -12,23 +12,23 @@ from peft import LoraConfig, PeftModel
 from transformers import Trainer
 
 from dsc_hub.errors import RunError
-from dsc_hub.inference.weights import TOKENIZER_FILES, copy_files
+from dsc_hub.inference.weights import TOKENIZER_FILES, copy_matching
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_object, write_json, write_whole
 
 # Keys of an adapter_config.json that peft has read since 0.13.
 CLASSIC = frozenset(
-    "peft_type task_type auto_mapping base_model_name_or_path revision inference_mode r lora_alpha lora_dropout "
-    "target_modules bias fan_in_fan_out init_lora_weights modules_to_save rank_pattern alpha_pattern use_rslora use_dora "
-    "layers_to_transform layers_pattern".split()
+    "peft_type task_type auto_mapping base_model_name_or_path revision inference_mode r lora_alpha lora_dropout"
+    " target_modules bias fan_in_fan_out init_lora_weights modules_to_save rank_pattern alpha_pattern use_rslora"
+    " use_dora layers_to_transform layers_pattern".split()
 )
 _LOCAL_NAMES = ("name_or_path", "tokenizer_file", "vocab_file", "merges_file")
 
 
 def _copy_tokenizer(base: Path, part: Path) -> None:
     """Copy the base's tokenizer byte for byte; only names of local files are taken out, which are not published."""
-    copy_files(base, part, TOKENIZER_FILES)
+    copy_matching(base, part, TOKENIZER_FILES)
     file = part / "tokenizer_config.json"
     if file.is_file():
         config = read_object(file)

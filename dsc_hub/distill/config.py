@@ -127,8 +127,8 @@ _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 class Plan(typing.NamedTuple):
     """The recipe's sections, merged with the defaults and checked.
 
-    `settings` are those of the trainer. `best` is the metric by which the best adapter of the validations is kept; None:
-    the last adapter.
+    `settings` are those of the trainer. `best` is the metric by which the best adapter of the validations is kept;
+    None: the last adapter.
     """
 
     method: typing.Literal["qlora", "lora"]
@@ -171,6 +171,27 @@ def plan_of(section: DistillConfig) -> Plan:
     problems += _validation_problems(section, trainer[section.objective])
     if trainer["kto"].get("per_device_train_batch_size", 2) < 2:
         problems.append("distill.kto.per_device_train_batch_size: at least 2, as answers of one batch are compared")
+    problems += _lora_problems(lora)
+    if (kind := given.get("bnb_4bit_quant_type", "nf4")) not in ("nf4", "fp4"):
+        problems.append(f"distill.quantization.bnb_4bit_quant_type: expected nf4 or fp4, got {kind!r:.40}")
+    if section.method == "lora" and section.quantization:
+        problems.append("distill.quantization: has no effect with method 'lora'; remove it, or set method to 'qlora'")
+    if problems:
+        raise ConfigError(f"distill has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems)
+
+    merged = quantization(section.model_copy(update={"quantization": given}))
+    settings = _TRAINER_DEFAULTS | BY_OBJECTIVE[section.objective].defaults | trainer[section.objective]
+    best = settings.pop("metric_for_best_model", "loss").removeprefix("eval_")
+    if not settings.pop("load_best_model_at_end", section.patience is not None):
+        best = None
+    if best or section.validation_prompts:
+        settings.setdefault("eval_strategy", "epoch")
+    return Plan(section.method, section.objective, settings, LORA_DEFAULTS | lora, merged, best)
+
+
+def _lora_problems(lora: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the settings of an adapter that vLLM has to serve beside its base."""
+    problems = []
     if lora.get("init_lora_weights", True) not in _PLAIN_INITS:
         problems.append(
             "distill.lora.init_lora_weights: changes the base model, so the adapter would not fit the published one; "
@@ -187,21 +208,7 @@ def plan_of(section: DistillConfig) -> Plan:
                 f"distill.lora.target_modules: '{name}' can't be adapted here; "
                 "name linear layers, or leave 'all-linear'"
             )
-    if (kind := given.get("bnb_4bit_quant_type", "nf4")) not in ("nf4", "fp4"):
-        problems.append(f"distill.quantization.bnb_4bit_quant_type: expected nf4 or fp4, got {kind!r:.40}")
-    if section.method == "lora" and section.quantization:
-        problems.append("distill.quantization: has no effect with method 'lora'; remove it, or set method to 'qlora'")
-    if problems:
-        raise ConfigError(f"distill has {len(problems)} problem{'s' if len(problems) > 1 else ''}", problems=problems)
-
-    merged = quantization(section.model_copy(update={"quantization": given}))
-    settings = _TRAINER_DEFAULTS | BY_OBJECTIVE[section.objective].defaults | trainer[section.objective]
-    best = settings.pop("metric_for_best_model", "loss").removeprefix("eval_")
-    if not settings.pop("load_best_model_at_end", section.patience is not None):
-        best = None
-    if best or section.validation_prompts:
-        settings.setdefault("eval_strategy", "epoch")
-    return Plan(section.method, section.objective, settings, LORA_DEFAULTS | lora, merged, best)
+    return problems
 
 
 def _validation_problems(section: DistillConfig, settings: Mapping[str, Any]) -> list[str]:
@@ -267,8 +274,10 @@ def check_section(section: DistillConfig) -> None:
     """Check keys, types and values of `distill:` by building the configurations of the training; else ConfigError."""
     plan = plan_of(section)
     builders: dict[str, Callable[[], Any]] = {
-        plan.objective: lambda: BY_OBJECTIVE[plan.objective].config(
-            output_dir="unused", use_cpu=True, report_to="none", **plan.settings
+        plan.objective: (
+            lambda: BY_OBJECTIVE[plan.objective].config(
+                output_dir="unused", use_cpu=True, report_to="none", **plan.settings
+            )
         ),
         "lora": lambda: LoraConfig(task_type="CAUSAL_LM", **plan.lora),
         "quantization": lambda: BitsAndBytesConfig(**(plan.quantization or {})),

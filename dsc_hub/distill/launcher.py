@@ -36,7 +36,7 @@ ERROR_FILE = "DSC_DISTILL_ERROR_FILE"
 DEFAULT_RANK = 16  # of the LoRA
 # On disk, for each parameter of the adapter: three checkpoints of weights and two moments of AdamW, in 16 bytes.
 CHECKPOINT_BYTES = 3 * 16
-GRACE_S = 120  # seconds for the end of a step, which a checkpoint is made of, before the processes are killed
+STEP_GRACE_S = 120  # seconds for the end of a step, which a checkpoint is made of, before the processes are killed
 PROGRESS = "distill  step "  # prefix of the progress line
 LOG = "distill.log"
 KNOWN_GOOD = "distill_checked.json"  # in dsc's cache
@@ -52,9 +52,9 @@ def launch(run: Run, joins: bool = False) -> Training:
     """Train in processes started by accelerate; returns what adapter/summary.json holds.
 
     `distill.launch` names a configuration of accelerate; without it, the packaged one for this machine and
-    `distill.processes` is used. With `joins`, only the part of this process of a launcher is started: the launcher's other
-    processes have to start theirs. A DscError of the training is raised again here; RunError with the last
-    lines of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
+    `distill.processes` is used. With `joins`, only the part of this process of a launcher is started: the launcher's
+    other processes have to start theirs. A DscError of the training is raised again here; RunError with the last lines
+    of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
     section = run.facts.recipe.distill
     if joins:
@@ -81,7 +81,7 @@ def launch_part(run_folder: Path, log: str = "") -> None:
 
 def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
     """Run training processes to their end, under a supervisor."""
-    supervisor = [sys.executable, "-m", "dsc_hub.system.supervisor", "--grace", str(GRACE_S)]
+    supervisor = [sys.executable, "-m", "dsc_hub.system.supervisor", "--grace", str(STEP_GRACE_S)]
     with tempfile.TemporaryDirectory(prefix="dsc-") as folder:
         error_file = Path(folder) / "error.json"
         code, last = _stream([*supervisor, *command], environment | {ERROR_FILE: str(error_file)}, log)
@@ -142,8 +142,8 @@ def check_in_child(section: DistillConfig) -> list[str]:
 def rehearse_in_child(recipe: Recipe, model_folder: Path, has_validation: bool) -> list[str]:
     """Return the problems of training with this recipe, from one step on a one-layer model with made-up rows.
 
-    `model_folder` needs no weights. As `check_in_child`; but a rehearsal that takes too much time or memory says nothing
-    about the training.
+    `model_folder` needs no weights. As `check_in_child`; but a rehearsal that takes too much time or memory says
+    nothing about the training.
     """
     texts = [(model_folder / name).read_text("utf-8") for name in _SHAPES_TRAINING if (model_folder / name).is_file()]
     told = recipe.model_dump(mode="json", include={"distill", "seed"}) | {"system": recipe.chain.system}
@@ -254,7 +254,7 @@ def _for_training(environment: dict[str, str], processes: int) -> dict[str, str]
     # OpenMP threads spin while they wait for each other; beside another busy process, steps get many times slower.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # torchrun kills its workers after 30 s by default, which may be less than a step and its checkpoint.
-    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(GRACE_S - 10)
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STEP_GRACE_S - 10)
     # trl sends telemetry by default; a run must not send anything that its user did not request.
     environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     return environment

@@ -21,7 +21,7 @@ from dsc_hub.distill.config import BY_OBJECTIVE, plan_of
 from dsc_hub.errors import DataError, ModelError
 from dsc_hub.runs.run import Run
 
-ANSWERS = ("completion", "chosen", "rejected")  # columns of a row with a loss
+ANSWER_COLUMNS = ("completion", "chosen", "rejected")  # columns of a row with a loss
 
 # -- checks of the rows
 
@@ -71,7 +71,9 @@ def check_training(run: Run) -> TrainingData:
     splits = training_rows(run, recipe)
 
     rendered = {
-        split: [_render(tokenizer, row["prompt"], [row[name] for name in ANSWERS if name in row]) for row in rows]
+        split: [
+            _render(tokenizer, row["prompt"], [row[name] for name in ANSWER_COLUMNS if name in row]) for row in rows
+        ]
         for split, rows in splits.items()
     }
     lengths = [len(ids) for rows in rendered.values() for answers, _, _ in rows for ids in answers]
@@ -128,8 +130,8 @@ def training_rows(run: Run, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
 def unpaired(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
     """Return the answers of all pairs as rows {prompt, completion, label}, in an order drawn from the seed.
 
-    trl pairs each answer with its neighbour's prompt and so needs them in a fixed order. Unpairing them itself, it would
-    train on all desirable answers first.
+    trl pairs each answer with its neighbour's prompt and so needs them in a fixed order. Unpairing them itself, it
+    would train on all desirable answers first.
     """
     rows = [
         {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}

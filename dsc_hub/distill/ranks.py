@@ -110,15 +110,15 @@ def train_together(run: Run) -> Training:
 def follow(runs: Path, work: Callable[[Path], object] = launch_part) -> int:
     """Wait for the main process's training, take part in it, and return the exit code. Only for ranks above 0.
 
-    `work` trains in a run folder. RunError if the main process can't be seen, or is gone; the error of `work`, if the main
-    process does not fail, too, and says why.
+    `work` trains in a run folder. RunError if the main process can't be seen, or is gone; the error of `work`, if the
+    main process does not fail, too, and says why.
     """
     path, started = status_file(runs), time.monotonic()
     seen: dict[str, Any] = read_object(path) if path.is_file() else {}  # until it changes: another launch's
     alive, changed = False, started
     while True:
         time.sleep(BEAT_S / 2)
-        now = _read(path)
+        now = _read_status(path)
         if now is not None and now.get("beat") != seen.get("beat"):
             alive, changed, seen = True, time.monotonic(), now
             if now["state"] == TRAINED:
@@ -136,7 +136,8 @@ def follow(runs: Path, work: Callable[[Path], object] = launch_part) -> int:
         waited = time.monotonic() - changed
         if not alive and waited > NOT_SEEN_AFTER_S:
             raise RunError(
-                f"process {rank()} of {world_size()} saw no sign of the main process in {runs.resolve()} for {waited:.0f} s",
+                f"process {rank()} of {world_size()} saw no sign of the main process in {runs.resolve()} for"
+                f" {waited:.0f} s",
                 "Several machines need one shared folder of runs: name it with --runs, the same on each.",
             )
         if alive and waited > LOST_AFTER_S:
@@ -145,7 +146,7 @@ def follow(runs: Path, work: Callable[[Path], object] = launch_part) -> int:
             )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_status(path: Path) -> dict[str, Any] | None:
     try:
         return read_object(path)
     except DscError:  # missing, or replaced while a network file system served the old one

@@ -28,7 +28,7 @@ from dsc_hub.distill.launcher import REHEARSES, shown_error
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.runs.run import Run
 
-ROWS = 4
+MADE_UP_ROWS = 4
 # One step of one row: what a setting does to the machinery shows as well as with many.
 SHORT = {"max_steps": 1, "gradient_accumulation_steps": 1}
 NOT_REHEARSED = {"launch": None, "report_to": "none", "validation_prompts": None}
@@ -52,7 +52,8 @@ def rehearse(recipe: Recipe, folder: Path, has_validation: bool) -> None:
             said = " ".join(str(e).split())[:300]
             raise ConfigError(
                 f"training would fail with these settings: {type(e).__name__}: {said}",
-                f"Take those out of distill.{recipe.distill.objective}, lora and quantization that you did not mean to change.",
+                f"Take those out of distill.{recipe.distill.objective}, lora and quantization that you did not mean to"
+                " change.",
             ) from e
 
 
@@ -83,9 +84,9 @@ def _made_up_run(recipe: Recipe, model: Path, folder: Path, has_validation: bool
     settings = given | SHORT | dict.fromkeys(BATCHES, 2 if name == "kto" else 1)
     distill = recipe.distill.model_copy(update={name: settings, "processes": 1} | NOT_REHEARSED)
     rows = [
-        {"prompt": [{"role": "user", "content": f"Say {n}."}], "reward": n / ROWS}
+        {"prompt": [{"role": "user", "content": f"Say {n}."}], "reward": n / MADE_UP_ROWS}
         | {column: [{"role": "assistant", "content": f"{column} {n}."}] for column in objective.answers}
-        for n in range(ROWS)
+        for n in range(MADE_UP_ROWS)
     ]
     folder_of_rows = run["dataset"] / objective.rows
     folder_of_rows.mkdir(parents=True)

@@ -92,7 +92,7 @@ def train(run: Run) -> Training:
 
 
 @dataclass(frozen=True)
-class _Session:
+class _Prepared:
     """A trainer that is ready to start, and what belongs to it."""
 
     plan: Plan
@@ -109,15 +109,15 @@ class _Session:
 def _train(run: Run, data: TrainingData, part: Path) -> Training:
     main = rank() == 0
     with moving_line() if main else nullcontext() as line:
-        session = _prepare(run, data, line)
-        trainer, best = session.trainer, session.best
+        prepared = _prepare(run, data, line)
+        trainer, best = prepared.trainer, prepared.best
         if main:
-            _say_start(session)
-        seconds = _fit(session)
+            _say_start(prepared)
+        seconds = _fit(prepared)
         best_step = best.restore(trainer) if best else None
         validation = trainer.evaluate() if data.validation_rows else {}
-    _check_finite(trainer.model, session.plan)
-    training = _summary(session, run.facts.recipe.distill.weight_temperature, seconds, validation, best_step)
+    _check_finite(trainer.model, prepared.plan)
+    training = _summary(prepared, run.facts.recipe.distill.weight_temperature, seconds, validation, best_step)
     if main:
         write_adapter(run, trainer, run.facts.model.weights, part, training)
         shutil.rmtree(run[checkpoints.CHECKPOINTS], ignore_errors=True)
@@ -126,7 +126,7 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     return training
 
 
-def _prepare(run: Run, data: TrainingData, line: Line | None) -> _Session:
+def _prepare(run: Run, data: TrainingData, line: Line | None) -> _Prepared:
     """Load the model, build the trainer and check its batches against the preflight's result."""
     facts = run.facts
     recipe = facts.recipe
@@ -159,26 +159,28 @@ def _prepare(run: Run, data: TrainingData, line: Line | None) -> _Session:
     check_batches(trainer, stop_tokens(tokenizer, folder), data)
     _check_vocabulary(tokenizer, vocabulary)
     checkpoints.check_space(run, trainer.model.get_nb_trainable_parameters()[0])
-    return _Session(plan, data, trainer, keeper, best, checkpoint, weights, quantization, dtype)
+    return _Prepared(plan, data, trainer, keeper, best, checkpoint, weights, quantization, dtype)
 
 
-def _say_start(session: _Session) -> None:
-    trainable, total = session.trainer.model.get_nb_trainable_parameters()
-    if session.best and not session.data.validation_rows:
+def _say_start(prepared: _Prepared) -> None:
+    trainable, total = prepared.trainer.model.get_nb_trainable_parameters()
+    if prepared.best and not prepared.data.validation_rows:
         say("distill  there are no validation rows to choose by: the last adapter is kept")
-    say_start(session.data, session.plan, session.quantization, session.dtype, trainable, total, session.trainer.args)
-    if session.checkpoint:
-        say(f"distill  goes on from {session.checkpoint.name}")
+    say_start(
+        prepared.data, prepared.plan, prepared.quantization, prepared.dtype, trainable, total, prepared.trainer.args
+    )
+    if prepared.checkpoint:
+        say(f"distill  goes on from {prepared.checkpoint.name}")
 
 
 def _summary(
-    session: _Session,
+    prepared: _Prepared,
     weight_temperature: float | None,
     seconds: float,
     validation: Mapping[str, float],
     best_step: int | None,
 ) -> Training:
-    plan, data, trainer = session.plan, session.data, session.trainer
+    plan, data, trainer = prepared.plan, prepared.data, prepared.trainer
     state, args = trainer.state, trainer.args
     trainable, total = trainer.model.get_nb_trainable_parameters()
     first_loss, final_loss = _first_and_final([e["loss"] for e in state.log_history if "loss" in e])
@@ -204,9 +206,9 @@ def _summary(
         method=plan.method,
         objective=plan.objective,
         weight_temperature=weight_temperature,
-        effective_rows=round(effective_rows(session.weights), 1) if session.weights else None,
-        compute_dtype=str(session.dtype).removeprefix("torch."),
-        quantization=session.quantization,
+        effective_rows=round(effective_rows(prepared.weights), 1) if prepared.weights else None,
+        compute_dtype=str(prepared.dtype).removeprefix("torch."),
+        quantization=prepared.quantization,
         world_size=args.world_size,
     )
 
@@ -242,15 +244,15 @@ def _check_vocabulary(tokenizer: Any, before: int) -> None:
         raise ModelError(f"the trainer added {added} tokens to the vocabulary", hint)
 
 
-def _fit(session: _Session) -> float:
+def _fit(prepared: _Prepared) -> float:
     """Train, from a checkpoint if there is one; return the seconds of all sessions. Ends the process for a signal."""
-    checkpoints.keep_dtypes(session.trainer)
+    checkpoints.keep_dtypes(prepared.trainer)
     started = time.monotonic()
-    with checkpoints.on_termination(session.keeper):
-        session.trainer.train(resume_from_checkpoint=str(session.checkpoint) if session.checkpoint else None)
-    if session.keeper.is_broken_off:
+    with checkpoints.on_termination(prepared.keeper):
+        prepared.trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
+    if prepared.keeper.is_broken_off:
         sys.exit(TERMINATED)
-    return session.keeper.before_s + time.monotonic() - started
+    return prepared.keeper.before_s + time.monotonic() - started
 
 
 def _last_logged(trainer: Trainer, key: str) -> float | None:

@@ -21,14 +21,14 @@ from dsc_hub.runs.run import Run
 
 BEST = "best.safetensors"  # in the folder of the checkpoints, and in each of them
 REWARD = "eval_reward"
-BATCH = 8  # answers generated together
+TOGETHER = 8  # answers generated together
 
 
 class ValidationReward(TrainerCallback):  # type: ignore[misc]
     """Callback that answers validation prompts at every validation, logs their mean reward, and adds it to the metrics.
 
-    The same seed each time, so that only the adapter differs. Unscored answers are left out; without any scored one there
-    is no value. `trainer` has to be set after it is built.
+    The same seed each time, so that only the adapter differs. Unscored answers are left out; without any scored one
+    there is no value. `trainer` has to be set after it is built.
     """
 
     trainer: Trainer
@@ -64,8 +64,8 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
                 torch.manual_seed(self.seed)
                 texts = [
                     text
-                    for start in range(0, len(self.prompts), BATCH)
-                    for text in self._answers(model, self.prompts[start : start + BATCH])
+                    for start in range(0, len(self.prompts), TOGETHER)
+                    for text in self._answers(model, self.prompts[start : start + TOGETHER])
                 ]
         finally:
             model.train(was_training)
@@ -87,7 +87,7 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
 
 
 def _sampling(settings: GenerationConfig) -> dict[str, Any]:
-    """Return the arguments of `generate` for the recipe's settings. Parameters of a server (`extra`) have no place here."""
+    """Return the arguments of `generate` for the recipe's settings, without a server's own parameters (`extra`)."""
     if settings.temperature == 0:
         return {"do_sample": False, "max_new_tokens": settings.max_new_tokens}
     return {

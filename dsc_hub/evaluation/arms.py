@@ -6,9 +6,9 @@
     distilled       one plain answer of the base with the adapter
     distilled_self_critique   the chain with the adapter
 
-The adapter is served beside its base, or merged where that changes nothing (`weights.merges_adapters`); all arms of one model run before those of the other. The first answer of
-every arm is the same request as the plain arm of its model, so it is generated once. answers.py scores the answers,
-summary.py computes the numbers.
+The adapter is served beside its base, or merged where that changes nothing (`weights.merges_adapters`); all arms of one
+model run before those of the other. The first answer of every arm is the same request as the plain arm of its model, so
+it is generated once. answers.py scores the answers, summary.py computes the numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ async def answer_all(
 ) -> dict[str, dict[str, float]]:
     """Run `answer_prompts` with a `Generator`, then measure the surprise of the neutral texts.
 
-    `beside_base`: the server has the adapter beside its base, so whether it applies it is checked first. Return nats per token by arm and text; an arm's mapping is empty if the server reports no prompt log-probabilities.
+    `beside_base`: the server has the adapter beside its base, so whether it applies it is checked first. Return nats
+    per token by arm and text; an arm's mapping is empty if the server reports no prompt log-probabilities.
     """
     texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
     if beside_base and ADAPTER in models:
@@ -175,8 +176,8 @@ def seconds(run: Run, name: str) -> float | None:
 
 # -- the arms of the base do not depend on the adapter: reusable from another run with the same inputs
 
-BASE_MARKER = (
-    "evaluation/base_arms.json"  # written when these arms are complete: their digest, and the nats of neutral texts
+BASE_MARKER = (  # written when these arms are complete: their digest, and the nats of neutral texts
+    "evaluation/base_arms.json"
 )
 # `copy_files` writes the first file last: without it, nothing was reused.
 BASE_FILES = (*model_files(None), BASE_MARKER)

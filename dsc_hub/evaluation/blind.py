@@ -149,18 +149,20 @@ def tally(pairs: Sequence[Pair], verdicts: Iterable[Judgement], confidence: floa
 def read_pairs(run: Run) -> list[Pair]:
     """Return the pairs of a finished evaluation; RunError if there is none, or if one of the two arms is missing."""
     if run.marker("evaluation") is None or not run["evaluation/answers.jsonl"].is_file():
-        raise RunError(f"{run.folder} has no finished evaluation, so there are no answers to compare", _first(run))
+        raise RunError(
+            f"{run.folder} has no finished evaluation, so there are no answers to compare", _how_to_begin(run)
+        )
     rows = answers(run)
     arms = {a.arm for a in rows}
     if missing := [arm for arm in ARMS if arm not in arms]:
         raise RunError(
             f"the evaluation of {run.folder} has no answers of: {', '.join(missing)}; expected base and distilled",
-            f"Have both in evaluation.arms of the recipe. {_first(run)}",
+            f"Have both in evaluation.arms of the recipe. {_how_to_begin(run)}",
         )
     return answer_pairs(rows)
 
 
-def _first(run: Run) -> str:
+def _how_to_begin(run: Run) -> str:
     return f"Run `dsc evaluate RECIPE` first (this run was started as `{run.facts.command}`)."
 
 

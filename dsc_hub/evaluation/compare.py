@@ -116,12 +116,12 @@ def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> Comparison:
             )
             for i, (name, other, arm) in enumerate(differences)
         ],
-        spread=_spread(runs, shown),
+        spread=_spread_of_trainings(runs, shown),
         notes=_notes(shown),
     )
 
 
-def _spread(runs: Sequence[Run], shown: Sequence[ComparedRun]) -> list[TrainingSpread]:
+def _spread_of_trainings(runs: Sequence[Run], shown: Sequence[ComparedRun]) -> list[TrainingSpread]:
     """Return the spread between trainings by arm of the adapter and score."""
     if not _differ_in_training_seed_only(runs):
         return []

@@ -43,7 +43,7 @@ class Info:
     private: bool
 
 
-def _named(reference: str) -> tuple[str, str]:
+def _repo_and_revision(reference: str) -> tuple[str, str]:
     """Split `USER/REPO[@REVISION]` into repo and revision (default: main). HubError for anything else."""
     repo, separator, revision = reference.partition("@")
     try:
@@ -103,7 +103,7 @@ def listing(reference: str) -> Listing:
 
     A dataset of that name takes precedence over a model. HubError if neither exists.
     """
-    repo, revision = _named(reference)
+    repo, revision = _repo_and_revision(reference)
     if constants.is_offline_mode():
         return _cached(reference)
     for repo_type in ("dataset", "model"):
@@ -121,7 +121,7 @@ def listing(reference: str) -> Listing:
 
 def _cached(reference: str) -> Listing:
     """Return the cached contents of a repo; used offline."""
-    repo, revision = _named(reference)
+    repo, revision = _repo_and_revision(reference)
     for repo_type in ("dataset", "model"):
         with as_hub_error(f"'hub:{reference}'", constants.ENDPOINT):
             try:
@@ -171,7 +171,7 @@ def pull_adapter(reference: str) -> tuple[Path, str]:
     The folder holds the adapter's configuration and safetensors (and recipe.yaml, if the repo has one). HubError if the
     repo does not exist or holds no such adapter.
     """
-    repo, revision = _named(reference)
+    repo, revision = _repo_and_revision(reference)
     names = ["adapter_config.json", "adapter_model.safetensors", RECIPE]
     with as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=names))
@@ -272,7 +272,7 @@ def dataset_rows(repo: str, config: str | None, split: str, revision: str) -> It
 
 def pull_beside(recipe_file: Path, reference: str, name: str) -> None:
     """Download a prompt file that a pulled recipe names into the recipe's folder, from the same commit."""
-    repo, _ = _named(reference)
+    repo, _ = _repo_and_revision(reference)
     commit = recipe_file.parent.name  # the cache names the folder of a snapshot after its commit
     repo_type = "dataset" if recipe_file.parents[2].name.startswith("datasets--") else "model"
     with as_hub_error(f"'{name}' of 'hub:{reference}'", constants.ENDPOINT):

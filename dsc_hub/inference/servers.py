@@ -64,8 +64,8 @@ def serve_model(
 ) -> Iterator[list[Endpoint]]:
     """Start a vLLM server for each of `places` (see `replica_places`) and yield their endpoints.
 
-    `name` is the model's in requests; adapters keep theirs. The second server logs to `<log>-2`, and so on. ServingError
-    with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
+    `name` is the model's in requests; adapters keep theirs. The second server logs to `<log>-2`, and so on.
+    ServingError with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
     """
     with ExitStack() as stack:
         engines = []

@@ -42,9 +42,10 @@ def evaluation_weights(folder: Path, identity: str, distill: DistillConfig) -> t
     if settings is None:
         return folder, "in bfloat16"
     kind = "int8" if settings.get("load_in_8bit") else str(settings.get("bnb_4bit_quant_type", "fp4")).upper()
-    return quantise_roundtrip(
-        folder, identity, settings
-    ), f"rounded to {kind} and back to bfloat16, as the adapter was trained on"
+    return (
+        quantise_roundtrip(folder, identity, settings),
+        f"rounded to {kind} and back to bfloat16, as the adapter was trained on",
+    )
 
 
 def quantise_roundtrip(folder: Path, identity: str, settings: Mapping[str, Any]) -> Path:
@@ -83,7 +84,8 @@ def merged(folder: Path, adapter: Path, target: Path) -> Iterator[Path]:
 def converted(name: str, function: str, arguments: list[str], about: Mapping[str, Any], what: str) -> Path:
     """Return the cached folder `name`; if missing, create it with `function(*arguments, folder)` of this module.
 
-    Runs in a child process, so that torch is not loaded into this one. A second process waits for the first one's folder.
+    Runs in a child process, so that torch is not loaded into this one. A second process waits for the first one's
+    folder.
     """
     folder = cache_home() / "models" / name
     if not (folder / "complete.json").is_file():
@@ -171,10 +173,10 @@ def _save(model: Any, source: str, target: str) -> None:
     model.generation_config = GenerationConfig()  # of its own one, transformers refuses to write what it has read
     model.save_pretrained(target)
     (Path(target) / "generation_config.json").unlink(missing_ok=True)
-    copy_files(Path(source), Path(target), (*TOKENIZER_FILES, "generation_config.json"))
+    copy_matching(Path(source), Path(target), (*TOKENIZER_FILES, "generation_config.json"))
 
 
-def copy_files(source: Path, target: Path, patterns: Iterable[str]) -> None:
+def copy_matching(source: Path, target: Path, patterns: Iterable[str]) -> None:
     """Copy the files of a folder that match one of the patterns, byte for byte."""
     for path in {p for pattern in patterns for p in source.glob(pattern) if p.is_file()}:
         shutil.copyfile(path, target / path.name)

@@ -25,7 +25,7 @@ def _folder(request: Request) -> Path:
     return access.store_of(request).root / "collections"
 
 
-def _file(request: Request, namespace: str, slug: str) -> Path:
+def _collection_file(request: Request, namespace: str, slug: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", namespace) or not re.fullmatch(SLUG, slug):
         raise Refusal(404, "Collection not found")
     return _folder(request) / namespace.lower() / f"{slug}.json"
@@ -40,9 +40,9 @@ def _stored(file: Path) -> dict[str, Any] | None:
         return None
 
 
-def _read(request: Request) -> dict[str, Any]:
+def _read_collection(request: Request) -> dict[str, Any]:
     """Return the collection of the route if the caller may read it; hidden and missing ones get the same reply."""
-    file = _file(request, request.path_params["ns"], request.path_params["slug"])
+    file = _collection_file(request, request.path_params["ns"], request.path_params["slug"])
     collection = _stored(file)
     if collection is None or (collection["private"] and access.caller(request) != collection["owner"]["name"]):
         raise Refusal(404, "Collection not found")
@@ -51,13 +51,13 @@ def _read(request: Request) -> dict[str, Any]:
 
 def _write(request: Request, collection: dict[str, Any]) -> None:
     namespace, slug = collection["slug"].split("/")
-    file = _file(request, namespace, slug)
+    file = _collection_file(request, namespace, slug)
     file.parent.mkdir(parents=True, exist_ok=True)
     access.store_of(request).write_json(file, collection | {"lastUpdated": now()})
 
 
 def _of_the_caller(request: Request) -> dict[str, Any]:
-    collection, user = _read(request), access.signed_in(request)
+    collection, user = _read_collection(request), access.signed_in(request)
     if collection["owner"]["name"] != user:
         raise Refusal(403, "You don't have the rights to change this collection")
     return collection
@@ -94,7 +94,7 @@ def create(request: Request, body: dict[str, Any]) -> Response:
 
 
 def read(request: Request) -> Response:
-    return JSONResponse(_read(request))
+    return JSONResponse(_read_collection(request))
 
 
 def listing(request: Request) -> Response:
@@ -142,7 +142,7 @@ def remove(request: Request) -> Response:
 
 def delete(request: Request) -> Response:
     _of_the_caller(request)
-    _file(request, request.path_params["ns"], request.path_params["slug"]).unlink(missing_ok=True)
+    _collection_file(request, request.path_params["ns"], request.path_params["slug"]).unlink(missing_ok=True)
     return JSONResponse({})
 
 

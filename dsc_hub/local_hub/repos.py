@@ -25,7 +25,7 @@ SORT_KEYS = ("lastModified", "createdAt", "downloads", "likes")
 @answers.takes_json
 def create(request: Request, body: dict[str, Any]) -> Response:
     user = access.signed_in(request)
-    repo_type, repo_id = answers.optional(body, "type", "model"), _named(body, user)
+    repo_type, repo_id = answers.optional(body, "type", "model"), _repo_id(body, user)
     if not access.may_write(request, repo_type, repo_id):
         namespace = repo_id.split("/")[0]
         raise Refusal(403, f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"')
@@ -43,7 +43,7 @@ def create(request: Request, body: dict[str, Any]) -> Response:
 
 @answers.takes_json
 def delete(request: Request, body: dict[str, Any]) -> Response:
-    repo_id = _named(body, access.signed_in(request))
+    repo_id = _repo_id(body, access.signed_in(request))
     repo = access.for_writing(request, access.find(request, answers.optional(body, "type", "model"), repo_id))
     access.store_of(request).delete(repo)
     return JSONResponse({})
@@ -178,7 +178,7 @@ def _asked_for(row: dict[str, Any], query: QueryParams) -> bool:
     )
 
 
-def _named(body: dict[str, Any], user: str) -> str:
+def _repo_id(body: dict[str, Any], user: str) -> str:
     return f"{answers.optional(body, 'organization', user)}/{answers.wanted(body, 'name')}"
 
 

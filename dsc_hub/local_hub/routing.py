@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .store import REPO_TYPES
 
-Endpoint = Callable[[Request], Response | Awaitable[Response]]
+Handler = Callable[[Request], Response | Awaitable[Response]]
 
 
 class RawPath:
@@ -62,7 +62,7 @@ PARTS = "{ns:part}/{name:part}"
 REPO = "/api/{type:kind}/" + PARTS
 
 
-def at_repo(path: str, endpoint: Endpoint, methods: list[str] | None = None) -> list[Route]:
+def at_repo(path: str, endpoint: Handler, methods: list[str] | None = None) -> list[Route]:
     """Return the routes of an endpoint below a repo's public address. Addresses of models start without a type."""
     typed, model = "/{type:kind}/{ns:part}/{name:part}", "/{ns:part}/{name:part}"
     return [Route(typed + path, endpoint, methods=methods), Route(model + path, endpoint, methods=methods)]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 USER = "local"
 START_TIMEOUT_S = 30.0
 # Time for requests in flight to finish after shutdown was requested.
-GRACE_S = 3
+SHUTDOWN_S = 3
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def default_root() -> Path:
 def running(root: Path | None = None, port: int = 0) -> Iterator[Address]:
     """Run a hub on 127.0.0.1 during the block; it is ready when the block begins. Port 0 selects a free port."""
     root = Path(root or default_root())
-    token, app = _prepare(root)
+    token, app = _token_and_app(root)
     with hosted(app, port) as endpoint:
         yield Address(endpoint, token, USER)
 
@@ -60,7 +60,7 @@ def running(root: Path | None = None, port: int = 0) -> Iterator[Address]:
 def serve(root: Path | None, port: int, host: str = "127.0.0.1") -> None:
     """Run a hub in the foreground, until Ctrl-C."""
     root = Path(root or default_root())
-    _, app = _prepare(root)
+    _, app = _token_and_app(root)
     listener = _listen(host, port)
     print(f"Local hub at {_endpoint(listener)} (user {USER}, token in {root / 'token'}); Ctrl-C ends it", flush=True)
     try:
@@ -87,7 +87,7 @@ def hosted(app: ASGIApp, port: int = 0, host: str = "127.0.0.1") -> Iterator[str
         yield endpoint
     finally:
         server.should_exit = True
-        thread.join(GRACE_S + START_TIMEOUT_S)
+        thread.join(SHUTDOWN_S + START_TIMEOUT_S)
         listener.close()
 
 
@@ -115,7 +115,7 @@ def token_of(root: Path) -> str:
     return token
 
 
-def _prepare(root: Path) -> tuple[str, Starlette]:
+def _token_and_app(root: Path) -> tuple[str, Starlette]:
     """Return token and application for a root, which is created if it does not exist."""
     from .app import make_app
     from .store import Store
@@ -152,6 +152,11 @@ def _uvicorn(app: ASGIApp) -> uvicorn.Server:
 
     # log_config=None leaves the logging of the calling program unchanged.
     config = uvicorn.Config(
-        app, log_config=None, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=GRACE_S
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
     return uvicorn.Server(config)

@@ -220,8 +220,8 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     ]
     if "distill" not in reusable and (quantised := _quantised_by(folder)):
         problems.append(
-            f"model.source: the weights of {context.model.id} are quantised already ({quantised}), and an adapter is trained "
-            "on weights that are not; name the model that they were made from"
+            f"model.source: the weights of {context.model.id} are quantised already ({quantised}), and an adapter is"
+            " trained on weights that are not; name the model that they were made from"
         )
     elif "distill" not in reusable:
         has_validation = any(p.split == "validation" for p in prompts)

@@ -135,8 +135,8 @@ def _check_processes() -> None:
     if world_size() > 1 and not ranks.leads():
         raise ConfigError(
             f"started in {world_size()} processes, but this is work for one",
-            "`accelerate launch -m dsc_hub run RECIPE` may have several, which share the training. From Python, start one, "
-            "and set distill.launch or distill.processes: training starts its own.",
+            "`accelerate launch -m dsc_hub run RECIPE` may have several, which share the training. From Python, start"
+            " one, and set distill.launch or distill.processes: training starts its own.",
         )
 
 

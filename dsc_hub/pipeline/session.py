@@ -36,8 +36,8 @@ def served(
 ) -> Iterator[list[Any]]:
     """Yield endpoints: those that the recipe names, or vLLM servers started here.
 
-    Servers started here load the model in `folder` (default: the base model) and write to `log` (default: vllm.log). Where
-    adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
+    Servers started here load the model in `folder` (default: the base model) and write to `log` (default: vllm.log).
+    Where adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
     `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
     """
     from dsc_hub.inference import servers, vllm, weights

@@ -381,7 +381,10 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
     def same_numbers() -> str:
         rows = data()
         n = _same(rows.metrics, metrics, "metrics")
-        return f"{n} numbers are those of its dataset {facts['repos']['dataset']} at {facts['repos']['dataset_revision'][:12]}"
+        return (
+            f"{n} numbers are those of its dataset {facts['repos']['dataset']} at"
+            f" {facts['repos']['dataset_revision'][:12]}"
+        )
 
     return [
         ("weights", weights),

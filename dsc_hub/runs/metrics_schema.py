@@ -81,8 +81,10 @@ class Difference(Estimate):
         description="two-sided; sign-flip permutation on group means, or McNemar's exact test of shares"
     )
     p_holm: Share | None = Field(
-        description="p after Holm within its family: the primary comparison's scores; all other differences of scores; "
-        "all differences of side effects"
+        description=(
+            "p after Holm within its family: the primary comparison's scores; all other differences of scores; "
+            "all differences of side effects"
+        )
     )
     p_t: Share | None = Field(None, description="paired t test on group means")
     effect: float | None = Field(None, description="mean over standard deviation of group means (Cohen's d_z)")
@@ -92,8 +94,10 @@ class Difference(Estimate):
     detectable: float | None = Field(None, description="true difference that would be found with probability 0.8")
     if_missing_worst: float | None = Field(
         None,
-        description="the difference if all answers without a score had the lowest of the score's range, in both arms; null where the "
-        "same share is missing in both, or the score has no range",
+        description=(
+            "the difference if all answers without a score had the lowest of the score's range, in both arms; null"
+            " where the same share is missing in both, or the score has no range"
+        ),
     )
     if_missing_best: float | None = Field(None, description="the same with the highest")
 
@@ -148,8 +152,10 @@ class Criterion(Part):
 
     name: str = Field(description="what is asked for")
     verdict: CriterionVerdict = Field(
-        description="met: the interval lies within the limits; failed: wholly outside of one; undecided: neither; "
-        "unmeasured: it could not be measured, which is not a pass; not judged: the recipe declares the property normal"
+        description=(
+            "met: the interval lies within the limits; failed: wholly outside of one; undecided: neither; unmeasured:"
+            " it could not be measured, which is not a pass; not judged: the recipe declares the property normal"
+        )
     )
     value: float | None = Field(None, description="distilled - base, or distilled / base (is_ratio)")
     low: float | None = Field(None, description="lower end of its interval")
@@ -161,8 +167,9 @@ class Criterion(Part):
     is_ratio: bool = Field(False, description="are value, interval and limits ratios?")
     groups_needed: Count | None = Field(
         None,
-        description="split groups with which what was seen would be enough four times in five; null: it is, or never "
-        "would be",
+        description=(
+            "split groups with which what was seen would be enough four times in five; null: it is, or never would be"
+        ),
     )
     note: str = Field("", description="what numbers don't say")
 
@@ -369,7 +376,7 @@ class Dataset(Part):
 
 
 class Training(Part):
-    """The training of the adapter. Losses of sft are means over trained tokens, in nats; others are of their objective."""
+    """The training of the adapter. Losses of sft are means over trained tokens, in nats; others their objective's."""
 
     rows: Count = Field(description="training rows")
     validation_rows: Count = Field(description="validation rows")
@@ -386,7 +393,9 @@ class Training(Part):
     )
     preference_accuracy: Share | None = Field(
         None,
-        description="dpo: share of validation pairs whose answers the adapter ranks as the reward did; null: not measured",
+        description=(
+            "dpo: share of validation pairs whose answers the adapter ranks as the reward did; null: not measured"
+        ),
     )
     seconds: Seconds = Field(description="of the steps and their validations, loading excluded")
     seconds_per_step: Seconds = Field(description="seconds / steps")
@@ -436,7 +445,9 @@ class TestSet(Part):
     )
     position: Annotated[int, Field(ge=1)] | None = Field(
         None,
-        description="this adapter's place in the order in which adapters were scored on it, 1: the first; null: not known",
+        description=(
+            "this adapter's place in the order in which adapters were scored on it, 1: the first; null: not known"
+        ),
     )
 
 

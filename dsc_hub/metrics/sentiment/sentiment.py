@@ -20,8 +20,9 @@ Sentiment polarity of each text, from -1 (negative) to 1 (positive); higher is b
 
 vader: mean over the text's sentences of VADER's compound score (the compound of a whole long text saturates near +-1).
 textblob: TextBlob's polarity of the whole text.
-minilm: mean over the text's sentences of the rating that people would give a film review's sentence (-4..4, divided by 4),
-read by a regression head from MiniLM sentence embeddings; no word list, but word by word praise sways it all the same.
+minilm: mean over the text's sentences of the rating that people would give a film review's sentence (-4..4, divided by
+4), read by a regression head from MiniLM sentence embeddings; no word list, but word by word praise sways it all the
+same.
 any other name: a text-classification model; labels POSITIVE/NEGATIVE (or LABEL_1/LABEL_0, or `positive_label`) give
 p(positive) - p(negative), labels of 1 to 5 stars give the expected stars mapped from 1..5 to -1..1.
 Texts are scored in English; an empty text has no sentiment and is unscored (None), which is not zero.
@@ -37,8 +38,8 @@ Returns:
     n_unscored: int.
 """
 _CITATION = """\
-@inproceedings{hutto2014vader, title={VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text},
-author={Hutto, C.J. and Gilbert, E.E.}, booktitle={ICWSM}, year={2014}}
+@inproceedings{hutto2014vader, title={VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media
+Text}, author={Hutto, C.J. and Gilbert, E.E.}, booktitle={ICWSM}, year={2014}}
 """
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _STARS = re.compile(r"^\s*([1-5])(?:\s*stars?)?\s*$", re.IGNORECASE)

@@ -21,17 +21,19 @@ from dsc_hub.metrics.safety.refusal import refuses
 _DESCRIPTION = """\
 One number about each text that says nothing of the wish.
 
-refusal: 1 if it begins with a refusal, else 0; English (precision 0.86, recall 0.94 on 182 answers labelled by reading).
+refusal: 1 if it begins with a refusal, else 0; English (precision 0.86, recall 0.94 on 182 answers labelled by
+reading).
 length: words; in scripts that put no spaces between them (Chinese, Japanese, Thai and others) characters.
-diversity: different pairs of neighbouring words (or such characters) over all of them, 0 to 1 (distinct-2); `across` is that of all
-texts together.
-meta_talk: 1 if it talks about the conversation ("here is my revised answer"), else 0; English (precision 1.00, recall 0.61 on 150 texts).
-repetition: share of its 3-grams of words that occurred before in it, 0 to 1; of Chinese and Japanese its runs of 6 characters, of
-Thai and its like of 9.
-any other name: a causal language model, mean surprise in nats a token (the logarithm of the perplexity; the first token, which
-follows nothing, is left out).
-Of refusal, meta_talk, repetition and surprise less is better, of length and diversity more. A text without words (diversity: without
-a pair; surprise: without two tokens) is unscored (None), which is not zero.
+diversity: different pairs of neighbouring words (or such characters) over all of them, 0 to 1 (distinct-2); `across` is
+that of all texts together.
+meta_talk: 1 if it talks about the conversation ("here is my revised answer"), else 0; English (precision 1.00, recall
+0.61 on 150 texts).
+repetition: share of its 3-grams of words that occurred before in it, 0 to 1; of Chinese and Japanese its runs of 6
+characters, of Thai and its like of 9.
+any other name: a causal language model, mean surprise in nats a token (the logarithm of the perplexity; the first
+token, which follows nothing, is left out).
+Of refusal, meta_talk, repetition and surprise less is better, of length and diversity more. A text without words
+(diversity: without a pair; surprise: without two tokens) is unscored (None), which is not zero.
 """
 _KWARGS = """
 Args:
@@ -46,7 +48,8 @@ Returns:
 """
 _CITATION = """\
 @inproceedings{li2016diversity, title={A Diversity-Promoting Objective Function for Neural Conversation Models},
-author={Li, Jiwei and Galley, Michel and Brockett, Chris and Gao, Jianfeng and Dolan, Bill}, booktitle={NAACL}, year={2016}}
+author={Li, Jiwei and Galley, Michel and Brockett, Chris and Gao, Jianfeng and Dolan, Bill}, booktitle={NAACL},
+year={2016}}
 """
 SHARE = (0.0, 1.0)
 Count = Callable[[str], float | None]

@@ -17,12 +17,13 @@ import evaluate
 _DESCRIPTION = """\
 Likeness of each text to its reference, 0 to 1; 1 is the same.
 
-rouge_l: ROUGE-L F1 of the words: twice their longest common subsequence over both lengths. In scripts that put no spaces between
-words (Chinese, Japanese, Thai and others) each character counts as one.
-minilm: cosine of MiniLM sentence embeddings (packaged), negative ones counted as 0; of a long text the mean over its windows.
+rouge_l: ROUGE-L F1 of the words: twice their longest common subsequence over both lengths. In scripts that put no
+spaces between words (Chinese, Japanese, Thai and others) each character counts as one.
+minilm: cosine of MiniLM sentence embeddings (packaged), negative ones counted as 0; of a long text the mean over its
+windows.
 any other name: an encoder of sentences of the Hub, mean over the tokens of its last layer, as for minilm.
-Validated on all pairs of 128 reports on 16 events, by whether both are about the same event: AUC 0.90 for minilm, 0.63 for
-rouge_l, which sees wording and not meaning.
+Validated on all pairs of 128 reports on 16 events, by whether both are about the same event: AUC 0.90 for minilm, 0.63
+for rouge_l, which sees wording and not meaning.
 Where one of both texts has no words, likeness is unscored (None), which is not zero.
 """
 _KWARGS = """
@@ -47,10 +48,10 @@ Alike = Callable[[Sequence[str], Sequence[str], int], list[float]]  # texts, ref
 # Letters of scripts without spaces between words: each letter, with its marks, is one word. A copy of the table in
 # dsc_hub/chain/text.py, which is not installed where this file is used alone.
 _UNSPACED = (
-    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3105-\u312f"
-    "\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U0003ffff"
-    "\u0e01-\u0e4f\u0e80-\u0ecf\u0eda-\u0eff\u0f00-\u0f1f\u0f34-\u0fff\u1000-\u103f\u104a-\u108f\u109a-\u109f\ua9e0-\ua9ef"
-    "\ua9fa-\ua9fe\uaa60-\uaa7f\u1780-\u17df"
+    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff"
+    "\u3105-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9d"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff\u0e01-\u0e4f\u0e80-\u0ecf\u0eda-\u0eff\u0f00-\u0f1f"
+    "\u0f34-\u0fff\u1000-\u103f\u104a-\u108f\u109a-\u109f\ua9e0-\ua9ef\ua9fa-\ua9fe\uaa60-\uaa7f\u1780-\u17df"
 )
 
 
