@@ -561,6 +561,13 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     description: str = ""
     seed: int = Field(0, ge=0, lt=2**32)
+    rounds: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="in each further round the distilled model samples, and a new adapter is trained on that; they end "
+        "when the mean reward of answers to validation prompts no longer rises",
+    )
     model: ModelConfig
     prompts: PromptsConfig
     chain: ChainConfig
@@ -594,18 +601,30 @@ class Recipe(Section):
     def _validates_on_something(self) -> Recipe:
         d = self.distill
         keeps_best = getattr(d, d.objective).get("load_best_model_at_end") or d.patience
-        if (keeps_best or d.validation_prompts) and not self.prompts.split.validation:
+        if (keeps_best or d.validation_prompts or self.rounds > 1) and not self.prompts.split.validation:
             raise ValueError(
-                "distill: patience, validation_prompts and load_best_model_at_end need validation prompts; set "
+                "rounds, distill.patience, validation_prompts and load_best_model_at_end need validation prompts; set "
                 "prompts.split.validation above 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_serve_adapters(self) -> Recipe:
+        if self.rounds > 1 and self.serving.endpoints:
+            raise ValueError(
+                "rounds: serving.endpoints don't have the adapters of earlier rounds; leave endpoints empty"
             )
         return self
 
     @model_validator(mode="after")
     def _training_loads_the_reward(self) -> Recipe:
         terms = (self.reward, *self.reward.plus)
-        if self.distill.validation_prompts and any(t.metric.endswith(".py") or "/" in t.metric for t in terms):
-            raise ValueError("distill.validation_prompts: training scores with shipped metrics only; leave it out")
+        if (self.distill.validation_prompts or self.rounds > 1) and any(
+            t.metric.endswith(".py") or "/" in t.metric for t in terms
+        ):
+            raise ValueError(
+                "rounds and distill.validation_prompts: training scores with shipped metrics only; leave them out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -50,6 +50,9 @@ def _sampling_inputs(i: Inputs) -> list[Any]:
     # Settings that affect only the speed (concurrency, memory, a scorer's batch size) are excluded.
     serving = {k: v for k, v in i.section("serving").items() if k in ("context", "endpoints", "served_model")}
     texts = (i.section("chain"), i.section("hygiene"), i.section("generation"))
+    # In rounds, chains depend on the adapters of the rounds before, and so on what these were trained on and how.
+    rounds = i.recipe.get("rounds", 1)
+    trained = [["rounds", rounds, i.section("dataset"), *_distill_inputs(i)]] if rounds > 1 else []
     return [
         i.identity["model"],
         *texts,
@@ -57,6 +60,7 @@ def _sampling_inputs(i: Inputs) -> list[Any]:
         i.section("reward", "batch_size"),
         i.identity["reward"],
         *i.more_scorers,
+        *trained,
     ]
 
 
@@ -88,7 +92,7 @@ STAGES = (
         version=5,
         inputs=_sampling_inputs,
         files=("chains.jsonl", "turns.jsonl", "failed.jsonl", "sessions.jsonl"),
-        sections=("sampling",),
+        sections=("sampling", "rounds"),
     ),
     Stage(
         "dataset",

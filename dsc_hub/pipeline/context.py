@@ -36,6 +36,7 @@ class RunContext:
     fingerprints: Mapping[str, str]
     command: str  # command that runs the whole recipe; contains no local paths
     names_by: Mapping[str, Any] = field(default_factory=dict)  # kind of repo -> `Stranger` whose recipe named it
+    adapter: Path | None = None  # of the round before, which samples instead of the base (rounds.py)
     shard: Shard | None = None  # the shard that this run folder holds (`of_shard`); None: the whole run
 
     def prompts(self, *splits: str) -> list[Prompt]:

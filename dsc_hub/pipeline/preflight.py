@@ -126,12 +126,15 @@ def estimate_run(
         ways.setdefault(arm.model, set()).add(arm.way)
     # A chain and best-of-n begin with their model's plain answer, which is generated once.
     per_sample = sum((turns if "chain" in w else 1) + (turns - 1 if "best" in w else 0) for w in ways.values())
-    requests = {"sampling": sampled * turns, "evaluation": evaluated * per_sample}
+    requests = {"sampling": sampled * turns * recipe.rounds, "evaluation": evaluated * per_sample}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
     stored = [] if recipe.serving.endpoints else pace.known_paces(model_identity)
     at_once = {"sampling": sampled, "evaluation": evaluated}
-    starts = {"sampling": 1, "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints))}
+    starts = {
+        "sampling": recipe.rounds,
+        "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints)),
+    }
     seconds = {
         k: pace.expect(stored, k, n, at_once[k], recipe.generation.max_new_tokens, starts[k])
         for k, n in requests.items()

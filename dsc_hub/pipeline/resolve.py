@@ -73,6 +73,11 @@ def _with_processes(recipe: Recipe) -> Recipe:
     ConfigError if the recipe asks for another number.
     """
     section = recipe.distill
+    if recipe.rounds > 1 and world_size() > 1:
+        raise ConfigError(
+            "rounds: a launcher's processes take part in one training only",
+            "Start one process, and name the launcher's configuration with distill.launch.",
+        )
     if (processes := world_size()) > 1:
         source = "the launcher started"
     elif section.launch is not None:
@@ -88,7 +93,9 @@ def _with_processes(recipe: Recipe) -> Recipe:
 
 
 def of_shard(context: RunContext, shard: Shard) -> RunContext:
-    """Return the context for sampling one shard, in its own run folder."""
+    """Return the context for sampling one shard, in its own run folder. ConfigError for a recipe with rounds."""
+    if context.recipe.rounds > 1:
+        raise ConfigError("rounds: each round samples and trains, so shards can't be put together", "Set rounds=1.")
     fingerprints = dict(context.fingerprints) | {"sampling": shard.fingerprint(context.fingerprints["sampling"])}
     return replace(context, run=Run(shard.folder(context.run)), fingerprints=fingerprints, shard=shard)
 

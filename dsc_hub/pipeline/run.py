@@ -20,10 +20,10 @@ from dsc_hub.config.stages import BY_NAME, after, before, up_to
 from dsc_hub.distill import launcher, ranks
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
-from dsc_hub.pipeline import stages
+from dsc_hub.pipeline import rounds, stages
 from dsc_hub.pipeline.context import RunContext, hub_account, record, set_owner
 from dsc_hub.pipeline.preflight import check_run
-from dsc_hub.runs import run, shards
+from dsc_hub.runs import shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import digest
@@ -142,9 +142,7 @@ def _check_processes() -> None:
 
 def _take_over(context: RunContext, stage: str) -> bool:
     """Reuse a finished stage of another run with the same inputs; return whether there was one."""
-    source = reuse(
-        context.run, stage, context.fingerprints[stage], before(stage), run.siblings(context.runs, context.recipe.name)
-    )
+    source = reuse(context.run, stage, context.fingerprints[stage], before(stage), rounds.all_siblings(context))
     if source is None:
         return False
     _forget_after(context, stage)
@@ -179,23 +177,29 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     ):
         say(f"{stage}: done before")
         return
-    elif not retry_failed and _take_over(context, stage):
+    elif not retry_failed and not _has_rounds(context, stage) and _take_over(context, stage):
         return
     context.run.unfinish(stage)
     _forget_after(context, stage)
-    if stage == "sampling" and (
-        source := adopt_rows(
-            context.run, stage, context.fingerprints[stage], run.siblings(context.runs, context.recipe.name)
-        )
+    if (
+        stage == "sampling"
+        and not _has_rounds(context, stage)
+        and (source := adopt_rows(context.run, stage, context.fingerprints[stage], rounds.all_siblings(context)))
     ):
         say(f"{stage}: going on from what {source.name} had done of it")
     started = time.monotonic()
+    if _has_rounds(context, stage):
+        rounds.run_rounds(context, run_stage)  # a round's own stages are taken over where another run has them
     result = stages.publish_stage(context, account) if stage == "publish" else stages.STAGE[stage](context)
     seconds = time.monotonic() - started
     if BY_NAME[stage].sections:
         context.run.add_metrics(stage, result)
     _note_time(context, stage, seconds)
     context.run.finish(stage, context.fingerprints[stage], seconds, {"result": result})
+
+
+def _has_rounds(context: RunContext, stage: str) -> bool:
+    return stage == "sampling" and context.recipe.rounds > 1
 
 
 def _has_failures(context: RunContext, stage: str) -> bool:

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,11 @@ def sample_chains(
     score: Any,
     veto: VetoText,
     known: RowIndex | None = None,
+    model: str | None = None,
 ) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder and record the session's cost; return the tally and the seconds.
 
+    `model` is the name at the servers of the model that answers, criticises and revises; None: the base.
     KeyboardInterrupt after Ctrl-C; finished chains are on disk then.
     """
     from dsc_hub.inference import servers
@@ -105,10 +108,10 @@ def sample_chains(
                     context.run,
                     context.recipe,
                     some,
-                    generator.complete,
+                    partial(generator.complete, model=model),
                     scoring,
                     veto=veto,
-                    criticise=generator.criticise,
+                    criticise=partial(generator.criticise, model=model),
                     known=known,
                     reused=reused,
                     level=generator.level,

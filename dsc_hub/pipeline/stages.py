@@ -66,17 +66,29 @@ def _run_sampling(context: RunContext) -> StageResult:
             "`dsc merge RECIPE`, with the overrides they were sampled with, takes them. To sample without them, move "
             "that folder away.",
         )
+    if context.recipe.rounds > 1:  # rounds.py has copied the chains of the round that is kept
+        return sampled(context, wanted_prompts(context), 0)
     started = time.monotonic()
     prompts = wanted_prompts(context)
     reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
     veto = session.load_veto(context, context.run.facts.identity)
-    if stored_turns := sample.turns_of_others(context.run, run.siblings(context.runs, context.recipe.name)):
+    stored_turns = None
+    if context.adapter is None and (
+        stored_turns := sample.turns_of_others(context.run, run.siblings(context.runs, context.recipe.name))
+    ):
         say(f"sampling  {len(stored_turns):,} turns of other runs with this model and these settings are at hand")
     c = context.recipe.chain
     new_tokens = len(prompts) * c.chains_per_prompt * (1 + 2 * c.steps) * context.recipe.generation.max_new_tokens
-    with session.served(context, new_tokens=new_tokens) as endpoints:
-        tally, seconds = session.sample_chains(context, endpoints, prompts.values(), reward.score, veto, stored_turns)
-        session.remember_sampling(context, tally, seconds, time.monotonic() - started)
+    folder, adapters, model = None, None, None
+    if context.adapter is not None:
+        base, adapters, model = context.run.facts.model.weights, {ADAPTER: context.adapter}, ADAPTER
+        folder, _ = evaluation_weights(base, context.model.identity, context.recipe.distill)
+    with session.served(context, adapters, folder=folder, new_tokens=new_tokens) as endpoints:
+        tally, seconds = session.sample_chains(
+            context, endpoints, prompts.values(), reward.score, veto, stored_turns, model
+        )
+        if context.adapter is None:
+            session.remember_sampling(context, tally, seconds, time.monotonic() - started)
     return sampled(context, prompts, tally.reused_turns)
 
 
@@ -139,7 +151,10 @@ def _run_dataset(context: RunContext) -> StageResult:
 
 def _run_distill(context: RunContext) -> StageResult:
     from dsc_hub.distill import launcher, ranks
+    from dsc_hub.pipeline import rounds
 
+    if context.recipe.rounds > 1:
+        return rounds.copy_adapter(context.run)
     training = ranks.train_together(context.run) if ranks.leads() else launcher.launch(context.run)
     return training.model_dump() | {"adapter_sha256": hashing.file_hash(context.run["adapter"] / WEIGHTS)}
 

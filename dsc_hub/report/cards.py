@@ -123,6 +123,7 @@ def _context(
         "criteria": tables.claim_rows(evaluation),
         "blind": verdicts.blind_lines(metrics.blind),
         "caveats": verdicts.caveats(facts, metrics, evaluation),
+        "rounds_sentence": sentences.rounds_sentence(metrics.rounds) if metrics.rounds else "",
         "reasons": plots.rejection_reasons(sampling.steps),
         "chains": _example_chains(run) if rejected_too else [],
         "answers": _example_answers(run) if rejected_too else [],

@@ -57,6 +57,7 @@ def build_page(run: Run) -> dict[str, Any]:
             claim=sentences.claim_sentence(evaluation.claim) if evaluation else "",
             criteria=tables.claim_rows(evaluation) if evaluation else [],
             steps=step_rows(sampling.steps) if sampling else [],
+            rounds_sentence=sentences.rounds_sentence(metrics.rounds) if metrics.rounds else "",
             reasons=plots.rejection_reasons(sampling.steps) if sampling else [],
             examples=_examples(run, evaluation) if evaluation else [],
             caveats=verdicts.caveats(facts, metrics, evaluation) if evaluation else [],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dsc_hub.report.formatting import count, many, measured, number, percent
-from dsc_hub.runs.metrics_schema import Claim, Criterion, Sampling
+from dsc_hub.runs.metrics_schema import Claim, Criterion, Rounds, Sampling
 
 # Kind of each criterion's value, limits and two numbers: a share of answers, a score's difference, words, or a ratio.
 SHARES = {
@@ -129,3 +129,14 @@ def mixing_sentence(sampling: Sampling) -> str:
         f"{percent(m.r_hat.above_limit)}; effective sample size {number(m.ess.median, 0)} in the median, "
         f"{number(m.ess.lowest, 0)} at least, of {count(m.draws)} draws."
     )
+
+
+def rounds_sentence(rounds: Rounds) -> str:
+    """Return which round was kept, and why the rounds ended, as a sentence."""
+    last = rounds.rounds[-1]
+    ended = (
+        f"; round {last.round} did not raise the validation reward, so no further one was begun"
+        if last.round != rounds.kept and last.round < rounds.planned
+        else ""
+    )
+    return f"The adapter of round {rounds.kept} of {last.round} is kept{ended}."

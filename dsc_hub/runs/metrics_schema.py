@@ -419,6 +419,25 @@ class Training(Part):
     adapter_sha256: str | None = Field(None, description="hash of adapter_model.safetensors")
 
 
+class Round(Part):
+    """One round: what was sampled, and what the adapter that was trained on it reaches."""
+
+    round: Count = Field(description="1: the base sampled; else the adapter of the round before")
+    first_reward: Estimate = Field(description="reward of clean, scored first answers")
+    final_reward: Estimate = Field(description="reward of the states after the last step")
+    rows: Count = Field(description="training rows")
+    validation_reward: float = Field(description="mean reward of answers to validation prompts, after the training")
+    seconds: Seconds = Field(description="of sampling, dataset and training")
+
+
+class Rounds(Part):
+    """The rounds of sampling and training. All other sections are of the round that was kept."""
+
+    planned: Count = Field(description="rounds that the recipe asks for")
+    kept: Count = Field(description="round with the highest validation reward")
+    rounds: list[Round] = Field(min_length=1, description="in their order")
+
+
 class Blind(Part):
     """What people preferred who did not know which answer was whose."""
 
@@ -457,6 +476,7 @@ class Metrics(Part):
     schema_: Literal[4] = Field(alias="schema", description="version of this description")
     prompts: Prompts | None = None
     sampling: Sampling | None = None
+    rounds: Rounds | None = None
     dataset: Dataset | None = None
     distill: Training | None = None
     evaluation: Evaluation | None = None

@@ -512,3 +512,36 @@ def test_a_wheel_brings_recipes_and_cards_and_runs_from_any_folder(place: Place,
     assert (site / "model_cards" / "adapter_card.md.jinja").is_file() and (
         site / "recipes" / "accelerate" / "one_cpu.yaml"
     ).is_file()
+
+
+def test_in_the_second_round_the_adapter_of_the_first_one_samples(place: Place, tmp_path: Path):
+    """The first round's chains are those of the run without rounds: they are taken over."""
+    runs = tmp_path / "runs"
+    shutil.copytree(place.work / "runs", runs)
+    settings = ("rounds=2", "distill.validation_prompts=4", "evaluation.arms=[base, distilled]", "publish.to=none")
+    done = subprocess.run(
+        [sys.executable, "-m", "dsc_hub", "run", "quickstart", *TINY, FASTER, *settings, "--runs", str(runs)],
+        cwd=place.work,
+        env=place.env,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    (run,) = [f for f in (runs / "quickstart").iterdir() if (f / "rounds").is_dir()]
+    assert f"sampling: taken over from {place.run.name}" in done.stderr
+    metrics = json.loads((run / "metrics.json").read_text())
+    found = metrics["rounds"]
+    assert [r["round"] for r in found["rounds"]] == [1, 2]
+    best = max(found["rounds"], key=lambda r: r["validation_reward"])
+    assert found["kept"] == best["round"] and metrics["distill"]["validation_reward"] == best["validation_reward"]
+    for name in ("chains.jsonl", "adapter/adapter_model.safetensors"):
+        assert (run / name).read_bytes() == (run / "rounds" / str(best["round"]) / name).read_bytes()
+
+    def answers(folder: Path) -> dict[str, str]:
+        return {r["prompt_id"]: r["text"] for r in rows(folder / "turns.jsonl") if r["role"] == "answer"}
+
+    first, second = (answers(run / "rounds" / str(k)) for k in (1, 2))
+    assert first == answers(place.run) and first.keys() == second.keys() and first != second
+    assert [a for a in ("base", "distilled") if a in metrics["evaluation"]["arms"]] == ["base", "distilled"]
+    assert "The rounds" in (run / "report.html").read_text()

@@ -1,0 +1,137 @@
+"""Rounds: the distilled model answers, criticises and revises in the next round, and a new adapter is trained on that.
+
+Each round is a run folder of its own below the run, `rounds/<number>`, with its chains, dataset and adapter:
+
+    round 1: the base samples             -> dataset -> adapter 1
+    round k: base + adapter k-1 samples   -> dataset -> adapter k, trained on the base from the rows of this round
+
+The rounds end early when the mean reward of answers to validation prompts, which each training measures in the end,
+does not rise. The run itself gets the chains, dataset and adapter of the best round, so that everything after it knows
+nothing of rounds.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from dsc_hub.config.fingerprints import stage_fingerprints
+from dsc_hub.config.stages import BY_NAME
+from dsc_hub.errors import RunError
+from dsc_hub.pipeline.context import RunContext, record
+from dsc_hub.report.formatting import number
+from dsc_hub.report.sentences import rounds_sentence
+from dsc_hub.runs import run as runs
+from dsc_hub.runs.metrics_schema import Metrics, Round, Rounds
+from dsc_hub.runs.reuse import copy_files
+from dsc_hub.runs.run import Run
+from dsc_hub.system import progress
+from dsc_hub.system.hashing import digest, file_hash
+from dsc_hub.system.progress import say
+
+STAGES = ("prompts", "sampling", "dataset", "distill")  # of each round
+VALIDATION_PROMPTS = 64  # answered after each training, unless `distill.validation_prompts` says otherwise
+WEIGHTS = "adapter_model.safetensors"
+SECTION = "rounds"  # in metrics.json
+
+RunStage = Callable[[RunContext, str], None]
+
+
+def run_rounds(context: RunContext, run_stage: RunStage) -> Rounds:
+    """Run the rounds, record them in metrics.json and copy the chains of the best one into the run folder.
+
+    Finished stages of a round are not repeated. RunError if a training measured no validation reward.
+    """
+    done: list[Round] = []
+    previous: Run | None = None
+    for k in range(1, context.recipe.rounds + 1):
+        here = _round_context(context, k, previous)
+        say(f"round {k}/{context.recipe.rounds}  -> {here.run.folder}")
+        record(here)
+        facts = context.run.raw_facts
+        here.run.add_facts(repos=facts["repos"], model=facts["model"])
+        for stage in STAGES:
+            run_stage(here, stage)
+        done.append(_numbers(here.run, k))
+        say(f"round {k}/{context.recipe.rounds}  validation reward {number(done[-1].validation_reward, 3)}")
+        if k > 1 and done[-1].validation_reward <= done[-2].validation_reward:
+            break
+        previous = here.run
+    best = max(done, key=lambda r: r.validation_reward)  # of equal ones the first
+    rounds = Rounds(planned=context.recipe.rounds, kept=best.round, rounds=done)
+    progress.log_to(context.run["log.txt"])
+    say(f"rounds  {rounds_sentence(rounds)}")
+    context.run.add_metrics(SECTION, rounds.model_dump())
+    copy_files(context.run, round_run(context.run, best.round), BY_NAME["sampling"].files)
+    return rounds
+
+
+def round_run(run: Run, number: int) -> Run:
+    """Return the run folder of a round."""
+    return Run(run[f"rounds/{number}"])
+
+
+def copy_adapter(run: Run) -> dict[str, Any]:
+    """Copy the adapter of the round that was kept into the run folder; return what its training recorded."""
+    source = round_run(run, Rounds.model_validate(run.metrics[SECTION]).kept)
+    result = source.result("distill")
+    shutil.rmtree(run["adapter"], ignore_errors=True)
+    shutil.copytree(source["adapter"], part := run["adapter.part"], dirs_exist_ok=True)
+    part.rename(run["adapter"])
+    if file_hash(run["adapter"] / WEIGHTS) != result["adapter_sha256"]:
+        raise RunError(
+            f"{source['adapter'] / WEIGHTS} is not what was trained in that round: its hash has changed",
+            f"Remove {source['distill.done.json']} and run again.",
+        )
+    return result
+
+
+def _round_context(context: RunContext, number: int, previous: Run | None) -> RunContext:
+    """Return the context of one round; its sampling depends on the adapter of the previous one."""
+    distill = context.recipe.distill
+    measured = distill.model_copy(update={"validation_prompts": distill.validation_prompts or VALIDATION_PROMPTS})
+    recipe = context.recipe.model_copy(update={"rounds": 1, "distill": measured})
+    fingerprints = stage_fingerprints(recipe, context.identity)
+    adapter = None
+    if previous is not None:
+        adapter = previous["adapter"]
+        before = previous.result("distill")["adapter_sha256"]
+        for stage in STAGES[1:]:
+            fingerprints[stage] = before = digest(before, fingerprints[stage])
+    return replace(
+        context,
+        recipe=recipe,
+        run=round_run(context.run, number),
+        fingerprints=fingerprints,
+        adapter=adapter,
+    )
+
+
+def _numbers(run: Run, number: int) -> Round:
+    metrics = Metrics.model_validate(run.metrics)
+    assert metrics.sampling and metrics.dataset and metrics.distill, "the stages of the round are done"
+    if metrics.distill.validation_reward is None:
+        raise RunError(
+            f"no answer to a validation prompt of round {number} was scored, so the rounds can't be compared",
+            "Set rounds: 1, or look at the reward with `dsc try`.",
+        )
+    return Round(
+        round=number,
+        first_reward=metrics.sampling.first_reward,
+        final_reward=metrics.sampling.steps[-1].reward_state,
+        rows=metrics.dataset.sft.get("train", 0),
+        validation_reward=metrics.distill.validation_reward,
+        seconds=sum(metrics.stages.get(stage, 0.0) for stage in STAGES),
+    )
+
+
+def all_siblings(context: RunContext) -> list[Run]:
+    """Return the other runs of the recipe and their rounds, newest first: what a stage may be taken over from."""
+    others = runs.siblings(context.runs, context.recipe.name)
+    return [found for other in others for found in (other, *_rounds_of(other))]
+
+
+def _rounds_of(run: Run) -> list[Run]:
+    return [Run(folder) for folder in sorted(run["rounds"].glob("*")) if (folder / "run.json").is_file()]
