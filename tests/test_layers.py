@@ -46,6 +46,7 @@ ABOUT = {
     "distill.validation": {"torch", "transformers"},
     "distill.config": {"transformers", "trl", "peft"},
     "distill.preflight": {"transformers", "trl", "peft"},
+    "inference.rounding": {"torch", "transformers"},
     **dict.fromkeys(
         ("hub.account", "hub.client", "hub.errors", "hub.push", "hub.repos", "hub.retry"), {"huggingface_hub"}
     ),

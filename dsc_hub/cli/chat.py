@@ -139,7 +139,7 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
     # The same weights as in the evaluation.
-    weights, _ = evaluation_weights(folder, run.facts.identity["model"], recipe.distill)
+    weights, _ = evaluation_weights(folder, run.facts.identity["model"], recipe.distill, recipe.evaluation.weights)
     started = time.monotonic()
     log = cache.cache_home() / "chat.vllm.log"
     with servers.serve_model(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:

@@ -475,6 +475,11 @@ class EvaluationConfig(Section):
         ),
     )
     confidence: float = Field(0.95, gt=0.5, lt=1)
+    weights: Literal["rounded", "original"] = Field(
+        "rounded",
+        description="qlora: all arms run on the base as the adapter was trained on, rounded by the quantisation, or on "
+        "the original weights, where a server of the published base and adapter runs",
+    )
 
 
 class PublishConfig(Section):

@@ -191,7 +191,8 @@ def base_digest(recipe: Recipe, sampling: str) -> str:
     """
     e, arms = recipe.evaluation, recipe.evaluation.arms
     names = [name for name in ARMS if name in arms and ARMS[name].model is None]
-    weights = quantization(recipe.distill) if ADAPTER in models_of(arms) else None
+    is_rounded = ADAPTER in models_of(arms) and e.weights == "rounded"
+    weights = quantization(recipe.distill) if is_rounded else None
     return digest(sampling, e.samples, e.split, e.temperature, names, weights)
 
 

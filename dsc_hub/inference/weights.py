@@ -33,14 +33,17 @@ TOKENIZER_FILES = (
 FORMAT = 2  # of converted models; increase it when their files change
 
 
-def evaluation_weights(folder: Path, identity: str, distill: DistillConfig) -> tuple[Path, str]:
+def evaluation_weights(folder: Path, identity: str, distill: DistillConfig, which: str = "rounded") -> tuple[Path, str]:
     """Return the weights that all arms of an evaluation run on, and their description.
 
-    With QLoRA these are the rounded weights that the adapter was trained on, else the base model's own.
+    With QLoRA these are the rounded weights that the adapter was trained on, unless `which` (`evaluation.weights`) is
+    "original"; else the base model's own.
     """
     settings = quantization(distill)
     if settings is None:
         return folder, "in bfloat16"
+    if which == "original":
+        return folder, "in bfloat16, not rounded as in the adapter's training"
     kind = "int8" if settings.get("load_in_8bit") else str(settings.get("bnb_4bit_quant_type", "fp4")).upper()
     return (
         quantise_roundtrip(folder, identity, settings),
@@ -111,12 +114,13 @@ def _convert(folder: Path, function: str, arguments: list[str], about: Mapping[s
 
 def _in_child(function: str, arguments: list[str], what: str) -> None:
     """Run a function of this module in a child process. ModelError with its last line if it fails."""
+    hidden = {} if function == "quantise_weights" else {"CUDA_VISIBLE_DEVICES": ""}
     code = f"import sys; from {__name__} import {function}; {function}(*sys.argv[1:])"
     child = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
-        env={**machine.for_child(os.environ), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        env={**machine.for_child(os.environ), "HF_HUB_OFFLINE": "1", **hidden},
     )
     if child.returncode < 0:  # -9: most often the kernel, for memory
         raise ModelError(
@@ -142,6 +146,14 @@ def merge_adapter(source: str, adapter: str, target: str) -> None:
 
 def quantise_weights(source: str, settings: str, target: str) -> None:
     """Write a model folder whose linear layers were quantised by bitsandbytes and dequantised again."""
+    from dsc_hub.inference.rounding import round_model
+
+    if not round_model(Path(source), json.loads(settings), Path(target)):
+        _quantise_loaded(source, settings, target)
+
+
+def _quantise_loaded(source: str, settings: str, target: str) -> None:
+    """Do the same with the whole model in memory, plain and quantised."""
     import bitsandbytes as bnb
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig

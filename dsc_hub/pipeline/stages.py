@@ -221,7 +221,7 @@ def _run_evaluation(context: RunContext) -> StageResult:
     served = {ADAPTER: context.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = context.run.facts.model.weights, "in bfloat16"
     if served:
-        folder, weights = evaluation_weights(folder, context.model.identity, context.recipe.distill)
+        folder, weights = evaluation_weights(folder, context.model.identity, context.recipe.distill, e.weights)
     base = arms.base_digest(context.recipe, context.fingerprints["sampling"])
     neutral, measured = _ask_arms(context, held_out, score["reward"], folder, served, base)
     answers = collect_answers(context.run, context.recipe, held_out, score)
