@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dsc_hub.distill.preflight import TrainingData, ends
 from dsc_hub.errors import ModelError
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import Trainer
 
+BATCH = 256  # rows that are collated together
 # Columns of a tokenised row that the collators of the objectives read.
 _TOKENS = (
     "input_ids",
@@ -34,19 +37,15 @@ def check_batches(trainer: Trainer, stops: set[int], expected: TrainingData) -> 
     """
     data = trainer.train_dataset.select_columns([c for c in _TOKENS if c in trainer.train_dataset.column_names])
     trained = answers = 0
-    for start in range(0, len(data), 64):
-        labels = _labels(trainer.data_collator([data[i] for i in range(start, min(start + 64, len(data)))]))
-        trained += int((labels != -100).sum())
-        for row in labels.tolist():
-            for span in answer_spans(row):
-                answers += 1
-                if not ends(trainer.processing_class, span, stops):
-                    raise ModelError(
-                        f"the end of an answer is not trained: a batch's labels end with "
-                        f"{trainer.processing_class.decode(span[-8:])!r}",
-                        "The tuned model would never stop. "
-                        "This is a fault of the trainer's collator with this tokenizer.",
-                    )
+    for start in range(0, len(data), BATCH):
+        columns = data[start : start + BATCH]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        labels = _labels(trainer.data_collator(rows)).numpy()
+        is_trained = labels != -100
+        is_last = is_trained & ~np.pad(is_trained[:, 1:], ((0, 0), (0, 1)))
+        trained, answers = trained + int(is_trained.sum()), answers + int(is_last.sum())
+        if not np.isin(labels[is_last], list(stops)).all():
+            _check_spans(trainer, labels, stops)
     # The preflight's result from the template alone must match the trainer's batches.
     if (answers, trained) != (expected.answers, expected.trained_tokens_per_epoch):
         raise ModelError(
@@ -54,6 +53,17 @@ def check_batches(trainer: Trainer, stops: set[int], expected: TrainingData) -> 
             f"the trainer's batches hold {answers} with {trained}",
             "The trainer masks otherwise than the preflight; please report it.",
         )
+
+
+def _check_spans(trainer: Trainer, labels: np.ndarray, stops: set[int]) -> None:
+    """ModelError unless each answer ends with a stop token; whitespace of the template may follow it."""
+    tokenizer = trainer.processing_class
+    for span in (span for row in labels.tolist() for span in answer_spans(row)):
+        if not ends(tokenizer, span, stops):
+            raise ModelError(
+                f"the end of an answer is not trained: a batch's labels end with {tokenizer.decode(span[-8:])!r}",
+                "The tuned model would never stop. This is a fault of the trainer's collator with this tokenizer.",
+            )
 
 
 def _labels(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from jinja2 import TemplateError
@@ -21,6 +21,7 @@ from dsc_hub.distill.config import BY_OBJECTIVE, plan_of
 from dsc_hub.errors import DataError, ModelError
 from dsc_hub.runs.run import Run
 
+TOKENISED_TOGETHER = 2000  # rows: their tokens are held in memory
 ANSWER_COLUMNS = ("completion", "chosen", "rejected")  # columns of a row with a loss
 
 # -- checks of the rows
@@ -70,46 +71,31 @@ def check_training(run: Run) -> TrainingData:
     stops = stop_tokens(tokenizer, folder)
     splits = training_rows(run, recipe)
 
-    rendered = {
-        split: [
-            _render(tokenizer, row["prompt"], [row[name] for name in ANSWER_COLUMNS if name in row]) for row in rows
-        ]
-        for split, rows in splits.items()
-    }
-    lengths = [len(ids) for rows in rendered.values() for answers, _, _ in rows for ids in answers]
+    rendered = {split: list(_render_rows(tokenizer, rows, stops)) for split, rows in splits.items()}
+    lengths = [n for rows in rendered.values() for row in rows for n in row.lengths]
     longest = max(lengths)
     _check_lengths(lengths, recipe.serving.context, "serving.context")
     limit = plan.settings.get("max_length")
     if limit is not None:
         _check_lengths(lengths, limit, f"distill.{plan.objective}.max_length")
     for split, rows in rendered.items():
-        for number, ids, start in ((n, ids, s) for n, (answers, s, _) in enumerate(rows, 1) for ids in answers):
-            if start >= len(ids):
-                raise DataError(
-                    f"{split} row {number}: nothing would be trained: the chat template renders no answer",
-                    "Look at the model's chat_template.jinja.",
-                )
-            if not ends(tokenizer, ids[start:], stops):
-                last = tokenizer.decode(ids[-1:])
-                raise DataError(
-                    f"{split} row {number}: the answer does not end with a token that ends the turn: expected one of "
-                    f"{_module_names(tokenizer, stops)}, got {last!r}; the tuned model would never stop",
-                    "The chat template and the tokenizer's eos_token (or generation_config.json) don't fit together.",
-                )
-    train = rendered["train"]
-    (first, *_), start, _ = train[0]
+        for number, row in enumerate(rows, 1):
+            _check_end(row, f"{split} row {number}", tokenizer, stops)
+    train, first_row = rendered["train"], splits["train"][0]
+    answer = next(first_row[c] for c in ANSWER_COLUMNS if c in first_row)
+    first = _tokenised(tokenizer, [first_row["prompt"] + answer])[0]
     return TrainingData(
         rows=len(train),
-        answers=sum(len(answers) for answers, _, _ in train),
+        answers=sum(len(row.lengths) for row in train),
         validation_rows=len(rendered["validation"]),
         max_length=longest if limit is None else limit,
         longest=longest,
         truncated=0,
-        tokens_per_epoch=sum(len(i) for answers, _, _ in train for i in answers),
-        trained_tokens_per_epoch=sum(len(i) - s for answers, s, _ in train for i in answers),
-        prompt_rerendered=sum(not same for _, _, same in train),
-        stop_tokens=_module_names(tokenizer, stops),
-        first_row=[Token(tokenizer.decode([t]), t, n >= start) for n, t in enumerate(first)],
+        tokens_per_epoch=sum(n for row in train for n in row.lengths),
+        trained_tokens_per_epoch=sum(n - row.start for row in train for n in row.lengths),
+        prompt_rerendered=sum(not row.keeps_prompt for row in train),
+        stop_tokens=_token_texts(tokenizer, stops),
+        first_row=[Token(tokenizer.decode([t]), t, n >= train[0].start) for n, t in enumerate(first)],
     )
 
 
@@ -234,32 +220,77 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> set[int]:
     return stops
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]], answers: Sequence[list[dict[str, str]]]
-) -> tuple[list[list[int]], int, bool]:
-    """Return the token ids of the prompt with each answer, the start of the trained parts, and whether the prompt alone
-    renders the same.
+class _Rendered(NamedTuple):
+    """What is checked of a rendered row.
+
+    `lengths` are the tokens of the prompt with each answer, `start` the number of those before the trained part,
+    `keeps_prompt` whether the prompt alone renders the same. `wrong_end` is the last token of the first answer that
+    does not end with a stop token (-1: it is empty); None if all do.
+    """
+
+    lengths: tuple[int, ...]
+    start: int
+    keeps_prompt: bool
+    wrong_end: int | None
+
+
+def _render_rows(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], stops: set[int]
+) -> Iterator[_Rendered]:
+    """Yield each row as `_Rendered`, tokenised in batches.
 
     The rule is that of trl: tokens after the longest common prefix of prompt and whole conversation are trained, in a
     pair after the shorter of the two.
     """
+    for begin in range(0, len(rows), TOKENISED_TOGETHER):
+        some = rows[begin : begin + TOKENISED_TOGETHER]
+        prompts = _tokenised(tokenizer, [row["prompt"] for row in some], add_generation_prompt=True)
+        answers = [[row[c] for c in ANSWER_COLUMNS if c in row] for row in some]
+        whole = iter(
+            _tokenised(tokenizer, [r["prompt"] + a for r, each in zip(some, answers, strict=True) for a in each])
+        )
+        for prompt, each in zip(prompts, answers, strict=True):
+            sequences = [next(whole) for _ in each]
+            start = min(_common_prefix(prompt, ids) for ids in sequences)
+            wrong = next((ids for ids in sequences if not ends(tokenizer, ids[start:], stops)), None)
+            yield _Rendered(
+                lengths=tuple(map(len, sequences)),
+                start=start,
+                keeps_prompt=start == len(prompt),
+                wrong_end=None if wrong is None else wrong[-1] if len(wrong) > start else -1,
+            )
 
-    def ids(conversation: list[dict[str, str]], **more: Any) -> list[int]:
-        out: list[int] = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True, **more)[
-            "input_ids"
-        ]
-        return out
 
+def _tokenised(
+    tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]], **more: Any
+) -> list[list[int]]:
+    """Return the token ids of rendered conversations. ModelError if the chat template refuses one."""
     try:
-        alone = ids(prompt, add_generation_prompt=True)
-        whole = [ids(prompt + answer) for answer in answers]
+        texts = tokenizer.apply_chat_template(conversations, tokenize=False, **more)
     except TemplateError as e:
         raise ModelError(
             f"the model's chat template refuses the conversation: {e}",
             "Some templates know no system turn: leave chain.system out.",
         ) from None
-    start = min(_common_prefix(alone, one) for one in whole)
-    return whole, start, start == len(alone)
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return ids
+
+
+def _check_end(row: _Rendered, where: str, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> None:
+    """DataError if an answer of the row is empty, or does not end with a stop token."""
+    if row.wrong_end is None:
+        return
+    if row.wrong_end < 0:
+        raise DataError(
+            f"{where}: nothing would be trained: the chat template renders no answer",
+            "Look at the model's chat_template.jinja.",
+        )
+    raise DataError(
+        f"{where}: the answer does not end with a token that ends the turn: expected one of "
+        f"{_token_texts(tokenizer, stops)}, got {tokenizer.decode([row.wrong_end])!r}; the tuned model would never "
+        "stop",
+        "The chat template and the tokenizer's eos_token (or generation_config.json) don't fit together.",
+    )
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -277,7 +308,7 @@ def ends(tokenizer: PreTrainedTokenizerBase, trained: Sequence[int], stops: set[
     return False
 
 
-def _module_names(tokenizer: PreTrainedTokenizerBase, ids: Collection[int]) -> list[str]:
+def _token_texts(tokenizer: PreTrainedTokenizerBase, ids: Collection[int]) -> list[str]:
     return [tokenizer.decode([i]) for i in sorted(ids)]
 
 
