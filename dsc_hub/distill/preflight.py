@@ -70,6 +70,13 @@ def check_training(run: Run) -> TrainingData:
     tokenizer = tokenizer_of(folder)
     stops = stop_tokens(tokenizer, folder)
     splits = training_rows(run, recipe)
+    together = plan.settings["per_device_train_batch_size"] * recipe.distill.processes
+    if plan.settings.get("dataloader_drop_last") and len(splits["train"]) < together:
+        raise DataError(
+            f"{len(splits['train'])} training rows are fewer than the {together} of a batch, and with "
+            "dataloader_drop_last no step would be made",
+            f"Leave distill.{plan.objective}.dataloader_drop_last out, or lower per_device_train_batch_size.",
+        )
 
     rendered = {split: list(_render_rows(tokenizer, rows, stops)) for split, rows in splits.items()}
     lengths = [n for rows in rendered.values() for row in rows for n in row.lengths]

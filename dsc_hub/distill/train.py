@@ -12,6 +12,7 @@ rows are refused.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -50,7 +51,7 @@ from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import machine, progress
 from dsc_hub.system.files import write_whole
-from dsc_hub.system.launch import rank
+from dsc_hub.system.launch import rank, world_size
 from dsc_hub.system.progress import Line, moving_line, say
 
 TERMINATED = 143  # exit code after SIGTERM
@@ -77,18 +78,43 @@ def train(run: Run) -> Training:
         with _quiet(), checkpoints.alone(run) if rank() == 0 else nullcontext():
             if rank() == 0:
                 shutil.rmtree(part, ignore_errors=True)
-            return _train(run, data, part)
-    except torch.cuda.OutOfMemoryError:
-        raise RunError(
-            "the GPU ran out of memory in training",
-            f"Lower distill.{run.facts.recipe.distill.objective}.per_device_train_batch_size and raise "
-            "gradient_accumulation_steps by as much; their product is what counts.",
-        ) from None
+            return _train_in_memory(run, data, part)
     except OSError as e:
         raise disk_error(e) or e from e
     finally:
         if rank() == 0:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _train_in_memory(run: Run, data: TrainingData, part: Path) -> Training:
+    """Train; when the GPU runs out of memory, go on with half of the rows at once and twice as many accumulations.
+
+    The rows of a step stay the same. RunError if there is nothing left to halve; also with several processes, of which
+    the others would wait for the one that ran out.
+    """
+    plan = plan_of(run.facts.recipe.distill)
+    while True:
+        try:
+            return _train(run, plan, data, part)
+        except torch.cuda.OutOfMemoryError:
+            together = plan.settings["per_device_train_batch_size"]
+            smallest = 2 if plan.objective == "kto" else 1  # kto compares the answers of a batch
+            if world_size() > 1 or together < 2 * smallest:
+                raise RunError(
+                    f"the GPU ran out of memory in training with {together} rows at once",
+                    f"Lower distill.{plan.objective}.per_device_train_batch_size and raise "
+                    "gradient_accumulation_steps by as much; their product is what counts.",
+                ) from None
+            accumulated = 2 * plan.settings.get("gradient_accumulation_steps", 1)
+            batch = {"per_device_train_batch_size": together // 2, "gradient_accumulation_steps": accumulated}
+            plan = plan._replace(settings=plan.settings | batch)
+            say(
+                f"distill  the GPU ran out of memory with {together} rows at once: goes on with {together // 2}, "
+                f"{accumulated} times a step"
+            )
+        # Outside of the handler: the exception holds the model.
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)
@@ -106,10 +132,10 @@ class _Prepared:
     dtype: torch.dtype
 
 
-def _train(run: Run, data: TrainingData, part: Path) -> Training:
+def _train(run: Run, plan: Plan, data: TrainingData, part: Path) -> Training:
     main = rank() == 0
     with moving_line() if main else nullcontext() as line:
-        prepared = _prepare(run, data, line)
+        prepared = _prepare(run, plan, data, line)
         trainer, best = prepared.trainer, prepared.best
         if main:
             _say_start(prepared)
@@ -126,11 +152,10 @@ def _train(run: Run, data: TrainingData, part: Path) -> Training:
     return training
 
 
-def _prepare(run: Run, data: TrainingData, line: Line | None) -> _Prepared:
+def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Prepared:
     """Load the model, build the trainer and check its batches against the preflight's result."""
     facts = run.facts
-    recipe = facts.recipe
-    plan, folder = plan_of(recipe.distill), facts.model.weights
+    recipe, folder = facts.recipe, facts.model.weights
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = _compute_dtype(on_cpu)
     rows = training_rows(run, recipe)
@@ -280,7 +305,7 @@ def _compute_dtype(on_cpu: bool) -> torch.dtype:
     """Return bf16 if the hardware has it, else fp32: fp16 needs loss scaling, which bf16 adapters do not allow."""
     if on_cpu:
         return getattr(torch, machine.cpu_dtype())
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: TrainingArguments) -> tuple[PreTrainedModel, str]:

@@ -30,7 +30,7 @@ from dsc_hub.distill.preflight import check_training
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
-from tests.distill.tiny import COMMIT, PUBLISHED, QUICK, make_run, row
+from tests.distill.tiny import COMMIT, PUBLISHED, QUICK, make_run, pair, row
 
 
 class Spy(SFTTrainer):
@@ -324,6 +324,13 @@ def test_rows_that_do_not_fit_are_counted_and_refused(tmp_path, base):
     assert checked.max_length == checked.longest > 1500
 
 
+def test_dropping_the_last_batch_of_too_few_rows_is_refused(tmp_path, base):
+    sft = {**QUICK, "dataloader_drop_last": True}
+    with pytest.raises(DataError, match="6 training rows are fewer than the 8 of a batch"):
+        check_training(make_run(tmp_path / "few", base, sft=sft, processes=2))
+    assert check_training(make_run(tmp_path / "enough", base, sft=sft)).rows == 6
+
+
 def test_preflight_shows_which_tokens_are_trained(tmp_path, base):
     checked = check_training(make_run(tmp_path / "run", base, rows=[row(0)], system="Be kind."))
     trained = [t.text for t in checked.first_row if t.trained]
@@ -570,3 +577,47 @@ def test_a_setting_that_is_read_without_end_is_an_error_and_not_a_hang(
     section = DistillConfig(sft={"accelerator_config": "/dev/zero"})
     with pytest.raises(ConfigError, match="did not come to an end within"):
         launcher.check_in_child(section)
+
+
+# -- memory and dtypes of a GPU, as far as they show without one
+
+
+@pytest.mark.parametrize(
+    ("objective", "fits", "rows", "accumulated"), [("sft", 1, 1, 8), ("sft", 4, 4, 2), ("kto", 2, 2, 4)]
+)
+def test_out_of_memory_halves_the_rows_at_once_and_keeps_those_of_a_step(
+    tmp_path, base, monkeypatch, capsys, objective: str, fits: int, rows: int, accumulated: int
+):
+    class Small(trainers.TRAINERS[objective]):
+        def training_step(self, model, inputs, *args, **kwargs):
+            if len(inputs["input_ids"]) > fits:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            Small.args_used = self.args
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    monkeypatch.setitem(trainers.TRAINERS, objective, Small)
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    data = [row(n) for n in range(16)] if objective == "sft" else [pair(n) for n in range(16)]
+    config = "sft" if objective == "sft" else "preference"
+    run = make_run(tmp_path / "run", base, rows=data, config=config, objective=objective, **{objective: settings})
+    assert distill_train.train(run).steps == 2
+    used = Small.args_used
+    assert (used.per_device_train_batch_size, used.gradient_accumulation_steps) == (rows, accumulated)
+    assert ("ran out of memory" in capsys.readouterr().err) == (fits < 4)
+
+
+def test_out_of_memory_with_a_single_row_is_an_error(tmp_path, base, monkeypatch):
+    class Full(Spy):
+        def training_step(self, *args, **kwargs):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(trainers.TRAINERS, "sft", Full)
+    with pytest.raises(RunError, match="out of memory in training with 1 rows at once"):
+        distill_train.train(make_run(tmp_path / "run", base))
+
+
+def test_a_gpu_that_only_emulates_bfloat16_trains_in_float32(monkeypatch):
+    """Turing and Volta: torch counts emulated bfloat16 as supported unless told otherwise."""
+    emulated = lambda including_emulation=True: including_emulation  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
+    assert distill_train._compute_dtype(on_cpu=False) is torch.float32
