@@ -26,7 +26,7 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def word(text: str) -> int:
+def id_as_uint64(text: str) -> int:
     """Return an id as a 64-bit integer. Hex ids keep their sort order; any other id is hashed."""
     if re.fullmatch(r"[0-9a-f]{1,16}", text):
         return int(text, 16)

@@ -37,7 +37,7 @@ RESAMPLE_TO = 5000  # groups; with more, the mean is normal to all digits shown,
 POWER = 0.8  # power for the minimum detectable difference
 ASSUMED_ICC = 0.3  # intraclass correlation assumed for rare events, for which it cannot be estimated ...
 ASSUMED_EVENTS = 4  # ... and the weight of that assumption, in events
-ANYTHING: Bounds = (None, None)
+UNBOUNDED: Bounds = (None, None)
 
 
 def _group_means(values: Floats, groups: Groups) -> np.ndarray:
@@ -57,7 +57,7 @@ def too_few(groups: int) -> str:
     return f"{groups} group{'' if groups == 1 else 's'}; an interval needs {LEAST_GROUPS}"
 
 
-def estimate(values: Floats, groups: Groups, confidence: float = 0.95, bounds: Bounds = ANYTHING) -> dict[str, Any]:
+def estimate(values: Floats, groups: Groups, confidence: float = 0.95, bounds: Bounds = UNBOUNDED) -> dict[str, Any]:
     """Return the mean of group means with its interval: {mean, low, high, n, groups}, and `reason` without an interval.
 
     `bounds` is the range of the values; the interval is clipped to it. Missing numbers are None: the mean without
@@ -137,7 +137,7 @@ _drawn = lru_cache(maxsize=8)(_draw)
 
 
 def paired_difference(
-    a: Floats, b: Floats, groups: Groups, confidence: float = 0.95, bounds: Bounds = ANYTHING
+    a: Floats, b: Floats, groups: Groups, confidence: float = 0.95, bounds: Bounds = UNBOUNDED
 ) -> dict[str, Any]:
     """Return the `estimate` of a - b over pairs, with tests. Values in the metric's unit, `bounds` their range.
 
@@ -150,7 +150,7 @@ def paired_difference(
     """
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     widest = None if None in bounds else float(bounds[1] - bounds[0])  # type: ignore[operator]
-    out = estimate(differences, groups, confidence, ANYTHING if widest is None else (-widest, widest))
+    out = estimate(differences, groups, confidence, UNBOUNDED if widest is None else (-widest, widest))
     means = _group_means(differences, groups)
     spread, enough = _spread(means), len(means) >= LEAST_GROUPS
     return out | {

@@ -243,7 +243,7 @@ def checks(found: Pulled, results: Sequence[Check]) -> None:
     words = {True: ("agrees", "green"), False: ("differs", "bold red"), None: ("not checked", "yellow")}
     for check in results:
         word, style = words[check.agrees]
-        table.add_row(Text(check.name), Text(word, style), Text(visible(check.told)))
+        table.add_row(Text(check.name), Text(word, style), Text(visible(check.detail)))
     terminal.out.print(table)
     off, unknown = (sum(c.agrees is verdict for c in results) for verdict in (False, None))
     said = f"{off} of {len(results)} checks found a difference." if off else "All that could be checked agrees."

@@ -16,7 +16,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import arms
 from dsc_hub.records import Answer, Prompt, Score
 from dsc_hub.runs.run import Run
-from dsc_hub.runs.test_sets import LEDGER, looks_of
+from dsc_hub.runs.test_sets import LEDGER, scored_adapters
 from dsc_hub.system.files import locked, read_json, write_json
 from dsc_hub.system.hashing import file_hash
 
@@ -112,7 +112,7 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
     ledger = runs / LEDGER
     with locked(runs / "test_sets.lock"):
         entries: dict[str, Any] = read_json(ledger) if ledger.is_file() else {}
-        scored, unordered = looks_of(entries.get(test_set))
+        scored, unordered = scored_adapters(entries.get(test_set))
         adapter_hash = None if adapter is None else file_hash(adapter)
         if adapter_hash is not None and adapter_hash not in scored:
             scored = [*scored, adapter_hash]

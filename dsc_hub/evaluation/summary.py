@@ -104,7 +104,7 @@ def score_difference(
     score: str,
     score_of_b: str | None = None,
     confidence: float = 0.95,
-    bounds: stats.Bounds = stats.ANYTHING,
+    bounds: stats.Bounds = stats.UNBOUNDED,
 ) -> dict[str, Any]:
     """Return the `paired_difference` of two arms on one score, over the keys that are scored in both.
 

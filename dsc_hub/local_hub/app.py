@@ -91,11 +91,11 @@ def harnesses(_: Request) -> Response:
     return JSONResponse({"harnesses": {}})
 
 
-def unsupported(what: str, way_out: str = "") -> Callable[[Request], Response]:
+def unsupported(what: str, hint: str = "") -> Callable[[Request], Response]:
     """Return an endpoint that refuses a feature of the real Hub, with a workaround."""
 
     def endpoint(_: Request) -> Response:
-        raise Refusal(501, f"{what}: not available on the local hub.{way_out}")
+        raise Refusal(501, f"{what}: not available on the local hub.{hint}")
 
     return endpoint
 

@@ -118,7 +118,7 @@ def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
         _forget_after(context, "prompts")
         shards.join(context.run, shard_runs)
         reused = sum(shard.result("sampling")["reused_turns"] for shard in shard_runs)
-        result = stages.sampled(context, stages.wanted_prompts(context), reused)
+        result = stages.sampled(context, stages.prompts_to_sample(context), reused)
         if (present := result["finished"] + sum(1 for _ in context.run.rows("failed.jsonl"))) != result["chains"]:
             raise RunError(
                 f"of {result['chains']} chains {present} are in the shards",

@@ -67,9 +67,9 @@ def _run_sampling(context: RunContext) -> StageResult:
             "that folder away.",
         )
     if context.recipe.rounds > 1:  # rounds.py has copied the chains of the round that is kept
-        return sampled(context, wanted_prompts(context), 0)
+        return sampled(context, prompts_to_sample(context), 0)
     started = time.monotonic()
-    prompts = wanted_prompts(context)
+    prompts = prompts_to_sample(context)
     reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
     veto = session.load_veto(context, context.run.facts.identity)
     stored_turns = None
@@ -92,7 +92,7 @@ def _run_sampling(context: RunContext) -> StageResult:
     return sampled(context, prompts, tally.reused_turns)
 
 
-def wanted_prompts(context: RunContext) -> StoredPrompts:
+def prompts_to_sample(context: RunContext) -> StoredPrompts:
     """Return the prompts to sample: the training and validation prompts, restricted to the shard if there is one."""
     keep = context.shard.has if context.shard else bool
     return StoredPrompts(context.run.rows("prompts.jsonl"), "train", "validation", keep=keep)

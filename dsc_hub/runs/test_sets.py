@@ -8,10 +8,10 @@ from dsc_hub.runs.metrics_schema import Metrics
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_object
 
-LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters, unordered}, see `looks_of`
+LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters, unordered}, see `scored_adapters`
 
 
-def looks_of(entry: Any) -> tuple[list[str], int]:
+def scored_adapters(entry: Any) -> tuple[list[str], int]:
     """Return the adapters of a ledger entry in scoring order, and how many of the first ones have no known order.
 
     (An older dsc sorted them.)
@@ -30,7 +30,7 @@ def with_current_looks(run: Run, metrics: Metrics) -> Metrics:
     test_set, ledger = metrics.test_set, run.folder.resolve().parent.parent / LEDGER
     if test_set is None or not ledger.is_file():
         return metrics
-    scored, _ = looks_of(read_object(ledger).get(test_set.id))
+    scored, _ = scored_adapters(read_object(ledger).get(test_set.id))
     if not scored:
         return metrics
     return metrics.model_copy(update={"test_set": test_set.model_copy(update={"adapters_scored": len(scored)})})

@@ -18,7 +18,7 @@ import numpy as np
 from dsc_hub import stats
 from dsc_hub.acceptance import RULES
 from dsc_hub.config.recipe import ChainConfig
-from dsc_hub.records import Chain, word
+from dsc_hub.records import Chain, id_as_uint64
 
 LEAST_STEPS, LEAST_CHAINS = 20, 2
 R_HAT_LIMIT = 1.01  # the usual limit for agreement of the chains
@@ -99,7 +99,7 @@ def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: in
         if previous is not None and final is not None:
             before.append(previous)
             after.append(final)
-            groups.append(word(group_of(chain.prompt_id)))
+            groups.append(id_as_uint64(group_of(chain.prompt_id)))
         elif final is not None:
             first_clean += 1
     gain = stats.paired_difference(np.asarray(after), np.asarray(before), np.asarray(groups))

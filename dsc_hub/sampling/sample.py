@@ -281,7 +281,7 @@ def fixed_level(recipe: Recipe) -> int:
 
 def _turns_outside(turns: JsonlFile, finished: RowIndex) -> Iterator[Turn]:
     """Yield the turns of unfinished chains."""
-    for at, row in turns.placed():
+    for at, row in turns.with_offsets():
         if (str(row.get("prompt_id")), row.get("chain", 0)) not in finished:
             yield turns.typed(Turn, at, row)
 

@@ -18,7 +18,7 @@ from dsc_hub.chain.chain import (
     UNSCORED,
 )
 from dsc_hub.config.recipe import ChainConfig
-from dsc_hub.records import Chain, word
+from dsc_hub.records import Chain, id_as_uint64
 from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.sampling.convergence import diagnostics
 
@@ -53,7 +53,7 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
         return stats.estimate(np.asarray(values)[is_known], np.asarray(groups)[is_known])
 
     for chain in chains:
-        groups.append(word(group_of(chain.prompt_id)))
+        groups.append(id_as_uint64(group_of(chain.prompt_id)))
         add(states[0], chain.reward_after(0))
         dirty.update([chain.answer_defect] if chain.answer_defect else [])
         counts["finished"] += 1

@@ -41,7 +41,7 @@ from dsc_hub.system import machine
 
 CRITIQUE = "Read your review again. Say in two sentences what could be warmer and more encouraging in it."
 REVISION = "Now write the review once more with these points in mind. Write nothing but the review."
-ALONE = 2  # chains a round in (c)
+HEAD_LINE = 2  # chains a round in (c)
 GPU_SHARES = {"a": 0.34, "b": 0.34, "c": 0.24}  # of a GPU's memory, where the three engines stay side by side
 BLOCK = vllm.BLOCK_ON_CPU if machine.vllm_on_cpu() else 16  # tokens
 
@@ -252,7 +252,7 @@ def _attainable(turns: list[Turn]) -> int:
 async def _alone(endpoint: servers.Endpoint, given: argparse.Namespace, seed: int) -> dict[str, Any]:
     texts, tokens, started = Texts(CRITIQUE, REVISION), 0, time.monotonic()
     async with Generator([endpoint], GenerationConfig(**_settings(given)), 600) as generator:
-        for n in range(ALONE):
+        for n in range(HEAD_LINE):
             talk = texts.opening(f"Write a review of the {n}. novel of a trilogy about two sisters in the mountains.")
             for request in (CRITIQUE, REVISION, None):
                 c = await generator.complete(talk, seed=seed * 1000 + n)
@@ -260,7 +260,7 @@ async def _alone(endpoint: servers.Endpoint, given: argparse.Namespace, seed: in
                 if request:
                     talk = [*talk, {"role": "assistant", "content": c.text}, {"role": "user", "content": request}]
     seconds = time.monotonic() - started
-    return {"tokens_per_s": tokens / seconds, "chains_per_s": ALONE / seconds, "seconds": seconds}
+    return {"tokens_per_s": tokens / seconds, "chains_per_s": HEAD_LINE / seconds, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Faulty:
 @contextmanager
 def running(root: Path) -> Iterator[tuple[Address, Faulty]]:
     """The embedded Hub over `root` with the layer before it."""
-    token, app = server._prepare(root)
+    token, app = server._token_and_app(root)
     faulty = Faulty(app)
     with server.hosted(faulty) as endpoint:
         yield Address(endpoint, token, server.USER), faulty

@@ -77,7 +77,7 @@ def verdicts(reference: str, **settings: bool) -> dict[str, bool | None]:
 
 
 def told(reference: str, name: str) -> str:
-    return next(c.told for c in verify_repo(reference)[1] if c.name == name)
+    return next(c.detail for c in verify_repo(reference)[1] if c.name == name)
 
 
 def test_a_published_run_agrees_with_itself(published):
@@ -95,7 +95,7 @@ def test_a_published_run_agrees_with_itself(published):
         "card",
     ]
     assert [c.name for c in checks] == names and all(c.agrees for c in checks), checks
-    assert "numbers made anew" in next(c.told for c in checks if c.name == "numbers of the evaluation")
+    assert "numbers made anew" in next(c.detail for c in checks if c.name == "numbers of the evaluation")
     found, checks = verify_repo(f"hub:{ADAPTER}@{published['adapter']}")
     assert found.kind == "adapter" and all(c.agrees for c in checks) and len(checks) == 6, checks
 
@@ -110,7 +110,7 @@ def test_a_reward_of_several_terms_is_scored_again_whole(tmp_path: Path, monkeyp
         account = login(None, other.endpoint, other.token)
         upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
         scores = next(c for c in verify_repo(DATASET, rescore=True)[1] if c.name == "scores")
-    assert scores.agrees and scores.told.startswith("reward of "), scores
+    assert scores.agrees and scores.detail.startswith("reward of "), scores
 
 
 CHEER = """
@@ -143,7 +143,7 @@ def test_a_run_with_a_metric_of_one_s_own_is_verified_but_for_the_scores(tmp_pat
         upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
         checks = verify_repo(DATASET, rescore=True)[1]
     assert all(c.agrees is not False for c in checks), checks
-    assert "reward not scored again: cheer.py" in next(c.told for c in checks if c.name == "scores")
+    assert "reward not scored again: cheer.py" in next(c.detail for c in checks if c.name == "scores")
 
 
 def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit(
@@ -174,7 +174,7 @@ def test_a_metric_of_one_s_own_is_published_with_the_run_and_named_at_its_commit
         assert [s.value for s in scored] == [3 / 7]
         checks = verify_repo(DATASET, rescore=True)[1]
         assert all(c.agrees is not False for c in checks), checks
-        assert "reward not scored again: local/cheer" in next(c.told for c in checks if c.name == "scores")
+        assert "reward not scored again: local/cheer" in next(c.detail for c in checks if c.name == "scores")
         # What is pushed is what scored, and nothing of it names this machine.
         (title,) = [
             c.title for c in account.api.list_repo_commits("local/cheer", repo_type="space") if "by dsc" in c.title
@@ -572,8 +572,8 @@ def test_whatever_a_stranger_s_repo_holds_is_told_and_reaches_nothing(
     good = pull_repo(f"{DATASET}@{published['dataset']}", tmp_path / "good").folder
     change(address, "dataset", DATASET, **{name.replace("/", "__"): content.encode()})
     found = {c.name: c for c in verify_repo(DATASET)[1]}
-    assert found[check].agrees is False and told in found[check].told, found[check]
-    assert not any("root:" in c.told or "my secret" in c.told for c in found.values())
+    assert found[check].agrees is False and told in found[check].detail, found[check]
+    assert not any("root:" in c.detail or "my secret" in c.detail for c in found.values())
     change(address, "dataset", DATASET, **{name.replace("/", "__"): (good / name).read_bytes()})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.errors import RunError
-from dsc_hub.records import Prompt, Turn, prompt_id, word
+from dsc_hub.records import Prompt, Turn, prompt_id, id_as_uint64
 from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.runs.row_index import OrderedRows, RowIndex, StoredPrompts, chain_key, request_key, turn_key
 
@@ -50,7 +50,7 @@ def test_ids_that_are_no_hex_digits_are_told_apart_too(tmp_path: Path):
     rows = [{"prompt_id": name, "number": 0} for name in ("p1", "p2", "", "a" * 17, "é")]
     index = RowIndex([written(tmp_path / "a.jsonl", rows)], chain_key)
     assert len(index) == 5 and all(index.get((r["prompt_id"], 0)) == r for r in rows)
-    assert word("ff") == 255 and word("p1") != word("p2")
+    assert id_as_uint64("ff") == 255 and id_as_uint64("p1") != id_as_uint64("p2")
 
 
 def test_turns_have_keys_of_their_own(tmp_path: Path):
