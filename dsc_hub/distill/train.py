@@ -341,10 +341,14 @@ def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: TrainingArgu
             "Set distill.method to 'lora', or choose another base model.",
         )
     config = options["quantization_config"]
-    if config.load_in_8bit:
-        return model, f"int8, {len(layers)} layers"
-    double = " with double quantization" if config.bnb_4bit_use_double_quant else ""
-    return model, f"{config.bnb_4bit_quant_type}{double}, {len(layers)} layers"
+    kind = "int8"
+    if not config.load_in_8bit:
+        double = " with double quantization" if config.bnb_4bit_use_double_quant else ""
+        kind = f"{config.bnb_4bit_quant_type}{double}"
+    # Embeddings are not quantised, nor are experts that a model keeps in one tensor: then most of it stays wide.
+    quantised = sum(layer.in_features * layer.out_features for layer in layers)
+    wide = sum(p.numel() for p in model.parameters() if not isinstance(p, (bnb.nn.Params4bit, bnb.nn.Int8Params)))
+    return model, f"{kind}, {len(layers)} layers, {100 * quantised / (quantised + wide):.0f} % of the parameters"
 
 
 def _widen_adapter(model: torch.nn.Module) -> None:

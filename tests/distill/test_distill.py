@@ -77,7 +77,7 @@ def test_the_linear_layers_lie_in_double_quantized_nf4(trained):
     layers = [m for m in trainer.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert len(layers) == 2 * 7
     assert all(m.weight.quant_state.quant_type == "nf4" and m.weight.quant_state.nested for m in layers)
-    assert summary.quantization == "nf4 with double quantization, 14 layers"
+    assert summary.quantization == "nf4 with double quantization, 14 layers, 2 % of the parameters"
 
 
 def test_prompts_are_masked_and_the_end_is_trained_in_every_real_batch(trained, base):

@@ -223,3 +223,16 @@ def test_a_tracker_that_is_not_installed_is_said_by_the_plan(monkeypatch):
     monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
     (problem,) = launcher.check_in_child(DistillConfig(report_to="wandb"))
     assert "wandb is not installed" in problem
+
+
+@pytest.mark.long
+def test_two_processes_agree_on_the_best_adapter_and_on_the_end(tmp_path: Path, base: Path):
+    """Only the main process answers; both have to stop at the same step, and go on with the same adapter."""
+    sft = {"load_best_model_at_end": True, "metric_for_best_model": "reward", "per_device_train_batch_size": 1}
+    run = run_of(tmp_path / "run", base, sft, validation_prompts=3, patience=2, processes=2)
+    training = launcher.launch(run)
+    rewards = evaluations(run, "eval_reward")
+    assert training.world_size == 2 and training.best_step == max(rewards, key=rewards.get)
+    assert training.validation_reward == pytest.approx(rewards[training.best_step])
+    later = [step for step in rewards if step > training.best_step]
+    assert len(later) == 2 or training.steps == TOO_FAST["max_steps"]

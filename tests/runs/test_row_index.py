@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.errors import RunError
-from dsc_hub.records import Prompt, Turn, prompt_id, id_as_uint64
+from dsc_hub.records import Prompt, Turn, id_as_uint64, prompt_id
 from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.runs.row_index import OrderedRows, RowIndex, StoredPrompts, chain_key, request_key, turn_key
 
