@@ -32,7 +32,7 @@ import signal
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from dsc_hub.config.recipe import ServingConfig
+from dsc_hub.config.sampling import ServingConfig
 from dsc_hub.distill import launcher
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Completion

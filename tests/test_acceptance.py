@@ -7,7 +7,7 @@ import math
 import pytest
 
 from dsc_hub.acceptance import RULES, make_rule, metropolis
-from dsc_hub.config.recipe import ChainConfig
+from dsc_hub.config.sampling import ChainConfig
 
 
 def test_the_metropolis_rule_keeps_with_the_probability_of_the_formula():

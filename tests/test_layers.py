@@ -40,6 +40,7 @@ HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm",
 ABOUT = {
     "distill.adapter_files": {"transformers", "peft"},
     "distill.checkpoints": {"torch", "transformers"},
+    "distill.model": {"torch", "transformers"},
     "distill.output": {"torch", "transformers"},
     "distill.train": {"torch", "transformers", "datasets"},
     "distill.trainers": {"torch", "transformers", "trl", "peft", "datasets"},

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import is_unspaced, ngrams, phrases, repeated_share, words
-from dsc_hub.config.recipe import HygieneConfig
+from dsc_hub.config.sampling import HygieneConfig
 from dsc_hub.records import Prompt
 
 EMPTY = "empty"

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config import recipe, recipe_files
-from dsc_hub.config.recipe import SERVERS, Recipe, ScorerConfig
+from dsc_hub.config.publishing import PUBLISHERS_OWN, PublishConfig
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.sampling import SERVERS, CriticConfig, ScorerConfig, ServingConfig
+from dsc_hub.config.training import OBJECTIVES
 from dsc_hub.errors import ConfigError
 from dsc_hub.system import plain_yaml
 
@@ -127,21 +130,21 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
                     f"at most {most} without your leave, got {value!r:.40}: it is your server's time",
                 )
     for key in ("endpoints", "served_model", "api_key_env"):
-        if getattr(written.serving, key) != getattr(recipe.ServingConfig(), key):
+        if getattr(written.serving, key) != getattr(ServingConfig(), key):
             yield f"serving.{key}", _OURS
     if critic := written.chain.critic:
         for key in SERVERS:
-            if getattr(critic, key) != getattr(recipe.CriticConfig(model=critic.model), key):
+            if getattr(critic, key) != getattr(CriticConfig(model=critic.model), key):
                 yield f"chain.critic.{key}", _OURS
-    for key in recipe.PUBLISHERS_OWN:
-        if getattr(written.publish, key) != getattr(recipe.PublishConfig(), key):
+    for key in PUBLISHERS_OWN:
+        if getattr(written.publish, key) != getattr(PublishConfig(), key):
             yield f"publish.{key}", "where it goes and who may see it is for you to say"
     yield from _passed_on("generation.extra", written.generation.extra, EXTRA)
     if written.distill.launch is not None:
         yield "distill.launch", "how training is started is this machine's business"
     if written.distill.report_to != "none":
         yield "distill.report_to", "where its curves go is for you to say"
-    for name in recipe.OBJECTIVES:
+    for name in OBJECTIVES:
         yield from _passed_on(f"distill.{name}", getattr(written.distill, name), TRAINER)
     yield from _passed_on("distill.lora", written.distill.lora, LORA)
     yield from _passed_on("distill.quantization", written.distill.quantization, QUANTIZATION)

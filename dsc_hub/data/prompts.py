@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsc_hub.config.recipe import TABLES, PromptsConfig, SplitShares
+from dsc_hub.config.sampling import TABLES, PromptsConfig, SplitShares
 from dsc_hub.data.table_files import PromptCells, check_row, read_lines, read_table
 from dsc_hub.errors import DataError
 from dsc_hub.records import SPLITS, Prompt, Split, prompt_id

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dsc_hub.config.recipe import TABLES
+from dsc_hub.config.sampling import TABLES
 from dsc_hub.errors import DataError
 from dsc_hub.system import parquet
 

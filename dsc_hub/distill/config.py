@@ -16,7 +16,7 @@ from transformers import BitsAndBytesConfig, TrainingArguments
 from trl import DPOConfig, KTOConfig, SFTConfig
 
 from dsc_hub.config.messages import no_switch
-from dsc_hub.config.recipe import OBJECTIVES, OWNED_TRAINER_KEYS, DistillConfig, quantization
+from dsc_hub.config.training import OBJECTIVES, OWNED_TRAINER_KEYS, DistillConfig, quantization
 from dsc_hub.distill.launcher import DEFAULT_RANK
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.adapters import LORA_RANKS

@@ -21,7 +21,8 @@ import yaml
 from rich.text import Text
 
 from dsc_hub import errors
-from dsc_hub.config.recipe import DistillConfig, Recipe
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.training import DistillConfig
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run

@@ -22,7 +22,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dsc_hub.config.recipe import DistillConfig, Recipe
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill.config import BY_OBJECTIVE, check_section
 from dsc_hub.distill.launcher import REHEARSES, shown_error
 from dsc_hub.errors import ConfigError, DscError

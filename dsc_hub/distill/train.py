@@ -32,8 +32,7 @@ import torch
 # On import bitsandbytes warns that an optional faster CPU kernel is missing; its own code suffices.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda r: "gemm_4bit_forward" not in r.getMessage())
 
-import bitsandbytes as bnb
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer
 from transformers.utils import logging as transformers_logging
 
 from dsc_hub.config.recipe import Recipe
@@ -42,6 +41,7 @@ from dsc_hub.distill.adapter_files import write_adapter
 from dsc_hub.distill.config import Plan, plan_of
 from dsc_hub.distill.launcher import ERROR_FILE, shown_error
 from dsc_hub.distill.mask import check_batches
+from dsc_hub.distill.model import compute_dtype, load_base, widen_adapter
 from dsc_hub.distill.output import ProgressCallback, say_end, say_start
 from dsc_hub.distill.preflight import TrainingData, check_training, stop_tokens, tokenizer_of, training_rows
 from dsc_hub.distill.trainers import WEIGHT, build_trainer, effective_rows, row_weights, training_arguments
@@ -49,7 +49,7 @@ from dsc_hub.distill.validation import REWARD, BestAdapter, ValidationReward
 from dsc_hub.errors import ConfigError, DataError, DscError, ModelError, RunError, disk_error
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
-from dsc_hub.system import machine, progress
+from dsc_hub.system import progress
 from dsc_hub.system.files import write_whole
 from dsc_hub.system.launch import rank, world_size
 from dsc_hub.system.progress import Line, moving_line, say
@@ -157,13 +157,13 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     facts = run.facts
     recipe, folder = facts.recipe, facts.model.weights
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
-    dtype = _compute_dtype(on_cpu)
+    dtype = compute_dtype(on_cpu)
     rows = training_rows(run, recipe)
     weights = _weigh(rows["train"], recipe.distill.weight_temperature)
     _prepare_tracker(run, recipe)
     args = training_arguments(plan, data, run[checkpoints.CHECKPOINTS], on_cpu, dtype, recipe)
 
-    model, quantization = _base_model(plan, folder, dtype, args)
+    model, quantization = load_base(plan, folder, dtype, args)
     tokenizer = tokenizer_of(folder)
     vocabulary = len(tokenizer)
     identity = checkpoints.training_identity(run, args.world_size, str(dtype))
@@ -180,7 +180,7 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     if best and rank() == 0:
         best.go_on_from(checkpoint)
     if dtype is torch.float32:
-        _widen_adapter(trainer.model)
+        widen_adapter(trainer.model)
     check_batches(trainer, stop_tokens(tokenizer, folder), data)
     _check_vocabulary(tokenizer, vocabulary)
     checkpoints.check_space(run, trainer.model.get_nb_trainable_parameters()[0])
@@ -299,67 +299,6 @@ def _check_finite(model: Any, plan: Plan) -> None:
             f"{len(bad)} of the adapter's weights are not finite after training",
             f"Lower distill.{plan.objective}.learning_rate.",
         )
-
-
-def _compute_dtype(on_cpu: bool) -> torch.dtype:
-    """Return bf16 if the hardware has it, else fp32: fp16 needs loss scaling, which bf16 adapters do not allow."""
-    if on_cpu:
-        return getattr(torch, machine.cpu_dtype())
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-
-
-def _base_model(plan: Plan, folder: Path, dtype: torch.dtype, args: TrainingArguments) -> tuple[PreTrainedModel, str]:
-    """Return the frozen base on this process's device, and a description of its quantization."""
-    options: dict[str, Any] = {}
-    if plan.quantization is not None:
-        try:
-            options["quantization_config"] = BitsAndBytesConfig(
-                **{"bnb_4bit_compute_dtype": dtype, **plan.quantization}
-            )
-        except (TypeError, ValueError, AttributeError) as e:
-            raise ConfigError(f"distill.quantization: {e}") from None
-    # Not "auto": it spreads one copy over all GPUs, in every process.
-    device = "cpu" if args.use_cpu else args.local_process_index
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map={"": device},
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            **options,
-        )
-    except (OSError, ImportError) as e:
-        raise ModelError(f"can't load the model in {folder}: {str(e).splitlines()[0]}") from None
-    if plan.quantization is None:
-        return model, "none"
-    layers = [m for m in model.modules() if isinstance(m, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt))]
-    if not layers:
-        raise ModelError(
-            f"bitsandbytes quantized no layer of the model in {folder}",
-            "Set distill.method to 'lora', or choose another base model.",
-        )
-    config = options["quantization_config"]
-    kind = "int8"
-    if not config.load_in_8bit:
-        double = " with double quantization" if config.bnb_4bit_use_double_quant else ""
-        kind = f"{config.bnb_4bit_quant_type}{double}"
-    # Embeddings are not quantised, nor are experts that a model keeps in one tensor: then most of it stays wide.
-    quantised = sum(layer.in_features * layer.out_features for layer in layers)
-    wide = sum(p.numel() for p in model.parameters() if not isinstance(p, (bnb.nn.Params4bit, bnb.nn.Int8Params)))
-    return model, f"{kind}, {len(layers)} layers, {100 * quantised / (quantised + wide):.0f} % of the parameters"
-
-
-def _widen_adapter(model: torch.nn.Module) -> None:
-    """Convert the adapter's weights to float32.
-
-    With a quantized base the trainer makes them bfloat16. Processors without bfloat16 instructions multiply these with
-    a slow generic routine (it took 60 % of a step's time).
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.float32)
 
 
 def _peak_memory_gib(on_cpu: bool) -> float:

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dsc_hub.config.recipe import GenerationConfig, Recipe, generation_at_evaluation, training_seed
+from dsc_hub.config.recipe import Recipe, generation_at_evaluation, training_seed
+from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run

@@ -24,7 +24,8 @@ from typing import Any
 from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, model_files, models_of
-from dsc_hub.config.recipe import Recipe, quantization
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.training import quantization
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.task_pool import TaskPool

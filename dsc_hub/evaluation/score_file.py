@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsc_hub import stats
-from dsc_hub.config.recipe import ScorerConfig
+from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.data import table_files
 from dsc_hub.errors import DataError
 from dsc_hub.metrics import loading, registry

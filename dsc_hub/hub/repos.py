@@ -19,7 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from dsc_hub.config.origin import MANIFEST
-from dsc_hub.config.recipe import PublishConfig
+from dsc_hub.config.publishing import PublishConfig
 from dsc_hub.errors import HubError
 from dsc_hub.hub.account import Account
 from dsc_hub.hub.errors import as_hub_error

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from dsc_hub.config.recipe import DistillConfig
+from dsc_hub.config.training import DistillConfig
 from dsc_hub.config.untrusted import QUANTIZATION
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.base_model import BaseModel

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import aiohttp  # the vendors' client library needs ten times as long per request (3 ms), more with many in flight
 
 from dsc_hub.chain.chain import Message
-from dsc_hub.config.recipe import GenerationConfig
+from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool
 from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerGone, ServerPool

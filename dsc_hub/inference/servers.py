@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dsc_hub.config import messages
-from dsc_hub.config.recipe import CriticConfig, ServingConfig
+from dsc_hub.config.sampling import CriticConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.inference.vllm import BASE, VllmServer
 from dsc_hub.system import machine

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import DistillConfig, quantization
+from dsc_hub.config.training import DistillConfig, quantization
 from dsc_hub.errors import ModelError
 from dsc_hub.system import machine
 from dsc_hub.system.cache import cache_home

@@ -19,6 +19,7 @@ from dsc_hub.chain.language import foreign, language_name
 from dsc_hub.chain.text import words
 from dsc_hub.config import recipe as recipes
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.errors import DscError, MetricError
 from dsc_hub.metrics.own_code import EXAMPLE, described
 from dsc_hub.metrics.registry import (
@@ -61,7 +62,7 @@ def load_named(name: str, recipe: Recipe, identity: Mapping[str, str], folder: P
 
 
 def load_scorer(
-    section: recipes.ScorerConfig, identity: str, folder: Path | None = None, as_measured: bool = False
+    section: ScorerConfig, identity: str, folder: Path | None = None, as_measured: bool = False
 ) -> LoadedScorer:
     """Return one scorer with its weight and sign (`as_measured`: without).
 
@@ -143,7 +144,7 @@ def load_veto_scorer(
     return veto
 
 
-def _measurement(section: recipes.ScorerConfig, identity: str, folder: Path) -> Any:
+def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
     """Return the `evaluate` measurement of a section."""
     import evaluate
 
@@ -189,7 +190,7 @@ def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
     return [n for n, p in parameters.items() if n != "self" and p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _cannot_load(section: recipes.ScorerConfig, e: BaseException) -> MetricError:
+def _cannot_load(section: ScorerConfig, e: BaseException) -> MetricError:
     shipped = SHIPPED.get(section.metric)
     if shipped is None:
         hint = EXAMPLE
@@ -202,7 +203,7 @@ def _cannot_load(section: recipes.ScorerConfig, e: BaseException) -> MetricError
     )
 
 
-def _error_text(section: recipes.ScorerConfig, e: BaseException) -> str:
+def _error_text(section: ScorerConfig, e: BaseException) -> str:
     """Return the error in one line; for the user's own code with its location."""
     if is_shipped(section):
         return " ".join(str(e).split())[:400] or type(e).__name__
@@ -211,7 +212,7 @@ def _error_text(section: recipes.ScorerConfig, e: BaseException) -> str:
 
 
 def _score_texts(
-    measurement: Any, section: recipes.ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
+    measurement: Any, section: ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
 ) -> list[Score]:
     """Return the scores of texts that may be in a language the scorer reads (see `_compute`); others are unscored."""
     languages = languages_of(section)
@@ -224,9 +225,7 @@ def _score_texts(
     return [Score(None, f"not {readable}: it is {reason}") if reason else next(scored) for reason in reasons]
 
 
-def _compute(
-    measurement: Any, section: recipes.ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]
-) -> list[Score]:
+def _compute(measurement: Any, section: ScorerConfig, texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
     """Return the metric's scores, validated: one per text, each a finite number or None."""
     if not texts:
         return []
@@ -263,7 +262,7 @@ def _compute(
     return _checked_scores(result, len(texts), section)
 
 
-def _checked_scores(result: Any, n: int, section: recipes.ScorerConfig) -> list[Score]:
+def _checked_scores(result: Any, n: int, section: ScorerConfig) -> list[Score]:
     scores = result.get("scores") if isinstance(result, Mapping) else None
     if not isinstance(scores, (list, tuple)) or len(scores) != n:
         actual = f"{len(scores)} of them" if isinstance(scores, (list, tuple)) else f"{result!r:.80}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from dsc_hub.config.recipe import SERVERS, ScorerConfig
+from dsc_hub.config.sampling import SERVERS, ScorerConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.own_code import check_source
 from dsc_hub.records import Prompt

@@ -19,7 +19,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from dsc_hub.config import messages, origin
-from dsc_hub.config.recipe import Section
+from dsc_hub.config.section import Section
 from dsc_hub.config.stages import up_to
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.pipeline import resolve

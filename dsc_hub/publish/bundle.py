@@ -10,15 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from dsc_hub.config.recipe import (
-    PUBLISHERS_OWN,
-    SCORERS,
-    SERVERS,
-    ScorerConfig,
-    is_folder,
-    publishes_rejected,
-    scorers,
-)
+from dsc_hub.config.publishing import PUBLISHERS_OWN, publishes_rejected
+from dsc_hub.config.recipe import SCORERS, is_folder, scorers
+from dsc_hub.config.sampling import SERVERS, ScorerConfig
 from dsc_hub.errors import RunError
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.registry import commit_of

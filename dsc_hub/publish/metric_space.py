@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dsc_hub import __version__
-from dsc_hub.config.recipe import PublishConfig
+from dsc_hub.config.publishing import PublishConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.hub import push, repos
 from dsc_hub.hub.account import Account, web_address

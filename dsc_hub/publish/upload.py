@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import PublishConfig, metric_files
+from dsc_hub.config.publishing import PublishConfig
+from dsc_hub.config.recipe import metric_files
 from dsc_hub.errors import HubError, RunError
 from dsc_hub.hub import push
 from dsc_hub.hub import repos as hub_repos

@@ -25,7 +25,8 @@ from dsc_hub import __version__
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
 from dsc_hub.config.origin import MANIFEST, MARK
-from dsc_hub.config.recipe import Recipe, publishes_rejected
+from dsc_hub.config.publishing import publishes_rejected
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.data import dataset
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.errors import DscError, HubError

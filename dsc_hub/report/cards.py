@@ -25,7 +25,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dsc_hub.config.recipe import generation_at_evaluation, publishes_rejected, quantization, scorers
+from dsc_hub.config.publishing import publishes_rejected
+from dsc_hub.config.recipe import generation_at_evaluation, scorers
+from dsc_hub.config.training import quantization
 from dsc_hub.errors import DataError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.records import SPLITS, Chain, Prompt

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsc_hub import stats
-from dsc_hub.config.recipe import HygieneConfig
+from dsc_hub.config.sampling import HygieneConfig
 from dsc_hub.runs.metrics_schema import ClaimVerdict, Criterion, CriterionVerdict
 
 LEAST_CONFIDENCE = 0.95

@@ -17,7 +17,7 @@ import numpy as np
 
 from dsc_hub import stats
 from dsc_hub.acceptance import RULES
-from dsc_hub.config.recipe import ChainConfig
+from dsc_hub.config.sampling import ChainConfig
 from dsc_hub.records import Chain, id_as_uint64
 
 LEAST_STEPS, LEAST_CHAINS = 20, 2

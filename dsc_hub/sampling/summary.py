@@ -17,7 +17,7 @@ from dsc_hub.chain.chain import (
     NOT_COMPARABLE,
     UNSCORED,
 )
-from dsc_hub.config.recipe import ChainConfig
+from dsc_hub.config.sampling import ChainConfig
 from dsc_hub.records import Chain, id_as_uint64
 from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.sampling.convergence import diagnostics

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from dsc_hub.config.recipe import ModelConfig
+from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.inference import base_model
 
 

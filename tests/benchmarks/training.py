@@ -25,7 +25,7 @@ from typing import Any
 
 from scipy import stats
 
-from dsc_hub.config.recipe import ModelConfig
+from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.distill.launcher import _for_training
 from dsc_hub.inference import base_model
 from dsc_hub.system import machine
@@ -145,7 +145,7 @@ def compared(rounds: int, steps: int) -> dict[str, Any]:
 def overhead(rows: int) -> dict[str, Any]:
     from transformers import TrainerControl, TrainerState
 
-    from dsc_hub.config.recipe import DistillConfig
+    from dsc_hub.config.training import DistillConfig
     from dsc_hub.distill.config import plan_of
     from dsc_hub.distill.mask import check_batches
     from dsc_hub.distill.output import ProgressCallback

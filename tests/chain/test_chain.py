@@ -14,7 +14,7 @@ from scipy import stats as sps
 from dsc_hub.acceptance import make_rule
 from dsc_hub.chain.chain import NOT_BETTER, NOT_COMPARABLE, UNSCORED, Texts, dice_of, run_chain, seed_of
 from dsc_hub.chain.hygiene import Finding, inspect
-from dsc_hub.config.recipe import HygieneConfig
+from dsc_hub.config.sampling import HygieneConfig
 from dsc_hub.records import Chain, Prompt, Score, Turn, from_row
 
 PROMPT = Prompt("p1", "Review the film {answer}.", "film", "train")

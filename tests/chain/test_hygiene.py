@@ -6,7 +6,7 @@ import pytest
 
 from dsc_hub.chain.hygiene import DEFECTS, copies, inspect, repeats_itself, strip_opening
 from dsc_hub.chain.subject import names, subject_of, without
-from dsc_hub.config.recipe import HygieneConfig
+from dsc_hub.config.sampling import HygieneConfig
 from dsc_hub.records import Prompt
 from tests.benchmarks.hygiene import labelled, measure
 

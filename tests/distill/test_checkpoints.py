@@ -25,6 +25,7 @@ STEPS = 12
 SLOW = """
 import sys, time
 from dsc_hub.distill import checkpoints, train
+from dsc_hub.system import machine
 from transformers import TrainerCallback
 
 class Slow(TrainerCallback):
@@ -33,7 +34,7 @@ class Slow(TrainerCallback):
 
 checkpoints.EVERY_S = float(sys.argv[2])
 if len(sys.argv) > 3:
-    train.machine.cpu_dtype = lambda: sys.argv[3]
+    machine.cpu_dtype = lambda: sys.argv[3]
 train.progress.PLAIN_EVERY_S = 0
 real = train.ProgressCallback
 train.ProgressCallback = lambda *about: type("Both", (real, Slow), {})(*about)

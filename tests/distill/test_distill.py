@@ -22,8 +22,8 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from dsc_hub.config.recipe import DistillConfig
-from dsc_hub.distill import adapter_files, launcher, trainers
+from dsc_hub.config.training import DistillConfig
+from dsc_hub.distill import adapter_files, launcher, model, trainers
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section, plan_of
 from dsc_hub.distill.preflight import check_training
@@ -166,7 +166,7 @@ def test_method_lora_trains_without_quantization(tmp_path, base, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_adapter_is_trained_in_what_the_processor_computes_in(tmp_path, base, monkeypatch, dtype: str):
     monkeypatch.setitem(trainers.TRAINERS, "sft", Spy)
-    monkeypatch.setattr(distill_train.machine, "cpu_dtype", lambda: dtype)
+    monkeypatch.setattr(model.machine, "cpu_dtype", lambda: dtype)
     summary = distill_train.train(make_run(tmp_path / "run", base))
     assert summary.compute_dtype == dtype
     dtypes = {str(p.dtype) for p in Spy.last.model.parameters() if p.requires_grad}
@@ -620,4 +620,4 @@ def test_a_gpu_that_only_emulates_bfloat16_trains_in_float32(monkeypatch):
     """Turing and Volta: torch counts emulated bfloat16 as supported unless told otherwise."""
     emulated = lambda including_emulation=True: including_emulation  # noqa: E731
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
-    assert distill_train._compute_dtype(on_cpu=False) is torch.float32
+    assert model.compute_dtype(on_cpu=False) is torch.float32

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsc_hub.config import recipe_files
 from dsc_hub.config.fingerprints import stage_fingerprints
-from dsc_hub.config.recipe import DistillConfig, chain_seed, training_seed
+from dsc_hub.config.recipe import chain_seed, training_seed
+from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill import checkpoints
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section

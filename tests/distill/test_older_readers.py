@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dsc_hub.config.recipe import ModelConfig
+from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.distill.train import train
 from dsc_hub.inference import base_model
 from dsc_hub.inference.weights import TOKENIZER_FILES, copy_matching

@@ -13,7 +13,7 @@ from trackio.sqlite_storage import SQLiteStorage
 from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 from dsc_hub.config import recipe_files
-from dsc_hub.config.recipe import DistillConfig
+from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill import checkpoints, launcher, validation
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section, plan_of

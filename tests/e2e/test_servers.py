@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.recipe import ModelConfig, ScorerConfig, ServingConfig
+from dsc_hub.config.sampling import ModelConfig, ScorerConfig, ServingConfig
 from dsc_hub.inference import base_model, servers
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import rating_of

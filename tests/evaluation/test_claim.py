@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from dsc_hub.cli import screens
 from dsc_hub.cli.main import cli
-from dsc_hub.config.recipe import Recipe, RewardConfig
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.sampling import RewardConfig
 from dsc_hub.errors import RunError
 from dsc_hub.evaluation import claim, summary
 from dsc_hub.evaluation.answers import score_answers

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe import ModelConfig
+from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.inference import base_model
 from dsc_hub.system import machine
 from tests.distill.tiny import make_run, row

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.recipe import ModelConfig
+from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.errors import ModelError
 from dsc_hub.inference import base_model
 from dsc_hub.system import hashing

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.config.recipe import GenerationConfig, ServingConfig
+from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool, servers, vllm
 from dsc_hub.inference.client import Generator

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from dsc_hub.config.recipe import DistillConfig
+from dsc_hub.config.training import DistillConfig
 from dsc_hub.inference import weights
 from dsc_hub.inference.rounding import round_model
 

@@ -18,7 +18,7 @@ import pytest
 
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ARMS
-from dsc_hub.config.recipe import GenerationConfig, ServingConfig
+from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import arms
 from dsc_hub.inference import server_pool

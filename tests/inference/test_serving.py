@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.recipe import GenerationConfig, ScorerConfig, ServingConfig
+from dsc_hub.config.sampling import GenerationConfig, ScorerConfig, ServingConfig
 from dsc_hub.distill import launcher
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.inference import client, vllm

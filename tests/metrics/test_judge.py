@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dsc_hub.config import recipe_files
-from dsc_hub.config.recipe import ScorerConfig
+from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of

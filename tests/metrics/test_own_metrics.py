@@ -9,7 +9,8 @@ import pytest
 
 from dsc_hub.chain.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.config import recipe
-from dsc_hub.config.recipe import Recipe, RewardConfig
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.sampling import RewardConfig, VetoConfig
 from dsc_hub.errors import ConfigError, DataError, MetricError
 from dsc_hub.evaluation.score_file import score_file
 from dsc_hub.metrics import loading, registry
@@ -224,8 +225,8 @@ def test_a_veto_that_looks_at_nothing_loads_nothing():
 
 def test_it_is_on_by_default_for_privacy_alone():
     assert recipe.effective_veto(made()) is None
-    assert recipe.effective_veto(made(metric="privacy", scorer="spacy")) == recipe.VetoConfig()
-    assert recipe.effective_veto(made(plus=[{"metric": "privacy", "scorer": "spacy"}])) == recipe.VetoConfig()
+    assert recipe.effective_veto(made(metric="privacy", scorer="spacy")) == VetoConfig()
+    assert recipe.effective_veto(made(plus=[{"metric": "privacy", "scorer": "spacy"}])) == VetoConfig()
 
 
 # -- code of others
@@ -287,5 +288,5 @@ def test_a_file_that_cannot_be_scored_is_told(tmp_path: Path, name: str, text: s
 
 
 def test_a_veto_that_holds_by_default_is_recorded():
-    assert _resolved(made(metric="privacy", scorer="spacy"))["chain"]["veto"] == recipe.VetoConfig().model_dump()
+    assert _resolved(made(metric="privacy", scorer="spacy"))["chain"]["veto"] == VetoConfig().model_dump()
     assert _resolved(made())["chain"]["veto"] is None

@@ -10,7 +10,7 @@ from typing import Any
 import evaluate
 import pytest
 
-from dsc_hub.config.recipe import RewardConfig
+from dsc_hub.config.sampling import RewardConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.privacy.privacy import count_words, entities, meanings, mentions

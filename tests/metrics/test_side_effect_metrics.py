@@ -9,7 +9,7 @@ from typing import Any
 import evaluate
 import pytest
 
-from dsc_hub.config.recipe import ScorerConfig
+from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.side_effects.side_effects import SCORERS
 from dsc_hub.records import Prompt

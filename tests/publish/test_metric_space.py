@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.recipe import PublishConfig, RewardConfig
+from dsc_hub.config.publishing import PublishConfig
+from dsc_hub.config.sampling import RewardConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.hub.account import login
 from dsc_hub.local_hub.server import Address

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import HfApi
 
-from dsc_hub.config.recipe import PublishConfig
+from dsc_hub.config.publishing import PublishConfig
 from dsc_hub.errors import HubError
 from dsc_hub.hub import retry
 from dsc_hub.hub.account import Account, login

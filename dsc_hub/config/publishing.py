@@ -1,0 +1,101 @@
+"""The section of the recipe for what is published, and what of it only the publisher decides."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from dsc_hub.config.section import Section
+
+# Keys of `publish:` that the publisher decides: no pulled recipe may set them, and no published recipe contains them.
+PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated", "metrics")
+
+
+class PublishConfig(Section):
+    """Where to: `local` (the embedded Hub), `hub` (HF_ENDPOINT, the public Hub by default) or `none`.
+
+    Names are without owner.
+    """
+
+    to: Literal["local", "hub", "none"] = "hub"
+    owner: str | None = Field(None, description="user or organisation; None: whoever the token belongs to")
+    dataset: str | None = Field(None, description="name of the dataset repo; None: <recipe>-dsc")
+    adapter: str | None = Field(None, description="name of the adapter repo; None: <recipe>-dsc-lora")
+    base: str | None = Field(
+        None, description="publish the base model too, under this name (needed when it is on no Hub)"
+    )
+    private: bool = True
+    branch: str = Field(
+        "main", pattern=r"^[\w][\w./-]{0,99}$", description="branch to commit to; made if it isn't there"
+    )
+    pull_request: bool = Field(
+        False, description="propose the commits as pull requests instead; the repos must be there"
+    )
+    tag: str | None = Field(
+        None,
+        pattern=r"^[\w][\w.-]{0,99}$",
+        description="tag for the commits; None: no tag. One that exists is not moved",
+    )
+    collection: str | None = Field(
+        None,
+        min_length=1,
+        max_length=60,
+        description="title of a collection that gets dataset, adapter and base; None: none",
+    )
+    overwrite: bool = Field(
+        False, description="write over files that somebody changed on the Hub since dsc published them (a card, say)"
+    )
+    gated: Literal["auto", "manual"] | None = Field(
+        None,
+        description=(
+            "who wants the files must ask: auto lets in whoever does, manual whom you accept; None: as the repo is"
+        ),
+    )
+    content_warning: str | None = Field(
+        None,
+        min_length=1,
+        description=(
+            "a sentence on top of the cards where prompts or answers may hurt; answers that were not kept then stay"
+            " here"
+        ),
+    )
+    rejected: bool | None = Field(
+        None, description="publish answers that were not kept, too; None: unless there is a content_warning"
+    )
+    metrics: bool = Field(
+        False,
+        description=(
+            "publish metric files of one's own (METRIC.py), too, as Spaces, and name these in the published recipe: "
+            "without them nobody else can run it"
+        ),
+    )
+    license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
+    language: str = "en"
+
+    @model_validator(mode="after")
+    def _proposed_or_set(self) -> PublishConfig:
+        if self.pull_request and (self.tag or self.branch != "main"):
+            raise ValueError("pull_request: with branch or tag there is nothing to propose; leave them out")
+        if self.pull_request and self.metrics:
+            raise ValueError("metrics: a Space is not proposed with the run; publish it first (dsc publish-metric)")
+        return self
+
+    @model_validator(mode="after")
+    def _names(self) -> PublishConfig:
+        for key in ("owner", "dataset", "adapter", "base"):
+            name = getattr(self, key)
+            if name is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,95}", name, re.ASCII):
+                raise ValueError(
+                    f"{key}: a name has letters, digits, '-', '_' and '.', at most 96, no owner; got {name[:99]!r}"
+                )
+        return self
+
+
+def publishes_rejected(publish: PublishConfig) -> bool:
+    """Return whether answers that were not kept (all the base's, rejected revisions) are published."""
+    return publish.rejected if publish.rejected is not None else publish.content_warning is None

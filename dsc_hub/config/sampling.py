@@ -1,0 +1,256 @@
+"""Sections of the recipe for what is sampled: model, prompts, scorers, chain, hygiene, generation, servers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    model_validator,
+)
+
+from dsc_hub.config.section import RuleName, Section, auto_or, placeholders
+from dsc_hub.system.addresses import checked_address, checked_key_name
+
+TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other file has one prompt per line
+
+
+SERVERS = ("endpoint", "api_key_env")  # options that depend on the machine: no pulled recipe may set them
+
+
+ServerAddress = Annotated[str, AfterValidator(checked_address)]
+
+
+KeyName = Annotated[str, AfterValidator(checked_key_name)]
+
+
+class ModelConfig(Section):
+    """The base model: a Hub id (`org/name`) at a revision, a local folder, or `package:NAME` (an installed package)."""
+
+    source: str = Field(min_length=1)
+    revision: str = "main"
+    license: str | None = Field(None, description="licence of the weights, for the cards; None: ask the Hub")
+
+
+class SplitShares(Section):
+    """Shares of the groups (not of the prompts) that go to each split."""
+
+    train: float = Field(0.7, gt=0, le=1)
+    validation: float = Field(0.15, ge=0, lt=1)
+    test: float = Field(0.15, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _sum(self) -> SplitShares:
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+        return self
+
+
+class PromptsConfig(Section):
+    """Where the prompts come from: a file, a dataset of the Hub, or templates crossed with a list of values (one value
+    = one group)."""
+
+    path: str | None = Field(None, description="text (a prompt a line), .jsonl, .csv or .parquet, beside the recipe")
+    dataset: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset of the Hub, USER/NAME")
+    dataset_config: str | None = Field(None, description="its config; None: the default one")
+    dataset_split: str = Field("train", description="which of its splits to read; ours are made anew, by group")
+    revision: str = Field("main", description="of the dataset; resolved at the start and recorded as a commit")
+    column: str = "prompt"
+    group_column: str | None = Field(
+        None, description="column that names the split group; None: each prompt its own, as is one whose cell is empty"
+    )
+    kind_column: str | None = Field(
+        None, description="column that says of what kind a prompt is (say, harmful or harmless), for metrics that ask"
+    )
+    templates: tuple[Annotated[str, placeholders("value")], ...] = ()
+    values: str | None = Field(None, description="text file, a value a line, put into {value} of each template")
+    limit: int | None = Field(None, ge=1)
+    drop_overlaps: bool | None = Field(
+        None,
+        description=(
+            "leave out held-out prompts that are near-copies of training prompts: of the same words, or with eight"
+            " words in a row in common; None: the latter only where no groups are named (by templates or group_column),"
+            " which keep apart what must be apart"
+        ),
+    )
+    split: SplitShares = SplitShares()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptsConfig:
+        if sum(map(bool, (self.path, self.dataset, self.templates))) != 1:
+            raise ValueError("give one of: path, dataset, or templates with values")
+        if missing := [t for t in self.templates if "{value}" not in t]:
+            raise ValueError(f"template has no {{value}}: '{missing[0][:60]}'")
+        named = [
+            k
+            for k in ("column", "group_column", "kind_column")
+            if getattr(self, k) != type(self).model_fields[k].default
+        ]
+        is_table = self.dataset or (self.path or "").endswith(TABLES)
+        if named and not is_table:
+            source = (
+                "templates have no columns: each value is a group"
+                if self.templates
+                else f"{self.path} is read a prompt a line"
+            )
+            raise ValueError(f"{', '.join(named)}: {source}; columns need a {', '.join(TABLES)} file or a dataset")
+        if self.templates and not self.values:
+            raise ValueError("templates need values: the file that lists what goes into {value}")
+        return self
+
+
+class ScorerConfig(Section):
+    """A metric and the scorer behind it. What is scored points the way that is wanted: the score of a metric where
+    lower is better counts with a minus."""
+
+    scorer: str = Field(
+        "vader", min_length=1, description="a packaged scorer of the metric, or a model of the Hub that it loads"
+    )
+    metric: str = Field(
+        "sentiment",
+        pattern=r"^(?:[a-z][a-z0-9_]*|[^/\\][^\\]*\.py|[\w.-]+/[\w.-]+)$",
+        description=(
+            "a shipped metric (README, Metrics), a file METRIC.py beside the recipe, or a Space of the Hub USER/NAME, "
+            "whose code runs only if the command line allows it (--allow-code)"
+        ),
+    )
+    revision: str = Field("main", description="of the scorer's model, or of the metric's Space; recorded as a commit")
+    positive_label: str | None = Field(None, description="label of a classifier that means positive; None: known names")
+    options: dict[str, Any] = Field({}, description="further settings of the metric; README, Metrics, lists them")
+    weight: float = Field(1.0, gt=0, description="the score is multiplied by it")
+    batch_size: int = Field(32, ge=1)
+
+
+class RewardConfig(ScorerConfig):
+    """What the chain goes by: a score, or the sum of several."""
+
+    plus: tuple[ScorerConfig, ...] = Field((), description="further scores, each with its weight, that are added")
+
+
+class VetoConfig(Section):
+    """What a revision must keep of the chain's first answer, whatever it scores: who says nothing leaks nothing."""
+
+    similarity: float = Field(0.5, ge=0, le=1, description="least likeness to the first answer; 0: don't look")
+    scorer: str = Field("minilm", min_length=1, description="of the metric similarity: how likeness is measured")
+    revision: str = "main"
+    length: float = Field(0.5, ge=0, description="least length, as a share of the first answer's words; 0: don't look")
+
+
+class CriticConfig(Section):
+    """Another model than the base that writes the critiques, at an OpenAI-compatible server."""
+
+    model: str = Field(min_length=1, description="its name there")
+    endpoint: ServerAddress | None = Field(
+        None, description="address up to and including /v1; of this machine alone, so no published recipe has one"
+    )
+    api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoint's key")
+
+
+class ChainConfig(Section):
+    """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
+
+    critique: Annotated[str, placeholders("prompt answer group principle")] = Field(min_length=1)
+    revision: Annotated[str, placeholders("prompt answer group principle")] = Field(min_length=1)
+    system: str | None = None
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the texts that are drawn; None: the recipe's seed")
+    steps: int = Field(1, ge=1, le=64)
+    chains_per_prompt: int = Field(1, ge=1, le=256)
+    acceptance: RuleName = "improve"
+    temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
+    critic: CriticConfig | None = Field(None, description="who criticises; None: the base itself")
+    principles: tuple[str, ...] = Field(
+        (), description="one of them, drawn anew for each step, stands for {principle} in both texts"
+    )
+    veto: VetoConfig | None = Field(
+        None, description="what a revision must keep of the first answer; None: the default one for a reward of privacy"
+    )
+
+    @model_validator(mode="after")
+    def _principled(self) -> ChainConfig:
+        if ("{principle}" in self.critique + self.revision) != bool(self.principles):
+            raise ValueError("principles and the placeholder {principle} go together: one is there without the other")
+        return self
+
+    def asks_for_group(self) -> bool:
+        return "{group}" in self.critique + self.revision
+
+
+class HygieneConfig(Section):
+    """Which texts are not fit to be kept, whatever they score; the detectors are described in README, "Hygiene"."""
+
+    meta_talk: Literal["reject", "strip", "keep"] = Field(
+        "reject",
+        description="strip: cut an opening that talks about the task, then check and score the rest; keep: don't look",
+    )
+    repeated: float = Field(
+        0.04,
+        ge=0,
+        le=1,
+        description="share of a text's word 3-grams that come again, from which it repeats itself; 1: don't look",
+    )
+    language: Literal["prompt", "any"] = Field(
+        "prompt", description="prompt: an answer must be in its prompt's language"
+    )
+    subject: bool = Field(
+        False,
+        description="reject answers that don't name what their prompt is about (its group, where the prompt names it)",
+    )
+
+
+class GenerationConfig(Section):
+    temperature: float = Field(0.8, ge=0, le=5)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_new_tokens: int = Field(128, ge=1)
+    extra: dict[str, Any] = Field(
+        {},
+        description=(
+            "further parameters of the server, sent with every request as they are (vLLM: top_k, min_p, "
+            "repetition_penalty, chat_template_kwargs ...)"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> GenerationConfig:
+        owned = "model messages prompt seed temperature top_p max_tokens max_completion_tokens n stream"
+        if taken := sorted(set(owned.split()) & self.extra.keys()):
+            raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
+        return self
+
+
+class ServingConfig(Section):
+    """How the base model is served. `endpoints` (local recipes and overrides only): servers that already run."""
+
+    context: int = Field(2048, ge=128, description="tokens of prompt and answer together")
+    concurrency: Annotated[int | Literal["auto"] | tuple[int | Literal["auto"], ...], auto_or(4096, several=True)] = (
+        Field(
+            "auto",
+            description=(
+                "requests in flight at each server; auto: it begins with 128 and doubles as long as that brings more"
+                " tokens a second. A list: one for each of `endpoints`"
+            ),
+        )
+    )
+    replicas: Annotated[int | Literal["auto"], auto_or(1024)] = Field(
+        "auto", description="vLLM servers on this machine; auto: one for each GPU, or group of GPUs, one on a CPU"
+    )
+    tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that hold one replica together")
+    start_timeout_s: float = Field(600, gt=0)
+    request_timeout_s: float = Field(600, gt=0)
+    kv_cache_gib: float = Field(2, gt=0, description="CPU only: memory for the KV cache")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    endpoints: tuple[ServerAddress, ...] = ()
+    served_model: str | None = Field(None, description="name of the model at the endpoints; None: the only one there")
+    api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoints' key")
+
+    @model_validator(mode="after")
+    def _one_for_each(self) -> ServingConfig:
+        if isinstance(self.concurrency, tuple) and (
+            not self.concurrency or len(self.concurrency) != len(self.endpoints)
+        ):
+            raise ValueError(
+                f"concurrency: {len(self.concurrency)} numbers for {len(self.endpoints)} endpoints; give one for "
+                "each, or one for all"
+            )
+        return self

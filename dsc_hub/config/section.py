@@ -1,0 +1,80 @@
+"""The base of the recipe's sections, and the checks of values that several of them share."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationInfo,
+    field_validator,
+)
+
+from dsc_hub.acceptance import RULES
+from dsc_hub.config import messages
+from dsc_hub.config.arms import ARMS
+from dsc_hub.config.stages import NAMES
+
+# Names from the tables: pydantic rejects all others. A type checker can't evaluate such a Literal and sees `str`.
+if TYPE_CHECKING:
+    ArmName = str
+    RuleName = str
+    StageName = str
+else:
+    ArmName = Literal[tuple(ARMS)]
+    RuleName = Literal[tuple(RULES)]
+    StageName = Literal[NAMES]
+
+
+def placeholders(allowed: str) -> AfterValidator:
+    """Return a check of a text: it may have these placeholders, separated by spaces, and no others."""
+    names = set(allowed.split())
+
+    def check(text: str) -> str:
+        unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - names)
+        if unknown:
+            raise ValueError(
+                f"unknown placeholder {{{unknown[0]}}}; known here: {', '.join(f'{{{n}}}' for n in sorted(names))}"
+            )
+        return text
+
+    return AfterValidator(check)
+
+
+def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names; ValueError if one stands there twice."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"each only once, got {', '.join(names)}")
+    return names
+
+
+def seconds_given(value: Any) -> Any:
+    """Return a number of seconds; ValueError for true and false, which YAML takes for numbers."""
+    return messages.no_switch(value, float)
+
+
+def auto_or(most: int, several: bool = False) -> BeforeValidator:
+    """Accept auto or a whole number; with `several` also a list of these."""
+
+    def one(value: Any) -> Any:
+        if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most):
+            raise ValueError(f"should be a whole number from 1 to {most}, or auto, got {value!r:.60}")
+        return value
+
+    def check(value: Any) -> Any:
+        return tuple(map(one, value)) if several and isinstance(value, (list, tuple)) else one(value)
+
+    return BeforeValidator(check)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return messages.no_switch(value, cls.model_fields[str(info.field_name)].annotation)
