@@ -149,8 +149,13 @@ def _take_over(context: RunContext, stage: str) -> bool:
     marker = context.run.marker(stage)
     assert marker, "a stage that was reused has its marker"
     _note_time(context, stage, marker["seconds"])
-    say(f"{stage}: taken over from {source.name}, whose inputs were the same")
+    say(f"{stage}: taken over from {_name(context, source)}, whose inputs were the same")
     return True
+
+
+def _name(context: RunContext, folder: Path) -> str:
+    """Return the name of another run of the recipe: its fingerprint, in a round with the number of it."""
+    return str(folder.relative_to(context.runs / context.recipe.name))
 
 
 def _forget_after(context: RunContext, stage: str) -> None:
@@ -186,7 +191,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
         and not _has_rounds(context, stage)
         and (source := adopt_rows(context.run, stage, context.fingerprints[stage], rounds.all_siblings(context)))
     ):
-        say(f"{stage}: going on from what {source.name} had done of it")
+        say(f"{stage}: going on from what {_name(context, source)} had done of it")
     started = time.monotonic()
     if _has_rounds(context, stage):
         rounds.run_rounds(context, run_stage)  # a round's own stages are taken over where another run has them
