@@ -77,8 +77,14 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
             stage, f"{e.requests[stage]} requests, at most {e.new_tokens_at_most[stage]:,} new tokens; {when}"
         )
     trained = "distill" in (*e.done, *e.taken_over)
-    how = "nothing left to train" if trained else f"{r.distill.method}; its time shows after the first steps"
-    table.add_row("distill", how)
+    how = f"{r.distill.objective}, {r.distill.method}; its time shows after the first steps"
+    table.add_row("distill", "nothing left to train" if trained else how)
+    if r.rounds > 1:
+        table.add_row(
+            "rounds",
+            f"at most {r.rounds} of sampling and training, until the validation reward no longer rises; requests and "
+            "times above are of all, less what other runs have of them",
+        )
     table.add_row("disk", f"about {e.disk_bytes / 1e9:.2f} GB under {context.runs}")
     table.add_row(
         "publishes",
@@ -197,6 +203,8 @@ def numbers(run: Run) -> None:
     terminal.out.print(tables.detail_table(evaluation))
     terminal.out.print(tables.side_effect_table(evaluation))
     terminal.out.print(tables.cost_table(evaluation))
+    if metrics.rounds:
+        terminal.out.print(Text(sentences.rounds_sentence(metrics.rounds)))
     if s := metrics.sampling:
         terminal.out.print(Text(f"{sentences.last_step_sentence(s)} {sentences.mixing_sentence(s)}"))
     terminal.out.print(Text(f"All arms ran on {evaluation.served_on}."))

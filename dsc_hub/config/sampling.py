@@ -44,7 +44,8 @@ class SplitShares(Section):
     def _sum(self) -> SplitShares:
         total = self.train + self.validation + self.test
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"train + validation + test must be 1, got {total:g}")
+            shares = f"train {self.train:g}, validation {self.validation:g}, test {self.test:g}"
+            raise ValueError(f"train + validation + test must be 1, got {total:g} ({shares})")
         return self
 
 

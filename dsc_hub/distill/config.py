@@ -169,6 +169,9 @@ def plan_of(section: DistillConfig) -> Plan:
         if sft.get("loss_type", "nll") != "nll" or sft.get("label_smoothing_factor"):
             problems.append("distill.weight_temperature: needs the plain loss; leave loss_type and label_smoothing out")
     problems += _validation_problems(section, trainer[section.objective])
+    for name in ("dpo", "kto"):
+        if trainer[name].get("beta", 1) <= 0:
+            problems.append(f"distill.{name}.beta: must be above 0, got {trainer[name]['beta']:g}")
     if trainer["kto"].get("per_device_train_batch_size", 2) < 2:
         problems.append("distill.kto.per_device_train_batch_size: at least 2, as answers of one batch are compared")
     problems += _lora_problems(lora)
@@ -217,12 +220,14 @@ def _validation_problems(section: DistillConfig, settings: Mapping[str, Any]) ->
     metric = settings.get("metric_for_best_model")
     if metric is not None and metric.removeprefix("eval_") not in ("loss", "reward"):
         out.append(f"{place}.metric_for_best_model: expected loss or reward, got {metric!r:.40}")
-    if metric == "reward" and not section.validation_prompts:
+    if metric in ("reward", "eval_reward") and not section.validation_prompts:
         out.append(f"{place}.metric_for_best_model: reward needs distill.validation_prompts")
     if metric is not None and not settings.get("load_best_model_at_end", section.patience is not None):
         out.append(f"{place}.metric_for_best_model: has no effect without load_best_model_at_end")
     if section.patience is not None and not settings.get("load_best_model_at_end", True):
         out.append(f"distill.patience: needs {place}.load_best_model_at_end")
+    if "eval_steps" in settings and settings.get("eval_strategy") != "steps":
+        out.append(f"{place}.eval_steps: has no effect without eval_strategy: steps")
     validates = section.validation_prompts or section.patience or settings.get("load_best_model_at_end")
     if validates and settings.get("eval_strategy", "epoch") == "no":
         out.append(f"{place}.eval_strategy: there is no validation to choose by; use steps or epoch")
@@ -252,6 +257,8 @@ def _checked_settings(
             problems.append(f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else ""))
         elif key in types:
             try:
+                if key == "eval_strategy" and value is False:
+                    value = "no"  # YAML reads a bare no as false
                 value = no_switch(value, types[key])
                 if types[key] == list[str] and isinstance(value, str):
                     value = [value]

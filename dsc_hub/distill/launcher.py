@@ -58,6 +58,8 @@ def launch(run: Run, joins: bool = False) -> Training:
     of output if the process died otherwise. Ctrl-C, or the end of this process, ends the training.
     """
     section = run.facts.recipe.distill
+    if problems := tracker_problems(section):
+        raise ConfigError(problems[0])
     if joins:
         launch_part(run.folder, LOG)
     else:
@@ -129,15 +131,22 @@ def processes_of(launch: str) -> int:
     return processes
 
 
+def tracker_problems(section: DistillConfig) -> list[str]:
+    """Return a problem if the tracker that the section names is not installed."""
+    tracker = section.report_to
+    if tracker == "none" or importlib.util.find_spec(tracker) is not None:
+        return []
+    return [f"distill.report_to: {tracker} is not installed; `pip install {tracker}`"]
+
+
 def check_in_child(section: DistillConfig) -> list[str]:
     """Return the problems that the training libraries find in a recipe's `distill` section.
 
     The check runs in its own process and takes seconds; it is skipped if the same library versions accepted the section
     before. ConfigError if it exceeds its limits of time or memory.
     """
-    if section.report_to != "none" and importlib.util.find_spec(section.report_to) is None:
-        return [f"distill.report_to: {section.report_to} is not installed; `pip install {section.report_to}`"]
-    return _check(digest(section.model_dump(mode="json"), machine.versions()), {"section": section, "recipe": None})
+    about = digest(section.model_dump(mode="json"), machine.versions())
+    return tracker_problems(section) or _check(about, {"section": section, "recipe": None})
 
 
 def rehearse_in_child(recipe: Recipe, model_folder: Path, has_validation: bool) -> list[str]:

@@ -119,5 +119,8 @@ def say_end(run: Run, training: Training) -> None:
     say(
         f"distill  {training.steps} steps in {duration(training.seconds)}; "
         f"loss {shown(training.first_loss)} -> {shown(training.final_loss)}, "
-        f"validation {shown(training.validation_loss)} -> {run['adapter']}"
+        f"validation {shown(training.validation_loss)}"
+        + (f", reward {training.validation_reward:.3f}" if training.validation_reward is not None else "")
+        + (f"; kept: step {training.best_step}" if training.best_step is not None else "")
+        + f" -> {run['adapter']}"
     )

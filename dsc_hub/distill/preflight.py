@@ -168,8 +168,8 @@ def _read_rows(run: Run, config: str, answers: Sequence[str], system: str | None
             rows.append(turns | ({"reward": row["reward"]} if "reward" in row else {}))
     if not out["train"]:
         raise DataError(
-            f"there is no row of the config `{config}` to train on",
-            "Fewer constraints in the recipe's `dataset` section, or more prompts and steps, keep more chains.",
+            f"there is no training row in the dataset's config `{config}`",
+            "Loosen dataset.min_reward and min_gain, or sample more prompts, steps or chains: then more are kept.",
         )
     return out
 

@@ -126,6 +126,7 @@ class _Prepared:
     trainer: Trainer
     keeper: checkpoints.Checkpoints
     best: BestAdapter | None
+    scoring: ValidationReward | None
     checkpoint: Path | None
     weights: list[float]
     quantization: str
@@ -142,6 +143,8 @@ def _train(run: Run, plan: Plan, data: TrainingData, part: Path) -> Training:
         seconds = _fit(prepared)
         best_step = best.restore(trainer) if best else None
         validation = trainer.evaluate() if data.validation_rows else {}
+        if prepared.scoring and not data.validation_rows:  # nothing has called it
+            prepared.scoring.on_evaluate(trainer.args, trainer.state, trainer.control, validation)
     _check_finite(trainer.model, prepared.plan)
     training = _summary(prepared, run.facts.recipe.distill.weight_temperature, seconds, validation, best_step)
     if main:
@@ -161,7 +164,7 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     rows = training_rows(run, recipe)
     weights = _weigh(rows["train"], recipe.distill.weight_temperature)
     _prepare_tracker(run, recipe)
-    args = training_arguments(plan, data, run[checkpoints.CHECKPOINTS], on_cpu, dtype, recipe)
+    args = training_arguments(plan, data, run[checkpoints.CHECKPOINTS], on_cpu, dtype, recipe, _run_name(run))
 
     model, quantization = load_base(plan, folder, dtype, args)
     tokenizer = tokenizer_of(folder)
@@ -170,7 +173,7 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     checkpoint = checkpoints.newest(run, identity)
     keeper = checkpoints.Checkpoints(identity, checkpoints.trained_s(checkpoint))
     best = BestAdapter(run[checkpoints.CHECKPOINTS], plan.best, recipe.distill.patience) if plan.best else None
-    count = recipe.distill.validation_prompts if data.validation_rows else None
+    count = recipe.distill.validation_prompts
     scoring = ValidationReward(run, recipe, tokenizer, count) if count else None
     # In this order: the best adapter goes by the reward, and a checkpoint includes the best adapter.
     callbacks = [ProgressCallback(line, plan.objective), *filter(None, (scoring, best)), keeper]
@@ -184,13 +187,19 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     check_batches(trainer, stop_tokens(tokenizer, folder), data)
     _check_vocabulary(tokenizer, vocabulary)
     checkpoints.check_space(run, trainer.model.get_nb_trainable_parameters()[0])
-    return _Prepared(plan, data, trainer, keeper, best, checkpoint, weights, quantization, dtype)
+    return _Prepared(plan, data, trainer, keeper, best, scoring, checkpoint, weights, quantization, dtype)
 
 
 def _say_start(prepared: _Prepared) -> None:
     trainable, total = prepared.trainer.model.get_nb_trainable_parameters()
+    if prepared.weights:
+        worth, rows = effective_rows(prepared.weights), prepared.data.rows
+        few = (
+            "; a few rows have nearly all of the weight: raise distill.weight_temperature" if 10 * worth < rows else ""
+        )
+        say(f"distill  rows are weighted by their rewards, and worth {worth:.1f} of {rows} alike{few}")
     if prepared.best and not prepared.data.validation_rows:
-        say("distill  there are no validation rows to choose by: the last adapter is kept")
+        say("distill  without validation rows nothing is validated while training: the last adapter is kept")
     say_start(
         prepared.data, prepared.plan, prepared.quantization, prepared.dtype, trainable, total, prepared.trainer.args
     )
@@ -236,6 +245,12 @@ def _summary(
         quantization=prepared.quantization,
         world_size=args.world_size,
     )
+
+
+def _run_name(run: Run) -> str:
+    """Return the name of a run at a tracker: the start of its fingerprint, in rounds with the round's number."""
+    *_, above, middle, last = run.folder.resolve().parts
+    return f"{above} round {last}" if middle == "rounds" else last
 
 
 def _prepare_tracker(run: Run, recipe: Recipe) -> None:

@@ -22,9 +22,12 @@ WEIGHT = "weight"  # column of a row's weight in the loss
 
 
 def training_arguments(
-    plan: Plan, data: TrainingData, folder: Path, on_cpu: bool, dtype: torch.dtype, recipe: Recipe
+    plan: Plan, data: TrainingData, folder: Path, on_cpu: bool, dtype: torch.dtype, recipe: Recipe, run_name: str
 ) -> TrainingArguments:
-    """Return the configuration of the objective's trainer; ConfigError for values that it refuses."""
+    """Return the configuration of the objective's trainer; ConfigError for values that it refuses.
+
+    `run_name` is the name of the run at a tracker, where the recipe's name is the project.
+    """
     settings = dict(plan.settings)
     # Recomputing activations saves memory, which is scarce only on GPUs; it costs about a fifth of the time.
     settings.setdefault("gradient_checkpointing", not on_cpu)
@@ -46,7 +49,7 @@ def training_arguments(
             bf16=dtype is torch.bfloat16,
             fp16=False,
             report_to=recipe.distill.report_to,
-            run_name=recipe.name,
+            run_name=run_name,
             project=recipe.name,
             trackio_static_space_id=False,  # by default a public one would be made with the first push
             push_to_hub=False,

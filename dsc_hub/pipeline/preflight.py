@@ -228,6 +228,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         )
     elif "distill" not in reusable:
         has_validation = any(p.split == "validation" for p in prompts)
+        problems += launcher.tracker_problems(recipe.distill)
         problems += launcher.rehearse_in_child(recipe, folder, has_validation)
     repos = None
     if account:

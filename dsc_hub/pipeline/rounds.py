@@ -115,7 +115,7 @@ def _numbers(run: Run, number: int) -> Round:
     if metrics.distill.validation_reward is None:
         raise RunError(
             f"no answer to a validation prompt of round {number} was scored, so the rounds can't be compared",
-            "Set rounds: 1, or look at the reward with `dsc try`.",
+            "Look at answers and their rewards with `dsc try`, or set rounds: 1.",
         )
     return Round(
         round=number,

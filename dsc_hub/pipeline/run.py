@@ -193,10 +193,13 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     ):
         say(f"{stage}: going on from what {_name(context, source)} had done of it")
     started = time.monotonic()
+    before_s = 0.0
     if _has_rounds(context, stage):
-        rounds.run_rounds(context, run_stage)  # a round's own stages are taken over where another run has them
+        # A round's own stages are taken over where another run has them, or an earlier session.
+        done = rounds.run_rounds(context, run_stage)
+        before_s, started = sum(r.seconds for r in done.rounds), time.monotonic()
     result = stages.publish_stage(context, account) if stage == "publish" else stages.STAGE[stage](context)
-    seconds = time.monotonic() - started
+    seconds = before_s + time.monotonic() - started
     if BY_NAME[stage].sections:
         context.run.add_metrics(stage, result)
     _note_time(context, stage, seconds)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.arms import ADAPTER, models_of
+from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
@@ -144,6 +145,7 @@ def _run_dataset(context: RunContext) -> StageResult:
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
     say(
         f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  "
+        f"preference {counts['preference'].get('train', 0)}, {counts['preference'].get('validation', 0)}  "
         f"dropped: {dropped} -> {context.run['dataset']}"
     )
     return counts
@@ -208,6 +210,13 @@ def _ask_arms(
     return neutral, pace.Pace("evaluation", requests, len(held_out) * e.samples, new_tokens, seconds, 0.0)
 
 
+def sampling_of_base(context: RunContext) -> str:
+    """Return the sampling fingerprint without what the base's answers to held-out prompts do not depend on."""
+    recipe = context.recipe
+    alone = recipe.model_copy(update={"rounds": 1, "chain": recipe.chain.model_copy(update={"seed": None})})
+    return stage_fingerprints(alone, context.identity)["sampling"]
+
+
 def _run_evaluation(context: RunContext) -> StageResult:
     from dsc_hub.evaluation import arms, blind
     from dsc_hub.evaluation.answers import collect_answers, count_adapters, write_answers
@@ -222,7 +231,7 @@ def _run_evaluation(context: RunContext) -> StageResult:
     folder, weights = context.run.facts.model.weights, "in bfloat16"
     if served:
         folder, weights = evaluation_weights(folder, context.model.identity, context.recipe.distill, e.weights)
-    base = arms.base_digest(context.recipe, context.fingerprints["sampling"])
+    base = arms.base_digest(context.recipe, sampling_of_base(context))
     neutral, measured = _ask_arms(context, held_out, score["reward"], folder, served, base)
     answers = collect_answers(context.run, context.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a.arm == arm for a in answers)]:

@@ -173,7 +173,7 @@ def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[s
         *_side_effects(arms),
         *_left_out(arms),
         *_stripped(arms),
-        *_uncompared(metrics.dataset),
+        *(_uncompared(metrics.dataset) if facts.recipe.distill.objective == "sft" else []),
         *test_set_sentences(evaluation, metrics.test_set),
     ]
     out.append(
@@ -251,7 +251,8 @@ def _uncompared(dataset: Dataset | None) -> list[str]:
         return []
     rows = sum(dataset.sft.values())
     return [
-        f"{count(n)} of {count(rows)} training rows were never compared with another clean text: their first answer "
+        f"{count(n)} of {count(rows)} rows (for training and validation) were never compared with another clean text: "
+        "their first answer "
         "was not clean (or not scored), and the first clean revision was kept."
     ]
 

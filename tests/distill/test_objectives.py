@@ -133,6 +133,8 @@ def test_sections_that_contradict_themselves_are_refused(section, message):
         ({"objective": "kto", "kto": {"per_device_train_batch_size": 1}}, "at least 2"),
         ({"objective": "dpo", "dpo": {"betta": 0.2}}, "distill.dpo.betta: unknown key; did you mean 'beta'?"),
         ({"objective": "sft", "dpo": {"betta": 0.2}}, "distill.dpo.betta: unknown key"),
+        ({"objective": "dpo", "dpo": {"beta": -0.1}}, "distill.dpo.beta: must be above 0, got -0.1"),
+        ({"objective": "kto", "kto": {"beta": 0}}, "distill.kto.beta: must be above 0, got 0"),
         ({"objective": "dpo", "dpo": {"loss_type": 3}}, "distill.dpo.loss_type: should be a valid list"),
         ({"objective": "dpo", "dpo": {"beta": "much"}}, "distill.dpo.beta: should be a valid number"),
     ],
@@ -178,7 +180,7 @@ def test_kto_rows_are_mixed_in_a_fixed_order():
 
 
 def test_without_pairs_there_is_nothing_to_prefer(tmp_path: Path, base: Path):
-    with pytest.raises(DataError, match="no row of the config `preference`"):
+    with pytest.raises(DataError, match="no training row in the dataset's config `preference`"):
         distill_train.train(make_run(tmp_path / "run", base, objective="dpo"))
 
 

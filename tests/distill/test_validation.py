@@ -136,6 +136,16 @@ def test_the_reward_of_answers_to_validation_prompts_is_logged(tmp_path: Path, b
     assert training.best_step == best and training.validation_reward == pytest.approx(rewards[best])
 
 
+def test_without_validation_rows_the_reward_is_measured_once_at_the_end(tmp_path: Path, base: Path, capsys):
+    run = run_of(tmp_path / "run", base, {"max_steps": 2}, validation_prompts=3, patience=2)
+    for file in (run["dataset"] / "sft").glob("validation-*"):
+        file.unlink()
+    training = distill_train.train(run)
+    assert (training.validation_rows, training.validation_loss, training.best_step) == (0, None, None)
+    assert -1 <= training.validation_reward <= 1 and evaluations(run, "eval_reward") == {2: training.validation_reward}
+    assert "without validation rows nothing is validated while training" in capsys.readouterr().err
+
+
 def test_measuring_the_reward_does_not_change_the_training(tmp_path: Path, base: Path):
     """Dropout would draw other numbers after a generation that uses the training's own."""
     lora = {"lora_dropout": 0.3}
@@ -171,6 +181,11 @@ def test_the_answers_are_those_of_the_model_as_published(tmp_path: Path, base: P
     [
         ({"sft": {"metric_for_best_model": "accuracy", "load_best_model_at_end": True}}, "expected loss or reward"),
         ({"sft": {"metric_for_best_model": "reward"}, "patience": 2}, "needs distill.validation_prompts"),
+        (
+            {"sft": {"metric_for_best_model": "eval_reward", "load_best_model_at_end": True}},
+            "needs distill.validation_prompts",
+        ),
+        ({"sft": {"eval_steps": 5}}, "eval_steps: has no effect without eval_strategy: steps"),
         ({"sft": {"metric_for_best_model": "loss"}}, "no effect without load_best_model_at_end"),
         ({"sft": {"load_best_model_at_end": False}, "patience": 2}, "distill.patience: needs"),
         ({"sft": {"eval_strategy": "no"}, "patience": 2}, "no validation to choose by"),
@@ -214,8 +229,11 @@ def test_curves_are_written_for_trackio_on_this_machine_only(tmp_path: Path, bas
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
     run = run_of(tmp_path / "run", base, {"max_steps": 2}, report_to="trackio")
     distill_train.train(run)
+    second = run_of(tmp_path / "other" / "rounds" / "2", base, {"max_steps": 2}, report_to="trackio")
+    distill_train.train(second)
     assert [p.name for p in (tmp_path / "trackio").glob("*.db")] == ["quickstart.db"]
-    logged = SQLiteStorage.get_logs("quickstart", "quickstart")
+    assert sorted(SQLiteStorage.get_runs("quickstart")) == ["other round 2", "run"]  # each training is one curve
+    logged = SQLiteStorage.get_logs("quickstart", "run")
     assert {"train/loss", "eval/loss"} <= {key for entry in logged for key in entry}
 
 
@@ -223,6 +241,18 @@ def test_a_tracker_that_is_not_installed_is_said_by_the_plan(monkeypatch):
     monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda name: None)
     (problem,) = launcher.check_in_child(DistillConfig(report_to="wandb"))
     assert "wandb is not installed" in problem
+
+
+def test_plan_and_the_stage_itself_refuse_a_tracker_that_is_not_installed(dsc, recipe_file: Path, base: Path):
+    words = (str(recipe_file), f"model.source={base}", "publish.to=none", "distill.report_to=tensorboard")
+    assert (
+        "distill.report_to: tensorboard is not installed; `pip install tensorboard`"
+        in dsc("plan", *words, code=2).stderr
+    )
+
+
+def test_a_bare_no_of_yaml_is_the_strategy_no():
+    assert plan_of(DistillConfig(sft={"eval_strategy": False})).settings["eval_strategy"] == "no"
 
 
 @pytest.mark.long

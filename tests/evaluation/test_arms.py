@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from dsc_hub.chain.chain import no_veto, seed_of
-from dsc_hub.config import recipe_files, stages
+from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import answers, arms, summary
 from dsc_hub.inference.client import RequestFailed
-from dsc_hub.pipeline import preflight
+from dsc_hub.pipeline import preflight, stages
+from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.metrics_schema import SCHEMA, Metrics
 from dsc_hub.runs.run import Run
@@ -138,7 +140,7 @@ def test_each_way_of_answering_can_be_had_of_each_model(
     assert ("distilled_best_of_n", "distilled") in summary.arm_pairs(names)
     # what an adapter wrote does not outlive it
     written = {f"evaluation/{p.name}" for p in run["evaluation"].glob(f"{ADAPTER}.*")}
-    assert files[1] in written and written <= set(stages.BY_NAME["distill"].stale_files)
+    assert files[1] in written and written <= set(BY_NAME["distill"].stale_files)
 
 
 def test_what_failed_is_counted_and_is_no_answer(tmp_path: Path, recipe_file: Path):
@@ -371,6 +373,17 @@ def test_what_the_base_s_answers_depend_on_makes_them_others(tmp_path: Path, rec
     assert arms.base_digest(recipe_with(recipe_file), "other sampling") != arms.base_digest(
         recipe_with(recipe_file), "s"
     )
+
+
+@pytest.mark.parametrize("override", ["rounds=2", "chain.seed=5", "rounds=3"])
+def test_rounds_and_the_chains_seed_do_not_change_the_base_s_answers(tmp_path: Path, recipe_file: Path, override: str):
+    def sampling(*overrides: str) -> str:
+        recipe = recipe_with(recipe_file, *overrides)
+        identity = dict.fromkeys(("prompts", "model", "reward", "second_scorer", "third_scorer", "chain.veto"), "x")
+        context = RunContext(recipe, recipe_file, Run(tmp_path), tmp_path, None, identity, {}, "dsc run")
+        return stages.sampling_of_base(context)
+
+    assert sampling() == sampling(override) != sampling("seed=5")
 
 
 def test_arms_that_are_not_whole_are_not_taken_and_nothing_of_one_s_own_is_replaced(tmp_path: Path, recipe_file: Path):

@@ -195,9 +195,9 @@ def test_the_numbers_in_the_table_of_steps_are_the_recorded_ones(tmp_path):
 def test_the_training_numbers_are_the_recorded_ones(tmp_path):
     run = written_run(tmp_path)
     rows, d = {r["what"]: r["value"] for r in table(card(run, "adapter"), "what")}, run.metrics["distill"]
-    assert numbers_of(rows["validation loss"]) == [d["validation_loss"]] and numbers_of(rows["final loss"]) == [
-        d["final_loss"]
-    ]
+    assert numbers_of(rows["validation loss"]) == [d["validation_loss"]] and numbers_of(
+        rows["loss of the last tenth of the steps"]
+    ) == [d["final_loss"]]
     assert (rows["rows"], rows["steps"], rows["lora: r"]) == (str(d["rows"]), str(d["steps"]), "16")
 
 
