@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 FEW_TEXTS = 20
 LONGEST_PROMPT = 70  # characters shown of a dropped prompt
 
+ROUNDS = (
+    "at most {} of sampling and training, until the validation reward no longer rises; requests and times above are of "
+    "all, less what other runs have of them"
+)
+
 
 def _grid() -> Table:
     table = Table.grid(padding=(0, 3))
@@ -80,11 +85,7 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     how = f"{r.distill.objective}, {r.distill.method}; its time shows after the first steps"
     table.add_row("distill", "nothing left to train" if trained else how)
     if r.rounds > 1:
-        table.add_row(
-            "rounds",
-            f"at most {r.rounds} of sampling and training, until the validation reward no longer rises; requests and "
-            "times above are of all, less what other runs have of them",
-        )
+        table.add_row("rounds", ROUNDS.format(r.rounds))
     table.add_row("disk", f"about {e.disk_bytes / 1e9:.2f} GB under {context.runs}")
     table.add_row(
         "publishes",

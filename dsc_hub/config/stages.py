@@ -52,7 +52,8 @@ def _sampling_inputs(i: Inputs) -> list[Any]:
     texts = (i.section("chain"), i.section("hygiene"), i.section("generation"))
     # In rounds, chains depend on the adapters of the rounds before, and so on what these were trained on and how.
     rounds = i.recipe.get("rounds", 1)
-    trained = [["rounds", rounds, i.section("dataset"), *_distill_inputs(i)]] if rounds > 1 else []
+    temperature = i.section("evaluation").get("temperature")  # of the answers by which rounds are compared
+    trained = [["rounds", rounds, i.section("dataset"), *_distill_inputs(i), temperature]] if rounds > 1 else []
     return [
         i.identity["model"],
         *texts,
@@ -69,7 +70,10 @@ def _distill_inputs(i: Inputs) -> list[Any]:
     # not, nor are the settings of other objectives.
     section = i.section("distill", "launch", "report_to")
     used = section.get("objective", "sft")
-    return [{k: v for k, v in section.items() if k not in ("sft", "dpo", "kto") or k == used}]
+    settings = {k: v for k, v in section.items() if k not in ("sft", "dpo", "kto") or k == used}
+    # What is answered while training is answered at this temperature, and may choose the adapter.
+    answered = [i.section("evaluation").get("temperature")] if "validation_prompts" in section else []
+    return [settings, *answered]
 
 
 def _evaluation_inputs(i: Inputs) -> list[Any]:

@@ -113,7 +113,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         self.identity, self.before_s = identity, before_s
         self.started = self.saved_at = time.monotonic()
         self.ending = threading.Event()
-        self.is_broken_off = False
+        self.is_broken_off = self.waits_for_validation = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.started = self.saved_at = time.monotonic()
@@ -125,11 +125,16 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
         if is_ending:
             self.is_broken_off = control.should_training_stop = True
             control.should_evaluate = False  # it may take longer than the time until the processes are killed
-        control.should_save = is_due or is_ending
+        # At the end of an epoch that is validated, the checkpoint has to know of the validation.
+        at_end_of_epoch = args.eval_strategy == "epoch" and state.epoch is not None and state.epoch % 1 == 0
+        self.waits_for_validation = is_due and at_end_of_epoch and not is_ending
+        control.should_save = is_ending or (is_due and not at_end_of_epoch)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.is_broken_off:
             control.should_evaluate = False
+        elif self.waits_for_validation and state.global_step < state.max_steps:
+            control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.saved_at = time.monotonic()
@@ -139,7 +144,11 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if (best := folder.with_name(BEST)).is_file():
-            os.link(best, folder / BEST)
+            (folder / BEST).unlink(missing_ok=True)  # of a process that was killed before the marker
+            try:
+                os.link(best, folder / BEST)
+            except OSError:  # a file system without links
+                shutil.copyfile(best, folder / BEST)
         files = {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MARKER}
         trained_s = round(self.before_s + self.saved_at - self.started, 2)
         write_json(folder / MARKER, {"identity": self.identity, "trained_s": trained_s, "files": files})

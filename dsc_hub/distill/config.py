@@ -226,7 +226,9 @@ def _validation_problems(section: DistillConfig, settings: Mapping[str, Any]) ->
         out.append(f"{place}.metric_for_best_model: has no effect without load_best_model_at_end")
     if section.patience is not None and not settings.get("load_best_model_at_end", True):
         out.append(f"distill.patience: needs {place}.load_best_model_at_end")
-    if "eval_steps" in settings and settings.get("eval_strategy") != "steps":
+    if settings.get("lr_scheduler_type") == "reduce_lr_on_plateau" and settings.get("load_best_model_at_end"):
+        out.append(f"{place}.lr_scheduler_type: reduce_lr_on_plateau keeps a best value of its own; choose another")
+    if settings.get("eval_steps") is not None and settings.get("eval_strategy") != "steps":
         out.append(f"{place}.eval_steps: has no effect without eval_strategy: steps")
     validates = section.validation_prompts or section.patience or settings.get("load_best_model_at_end")
     if validates and settings.get("eval_strategy", "epoch") == "no":

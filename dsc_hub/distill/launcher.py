@@ -21,7 +21,8 @@ import yaml
 from rich.text import Text
 
 from dsc_hub import errors
-from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.recipe import Recipe, reward_terms
+from dsc_hub.config.sampling import ServingConfig
 from dsc_hub.config.training import DistillConfig
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
@@ -63,7 +64,8 @@ def launch(run: Run, joins: bool = False) -> Training:
     if joins:
         launch_part(run.folder, LOG)
     else:
-        _run(_command(run, section), _child_environment(section.processes), run[LOG])
+        environment = _child_environment(section.processes) | _keys(run.facts.recipe)
+        _run(_command(run, section), environment, run[LOG])
     training = Training.model_validate(read_json(run["adapter"] / "summary.json"))
     if training.world_size != section.processes:
         raise RunError(
@@ -79,6 +81,7 @@ def launch_part(run_folder: Path, log: str = "") -> None:
     """
     command = [sys.executable, "-m", "dsc_hub.distill.train", str(run_folder)]
     environment = _for_training(machine.for_child(os.environ, of_launcher=True), local_world_size())
+    environment |= _keys(Run(run_folder).facts.recipe)
     _run(command, environment, run_folder / (log or f"distill.{rank()}.log"))
 
 
@@ -254,6 +257,17 @@ def _packaged(name: str) -> Path:
 def _child_environment(processes: int) -> dict[str, str]:
     """Return the environment without an outer launcher's variables: its rank would make the children wait for peers."""
     return _for_training(machine.for_child(os.environ), processes)
+
+
+def _keys(recipe: Recipe) -> dict[str, str]:
+    """Return the keys that a training needs: of servers that score validation answers, and of the tracker."""
+    names = {"WANDB_API_KEY"} if recipe.distill.report_to == "wandb" else set()
+    if recipe.distill.validation_prompts:
+        terms = reward_terms(recipe, "reward").values()
+        names |= {
+            str(t.options.get("api_key_env") or ServingConfig().api_key_env) for t in terms if "endpoint" in t.options
+        }
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _for_training(environment: dict[str, str], processes: int) -> dict[str, str]:

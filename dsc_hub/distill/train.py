@@ -87,7 +87,7 @@ def train(run: Run) -> Training:
 
 
 def _train_in_memory(run: Run, data: TrainingData, part: Path) -> Training:
-    """Train; when the GPU runs out of memory, go on with half of the rows at once and twice as many accumulations.
+    """Train; when the GPU runs out of memory, go on with half of the rows at once (or fewer) and more accumulations.
 
     The rows of a step stay the same. RunError if there is nothing left to halve; also with several processes, of which
     the others would wait for the one that ran out.
@@ -99,18 +99,23 @@ def _train_in_memory(run: Run, data: TrainingData, part: Path) -> Training:
         except torch.cuda.OutOfMemoryError:
             together = plan.settings["per_device_train_batch_size"]
             smallest = 2 if plan.objective == "kto" else 1  # kto compares the answers of a batch
-            if world_size() > 1 or together < 2 * smallest:
+            fewer = next((n for n in range(together // 2, smallest - 1, -1) if together % n == 0), None)
+            if world_size() > 1 or fewer is None:
                 raise RunError(
                     f"the GPU ran out of memory in training with {together} rows at once",
                     f"Lower distill.{plan.objective}.per_device_train_batch_size and raise "
                     "gradient_accumulation_steps by as much; their product is what counts.",
                 ) from None
-            accumulated = 2 * plan.settings.get("gradient_accumulation_steps", 1)
-            batch = {"per_device_train_batch_size": together // 2, "gradient_accumulation_steps": accumulated}
+            accumulated = together // fewer * plan.settings.get("gradient_accumulation_steps", 1)
+            batch = {
+                "per_device_train_batch_size": fewer,
+                "per_device_eval_batch_size": min(fewer, plan.settings["per_device_eval_batch_size"]),
+                "gradient_accumulation_steps": accumulated,
+            }
             plan = plan._replace(settings=plan.settings | batch)
             say(
-                f"distill  the GPU ran out of memory with {together} rows at once: goes on with {together // 2}, "
-                f"{accumulated} times a step"
+                f"distill  the GPU ran out of memory with {together} rows at once: goes on with {fewer}, {accumulated} "
+                "times a step"
             )
         # Outside of the handler: the exception holds the model.
         gc.collect()
@@ -180,6 +185,8 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     trainer = build_trainer(plan, model, args, rows, tokenizer, callbacks)
     if scoring:
         scoring.trainer = trainer
+    if best:
+        best.trainer = trainer
     if best and rank() == 0:
         best.go_on_from(checkpoint)
     if dtype is torch.float32:
@@ -257,8 +264,9 @@ def _prepare_tracker(run: Run, recipe: Recipe) -> None:
     """Set what the trackers read from the environment: nothing is published that the recipe does not name."""
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(run["tensorboard"])
     os.environ.setdefault("WANDB_PROJECT", recipe.name)
-    for name in ("TRACKIO_SPACE_ID", "WANDB_LOG_MODEL"):
-        os.environ.pop(name, None)
+    for name in [n for n in os.environ if n.startswith("TRACKIO_") and n != "TRACKIO_DIR"]:
+        del os.environ[name]  # a Space, a server, a webhook: others than this machine
+    os.environ.pop("WANDB_LOG_MODEL", None)
 
 
 def _weigh(rows: list[dict[str, Any]], temperature: float | None) -> list[float]:

@@ -105,7 +105,10 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]
 
     `metric`: "loss" (the lower, the better) or "reward". `patience`: validations without a better one after which the
     training ends; None: never. The best step and value are part of the trainer's state, so a checkpoint has them.
+    `trainer` has to be set after it is built.
     """
+
+    trainer: Trainer
 
     def __init__(self, folder: Path, metric: str, patience: int | None) -> None:
         self.file, self.key, self.patience = folder / BEST, f"eval_{metric}", patience
@@ -117,6 +120,16 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]
         self.file.unlink(missing_ok=True)
         if checkpoint and (checkpoint / BEST).is_file():
             shutil.copyfile(checkpoint / BEST, self.file)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Make up for the validation that a training left out which was told to end at that step."""
+        if args.eval_strategy == "epoch":
+            was_due = state.epoch is not None and state.epoch % 1 == 0
+        else:
+            was_due = state.global_step % max(1, int(args.eval_steps or 1)) == 0
+        done = {e["step"] for e in state.log_history if "eval_loss" in e}
+        if state.global_step and was_due and state.global_step not in done:
+            self.trainer.evaluate()
 
     def on_evaluate(
         self,

@@ -39,8 +39,8 @@ from dsc_hub.system.progress import Meter, moving_line, say
 
 CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
 MORE_ANSWERS = "best_of_n.turns.jsonl"  # after the prefix of an arm: its model's answers after the first
+CHECKED_TEXTS = 5  # by `check_adapter_acts`
 # One text per line, unrelated to the topics of recipes.
-CHECKED_TEXTS = 5
 NEUTRAL = Path(__file__).parent.parent / "metrics" / "neutral.txt"
 
 
@@ -59,7 +59,7 @@ async def answer_all(
     `beside_base`: the server has the adapter beside its base, so whether it applies it is checked first. Return nats
     per token by arm and text; an arm's mapping is empty if the server reports no prompt log-probabilities.
     """
-    texts = [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
+    texts = neutral_texts()
     if beside_base and ADAPTER in models:
         await check_adapter_acts(generator, texts)
     await answer_prompts(
@@ -82,13 +82,22 @@ async def answer_all(
     return out
 
 
-async def check_adapter_acts(generator: Any, texts: Sequence[str]) -> None:
+def neutral_texts() -> list[str]:
+    return [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
+
+
+async def check_adapter_acts(generator: Any, texts: Sequence[str] | None = None) -> None:
     """Raise ServingError if the server gives the adapter's name the base's log-probabilities, on each of some texts.
 
+    `texts`: the neutral ones by default.
     vLLM accepts adapters for some models without applying them. A server without log-probabilities is not checked.
     """
-    for text in texts[:CHECKED_TEXTS]:
-        base, adapted = await generator.surprise(text, None), await generator.surprise(text, ADAPTER)
+    for text in (neutral_texts() if texts is None else texts)[:CHECKED_TEXTS]:
+        try:
+            base, adapted = await generator.surprise(text, None), await generator.surprise(text, ADAPTER)
+        except RequestFailed as e:
+            say(f"whether the server applies the adapter is not known: {e}")
+            return
         if base is None or adapted is None or base != adapted:
             return
     raise ServingError(

@@ -49,6 +49,7 @@ def run_rounds(context: RunContext, run_stage: RunStage) -> Rounds:
     for k in range(1, context.recipe.rounds + 1):
         here = _round_context(context, k, previous)
         say(f"round {k}/{context.recipe.rounds}  -> {here.run.folder}")
+        _remove_outdated(here)
         record(here)
         facts = context.run.raw_facts
         here.run.add_facts(repos=facts["repos"], model=facts["model"])
@@ -83,7 +84,7 @@ def copy_adapter(run: Run) -> dict[str, Any]:
     if file_hash(run["adapter"] / WEIGHTS) != result["adapter_sha256"]:
         raise RunError(
             f"{source['adapter'] / WEIGHTS} is not what was trained in that round: its hash has changed",
-            f"Remove {source['distill.done.json']} and run again.",
+            f"Remove {source['distill.done.json']} and {run['sampling.done.json']} and run again.",
         )
     return result
 
@@ -109,6 +110,15 @@ def _round_context(context: RunContext, number: int, previous: Run | None) -> Ru
     )
 
 
+def _remove_outdated(here: RunContext) -> None:
+    """Remove a round that another adapter sampled: its rows would pass for finished chains of this one."""
+    if here.run["run.json"].is_file():
+        before = here.run.raw_facts.get("fingerprints", {}).get("sampling")
+        if before != here.fingerprints["sampling"]:
+            say(f"round  the adapter before it is another one by now: {here.run.folder} is sampled anew")
+            shutil.rmtree(here.run.folder)
+
+
 def _numbers(run: Run, number: int) -> Round:
     metrics = Metrics.model_validate(run.metrics)
     assert metrics.sampling and metrics.dataset and metrics.distill, "the stages of the round are done"
@@ -131,6 +141,16 @@ def all_siblings(context: RunContext) -> list[Run]:
     """Return the other runs of the recipe and their rounds, newest first: what a stage may be taken over from."""
     others = runs.siblings(context.runs, context.recipe.name)
     return [found for other in others for found in (other, *_rounds_of(other))]
+
+
+def sampled_by_the_base(context: RunContext) -> list[Run]:
+    """Return the other runs of the recipe whose turns the base generated: of a run with rounds that is the first one.
+
+    Such a run's own rows are those of the round that it kept, and so perhaps an adapter's.
+    """
+    others = runs.siblings(context.runs, context.recipe.name)
+    first = [round_run(run, 1) if run["rounds"].is_dir() else run for run in others]
+    return [run for run in first if run["run.json"].is_file()]
 
 
 def _rounds_of(run: Run) -> list[Run]:

@@ -34,6 +34,10 @@ from dsc_hub.system.progress import say
 def run_all(context: RunContext, last: str = "publish", retry_failed: bool = False) -> None:
     """Run the stages up to `last`, skipping those that are done. The run folder stays locked throughout."""
     _check_processes()
+    if retry_failed and context.recipe.rounds > 1:
+        raise ConfigError(
+            "--retry-failed: later rounds depend on what an earlier one has", "Leave it out, or set rounds=1."
+        )
     with context.run.lock(), contextlib.ExitStack() as stack:
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
@@ -142,6 +146,8 @@ def _check_processes() -> None:
 
 def _take_over(context: RunContext, stage: str) -> bool:
     """Reuse a finished stage of another run with the same inputs; return whether there was one."""
+    if _has_rounds(context, stage):  # its rounds take over what others have of them
+        return False
     source = reuse(context.run, stage, context.fingerprints[stage], before(stage), rounds.all_siblings(context))
     if source is None:
         return False
@@ -182,7 +188,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     ):
         say(f"{stage}: done before")
         return
-    elif not retry_failed and not _has_rounds(context, stage) and _take_over(context, stage):
+    elif not retry_failed and _take_over(context, stage):
         return
     context.run.unfinish(stage)
     _forget_after(context, stage)

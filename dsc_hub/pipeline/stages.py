@@ -58,7 +58,9 @@ def _run_prompts(context: RunContext) -> StageResult:
 
 
 def _run_sampling(context: RunContext) -> StageResult:
+    from dsc_hub.evaluation.arms import check_adapter_acts
     from dsc_hub.metrics import loading
+    from dsc_hub.pipeline import rounds
     from dsc_hub.sampling import sample
 
     if context.shard is None and shards.are_waiting(context.run):
@@ -75,7 +77,7 @@ def _run_sampling(context: RunContext) -> StageResult:
     veto = session.load_veto(context, context.run.facts.identity)
     stored_turns = None
     if context.adapter is None and (
-        stored_turns := sample.turns_of_others(context.run, run.siblings(context.runs, context.recipe.name))
+        stored_turns := sample.turns_of_others(context.run, rounds.sampled_by_the_base(context))
     ):
         say(f"sampling  {len(stored_turns):,} turns of other runs with this model and these settings are at hand")
     c = context.recipe.chain
@@ -85,6 +87,9 @@ def _run_sampling(context: RunContext) -> StageResult:
         base, adapters, model = context.run.facts.model.weights, {ADAPTER: context.adapter}, ADAPTER
         folder, _ = evaluation_weights(base, context.model.identity, context.recipe.distill)
     with session.served(context, adapters, folder=folder, new_tokens=new_tokens) as endpoints:
+        if context.adapter is not None and not merges_adapters() and has_effect(context.adapter):
+            generator = session.generator_of(context, endpoints)
+            event_loop.run_coroutine(session.within(generator, partial(check_adapter_acts, generator)))
         tally, seconds = session.sample_chains(
             context, endpoints, prompts.values(), reward.score, veto, stored_turns, model
         )

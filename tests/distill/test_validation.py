@@ -108,6 +108,51 @@ def test_killed_after_the_best_step_it_goes_on_and_keeps_the_same(tmp_path: Path
         torch.testing.assert_close(weights[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
+EACH_EPOCH = {"eval_strategy": "epoch", "eval_steps": None, "num_train_epochs": 3, "max_steps": -1}
+
+
+@pytest.mark.parametrize("ending", ["told", "killed"])
+def test_the_validation_of_an_epoch_at_whose_end_a_training_stops_is_not_lost(
+    tmp_path: Path, base: Path, monkeypatch, ending: str
+):
+    """Told to end, it leaves the validation out, which may take long; killed, it has saved after the validation."""
+    sft = EACH_EPOCH | {"load_best_model_at_end": True}
+    # Without dropout: a validation draws a number from the generator that dropout draws from.
+    lora = {"lora_dropout": 0.0}
+    whole, stopped = (run_of(tmp_path / name, base, sft, lora=lora) for name in ("whole", "stopped"))
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    expected = distill_train.train(whole)
+    assert sorted(evaluations(whole)) == [8, 16, 24]
+
+    class Stops(checkpoints.Checkpoints):
+        def on_step_end(self, args, state, control, **more):
+            if state.global_step == 16 and ending == "told":
+                self.ending.set()
+            super().on_step_end(args, state, control, **more)
+
+        def on_epoch_begin(self, args, state, control, **more):
+            if state.global_step == 16 and ending == "killed":
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "Checkpoints", Stops)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            distill_train.train(stopped)
+    assert not stopped["adapter"].exists()
+    training = distill_train.train(stopped)
+    assert evaluations(stopped) == pytest.approx(evaluations(whole), rel=1e-3)
+    assert (training.best_step, training.steps) == (expected.best_step, 24)
+
+
+def test_a_best_adapter_that_lies_in_a_checkpoint_s_folder_already_is_replaced(tmp_path: Path, base: Path, monkeypatch):
+    run = run_of(tmp_path / "run", base, {"load_best_model_at_end": True, "max_steps": 6})
+    left = run[checkpoints.CHECKPOINTS] / "checkpoint-4"
+    left.mkdir(parents=True)
+    (left / validation.BEST).write_bytes(b"of a process that was killed")
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    assert distill_train.train(run).steps == 6
+
+
 def test_a_value_that_is_no_number_is_never_the_best(tmp_path: Path):
     callback = validation.BestAdapter(tmp_path / "checkpoints", "reward", patience=1)
     state, control, model = TrainerState(global_step=5), TrainerControl(), torch.nn.Linear(2, 2)
@@ -189,6 +234,10 @@ def test_the_answers_are_those_of_the_model_as_published(tmp_path: Path, base: P
         ({"sft": {"metric_for_best_model": "loss"}}, "no effect without load_best_model_at_end"),
         ({"sft": {"load_best_model_at_end": False}, "patience": 2}, "distill.patience: needs"),
         ({"sft": {"eval_strategy": "no"}, "patience": 2}, "no validation to choose by"),
+        (
+            {"sft": {"lr_scheduler_type": "reduce_lr_on_plateau", "load_best_model_at_end": True}},
+            "reduce_lr_on_plateau keeps a best value of its own",
+        ),
         ({"dpo": {"greater_is_better": True}}, "follows from metric_for_best_model"),
     ],
 )
@@ -225,6 +274,7 @@ def test_what_chooses_the_best_passes_the_rehearsal(recipe_file: Path, base: Pat
 
 def test_curves_are_written_for_trackio_on_this_machine_only(tmp_path: Path, base: Path, monkeypatch):
     monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/public-space")
+    monkeypatch.setenv("TRACKIO_SERVER_URL", "http://127.0.0.1:9/elsewhere")
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / "trackio")
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / "trackio")
     run = run_of(tmp_path / "run", base, {"max_steps": 2}, report_to="trackio")
@@ -249,6 +299,18 @@ def test_plan_and_the_stage_itself_refuse_a_tracker_that_is_not_installed(dsc, r
         "distill.report_to: tensorboard is not installed; `pip install tensorboard`"
         in dsc("plan", *words, code=2).stderr
     )
+
+
+def test_a_training_gets_the_keys_that_its_recipe_names_and_no_others(recipe_file: Path, monkeypatch):
+    for name in ("JUDGE_API_KEY", "OPENAI_API_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, f"secret {name}")
+    judge = "reward={metric: judge, scorer: rating, options: {endpoint: 'http://127.0.0.1:1/v1', model: m, "
+    judge += "instruction: 'Kind? {answer}', api_key_env: JUDGE_API_KEY}}"
+    plain = recipe_files.load_recipe_file(recipe_file, [judge])
+    answered = recipe_files.load_recipe_file(recipe_file, [judge, "distill.validation_prompts=2"])
+    tracked = recipe_files.load_recipe_file(recipe_file, ["distill.report_to=wandb"])
+    assert launcher._keys(plain) == {}
+    assert set(launcher._keys(answered)) == {"JUDGE_API_KEY"} and set(launcher._keys(tracked)) == {"WANDB_API_KEY"}
 
 
 def test_a_bare_no_of_yaml_is_the_strategy_no():

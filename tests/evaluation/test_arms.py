@@ -308,6 +308,11 @@ def test_an_adapter_that_the_server_does_not_apply_is_refused(adapted: list[floa
             values = adapted if model == ADAPTER else [1.0, 2.0, 3.0, 4.0, 5.0]
             return values[int(text)]
 
+    class Failing:
+        async def surprise(self, text: str, model: str | None) -> float | None:
+            raise RequestFailed("no")
+
+    asyncio.run(arms.check_adapter_acts(Failing()))  # not known: no reason to end an evaluation
     check = arms.check_adapter_acts(Serving(), list("01234567"))
     if not is_refused:
         return asyncio.run(check)

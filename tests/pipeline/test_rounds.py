@@ -24,10 +24,10 @@ from tests import fixture_run
 IDENTITY = dict.fromkeys(("prompts", "model", "reward", "second_scorer", "third_scorer", "chain.veto"), "x")
 
 
-def context_of(recipe_file: Path, folder: Path, *overrides: str) -> RunContext:
+def context_of(recipe_file: Path, folder: Path, *overrides: str, name: str = "f") -> RunContext:
     recipe = recipe_files.load_recipe_file(recipe_file, ["publish.to=none", *overrides])
     fingerprints = stage_fingerprints(recipe, IDENTITY)
-    run = Run(folder / recipe.name / "f")
+    run = Run(folder / recipe.name / name)
     run.folder.mkdir(parents=True)
     model = BaseModel("package:m", "m", "c", None)
     context = RunContext(recipe, recipe_file, run, folder, model, IDENTITY, fingerprints, "dsc run")
@@ -115,9 +115,14 @@ def test_another_adapter_makes_the_next_round_another(recipe_file, tmp_path):
     result = json.loads((first / "distill.done.json").read_text())
     result["result"]["adapter_sha256"] = "0" * 64
     (first / "distill.done.json").write_text(json.dumps(result))
+    context.run["rounds/2/turns.jsonl"].write_text("of the adapter before")
+    context.run["rounds/2/failed.jsonl"].write_text("of the adapter before")
     again = Stages([0.1, 0.3])
     rounds.run_rounds(context, again)
-    assert again.calls == [(2, s) for s in rounds.STAGES[1:]]  # its prompts are the same
+    assert again.calls == [(2, s) for s in rounds.STAGES]
+    # Its rows would have passed for finished chains of the new one.
+    assert not context.run["rounds/2/failed.jsonl"].exists()
+    assert json.loads(context.run["rounds/2/turns.jsonl"].read_text()) == {"round": 2}
 
 
 def test_the_first_round_is_a_run_without_rounds(recipe_file, tmp_path):
@@ -140,6 +145,31 @@ def test_a_run_with_rounds_depends_on_how_it_trains_from_its_sampling_on(recipe_
     )
     assert sampling("rounds=2") != sampling("rounds=2", "distill.sft.max_steps=7")
     assert sampling("rounds=2") == sampling("rounds=2", "distill.report_to=trackio")
+
+
+def test_only_turns_of_the_base_are_taken_over_by_other_runs(recipe_file, tmp_path):
+    """The rows of a run with rounds are those of the round that it kept, which an adapter may have generated."""
+    context, _, found = run_all(recipe_file, tmp_path / "runs", [0.1, 0.3])
+    assert found.kept == 2
+    plain = context_of(recipe_file, tmp_path / "runs", name="plain")
+    others = rounds.sampled_by_the_base(plain)
+    assert [r.folder for r in others if r.folder != plain.run.folder] == [context.run["rounds/1"]]
+
+
+def test_a_temperature_that_may_choose_is_in_the_fingerprint(recipe_file):
+    def prints(*overrides: str) -> dict[str, str]:
+        return stage_fingerprints(recipe_files.load_recipe_file(recipe_file, list(overrides)), IDENTITY)
+
+    cold = "evaluation.temperature=0.1"
+    assert prints()["distill"] == prints(cold)["distill"]
+    answered = "distill.validation_prompts=4"
+    assert prints(answered)["distill"] != prints(answered, cold)["distill"]
+    assert prints("rounds=2")["sampling"] != prints("rounds=2", cold)["sampling"]
+
+
+def test_failed_chains_of_rounds_are_not_retried(recipe_file, dsc):
+    refused = dsc("sample", str(recipe_file), "rounds=2", "--retry-failed", code=2)
+    assert "later rounds depend on" in refused.stderr
 
 
 def test_rounds_that_can_not_be_compared_are_an_error(recipe_file, tmp_path):

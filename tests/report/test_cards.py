@@ -196,7 +196,7 @@ def test_the_training_numbers_are_the_recorded_ones(tmp_path):
     run = written_run(tmp_path)
     rows, d = {r["what"]: r["value"] for r in table(card(run, "adapter"), "what")}, run.metrics["distill"]
     assert numbers_of(rows["validation loss"]) == [d["validation_loss"]] and numbers_of(
-        rows["loss of the last tenth of the steps"]
+        rows["mean of the last tenth of the logged losses"]
     ) == [d["final_loss"]]
     assert (rows["rows"], rows["steps"], rows["lora: r"]) == (str(d["rows"]), str(d["steps"]), "16")
 
