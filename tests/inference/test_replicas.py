@@ -121,12 +121,12 @@ AMX = AVX512_BF16 | {"amx_bf16", "amx_tile"}
 def test_a_cpu_serves_and_trains_in_bfloat16_only_where_it_has_instructions_for_it(
     monkeypatch: pytest.MonkeyPatch, flags: frozenset[str], dtype: str
 ):
-    from dsc_hub.distill import train
+    from dsc_hub.distill import model
 
     monkeypatch.setattr(machine, "_cpu_flags", lambda: flags)
     command = vllm.vllm_command(Path("/m"), ServingConfig(), 1, {}, True)
     assert command[command.index("--dtype") + 1] == dtype
-    assert str(train._compute_dtype(on_cpu=True)) == f"torch.{dtype}"
+    assert str(model.compute_dtype(on_cpu=True)) == f"torch.{dtype}"
 
 
 @pytest.mark.parametrize(
