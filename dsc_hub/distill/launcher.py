@@ -21,8 +21,7 @@ import yaml
 from rich.text import Text
 
 from dsc_hub import errors
-from dsc_hub.config.recipe import Recipe, reward_terms
-from dsc_hub.config.sampling import ServingConfig
+from dsc_hub.config.recipe import Recipe, reward_terms, servers
 from dsc_hub.config.training import DistillConfig
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
@@ -263,10 +262,8 @@ def _keys(recipe: Recipe) -> dict[str, str]:
     """Return the keys that a training needs: of servers that score validation answers, and of the tracker."""
     names = {"WANDB_API_KEY"} if recipe.distill.report_to == "wandb" else set()
     if recipe.distill.validation_prompts:
-        terms = reward_terms(recipe, "reward").values()
-        names |= {
-            str(t.options.get("api_key_env") or ServingConfig().api_key_env) for t in terms if "endpoint" in t.options
-        }
+        terms = reward_terms(recipe, "reward")
+        names |= {server.key_name for server in servers(recipe) if server.place in terms}
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

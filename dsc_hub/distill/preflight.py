@@ -15,6 +15,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
+from trl.data_utils import common_prefix_length
 
 from dsc_hub.config.recipe import Recipe, training_seed
 from dsc_hub.distill.config import BY_OBJECTIVE, plan_of
@@ -258,7 +259,7 @@ def _render_rows(
         )
         for prompt, each in zip(prompts, answers, strict=True):
             sequences = [next(whole) for _ in each]
-            start = min(_common_prefix(prompt, ids) for ids in sequences)
+            start = min(common_prefix_length(prompt, ids) for ids in sequences)
             wrong = next((ids for ids in sequences if not ends(tokenizer, ids[start:], stops)), None)
             yield _Rendered(
                 lengths=tuple(map(len, sequences)),
@@ -298,11 +299,6 @@ def _check_end(row: _Rendered, where: str, tokenizer: PreTrainedTokenizerBase, s
         "stop",
         "The chat template and the tokenizer's eos_token (or generation_config.json) don't fit together.",
     )
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
 def ends(tokenizer: PreTrainedTokenizerBase, trained: Sequence[int], stops: set[int]) -> bool:

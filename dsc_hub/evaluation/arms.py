@@ -83,16 +83,16 @@ async def answer_all(
 
 
 def neutral_texts() -> list[str]:
+    """Return the texts at which the surprise is measured: plain ones, about nothing that recipes are about."""
     return [line for line in NEUTRAL.read_text(encoding="utf-8").splitlines() if line]
 
 
-async def check_adapter_acts(generator: Any, texts: Sequence[str] | None = None) -> None:
+async def check_adapter_acts(generator: Any, texts: Sequence[str]) -> None:
     """Raise ServingError if the server gives the adapter's name the base's log-probabilities, on each of some texts.
 
-    `texts`: the neutral ones by default.
     vLLM accepts adapters for some models without applying them. A server without log-probabilities is not checked.
     """
-    for text in (neutral_texts() if texts is None else texts)[:CHECKED_TEXTS]:
+    for text in texts[:CHECKED_TEXTS]:
         try:
             base, adapted = await generator.surprise(text, None), await generator.surprise(text, ADAPTER)
         except RequestFailed as e:

@@ -129,17 +129,17 @@ def _spread_of_trainings(runs: Sequence[Run], shown: Sequence[ComparedRun]) -> l
     for arm in [name for name in shown[0].arms if ARMS[name].model == ADAPTER]:
         for score, title in shown[0].scores.items():
             means = [r.arms[arm][score].mean for r in shown if arm in r.arms and score in r.arms[arm]]
-            known = [m for m in means if m is not None]
-            if len(known) == len(runs):
+            measured = [m for m in means if m is not None]
+            if len(measured) == len(runs):
                 out.append(
                     TrainingSpread(
                         arm=arm,
                         score=title,
-                        runs=len(known),
-                        mean=statistics.fmean(known),
-                        sd=statistics.stdev(known),
-                        low=min(known),
-                        high=max(known),
+                        runs=len(measured),
+                        mean=statistics.fmean(measured),
+                        sd=statistics.stdev(measured),
+                        low=min(measured),
+                        high=max(measured),
                     )
                 )
     return out

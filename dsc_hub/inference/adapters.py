@@ -15,7 +15,8 @@ from dsc_hub.inference.base_model import BaseModel
 from dsc_hub.system import plain_yaml
 from dsc_hub.system.files import read_json, read_object
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHTS = "adapter_model.safetensors"
+FILES = ("adapter_config.json", WEIGHTS)
 
 
 def check_adapter(reference: str, folder: Path, model: BaseModel, published_as: str | None) -> None:
@@ -85,7 +86,7 @@ def has_effect(adapter: Path) -> bool:
     """Return whether an adapter changes its base at all: some weight of a second factor (lora_B) is not zero."""
     from safetensors import deserialize  # into bytes: numpy has no bfloat16
 
-    weights = deserialize((adapter / FILES[1]).read_bytes())  # type: ignore[no-untyped-call]
+    weights = deserialize((adapter / WEIGHTS).read_bytes())  # type: ignore[no-untyped-call]
     return any(any(tensor["data"]) for name, tensor in weights if ".lora_B." in name)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import RunError
+from dsc_hub.inference.adapters import WEIGHTS
 from dsc_hub.pipeline.context import RunContext, record
 from dsc_hub.report.formatting import number
 from dsc_hub.report.sentences import rounds_sentence
@@ -33,7 +34,6 @@ from dsc_hub.system.progress import say
 
 STAGES = ("prompts", "sampling", "dataset", "distill")  # of each round
 VALIDATION_PROMPTS = 64  # answered after each training, unless `distill.validation_prompts` says otherwise
-WEIGHTS = "adapter_model.safetensors"
 SECTION = "rounds"  # in metrics.json
 
 RunStage = Callable[[RunContext, str], None]
@@ -140,7 +140,7 @@ def _numbers(run: Run, number: int) -> Round:
 def all_siblings(context: RunContext) -> list[Run]:
     """Return the other runs of the recipe and their rounds, newest first: what a stage may be taken over from."""
     others = runs.siblings(context.runs, context.recipe.name)
-    return [found for other in others for found in (other, *_rounds_of(other))]
+    return [run for other in others for run in (other, *_rounds_of(other))]
 
 
 def sampled_by_the_base(context: RunContext) -> list[Run]:

@@ -18,7 +18,7 @@ from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.inference.adapters import has_effect
+from dsc_hub.inference.adapters import WEIGHTS, has_effect
 from dsc_hub.inference.weights import evaluation_weights, merges_adapters
 from dsc_hub.pipeline import pace, preflight, session
 from dsc_hub.pipeline.context import RunContext
@@ -33,7 +33,6 @@ from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
 StageResult = dict[str, Any]
-WEIGHTS = "adapter_model.safetensors"
 COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries".split()
 
 
@@ -58,7 +57,7 @@ def _run_prompts(context: RunContext) -> StageResult:
 
 
 def _run_sampling(context: RunContext) -> StageResult:
-    from dsc_hub.evaluation.arms import check_adapter_acts
+    from dsc_hub.evaluation import arms
     from dsc_hub.metrics import loading
     from dsc_hub.pipeline import rounds
     from dsc_hub.sampling import sample
@@ -87,9 +86,11 @@ def _run_sampling(context: RunContext) -> StageResult:
         base, adapters, model = context.run.facts.model.weights, {ADAPTER: context.adapter}, ADAPTER
         folder, _ = evaluation_weights(base, context.model.identity, context.recipe.distill)
     with session.served(context, adapters, folder=folder, new_tokens=new_tokens) as endpoints:
-        if context.adapter is not None and not merges_adapters() and has_effect(context.adapter):
+        if _should_differ_from_base(adapters):
             generator = session.generator_of(context, endpoints)
-            event_loop.run_coroutine(session.within(generator, partial(check_adapter_acts, generator)))
+            event_loop.run_coroutine(
+                session.within(generator, partial(arms.check_adapter_acts, generator, arms.neutral_texts()))
+            )
         tally, seconds = session.sample_chains(
             context, endpoints, prompts.values(), reward.score, veto, stored_turns, model
         )
@@ -166,6 +167,11 @@ def _run_distill(context: RunContext) -> StageResult:
     return training.model_dump() | {"adapter_sha256": hashing.file_hash(context.run["adapter"] / WEIGHTS)}
 
 
+def _should_differ_from_base(adapters: Mapping[str, Path] | None) -> bool:
+    """Return whether a server has an adapter beside its base that changes the base's log-probabilities if applied."""
+    return adapters is not None and not merges_adapters() and has_effect(adapters[ADAPTER])
+
+
 def _ask_arms(
     context: RunContext,
     held_out: Sequence[Prompt],
@@ -205,7 +211,7 @@ def _ask_arms(
                 BatchScorer(reward),
                 veto,
                 models,
-                beside_base=adapters is not None and not merges_adapters() and has_effect(adapters[ADAPTER]),
+                beside_base=_should_differ_from_base(adapters),
             )
             neutral |= event_loop.run_coroutine(session.within(generator, work))
             requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens

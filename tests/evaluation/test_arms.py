@@ -312,7 +312,7 @@ def test_an_adapter_that_the_server_does_not_apply_is_refused(adapted: list[floa
         async def surprise(self, text: str, model: str | None) -> float | None:
             raise RequestFailed("no")
 
-    asyncio.run(arms.check_adapter_acts(Failing()))  # not known: no reason to end an evaluation
+    asyncio.run(arms.check_adapter_acts(Failing(), arms.neutral_texts()))  # not known: no reason to end an evaluation
     check = arms.check_adapter_acts(Serving(), list("01234567"))
     if not is_refused:
         return asyncio.run(check)
