@@ -8,6 +8,7 @@ import shutil
 from dataclasses import fields
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel
 from transformers import Trainer
 
@@ -36,8 +37,13 @@ def _copy_tokenizer(base: Path, part: Path) -> None:
             write_json(file, {k: v for k, v in config.items() if k not in local})
 
 
-def write_adapter(run: Run, trainer: Trainer, base: Path, part: Path, training: Training) -> None:
-    """Write all files to the temporary folder `part`, then move it to the final path in one step."""
+def write_adapter(
+    run: Run, trainer: Trainer, weights: dict[str, torch.Tensor], base: Path, part: Path, training: Training
+) -> None:
+    """Write all files to the temporary folder `part`, then move it to the final path in one step.
+
+    `weights` are the trained parameters by their names in the trainer's model.
+    """
     facts = run.facts.model
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -46,7 +52,7 @@ def write_adapter(run: Run, trainer: Trainer, base: Path, part: Path, training: 
     # A name that others can load; peft would write the local folder.
     config.base_model_name_or_path, config.revision = facts.published_as, facts.published_commit
     # Explicit, because peft's "auto" queries the Hub whether the vocabulary grew; it never does here.
-    model.save_pretrained(part, safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(part, state_dict=weights, safe_serialization=True, save_embedding_layers=False)
     (part / "README.md").unlink(missing_ok=True)  # peft's placeholder card; the real card is written later
     written = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
     if isinstance(written["target_modules"], list):  # a set in peft, whose order differs between processes

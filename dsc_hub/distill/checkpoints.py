@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dsc_hub.distill import plugin
 from dsc_hub.distill.config import BY_OBJECTIVE
 from dsc_hub.distill.launcher import CHECKPOINT_BYTES
 from dsc_hub.distill.validation import BEST
@@ -40,12 +41,13 @@ KEPT = 2
 def training_identity(run: Run, world_size: int, dtype: str) -> str:
     """Return a hash of what the steps of a training depend on.
 
-    That is the stage's fingerprint, the rows, the number of processes (the order of the rows depends on it), the dtype
-    of the products, and the versions of the libraries.
+    That is the stage's fingerprint, the rows, the number of processes (the order of the rows depends on it), whether
+    they divide the model, the dtype of the products, and the versions of the libraries.
     """
     config = BY_OBJECTIVE[run.facts.recipe.distill.objective].rows
     rows = [file_hash(path) for path in sorted((run["dataset"] / config).glob("*.parquet"))]
-    return digest(run.facts.fingerprints.get("distill"), rows, world_size, dtype, machine.versions())
+    divided = plugin.is_divided()
+    return digest(run.facts.fingerprints.get("distill"), rows, world_size, divided, dtype, machine.versions())
 
 
 def newest(run: Run, identity: str) -> Path | None:
@@ -121,7 +123,7 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:  # the adapter is about to be written
             return
-        is_ending, is_due = _agreed(self.ending.is_set(), time.monotonic() - self.saved_at >= EVERY_S)
+        is_ending, is_due = _agreed(args.device, self.ending.is_set(), time.monotonic() - self.saved_at >= EVERY_S)
         if is_ending:
             self.is_broken_off = control.should_training_stop = True
             control.should_evaluate = False  # it may take longer than the time until the processes are killed
@@ -149,7 +151,8 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
                 os.link(best, folder / BEST)
             except OSError:  # a file system without links
                 shutil.copyfile(best, folder / BEST)
-        files = {p.name: file_hash(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MARKER}
+        paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MARKER)
+        files = {p.relative_to(folder).as_posix(): file_hash(p) for p in paths}
         trained_s = round(self.before_s + self.saved_at - self.started, 2)
         write_json(folder / MARKER, {"identity": self.identity, "trained_s": trained_s, "files": files})
         self._prune(folder.parent)
@@ -163,11 +166,10 @@ class Checkpoints(TrainerCallback):  # type: ignore[misc]
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _agreed(*flags: bool) -> list[bool]:
+def _agreed(device: torch.device, *flags: bool) -> list[bool]:
     """Return which flags are set in any of the training processes: all of them must do the same."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return list(flags)
-    device = torch.device("cuda") if torch.distributed.get_backend() == "nccl" else torch.device("cpu")
     counts = torch.tensor(flags, dtype=torch.int32, device=device)
     torch.distributed.all_reduce(counts)
     return [bool(n) for n in counts.tolist()]

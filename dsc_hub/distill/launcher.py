@@ -23,6 +23,7 @@ from rich.text import Text
 from dsc_hub import errors
 from dsc_hub.config.recipe import Recipe, reward_terms, servers
 from dsc_hub.config.training import DistillConfig
+from dsc_hub.distill import plugin
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
@@ -114,8 +115,8 @@ def configuration(launch: str) -> Path:
     return path
 
 
-def processes_of(launch: str) -> int:
-    """Return the number of processes that an accelerate configuration starts; ConfigError if it can't start a run."""
+def processes_of(launch: str, recipe: Recipe) -> int:
+    """Return the number of processes that an accelerate configuration starts; ConfigError if they can't train."""
     path = configuration(launch)
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -130,6 +131,7 @@ def processes_of(launch: str) -> int:
             f"distill.launch: {path} is for {machines} machines, and this command starts processes on one",
             f"Start it on each: accelerate launch --config_file {path} --machine_rank N -m dsc_hub run RECIPE",
         )
+    plugin.check_configuration(recipe, settings)
     return processes
 
 

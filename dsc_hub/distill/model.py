@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, TrainingArguments
 
+from dsc_hub.distill import plugin
 from dsc_hub.distill.config import Plan
 from dsc_hub.errors import ConfigError, ModelError
 from dsc_hub.system import machine
@@ -26,12 +29,14 @@ def load_base(plan: Plan, folder: Path, dtype: torch.dtype, args: TrainingArgume
     options: dict[str, Any] = {}
     if plan.quantization is not None:
         try:
+            # FSDP divides only tensors of one dtype, so the 4-bit weights are stored as what the layers compute in.
+            stored = {"bnb_4bit_quant_storage": dtype} if plugin.is_divided() else {}
             options["quantization_config"] = BitsAndBytesConfig(
-                **{"bnb_4bit_compute_dtype": dtype, **plan.quantization}
+                **{"bnb_4bit_compute_dtype": dtype} | plan.quantization | stored
             )
         except (TypeError, ValueError, AttributeError) as e:
             raise ConfigError(f"distill.quantization: {e}") from None
-    # Not "auto": it spreads one copy over all GPUs, in every process.
+    # Not "auto": it spreads one copy over all GPUs, in every process. FSDP divides the model after it is loaded.
     device = "cpu" if args.use_cpu else args.local_process_index
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -53,6 +58,10 @@ def load_base(plan: Plan, folder: Path, dtype: torch.dtype, args: TrainingArgume
             f"bitsandbytes quantized no layer of the model in {folder}",
             "Set distill.method to 'lora', or choose another base model.",
         )
+    for layer in layers:
+        # Else, on CPUs with AVX512-BF16, the first validation converts the weights for a kernel without gradients, which
+        # bitsandbytes 0.50 then uses in training, too: steps after a validation would be wrong.
+        layer.support_avx512bf16_for_cpu = False
     config = options["quantization_config"]
     kind = "int8"
     if not config.load_in_8bit:
@@ -73,3 +82,20 @@ def widen_adapter(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
+
+
+def adapter_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trained parameters by name, whole and on the CPU. All processes have to call it together."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in trained.items()}
+    return {name: p.cpu().contiguous() for name, p in whole.items()}
+
+
+def set_adapter_weights(model: torch.nn.Module, weight: Callable[[str], torch.Tensor]) -> None:
+    """Give each trained parameter the value that `weight` returns for its name; all processes call it together."""
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            value = weight(name)
+            if isinstance(p, DTensor):
+                value = distribute_tensor(value.to(p.device), p.device_mesh, p.placements)
+            p.data.copy_(value)

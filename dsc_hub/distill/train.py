@@ -36,17 +36,17 @@ from transformers import Trainer
 from transformers.utils import logging as transformers_logging
 
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.distill import checkpoints
+from dsc_hub.distill import checkpoints, plugin
 from dsc_hub.distill.adapter_files import write_adapter
 from dsc_hub.distill.config import Plan, plan_of
 from dsc_hub.distill.launcher import ERROR_FILE, shown_error
 from dsc_hub.distill.mask import check_batches
-from dsc_hub.distill.model import compute_dtype, load_base, widen_adapter
+from dsc_hub.distill.model import adapter_weights, compute_dtype, load_base, widen_adapter
 from dsc_hub.distill.output import ProgressCallback, say_end, say_start
 from dsc_hub.distill.preflight import TrainingData, check_training, stop_tokens, tokenizer_of, training_rows
 from dsc_hub.distill.trainers import WEIGHT, build_trainer, effective_rows, row_weights, training_arguments
 from dsc_hub.distill.validation import REWARD, BestAdapter, ValidationReward
-from dsc_hub.errors import ConfigError, DataError, DscError, ModelError, RunError, disk_error
+from dsc_hub.errors import DataError, DscError, ModelError, RunError, disk_error
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import progress
@@ -66,12 +66,7 @@ def train(run: Run) -> Training:
     was broken off goes on from its last checkpoint. The folder is written atomically. ConfigError, DataError and
     ModelError as in `check_training`; RunError if the training itself fails.
     """
-    for name, launcher in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
-        if os.environ.get(launcher, "").lower() in ("true", "1"):
-            raise ConfigError(
-                f"accelerate is configured for {name}; dsc trains a whole model in each process (DDP)",
-                "Use a configuration of recipes/accelerate.",
-            )
+    plugin.check_launched(run.facts.recipe)
     data = check_training(run)
     part = run["adapter"].with_name("adapter.part")
     try:
@@ -134,6 +129,7 @@ class _Prepared:
     scoring: ValidationReward | None
     checkpoint: Path | None
     weights: list[float]
+    parameters: tuple[int, int]  # trained, all; while the model is not divided yet
     quantization: str
     dtype: torch.dtype
 
@@ -150,10 +146,11 @@ def _train(run: Run, plan: Plan, data: TrainingData, part: Path) -> Training:
         validation = trainer.evaluate() if data.validation_rows else {}
         if prepared.scoring and not data.validation_rows:  # nothing has called it
             prepared.scoring.on_evaluate(trainer.args, trainer.state, trainer.control, validation)
-    _check_finite(trainer.model, prepared.plan)
+    weights = adapter_weights(trainer.model)
+    _check_finite(weights, prepared.plan)
     training = _summary(prepared, run.facts.recipe.distill.weight_temperature, seconds, validation, best_step)
     if main:
-        write_adapter(run, trainer, run.facts.model.weights, part, training)
+        write_adapter(run, trainer, weights, run.facts.model.weights, part, training)
         shutil.rmtree(run[checkpoints.CHECKPOINTS], ignore_errors=True)
         say_end(run, training)
     trainer.accelerator.wait_for_everyone()
@@ -193,12 +190,13 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
         widen_adapter(trainer.model)
     check_batches(trainer, stop_tokens(tokenizer, folder), data)
     _check_vocabulary(tokenizer, vocabulary)
-    checkpoints.check_space(run, trainer.model.get_nb_trainable_parameters()[0])
-    return _Prepared(plan, data, trainer, keeper, best, scoring, checkpoint, weights, quantization, dtype)
+    parameters = trainer.model.get_nb_trainable_parameters()
+    checkpoints.check_space(run, parameters[0])
+    return _Prepared(plan, data, trainer, keeper, best, scoring, checkpoint, weights, parameters, quantization, dtype)
 
 
 def _say_start(prepared: _Prepared) -> None:
-    trainable, total = prepared.trainer.model.get_nb_trainable_parameters()
+    trainable, total = prepared.parameters
     if prepared.weights:
         worth, rows = effective_rows(prepared.weights), prepared.data.rows
         few = (
@@ -223,7 +221,7 @@ def _summary(
 ) -> Training:
     plan, data, trainer = prepared.plan, prepared.data, prepared.trainer
     state, args = trainer.state, trainer.args
-    trainable, total = trainer.model.get_nb_trainable_parameters()
+    trainable, total = prepared.parameters
     first_loss, final_loss = _first_and_final([e["loss"] for e in state.log_history if "loss" in e])
     return Training(
         rows=data.rows,
@@ -314,9 +312,9 @@ def _first_and_final(losses: Sequence[float]) -> tuple[float | None, float | Non
     return (losses[0], sum(last) / len(last)) if losses else (None, None)
 
 
-def _check_finite(model: Any, plan: Plan) -> None:
+def _check_finite(weights: Mapping[str, torch.Tensor], plan: Plan) -> None:
     """RunError if training left weights of the adapter that are not finite."""
-    bad = [n for n, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    bad = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
     if bad:
         raise RunError(
             f"{len(bad)} of the adapter's weights are not finite after training",

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation, training_seed
 from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.distill.model import adapter_weights, set_adapter_weights
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
@@ -149,18 +150,18 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]
             and (state.best_metric is None or self.sign * (value - state.best_metric) > 0)
         ):
             state.best_metric, state.best_global_step = value, state.global_step
+            weights = adapter_weights(model)
             if args.process_index == 0:
-                self._save(model, state.global_step)
+                self._save(weights, state.global_step)
         elif self.patience is not None:
             later = {e["step"] for e in state.log_history if "eval_loss" in e} - {state.global_step}
             control.should_training_stop |= (
                 sum(step > (state.best_global_step or 0) for step in later) + 1 >= self.patience
             )
 
-    def _save(self, model: Any, step: int) -> None:
+    def _save(self, weights: dict[str, torch.Tensor], step: int) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         part = self.file.with_suffix(".part")
-        weights = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
         save_file(weights, part, metadata={"step": str(step)})
         os.replace(part, self.file)
 
@@ -171,7 +172,5 @@ class BestAdapter(TrainerCallback):  # type: ignore[misc]
         if trainer.state.best_global_step is None or not self.file.is_file():
             return None
         with safe_open(self.file, framework="pt") as best:
-            for name, parameter in trainer.model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.data.copy_(best.get_tensor(name))
+            set_adapter_weights(trainer.model, best.get_tensor)
             return int(best.metadata()["step"])

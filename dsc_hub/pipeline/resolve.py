@@ -12,7 +12,7 @@ from dsc_hub.config import origin, recipe_files, untrusted
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, repo_names
 from dsc_hub.data.prompts import identify_prompts
-from dsc_hub.distill import launcher
+from dsc_hub.distill import launcher, plugin
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
@@ -80,8 +80,9 @@ def _with_processes(recipe: Recipe) -> Recipe:
         )
     if (processes := world_size()) > 1:
         source = "the launcher started"
+        plugin.check_launched(recipe)
     elif section.launch is not None:
-        processes, source = launcher.processes_of(section.launch), f"{section.launch} is for"
+        processes, source = launcher.processes_of(section.launch, recipe), f"{section.launch} is for"
     else:
         return recipe
     if section.processes not in (1, processes):

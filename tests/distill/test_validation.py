@@ -203,6 +203,20 @@ def test_measuring_the_reward_does_not_change_the_training(tmp_path: Path, base:
     assert losses(runs[0]) == losses(runs[1])
 
 
+def test_a_validation_does_not_change_the_steps_after_it_on_a_quantised_base(tmp_path: Path, base: Path):
+    """On CPUs with AVX512-BF16 bitsandbytes would use a kernel without gradients from the first validation on."""
+    losses = {}
+    for strategy, more in (("no", {}), ("steps", {"eval_strategy": "steps", "eval_steps": 2})):
+        sft = {"max_steps": 6, "learning_rate": 0.01, "max_grad_norm": 0.0} | more
+        rows, held_out = [row(n) for n in range(16)], [row(n, OTHER) for n in range(20, 24)]
+        lora = {"lora_dropout": 0.0}
+        run = make_run(tmp_path / strategy, base, rows=rows, validation=held_out, sft=sft, lora=lora)
+        distill_train.train(run)
+        log = map(json.loads, (run["adapter"] / "training_log.jsonl").read_text().splitlines())
+        losses[strategy] = [(e["loss"], e["grad_norm"]) for e in log if "grad_norm" in e]
+    assert len(losses["no"]) == 6 and losses["steps"] == losses["no"]
+
+
 def test_the_answers_are_those_of_the_model_as_published(tmp_path: Path, base: Path, kept):
     """Greedy answers in a padded batch are those of one prompt at a time."""
     run, _ = kept
