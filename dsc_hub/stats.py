@@ -35,6 +35,7 @@ LEAST_GROUPS = 6  # with fewer, a two-sided sign-flip test cannot go below 0.05,
 ROUNDING = 1e-12  # relative
 RESAMPLE_TO = 5000  # groups; with more, the mean is normal to all digits shown, and resampling would take hours
 POWER = 0.8  # power for the minimum detectable difference
+MOST_TIMES = 100  # more groups than that, as a multiple of those there are, are not worth a number
 ASSUMED_ICC = 0.3  # intraclass correlation assumed for rare events, for which it cannot be estimated ...
 ASSUMED_EVENTS = 4  # ... and the weight of that assumption, in events
 UNBOUNDED: Bounds = (None, None)
@@ -236,8 +237,8 @@ def groups_needed(
     """Return the number of groups for which the interval would lie on its mean's side of `limit`.
 
     This holds with probability `power` if the true mean is the estimated one; the half width of the interval, {mean,
-    low, high, groups}, shrinks with the square root of the number of groups. None if the mean equals the limit, or
-    without an interval.
+    low, high, groups}, shrinks with the square root of the number of groups. None without an interval, and if the mean
+    is so near to the limit that more than MOST_TIMES as many groups would be needed: that number says nothing.
     """
     mean, low, high = (estimate[k] for k in ("mean", "low", "high"))
     if mean is None or low is None or high is None or mean == limit:
@@ -245,7 +246,7 @@ def groups_needed(
     half = mean - low if mean > limit else high - mean
     z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
     needed: float = estimate["groups"] * (half / abs(mean - limit) * (1 + float(scipy.stats.norm.ppf(power)) / z)) ** 2
-    return max(LEAST_GROUPS, math.ceil(needed))
+    return max(LEAST_GROUPS, math.ceil(needed)) if needed <= MOST_TIMES * estimate["groups"] else None
 
 
 # -- rates

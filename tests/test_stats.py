@@ -181,6 +181,7 @@ def test_how_many_groups_would_be_needed():
     needed = stats.groups_needed(e, 0.0)
     assert needed == math.ceil(20 * (0.1 / 0.05 * (1 + 0.841621 / 1.959964)) ** 2) == 164
     assert stats.groups_needed(e, -0.95) == stats.LEAST_GROUPS and stats.groups_needed(e, 0.05) is None
+    assert stats.groups_needed(e, 0.035) == 1817 and stats.groups_needed(e, 0.04) is None  # 4,087 of 20
     # what so many groups of this spread detect is that very difference
     spread = 0.1 / 1.96 * math.sqrt(20)
     assert stats.detectable(spread, needed) == pytest.approx(0.05, rel=0.02)

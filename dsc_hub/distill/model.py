@@ -59,8 +59,8 @@ def load_base(plan: Plan, folder: Path, dtype: torch.dtype, args: TrainingArgume
             "Set distill.method to 'lora', or choose another base model.",
         )
     for layer in layers:
-        # Else, on CPUs with AVX512-BF16, the first validation converts the weights for a kernel without gradients, which
-        # bitsandbytes 0.50 then uses in training, too: steps after a validation would be wrong.
+        # Else, on CPUs with AVX512-BF16, the first validation converts the weights for a kernel without gradients,
+        # which bitsandbytes 0.50 then uses in training, too: steps after a validation would be wrong.
         layer.support_avx512bf16_for_cpu = False
     config = options["quantization_config"]
     kind = "int8"

@@ -22,6 +22,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill import adapter_files, launcher, model, trainers
 from dsc_hub.distill import train as distill_train
@@ -30,7 +31,10 @@ from dsc_hub.distill.preflight import check_training
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
+from tests import fixture_run
 from tests.distill.tiny import COMMIT, PUBLISHED, QUICK, make_run, pair, row
+
+RECIPE = Recipe.model_validate(fixture_run.facts()["recipe"])
 
 
 class Spy(SFTTrainer):
@@ -534,17 +538,18 @@ def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
 def test_the_packaged_accelerate_configurations_are_valid():
     files = sorted((packaged_folder("recipes") / "accelerate").glob("*.yaml"))
     configurations = {f.stem: load_config_from_file(str(f)) for f in files}
-    assert {"one_cpu", "two_cpu", "one_gpu", "multi_gpu", "multi_node"} == set(configurations)
+    assert {"one_cpu", "two_cpu", "one_gpu", "multi_gpu", "multi_node", "fsdp"} == set(configurations)
     assert configurations["one_cpu"].use_cpu and not configurations["one_gpu"].use_cpu
     assert configurations["multi_gpu"].distributed_type == "MULTI_GPU"
+    assert configurations["fsdp"].fsdp_config["fsdp_version"] == 2
     assert configurations["multi_node"].num_machines == 2 and configurations["multi_node"].main_process_port
     assert all("accelerate launch --config_file recipes/accelerate/" + f.name in f.read_text() for f in files)
 
 
 def test_a_configuration_is_named_or_a_file_and_brings_the_number_of_processes(tmp_path):
-    assert launcher.processes_of("multi_gpu") == 2 and launcher.processes_of("one_gpu") == 1
+    assert launcher.processes_of("multi_gpu", RECIPE) == 2 and launcher.processes_of("one_gpu", RECIPE) == 1
     (tmp_path / "mine.yaml").write_text("num_processes: 3\n")
-    assert launcher.processes_of(str(tmp_path / "mine.yaml")) == 3
+    assert launcher.processes_of(str(tmp_path / "mine.yaml"), RECIPE) == 3
     command = launcher._command(Run(tmp_path), DistillConfig(launch=str(tmp_path / "mine.yaml"), processes=3))
     assert command[command.index("--config_file") + 1] == str(tmp_path / "mine.yaml")
     assert command[command.index("--main_process_port") + 1] == "0"  # two trainings on a machine don't meet
@@ -565,7 +570,7 @@ def test_a_file_that_can_not_start_a_training_is_refused(tmp_path, content, mess
     if content is not None:
         (tmp_path / "mine.yaml").write_text(content)
     with pytest.raises(ConfigError, match=message):
-        launcher.processes_of(str(tmp_path / "mine.yaml"))
+        launcher.processes_of(str(tmp_path / "mine.yaml"), RECIPE)
 
 
 @pytest.mark.parametrize(("name", "value"), [("CHECKED_WITHIN_S", 3), ("CHECKED_IN_BYTES", 3 << 30)])

@@ -110,6 +110,7 @@ def check_same(divided: Run, whole: Run, base: Path) -> None:
     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), divided["adapter"])
 
 
+@pytest.mark.long
 def test_divided_quantised_weights_are_trained_as_whole_ones_and_a_killed_training_goes_on(tmp_path: Path, base: Path):
     divided, whole = (small_run(tmp_path / name, base) for name in ("divided", "whole"))
     child = start(divided, tmp_path / "divided.py", divided=True, every_s="0")

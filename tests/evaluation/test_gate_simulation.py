@@ -29,11 +29,11 @@ SETTING = verdict.Setting("test", look=1)
 Draw = Callable[[np.random.Generator], Criterion]
 
 
-def shares(rng: np.random.Generator, rate: float) -> list[bool]:
+def shares(rng: np.random.Generator, rate: float, groups: int = GROUPS) -> list[bool]:
     """Outcomes at a rate that varies by group (beta distribution)."""
     size = (1 - ICC) / ICC
-    by_group = rng.beta(rate * size, (1 - rate) * size, GROUPS) if 0 < rate < 1 else np.full(GROUPS, rate)
-    return list(rng.random(GROUPS * PROMPTS) < np.repeat(by_group, PROMPTS))
+    by_group = rng.beta(rate * size, (1 - rate) * size, groups) if 0 < rate < 1 else np.full(groups, rate)
+    return list(rng.random(groups * PROMPTS) < np.repeat(by_group, PROMPTS))
 
 
 def share(rate: float, worse: float) -> Draw:
@@ -76,10 +76,10 @@ def score(skewed: bool, worse: float) -> Draw:
     return draw
 
 
-def texts(rng: np.random.Generator, words: float, vocabulary: int) -> list[str]:
+def texts(rng: np.random.Generator, words: float, vocabulary: int, groups: int = GROUPS) -> list[str]:
     """Texts of words drawn by Zipf's law; lengths vary by group and text."""
-    level = np.repeat(rng.normal(0, 0.15, GROUPS), PROMPTS)
-    sizes = np.maximum(5, words * np.exp(level + rng.normal(0, 0.3, GROUPS * PROMPTS))).astype(int)
+    level = np.repeat(rng.normal(0, 0.15, groups), PROMPTS)
+    sizes = np.maximum(5, words * np.exp(level + rng.normal(0, 0.3, groups * PROMPTS))).astype(int)
     weights = 1 / np.arange(1, vocabulary + 1)
     return [" ".join(f"w{i}" for i in rng.choice(vocabulary, n, p=weights / weights.sum())) for n in sizes]
 
@@ -158,23 +158,21 @@ def test_equal_models_seldom_fail_a_criterion_and_a_worse_one_seldom_meets_it(na
     assert of_worse["met"] / rounds <= 0.05
 
 
-FILMS = [f"Northern Light {i}" for i in range(GROUPS)]
-
-
-def evaluation(rng: np.random.Generator, gained: float, **changed: float) -> Claim:
+def evaluation(rng: np.random.Generator, gained: float, groups: int = GROUPS, **changed: float) -> Claim:
     """The claim on answers of two models with the same habits, but for those of the distilled one that are
     `changed`."""
+    films = [f"Northern Light {i}" for i in range(groups)]
     habits = {"subject": 0.75, "meta": 0.08, "repeats": 0.15, "cut": 0.08, "missing": 0.02}
     prompts = [
         Prompt(f"p{g}-{i}", f"Review the film {film}.", film, "test")
-        for g, film in enumerate(FILMS)
+        for g, film in enumerate(films)
         for i in range(PROMPTS)
     ]
     answers, kept = [], {}
     for arm, of in (("base", habits), ("distilled", habits | changed)):
-        outcomes = {name: shares(rng, rate) for name, rate in of.items()}
+        outcomes = {name: shares(rng, rate, groups) for name, rate in of.items()}
         kept[arm] = rng.normal(gained if arm == "distilled" else 0.0, 1.0, (3, len(prompts)))
-        for k, (prompt, text) in enumerate(zip(prompts, texts(rng, 40, 3000), strict=True)):
+        for k, (prompt, text) in enumerate(zip(prompts, texts(rng, 40, 3000, groups), strict=True)):
             parts = [f"{prompt.group} it is." if outcomes["subject"][k] else "", text + "."]
             parts += ["This is my revised answer."] if outcomes["meta"][k] else []
             parts += (
@@ -218,7 +216,16 @@ def test_a_model_that_is_better_on_the_scores_and_worse_by_twice_a_margin_seldom
     assert of["holds"] <= 3
 
 
-def test_a_model_that_is_better_and_as_good_otherwise_passes():
-    of = verdicts(60, gained=1.0)
-    print(f"\nthe whole, better and as good otherwise: {dict(of)}")
-    assert of["fails"] <= 6 and of["holds"] >= 6
+@pytest.mark.parametrize(("groups", "holds", "too_few"), [(40, 0, 40), (200, 16, 0)])
+def test_a_model_that_is_better_and_as_good_otherwise_passes_when_there_are_enough_groups(
+    groups: int, holds: int, too_few: int
+):
+    """The arms answer independently here; pairs of a model and its adapter are alike, and need fewer groups."""
+    rng = np.random.default_rng(5)
+    claims = [evaluation(rng, 1.0, groups) for _ in range(20 if groups > GROUPS else 60)]
+    of = Counter(c.verdict for c in claims)
+    needed = sorted(c.groups_needed for c in claims if c.groups_needed is not None)
+    print(f"\nthe whole, better and as good otherwise, {groups} groups: {dict(of)}, needed: {needed}")
+    assert of["fails"] <= len(claims) / 10
+    assert of["holds"] >= holds and of["not enough data"] >= too_few
+    assert all(n > groups for n in needed)
