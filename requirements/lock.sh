@@ -11,7 +11,7 @@ for kind in cpu gpu; do
   [ $kind = cpu ] && links=(--find-links "$torch")
   plain=$(mktemp --suffix=.txt)
   cp requirements/$kind.txt "$plain"  # versions stay as they are, but for what setup.cfg forbids or --upgrade asks for
-  "${compile[@]}" setup.cfg --extra $kind --extra offline --extra tracking --extra test --extra dev --python-platform x86_64-manylinux_2_31 \
+  "${compile[@]}" setup.cfg --extra $kind --extra offline --extra tracking --extra docs --extra test --extra dev --python-platform x86_64-manylinux_2_31 \
     --override requirements/$kind.overrides.txt "${links[@]}" "$@" -o "$plain" > /dev/null
   "${compile[@]}" "$plain" --no-deps --generate-hashes --only-binary :all: --python-platform x86_64-manylinux_2_31 \
     "${links[@]}" -o requirements/$kind.txt > /dev/null

@@ -31,7 +31,7 @@ from dsc_hub.config.training import quantization
 from dsc_hub.errors import DataError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.records import SPLITS, Chain, Prompt
-from dsc_hub.report import formatting, plots, sentences, tables, verdicts
+from dsc_hub.report import formatting, plots, sentences, style, tables, verdicts
 from dsc_hub.runs.facts import RunFacts
 from dsc_hub.runs.metrics_schema import Dataset, Evaluation, Metrics, ScoreName
 from dsc_hub.runs.results import answers, evaluated, needed
@@ -139,8 +139,9 @@ def _context(
 def _draw_missing_plots(run: Run, metrics: Metrics) -> None:
     # The report stage draws the plots, but a reused report comes without this folder.
     if not all((run["cards"] / f"{name}.png").is_file() for names in PLOTS.values() for name in names):
-        for name, figure in plots.draw_all(metrics, run.rows("adapter/training_log.jsonl")).items():
-            plots.save_png(figure, run["cards"] / f"{name}.png")
+        figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
+        for name in figures.keys() & set().union(*PLOTS.values()):
+            style.save_png(figures[name], run["cards"] / f"{name}.png")
 
 
 # -- untrusted text in Markdown

@@ -1,50 +1,74 @@
 """The self-contained report page of a run, report.html, and the plots that the cards use in cards/.
 
-Reads run.json, metrics.json, the training log and the evaluated answers; computes no statistics and calls no model. The
-page has no scripts and loads no external resources. Text of models and prompts is escaped, and a content security
-policy blocks anything that escaping might have missed.
+Reads run.json, metrics.json, the training log, chains and evaluated answers; computes no statistics and calls no model.
+The page loads nothing. Text of models and prompts is escaped, or lies in it as data; a content security policy allows
+one script, by its hash, and blocks anything that escaping might have missed.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dsc_hub.records import Answer
-from dsc_hub.report import formatting, plots, sentences, tables, verdicts
+from dsc_hub.report import formatting, plots, sentences, style, tables, text_plots, verdicts
+from dsc_hub.report.texts import MOST_CHAINS, packed, shorten, texts_of
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, StepNumbers
 from dsc_hub.runs.results import answers, metrics_of
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
 EXAMPLES_ON_PAGE = 3
-LONGEST_TEXT = 4000  # characters of one answer; a model that never stops must not fill the page
 PLOT_TEXTS = {
+    "differences": "Each difference between two arms with its interval, by score",
     "arms": "Mean score of each arm with its interval",
     "steps": "Mean reward by chain step, and what became of each step's proposals",
+    "texts": "Reward of each chain's end against that of its first answer, and against its length",
+    "waterfall": "Chains left out by reason, down to the training rows",
     "loss": "Training and validation loss by optimizer step",
+    "cost": "Mean reward of each arm against the tokens generated for one answer",
 }
+ON_CARDS = ("arms", "steps", "loss")  # plots that are saved for the cards
 
 
 def build_page(run: Run) -> dict[str, Any]:
-    """Write report.html and the plots as cards/NAME.png; return the page's size in bytes and the number of plots."""
+    """Write report.html and the plots as cards/NAME.png; return the page's size in bytes and the number of plots.
+
+    Chains above MOST_CHAINS go into pages beside it, chains-2.html and so on.
+    """
     facts, metrics = run.facts, metrics_of(run)
     evaluation, sampling = metrics.evaluation, metrics.sampling
+    texts = texts_of(run, evaluation)
     figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
-    for name, figure in figures.items():
-        plots.save_png(figure, run["cards"] / f"{name}.png")
+    for name in figures.keys() & ON_CARDS:
+        style.save_png(figures[name], run["cards"] / f"{name}.png")
+    figures |= text_plots.draw_texts(texts)
+    chain_count = sampling.finished if sampling else len(texts["chains"])
+    pages = {n: f"chains-{n}.html" for n in range(2, -(-chain_count // MOST_CHAINS) + 1)}
+    browser = {
+        "facts": facts,
+        "recipe": facts.recipe,
+        "css": Markup(_packaged("report.css")),
+        "script": Markup(_packaged("report.js")),
+        "script_hash": _hash_for_policy(_packaged("report.js")),
+        "chain_count": chain_count,
+        "more_chains": list(pages.values()),
+    }
     page = (
         _jinja_environment()
         .get_template("report.html.jinja")
         .render(
-            facts=facts,
-            recipe=facts.recipe,
+            **browser,
+            texts=texts,
+            data=Markup(packed(texts)) if texts["chains"] or texts["answers"] else "",
             metrics=metrics,
             verdicts=_verdicts(evaluation),
-            plots={n: Markup(plots.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
+            plots={n: Markup(style.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
             arms=tables.arm_rows(evaluation) if evaluation else [],
             differences=tables.difference_rows(evaluation) if evaluation else [],
             details=tables.detail_rows(evaluation) if evaluation else [],
@@ -66,7 +90,22 @@ def build_page(run: Run) -> dict[str, Any]:
         )
     )
     write_whole(run["report.html"], page)
+    for n, name in pages.items():
+        first = (n - 1) * MOST_CHAINS
+        some = texts_of(run, evaluation, first)
+        data = Markup(packed(some))
+        template = _jinja_environment().get_template("chains.html.jinja")
+        write_whole(run[name], template.render(**browser, texts=some, data=data, first_chain=first + 1))
     return {"bytes": len(page.encode()), "plots": len(figures)}
+
+
+def _packaged(name: str) -> str:
+    return (packaged_folder("model_cards") / name).read_text(encoding="utf-8")
+
+
+def _hash_for_policy(script: str) -> str:
+    """Return the source expression by which a content security policy allows this script alone."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _jinja_environment() -> Environment:
@@ -78,9 +117,16 @@ def _jinja_environment() -> Environment:
         lstrip_blocks=True,
     )
     env.filters |= formatting.FILTERS | {
-        "shorten": _shorten,
+        "shorten": shorten,
+        "stacked": _stacked,
     }
     return env
+
+
+def _stacked(text: str) -> Markup:
+    """Return a value with its interval below it, so that columns are narrow: from "0.1 (0.0 to 0.2)"."""
+    value, bracket, rest = text.partition(" (")
+    return escape(value) + Markup("<small>{}</small>").format(bracket.strip() + rest) if bracket else escape(value)
 
 
 def _verdicts(evaluation: Evaluation | None) -> list[verdicts.ComparisonVerdict]:
@@ -113,10 +159,6 @@ def step_rows(steps: Sequence[StepNumbers]) -> list[dict[str, Any]]:
 def _of_n(estimate: Estimate) -> str:
     """Format a mean with its interval and its number of texts."""
     return f"{formatting.interval(estimate)}, n {formatting.count(estimate.n)}"
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} […] ({len(text):,} characters, cut here)"
 
 
 def _examples(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]:

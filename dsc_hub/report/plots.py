@@ -1,17 +1,14 @@
-"""The plots of a finished run, drawn from recorded numbers: arms with intervals, reward and acceptance by step, losses.
+"""The plots of a run, drawn from recorded numbers: arms, differences, reward and acceptance by step, losses, losses of
+chains, costs.
 
-Each figure is drawn once and saved twice: as SVG for the report, with colours as CSS variables so that it follows the
-page's light or dark theme, and as PNG for the cards. A plot without data is left out.
+Each figure is drawn once and saved twice, as SVG for the report and as PNG for the cards. A plot without data is left
+out.
 """
 
 from __future__ import annotations
 
-import html
-import io
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -19,94 +16,141 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, interval, measured, number
-from dsc_hub.runs.metrics_schema import Estimate, Evaluation, Metrics, Sampling, StepNumbers
+from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, difference_name, interval, measured, number
+from dsc_hub.report.style import ACCENT, ARM_COLOURS, LINE, MUTED, QUIET, REASON_COLOURS, SECOND, STYLE
+from dsc_hub.runs.metrics_schema import Dataset, Estimate, Evaluation, Metrics, Sampling, StepNumbers
 
-INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
-# Accepted proposals and the tuned model share the accent colour; the rest is muted.
-ACCENT, SECOND, QUIET = "#0b7a75", "#b8661a", "#818b98"
-ARM_COLOURS = {"base": QUIET, "self_critique": SECOND, "distilled": ACCENT}
-REASON_COLOURS = ("#c9b79a", "#d99a6c", "#b57c8e", "#8f8fb8", "#a9b4bf", "#c7a3c9")
 MOST_LINES = 3  # lines of the unit label below an axis
-# Colour in the drawing -> CSS variable of the page.
-CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
-    colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)
-}
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "figure.constrained_layout.h_pad": 0.09,
-    "figure.constrained_layout.w_pad": 0.09,
-}
 
 
 def draw_all(metrics: Metrics, training_log: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
-    """Return the plots that have data, by name: `arms`, `steps`, `loss`."""
-    with matplotlib.rc_context(_STYLE):
-        drawn = {"arms": arms(metrics.evaluation), "steps": steps(metrics.sampling), "loss": loss(training_log)}
+    """Return the plots that have data, by name: `differences`, `arms`, `steps`, `waterfall`, `loss`, `cost`."""
+    with matplotlib.rc_context(STYLE):
+        drawn = {
+            "differences": differences(metrics.evaluation),
+            "arms": arms(metrics.evaluation),
+            "steps": steps(metrics.sampling),
+            "waterfall": waterfall(metrics.dataset),
+            "loss": loss(training_log),
+            "cost": cost(metrics.evaluation),
+        }
     return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def differences(evaluation: Evaluation | None) -> Figure | None:
+    """Draw a forest plot: each difference between two arms with its interval around zero, one panel per score."""
+    if evaluation is None or not evaluation.differences:
+        return None
+    pairs = list(evaluation.differences)
+    figure, panels = _panels(evaluation, len(pairs))
+    for ax, s in zip(panels, evaluation.score_names, strict=True):
+        ax.axvline(0, color=MUTED, linewidth=1)
+        for y, pair in enumerate(pairs):
+            difference = evaluation.differences[pair][s]
+            colour = ARM_COLOURS.get(pair.split(" - ")[0], QUIET)
+            _estimate(ax, difference, y, colour)
+        ax.set_xlabel(f"difference, {'right' if evaluation.scores[s].higher_is_better else 'left'} is better")
+    panels[0].set_yticks(range(len(pairs)), [difference_name(p) for p in pairs])
+    return figure
+
+
+def waterfall(dataset: Dataset | None) -> Figure | None:
+    """Draw what became of the chains: those left out by reason, down to the training and validation rows."""
+    if dataset is None or not dataset.dropped:
+        return None
+    rows = sum(dataset.sft.values())
+    dropped = sorted(dataset.dropped.items(), key=lambda item: -item[1])
+    total = rows + sum(dataset.dropped.values())
+    bars, left = [("finished chains", 0, total, QUIET)], total
+    for reason, n in dropped:
+        left -= n
+        bars.append((reason, left, n, SECOND))
+    bars.append(("rows to train and validate on", 0, rows, ACCENT))
+    figure = Figure(figsize=(9, 0.9 + 0.34 * len(bars)), layout="constrained")
+    ax = figure.subplots()
+    for y, (_, start, n, colour) in enumerate(bars):
+        ax.barh(y, n, left=start, color=colour, height=0.6, linewidth=0)
+        ax.annotate(count(n), (start + n, y), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_yticks(range(len(bars)), [_short_reason(label) for label, *_ in bars])
+    ax.set_ylim(len(bars) - 0.4, -0.6)
+    ax.set_xlim(0, 1.08 * total)
+    ax.set_title("What became of the chains")
+    ax.grid(axis="y", visible=False)
+    ax.spines.left.set_visible(False)
+    return figure
+
+
+def cost(evaluation: Evaluation | None) -> Figure | None:
+    """Draw the mean reward of each arm against the tokens that an answer takes, on a logarithmic axis."""
+    if evaluation is None:
+        return None
+    points = [
+        (arm, numbers.new_tokens_mean, numbers.reward.mean, numbers.reward)
+        for arm, numbers in evaluation.arms.items()
+        if numbers.new_tokens_mean and measured(numbers.reward.mean)
+    ]
+    if len(points) < 2:
+        return None
+    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    ax = figure.subplots()
+    for arm, tokens, mean, reward in points:
+        colour = ARM_COLOURS.get(arm, QUIET)
+        if measured(reward.low) and measured(reward.high):
+            ax.plot([tokens, tokens], [reward.low, reward.high], color=colour, linewidth=3.2, alpha=0.45)
+        ax.plot([tokens], [mean], "o", color=colour, markersize=8)
+        ax.annotate(arm_name(arm), (tokens, mean), (9, 0), textcoords="offset points", va="center", fontsize=9)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda value, _: count(round(value)))
+    ax.xaxis.set_minor_formatter(lambda value, _: count(round(value)))
+    ax.tick_params(axis="x", which="minor", labelsize=8, size=0)
+    ax.margins(x=0.18, y=0.2)
+    ax.set_title("What a better answer costs")
+    ax.set_xlabel("tokens generated for one answer, critiques, revisions and candidates included")
+    ax.set_ylabel("mean reward", color=MUTED)
+    return figure
 
 
 def arms(evaluation: Evaluation | None) -> Figure | None:
     """Draw a dot with its interval per arm, one panel per score."""
     if evaluation is None:
         return None
-    scores = evaluation.score_names
     names = list(evaluation.arms)
-    figure = Figure(figsize=(9 + 2 * (len(scores) > 2), 1.25 + 0.46 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
-    for ax, s in zip(panels, scores, strict=True):
+    figure, panels = _panels(evaluation, len(names))
+    for ax, s in zip(panels, evaluation.score_names, strict=True):
         score = evaluation.scores[s]
         for y, arm in enumerate(names):
-            estimate = evaluation.arms[arm].score(s)
-            if measured(estimate.mean):
-                _dot(ax, estimate.mean, estimate, y, ARM_COLOURS.get(arm, QUIET))
-            else:
-                ax.text(
-                    0.5,
-                    y,
-                    interval(estimate),
-                    color=MUTED,
-                    ha="center",
-                    va="center",
-                    transform=ax.get_yaxis_transform(),
-                )
-        ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short_reason(score.name)}")
+            _estimate(ax, evaluation.arms[arm].score(s), y, ARM_COLOURS.get(arm, QUIET))
         way = "higher" if score.higher_is_better else "lower"
         ax.set_xlabel("\n".join(textwrap.wrap(f"{score.unit}, {way} is better", 44)[:MOST_LINES]))
+    panels[0].set_yticks(range(len(names)), [arm_name(a) for a in names])
+    return figure
+
+
+def _panels(evaluation: Evaluation, rows: int) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure with one panel per score, which share their rows."""
+    scores = evaluation.score_names
+    figure = Figure(figsize=(9 + 2 * (len(scores) > 2), 1.25 + 0.46 * rows), layout="constrained")
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for ax, s in zip(panels, scores, strict=True):
+        ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short_reason(evaluation.scores[s].name)}")
         ax.grid(axis="y", visible=False)
         ax.spines.left.set_visible(False)
         ax.margins(x=0.16)
         ax.locator_params(axis="x", nbins=6)
-    panels[0].set_yticks(range(len(names)), [arm_name(a) for a in names])
-    panels[0].set_ylim(len(names) - 0.45, -0.65)
-    return figure
+    panels[0].set_ylim(rows - 0.45, -0.65)
+    return figure, panels
 
 
-def _dot(ax: Axes, mean: float, estimate: Estimate, y: float, colour: str) -> None:
+def _estimate(ax: Axes, estimate: Estimate, y: float, colour: str) -> None:
+    """Draw a mean as a dot with its interval, or say that there is none."""
+    if not measured(estimate.mean):
+        rows = ax.get_yaxis_transform()
+        ax.text(0.5, y, interval(estimate), color=MUTED, ha="center", va="center", transform=rows)
+        return
     if measured(estimate.low) and measured(estimate.high):
         ax.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=3.2, alpha=0.45, solid_capstyle="round")
-    ax.plot([mean], [y], "o", color=colour, markersize=8)
-    ax.annotate(number(mean), (mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+    ax.plot([estimate.mean], [y], "o", color=colour, markersize=8)
+    ax.annotate(number(estimate.mean), (estimate.mean, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
 
 
 def steps(sampling: Sampling | None) -> Figure | None:
@@ -221,36 +265,3 @@ def loss(training_log: Iterable[Mapping[str, Any]]) -> Figure | None:
     ax.grid(axis="x", visible=False)
     ax.legend(frameon=False, fontsize=9)
     return figure
-
-
-def as_svg(figure: Figure, name: str, title: str = "") -> str:
-    """Return the figure as an SVG element without header and metadata, with CSS variables as colours. Deterministic."""
-    text = io.StringIO()
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": name}):
-        figure.savefig(
-            text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Its style element would apply to the whole page.
-    svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.S)
-    for colour, css in CSS_NAMES.items():
-        svg = svg.replace(colour, f"var(--{css})")
-    # Two figures on one page must not share ids, or one would be clipped by the other's frame.
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
-    svg = re.sub(r"url\(#", f"url(#{name}-", svg)
-    svg = re.sub(r'xlink:href="#', f'xlink:href="#{name}-', svg)
-    svg = re.sub(r"'DejaVu Sans'", "var(--font)", svg)
-    return re.sub(
-        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg height="[^"]*" ([^>]*?)width="[^"]*"',
-        rf'<svg role="img" aria-label="{html.escape(title)}" \1\2',
-        svg,
-        count=1,
-    )
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Save the figure as PNG on white, 1,350 pixels wide: sharp on a card and well under 100 kB."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=150, metadata={"Software": None})

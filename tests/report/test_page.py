@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -90,7 +92,7 @@ def test_where_arms_differ_in_what_is_unscored_the_verdict_gives_the_bounds():
 def test_the_page_says_the_verdict_and_returns_its_size(tmp_path):
     run = fixture_run.write(tmp_path)
     result = build_page(run)
-    assert result == {"bytes": run["report.html"].stat().st_size, "plots": 3}
+    assert result == {"bytes": run["report.html"].stat().st_size, "plots": 7}
     assert (
         "Distilled beats base on sentiment (vader) by 0.31 (95 % interval 0.21 to 0.42, p 0.003 after Holm; 39 pairs of answers in 10 groups)."
         in page_of(run).text
@@ -286,14 +288,22 @@ def test_foreign_text_stays_text(tmp_path):
     assert "{{ 777*777 }}" in hostile.text and "603729" not in hostile.text
 
 
-def test_the_page_runs_nothing_and_asks_for_nothing(tmp_path):
+def test_the_page_runs_its_own_script_alone_and_asks_for_nothing(tmp_path):
     for run in (fixture_run.write(tmp_path / "plain"), hostile_run(tmp_path / "hostile")):
         page = page_of(run)
-        assert not {"script", "img", "link", "iframe", "object", "embed", "a", "form", "base"} & set(page.tags)
+        assert not {"img", "link", "iframe", "object", "embed", "a", "form", "base"} & set(page.tags)
         assert not [k for k, _ in page.attributes if k.startswith("on") or k in ("src", "href")]
         assert all(v.startswith("#") for k, v in page.attributes if k == "xlink:href")
-        assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in page.attributes
-        assert page.tags.count("svg") == 3
+        source = run["report.html"].read_text(encoding="utf-8")
+        scripts = re.findall(r"<script([^>]*)>(.*?)</script>", source, flags=re.S)
+        assert [kind for kind, _ in scripts] == [' type="application/octet-stream" id="data"', ""]
+        allowed = base64.b64encode(hashlib.sha256(scripts[1][1].encode()).digest()).decode()
+        policy = (
+            "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+            f"script-src 'sha256-{allowed}'; base-uri 'none'; form-action 'none'"
+        )
+        assert ("content", policy) in page.attributes
+        assert page.tags.count("svg") == 7
 
 
 def test_every_id_on_the_page_is_there_once(tmp_path):
