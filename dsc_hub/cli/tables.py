@@ -10,7 +10,8 @@ from rich.text import Text
 
 from dsc_hub.evaluation.compare import Comparison
 from dsc_hub.pipeline.grid import GridRow
-from dsc_hub.report.formatting import ABSENT, arm_name, count, interval, number, p_value
+from dsc_hub.report.formatting import ABSENT, arm_name, count, interval, megabytes, number, p_value
+from dsc_hub.runs.overview import RunSummary
 from dsc_hub.stats import PRIMARY_SCORES
 
 
@@ -38,6 +39,20 @@ def grid_table(rows: Sequence[GridRow]) -> Table:
         table.add_row(*map(Text, cells))
         if r.error:
             table.add_row(Text(f"can't be finished: {r.error}", "bold red"))
+    return table
+
+
+def runs_table(runs: Sequence[RunSummary]) -> Table:
+    """Return the table of runs: folder, start, state, verdict, size, and the settings that differ."""
+    table = Table()
+    for title in ("run", "started", "state", "claim", "size", "settings that differ"):
+        table.add_column(title, overflow="fold", justify="right" if title == "size" else "left")
+    for before, run in zip([None, *runs], runs, strict=False):
+        if before and before.recipe != run.recipe:
+            table.add_section()
+        started = run.started_at[:16].replace("T", " ")
+        cells = (str(run.folder), started, run.state, run.verdict or ABSENT, megabytes(run.bytes))
+        table.add_row(*map(Text, cells), Text("\n".join(run.differs)))
     return table
 
 

@@ -126,9 +126,9 @@ STAGES = (
     Stage(
         "report",
         command="report",
-        version=3,
+        version=4,
         inputs=lambda i: [i.name, i.description],
-        files=("report.html",),
+        files=("report.html", "report"),
         shows_judgements=True,
     ),
     Stage(

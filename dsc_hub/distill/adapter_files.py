@@ -7,8 +7,8 @@ import os
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from peft import LoraConfig, PeftModel
 from transformers import Trainer
 
@@ -17,6 +17,9 @@ from dsc_hub.inference.weights import TOKENIZER_FILES, copy_matching
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_object, write_json, write_whole
+
+if TYPE_CHECKING:
+    import torch
 
 # Keys of an adapter_config.json that peft has read since 0.13.
 CLASSIC = frozenset(

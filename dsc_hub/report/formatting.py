@@ -36,6 +36,13 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if measured(value) else ABSENT
 
 
+def megabytes(size: float) -> str:
+    """Format bytes as `0.4 MB`, `123 MB` or `4.5 GB`."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
 def percent(value: float | None, digits: int = 0) -> str:
     """Format a share as per cent: `30 %`, or `–` if not measured."""
     return f"{100 * value:.{digits}f} %" if measured(value) else ABSENT

@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from dsc_hub.config.stages import NAMES, STAGES
 from dsc_hub.records import Answer
 from dsc_hub.report import formatting, plots, sentences, style, tables, text_plots, verdicts
 from dsc_hub.report.texts import MOST_CHAINS, packed, shorten, texts_of
@@ -39,7 +40,7 @@ ON_CARDS = ("arms", "steps", "loss")  # plots that are saved for the cards
 def build_page(run: Run) -> dict[str, Any]:
     """Write report.html and the plots as cards/NAME.png; return the page's size in bytes and the number of plots.
 
-    Chains above MOST_CHAINS go into pages beside it, chains-2.html and so on.
+    Chains above MOST_CHAINS go into pages beside it, report/chains-2.html and so on.
     """
     facts, metrics = run.facts, metrics_of(run)
     evaluation, sampling = metrics.evaluation, metrics.sampling
@@ -49,7 +50,7 @@ def build_page(run: Run) -> dict[str, Any]:
         style.save_png(figures[name], run["cards"] / f"{name}.png")
     figures |= text_plots.draw_texts(texts)
     chain_count = sampling.finished if sampling else len(texts["chains"])
-    pages = {n: f"chains-{n}.html" for n in range(2, -(-chain_count // MOST_CHAINS) + 1)}
+    pages = {n: f"report/chains-{n}.html" for n in range(2, -(-chain_count // MOST_CHAINS) + 1)}
     browser = {
         "facts": facts,
         "recipe": facts.recipe,
@@ -85,6 +86,7 @@ def build_page(run: Run) -> dict[str, Any]:
             reasons=plots.rejection_reasons(sampling.steps) if sampling else [],
             examples=_examples(run, evaluation) if evaluation else [],
             caveats=verdicts.caveats(facts, metrics, evaluation) if evaluation else [],
+            unfinished=_unfinished(run),
             source=formatting.model_source(facts.model),
             model=formatting.model_name(facts.model),
         )
@@ -97,6 +99,17 @@ def build_page(run: Run) -> dict[str, Any]:
         template = _jinja_environment().get_template("chains.html.jinja")
         write_whole(run[name], template.render(**browser, texts=some, data=data, first_chain=first + 1))
     return {"bytes": len(page.encode()), "plots": len(figures)}
+
+
+def _unfinished(run: Run) -> dict[str, Any]:
+    """Return what is missing of a run up to its evaluation, and its last log line; nothing if it is whole."""
+    stages = [s.name for s in STAGES[: NAMES.index("evaluation") + 1]]
+    missing = [name for name in stages if run.marker(name) is None]
+    if not missing:
+        return {}
+    log = run["log.txt"].read_text(encoding="utf-8", errors="replace").splitlines() if run["log.txt"].is_file() else []
+    done = [name for name in stages if name not in missing]
+    return {"done": done, "missing": missing, "failed": sum(1 for _ in run.rows("failed.jsonl")), "log": log[-3:]}
 
 
 def _packaged(name: str) -> str:

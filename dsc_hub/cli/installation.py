@@ -1,0 +1,89 @@
+"""Commands about this installation: what to put into a bug report, and completion for shells."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dsc_hub import __version__
+from dsc_hub.cli.base import cli, json_option, print_json
+
+# Variables that change what dsc does. Others, and the values of keys and tokens, are nobody's business.
+VARIABLES = {
+    "DSC_HUB_HOME": "folder of dsc's cache and of the embedded Hub (default: ~/.cache/dsc_hub)",
+    "HF_ENDPOINT": "address of the Hub (default: the public one)",
+    "HF_HOME": "folder of the Hub's cache and login",
+    "HF_HUB_OFFLINE": "1: nothing is asked of the Hub, only what is in its cache is used",
+    "CUDA_VISIBLE_DEVICES": "GPUs that dsc may use",
+    "NO_COLOR": "any value: no colours on the terminal",
+    "COLUMNS": "width of tables, where the terminal does not say it",
+    "WORLD_SIZE": "set by launchers: number of training processes",
+    "SLURM_JOB_ID": "set by Slurm",
+    "OMP_NUM_THREADS": "threads of libraries; dsc sets it for its children",
+    "VLLM_CPU_OMP_THREADS_BIND": "cores of vLLM on a CPU (default: all that dsc may use)",
+    "HTTP_PROXY": "proxy; servers on this machine are never asked through one",
+    "HTTPS_PROXY": "as HTTP_PROXY",
+    "NO_PROXY": "addresses without proxy",
+    "LANG": "encoding of the terminal",
+}
+SECRETS = {
+    "HF_TOKEN": "token of the Hub; else that of `hf auth login`",
+    "OPENAI_API_KEY": "key of serving.endpoints, critic and judge, unless api_key_env names another variable",
+    "WANDB_API_KEY": "key of the tracker, with distill.report_to: wandb",
+}
+
+
+@cli.command()
+@json_option
+def env(as_json: bool) -> None:
+    """Say what a bug report needs: versions, hardware, settings. No secrets: of keys, only whether they are set."""
+    found = describe()
+    if as_json:
+        print_json(found)
+        return
+    for title, values in found.items():
+        click.echo(f"{title}:")
+        for name, value in values.items():
+            click.echo(f"  {name}: {value}")
+
+
+def describe() -> dict[str, dict[str, Any]]:
+    """Return {section: {name: value}} of this installation, without secrets and without the user's name in paths."""
+    import platform
+
+    from dsc_hub.system import cache, machine
+
+    home = str(Path.home())
+    hidden = {name: _without_password(os.environ[name]).replace(home, "~") for name in VARIABLES if name in os.environ}
+    hardware = machine.hardware()
+    return {
+        "dsc": {"version": __version__, "python": platform.python_version(), "system": platform.platform()},
+        "libraries": machine.versions(),
+        "hardware": hardware,
+        "folders": {
+            "cache": str(cache.cache_home()).replace(home, "~"),
+            "python": sys.prefix.replace(home, "~"),
+        },
+        "variables": hidden | {name: "set" for name in SECRETS if os.environ.get(name)},
+    }
+
+
+def _without_password(value: str) -> str:
+    """Return an address without user and password."""
+    scheme, mark, rest = value.partition("://")
+    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else value
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell: eval "$(dsc completion bash)"."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "dsc", "_DSC_COMPLETE").source())

@@ -1,0 +1,105 @@
+"""Commands to share with: publish, pull, verify, the embedded Hub."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from dsc_hub.cli.base import HUB_PORT, cli, json_option, print_json, results_follow, stage_verb
+
+
+@stage_verb("publish")
+def publish() -> None:
+    """Push dataset and adapter with their cards, and read them back."""
+
+
+@cli.command()
+@click.argument("reference", metavar="REPO[@REV]")
+@click.option(
+    "--to", "folder", type=click.Path(path_type=Path), help="Folder to write (default: the repo's name, here)."
+)
+@json_option
+def pull(reference: str, folder: Path | None, as_json: bool) -> None:
+    """Fetch a published dataset, adapter or recipe into a folder, checked against its manifest.
+
+    REPO is USER/NAME, of a dataset or a model, at HF_ENDPOINT (the public Hub by default).
+    """
+    from dsc_hub.cli import screens
+    from dsc_hub.hub.pull import pull_repo as fetched
+
+    pulled = fetched(reference, folder)
+    if as_json:
+        print_json({**asdict(pulled), "kind": pulled.kind})
+    else:
+        results_follow()
+        screens.pulled(pulled)
+
+
+@cli.command()
+@click.argument("reference", metavar="REPO[@REV]")
+@click.option("--rescore", is_flag=True, help="Also score a dataset's answers again, with the packaged scorers.")
+@json_option
+def verify(reference: str, rescore: bool, as_json: bool) -> None:
+    """Check a published dataset or adapter: files against its manifest, numbers and card made anew from its own rows.
+
+    Exit code 1 if something differs.
+    """
+    from dsc_hub.cli import screens
+    from dsc_hub.publish.verify import verify_repo as checked
+
+    found, checks = checked(reference, rescore)
+    if as_json:
+        print_json({"repo": found.repo, "commit": found.commit, "checks": [asdict(c) for c in checks]})
+    else:
+        results_follow()
+        screens.checks(found, checks)
+    if any(c.agrees is False for c in checks):
+        sys.exit(1)
+
+
+@cli.command("publish-metric")
+@click.argument("metric")
+@click.option(
+    "--to", type=click.Choice(["hub", "local"]), default="hub", show_default=True, help="local: the embedded Hub."
+)
+@click.option("--owner", help="User or organisation (default: whoever the token belongs to).")
+@click.option("--name", help="Name of the Space (default: METRIC's).")
+@click.option("--public", is_flag=True, help="Anybody may load it.")
+@json_option
+def publish_metric(metric: str, to: str, owner: str | None, name: str | None, public: bool, as_json: bool) -> None:
+    """Publish METRIC, a shipped one's name or your own FILE.py, as a Space that evaluate.load("USER/METRIC") loads
+    without dsc_hub."""
+    from dsc_hub.pipeline.context import account_at
+    from dsc_hub.publish.metric_space import name_of
+    from dsc_hub.publish.metric_space import publish_metric as put
+
+    with account_at(to, owner) as account:
+        published = put(metric, account, name or name_of(metric), not public)
+    if as_json:
+        print_json(published)
+    else:
+        click.echo(f"{published['address']}  at {published['commit'][:12]}:  {published['load']}")
+
+
+@cli.group()
+def hub() -> None:
+    """The embedded Hub, for work without an account."""
+
+
+@hub.command("serve")
+@click.option("--port", type=click.IntRange(0, 65535), default=HUB_PORT, show_default=True)
+@click.option(
+    "--root", type=click.Path(file_okay=False, path_type=Path), help="Where repos lie (default: in dsc's cache folder)."
+)
+def hub_serve(port: int, root: Path | None) -> None:
+    """Serve what was published locally, until Ctrl-C."""
+    from dsc_hub.local_hub.server import default_root, serve
+    from dsc_hub.system import progress
+
+    progress.say_if_open(root or default_root())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    serve(root, port)

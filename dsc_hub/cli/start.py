@@ -1,0 +1,158 @@
+"""Commands to start with: recipes, plan, try, run, grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from dsc_hub.cli.base import (
+    HUB_PORT,
+    allow_option,
+    cli,
+    json_option,
+    print_json,
+    recipe_verb,
+    resolve_context,
+    results_follow,
+    runs_option,
+)
+
+
+@recipe_verb
+@json_option
+def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
+    """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
+    from dsc_hub import api
+    from dsc_hub.cli import screens
+
+    context = resolve_context(recipe, overrides, runs)
+    estimate = api.plan(context)
+    if as_json:
+        print_json(estimate)
+    else:
+        results_follow()
+        screens.show_plan(context, estimate)
+
+
+@recipe_verb
+@click.option("-n", "count", type=click.IntRange(1), default=8, show_default=True, help="How many prompts.")
+@json_option
+def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_json: bool) -> None:
+    """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
+    from dsc_hub.cli import screens
+    from dsc_hub.pipeline import session
+
+    context = resolve_context(recipe, overrides, runs)
+    tried, seconds, failed = session.sample_a_few(context, count)
+    if as_json:
+        chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
+        print_json({"chains": chains, "seconds": seconds, "failed": failed})
+    else:
+        screens.chains(context.recipe, tried, seconds, failed)
+
+
+@recipe_verb
+@click.option("--retry-failed", is_flag=True, help="Take up again the chains that failed.")
+@json_option
+def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool, as_json: bool) -> None:
+    """Do everything, going on from what is done: sample, distill, evaluate, report, publish."""
+    from dsc_hub.pipeline.run import run_all
+
+    context = resolve_context(recipe, overrides, runs)
+    run_all(context, retry_failed=retry_failed)
+    if as_json:
+        print_json({"run": str(context.run.folder), "metrics": context.run.metrics})
+    else:
+        from dsc_hub.cli import screens
+
+        screens.closing(context, HUB_PORT)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@allow_option
+@runs_option
+@json_option
+def grid(file: Path, runs: Path, as_json: bool) -> None:
+    """Run a recipe under every combination of some settings (FILE names both), sharing what they share; one table."""
+    from dsc_hub.cli import screens as screen
+    from dsc_hub.pipeline import grid as grids
+
+    rows = grids.run_grid(file, runs, click.get_current_context().meta["allowed_code"])
+    if as_json:
+        print_json(rows)
+    else:
+        results_follow()
+        screen.show_grid(rows)
+    if any(row.error for row in rows):
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.argument("of", type=click.Choice(["recipe", "metrics"]), default="recipe")
+def schema(of: str) -> None:
+    """Print the JSON schema of recipes (for editors), or of metrics.json."""
+    from dsc_hub.config.recipe import Recipe
+    from dsc_hub.runs.metrics_schema import Metrics
+
+    print_json((Metrics if of == "metrics" else Recipe).model_json_schema())
+
+
+@cli.group()
+def recipes() -> None:
+    """List the packaged recipes, copy one to edit it, or adopt one that was downloaded."""
+
+
+@recipes.command("list")
+@json_option
+def recipes_list(as_json: bool) -> None:
+    """Names of the packaged recipes and what they are for."""
+    from dsc_hub.config.recipe_files import load_recipe_file, packaged_recipes
+
+    if as_json:
+        print_json({name: load_recipe_file(path).description for name, path in packaged_recipes().items()})
+        return
+    for name, path in packaged_recipes().items():
+        click.echo(f"{name:<16} {load_recipe_file(path).description}")
+
+
+@recipes.command("copy")
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def recipes_copy(name: str, folder: Path | None) -> None:
+    """Copy a packaged recipe and its files into FOLDER (default: its name, here)."""
+    from dsc_hub.config.recipe_files import copy
+
+    target, own = copy(name, folder)
+    click.echo(f"{target}/recipe.yaml, named {own}, is yours to edit:  dsc run {target}/recipe.yaml")
+
+
+@recipes.command("adopt")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--yes", is_flag=True, help="Don't ask.")
+def recipes_adopt(folder: Path, yes: bool) -> None:
+    """Make a downloaded FOLDER your own: its recipes may then name servers, keys, local folders and code of yours.
+
+    Shows first what each of its files would contact, read and run.
+    """
+    from dsc_hub.config import origin, untrusted
+    from dsc_hub.errors import ConfigError
+    from dsc_hub.system.progress import say
+
+    found, where = origin.to_adopt(folder)
+    for line in untrusted.reach_of(found):
+        say(f"  {line}")
+    question = f"{found} was downloaded from {where}. Is it your own from now on, with all that it may get?"
+    try:
+        agreed = yes or click.confirm(question, err=True)
+    except click.Abort:  # no terminal, or Ctrl-C
+        agreed = False
+    if not agreed:
+        raise ConfigError(f"{folder} was not adopted", "Answer y, or give --yes.")
+    origin.adopt(folder)
+    click.echo(f"{folder} is yours")
+
+
+cli.add_command(try_, "try")
+cli.commands.pop("try-", None)
