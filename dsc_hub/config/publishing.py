@@ -22,14 +22,16 @@ class PublishConfig(Section):
     Names are without owner.
     """
 
-    to: Literal["local", "hub", "none"] = "hub"
+    to: Literal["local", "hub", "none"] = Field(
+        "hub", description="hub: HF_ENDPOINT, the public Hub by default; local: the embedded Hub; none: nowhere"
+    )
     owner: str | None = Field(None, description="user or organisation; None: whoever the token belongs to")
     dataset: str | None = Field(None, description="name of the dataset repo; None: <recipe>-dsc")
     adapter: str | None = Field(None, description="name of the adapter repo; None: <recipe>-dsc-lora")
     base: str | None = Field(
         None, description="publish the base model too, under this name (needed when it is on no Hub)"
     )
-    private: bool = True
+    private: bool = Field(True, description="new repos are private; an existing public one never gets private data")
     branch: str = Field(
         "main", pattern=r"^[\w][\w./-]{0,99}$", description="branch to commit to; made if it isn't there"
     )
@@ -75,7 +77,7 @@ class PublishConfig(Section):
         ),
     )
     license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
-    language: str = "en"
+    language: str = Field("en", description="language of the texts, for the cards (ISO 639-1)")
 
     @model_validator(mode="after")
     def _proposed_or_set(self) -> PublishConfig:

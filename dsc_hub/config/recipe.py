@@ -39,9 +39,13 @@ SCORERS = {"reward": "reward", "second": "second_scorer", "third": "third_scorer
 
 
 class Recipe(Section):
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
-    description: str = ""
-    seed: int = Field(0, ge=0, lt=2**32)
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="name of the recipe: its runs lie in runs/NAME"
+    )
+    description: str = Field("", description="one sentence for the report and the cards")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="every seed derives from it: of the splits, of each request, of the training"
+    )
     rounds: int = Field(
         1,
         ge=1,
@@ -49,19 +53,21 @@ class Recipe(Section):
         description="in each further round the distilled model samples, and a new adapter is trained on that; they end "
         "when the mean reward of answers to validation prompts no longer rises",
     )
-    model: ModelConfig
-    prompts: PromptsConfig
-    chain: ChainConfig
-    hygiene: HygieneConfig = HygieneConfig()
-    generation: GenerationConfig = GenerationConfig()
-    serving: ServingConfig = ServingConfig()
-    reward: RewardConfig = RewardConfig()
-    second_scorer: ScorerConfig | None = None
-    third_scorer: ScorerConfig | None = None
-    dataset: DatasetConfig = DatasetConfig()
-    distill: DistillConfig = DistillConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    publish: PublishConfig = PublishConfig()
+    model: ModelConfig = Field(description="the base model")
+    prompts: PromptsConfig = Field(description="what it is asked")
+    chain: ChainConfig = Field(description="critique, revision, and when a revision is kept")
+    hygiene: HygieneConfig = Field(HygieneConfig(), description="which texts are never kept")
+    generation: GenerationConfig = Field(GenerationConfig(), description="how texts are drawn")
+    serving: ServingConfig = Field(ServingConfig(), description="the server of the base model")
+    reward: RewardConfig = Field(RewardConfig(), description="the score that decides what is kept")
+    second_scorer: ScorerConfig | None = Field(
+        None, description="a score that chooses nothing and shows whether the reward was gamed; None: none"
+    )
+    third_scorer: ScorerConfig | None = Field(None, description="another one; None: none")
+    dataset: DatasetConfig = Field(DatasetConfig(), description="which chains become training rows")
+    distill: DistillConfig = Field(DistillConfig(), description="the training of the adapter")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is compared on held-out prompts")
+    publish: PublishConfig = Field(PublishConfig(), description="where dataset and adapter go")
 
     @model_validator(mode="after")
     def _groups_are_named(self) -> Recipe:

@@ -28,17 +28,19 @@ KeyName = Annotated[str, AfterValidator(checked_key_name)]
 class ModelConfig(Section):
     """The base model: a Hub id (`org/name`) at a revision, a local folder, or `package:NAME` (an installed package)."""
 
-    source: str = Field(min_length=1)
-    revision: str = "main"
+    source: str = Field(
+        min_length=1, description="ORG/NAME on the Hub, a local folder, or package:NAME of an installed package"
+    )
+    revision: str = Field("main", description="branch, tag or commit on the Hub; recorded as a commit")
     license: str | None = Field(None, description="licence of the weights, for the cards; None: ask the Hub")
 
 
 class SplitShares(Section):
     """Shares of the groups (not of the prompts) that go to each split."""
 
-    train: float = Field(0.7, gt=0, le=1)
-    validation: float = Field(0.15, ge=0, lt=1)
-    test: float = Field(0.15, gt=0, lt=1)
+    train: float = Field(0.7, gt=0, le=1, description="share of the groups whose chains become training rows")
+    validation: float = Field(0.15, ge=0, lt=1, description="share to choose settings and checkpoints by")
+    test: float = Field(0.15, gt=0, lt=1, description="share that nothing is chosen by: only measured on")
 
     @model_validator(mode="after")
     def _sum(self) -> SplitShares:
@@ -58,16 +60,18 @@ class PromptsConfig(Section):
     dataset_config: str | None = Field(None, description="its config; None: the default one")
     dataset_split: str = Field("train", description="which of its splits to read; ours are made anew, by group")
     revision: str = Field("main", description="of the dataset; resolved at the start and recorded as a commit")
-    column: str = "prompt"
+    column: str = Field("prompt", description="column that holds the prompt, in tables and datasets")
     group_column: str | None = Field(
         None, description="column that names the split group; None: each prompt its own, as is one whose cell is empty"
     )
     kind_column: str | None = Field(
         None, description="column that says of what kind a prompt is (say, harmful or harmless), for metrics that ask"
     )
-    templates: tuple[Annotated[str, placeholders("value")], ...] = ()
+    templates: tuple[Annotated[str, placeholders("value")], ...] = Field(
+        (), description="prompts with {value}, each crossed with every line of `values`"
+    )
     values: str | None = Field(None, description="text file, a value a line, put into {value} of each template")
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(None, ge=1, description="take only the first so many prompts; None: all")
     drop_overlaps: bool | None = Field(
         None,
         description=(
@@ -76,7 +80,7 @@ class PromptsConfig(Section):
             " which keep apart what must be apart"
         ),
     )
-    split: SplitShares = SplitShares()
+    split: SplitShares = Field(SplitShares(), description="shares of the groups in each split")
 
     @model_validator(mode="after")
     def _one_source(self) -> PromptsConfig:
@@ -121,7 +125,7 @@ class ScorerConfig(Section):
     positive_label: str | None = Field(None, description="label of a classifier that means positive; None: known names")
     options: dict[str, Any] = Field({}, description="further settings of the metric; README, Metrics, lists them")
     weight: float = Field(1.0, gt=0, description="the score is multiplied by it")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="texts that a classifier scores together")
 
 
 class RewardConfig(ScorerConfig):
@@ -135,7 +139,7 @@ class VetoConfig(Section):
 
     similarity: float = Field(0.5, ge=0, le=1, description="least likeness to the first answer; 0: don't look")
     scorer: str = Field("minilm", min_length=1, description="of the metric similarity: how likeness is measured")
-    revision: str = "main"
+    revision: str = Field("main", description="of the scorer's model; recorded as a commit")
     length: float = Field(0.5, ge=0, description="least length, as a share of the first answer's words; 0: don't look")
 
 
@@ -152,13 +156,23 @@ class CriticConfig(Section):
 class ChainConfig(Section):
     """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
 
-    critique: Annotated[str, placeholders("prompt answer group principle")] = Field(min_length=1)
-    revision: Annotated[str, placeholders("prompt answer group principle")] = Field(min_length=1)
-    system: str | None = None
+    critique: Annotated[str, placeholders("prompt answer group principle")] = Field(
+        min_length=1, description="text that asks for a critique of {answer} to {prompt}; {group}, {principle} too"
+    )
+    revision: Annotated[str, placeholders("prompt answer group principle")] = Field(
+        min_length=1, description="text that asks for the revision, after the critique in the same conversation"
+    )
+    system: str | None = Field(None, description="system text of all conversations, training rows included; None: none")
     seed: int | None = Field(None, ge=0, lt=2**32, description="of the texts that are drawn; None: the recipe's seed")
-    steps: int = Field(1, ge=1, le=64)
-    chains_per_prompt: int = Field(1, ge=1, le=256)
-    acceptance: RuleName = "improve"
+    steps: int = Field(1, ge=1, le=64, description="critiques and revisions of a chain")
+    chains_per_prompt: int = Field(1, ge=1, le=256, description="chains, each from a first answer of its own")
+    acceptance: RuleName = Field(
+        "improve",
+        description=(
+            "improve: keep a revision with a higher reward; metropolis: with probability exp(gain / T) if it is not"
+            " higher; always: keep each clean one"
+        ),
+    )
     temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
     critic: CriticConfig | None = Field(None, description="who criticises; None: the base itself")
     principles: tuple[str, ...] = Field(
@@ -201,9 +215,11 @@ class HygieneConfig(Section):
 
 
 class GenerationConfig(Section):
-    temperature: float = Field(0.8, ge=0, le=5)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(128, ge=1)
+    """How texts are drawn, in chains and (but for evaluation.temperature) in the evaluation."""
+
+    temperature: float = Field(0.8, ge=0, le=5, description="of the softmax; 0: the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens that have this probability")
+    max_new_tokens: int = Field(128, ge=1, description="most tokens of one turn; a longer answer is cut, and not kept")
     extra: dict[str, Any] = Field(
         {},
         description=(
@@ -237,11 +253,13 @@ class ServingConfig(Section):
         "auto", description="vLLM servers on this machine; auto: one for each GPU, or group of GPUs, one on a CPU"
     )
     tensor_parallel: int = Field(1, ge=1, le=64, description="GPUs that hold one replica together")
-    start_timeout_s: float = Field(600, gt=0)
-    request_timeout_s: float = Field(600, gt=0)
+    start_timeout_s: float = Field(600, gt=0, description="seconds that a vLLM may take to start")
+    request_timeout_s: float = Field(600, gt=0, description="seconds that one request may take before it is sent again")
     kv_cache_gib: float = Field(2, gt=0, description="CPU only: memory for the KV cache")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    endpoints: tuple[ServerAddress, ...] = ()
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="GPU only: share of its memory for vLLM")
+    endpoints: tuple[ServerAddress, ...] = Field(
+        (), description="addresses (up to and including /v1) of servers that already run; none: dsc starts vLLM"
+    )
     served_model: str | None = Field(None, description="name of the model at the endpoints; None: the only one there")
     api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoints' key")
 

@@ -126,7 +126,7 @@ STAGES = (
     Stage(
         "report",
         command="report",
-        version=4,
+        version=3,
         inputs=lambda i: [i.name, i.description],
         files=("report.html", "report"),
         shows_judgements=True,

@@ -35,7 +35,13 @@ QUANTIZATION_DEFAULTS: dict[str, Any] = {
 class DatasetConfig(Section):
     """Which chains become training rows: a clean final state, at least so good, at least so much better."""
 
-    min_reward: float | None = None
+    min_reward: float | None = Field(
+        None,
+        description=(
+            "least reward of the final state. Scores point the way that is wanted: with at most two mentions per 100"
+            " words (privacy), it is -2. None: no limit"
+        ),
+    )
     min_gain: Annotated[float | Literal["auto"] | None, Field(union_mode="left_to_right")] = Field(
         "auto",
         description=(
@@ -62,7 +68,7 @@ class DistillConfig(Section):
     """Training through trl. `sft`, `dpo`, `kto`, `lora`, `quantization` go straight into SFTConfig, DPOConfig,
     KTOConfig, LoraConfig, BitsAndBytesConfig."""
 
-    method: Literal["qlora", "lora"] = "qlora"
+    method: Literal["qlora", "lora"] = Field("qlora", description="qlora: the base is quantised; lora: it is not")
     objective: Literal["sft", "dpo", "kto"] = Field(
         "sft",
         description=(
@@ -85,11 +91,11 @@ class DistillConfig(Section):
         lt=2**32,
         description="of the adapter's first weights, dropout and row order; None: the recipe's seed",
     )
-    sft: dict[str, Any] = {}
-    dpo: dict[str, Any] = {}
-    kto: dict[str, Any] = {}
-    lora: dict[str, Any] = {}
-    quantization: dict[str, Any] = {}
+    sft: dict[str, Any] = Field({}, description="arguments of trl's SFTConfig, say learning_rate, num_train_epochs")
+    dpo: dict[str, Any] = Field({}, description="arguments of trl's DPOConfig, say beta")
+    kto: dict[str, Any] = Field({}, description="arguments of trl's KTOConfig")
+    lora: dict[str, Any] = Field({}, description="arguments of peft's LoraConfig, say r, lora_alpha, target_modules")
+    quantization: dict[str, Any] = Field({}, description="arguments of BitsAndBytesConfig; default: NF4, double")
     validation_prompts: int | None = Field(
         None,
         ge=1,
@@ -146,14 +152,15 @@ class DistillConfig(Section):
 class EvaluationConfig(Section):
     """Arms compared on the same prompts with the same seeds; the first is the baseline of the differences."""
 
-    arms: Annotated[tuple[ArmName, ...], Field(min_length=1), AfterValidator(each_once)] = (
-        "base",
-        "self_critique",
-        "best_of_n",
-        "distilled",
+    arms: Annotated[tuple[ArmName, ...], AfterValidator(each_once)] = Field(
+        ("base", "self_critique", "best_of_n", "distilled"),
+        min_length=1,
+        description="ways of answering that are compared; the first is the baseline",
     )
     samples: int = Field(1, ge=1, le=256, description="answers that each arm gives to each prompt")
-    split: Literal["validation", "test"] = "test"
+    split: Literal["validation", "test"] = Field(
+        "test", description="prompts that are answered: validation while you choose settings, test once, in the end"
+    )
     temperature: float | None = Field(
         None,
         ge=0,
@@ -163,7 +170,7 @@ class EvaluationConfig(Section):
             "drawing from them at the same T sharpens twice, and variety is lost"
         ),
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1)
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of all intervals")
     weights: Literal["rounded", "original"] = Field(
         "rounded",
         description="qlora: all arms run on the base as the adapter was trained on, rounded by the quantisation, or on "
