@@ -1,6 +1,7 @@
 # make demo    the whole of it on this machine: sample, distill, evaluate, report, publish to the embedded Hub
 # make test    everything that CI runs (real vLLM, real small model)
 # make quick   the inner loop of development: no vLLM, no training, no Hub
+# make docs    the documentation as a site in docs/_build/html; warnings are errors
 # make sbom    what is installed, as CycloneDX in sbom.json
 # make fuzz    ten minutes of damaged recipes, repos and requests each
 # make long    what takes longer: kills, soak, simulation
@@ -13,7 +14,7 @@ LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu)
 # Two test processes with half of the cores each; the first one gets the tests with a real vLLM.
 SIDE_BY_SIDE := -n 2 --no-loadscope-reorder
 
-.PHONY: demo test quick long fuzz lint sbom setup
+.PHONY: demo test quick long fuzz lint docs sbom setup
 demo: setup
 	$(VENV)/bin/dsc run quickstart
 
@@ -38,6 +39,10 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p dsc_hub
+
+docs: setup
+	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/sphinx-build -W --keep-going -q docs docs/_build/html
 
 sbom: setup
 	$(VENV)/bin/cyclonedx-py environment $(VENV) --no-validate --output-reproducible --output-file sbom.json

@@ -5,7 +5,7 @@ as independent gives false positives. So values are averaged within a group firs
 the group means. Rates are treated likewise: one verdict per group in McNemar's test, and Wilson's interval for the
 effective number of trials. Coverage of the intervals and false-positive rates of the tests were simulated, for normal,
 skewed and bounded values and for groups of equal and of unequal size: `python -m pytest -m long -s
-tests/test_simulation.py`, figures in the README.
+tests/test_simulation.py`, figures in docs/concepts/numbers.md.
 
 A missing value is None, never zero; this includes numbers for which there are too few groups. Everything is
 deterministic: random resampling is seeded.

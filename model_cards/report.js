@@ -155,14 +155,14 @@ const ANSWERS = {
 };
 
 const SORTS = {
-  "in the order of their ids": null,
-  "by gain, largest first": (view, a, b) => order(view.gain(b), view.gain(a)),
-  "by gain, smallest first": (view, a, b) => order(view.gain(a), view.gain(b)),
-  "by reward, largest first": (view, a, b) => order(view.value(b), view.value(a)),
-  "by reward, smallest first": (view, a, b) => order(view.value(a), view.value(b)),
+  "by id": null,
+  "largest gain": (view, a, b) => order(view.gain(a), view.gain(b), -1),
+  "smallest gain": (view, a, b) => order(view.gain(a), view.gain(b), 1),
+  "largest reward": (view, a, b) => order(view.value(a), view.value(b), -1),
+  "smallest reward": (view, a, b) => order(view.value(a), view.value(b), 1),
 };
 // What has no value comes last in either direction.
-const order = (a, b) => (has(a) ? 0 : 1) - (has(b) ? 0 : 1) || (a ?? 0) - (b ?? 0);
+const order = (a, b, sign) => (has(a) ? 0 : 1) - (has(b) ? 0 : 1) || sign * ((a ?? 0) - (b ?? 0));
 
 // -- the browser
 

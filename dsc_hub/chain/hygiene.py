@@ -2,7 +2,7 @@
 
 A defect is a short reason that is counted and displayed; "" means clean. The detectors are deliberately simple: each is
 a short function of the text. Their precision and recall were measured on labelled texts of real output (`python -m
-tests.benchmarks.hygiene`; figures in README, "Hygiene").
+tests.benchmarks.hygiene`; figures in docs/concepts/hygiene.md).
 """
 
 from __future__ import annotations

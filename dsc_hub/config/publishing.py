@@ -25,7 +25,7 @@ class PublishConfig(Section):
     to: Literal["local", "hub", "none"] = Field(
         "hub", description="hub: HF_ENDPOINT, the public Hub by default; local: the embedded Hub; none: nowhere"
     )
-    owner: str | None = Field(None, description="user or organisation; None: whoever the token belongs to")
+    owner: str | None = Field(None, description="user or organisation; null: whoever the token belongs to")
     dataset: str | None = Field(None, description="name of the dataset repo; None: <recipe>-dsc")
     adapter: str | None = Field(None, description="name of the adapter repo; None: <recipe>-dsc-lora")
     base: str | None = Field(
@@ -41,13 +41,13 @@ class PublishConfig(Section):
     tag: str | None = Field(
         None,
         pattern=r"^[\w][\w.-]{0,99}$",
-        description="tag for the commits; None: no tag. One that exists is not moved",
+        description="tag for the commits; null: no tag. One that exists is not moved",
     )
     collection: str | None = Field(
         None,
         min_length=1,
         max_length=60,
-        description="title of a collection that gets dataset, adapter and base; None: none",
+        description="title of a collection that gets dataset, adapter and base; null: none",
     )
     overwrite: bool = Field(
         False, description="write over files that somebody changed on the Hub since dsc published them (a card, say)"
@@ -55,7 +55,7 @@ class PublishConfig(Section):
     gated: Literal["auto", "manual"] | None = Field(
         None,
         description=(
-            "who wants the files must ask: auto lets in whoever does, manual whom you accept; None: as the repo is"
+            "who wants the files must ask: auto lets in whoever does, manual whom you accept; null: as the repo is"
         ),
     )
     content_warning: str | None = Field(
@@ -67,7 +67,7 @@ class PublishConfig(Section):
         ),
     )
     rejected: bool | None = Field(
-        None, description="publish answers that were not kept, too; None: unless there is a content_warning"
+        None, description="publish answers that were not kept, too; null: unless there is a content_warning"
     )
     metrics: bool = Field(
         False,
@@ -76,7 +76,7 @@ class PublishConfig(Section):
             "without them nobody else can run it"
         ),
     )
-    license: str | None = Field(None, description="licence of dataset and adapter; None: the base model's")
+    license: str | None = Field(None, description="licence of dataset and adapter; null: the base model's")
     language: str = Field("en", description="language of the texts, for the cards (ISO 639-1)")
 
     @model_validator(mode="after")

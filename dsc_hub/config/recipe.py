@@ -61,9 +61,9 @@ class Recipe(Section):
     serving: ServingConfig = Field(ServingConfig(), description="the server of the base model")
     reward: RewardConfig = Field(RewardConfig(), description="the score that decides what is kept")
     second_scorer: ScorerConfig | None = Field(
-        None, description="a score that chooses nothing and shows whether the reward was gamed; None: none"
+        None, description="a score that chooses nothing and shows whether the reward was gamed; null: none"
     )
-    third_scorer: ScorerConfig | None = Field(None, description="another one; None: none")
+    third_scorer: ScorerConfig | None = Field(None, description="another one; null: none")
     dataset: DatasetConfig = Field(DatasetConfig(), description="which chains become training rows")
     distill: DistillConfig = Field(DistillConfig(), description="the training of the adapter")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is compared on held-out prompts")
@@ -160,7 +160,7 @@ def effective_veto(recipe: Recipe) -> VetoConfig | None:
 
 
 def least_gain(recipe: Recipe) -> float | None:
-    """Return the gain over the first answer that a training row must exceed (`dataset.min_gain`); None: no minimum."""
+    """Return the gain over the first answer that a training row must exceed (`dataset.min_gain`); null: no minimum."""
     limit = recipe.dataset.min_gain
     if limit == "auto":
         return None if RULES[recipe.chain.acceptance].can_descend else 0.0

@@ -32,7 +32,7 @@ class ModelConfig(Section):
         min_length=1, description="ORG/NAME on the Hub, a local folder, or package:NAME of an installed package"
     )
     revision: str = Field("main", description="branch, tag or commit on the Hub; recorded as a commit")
-    license: str | None = Field(None, description="licence of the weights, for the cards; None: ask the Hub")
+    license: str | None = Field(None, description="licence of the weights, for the cards; null: ask the Hub")
 
 
 class SplitShares(Section):
@@ -57,12 +57,12 @@ class PromptsConfig(Section):
 
     path: str | None = Field(None, description="text (a prompt a line), .jsonl, .csv or .parquet, beside the recipe")
     dataset: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset of the Hub, USER/NAME")
-    dataset_config: str | None = Field(None, description="its config; None: the default one")
+    dataset_config: str | None = Field(None, description="its config; null: the default one")
     dataset_split: str = Field("train", description="which of its splits to read; ours are made anew, by group")
     revision: str = Field("main", description="of the dataset; resolved at the start and recorded as a commit")
     column: str = Field("prompt", description="column that holds the prompt, in tables and datasets")
     group_column: str | None = Field(
-        None, description="column that names the split group; None: each prompt its own, as is one whose cell is empty"
+        None, description="column that names the split group; null: each prompt its own, as is one whose cell is empty"
     )
     kind_column: str | None = Field(
         None, description="column that says of what kind a prompt is (say, harmful or harmless), for metrics that ask"
@@ -71,12 +71,12 @@ class PromptsConfig(Section):
         (), description="prompts with {value}, each crossed with every line of `values`"
     )
     values: str | None = Field(None, description="text file, a value a line, put into {value} of each template")
-    limit: int | None = Field(None, ge=1, description="take only the first so many prompts; None: all")
+    limit: int | None = Field(None, ge=1, description="take only the first so many prompts; null: all")
     drop_overlaps: bool | None = Field(
         None,
         description=(
             "leave out held-out prompts that are near-copies of training prompts: of the same words, or with eight"
-            " words in a row in common; None: the latter only where no groups are named (by templates or group_column),"
+            " words in a row in common; null: the latter only where no groups are named (by templates or group_column),"
             " which keep apart what must be apart"
         ),
     )
@@ -117,13 +117,13 @@ class ScorerConfig(Section):
         "sentiment",
         pattern=r"^(?:[a-z][a-z0-9_]*|[^/\\][^\\]*\.py|[\w.-]+/[\w.-]+)$",
         description=(
-            "a shipped metric (README, Metrics), a file METRIC.py beside the recipe, or a Space of the Hub USER/NAME, "
-            "whose code runs only if the command line allows it (--allow-code)"
+            "a shipped metric (docs/reference/metrics.md), a file METRIC.py beside the recipe, or a Space of the Hub"
+            " USER/NAME, whose code runs only if the command line allows it (--allow-code)"
         ),
     )
     revision: str = Field("main", description="of the scorer's model, or of the metric's Space; recorded as a commit")
-    positive_label: str | None = Field(None, description="label of a classifier that means positive; None: known names")
-    options: dict[str, Any] = Field({}, description="further settings of the metric; README, Metrics, lists them")
+    positive_label: str | None = Field(None, description="label of a classifier that means positive; null: known names")
+    options: dict[str, Any] = Field({}, description="further settings of the metric (docs/reference/metrics.md)")
     weight: float = Field(1.0, gt=0, description="the score is multiplied by it")
     batch_size: int = Field(32, ge=1, description="texts that a classifier scores together")
 
@@ -162,8 +162,8 @@ class ChainConfig(Section):
     revision: Annotated[str, placeholders("prompt answer group principle")] = Field(
         min_length=1, description="text that asks for the revision, after the critique in the same conversation"
     )
-    system: str | None = Field(None, description="system text of all conversations, training rows included; None: none")
-    seed: int | None = Field(None, ge=0, lt=2**32, description="of the texts that are drawn; None: the recipe's seed")
+    system: str | None = Field(None, description="system text of all conversations, training rows included; null: none")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="of the texts that are drawn; null: the recipe's seed")
     steps: int = Field(1, ge=1, le=64, description="critiques and revisions of a chain")
     chains_per_prompt: int = Field(1, ge=1, le=256, description="chains, each from a first answer of its own")
     acceptance: RuleName = Field(
@@ -174,12 +174,12 @@ class ChainConfig(Section):
         ),
     )
     temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
-    critic: CriticConfig | None = Field(None, description="who criticises; None: the base itself")
+    critic: CriticConfig | None = Field(None, description="who criticises; null: the base itself")
     principles: tuple[str, ...] = Field(
         (), description="one of them, drawn anew for each step, stands for {principle} in both texts"
     )
     veto: VetoConfig | None = Field(
-        None, description="what a revision must keep of the first answer; None: the default one for a reward of privacy"
+        None, description="what a revision must keep of the first answer; null: the default one for a reward of privacy"
     )
 
     @model_validator(mode="after")
@@ -193,7 +193,7 @@ class ChainConfig(Section):
 
 
 class HygieneConfig(Section):
-    """Which texts are not fit to be kept, whatever they score; the detectors are described in README, "Hygiene"."""
+    """Which texts are not fit to be kept, whatever they score; docs/concepts/hygiene.md describes the detectors."""
 
     meta_talk: Literal["reject", "strip", "keep"] = Field(
         "reject",
@@ -260,7 +260,7 @@ class ServingConfig(Section):
     endpoints: tuple[ServerAddress, ...] = Field(
         (), description="addresses (up to and including /v1) of servers that already run; none: dsc starts vLLM"
     )
-    served_model: str | None = Field(None, description="name of the model at the endpoints; None: the only one there")
+    served_model: str | None = Field(None, description="name of the model at the endpoints; null: the only one there")
     api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoints' key")
 
     @model_validator(mode="after")

@@ -39,7 +39,7 @@ class DatasetConfig(Section):
         None,
         description=(
             "least reward of the final state. Scores point the way that is wanted: with at most two mentions per 100"
-            " words (privacy), it is -2. None: no limit"
+            " words (privacy), it is -2. null: no limit"
         ),
     )
     min_gain: Annotated[float | Literal["auto"] | None, Field(union_mode="left_to_right")] = Field(
@@ -56,11 +56,11 @@ class DatasetConfig(Section):
         description=(
             "so many rows of a split may share a phrase of four words (the subject's name is one), those with the "
             "highest reward; the others are left out, so that the model doesn't learn to say the same of everything. "
-            "None: all rows"
+            "null: all rows"
         ),
     )
     rows_per_prompt: int | None = Field(
-        None, ge=1, description="at most so many rows per prompt, those with the highest reward. None: all"
+        None, ge=1, description="at most so many rows per prompt, those with the highest reward. null: all"
     )
 
 
@@ -81,7 +81,7 @@ class DistillConfig(Section):
         None,
         gt=0,
         description=(
-            "sft only: each row's loss counts exp(reward / T), divided by the mean of all rows; None: all rows count"
+            "sft only: each row's loss counts exp(reward / T), divided by the mean of all rows; null: all rows count"
             " alike"
         ),
     )
@@ -89,7 +89,7 @@ class DistillConfig(Section):
         None,
         ge=0,
         lt=2**32,
-        description="of the adapter's first weights, dropout and row order; None: the recipe's seed",
+        description="of the adapter's first weights, dropout and row order; null: the recipe's seed",
     )
     sft: dict[str, Any] = Field({}, description="arguments of trl's SFTConfig, say learning_rate, num_train_epochs")
     dpo: dict[str, Any] = Field({}, description="arguments of trl's DPOConfig, say beta")
@@ -125,7 +125,7 @@ class DistillConfig(Section):
         None,
         description=(
             "file of `accelerate config` with which training is started, or the name of one in recipes/accelerate; "
-            "None: chosen for this machine and `processes`"
+            "null: chosen for this machine and `processes`"
         ),
     )
 
@@ -166,7 +166,7 @@ class EvaluationConfig(Section):
         ge=0,
         le=5,
         description=(
-            "of every arm; None: generation.temperature. Answers drawn at T < 1 and learned are sharper by nature: "
+            "of every arm; null: generation.temperature. Answers drawn at T < 1 and learned are sharper by nature: "
             "drawing from them at the same T sharpens twice, and variety is lost"
         ),
     )

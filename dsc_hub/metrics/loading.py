@@ -197,7 +197,7 @@ def _cannot_load(section: ScorerConfig, e: BaseException) -> MetricError:
     elif shipped.models:
         hint = f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
     else:
-        hint = "README, Metrics, says what its options are."
+        hint = "docs/reference/metrics.md says what its options are."
     return MetricError(
         f"scorer '{section.scorer}' of metric '{section.metric}' can't be loaded: {_error_text(section, e)}", hint
     )

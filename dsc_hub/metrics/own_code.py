@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dsc_hub.errors import MetricError
 
-EXAMPLE = "README, Metrics, has an example of a metric of one's own."
+EXAMPLE = "docs/howto/own-metric.md has an example of a metric of one's own."
 _OF_EVALUATE = ("Measurement", "Metric", "Comparison", "EvaluationModule")
 
 

@@ -210,7 +210,7 @@ def _check_options(section: ScorerConfig, shipped: Shipped) -> None:
     if missing := [name for name in shipped.needs if not section.options.get(name)]:
         raise MetricError(
             f"{section.metric} needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
-            "README, Metrics, says what they are; in a recipe they are options of the scorer "
+            "docs/reference/metrics.md says what they are; in a recipe they are options of the scorer "
             "(reward.options.endpoint=... sets one).",
         )
     for name, check in {"endpoint": checked_address, "api_key_env": checked_key_name}.items():

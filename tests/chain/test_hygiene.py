@@ -177,7 +177,7 @@ def test_what_is_left_after_stripping_is_checked_again():
 
 @pytest.mark.parametrize(
     ("name", "precision", "recall"),
-    # Below what was measured on the held-out half (README, "Hygiene"), so that a detector that gets worse is seen.
+    # Below what was measured on the held-out half (docs/concepts/hygiene.md), so that a detector that gets worse is seen.
     [("meta", 0.95, 0.6), ("repeats", 0.9, 0.8), ("copies", 0.7, 0.8), ("language", 1.0, 1.0)],
 )
 def test_the_detectors_are_as_good_as_was_measured(name: str, precision: float, recall: float):

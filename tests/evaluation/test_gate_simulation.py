@@ -1,6 +1,6 @@
 """How often the claim's criteria err: of two equal models hardly one may fail, and a worse one may hardly pass.
 
-`python -m pytest -m long -s tests/evaluation/test_gate_simulation.py` prints the table of the README. 40 groups of 4 prompts with
+`python -m pytest -m long -s tests/evaluation/test_gate_simulation.py` prints the table of docs/concepts/numbers.md. 40 groups of 4 prompts with
 one answer each, correlation 0.3 within a group.
 """
 

@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dsc_hub.config import recipe_files
 from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of
-from dsc_hub.pipeline import grid
 from dsc_hub.records import Prompt
 from tests.cli.test_cli import error
 from tests.conftest import ROOT
@@ -469,27 +467,12 @@ def test_a_plan_tells_that_a_judge_is_not_there_before_hours_are_spent(dsc, reci
         dsc("plan", str(recipe_file), "second_scorer=" + judge.format(endpoint, "judge"), code=0)
 
 
-def block(start: str) -> Any:
-    """The YAML block of README that begins with a line."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    return yaml.safe_load(text[text.index(f"```yaml\n{start}") + 8 :].split("```")[0])
-
-
-def test_the_judge_in_the_readme_works():
-    section = block("second_scorer:")["second_scorer"]
+def test_the_judge_in_the_documentation_works():
+    text = (ROOT / "docs" / "howto" / "judge.md").read_text(encoding="utf-8")
+    section = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["second_scorer"]
     with judging(lambda body: f"Hm. [[{3 + body['seed'] % 2}]]", named="my-judge") as (endpoint, bodies):
         section["options"]["endpoint"] = endpoint
         loaded = loading.load_scorer(ScorerConfig(**section), registry.identify_scorer(ScorerConfig(**section)))
         found = loaded.score(["Thank you."], PROMPTS[1:])
     assert found[0].value == pytest.approx((0.5 + 0.75 + 0.5) / 3) and len(bodies) == 3
     assert "Somebody asked: And this?\n\nThe answer was: Thank you." in bodies[0]["messages"][0]["content"]
-
-
-def test_the_grid_in_the_readme_is_one(tmp_path: Path):
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(block("recipe: privacy")))
-    g = grid.read_grid(tmp_path / "grid.yaml")
-    assert len(grid.combinations(g)) == 6
-    assert all(
-        recipe_files.load_recipe_file(recipe_files.find_recipe(g.recipe), [f"{k}={v}" for k, v in c.items()])
-        for c in grid.combinations(g)
-    )

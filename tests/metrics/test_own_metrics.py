@@ -245,10 +245,10 @@ def test_a_spaces_code_runs_only_where_it_is_allowed(allowed: tuple[str, ...], m
     assert registry.identify_scorer(section, allowing) == f"vader of ann/kindness@{'a' * 40}"
 
 
-def test_the_example_in_the_readme_works(tmp_path: Path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```python\n(# brevity\.py\n.*?)```", readme, re.S)
-    assert block, "README has no example of a metric of one's own"
+def test_the_example_in_the_documentation_works(tmp_path: Path):
+    page = (ROOT / "docs" / "howto" / "own-metric.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(# brevity\.py\n.*?)```", page, re.S)
+    assert block, "the page has no example of a metric of one's own"
     (tmp_path / "brevity.py").write_text(block.group(1))
     section = RewardConfig(metric="brevity.py", scorer="default")
     scorer = loading.load_scorer(section, registry.identify_scorer(section, registry.Code(tmp_path)), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,6 +33,11 @@ def chromium() -> Iterator[playwright.Browser]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = fixture_run.write(tmp_path_factory.mktemp("report") / "run")
+    chains = [json.loads(line) for line in run["chains.jsonl"].read_text().splitlines()]
+    for n, chain in enumerate(chains):
+        chain["answer_score"]["value"] -= 0.01 * n
+        chain["answer_defect"] = "" if n % 3 else "repeats itself"  # then there is no gain to speak of
+    run["chains.jsonl"].write_text("".join(json.dumps(chain) + "\n" for chain in chains))
     build_page(run)
     return run
 
@@ -90,10 +96,12 @@ def test_search_filters_and_order_choose_what_is_listed(chromium, run: Run):
         page.select_option("#outcome", name)
         assert 0 < count(page)[0] <= everything and name in page.inner_text("#detail")
         page.select_option("#outcome", "")
-        page.select_option("#sort", "by gain, largest first")
-        gains = [g for g in page.locator(".row .gain").all_inner_texts() if g != "–"]
-        values = [float(g.replace("−", "-")) for g in gains]
-        assert values == sorted(values, reverse=True)
+        for name, is_descending in (("largest gain", True), ("smallest gain", False)):
+            page.select_option("#sort", name)
+            gains = page.locator(".row .gain").all_inner_texts()
+            known = [float(g.replace("−", "-")) for g in gains if g != "–"]
+            assert 1 < len(known) < len(gains) and known == sorted(known, reverse=is_descending)
+            assert gains[len(known) :] == ["–"] * (len(gains) - len(known))  # those without a value come last
 
 
 def test_answers_of_the_arms_stand_side_by_side(chromium, run: Run):
