@@ -18,7 +18,6 @@ from dsc_hub import __version__
 if TYPE_CHECKING:
     from dsc_hub.pipeline.context import RunContext
 
-HUB_PORT = 8765
 # The commands by what one wants to do; a test says which is missing.
 SECTIONS = {
     "Start": ("plan", "try", "run", "grid", "recipes", "schema"),

@@ -198,7 +198,8 @@ def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> 
 
     run = find_run(reference, runs)
     if as_json:
-        print_json({"run": str(run.folder), **counts(run).model_dump()})
+        tally = counts(run)
+        print_json({"run": str(run.folder), **(tally.model_dump() if tally else {"prompts": 0, "verdicts": 0})})
     else:
         judge_pairs(run, count, judge)
 

@@ -62,6 +62,9 @@ def main() -> NoReturn:
         sys.exit(130)
     except click.ClickException as e:
         e.show()
+        if isinstance(e, click.NoSuchOption) and "." in e.option_name:
+            key = e.option_name.lstrip("-")
+            click.echo(f"Keys of a recipe are set without dashes: {key}=VALUE", err=True)
         sys.exit(2)
     except Exception as e:
         from dsc_hub.errors import DscError, disk_error

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from dsc_hub.cli.base import HUB_PORT, cli, json_option, print_json, results_follow, stage_verb
+from dsc_hub.cli.base import cli, json_option, print_json, results_follow, stage_verb
+from dsc_hub.system.addresses import HUB_PORT
 
 
 @stage_verb("publish")

@@ -7,7 +7,6 @@ from pathlib import Path
 import click
 
 from dsc_hub.cli.base import (
-    HUB_PORT,
     allow_option,
     cli,
     json_option,
@@ -17,6 +16,7 @@ from dsc_hub.cli.base import (
     results_follow,
     runs_option,
 )
+from dsc_hub.system.addresses import HUB_PORT
 
 
 @recipe_verb

@@ -9,6 +9,15 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+# What a key with a pattern expects, in words.
+_PATTERNS = {
+    "metric": "a shipped metric (sentiment, privacy, ...), a file METRIC.py beside the recipe, or a Space USER/NAME",
+    "name": "small letters, digits, - and _, at most 64, beginning with a letter or digit",
+    "dataset": "a dataset of the Hub as USER/NAME",
+    "branch": "a name of a branch: letters, digits, '.', '/', '-' and '_'",
+    "tag": "a name of a tag: letters, digits, '.', '-' and '_'",
+}
+
 
 def no_switch(value: Any, hint: Any) -> Any:
     """Return the value; ValueError for a boolean if `hint` is a numeric type (`samples: true` is a typo)."""
@@ -55,6 +64,8 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
     if kind in ("tuple_type", "list_type"):
         example = value if isinstance(value, str) and re.fullmatch(r"[\w./:-]{1,40}", value) else "one"
         return f"{path}: expected a list, as [{example}, another], got {value!r:.60}"
+    if kind == "string_pattern_mismatch" and (form := _PATTERNS.get(loc[-1] if loc else "")):
+        return f"{path}: expected {form}, got {value!r:.80}"
     if kind == "too_short":
         return f"{path}: expected at least one, got an empty list"
     message = error["msg"].removeprefix("Value error, ")

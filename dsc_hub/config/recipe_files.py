@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from dsc_hub.config import messages
 from dsc_hub.config.recipe import Recipe, repo_names
 from dsc_hub.errors import ConfigError
+from dsc_hub.system import plain_yaml
 from dsc_hub.system.files import packaged_folder
 from dsc_hub.system.hashing import digest
 
@@ -39,7 +40,9 @@ def find_recipe(reference: str) -> Path:
         return path
     if reference in recipes:
         return recipes[reference]
-    close = difflib.get_close_matches(reference, recipes, n=1)
+    parent = path.parent if path.parent.is_dir() else Path()
+    beside = [str(p.parent / p.name) for p in parent.glob("*") if p.suffix in (".yaml", ".yml") or p.is_dir()]
+    close = difflib.get_close_matches(reference.removeprefix("./"), [*recipes, *beside], n=1)
     hint = (
         f"Did you mean '{close[0]}'?"
         if close
@@ -92,7 +95,7 @@ def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     ConfigError lists every problem.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = plain_yaml.load_own_yaml(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""

@@ -209,6 +209,8 @@ def _normal(text: str) -> str:
 
 def _file(base: Path, name: str) -> Path:
     path = base / name
+    if path.is_dir():
+        raise DataError(f"prompts: {path} is a folder, expected a file", "Name a file in it.")
     if not path.is_file():
         raise DataError(f"prompt file {path} not found", "Paths in a recipe are relative to the recipe's folder.")
     return path

@@ -19,6 +19,7 @@ from huggingface_hub.utils import disable_progress_bars
 from dsc_hub import __version__
 from dsc_hub.errors import HubError
 from dsc_hub.hub.errors import as_hub_error
+from dsc_hub.system.addresses import HUB_PORT
 
 # permissions of a fine-grained token, either of which is sufficient
 WRITING = frozenset({"repo.write", "repo.content.write"})
@@ -34,6 +35,7 @@ class Account:
     names: tuple[str, ...] = ()  # the user, and the organisations with write access
     # Namespaces and `TYPE:NAMESPACE/NAME` that a fine-grained token may write to; None: whatever its user may.
     scopes: frozenset[str] | None = None
+    is_embedded: bool = False  # of the embedded Hub, whose address ends with the command
 
     def may_write(self, repo_type: str, repo: str) -> bool:
         """Return whether the repo is writable, without a request: for an existing repo the Hub decides."""
@@ -105,7 +107,9 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
 
 
 def web_address(account: Account, repo_type: str, repo: str) -> str:
-    return f"{account.endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo}"
+    """Return the address of a repo's page; of the embedded Hub that at which `dsc hub serve` shows it."""
+    endpoint = f"http://127.0.0.1:{HUB_PORT}" if account.is_embedded else account.endpoint
+    return f"{endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo}"
 
 
 def prepare_for_embedded() -> None:

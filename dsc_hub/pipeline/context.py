@@ -9,7 +9,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def account_at(to: str, owner: str | None) -> Iterator[Any]:
 
     prepare_for_embedded()
     with running() as address:
-        yield login(owner, address.endpoint, address.token)
+        yield replace(login(owner, address.endpoint, address.token), is_embedded=True)
 
 
 def set_owner(context: RunContext, account: Any) -> None:

@@ -28,6 +28,7 @@ from dsc_hub.pipeline.run import run_all
 from dsc_hub.runs.metrics_schema import Difference, Estimate, Scored, ScoreName
 from dsc_hub.runs.results import metrics_of
 from dsc_hub.stats import PRIMARY_SCORES
+from dsc_hub.system import plain_yaml
 from dsc_hub.system.progress import say
 
 MOST = 256  # combinations; more is probably a mistake
@@ -89,7 +90,7 @@ def read_grid(path: Path) -> Grid:
             f"Read it; then `dsc recipes adopt {shlex.quote(str(path.parent))}`.",
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = plain_yaml.load_own_yaml(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise ConfigError(f"grid file {path} can't be read: {e.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as e:
@@ -133,7 +134,8 @@ def run_grid(path: Path, runs: Path, allowed_code: Sequence[str] = ()) -> list[G
         try:
             run_all(context, last=grid.last)
         except DscError as e:
-            error = " ".join(str(e).split())
+            # Message and hint are two lines of a sentence each.
+            error = "; ".join(part.strip().rstrip(".") for part in str(e).splitlines() if part.strip())
             say(f"grid  {i}/{len(cells)}  can't be finished: {error}")
         rows.append(_table_row(cell, context, grid.last, error))
     return rows

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +31,8 @@ from dsc_hub.report.sentences import criterion_sentence
 from dsc_hub.report.verdicts import blind_lines
 from dsc_hub.runs.metrics_schema import Blind, Evaluation
 from dsc_hub.system.progress import duration
+
+LONGEST_WORD = 16
 
 
 def arm_rows(evaluation: Evaluation) -> list[dict[str, str]]:
@@ -141,10 +145,29 @@ def detail_rows(evaluation: Evaluation) -> list[dict[str, str]]:
 
 def _numbers_table(*titles: str, **settings: Any) -> Table:
     """Return a table with text in the first column and numbers in the others; cells fold on narrow terminals."""
-    table = Table(title_justify="left", caption_justify="left", caption_style="", **settings)
+    layout: dict[str, Any] = {"box": box.SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}
+    table = NumbersTable(title_justify="left", caption_justify="left", caption_style="", **layout, **settings)
     for i, title in enumerate(titles):
         table.add_column(Text(title), justify="right" if i else "left", overflow="fold")
     return table
+
+
+class NumbersTable(Table):
+    """A table that breaks lines between words only, as long as the terminal is wide enough for the longest words.
+
+    Each column gets the width of its longest word (of at most LONGEST_WORD letters), and a share of what is left by how
+    much wider it would like to be.
+    """
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [[str(c) for c in (column.header, *column.cells)] for column in self.columns]
+        least = [min(LONGEST_WORD, max(len(w) for cell in cells for w in [*cell.split(), ""])) for cells in lines]
+        liked = [max(len(line) for cell in cells for line in [*cell.splitlines(), ""]) for cells in lines]
+        left = options.max_width - 2 * len(lines) - 1 - sum(least)
+        wanted = sum(b - a for a, b in zip(least, liked, strict=True))
+        for column, a, b in zip(self.columns, least, liked, strict=True):
+            column.width = a + (b - a if wanted <= left else max(0, left) * (b - a) // wanted)
+        yield from super().__rich_console__(console, options)
 
 
 def closing_table(evaluation: Evaluation, blind: Blind | None) -> Table:
@@ -156,14 +179,19 @@ def closing_table(evaluation: Evaluation, blind: Blind | None) -> Table:
         f"after Holm{families(evaluation)}.",
         *blind_lines(blind),
     ]
-    counts = ("answers", "groups", "unscored", "failed")
-    table = _numbers_table(f"{evaluation.split} split", *titles, *counts, caption=Text("\n".join(notes)))
+    is_complete = all(row["unscored"] == row["failed"] == "0" for row in arm_rows(evaluation))
+    lost = [] if is_complete else ["unscored", "failed"]
+    if is_complete:
+        notes.append("No answer is unscored or failed.")
+    titles += ["answers / groups", *lost]
+    table = _numbers_table(f"{evaluation.split} split", *titles, caption=Text("\n".join(notes)))
     for row in arm_rows(evaluation):
-        cells = [row["name"], *(row[s] for s in scores), row["n"], row["groups"], row["unscored"], row["failed"]]
-        table.add_row(*map(Text, cells))
+        cells = [row["name"], *(row[s] for s in scores), f"{row['n']} / {row['groups']}"]
+        table.add_row(*map(Text, cells + [row[key] for key in lost]))
     table.add_section()
     for row in difference_rows(evaluation):
-        cells = [row["name"], *(f"{row[s]}\n{row[f'{s}_p']}" for s in scores), row["n"], row["groups"], "", ""]
+        values = [f"{row[s]}\n{row[f'{s}_p']}" for s in scores]
+        cells = [row["name"], *values, f"{row['n']} / {row['groups']}", *("" for _ in lost)]
         table.add_row(*map(Text, cells))
     return table
 
@@ -197,7 +225,14 @@ def side_effect_table(evaluation: Evaluation) -> Table:
     for row in side_effect_rows(evaluation):
         unit = "" if row["unit"] == "share" else f" ({row['unit']})"
         table.add_row(
-            *map(Text, (row["label"] + unit, *(row[a] for a in arms), f"{row['difference']}\n{row['p']}".strip()))
+            *map(
+                Text,
+                (
+                    row["label"] + unit,
+                    *(row[a] for a in arms),
+                    f"{row['difference']}\n{row['p']}".strip(),
+                ),
+            )
         )
     return table
 

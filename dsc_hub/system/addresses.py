@@ -6,6 +6,8 @@ import ipaddress
 import re
 from urllib.parse import urlsplit
 
+HUB_PORT = 8765  # of `dsc hub serve`
+
 _KEY_NAME = re.compile(r"(?:[A-Z][A-Z0-9_]*_)?API_(?:KEY|TOKEN)")
 # Variables of that form for other services: clouds, hubs, trackers, code hosts, package registries.
 _OTHER_ACCOUNTS = re.compile(

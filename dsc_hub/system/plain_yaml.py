@@ -10,6 +10,23 @@ from typing import Any
 
 import yaml
 
+
+class _UniqueKeys(yaml.CSafeLoader):
+    """A loader that refuses a mapping with the same key twice: YAML takes the last one, and the first is lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, yaml.Node] = {}
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen and key != "<<":
+                line = seen[key].start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' is there twice, first in line {line}", key_node.start_mark
+                )
+            seen[key if isinstance(key, str) else id(key_node)] = key_node
+        return super().construct_mapping(node, deep)
+
+
 LARGEST, DEEPEST = 200_000, 20  # characters, and levels of brackets and indentation
 
 
@@ -27,7 +44,7 @@ def load_plain_yaml(text: str, largest: int = LARGEST, deepest: int = DEEPEST) -
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > deepest:
                 raise ValueError(f"it is nested more than {deepest} deep")
-        return yaml.load(text, Loader=yaml.CSafeLoader)  # the same parser as above, so both passes agree
+        return yaml.load(text, Loader=_UniqueKeys)  # the same parser as above, so both passes agree
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         location = f" (line {mark.line + 1})" if mark else ""
@@ -36,3 +53,8 @@ def load_plain_yaml(text: str, largest: int = LARGEST, deepest: int = DEEPEST) -
         ) from None
     except (LookupError, AttributeError, TypeError, OverflowError, RecursionError) as e:  # errors of the loader itself
         raise ValueError(f"not valid YAML: {type(e).__name__}: {e}"[:200]) from None
+
+
+def load_own_yaml(text: str) -> Any:
+    """Return the value of the user's own YAML; yaml.YAMLError for invalid YAML and for a key that is there twice."""
+    return yaml.load(text, Loader=_UniqueKeys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -277,3 +278,47 @@ def test_settings_of_the_trainer_are_checked_before_anything_runs(dsc, recipe_fi
         "distill.sft.lerning_rate: unknown key; did you mean 'learning_rate'?" in message
         and "distill.lora.rank: unknown key; did you mean 'r'?" in message
     )
+
+
+# -- what a first user stumbles over
+
+
+def test_a_key_given_as_an_option_gets_the_way_to_set_it(dsc):
+    told = dsc("plan", "quickstart", "--chain.steps", "2", code=2).stderr
+    assert "No such option '--chain.steps'" in told and "chain.steps=VALUE" in told
+
+
+def test_a_mistyped_path_gets_a_suggestion(dsc):
+    dsc("recipes", "copy", "quickstart", "mine", code=0)
+    assert "Did you mean 'mine/recipe.yaml'?" in dsc("plan", "./mine/recpe.yaml", code=2).stderr
+    assert "Did you mean 'mine'?" in dsc("plan", "mind", code=2).stderr
+
+
+def test_a_folder_given_as_prompts_is_called_one(dsc, recipe_file):
+    (recipe_file.parent / "folder").mkdir()
+    told = dsc("plan", str(recipe_file), "prompts.path=folder", "prompts.templates=[]", "prompts.values=null", code=2)
+    assert "folder is a folder, expected a file" in told.stderr
+
+
+def test_a_key_that_is_there_twice_is_refused_with_both_lines(dsc):
+    dsc("recipes", "copy", "quickstart", "mine", code=0)
+    file = dsc.work / "mine" / "recipe.yaml"
+    file.write_text(file.read_text() + "\nseed: 3\nseed: 4\n")
+    told = dsc("plan", "mine", code=2).stderr
+    assert re.search(r"recipe\.yaml:\d+:1: .*the key 'seed' is there twice, first in line \d+", told), told
+    (dsc.work / "grid.yaml").write_text("recipe: mine\nvary: {seed: [1], seed: [2]}\n")
+    assert "the key 'seed' is there twice" in dsc("grid", "grid.yaml", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("reward.metric=/etc/passwd", "a shipped metric (sentiment, privacy, ...), a file METRIC.py"),
+        ("name=Über uns", "small letters, digits, - and _"),
+        ("publish.tag=a b", "a name of a tag"),
+        ("publish.branch=-x", "a name of a branch"),
+    ],
+)
+def test_a_value_of_the_wrong_form_is_told_the_form_in_words(dsc, override: str, expected: str):
+    told = dsc("plan", "quickstart", override, code=2).stderr
+    assert expected in told and "pattern" not in told
