@@ -181,6 +181,20 @@ def test_the_example_for_python_runs_as_it_stands(place: Place):
     assert re.search(r"^(holds|fails|not enough data)$", child.stdout, re.MULTILINE)
 
 
+def test_the_walkthrough_runs_as_it_stands(place: Place):
+    """The cells of the notebook on the finished run, which has overrides of its own."""
+    notebook = json.loads((ROOT / "recipes" / "quickstart" / "walkthrough.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells[0].count('["publish.to=none"]') == 1 and not any(cell.get("outputs") for cell in notebook["cells"])
+    cells[0] = cells[0].replace('["publish.to=none"]', repr([*TINY, FASTER]))
+    env = place.env | {"MPLBACKEND": "Agg"}
+    command = [sys.executable, "-c", "\n".join(cells)]
+    child = subprocess.run(command, cwd=place.work, env=env, capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert "first answer:" in child.stdout and "report.html" in child.stdout and "vLLM is starting" not in child.stderr
+    assert re.search(r"^(holds|fails|not enough data)$", child.stdout, re.MULTILINE)
+
+
 def test_surprise_at_neutral_text_is_vllm_s_own_and_that_of_the_served_weights(place: Place):
     """The numbers of the server against transformers on the same folder: bfloat16 in other kernels, so nearly the same."""
     found = json.loads((place.run / "metrics.json").read_text())["evaluation"]["side_effects"]
