@@ -42,7 +42,7 @@ PAPER = "2312.01957"
 TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]
 CONFIGS = ("sft", "preference", "repairs", "chains", "evaluation")
 PLOTS = {"dataset": ("steps",), "adapter": ("arms", "loss"), "base": ()}
-EXAMPLES_ON_CARD = 2
+CHAINS_ON_CARD, ANSWERS_ON_CARD = 3, 2  # examples: whole chains, prompts with every arm's answer
 LONGEST_EXAMPLE = 800  # characters of one text on a card
 # Upper bounds of the Hub's size categories.
 SIZES = (
@@ -366,13 +366,13 @@ def _example_chains(run: Run) -> list[dict[str, Any]]:
     """Return the first training chains in key order, kept or not: not hand-picked."""
     prompts = {p.id: p.text for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split == "train"}
     chains = sorted((c for c in run.rows("chains.jsonl").as_type(Chain) if c.prompt_id in prompts), key=lambda c: c.key)
-    return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:EXAMPLES_ON_CARD]]
+    return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:CHAINS_ON_CARD]]
 
 
 def _example_answers(run: Run) -> list[dict[str, Any]]:
     """Return the first evaluated prompts in order of their ids, with every arm's answer."""
     rows = [row for row in answers(run) if row.sample == 0]
-    ids = sorted({r.prompt_id for r in rows})[:EXAMPLES_ON_CARD]
+    ids = sorted({r.prompt_id for r in rows})[:ANSWERS_ON_CARD]
     return [
         {
             "prompt": next(r.prompt for r in rows if r.prompt_id == i),
