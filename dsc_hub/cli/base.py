@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Start": ("plan", "try", "run", "grid", "recipes", "schema"),
     "Look": ("watch", "runs", "show", "report", "check", "compare", "blind", "chat", "score"),
-    "Share": ("publish", "pull", "verify", "publish-metric", "hub"),
+    "Share": ("publish", "pull", "verify", "publish-metric", "publish-report", "hub"),
     "Run parts": ("sample", "merge", "dataset", "distill", "evaluate", "import-reference"),
     "This installation": ("env", "completion"),
 }

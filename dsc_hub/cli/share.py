@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from dsc_hub.cli.base import cli, json_option, print_json, results_follow, stage_verb
+from dsc_hub.cli.base import cli, json_option, print_json, results_follow, run_verb, stage_verb
 from dsc_hub.system.addresses import HUB_PORT
 
 
@@ -84,6 +84,35 @@ def publish_metric(metric: str, to: str, owner: str | None, name: str | None, pu
         print_json(published)
     else:
         click.echo(f"{published['address']}  at {published['commit'][:12]}:  {published['load']}")
+
+
+@run_verb
+@click.option(
+    "--to", type=click.Choice(["hub", "local"]), default="hub", show_default=True, help="local: the embedded Hub."
+)
+@click.option("--owner", help="User or organisation (default: whoever the token belongs to).")
+@click.option("--name", help="Name of the Space (default: the recipe's, and -report).")
+@click.option("--public", is_flag=True, help="Anybody may open it.")
+@json_option
+def publish_report(
+    reference: str, runs: Path, to: str, owner: str | None, name: str | None, public: bool, as_json: bool
+) -> None:
+    """Publish the report of RUN as a static Space, private unless --public.
+
+    Of a recipe with a content warning the page has no chains and no answers.
+    """
+    from dsc_hub.pipeline.context import account_at
+    from dsc_hub.publish.report_space import publish_report as put
+    from dsc_hub.runs.run import find_run
+
+    run = find_run(reference, runs)
+    with account_at(to, owner) as account:
+        published = put(run, account, name, not public)
+    if as_json:
+        print_json(published)
+        return
+    left_out = "" if published["texts"] else "; without chains and answers, as the recipe's content warning asks"
+    click.echo(f"{published['address']}  at {published['commit'][:12]}{left_out}")
 
 
 @cli.group()

@@ -21,7 +21,7 @@ from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
 
 PROMPT_FILES = ("path", "values")  # keys of `prompts:` that name files
-TEXT_SUFFIXES = (".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
+TEXT_SUFFIXES = (".html", ".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
 
 
 def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict[str, tuple[str, dict[str, Path]]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -18,7 +19,7 @@ from markupsafe import Markup, escape
 from dsc_hub.config.stages import NAMES, STAGES
 from dsc_hub.records import Answer
 from dsc_hub.report import formatting, plots, sentences, style, tables, text_plots, verdicts
-from dsc_hub.report.texts import MOST_CHAINS, packed, shorten, texts_of
+from dsc_hub.report.texts import MOST_CHAINS, NO_TEXTS, packed, shorten, texts_of
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, StepNumbers
 from dsc_hub.runs.results import answers, metrics_of
 from dsc_hub.runs.run import Run
@@ -37,19 +38,21 @@ PLOT_TEXTS = {
 ON_CARDS = ("arms", "steps", "loss")  # plots that are saved for the cards
 
 
-def build_page(run: Run) -> dict[str, Any]:
+def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> dict[str, Any]:
     """Write report.html and the plots as cards/NAME.png; return the page's size in bytes and the number of plots.
 
-    Chains above MOST_CHAINS go into pages beside it, report/chains-2.html and so on.
+    `folder`: where to, the run folder by default. Chains above MOST_CHAINS go into pages beside it,
+    report/chains-2.html and so on. Without `has_texts` the page shows no chains and no answers.
     """
+    folder = folder or run.folder
     facts, metrics = run.facts, metrics_of(run)
     evaluation, sampling = metrics.evaluation, metrics.sampling
-    texts = texts_of(run, evaluation)
+    texts = texts_of(run, evaluation) if has_texts else NO_TEXTS
     figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
     for name in figures.keys() & ON_CARDS:
-        style.save_png(figures[name], run["cards"] / f"{name}.png")
+        style.save_png(figures[name], folder / "cards" / f"{name}.png")
     figures |= text_plots.draw_texts(texts)
-    chain_count = sampling.finished if sampling else len(texts["chains"])
+    chain_count = (sampling.finished if sampling else len(texts["chains"])) if has_texts else 0
     pages = {n: f"report/chains-{n}.html" for n in range(2, -(-chain_count // MOST_CHAINS) + 1)}
     browser = {
         "facts": facts,
@@ -84,20 +87,20 @@ def build_page(run: Run) -> dict[str, Any]:
             steps=step_rows(sampling.steps) if sampling else [],
             rounds_sentence=sentences.rounds_sentence(metrics.rounds) if metrics.rounds else "",
             reasons=plots.rejection_reasons(sampling.steps) if sampling else [],
-            examples=_examples(run, evaluation) if evaluation else [],
+            examples=_examples(run, evaluation) if evaluation and has_texts else [],
             caveats=verdicts.caveats(facts, metrics, evaluation) if evaluation else [],
             unfinished=_unfinished(run),
             source=formatting.model_source(facts.model),
             model=formatting.model_name(facts.model),
         )
     )
-    write_whole(run["report.html"], page)
+    write_whole(folder / "report.html", page)
     for n, name in pages.items():
         first = (n - 1) * MOST_CHAINS
         some = texts_of(run, evaluation, first)
         data = Markup(packed(some))
         template = _jinja_environment().get_template("chains.html.jinja")
-        write_whole(run[name], template.render(**browser, texts=some, data=data, first_chain=first + 1))
+        write_whole(folder / name, template.render(**browser, texts=some, data=data, first_chain=first + 1))
     return {"bytes": len(page.encode()), "plots": len(figures)}
 
 

@@ -20,6 +20,7 @@ from dsc_hub.runs.run import Run
 
 LONGEST_TEXT = 4000  # characters of one text; a model that never stops must not fill the page
 MOST_CHAINS = 20_000  # on one page
+NO_TEXTS: dict[str, Any] = {"prompts": [], "chains": [], "answers": []}
 
 
 def texts_of(run: Run, evaluation: Evaluation | None, first_chain: int = 0) -> dict[str, Any]:
