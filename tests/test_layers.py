@@ -52,7 +52,7 @@ ABOUT = {
         ("hub.account", "hub.client", "hub.errors", "hub.push", "hub.repos", "hub.retry"), {"huggingface_hub"}
     ),
     "report.cards": {"huggingface_hub"},
-    **dict.fromkeys(("report.plots", "report.style", "report.text_plots"), {"matplotlib"}),
+    **dict.fromkeys(("report.plots", "report.style", "report.table_page", "report.text_plots"), {"matplotlib"}),
 }
 
 

@@ -88,6 +88,11 @@ runs_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON instead of tables.")
 
 
+page_option = click.option(
+    "--page", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it as a page, too."
+)
+
+
 def print_json(value: Any) -> None:
     from dsc_hub.system.progress import clean_json
 

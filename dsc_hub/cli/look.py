@@ -11,6 +11,7 @@ from dsc_hub.cli.base import (
     allow_option,
     cli,
     json_option,
+    page_option,
     print_json,
     resolve_context,
     results_follow,
@@ -167,15 +168,20 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("references", nargs=-1, required=True, metavar="RUN RUN...")
+@page_option
 @runs_option
 @json_option
-def compare(references: tuple[str, ...], runs: Path, as_json: bool) -> None:
+def compare(references: tuple[str, ...], page: Path | None, runs: Path, as_json: bool) -> None:
     """Compare the arms of two or more runs, paired where their prompts agree; the first RUN is the baseline."""
     from dsc_hub.cli import screens as screen
     from dsc_hub.evaluation.compare import compare_runs as compared
     from dsc_hub.runs.run import find_run
 
     comparison = compared([find_run(r, runs) for r in references])
+    if page:
+        from dsc_hub.cli.tables import comparison_page
+
+        comparison_page(page, comparison)
     if as_json:
         print_json(comparison)
     else:

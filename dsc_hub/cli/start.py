@@ -10,6 +10,7 @@ from dsc_hub.cli.base import (
     allow_option,
     cli,
     json_option,
+    page_option,
     print_json,
     recipe_verb,
     resolve_context,
@@ -71,15 +72,20 @@ def run(recipe: str, overrides: tuple[str, ...], runs: Path, retry_failed: bool,
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@page_option
 @allow_option
 @runs_option
 @json_option
-def grid(file: Path, runs: Path, as_json: bool) -> None:
+def grid(file: Path, page: Path | None, runs: Path, as_json: bool) -> None:
     """Run a recipe under every combination of some settings (FILE names both), sharing what they share; one table."""
     from dsc_hub.cli import screens as screen
     from dsc_hub.pipeline import grid as grids
 
     rows = grids.run_grid(file, runs, click.get_current_context().meta["allowed_code"])
+    if page:
+        from dsc_hub.cli.tables import grid_page
+
+        grid_page(page, rows)
     if as_json:
         print_json(rows)
     else:

@@ -1,9 +1,10 @@
-"""Tables of several runs for the terminal: a grid, a comparison. Formats numbers, computes none."""
+"""Tables of several runs, for the terminal or as a page: grid, comparison, list. Formats numbers, computes none."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +12,7 @@ from rich.text import Text
 from dsc_hub.evaluation.compare import Comparison
 from dsc_hub.pipeline.grid import GridRow
 from dsc_hub.report.formatting import ABSENT, arm_name, count, interval, megabytes, number, p_value
+from dsc_hub.runs.metrics_schema import Estimate
 from dsc_hub.runs.overview import RunSummary
 from dsc_hub.stats import PRIMARY_SCORES
 
@@ -89,3 +91,32 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
         values = [number(v, 3) for v in (s.mean, s.sd, s.low, s.high)]
         spread.add_row(*map(Text, (arm_name(s.arm), s.score, *values, str(s.runs))))
     return [arms, differences, spread]
+
+
+def comparison_page(path: Path, compared: Comparison) -> None:
+    """Write a comparison as a page, with a forest plot of each score's differences."""
+    from dsc_hub.report.table_page import forest, write_tables
+
+    by_score: dict[str, dict[str, Estimate]] = {}
+    for d in compared.differences:
+        for score, difference in d.by_score.items():
+            by_score.setdefault(score, {})[f"{arm_name(d.arm)}: {d.run} \N{MINUS SIGN} {d.against}"] = difference
+    plots = {score: figure for score, rows in by_score.items() if (figure := forest(score, rows))}
+    title = f"{len(compared.runs)} runs compared"
+    write_tables(path, title, comparison_tables(compared), plots, compared.notes)
+
+
+def grid_page(path: Path, rows: Sequence[GridRow]) -> None:
+    """Write a grid as a page, with a forest plot of distilled - base by combination."""
+    from dsc_hub.report.table_page import forest, write_tables
+
+    plots = {}
+    for name in PRIMARY_SCORES:
+        found = {
+            ", ".join(f"{k}={v}" for k, v in r.set.items()): r.difference[name]
+            for r in rows
+            if r.difference and name in r.difference
+        }
+        if figure := forest(f"distilled \N{MINUS SIGN} base, {name}", found):
+            plots[name] = figure
+    write_tables(path, f"{len(rows)} combinations", [grid_table(rows)], plots)

@@ -13,9 +13,12 @@ from rich.console import Console
 
 from dsc_hub.cli import base, installation
 from dsc_hub.cli.main import cli
+from dsc_hub.cli.tables import grid_page
 from dsc_hub.cli.watch import screen
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.pipeline.grid import GridRow
 from dsc_hub.runs.live import Watched, current
+from dsc_hub.runs.metrics_schema import Metrics
 from dsc_hub.runs.overview import is_running, summaries
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
@@ -157,3 +160,35 @@ def test_no_color_is_heeded(dsc):
     show = ("check", "quickstart")
     assert colour.search(dsc(*show, code=1, **forced).stdout)
     assert not colour.search(dsc(*show, code=1, NO_COLOR="1", **forced).stdout)
+
+
+def test_a_comparison_is_a_page_too(runs: Path, tmp_path: Path):
+    folders = [str(runs / "quickstart" / name) for name in ("run0", "run1")]
+    page = tmp_path / "compared.html"
+    done = CliRunner().invoke(cli, ["compare", *folders, "--page", str(page)])
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert text.count("<table>") >= 2 and "<svg" in text and "quickstart/run1" in text
+    assert "script-src" not in text and "default-src 'none'" in text
+
+
+def test_a_grid_is_a_page_too_and_its_values_are_escaped(tmp_path: Path):
+    evaluation = Metrics.model_validate(fixture_run.metrics()).evaluation
+    difference = evaluation.differences["distilled - base"]
+    arms = {name: {"reward": arm.reward} for name, arm in evaluation.arms.items()}
+    rows = [
+        GridRow(
+            set={"chain.critique": "<b>kind</b>", "chain.steps": n},
+            run=tmp_path,
+            error="",
+            sampling=None,
+            rows=10 * n,
+            arms=arms,
+            difference=difference,
+            claim="holds",
+        )
+        for n in (1, 2)
+    ]
+    grid_page(tmp_path / "grid.html", rows)
+    text = (tmp_path / "grid.html").read_text()
+    assert "&lt;b&gt;kind&lt;/b&gt;" in text and "<b>kind" not in text and text.count("<svg") == 2
