@@ -65,11 +65,12 @@ class Turn:
     step: int  # 0 is the first answer, 1.. the critiques and revisions
     role: Role
     text: str
-    finish_reason: str  # "stop": the model ended the text; "length": cut at max_new_tokens
+    finish_reason: str  # "stop": the model ended the text; "length": cut; "thinking": cut before there was a text
     prompt_tokens: int
     new_tokens: int
     seed: int
     request: str = ""  # digest of the role and the messages that were sent
+    thought: str = ""  # what the model thought before the text; never scored, shown to the next turn or trained on
 
     @property
     def key(self) -> tuple[str, int, int, str]:

@@ -19,16 +19,21 @@ function make(tag, classes, ...children) {
 }
 
 async function unpack(base64) {
-  const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const text = atob(base64), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return JSON.parse(await new Response(stream).text());
 }
 
 // -- differences of words
 
+// Spaces, single letters of scripts without spaces, and words.
+const UNSPACED = "\\u0e00-\\u0eff\\u3040-\\u30ff\\u3400-\\u9fff";
+const WORDS = new RegExp(`\\s+|[${UNSPACED}]|[^\\s${UNSPACED}]+`, "g");
+
 /** Return [[sign, text], ...]: "=" in both, "-" only before, "+" only after; the longest common subsequence of words. */
 function wordDiff(before, after) {
-  const a = before.match(/\s+|[^\s]+/g) || [], b = after.match(/\s+|[^\s]+/g) || [];
+  const a = before.match(WORDS) || [], b = after.match(WORDS) || [];
   if (a.length * b.length > LONGEST_DIFF) return [["-", before], ["+", after]];
   const width = b.length + 1, lengths = new Uint16Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i--)
@@ -206,7 +211,9 @@ class Browser {
     const all = view.items(this.data), prompts = this.data.prompts;
     this.fill("outcome", "any outcome", all.flatMap((item) => view.outcomes(item)));
     this.fill("split", "all splits", all.map((item) => prompts[item.prompt].split));
-    this.fill("group", "all groups", all.map((item) => prompts[item.prompt].group));
+    const grouped = prompts.some((prompt) => prompt.group !== prompt.text && prompt.group);
+    $("group").parentElement.hidden = !grouped;
+    this.fill("group", "all groups", grouped ? all.map((item) => prompts[item.prompt].group) : []);
     this.fill("sort", null, Object.keys(SORTS));
     this.update();
   }
@@ -300,12 +307,13 @@ class Browser {
   }
 }
 
-if (typeof document !== "undefined")
-  unpack($("data").textContent).then(
-    (data) => {
-      $("browser").hidden = false;
-      $("waiting").hidden = true;
-      window.browser = new Browser(data);
-    },
-    (error) => { $("waiting").textContent = `The chains could not be unpacked: ${error.message}. A browser of 2023 or later is needed.`; },
-  );
+unpack($("data").textContent)
+  .then((data) => {
+    window.browser = new Browser(data);
+    $("browser").hidden = false;
+    $("waiting").hidden = true;
+    window.browser.draw(); // it had no height before
+  })
+  .catch((error) => {
+    $("waiting").textContent = `The chains could not be shown: ${error.message}. A browser of 2023 or later is needed.`;
+  });

@@ -391,6 +391,9 @@ def write(
     if "evaluation" in numbers:
         count_answers(numbers, answers)
         run.finish("evaluation", "fingerprint of evaluation", 1.0, {})
+    for stage in ("prompts", "sampling", "dataset", "distill"):
+        if stage in numbers:
+            run.finish(stage, f"fingerprint of {stage}", 1.0, {})
     write_json(run["metrics.json"], numbers)
     _jsonl(run["prompts.jsonl"], [{"id": prompt_id(t), "text": t, "group": g, "split": "train"} for t, g in prompts])
     _jsonl(run["chains.jsonl"], _chains(prompts))

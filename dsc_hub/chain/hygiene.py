@@ -19,8 +19,11 @@ from dsc_hub.chain.text import is_unspaced, ngrams, phrases, repeated_share, wor
 from dsc_hub.config.sampling import HygieneConfig
 from dsc_hub.records import Prompt
 
+STOP, LENGTH, THINKING = "stop", "length", "thinking"  # why an answer ended; other words are the server's own
 EMPTY = "empty"
 CUT = "cut at the length limit"
+STILL_THINKING = "still thinking at the length limit"
+ENDED_BY_SERVER = "ended by the server"
 OTHER_LANGUAGE = "in another language"
 META = "talks about the conversation"
 REPEATS = "repeats itself"
@@ -127,16 +130,20 @@ class Finding:
 def inspect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneConfig) -> Finding:
     """Return the first defect of the text ("" if there is none), after stripping if the rules say so.
 
-    `finish_reason` is the server's ("stop", "length"); `critique` is the critique that the text answers ("": none).
+    `finish_reason` is that of a Completion; `critique` is the critique that the text answers ("": none).
     """
     kept = strip_opening(text) if rules.meta_talk == "strip" else text
     return Finding(kept, _defect(kept, finish_reason, prompt, critique, rules), text if kept != text else "")
 
 
 def _defect(text: str, finish_reason: str, prompt: Prompt, critique: str, rules: HygieneConfig) -> str:
+    if finish_reason == THINKING:
+        return STILL_THINKING
+    if finish_reason not in (STOP, LENGTH):
+        return f"{ENDED_BY_SERVER}: {finish_reason or 'no reason given'}"
     if not re.search(r"[\w']", text):
         return EMPTY
-    if finish_reason == "length":
+    if finish_reason == LENGTH:
         return CUT
     if rules.language == "prompt" and in_another_language(text, prompt.text):
         return OTHER_LANGUAGE

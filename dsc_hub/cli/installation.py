@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -57,25 +56,31 @@ def describe() -> dict[str, dict[str, Any]]:
 
     from dsc_hub.system import cache, machine
 
-    home = str(Path.home())
-    hidden = {name: _without_password(os.environ[name]).replace(home, "~") for name in VARIABLES if name in os.environ}
+    names = [name for each in VARIABLES for name in (each, each.lower()) if name in os.environ]
+    settings = {name: _without_home(_without_password(os.environ[name])) for name in names}
     hardware = machine.hardware()
     return {
         "dsc": {"version": __version__, "python": platform.python_version(), "system": platform.platform()},
         "libraries": machine.versions(),
         "hardware": hardware,
         "folders": {
-            "cache": str(cache.cache_home()).replace(home, "~"),
-            "python": sys.prefix.replace(home, "~"),
+            "cache": _without_home(str(cache.cache_home())),
+            "python": _without_home(sys.prefix),
         },
-        "variables": hidden | {name: "set" for name in SECRETS if os.environ.get(name)},
+        "variables": settings | {name: "set" for name in SECRETS if os.environ.get(name)},
     }
 
 
 def _without_password(value: str) -> str:
-    """Return an address without user and password."""
-    scheme, mark, rest = value.partition("://")
-    return f"{scheme}{mark}{rest.rpartition('@')[2]}" if mark else value
+    """Return an address without user and password; other values as they are."""
+    scheme, mark, rest = value.rpartition("://")
+    return scheme + mark + rest.rpartition("@")[2]
+
+
+def _without_home(path: str) -> str:
+    """Return a path with ~ for the home folder, which holds the user's name."""
+    home = os.path.expanduser("~").rstrip("/")
+    return f"~{path.removeprefix(home)}" if home and f"{path}/".startswith(f"{home}/") else path
 
 
 @cli.command()

@@ -30,24 +30,24 @@ from dsc_hub.cli.base import (
 def report(reference: str, overrides: tuple[str, ...], opens: bool, runs: Path, as_json: bool) -> None:
     """Write the HTML report and the cards.
 
-    Of a run folder, the page alone, of what there is: a run that goes on, was stopped or failed has one, too.
+    Of a run folder, or of a name that no packaged recipe has, the page alone, of what there is: a run that goes on, was
+    stopped or failed has one, too.
     """
     from dsc_hub.pipeline.run import run_one
-    from dsc_hub.runs.run import Run
+    from dsc_hub.report.page import build_page
+    from dsc_hub.runs.overview import current_run, names_run
 
-    if (Path(reference) / "run.json").is_file() and not overrides:
-        from dsc_hub.report.page import build_page
-
-        run = Run(Path(reference))
+    if names_run(reference, runs) and not overrides:
+        run = current_run(reference, runs)
         result = build_page(run)
         click.echo(f"{run['report.html']}", err=as_json)
     else:
         context = resolve_context(reference, overrides, runs)
         run_one(context, "report")
         run_one(context, "cards")
-        run, result = context.run, context.run.marker("report") or {}
+        run, result = context.run, (context.run.marker("report") or {}).get("result", {})
     if as_json:
-        print_json(result)
+        print_json({"run": str(run.folder), **result})
     if opens:
         click.launch(run["report.html"].resolve().as_uri())
 
@@ -57,9 +57,9 @@ def report(reference: str, overrides: tuple[str, ...], opens: bool, runs: Path, 
 def watch(reference: str, runs: Path, once: bool) -> None:
     """Watch RUN while it goes on: stage, counts, rate, reward so far, the last chain."""
     from dsc_hub.cli.watch import watch as watch_run
-    from dsc_hub.runs.run import newest_run
+    from dsc_hub.runs.overview import current_run
 
-    watch_run(newest_run(reference, runs), once)
+    watch_run(current_run(reference, runs), once)
 
 
 @cli.group("runs", invoke_without_command=True)
@@ -68,17 +68,19 @@ def watch(reference: str, runs: Path, once: bool) -> None:
 @json_option
 def runs_(context: click.Context, runs: Path, as_json: bool) -> None:
     """List the runs: what differs between them, state, verdict, size; remove some."""
+    context.obj = (runs, as_json)
     if context.invoked_subcommand is None:
         _list_runs(runs, None, as_json)
 
 
 @runs_.command("list")
 @click.argument("recipe", required=False)
-@runs_option
+@click.option("--runs", type=click.Path(file_okay=False, path_type=Path), help="Folder that holds the run folders.")
 @json_option
-def runs_list(recipe: str | None, runs: Path, as_json: bool) -> None:
+@click.pass_obj
+def runs_list(of_group: tuple[Path, bool], recipe: str | None, runs: Path | None, as_json: bool) -> None:
     """List the runs, all of them or those of one recipe."""
-    _list_runs(runs, recipe, as_json)
+    _list_runs(runs or of_group[0], recipe, as_json or of_group[1])
 
 
 def _list_runs(runs: Path, recipe: str | None, as_json: bool) -> None:
@@ -106,21 +108,23 @@ def runs_remove(folders: tuple[Path, ...], yes: bool) -> None:
     """Remove run folders for good: rows, adapter, numbers. What was published stays published."""
     import shutil
 
-    from dsc_hub.errors import ConfigError, RunError
+    from dsc_hub.errors import ConfigError
     from dsc_hub.report.formatting import megabytes
-    from dsc_hub.runs.overview import is_running, size
+    from dsc_hub.runs.overview import size
     from dsc_hub.runs.run import Run
 
-    if no_runs := [str(f) for f in folders if not (f / "run.json").is_file()]:
-        raise ConfigError("not everything is a run folder (no run.json in it)", problems=no_runs)
-    if busy := [str(f) for f in folders if is_running(Run(f))]:
-        raise RunError(f"in use by another process: {', '.join(busy)}", "End it first.")
-    for folder in folders:
+    unique = list({folder.resolve(): folder for folder in folders}.values())
+    problems = [f"{f}: no run folder (no run.json in it)" for f in unique if not (f / "run.json").is_file()]
+    problems += [f"{f}: a link; name the folder itself" for f in unique if f.is_symlink()]
+    if problems:
+        raise ConfigError("not everything can be removed; nothing was", problems=problems)
+    for folder in unique:
         click.echo(f"{folder}  {megabytes(size(folder))}", err=True)
-    if not yes and not click.confirm(f"Remove {len(folders)} run folder{'s' * (len(folders) > 1)} for good?", err=True):
+    if not yes and not click.confirm(f"Remove {len(unique)} run folder{'s' * (len(unique) > 1)} for good?", err=True):
         raise ConfigError("nothing was removed", "Answer y, or give --yes.")
-    for folder in folders:
-        shutil.rmtree(folder)
+    for folder in unique:
+        with Run(folder).lock():
+            shutil.rmtree(folder)
 
 
 @run_verb

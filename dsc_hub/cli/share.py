@@ -111,8 +111,9 @@ def publish_report(
     if as_json:
         print_json(published)
         return
-    left_out = "" if published["texts"] else "; without chains and answers, as the recipe's content warning asks"
-    click.echo(f"{published['address']}  at {published['commit'][:12]}{left_out}")
+    click.echo(f"{published['address']}  at {published['commit'][:12]}")
+    if not published["texts"]:
+        click.echo("It has no chains and no answers: the recipe has a content warning, or publish.rejected is false.")
 
 
 @cli.group()

@@ -26,8 +26,8 @@ class PublishConfig(Section):
         "hub", description="hub: HF_ENDPOINT, the public Hub by default; local: the embedded Hub; none: nowhere"
     )
     owner: str | None = Field(None, description="user or organisation; null: whoever the token belongs to")
-    dataset: str | None = Field(None, description="name of the dataset repo; None: <recipe>-dsc")
-    adapter: str | None = Field(None, description="name of the adapter repo; None: <recipe>-dsc-lora")
+    dataset: str | None = Field(None, description="name of the dataset repo; null: <recipe>-dsc")
+    adapter: str | None = Field(None, description="name of the adapter repo; null: <recipe>-dsc-lora")
     base: str | None = Field(
         None, description="publish the base model too, under this name (needed when it is on no Hub)"
     )

@@ -160,7 +160,7 @@ def effective_veto(recipe: Recipe) -> VetoConfig | None:
 
 
 def least_gain(recipe: Recipe) -> float | None:
-    """Return the gain over the first answer that a training row must exceed (`dataset.min_gain`); null: no minimum."""
+    """Return the gain over the first answer that a training row must exceed (`dataset.min_gain`); None: no minimum."""
     limit = recipe.dataset.min_gain
     if limit == "auto":
         return None if RULES[recipe.chain.acceptance].can_descend else 0.0

@@ -41,7 +41,7 @@ def find_recipe(reference: str) -> Path:
     if reference in recipes:
         return recipes[reference]
     parent = path.parent if path.parent.is_dir() else Path()
-    beside = [str(p.parent / p.name) for p in parent.glob("*") if p.suffix in (".yaml", ".yml") or p.is_dir()]
+    beside = [str(p) for p in parent.glob("*") if p.suffix in (".yaml", ".yml") or (p / "recipe.yaml").is_file()]
     close = difflib.get_close_matches(reference.removeprefix("./"), [*recipes, *beside], n=1)
     hint = (
         f"Did you mean '{close[0]}'?"

@@ -73,7 +73,11 @@ def _distill_inputs(i: Inputs) -> list[Any]:
     settings = {k: v for k, v in section.items() if k not in ("sft", "dpo", "kto") or k == used}
     # What is answered while training is answered at this temperature, and may choose the adapter.
     answered = [i.section("evaluation").get("temperature")] if "validation_prompts" in section else []
-    return [settings, *answered]
+    # Until 2026-11-29 steps after a validation were wrong on some CPUs: such trainings are done again.
+    objective = settings.get(used) or {}
+    validates = objective.get("eval_strategy", "no") != "no" or {"validation_prompts", "patience"} & section.keys()
+    mended = ["steps after a validation"] if validates or objective.get("load_best_model_at_end") else []
+    return [settings, *answered, *mended]
 
 
 def _evaluation_inputs(i: Inputs) -> list[Any]:

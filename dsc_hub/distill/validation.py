@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation, training_seed
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.distill.model import adapter_weights, set_adapter_weights
@@ -85,7 +86,7 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
         batch = self.tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(model.device)
         out = model.generate(**batch, **_sampling(self.settings), pad_token_id=self.tokenizer.pad_token_id)
         texts: list[str] = self.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [split_thought(text).text.strip() for text in texts]
 
 
 def _sampling(settings: GenerationConfig) -> dict[str, Any]:

@@ -307,7 +307,8 @@ async def _draw_answers(
             failures.failed(key, e)
             return False
         failures.answered()
-        turn = Turn(prompt.id, sample, number, "answer", c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
+        about = (c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed)
+        turn = Turn(prompt.id, sample, number, "answer", *about, thought=c.thought)
         rows.append(turn)
         return True
 

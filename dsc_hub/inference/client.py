@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import aiohttp  # the vendors' client library needs ten times as long per request (3 ms), more with many in flight
 
 from dsc_hub.chain.chain import Message
+from dsc_hub.chain.hygiene import LENGTH, STOP, THINKING
+from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool
@@ -40,6 +42,10 @@ DEATHS = 3  # servers that may become unreachable during a request before the re
 SUSPECT = 2
 OWN = {400, 403, 413, 422}  # status codes that refuse this particular request
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # status codes for a route or parameter that the server does not support
+
+# Words of servers for an answer that the model ended itself, and for one that was cut at the limit.
+STOPS = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed"}
+LENGTHS = {"length", "max_tokens", "max_length", "model_length"}
 
 T = TypeVar("T")
 
@@ -62,10 +68,16 @@ class _Again(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
+    """An answer of a server. `thought` is what the model thought before `text`, "" if nothing.
+
+    `finish_reason`: STOP, LENGTH, THINKING (cut while it still thought), or whatever else the server gave.
+    """
+
     text: str
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str
     prompt_tokens: int
-    new_tokens: int
+    new_tokens: int  # those of the thought included
+    thought: str = ""
 
 
 @dataclass
@@ -203,10 +215,13 @@ class Generator:
         answer = await self._post(server, "chat/completions", body | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
-            text, reason = choice["message"]["content"] or "", choice["finish_reason"] or ""
+            message, reason = choice["message"], _reason(choice["finish_reason"])
+            said = split_thought(message["content"], message.get("reasoning_content") or message.get("reasoning"))
             # JSON can hold half a surrogate pair, which can't be encoded as UTF-8.
-            text = text.encode("utf-8", "replace").decode()
-            completion = Completion(text, str(reason), int(usage["prompt_tokens"]), int(usage["completion_tokens"]))
+            text, thought = (part.encode("utf-8", "replace").decode() for part in (said.text, said.thought))
+            reason = THINKING if said.is_thinking and reason in (STOP, LENGTH) else reason
+            tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+            completion = Completion(text, reason, *tokens, thought)
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _Again("garbage", f"{server.endpoint.url} sent an answer without text or usage") from None
         self.requests += 1
@@ -256,6 +271,12 @@ class Generator:
         except ValueError:
             pass
         raise _Again("garbage", f"{url} sent what is no JSON object: {data[:100]!r}")
+
+
+def _reason(given: str | None) -> str:
+    """Return why an answer ended, in one word for each reason; servers have several."""
+    name = str(given or "")
+    return STOP if name.lower() in STOPS else LENGTH if name.lower() in LENGTHS else name
 
 
 def _retry_after(asked: str) -> float | None:

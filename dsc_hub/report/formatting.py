@@ -21,15 +21,10 @@ def measured(value: float | None) -> TypeGuard[float]:
     return value is not None and not math.isnan(value)
 
 
-NOISE = 1e-6  # a difference of equal numbers, not a number: rounding of floating point
-
-
 def number(value: float | None, digits: int = 2) -> str:
     """Format `0.31`, `−0.05`, or `–` if not measured. Nonzero values never look like zero: 0.0004 stays `0.0004`."""
     if not measured(value):
         return ABSENT
-    if abs(value) < NOISE:
-        value = 0.0
     text = f"{value:.{digits}f}"
     if float(text) == 0:
         text = f"{value:.1g}" if value else f"{0:.{digits}f}"

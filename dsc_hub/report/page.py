@@ -19,9 +19,9 @@ from markupsafe import Markup, escape
 from dsc_hub.config.stages import NAMES, STAGES
 from dsc_hub.records import Answer
 from dsc_hub.report import formatting, plots, sentences, style, tables, text_plots, verdicts
-from dsc_hub.report.texts import MOST_CHAINS, NO_TEXTS, packed, shorten, texts_of
+from dsc_hub.report.texts import NO_TEXTS, RunTexts, packed, shorten
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, StepNumbers
-from dsc_hub.runs.results import answers, metrics_of
+from dsc_hub.runs.results import answers, finished_metrics
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
 
@@ -45,30 +45,30 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
     report/chains-2.html and so on. Without `has_texts` the page shows no chains and no answers.
     """
     folder = folder or run.folder
-    facts, metrics = run.facts, metrics_of(run)
+    facts, metrics = run.facts, finished_metrics(run)
     evaluation, sampling = metrics.evaluation, metrics.sampling
-    texts = texts_of(run, evaluation) if has_texts else NO_TEXTS
+    all_texts = RunTexts(run, evaluation) if has_texts else None
+    texts = all_texts.page(1) if all_texts else NO_TEXTS
     figures = plots.draw_all(metrics, run.rows("adapter/training_log.jsonl"))
     for name in figures.keys() & ON_CARDS:
         style.save_png(figures[name], folder / "cards" / f"{name}.png")
     figures |= text_plots.draw_texts(texts)
-    chain_count = (sampling.finished if sampling else len(texts["chains"])) if has_texts else 0
-    pages = {n: f"report/chains-{n}.html" for n in range(2, -(-chain_count // MOST_CHAINS) + 1)}
     browser = {
         "facts": facts,
         "recipe": facts.recipe,
         "css": Markup(_packaged("report.css")),
         "script": Markup(_packaged("report.js")),
         "script_hash": _hash_for_policy(_packaged("report.js")),
-        "chain_count": chain_count,
-        "more_chains": list(pages.values()),
+        "chain_count": len(all_texts.chains) if all_texts else 0,
     }
+    pages = ["report.html", *(f"report/chains-{n}.html" for n in range(2, all_texts.pages + 1))] if all_texts else []
     page = (
         _jinja_environment()
         .get_template("report.html.jinja")
         .render(
             **browser,
             texts=texts,
+            other_pages=pages[1:],
             data=Markup(packed(texts)) if texts["chains"] or texts["answers"] else "",
             metrics=metrics,
             verdicts=_verdicts(evaluation),
@@ -95,12 +95,15 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
         )
     )
     write_whole(folder / "report.html", page)
-    for n, name in pages.items():
-        first = (n - 1) * MOST_CHAINS
-        some = texts_of(run, evaluation, first)
-        data = Markup(packed(some))
+    for old in (folder / "report").glob("chains-*.html"):
+        old.unlink()
+    for n, name in enumerate(pages[1:], 2):
+        assert all_texts is not None
+        some = all_texts.page(n)
+        others = ["../report.html", *(Path(other).name for other in pages[1:] if other != name)]
         template = _jinja_environment().get_template("chains.html.jinja")
-        write_whole(folder / name, template.render(**browser, texts=some, data=data, first_chain=first + 1))
+        text = template.render(**browser, texts=some, data=Markup(packed(some)), other_pages=others)
+        write_whole(folder / name, text)
     return {"bytes": len(page.encode()), "plots": len(figures)}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, difference_name, interval, measured, number
 from dsc_hub.report.style import ACCENT, ARM_COLOURS, LINE, MUTED, QUIET, REASON_COLOURS, SECOND, STYLE
@@ -97,16 +97,16 @@ def cost(evaluation: Evaluation | None) -> Figure | None:
         colour = ARM_COLOURS.get(arm, QUIET)
         if measured(reward.low) and measured(reward.high):
             ax.plot([tokens, tokens], [reward.low, reward.high], color=colour, linewidth=3.2, alpha=0.45)
-        ax.plot([tokens], [mean], "o", color=colour, markersize=8)
-        ax.annotate(arm_name(arm), (tokens, mean), (9, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.plot([tokens], [mean], "o", color=colour, markersize=8, label=arm_name(arm))
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: count(round(value)))
-    ax.xaxis.set_minor_formatter(lambda value, _: count(round(value)))
-    ax.tick_params(axis="x", which="minor", labelsize=8, size=0)
     ax.margins(x=0.18, y=0.2)
     ax.set_title("What a better answer costs")
     ax.set_xlabel("tokens generated for one answer, critiques, revisions and candidates included")
     ax.set_ylabel("mean reward", color=MUTED)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

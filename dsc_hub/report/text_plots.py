@@ -45,8 +45,8 @@ def _ends(chain: Mapping[str, Any]) -> tuple[float | None, float, int, bool] | N
 
 
 def _length(text: str) -> int:
-    """Return the length of a text in words; in letters where they are of scripts without spaces."""
-    return len(_NO_SPACES.findall(text)) or len(text.split())
+    """Return the length of a text: its words, and the letters of scripts without spaces."""
+    return len(_NO_SPACES.findall(text)) + len(_NO_SPACES.sub(" ", text).split())
 
 
 def _before_and_after(ax: Axes, ends: Sequence[tuple[float | None, float, int, bool]]) -> None:
@@ -68,5 +68,5 @@ def _by_length(ax: Axes, ends: Sequence[tuple[float | None, float, int, bool]]) 
         if points:
             ax.plot(*zip(*points, strict=True), "o", color=colour, markersize=3.5, alpha=0.55, mew=0)
     ax.set_title("Reward against length")
-    ax.set_xlabel("words at the end of the chain")
+    ax.set_xlabel("words of the text at the end")
     ax.set_ylabel("reward", color=MUTED)

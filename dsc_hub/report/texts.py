@@ -13,53 +13,59 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dsc_hub.records import Answer, Chain, Prompt, Score
+from dsc_hub.records import Answer, Chain, Prompt, Score, Step
 from dsc_hub.runs.metrics_schema import Evaluation
 from dsc_hub.runs.results import answers
 from dsc_hub.runs.run import Run
 
 LONGEST_TEXT = 4000  # characters of one text; a model that never stops must not fill the page
 MOST_CHAINS = 20_000  # on one page
-NO_TEXTS: dict[str, Any] = {"prompts": [], "chains": [], "answers": []}
+NO_TEXTS: dict[str, Any] = {"first": 1, "prompts": [], "chains": [], "answers": []}
 
 
-def texts_of(run: Run, evaluation: Evaluation | None, first_chain: int = 0) -> dict[str, Any]:
-    """Return {prompts, chains, answers} of a run.
+class RunTexts:
+    """The texts of a run, read once: `page(n)` has what the n-th page shows, the first one the answers, too."""
 
-    `prompts` are {id, text, group, split, kind}; chains and answers name theirs by its place. A chain is {prompt,
-    chain, row, answer, steps}, with `row` where it gave a training row; at most MOST_CHAINS from `first_chain` on, in
-    the order of their prompts. Answers are {prompt, sample, sign, arms}, where `sign` is -1 if less is better.
-    """
-    prompts = {p.id: p for p in run.rows("prompts.jsonl").as_type(Prompt)}
-    shown: dict[str, int] = {}
+    def __init__(self, run: Run, evaluation: Evaluation | None) -> None:
+        self.prompts = {p.id: p for p in run.rows("prompts.jsonl").as_type(Prompt)}
+        self.chains = sorted(run.rows("chains.jsonl").as_type(Chain), key=lambda c: c.key)
+        self.trained = _trained_chains(run)
+        self.answers = _answers(run, evaluation) if evaluation else []
 
-    def place(prompt_id: str) -> int:
-        return shown.setdefault(prompt_id, len(shown))
+    @property
+    def pages(self) -> int:
+        """Number of pages that the chains take."""
+        return max(1, -(-len(self.chains) // MOST_CHAINS))
 
-    rows = _training_rows(run)
-    chains = sorted(run.rows("chains.jsonl").as_type(Chain), key=lambda c: c.key)
-    chain_rows = [
-        {
-            "prompt": place(c.prompt_id),
-            "chain": c.number,
-            "row": c.key in rows,
-            "answer": _text(c.answer, c.answer_score, c.answer_defect, c.answer_raw),
-            "steps": [
-                _text(s.revision, s.score, s.defect, s.raw) | {"critique": shorten(s.critique), "rejected": s.rejected}
-                for s in c.steps
-            ],
-        }
-        for c in chains[first_chain : first_chain + MOST_CHAINS]
-    ]
-    answer_rows = _answers(run, evaluation, place) if evaluation and not first_chain else []
-    known = [prompts.get(i) or Prompt(i, "(the prompt is not in prompts.jsonl)", "", "test") for i in shown]
-    return {
-        "prompts": [
+    def page(self, number: int) -> dict[str, Any]:
+        """Return {first, prompts, chains, answers} of a page, from 1 on.
+
+        `first` is the place of its first chain, from 1 on. `prompts` are {id, text, group, split, kind}; chains and
+        answers name theirs by its place. A chain is {prompt, chain, row, answer, steps}, with `row` where it gave a
+        training row. Answers are {prompt, sample, sign, arms}, where `sign` is -1 if less is better.
+        """
+        start = (number - 1) * MOST_CHAINS
+        shown: dict[str, int] = {}
+
+        def place(prompt_id: str) -> int:
+            return shown.setdefault(prompt_id, len(shown))
+
+        chains = [
+            {
+                "prompt": place(c.prompt_id),
+                "chain": c.number,
+                "row": c.key in self.trained,
+                "answer": _text(c.answer, c.answer_score, c.answer_defect, c.answer_raw),
+                "steps": [_step(s) for s in c.steps],
+            }
+            for c in self.chains[start : start + MOST_CHAINS]
+        ]
+        answers = [row | {"prompt": place(row["prompt"])} for row in (self.answers if number == 1 else [])]
+        known = [self.prompts.get(i) or Prompt(i, "(the prompt is not in prompts.jsonl)", "", "test") for i in shown]
+        prompts = [
             {"id": p.id, "text": shorten(p.text), "group": p.group, "split": p.split, "kind": p.kind} for p in known
-        ],
-        "chains": chain_rows,
-        "answers": answer_rows,
-    }
+        ]
+        return {"first": start + 1, "prompts": prompts, "chains": chains, "answers": answers}
 
 
 def _text(text: str, score: Score, defect: str, raw: str) -> dict[str, Any]:
@@ -68,22 +74,31 @@ def _text(text: str, score: Score, defect: str, raw: str) -> dict[str, Any]:
     return out | {key: value for key, value in optional.items() if value}
 
 
-def _training_rows(run: Run) -> set[tuple[str, int]]:
-    """Return the chains that gave a training or validation row; none before the stage dataset."""
+def _step(step: Step) -> dict[str, Any]:
+    text = _text(step.revision, step.score, step.defect, step.raw)
+    return text | {"critique": shorten(step.critique), "rejected": step.rejected}
+
+
+def _trained_chains(run: Run) -> set[tuple[str, int]]:
+    """Return the chains with a row that the objective trains or validates on; none before the dataset is done."""
+    if run.marker("dataset") is None:
+        return set()
     key = ["prompt_id", "chain"]
-    files = sorted((run["dataset"] / "sft").glob("*.parquet"))
+    config = "sft" if run.facts.recipe.distill.objective == "sft" else "preference"
+    files = sorted((run["dataset"] / config).glob("*.parquet"))
     tables = [pq.read_table(file, columns=key) for file in files if set(key) <= set(pq.read_schema(file).names)]
     return {(row["prompt_id"], row["chain"]) for table in tables for row in table.to_pylist()}
 
 
-def _answers(run: Run, evaluation: Evaluation, place: Any) -> list[dict[str, Any]]:
+def _answers(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the answers of the arms by prompt and sample; `prompt` is the prompt's id."""
     by_prompt: dict[tuple[str, int], dict[str, Answer]] = {}
     for answer in answers(run):
         by_prompt.setdefault((answer.prompt_id, answer.sample), {})[answer.arm] = answer
     sign = 1 if evaluation.scores["reward"].higher_is_better else -1
     return [
         {
-            "prompt": place(prompt_id),
+            "prompt": prompt_id,
             "sample": sample,
             "sign": sign,
             "arms": {arm: _answer(answer, evaluation) for arm, answer in arms.items()},

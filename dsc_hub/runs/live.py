@@ -1,6 +1,6 @@
 """A run while it goes on, read from its folder: stage, counts, rate, reward so far, the last chain.
 
-Reads only what was appended since the last look, so that watching a run of any size costs nothing.
+Reads only what was appended since the last look.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.stages import STAGES
-from dsc_hub.records import Chain, from_row
+from dsc_hub.records import Chain
 from dsc_hub.runs.overview import is_running
 from dsc_hub.runs.run import Run
 
@@ -44,10 +44,11 @@ class Watched:
     accepted: int = 0
     last: Chain | None = None
     seen: deque[tuple[float, int]] = field(default_factory=deque)
+    planned: int | None = None
 
     def look(self) -> View:
         for row in self._new_rows():
-            chain = from_row(Chain, row)
+            chain = self.run.rows("chains.jsonl").typed(Chain, self.offset, row)
             self.chains += 1
             self.last = chain
             self.proposals += len(chain.steps)
@@ -65,7 +66,7 @@ class Watched:
             done=[s.name for s in STAGES if self.run[f"{s.name}.done.json"].is_file()],
             stage=next((s.name for s in STAGES if not self.run[f"{s.name}.done.json"].is_file()), ""),
             chains=self.chains,
-            planned=self._planned(),
+            planned=self._count_planned(),
             per_minute=(self.chains - before) / (now - began) * 60 if now - began > 1 else None,
             reward=self.reward_sum / self.clean if self.clean else None,
             clean=self.clean,
@@ -77,23 +78,31 @@ class Watched:
         )
 
     def _new_rows(self) -> Iterator[dict[str, Any]]:
-        path = self.run["chains.jsonl"]
-        if not path.is_file():
+        """Yield the rows since the last look; RunError for a damaged one."""
+        rows = self.run.rows("chains.jsonl")
+        if not rows.path.is_file():
             return
-        with path.open("rb") as file:
+        if rows.path.stat().st_size < self.offset:  # sampled anew
+            self.offset = self.chains = self.clean = self.proposals = self.accepted = 0
+            self.reward_sum = 0.0
+        with rows.path.open("rb") as file:
             file.seek(self.offset)
             for line in file:
                 if not line.endswith(b"\n"):  # being written
                     return
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    raise rows.damaged(self.offset, "not JSON") from None
                 self.offset += len(line)
-                yield json.loads(line)
+                yield row
 
-    def _planned(self) -> int | None:
+    def _count_planned(self) -> int | None:
         """Return the chains that the run will have; None before its prompts are chosen."""
-        if not self.run["prompts.done.json"].is_file():
-            return None
-        each = self.run.facts.recipe.chain.chains_per_prompt
-        return sum(each for row in self.run.rows("prompts.jsonl") if row.get("split") != "test")
+        if self.planned is None and self.run["prompts.done.json"].is_file():
+            each = self.run.facts.recipe.chain.chains_per_prompt
+            self.planned = sum(each for row in self.run.rows("prompts.jsonl") if row.get("split") != "test")
+        return self.planned
 
 
 @dataclass(frozen=True)

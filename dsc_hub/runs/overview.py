@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.config.recipe_files import packaged_recipes
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import DscError
-from dsc_hub.runs.run import Run, siblings
+from dsc_hub.runs.run import Run, find_run, siblings
 
 
 @dataclass(frozen=True)
 class RunSummary:
     """One run folder.
 
-    `state` is "running", "done", "evaluated", "stopped before STAGE" or "damaged: why"; `verdict` is that of the claim,
-    "" without an evaluation. `differs` holds KEY=VALUE of the settings whose most frequent value among the recipe's
-    runs is another one.
+    `state` is "running" (on this machine), "done", "evaluated", "stopped before STAGE" or "damaged: why"; `verdict` is
+    that of the claim, "" without an evaluation. `differs` holds KEY=VALUE of the settings whose most frequent value
+    among the recipe's runs is another one.
     """
 
     folder: Path
@@ -43,9 +43,9 @@ def _of_recipe(runs: Sequence[Run], name: str) -> list[RunSummary]:
     facts = {run.folder: _facts(run) for run in runs}
     # The oldest first: of values that are as frequent, the first one counts as usual.
     facts = dict(sorted(facts.items(), key=lambda item: str(item[1].get("started_at", ""))))
-    settings = {folder: dict(_flat(f.get("recipe") or {})) for folder, f in facts.items()}
+    settings = {folder: dict(_flat(_recipe(f))) for folder, f in facts.items()}
     keys = dict.fromkeys(key for each in settings.values() for key in each)
-    usual = {k: Counter(json.dumps(each.get(k)) for each in settings.values()).most_common(1)[0][0] for k in keys}
+    usual = {k: Counter(json.dumps(e[k]) for e in settings.values() if k in e).most_common(1)[0][0] for k in keys}
     found = [
         RunSummary(
             folder=run.folder,
@@ -55,8 +55,8 @@ def _of_recipe(runs: Sequence[Run], name: str) -> list[RunSummary]:
             verdict=_verdict(run),
             differs=tuple(
                 f"{k}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}"
-                for k in keys
-                if (v := settings[run.folder].get(k)) is not None and json.dumps(v) != usual[k]
+                for k, v in settings[run.folder].items()
+                if json.dumps(v) != usual[k]
             ),
             bytes=size(run.folder),
         )
@@ -70,6 +70,11 @@ def _facts(run: Run) -> dict[str, Any]:
         return run.raw_facts
     except DscError:
         return {}
+
+
+def _recipe(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    recipe = facts.get("recipe")
+    return recipe if isinstance(recipe, Mapping) else {}
 
 
 def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -90,15 +95,31 @@ def _verdict(run: Run) -> str:
 
 
 def is_running(run: Run) -> bool:
-    """Return whether a process holds the folder's lock."""
+    """Return whether a process of this machine holds the folder's lock; looked up without taking it."""
     try:
-        with run["lock"].open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock yet, or none of ours to open
+        about, locks = run["lock"].stat(), Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:  # no lock yet, or no such list
         return False
-    return False
+    return any(line.split()[-3].endswith(f":{about.st_ino}") and "FLOCK" in line for line in locks if "->" not in line)
+
+
+def current_run(reference: str, runs: Path) -> Run:
+    """Return the run that `reference` names; of several the one that is worked on, else the one started last.
+
+    `reference` is a run folder, a recipe's name, or the folder of a recipe's runs. ConfigError if there is none.
+    """
+    folder = Path(reference)
+    candidates = siblings(runs, reference) or siblings(folder.parent, folder.name)
+    if (folder / "run.json").is_file() or not candidates:
+        return find_run(reference, runs)
+    return max(candidates, key=lambda run: (is_running(run), str(_facts(run).get("started_at", ""))))
+
+
+def names_run(reference: str, runs: Path) -> bool:
+    """Return whether a reference names a run, and no recipe: a run folder, or a name of runs without a recipe."""
+    if (Path(reference) / "run.json").is_file():
+        return True
+    return not Path(reference).exists() and reference not in packaged_recipes() and bool(siblings(runs, reference))
 
 
 def state_of(run: Run) -> str:
@@ -106,7 +127,7 @@ def state_of(run: Run) -> str:
     if is_running(run):
         return "running"
     try:
-        publishes = (run.raw_facts.get("recipe") or {}).get("publish", {}).get("to") != "none"
+        publishes = dict(_flat(_recipe(run.raw_facts))).get("publish.to") != "none"
         missing = [s for s in STAGES if run.marker(s.name) is None and (s.name != "publish" or publishes)]
     except (DscError, AttributeError) as e:
         return f"damaged: {getattr(e, 'message', 'run.json')}"

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dsc_hub.config.stages import BY_NAME, writer_of
+from dsc_hub.config.stages import BY_NAME, STAGES, writer_of
 from dsc_hub.errors import DataError, RunError
 from dsc_hub.records import Answer
 from dsc_hub.runs import metrics_schema
@@ -38,6 +38,16 @@ def evaluation_of(run: Run) -> Evaluation:
 def metrics_of(run: Run) -> Metrics:
     """Return the numbers of a run as their type; RunError if metrics.json is damaged."""
     return parse_metrics(run.metrics, run)
+
+
+def finished_metrics(run: Run) -> Metrics:
+    """Return `metrics_of` without the sections of stages that are not done: they are of what was there before."""
+    metrics = run.metrics
+    for stage in STAGES:
+        if run.marker(stage.name) is None:
+            for section in stage.sections:
+                metrics.pop(section, None)
+    return parse_metrics(metrics, run)
 
 
 def current_metrics(run: Run) -> Metrics:

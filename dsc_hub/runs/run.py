@@ -172,13 +172,6 @@ def find_run(reference: str, runs: Path) -> Run:
     )
 
 
-def newest_run(reference: str, runs: Path) -> Run:
-    """Return the run that `reference` names, of several the one that was started last; ConfigError if there is none."""
-    if (Path(reference) / "run.json").is_file() or not (candidates := siblings(runs, reference)):
-        return find_run(reference, runs)
-    return max(candidates, key=lambda run: str(run.raw_facts.get("started_at", "")))
-
-
 def _readable(run: Run) -> Run:
     """Return the run if its run.json is valid; else RunError."""
     _ = run.facts

@@ -157,7 +157,17 @@ class _Session:
             raise_if_stopped()
             c = await (self.criticise if role == "critique" else self.complete)(messages, seed)
             turn = Turn(
-                prompt.id, number, step, role, c.text, c.finish_reason, c.prompt_tokens, c.new_tokens, seed, request
+                prompt.id,
+                number,
+                step,
+                role,
+                c.text,
+                c.finish_reason,
+                c.prompt_tokens,
+                c.new_tokens,
+                seed,
+                request,
+                c.thought,
             )
             self.progress.new_tokens += c.new_tokens
             self.failures.answered()

@@ -14,17 +14,31 @@ import yaml
 class _UniqueKeys(yaml.CSafeLoader):
     """A loader that refuses a mapping with the same key twice: YAML takes the last one, and the first is lost."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, yaml.Node] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen and key != "<<":
-                line = seen[key].start_mark.line + 1
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' is there twice, first in line {line}", key_node.start_mark
-                )
-            seen[key if isinstance(key, str) else id(key_node)] = key_node
-        return super().construct_mapping(node, deep)
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _check_keys(node, set())
+        return node
+
+
+def _check_keys(node: yaml.Node, checked: set[int]) -> None:
+    """Raise yaml.YAMLError if a mapping below a node has a key twice. Merge keys (`<<`) may come several times."""
+    if id(node) in checked:  # an alias
+        return
+    checked.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, checked)
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if line := seen.get((key.tag, key.value)):
+                    problem = f"the key '{key.value}' is there twice, first in line {line}"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen[key.tag, key.value] = key.start_mark.line + 1
+            _check_keys(key, checked)
+            _check_keys(value, checked)
 
 
 LARGEST, DEEPEST = 200_000, 20  # characters, and levels of brackets and indentation

@@ -114,7 +114,7 @@ class Line:
         self._last, message = now, text if isinstance(text, str) else text()
         if self._live is not None:
             self._live.update(Text(message, no_wrap=True, overflow="ellipsis"))
-        else:
+        elif not console.quiet:
             print(clean(message), file=sys.stderr, flush=True)
 
 

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dsc_hub.config import recipe_files
 from dsc_hub.pipeline import resolve
+from dsc_hub.system import plain_yaml
 from tests.conftest import ROOT
 
 
@@ -322,3 +324,11 @@ def test_a_key_that_is_there_twice_is_refused_with_both_lines(dsc):
 def test_a_value_of_the_wrong_form_is_told_the_form_in_words(dsc, override: str, expected: str):
     told = dsc("plan", "quickstart", override, code=2).stderr
     assert expected in told and "pattern" not in told
+
+
+def test_merge_keys_and_aliases_are_no_keys_given_twice():
+    text = "a: &a {x: 1}\nb: &b {<<: *a, y: 2}\nc: {<<: [*a, *b], x: 3}\nd: *b\n"
+    assert plain_yaml.load_own_yaml(text) == yaml.safe_load(text)
+    for twice in ("1: a\n1: b\n", "true: a\ntrue: b\n", "a: {b: 1, b: 2}", "- {a: 1, a: 1}"):
+        with pytest.raises(yaml.YAMLError, match="is there twice, first in line"):
+            plain_yaml.load_own_yaml(twice)

@@ -19,8 +19,9 @@ from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.pipeline.grid import GridRow
 from dsc_hub.runs.live import Watched, current
 from dsc_hub.runs.metrics_schema import Metrics
-from dsc_hub.runs.overview import is_running, summaries
+from dsc_hub.runs.overview import current_run, is_running, summaries
 from dsc_hub.runs.run import Run
+from dsc_hub.system import progress
 from dsc_hub.system.files import write_json
 from tests import fixture_run
 
@@ -58,9 +59,35 @@ def test_a_run_that_goes_on_was_stopped_or_is_damaged_is_told_apart(runs: Path):
     with first.lock():
         states = {s.folder.name: s.state for s in summaries(runs, "quickstart")}
         assert is_running(first)
-    assert states["run0"] == "running" and states["run1"] == "stopped before prompts"
+    assert states["run0"] == "running" and states["run1"] == "stopped before evaluation"
     assert states["run2"].startswith("damaged: ")
     assert not is_running(first)
+
+
+def test_a_value_that_is_null_is_a_difference(tmp_path: Path):
+    for n, seed in enumerate((5, 5, None)):
+        run_with(tmp_path / "quickstart" / f"run{n}", f"2026-11-2{n}T10:00:00Z", seed=seed)
+    assert [s.differs for s in summaries(tmp_path)] == [("distill.seed=null",), (), ()]
+
+
+def test_a_run_json_of_another_form_is_damaged_and_no_traceback(runs: Path):
+    write_json(runs / "quickstart" / "run0" / "run.json", {"recipe": "x"})
+    (runs / "quickstart" / "run1" / "run.json").write_text("{")
+    assert len(summaries(runs)) == 3
+    assert current_run("quickstart", runs).folder.name == "run2"
+
+
+def test_the_run_that_is_worked_on_is_watched_though_another_was_started_later(runs: Path):
+    first = Run(runs / "quickstart" / "run0")
+    assert current_run("quickstart", runs).folder.name == "run2"
+    with first.lock():
+        assert current_run("quickstart", runs).folder == first.folder
+        assert current_run(str(runs / "quickstart"), runs).folder == first.folder
+
+
+def test_options_of_the_group_hold_for_its_list(runs: Path):
+    done = CliRunner().invoke(cli, ["runs", "--runs", str(runs), "--json", "list"])
+    assert len(json.loads(done.output)) == 3
 
 
 def test_no_runs_is_said(tmp_path: Path):
@@ -74,8 +101,13 @@ def test_runs_are_removed_when_it_is_agreed_and_nobody_works_on_them(runs: Path)
     with Run(folder).lock():
         assert isinstance(invoke(cli, ["runs", "remove", str(folder), "--yes"]).exception, RunError)
     error = invoke(cli, ["runs", "remove", str(folder), str(runs), "--yes"]).exception
-    assert isinstance(error, ConfigError) and error.problems == (str(runs),) and folder.exists()
-    assert invoke(cli, ["runs", "remove", str(folder), "--yes"]).exit_code == 0
+    assert isinstance(error, ConfigError) and str(runs) in error.problems[0] and folder.exists()
+    link = runs / "link"
+    link.symlink_to(folder)
+    error = invoke(cli, ["runs", "remove", str(link), "--yes"]).exception
+    assert isinstance(error, ConfigError) and "a link" in error.problems[0] and folder.exists()
+    link.unlink()
+    assert invoke(cli, ["runs", "remove", str(folder), f"{folder}/", "--yes"]).exit_code == 0
     assert not folder.exists() and len(summaries(runs)) == 2
 
 
@@ -84,7 +116,8 @@ def test_watching_reads_what_is_appended(tmp_path: Path):
     rows = run["chains.jsonl"].read_bytes()
     half = rows.index(b"\n", len(rows) // 2) + 1
     run["chains.jsonl"].write_bytes(rows[: half - 5])  # the last row is being written
-    write_json(run["prompts.done.json"], {})
+    for stage in ("sampling", "dataset", "distill", "evaluation"):
+        run.unfinish(stage)
     watched = Watched(run, run)
     first = watched.look()
     run["chains.jsonl"].write_bytes(rows)
@@ -98,6 +131,12 @@ def test_watching_reads_what_is_appended(tmp_path: Path):
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(screen(run, second))
     text = console.export_text()
+    run["chains.jsonl"].write_bytes(rows[:half])  # sampled anew
+    assert watched.look().chains == first.chains + 1
+    with run["chains.jsonl"].open("ab") as file:
+        file.write(b"{not json}\n")
+    with pytest.raises(RunError, match="not JSON"):
+        watched.look()
     assert f"{second.chains} of {second.planned}" in text and "reward so far" in text and "first answer" in text
 
 
@@ -105,6 +144,7 @@ def test_of_a_run_in_rounds_the_last_round_is_watched(tmp_path: Path):
     run = fixture_run.write(tmp_path / "run")
     for n in (1, 2):
         fixture_run.write(run["rounds"] / str(n))
+    run.unfinish("sampling")
     assert current(run).folder.name == "2"
     write_json(run["sampling.done.json"], {})
     assert current(run).folder == run.folder
@@ -113,11 +153,13 @@ def test_of_a_run_in_rounds_the_last_round_is_watched(tmp_path: Path):
 def test_the_report_of_a_run_folder_needs_no_recipe_and_says_what_is_missing(tmp_path: Path):
     run = fixture_run.write(tmp_path / "run")
     run["log.txt"].write_text("2026-11-29 10:00:00  sampling  3 of 512 chains <b>\n")
+    for stage in ("distill", "evaluation"):  # a stage before them is done again: what they measured is of before
+        run.unfinish(stage)
     done = CliRunner().invoke(cli, ["report", str(run.folder), "--json"])
-    assert done.exit_code == 0 and json.loads(done.stdout)["plots"] == 7
+    assert done.exit_code == 0 and json.loads(done.stdout)["plots"] == 4
     page = run["report.html"].read_text()
     assert "This run is not finished" in page and "3 of 512 chains &lt;b&gt;" in page
-    assert "Missing: prompts, sampling, dataset, distill" in page
+    assert "Missing: distill, evaluation" in page and "Not evaluated" in page and "The chains" in page
 
 
 def test_every_command_is_in_a_section_of_the_help():
@@ -129,11 +171,13 @@ def test_what_a_bug_report_needs_holds_no_secret(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path / "somebody"))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HTTPS_PROXY", "http://ann:geheim@proxy.example:3128")
+    monkeypatch.setenv("http_proxy", "ann:geheim@proxy.example:3128")  # without a scheme, as often
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "somebody" / "dsc"))
     text = CliRunner().invoke(cli, ["env", "--json"]).output
     assert "secret" not in text and "geheim" not in text and "somebody" not in text
     found = json.loads(text)
     assert found["variables"]["HF_TOKEN"] == "set" and found["variables"]["HTTPS_PROXY"] == "http://proxy.example:3128"
+    assert found["variables"]["http_proxy"] == "proxy.example:3128"
     assert found["variables"]["DSC_HUB_HOME"] == "~/dsc" and "torch" in found["libraries"]
     assert set(installation.SECRETS) & set(found["variables"]) == {"HF_TOKEN"}
 
@@ -147,10 +191,21 @@ def test_completion_completes_commands(shell: str, dsc):
     assert "verify" in dsc(**asked).stdout
 
 
-def test_quiet_says_results_only(dsc):
-    loud = dsc("plan", "no-such-recipe", code=2).stderr
-    assert loud and dsc("--quiet", "plan", "no-such-recipe", code=2).stderr == loud  # errors are no progress
-    assert dsc("--quiet", "recipes", "copy", "quickstart", "mine", code=0).stdout
+def test_quiet_says_results_and_errors_only(dsc, recipe_file: Path, server: str):
+    words = ("sample", str(recipe_file), f"serving.endpoints=[{server}]", "evaluation.arms=[base]")
+    done = dsc("--quiet", *words, "--json", code=0)
+    assert done.stderr == "" and json.loads(done.stdout)["stage"] == "sampling"
+    assert "sampling" in dsc(*words, "seed=2", code=0).stderr
+    assert "no-such-recipe" in dsc("--quiet", "plan", "no-such-recipe", code=2).stderr
+
+
+def test_the_progress_line_is_quiet_too_where_there_is_no_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_EVERY_S", 0.0)
+    for quiet, said in ((True, ""), (False, "1 of 2\n")):
+        monkeypatch.setattr(progress.console, "quiet", quiet)
+        with progress.moving_line() as line:
+            line.show("1 of 2")
+        assert capsys.readouterr().err == said
 
 
 def test_no_color_is_heeded(dsc):

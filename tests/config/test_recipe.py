@@ -77,7 +77,7 @@ def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file
         ("distill.lora=8", "distill.lora: expected keys with values, as distill.lora.KEY=VALUE, got 8"),
         ("budget_s.sampeling=8", "budget_s.sampeling: should be 'prompts', 'sampling'"),
         ("hygiene.subject=perhaps", "hygiene.subject: should be true or false, got 'perhaps'"),
-        ("name=Mine", "name: should match pattern"),
+        ("name=Mine", "name: expected small letters, digits"),
         ("evaluation.samples=true", "evaluation.samples: should be a number, got true"),
         ("dataset.phrase_limit=true", "dataset.phrase_limit: should be a number, got true"),
         ("chain.temperature=yes", "chain.temperature: should be a number, got true"),

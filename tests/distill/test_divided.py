@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.distill import plugin
+from dsc_hub.distill.model import adapter_weights, set_adapter_weights
 from dsc_hub.errors import ConfigError
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder
@@ -143,7 +145,18 @@ def recipe_with(rounds: int = 1, **distill) -> Recipe:
     ("settings", "recipe", "message"),
     [
         ({"distributed_type": "DEEPSPEED"}, {}, "DDP or FSDP2"),
+        ({"distributed_type": "MEGATRON_LM"}, {}, "DDP or FSDP2"),
         ({"distributed_type": "FSDP"}, {}, "version 1 of FSDP"),
+        (
+            {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, "fsdp_activation_checkpointing": True}},
+            {},
+            "renames the adapter's weights",
+        ),
+        (
+            {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2, "fsdp_offload_params": True}},
+            {},
+            "can't be gathered",
+        ),
         ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 1}}, {}, "version 1 of FSDP"),
         ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}, {"validation_prompts": 8}, "can't be gener"),
         ({"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}}, {"rounds": 2}, "can't be generated"),
@@ -159,12 +172,36 @@ def test_what_a_divided_model_can_not_do_is_refused_from_the_configuration_and_f
 ):
     with pytest.raises(ConfigError, match=message):
         plugin.check_configuration(recipe_with(**recipe), settings)
-    version = (settings.get("fsdp_config") or {}).get("fsdp_version", 1)
-    kind = "DEEPSPEED" if settings["distributed_type"] == "DEEPSPEED" else "FSDP"
-    launched = {f"ACCELERATE_USE_{kind}": "true", "WORLD_SIZE": "2", "FSDP_VERSION": str(version)}
+    options = settings.get("fsdp_config") or {"fsdp_version": 1}
+    launched = {f"ACCELERATE_USE_{settings['distributed_type']}": "true", "WORLD_SIZE": "2"}
+    launched |= {name.upper(): str(value).lower() for name, value in options.items()}
     with pytest.raises(ConfigError, match=message):
         plugin.check_launched(recipe_with(**recipe), launched)
     plugin.check_launched(recipe_with(**recipe), {})
+
+
+def test_an_fsdp_section_that_is_no_section_is_an_error_for_the_user():
+    with pytest.raises(ConfigError, match="expected settings, got 'x'"):
+        plugin.check_configuration(recipe_with(), {"distributed_type": "FSDP", "fsdp_config": "x"})
+
+
+def test_a_divided_weight_is_gathered_and_set_whole():
+    """On a mesh of one process: the same calls as with several."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (1,))
+        layer = torch.nn.Linear(3, 2, bias=False)
+        value = torch.arange(6.0).reshape(2, 3)
+        sharded = torch.distributed.tensor.distribute_tensor(value.clone(), mesh)
+        layer.weight = torch.nn.Parameter(sharded)
+        assert type(layer.weight.data).__name__ == "DTensor"
+        (weight,) = adapter_weights(layer).values()
+        assert type(weight) is torch.Tensor and torch.equal(weight, value)
+        set_adapter_weights(layer, lambda name: value + 1)
+        assert torch.equal(adapter_weights(layer)["weight"], value + 1)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_packaged_configuration_divides():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from peft import PeftModel
@@ -17,6 +18,7 @@ from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill import checkpoints, launcher, validation
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section, plan_of
+from dsc_hub.distill.model import load_base
 from dsc_hub.distill.rehearsal import rehearse
 from dsc_hub.errors import ConfigError
 from dsc_hub.records import Prompt
@@ -215,6 +217,15 @@ def test_a_validation_does_not_change_the_steps_after_it_on_a_quantised_base(tmp
         log = map(json.loads, (run["adapter"] / "training_log.jsonl").read_text().splitlines())
         losses[strategy] = [(e["loss"], e["grad_norm"]) for e in log if "grad_norm" in e]
     assert len(losses["no"]) == 6 and losses["steps"] == losses["no"]
+
+
+def test_no_layer_changes_its_kernel_for_a_validation(base: Path):
+    """The same on CPUs without those instructions, where the losses would agree in any case."""
+    plan = plan_of(DistillConfig())
+    args = type("Args", (), {"use_cpu": True, "local_process_index": 0})()
+    model, _ = load_base(plan, base, torch.float32, args)
+    layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
 
 
 def test_the_answers_are_those_of_the_model_as_published(tmp_path: Path, base: Path, kept):

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from dsc_hub.errors import RunError
-from dsc_hub.report import formatting, tables, verdicts
+from dsc_hub.report import formatting, tables, texts, verdicts
 from dsc_hub.report.page import build_page, step_rows
 from dsc_hub.runs.facts import RunFacts
 from dsc_hub.runs.metrics_schema import Difference, Evaluation, Metrics, Sampling, ScoreDescription
@@ -400,3 +400,26 @@ def test_what_sampling_cost_is_told_as_far_as_it_is_known():
     )
     killed = sampled | {"seconds": None, "processor_hours": None, "retries": {}}
     assert sampling_cost(Sampling(**killed)) == "49,152 tokens written, 79,745 read; 416 tokens/s; sent again: nothing"
+
+
+def test_chains_above_those_of_a_page_go_into_pages_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "MOST_CHAINS", 4)
+    run = fixture_run.write(tmp_path)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "chains-9.html").write_text("of an earlier, longer run")
+    build_page(run)
+    assert len(run["chains.jsonl"].read_text().splitlines()) == 10
+    pages = {p.name: p.read_text() for p in (tmp_path / "report").iterdir()}
+    assert sorted(pages) == ["chains-2.html", "chains-3.html"]
+    first = run["report.html"].read_text()
+    assert "the chains 1 to 4 of 10; the others are in report/chains-2.html, report/chains-3.html." in first
+    assert "the chains 9 to 10 of 10; the others are in ../report.html, chains-2.html." in pages["chains-3.html"]
+    assert "side by side" in first and "side by side" not in pages["chains-2.html"]
+
+
+def test_a_dataset_that_is_being_written_is_no_traceback(tmp_path):
+    run = fixture_run.write(tmp_path)
+    for file in (run["dataset"] / "sft").glob("*.parquet"):
+        file.write_bytes(b"PAR1 half")
+    run.unfinish("dataset")
+    assert build_page(run)["plots"] == 6  # without what became of the chains
