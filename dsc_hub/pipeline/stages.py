@@ -107,11 +107,13 @@ def prompts_to_sample(context: RunContext) -> StoredPrompts:
 
 def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> StageResult:
     """Compute, print and return the numbers of the chains in the run folder. ServingError if no chain finished."""
+    from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample, summary
 
     c, total = context.recipe.chain, len(wanted) * context.recipe.chain.chains_per_prompt
     chains = sample.read_chains(context.run)
-    numbers = summary.chain_numbers(chains, lambda i: wanted[i].group, total, c)
+    reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
+    numbers = summary.chain_numbers(chains, lambda i: wanted[i].group, total, c, reward.bounds)
     numbers |= cost_of(context.run, "sampling", "turns.jsonl") | {"reused_turns": reused_turns}
     section = Sampling.model_validate(numbers)
     steps = "  ".join(f"step {s.step}: {s.accepted}/{s.proposals} accepted" for s in section.steps)

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from dsc_hub import __version__
+from dsc_hub import __version__, stats
 from dsc_hub.config import recipe as recipe_module
 from dsc_hub.config import untrusted
 from dsc_hub.config.origin import MANIFEST, MARK
@@ -267,7 +267,8 @@ def _training_rows(rows: Rows) -> str:
 def _check_sampling(rows: Rows) -> str:
     c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
-    recomputed = summary.chain_numbers(rows.chains, group_of, recorded["chains"], c)
+    low, high = recorded.get("reward_range") or stats.UNBOUNDED
+    recomputed = summary.chain_numbers(rows.chains, group_of, recorded["chains"], c, (low, high))
     n = _same({k: v for k, v in recorded.items() if k not in NOT_RECOMPUTED_IN_SAMPLING}, recomputed, "sampling")
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
 

@@ -133,8 +133,8 @@ def families(evaluation: Evaluation) -> str:
         return " for all the differences of scores shown"
     named = " and ".join(SCORE_TITLES[s] for s in primary.scores)
     return (
-        f": {difference_name(primary.difference)} on {named}, named beforehand, for itself, "
-        "and all other differences of scores for each other"
+        f" in two families: {difference_name(primary.difference)} on {named}, the question asked beforehand; "
+        "and all other differences of scores"
     )
 
 

@@ -21,6 +21,7 @@ from dsc_hub.records import Answer
 from dsc_hub.report import formatting, plots, sentences, style, tables, text_plots, verdicts
 from dsc_hub.report.texts import NO_TEXTS, RunTexts, packed, shorten
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, StepNumbers
+from dsc_hub.runs.overview import is_running
 from dsc_hub.runs.results import answers, finished_metrics
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import packaged_folder, write_whole
@@ -60,6 +61,7 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
         "script": Markup(_packaged("report.js")),
         "script_hash": _hash_for_policy(_packaged("report.js")),
         "chain_count": len(all_texts.chains) if all_texts else 0,
+        "counted": sampling.finished if sampling else None,
     }
     pages = ["report.html", *(f"report/chains-{n}.html" for n in range(2, all_texts.pages + 1))] if all_texts else []
     page = (
@@ -113,9 +115,14 @@ def _unfinished(run: Run) -> dict[str, Any]:
     missing = [name for name in stages if run.marker(name) is None]
     if not missing:
         return {}
-    log = run["log.txt"].read_text(encoding="utf-8", errors="replace").splitlines() if run["log.txt"].is_file() else []
-    done = [name for name in stages if name not in missing]
-    return {"done": done, "missing": missing, "failed": sum(1 for _ in run.rows("failed.jsonl")), "log": log[-3:]}
+    log = run["log.txt"].read_text(encoding="utf-8", errors="replace") if run["log.txt"].is_file() else ""
+    return {
+        "is_running": is_running(run),
+        "done": [name for name in stages if name not in missing],
+        "missing": missing,
+        "failed": sum(1 for _ in run.rows("failed.jsonl")),
+        "log": log.splitlines()[-3:],
+    }
 
 
 def _packaged(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dsc_hub.report.formatting import count, many, measured, number, percent
 from dsc_hub.runs.metrics_schema import Claim, Criterion, Rounds, Sampling
@@ -23,6 +23,9 @@ RATIOS = {"as varied": ("distinct word pairs", 3), "as long": ("words (geometric
 # -- the claim
 
 
+MOST_NAMED = 5  # criteria that a sentence names
+
+
 def claim_sentence(claim: Claim | None) -> str:
     """Return the verdict on the claim "distilled is better than its base" as a sentence; "" if it was not judged."""
     if not claim:
@@ -40,13 +43,19 @@ def claim_sentence(claim: Claim | None) -> str:
             "The claim holds: distilled is better than its base, and what else was looked at stays within its limits"
             + (f" ({'; '.join(left)})." if left else ".")
         )
-    open_too = f" Undecided: {', '.join(by_verdict['undecided'])}." if "undecided" in by_verdict else ""
+    open_too = f" Undecided: {_named(by_verdict['undecided'])}." if "undecided" in by_verdict else ""
     if claim.verdict == "fails":
-        failed = ", ".join(by_verdict["failed"])
+        failed = _named(by_verdict["failed"])
         return f'The claim "distilled is better than its base" fails on: {failed}.{open_too}'
     missing = [c.name for c in claim.criteria if c.verdict == "unmeasured" and c.name.startswith("better")]
     unmeasured = f" Not measured: {', '.join(missing)}." if missing else ""
     return f'Not enough data to say "distilled is better than its base".{unmeasured}{open_too}{_needed(claim)}'
+
+
+def _named(criteria: Sequence[str]) -> str:
+    """Name the criteria, of many the first few."""
+    more = len(criteria) - MOST_NAMED
+    return ", ".join(criteria[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _needed(claim: Claim) -> str:

@@ -17,6 +17,7 @@ from dsc_hub.records import Answer, Chain, Prompt, Score, Step
 from dsc_hub.runs.metrics_schema import Evaluation
 from dsc_hub.runs.results import answers
 from dsc_hub.runs.run import Run
+from dsc_hub.system.progress import clean
 
 LONGEST_TEXT = 4000  # characters of one text; a model that never stops must not fill the page
 MOST_CHAINS = 20_000  # on one page
@@ -119,7 +120,8 @@ def _answer(answer: Answer, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def shorten(text: str) -> str:
-    """Return at most LONGEST_TEXT characters of a text, with a note if it is longer."""
+    """Return at most LONGEST_TEXT characters of a text, with a note if it is longer, and no control characters."""
+    text = clean(text)
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} […] ({len(text):,} characters, cut here)"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from dsc_hub.config.stages import STAGES
 from dsc_hub.records import Chain
-from dsc_hub.runs.overview import is_running
+from dsc_hub.runs.overview import is_running, state_of
 from dsc_hub.runs.run import Run
 
 RATE_OVER_S = 60.0
@@ -63,6 +63,7 @@ class Watched:
         began, before = self.seen[0]
         return View(
             is_running=is_running(self.whole),
+            state=state_of(self.run),
             done=[s.name for s in STAGES if self.run[f"{s.name}.done.json"].is_file()],
             stage=next((s.name for s in STAGES if not self.run[f"{s.name}.done.json"].is_file()), ""),
             chains=self.chains,
@@ -110,6 +111,7 @@ class View:
     """A run at one moment. `reward` is the mean over `clean` chains that end clean and scored."""
 
     is_running: bool
+    state: str
     done: list[str]
     stage: str
     chains: int

@@ -337,6 +337,9 @@ class Sampling(Part):
     unscored: Count = Field(description="texts that the reward gave no value")
     usable: Count = Field(description="chains with a clean, scored final state")
     stripped: Count = Field(0, description="texts that lost an opening which talked about the task")
+    reward_range: list[float | None] | None = Field(
+        None, description="[lowest, highest] reward, at which the intervals are cut; null: no limit, or not recorded"
+    )
     first_reward: Estimate = Field(description="reward of clean, scored first answers")
     steps: list[StepNumbers] = Field(description="in their order")
     mixing: Mixing

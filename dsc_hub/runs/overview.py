@@ -19,7 +19,7 @@ from dsc_hub.runs.run import Run, find_run, siblings
 class RunSummary:
     """One run folder.
 
-    `state` is "running" (on this machine), "done", "evaluated", "stopped before STAGE" or "damaged: why"; `verdict` is
+    `state` is "running" (on this machine), "done", "evaluated", "stopped at STAGE" or "damaged: why"; `verdict` is
     that of the claim, "" without an evaluation. `differs` holds KEY=VALUE of the settings whose most frequent value
     among the recipe's runs is another one.
     """
@@ -127,13 +127,14 @@ def state_of(run: Run) -> str:
     if is_running(run):
         return "running"
     try:
+        _ = run.metrics
         publishes = dict(_flat(_recipe(run.raw_facts))).get("publish.to") != "none"
         missing = [s for s in STAGES if run.marker(s.name) is None and (s.name != "publish" or publishes)]
     except (DscError, AttributeError) as e:
         return f"damaged: {getattr(e, 'message', 'run.json')}"
     if missing and run.marker("evaluation"):
         return "evaluated"
-    return f"stopped before {missing[0].name}" if missing else "done"
+    return f"stopped at {missing[0].name}" if missing else "done"
 
 
 def size(folder: Path) -> int:

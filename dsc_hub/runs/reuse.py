@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dsc_hub.config.stages import BY_NAME
+from dsc_hub.errors import DscError
+from dsc_hub.runs.metrics_schema import SCHEMA
 from dsc_hub.runs.run import Run
 
 
@@ -37,6 +39,14 @@ def reuse(run: Run, stage: str, fingerprint: str, before: Iterable[str], sibling
     return source.folder
 
 
+def _has_readable_numbers(source: Run) -> bool:
+    """Return whether metrics.json is of this schema: else the stage's numbers would be lost on the way."""
+    try:
+        return source.metrics.get("schema") == SCHEMA
+    except DscError:
+        return False
+
+
 def find_reusable(
     run: Run, stage: str, fingerprint: str, before: Mapping[str, Run], siblings: Iterable[Run]
 ) -> Run | None:
@@ -54,7 +64,7 @@ def find_reusable(
         # Report and cards include the human verdicts, which belong to no stage.
         if "evaluation" in before and source.metrics.get("blind") != before["evaluation"].metrics.get("blind"):
             continue
-        if any(source[name].exists() for name in BY_NAME[stage].files):
+        if any(source[name].exists() for name in BY_NAME[stage].files) and _has_readable_numbers(source):
             return source
     return None
 

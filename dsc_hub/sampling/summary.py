@@ -24,16 +24,27 @@ from dsc_hub.sampling.convergence import diagnostics
 
 
 def chain_numbers(
-    chains: Iterable[Chain], group_of: Callable[[str], str], total: int, chain: ChainConfig
+    chains: Iterable[Chain],
+    group_of: Callable[[str], str],
+    total: int,
+    chain: ChainConfig,
+    reward_range: stats.Bounds = stats.UNBOUNDED,
 ) -> dict[str, Any]:
     """Return all numbers of metrics.json's section `sampling` that follow from the chains.
 
     Its cost is missing. `group_of` maps a prompt id to its group; `total` is the number of planned chains.
+    Intervals of rewards are cut at `reward_range`.
     """
-    return summary(chains, group_of, total, chain.steps) | diagnostics(chains, group_of, chain)
+    return summary(chains, group_of, total, chain.steps, reward_range) | diagnostics(chains, group_of, chain)
 
 
-def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int, steps: int) -> dict[str, Any]:
+def summary(
+    chains: Iterable[Chain],
+    group_of: Callable[[str], str],
+    total: int,
+    steps: int,
+    reward_range: stats.Bounds = stats.UNBOUNDED,
+) -> dict[str, Any]:
     """Return the numbers of the chains: rewards by step with intervals over groups, and the outcome of each proposal.
 
     `group_of` maps a prompt id to its group. All rewards are of clean, scored texts: first answers, proposals, and the
@@ -50,7 +61,7 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
 
     def estimate(values: array[float]) -> dict[str, Any]:
         is_known = ~np.isnan(values)
-        return stats.estimate(np.asarray(values)[is_known], np.asarray(groups)[is_known])
+        return stats.estimate(np.asarray(values)[is_known], np.asarray(groups)[is_known], bounds=reward_range)
 
     for chain in chains:
         groups.append(id_as_uint64(group_of(chain.prompt_id)))
@@ -74,6 +85,7 @@ def summary(chains: Iterable[Chain], group_of: Callable[[str], str], total: int,
         "dirty_answers_by_reason": dict(dirty.most_common()),
         "unscored": counts["unscored"],
         "usable": counts["usable"],
+        "reward_range": None if reward_range == stats.UNBOUNDED else list(reward_range),
         "first_reward": estimate(states[0]),
         "stripped": counts["stripped"],
         "steps": [

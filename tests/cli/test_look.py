@@ -59,7 +59,7 @@ def test_a_run_that_goes_on_was_stopped_or_is_damaged_is_told_apart(runs: Path):
     with first.lock():
         states = {s.folder.name: s.state for s in summaries(runs, "quickstart")}
         assert is_running(first)
-    assert states["run0"] == "running" and states["run1"] == "stopped before evaluation"
+    assert states["run0"] == "running" and states["run1"] == "stopped at evaluation"
     assert states["run2"].startswith("damaged: ")
     assert not is_running(first)
 

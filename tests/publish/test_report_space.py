@@ -51,6 +51,7 @@ def test_what_can_not_be_published_is_an_error(account: Account, tmp_path: Path)
     run = fixture_run.write(tmp_path / "run")
     with pytest.raises(ConfigError, match="can't be the name of a Space"):
         publish_report(run, account, "../x", private=True)
+    run.unfinish("distill")
     run["log.txt"].write_text(f"sampling  -> {run.folder.resolve()}/chains.jsonl\n")
     with pytest.raises(RunError, match="would publish the local path"):
         publish_report(run, account, None, private=True)

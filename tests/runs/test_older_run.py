@@ -22,7 +22,7 @@ from dsc_hub.hub.account import login
 from dsc_hub.local_hub.server import running
 from dsc_hub.publish import upload
 from dsc_hub.publish.verify import verify_repo
-from dsc_hub.report import cards
+from dsc_hub.report import cards, sentences
 from dsc_hub.runs.run import Run
 from tests.conftest import ROOT
 from tests.hub import at_hub
@@ -62,12 +62,16 @@ def test_its_numbers_are_shown_and_typed(older: Run):
 
 REWORDED = {
     "| final loss |": "| mean of the last tenth of the logged losses |",
+    ": distilled \N{MINUS SIGN} base on reward and second scorer, named beforehand, for itself, and all other differences of "
+    "scores for each other": " in two families: distilled \N{MINUS SIGN} base on reward and second scorer, the question asked "
+    "beforehand; and all other differences of scores",
     " training rows were never compared": " rows (for training and validation) were never compared",
 }
 
 
 def test_its_cards_are_rendered_to_the_same_bytes_but_for_words_and_a_new_caveat(older: Run, monkeypatch):
     monkeypatch.setattr(cards, "CHAINS_ON_CARD", 2)  # three by now
+    monkeypatch.setattr(sentences, "MOST_NAMED", 99)  # all criteria were named
     names = ("cards/dataset/README.md", "cards/adapter/README.md")
     before = {name: older[name].read_text() for name in names}
     for name in names:

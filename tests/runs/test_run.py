@@ -13,6 +13,7 @@ from dsc_hub.errors import RunError, disk_error
 from dsc_hub.runs.cost import add_session, cost_of
 from dsc_hub.runs.reuse import adopt_rows, reusable_stages, reuse
 from dsc_hub.runs.run import Run, siblings
+from dsc_hub.system.files import write_json
 
 
 def a_run(tmp_path: Path, name: str = "a") -> Run:
@@ -109,6 +110,19 @@ def test_a_stage_with_the_same_inputs_is_taken_over_as_a_copy(tmp_path: Path):
     rows.append({"n": 9})
     rows.close()
     assert len(list(old.rows("chains.jsonl"))) == 3
+
+
+def test_a_stage_whose_numbers_can_not_be_read_is_not_taken_over(tmp_path: Path):
+    old, new = (Run(tmp_path / "runs" / "r" / name) for name in ("old", "new"))
+    old["chains.jsonl"].parent.mkdir(parents=True)
+    old["chains.jsonl"].write_text("{}\n")
+    write_json(old["run.json"], {})
+    old.finish("sampling", "f", 1.0, {})
+    for damaged in ('{"schema": 99}', "{"):
+        old["metrics.json"].write_text(damaged)
+        assert reuse(new, "sampling", "f", [], [old]) is None
+    old["metrics.json"].unlink()
+    assert reuse(new, "sampling", "f", [], [old]) == old.folder
 
 
 def test_what_would_be_taken_over_is_known_before_anything_is_copied(tmp_path: Path):
