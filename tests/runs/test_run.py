@@ -114,7 +114,8 @@ def test_a_stage_with_the_same_inputs_is_taken_over_as_a_copy(tmp_path: Path):
 
 def test_a_stage_whose_numbers_can_not_be_read_is_not_taken_over(tmp_path: Path):
     old, new = (Run(tmp_path / "runs" / "r" / name) for name in ("old", "new"))
-    old["chains.jsonl"].parent.mkdir(parents=True)
+    for run in (old, new):
+        run.folder.mkdir(parents=True)
     old["chains.jsonl"].write_text("{}\n")
     write_json(old["run.json"], {})
     old.finish("sampling", "f", 1.0, {})
