@@ -35,6 +35,7 @@ LEAST_GROUPS = 6  # with fewer, a two-sided sign-flip test cannot go below 0.05,
 ROUNDING = 1e-12  # relative
 RESAMPLE_TO = 5000  # groups; with more, the mean is normal to all digits shown, and resampling would take hours
 POWER = 0.8  # power for the minimum detectable difference
+CLAIM_GROUPS = 7  # with fewer, the sign-flip p of two scores can't both be 0.05 after Holm: 2 * 2 / 2**6 = 0.0625
 MOST_TIMES = 100  # a number of groups needed is given up to so many times those that there are
 ASSUMED_ICC = 0.3  # intraclass correlation assumed for rare events, for which it cannot be estimated ...
 ASSUMED_EVENTS = 4  # ... and the weight of that assumption, in events

@@ -130,9 +130,10 @@ def _start(text: str) -> str:
 def _comparable(groups: int, recipe: Recipe) -> str:
     """Return the difference that the evaluation's groups can detect, before anything is measured."""
     split = recipe.evaluation.split
-    if groups < stats.LEAST_GROUPS:
-        advice = f"give more groups, or a larger share: prompts.split.{split}"
-        return f"{stats.too_few(groups)}: no verdict will be possible; {advice}"
+    if groups < stats.CLAIM_GROUPS:
+        advice = f"give more groups, or a larger share of them to {split} (all three of prompts.split add up to 1)"
+        of = f"{groups} {split} group{'' if groups == 1 else 's'}"
+        return f"{of}; a verdict needs {stats.CLAIM_GROUPS}, and 40 are a good number; {advice}"
     smallest = stats.detectable(1.0, groups, recipe.evaluation.confidence)
     unit = "standard deviations of the groups' differences"
     return f"{groups} {split} groups show a difference of {smallest:.2f} {unit} four times in five"

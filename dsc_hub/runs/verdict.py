@@ -116,7 +116,12 @@ def better(name: str, difference: Row | None, score: Row, setting: Setting) -> C
         return criterion.model_copy(update={"verdict": "undecided"})
     p = difference.get("p_holm")
     if p is not None and p > 1 - setting.confidence:
-        return criterion.model_copy(update={"verdict": "undecided", "note": f"p {p:.3f} after Holm for both scores"})
+        groups = difference.get("groups") or stats.CLAIM_GROUPS
+        few = (
+            f"; with fewer than {stats.CLAIM_GROUPS} groups it can't be smaller" if groups < stats.CLAIM_GROUPS else ""
+        )
+        note = f"p {p:.3f} after Holm for both scores{few}"
+        return criterion.model_copy(update={"verdict": "undecided", "note": note})
     return criterion
 
 
