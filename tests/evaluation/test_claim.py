@@ -18,7 +18,7 @@ from dsc_hub.evaluation import claim, summary
 from dsc_hub.evaluation.answers import score_answers
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
-from dsc_hub.runs import verdict
+from dsc_hub.runs import verdict as verdicts
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.verdict import Setting
 from tests import fixture_run
@@ -362,5 +362,5 @@ def test_six_groups_can_not_show_that_both_scores_are_better():
     """The smallest p of a sign flip over six groups is 2 / 64, and after Holm for two scores 0.0625."""
     assert 2 * 2 / 2**stats.CLAIM_GROUPS <= 0.05 < 2 * 2 / 2 ** (stats.CLAIM_GROUPS - 1)
     difference = {"mean": 0.5, "low": 0.4, "high": 0.6, "groups": 6, "p_holm": 0.0625}
-    found = verdict.better("reward", difference, {"higher_is_better": True}, verdict.Setting("test", look=1))
+    found = verdicts.better("reward", difference, {"higher_is_better": True}, Setting("test", look=1))
     assert found.verdict == "undecided" and "with fewer than 7 groups it can't be smaller" in found.note
