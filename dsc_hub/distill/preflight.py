@@ -23,6 +23,7 @@ from dsc_hub.errors import DataError, ModelError
 from dsc_hub.runs.run import Run
 
 TOKENISED_TOGETHER = 2000  # rows: their tokens are held in memory
+TEMPLATE_SETTINGS = "chat_template_kwargs"  # column of trl, and parameter of servers
 ANSWER_COLUMNS = ("completion", "chosen", "rejected")  # columns of a row with a loss
 
 # -- checks of the rows
@@ -91,7 +92,7 @@ def check_training(run: Run) -> TrainingData:
             _check_end(row, f"{split} row {number}", tokenizer, stops)
     train, first_row = rendered["train"], splits["train"][0]
     answer = next(first_row[c] for c in ANSWER_COLUMNS if c in first_row)
-    first = _tokenised(tokenizer, [first_row["prompt"] + answer])[0]
+    first = _tokenised(tokenizer, [first_row["prompt"] + answer], **first_row.get(TEMPLATE_SETTINGS, {}))[0]
     return TrainingData(
         rows=len(train),
         answers=sum(len(row.lengths) for row in train),
@@ -111,14 +112,22 @@ def training_rows(run: Run, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
     """Return the train and validation rows of the recipe's objective, in the columns that trl reads.
 
     sft: prompt, completion, and the reward where rows have one. dpo: prompt, chosen, rejected. kto: prompt, completion,
-    label (`unpaired`). Validation may be empty. DataError if training is, or for test rows and rows that are no
+    label (`unpaired`). Where the recipe has chat_template_kwargs for the server, each row has them, too, in trl's own
+    column. Validation may be empty. DataError if training is, or for test rows and rows that are no
     conversations.
     """
     objective = BY_OBJECTIVE[recipe.distill.objective]
     rows = _read_rows(run, objective.rows, objective.answers, recipe.chain.system)
     if recipe.distill.objective == "kto":
-        return {split: unpaired(pairs, training_seed(recipe)) for split, pairs in rows.items()}
-    return rows
+        rows = {split: unpaired(pairs, training_seed(recipe)) for split, pairs in rows.items()}
+    settings = template_settings(recipe)
+    return {split: [row | settings for row in of_split] for split, of_split in rows.items()}
+
+
+def template_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return {TEMPLATE_SETTINGS: kwargs} if the server renders conversations with settings of its own; else {}."""
+    settings = recipe.generation.extra.get(TEMPLATE_SETTINGS)
+    return {TEMPLATE_SETTINGS: settings} if isinstance(settings, dict) and settings else {}
 
 
 def unpaired(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
@@ -252,10 +261,13 @@ def _render_rows(
     """
     for begin in range(0, len(rows), TOKENISED_TOGETHER):
         some = rows[begin : begin + TOKENISED_TOGETHER]
-        prompts = _tokenised(tokenizer, [row["prompt"] for row in some], add_generation_prompt=True)
+        settings = some[0].get(TEMPLATE_SETTINGS, {})  # the same in all rows
+        prompts = _tokenised(tokenizer, [row["prompt"] for row in some], add_generation_prompt=True, **settings)
         answers = [[row[c] for c in ANSWER_COLUMNS if c in row] for row in some]
         whole = iter(
-            _tokenised(tokenizer, [r["prompt"] + a for r, each in zip(some, answers, strict=True) for a in each])
+            _tokenised(
+                tokenizer, [r["prompt"] + a for r, each in zip(some, answers, strict=True) for a in each], **settings
+            )
         )
         for prompt, each in zip(prompts, answers, strict=True):
             sequences = [next(whole) for _ in each]

@@ -18,6 +18,7 @@ from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation, training_seed
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.distill.model import adapter_weights, set_adapter_weights
+from dsc_hub.distill.preflight import TEMPLATE_SETTINGS, template_settings
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
@@ -40,6 +41,7 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
         prompts = run.rows("prompts.jsonl").as_type(Prompt)
         self.prompts = sorted((p for p in prompts if p.split == "validation"), key=lambda p: p.id)[:count]
         self.tokenizer, self.system = tokenizer, recipe.chain.system
+        self.template_settings = template_settings(recipe).get(TEMPLATE_SETTINGS, {})
         self.settings, self.seed = generation_at_evaluation(recipe), training_seed(recipe)
         self.score = loading.load_named("reward", recipe, run.facts.identity, run.folder).score
 
@@ -79,7 +81,10 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         ids = [
             self.tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": p.text}], add_generation_prompt=True, return_dict=True
+                [*system, {"role": "user", "content": p.text}],
+                add_generation_prompt=True,
+                return_dict=True,
+                **self.template_settings,
             )
             for p in prompts
         ]

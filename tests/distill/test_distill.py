@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -442,6 +443,36 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path, base, monkeypatch)
     monkeypatch.setitem(trainers.TRAINERS, "sft", Broken)
     with pytest.raises(RunError, match="the loss is nan at step 1"):
         distill_train.train(make_run(tmp_path / "run", base))
+
+
+# -- settings of the chat template
+
+# As a template of the Qwen3 kind: thinking is switched by a setting, and shows in the prompt.
+THINKS_UNLESS_TOLD = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% if m.role == 'user' %} {{ '/think' if enable_thinking | default(true) else '/no_think' }}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto"])
+def test_rows_are_trained_with_the_settings_of_the_template_that_the_server_got(tmp_path, base, objective: str):
+    model = tmp_path / "model"
+    shutil.copytree(base, model)
+    (model / "chat_template.jinja").write_text(THINKS_UNLESS_TOLD)
+    rows = [row(n) if objective == "sft" else pair(n) for n in range(4)]
+    config = "sft" if objective == "sft" else "preference"
+    settings = {"max_steps": 1, "per_device_train_batch_size": 2}
+    run = make_run(tmp_path / "run", model, rows, config=config, objective=objective, **{objective: settings})
+    seen = {}
+    for name, extra in (("default", {}), ("off", {"chat_template_kwargs": {"enable_thinking": False}})):
+        facts = run.raw_facts
+        facts["recipe"]["generation"]["extra"] = extra
+        run.add_facts(recipe=facts["recipe"])
+        data = check_training(run)
+        seen[name] = "".join(token.text for token in data.first_row)
+        distill_train.train(run)  # whose own batches are compared with the preflight's
+    assert "/think" in seen["default"] and "/no_think" not in seen["default"] and "/no_think" in seen["off"]
 
 
 # -- in processes of its own
