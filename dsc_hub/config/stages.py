@@ -77,6 +77,8 @@ def _distill_inputs(i: Inputs) -> list[Any]:
     objective = settings.get(used) or {}
     validates = objective.get("eval_strategy", "no") != "no" or {"validation_prompts", "patience"} & section.keys()
     mended = ["steps after a validation"] if validates or objective.get("load_best_model_at_end") else []
+    if "chat_template_kwargs" in (i.section("generation").get("extra") or {}):  # rows were rendered without them
+        mended.append("template settings")
     return [settings, *answered, *mended]
 
 
