@@ -211,6 +211,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     _say_which_metrics_stay(recipe)
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
     folder = base_model.materialize(context.model, weights=False)
+    say_if_the_model_may_think(recipe, folder)
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
     estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable)
     problems = [
@@ -255,6 +256,21 @@ def _say_which_metrics_stay(recipe: Recipe) -> None:
         progress.say(
             f"{place}  {file} stays on this machine: others can look at what is published, but not score with its "
             "recipe; publish.metrics=true publishes the file as a Space, too"
+        )
+
+
+def say_if_the_model_may_think(recipe: Recipe, model_folder: Path) -> None:
+    """Say if the chat template can switch thinking on or off, and the recipe does neither."""
+    settings = recipe.generation.extra.get("chat_template_kwargs")
+    if isinstance(settings, dict) and {"enable_thinking", "thinking"} & settings.keys():
+        return
+    files = (model_folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+    template = "".join(f.read_text(encoding="utf-8", errors="replace") for f in files if f.is_file())
+    if "enable_thinking" in template or "<think>" in template:
+        progress.say(
+            "model  its chat template knows thinking: thoughts count against generation.max_new_tokens, and are not "
+            "kept as text; 'generation.extra={chat_template_kwargs: {enable_thinking: false}}' switches them off where "
+            "the template has that setting"
         )
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dsc_hub.pipeline.preflight import adapter_bytes
+import pytest
+
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.pipeline.preflight import adapter_bytes, say_if_the_model_may_think
 from dsc_hub.system.files import write_json
+from tests import fixture_run
 
 # SmolLM2-135M: its LoRA of rank 16 has 4,884,480 parameters.
 SMOLLM2 = {
@@ -25,3 +29,20 @@ def test_the_disk_for_checkpoints_is_planned_for_the_adapter_that_will_be_traine
     assert adapter_bytes(tmp_path, "16") is None
     write_json(tmp_path / "config.json", SMOLLM2 | {"num_hidden_layers": None})
     assert adapter_bytes(tmp_path, 16) is None
+
+
+@pytest.mark.parametrize(
+    ("template", "extra", "is_said"),
+    [
+        ("{% if enable_thinking %}<think>{% endif %}", {}, True),
+        ("{% if enable_thinking %}<think>{% endif %}", {"chat_template_kwargs": {"enable_thinking": True}}, False),
+        ("<|im_start|>assistant\n<think>\n", {"top_k": 3}, True),
+        ("<|im_start|>assistant\n", {}, False),
+    ],
+)
+def test_a_template_that_may_think_is_said_unless_the_recipe_decides(tmp_path, capsys, template, extra, is_said):
+    recipe = Recipe.model_validate(fixture_run.facts()["recipe"])
+    recipe = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"extra": extra})})
+    (tmp_path / "chat_template.jinja").write_text(template)
+    say_if_the_model_may_think(recipe, tmp_path)
+    assert ("knows thinking" in capsys.readouterr().err) is is_said
