@@ -18,7 +18,7 @@ _OTHER_MARKS = re.compile(r"<\|(?:start|end|return|call|channel|message)\|>")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ThoughtAndText:
     """A model's answer: the text, and the thought before it ("" without one).
 
     `is_thinking` says that the thought was not ended, so there is no text.
@@ -29,20 +29,20 @@ class Answer:
     is_thinking: bool = False
 
 
-def split_thought(content: str | None, reasoning: str | None = None) -> Answer:
+def split_thought(content: str | None, reasoning: str | None = None) -> ThoughtAndText:
     """Return text and thought of a server's answer, whatever form the thought has.
 
     `content` is the message's text, `reasoning` the field in which some servers send thoughts.
     """
     apart = (reasoning or "").strip()
     if not (content or "").strip():
-        return Answer("", apart, is_thinking=bool(apart))
+        return ThoughtAndText("", apart, is_thinking=bool(apart))
     assert content is not None
-    found = _harmony(content) or _tagged(content) or Answer(content)
-    return Answer(found.text, "\n".join(filter(None, (apart, found.thought))), found.is_thinking)
+    found = _harmony(content) or _tagged(content) or ThoughtAndText(content)
+    return ThoughtAndText(found.text, "\n".join(filter(None, (apart, found.thought))), found.is_thinking)
 
 
-def _harmony(content: str) -> Answer | None:
+def _harmony(content: str) -> ThoughtAndText | None:
     channels = list(_CHANNEL.finditer(content))
     if not channels:
         return None
@@ -52,15 +52,15 @@ def _harmony(content: str) -> Answer | None:
     ]
     text = next((part for name, part in reversed(parts) if name == "final"), "")
     thought = "\n".join(part for name, part in parts if name != "final")
-    return Answer(text, thought, is_thinking=all(name != "final" for name, _ in parts))
+    return ThoughtAndText(text, thought, is_thinking=all(name != "final" for name, _ in parts))
 
 
-def _tagged(content: str) -> Answer | None:
+def _tagged(content: str) -> ThoughtAndText | None:
     for opening, close in _TAGS:
         begins = content.lstrip().startswith(opening)
         before, mark, after = content.partition(close)
         if mark and (begins or opening not in before):
-            return Answer(after.strip(), before.replace(opening, "", 1).strip())
+            return ThoughtAndText(after.strip(), before.replace(opening, "", 1).strip())
         if begins and not mark:
-            return Answer("", content.lstrip().removeprefix(opening).strip(), is_thinking=True)
+            return ThoughtAndText("", content.lstrip().removeprefix(opening).strip(), is_thinking=True)
     return None

@@ -40,7 +40,7 @@ SECRETS = {
 @json_option
 def env(as_json: bool) -> None:
     """Say what a bug report needs: versions, hardware, settings. No secrets: of keys, only whether they are set."""
-    found = describe()
+    found = about_installation()
     if as_json:
         print_json(found)
         return
@@ -50,7 +50,7 @@ def env(as_json: bool) -> None:
             click.echo(f"  {name}: {value}")
 
 
-def describe() -> dict[str, dict[str, Any]]:
+def about_installation() -> dict[str, dict[str, Any]]:
     """Return {section: {name: value}} of this installation, without secrets and without the user's name in paths."""
     import platform
 

@@ -56,7 +56,7 @@ def report(reference: str, overrides: tuple[str, ...], opens: bool, runs: Path, 
 @click.option("--once", is_flag=True, help="Draw it once, and end.")
 def watch(reference: str, runs: Path, once: bool) -> None:
     """Watch RUN while it goes on: stage, counts, rate, reward so far, the last chain."""
-    from dsc_hub.cli.watch import watch as watch_run
+    from dsc_hub.cli.watch import watch_run
     from dsc_hub.runs.overview import current_run
 
     watch_run(current_run(reference, runs), once)

@@ -16,11 +16,11 @@ from dsc_hub.runs.live import View, Watched, current
 from dsc_hub.runs.overview import is_running
 from dsc_hub.runs.run import Run
 
-EVERY_S = 1.0
-LONGEST_TEXT = 500
+REDRAWN_S = 1.0
+SHOWN_LETTERS = 500
 
 
-def watch(run: Run, once: bool) -> None:
+def watch_run(run: Run, once: bool) -> None:
     """Draw the run every second until no process works on it, or once."""
     watched = Watched(current(run), run)
     if once or not out.is_terminal:
@@ -33,7 +33,7 @@ def watch(run: Run, once: bool) -> None:
             live.update(screen(watched.run, watched.look()), refresh=True)
             if not is_running(run):
                 return
-            time.sleep(EVERY_S)
+            time.sleep(REDRAWN_S)
 
 
 def screen(run: Run, view: View) -> RenderableType:
@@ -71,8 +71,8 @@ def _last_chain(view: View) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    table.add_row("first answer", Text(chain.answer[:LONGEST_TEXT]))
-    table.add_row("end", Text(chain.final[:LONGEST_TEXT] if chain.state_step else "the first answer"))
+    table.add_row("first answer", Text(chain.answer[:SHOWN_LETTERS]))
+    table.add_row("end", Text(chain.final[:SHOWN_LETTERS] if chain.state_step else "the first answer"))
     before, after = chain.answer_score.value, chain.final_score.value
     table.add_row("reward", Text(f"{number(before, 3)} -> {number(after, 3)}"))
     return table

@@ -17,7 +17,7 @@ from dsc_hub.system.launch import world_size
 
 _SET = ("true", "1")
 # Settings of FSDP with which the adapter could not be saved as peft and vLLM read it.
-_REFUSED = {
+_UNFIT_OPTIONS = {
     "activation_checkpointing": "it renames the adapter's weights; gradient_checkpointing, the default, does the same",
     "offload_params": "weights on the CPU can't be gathered over the GPUs' connection",
 }
@@ -35,9 +35,9 @@ def check_launched(recipe: Recipe, environment: Mapping[str, str] = os.environ) 
         return environment.get(name, "").lower() in _SET
 
     other = next((n for n in ("DEEPSPEED", "MEGATRON_LM") if is_set(f"ACCELERATE_USE_{n}")), "")
-    options = {key: is_set(f"FSDP_{key.upper()}") for key in _REFUSED}
+    options = {key: is_set(f"FSDP_{key.upper()}") for key in _UNFIT_OPTIONS}
     version = environment.get("FSDP_VERSION", "1") if is_divided(environment) else ""
-    _check(recipe, other, version, [key for key, value in options.items() if value])
+    _check_plugin(recipe, other, version, [key for key, value in options.items() if value])
 
 
 def check_configuration(recipe: Recipe, settings: Mapping[str, Any]) -> None:
@@ -47,10 +47,10 @@ def check_configuration(recipe: Recipe, settings: Mapping[str, Any]) -> None:
         raise ConfigError(f"distill.launch: fsdp_config: expected settings, got {options!r:.60}")
     version = str(options.get("fsdp_version", 1)) if kind == "FSDP" else ""
     other = kind if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_") else ""
-    _check(recipe, other, version, [key for key in _REFUSED if options.get(f"fsdp_{key}")])
+    _check_plugin(recipe, other, version, [key for key in _UNFIT_OPTIONS if options.get(f"fsdp_{key}")])
 
 
-def _check(recipe: Recipe, other: str, fsdp: str, refused: Sequence[str]) -> None:
+def _check_plugin(recipe: Recipe, other: str, fsdp: str, refused: Sequence[str]) -> None:
     """`other` is another plugin than DDP and FSDP, `fsdp` the version of FSDP ("" without), `refused` its settings."""
     if other:
         raise ConfigError(
@@ -65,7 +65,7 @@ def _check(recipe: Recipe, other: str, fsdp: str, refused: Sequence[str]) -> Non
             "Set fsdp_version: 2 in its configuration, as in recipes/accelerate/fsdp.yaml.",
         )
     if refused:
-        raise ConfigError(f"fsdp_{refused[0]}: {_REFUSED[refused[0]]}", "Set it to false.")
+        raise ConfigError(f"fsdp_{refused[0]}: {_UNFIT_OPTIONS[refused[0]]}", "Set it to false.")
     if recipe.distill.validation_prompts or recipe.rounds > 1:
         raise ConfigError(
             "rounds, distill.validation_prompts: answers can't be generated while the model is divided (FSDP)",

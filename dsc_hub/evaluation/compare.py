@@ -112,7 +112,7 @@ def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> Comparison:
                 arm=arm,
                 prompts=len(other.rows[arm].keys() & read[0].rows[arm].keys()),
                 unshared=len(other.rows[arm].keys() ^ read[0].rows[arm].keys()),
-                by_score={title: Difference(**_rounded(d)) for title, d in by_score[str(i)].items()},
+                by_score={title: Difference(**_without_noise(d)) for title, d in by_score[str(i)].items()},
             )
             for i, (name, other, arm) in enumerate(differences)
         ],
@@ -169,7 +169,7 @@ def _by_score(first: _Evaluated, other: _Evaluated, arm: str, confidence: float)
     return out
 
 
-def _rounded(difference: dict[str, Any]) -> dict[str, Any]:
+def _without_noise(difference: dict[str, Any]) -> dict[str, Any]:
     """Return a difference without the rounding errors of scorers, which give equal texts of two batches 1e-7 apart."""
     ends = {key: difference[key] for key in ("mean", "low", "high")}
     return difference | {key: None if value is None else round(value, 6) + 0.0 for key, value in ends.items()}

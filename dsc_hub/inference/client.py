@@ -215,7 +215,7 @@ class Generator:
         answer = await self._post(server, "chat/completions", body | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
-            message, reason = choice["message"], _reason(choice["finish_reason"])
+            message, reason = choice["message"], _finish_reason(choice["finish_reason"])
             said = split_thought(message["content"], message.get("reasoning_content") or message.get("reasoning"))
             # JSON can hold half a surrogate pair, which can't be encoded as UTF-8.
             text, thought = (part.encode("utf-8", "replace").decode() for part in (said.text, said.thought))
@@ -273,7 +273,7 @@ class Generator:
         raise _Again("garbage", f"{url} sent what is no JSON object: {data[:100]!r}")
 
 
-def _reason(given: str | None) -> str:
+def _finish_reason(given: str | None) -> str:
     """Return why an answer ended, in one word for each reason; servers have several."""
     name = str(given or "")
     return STOP if name.lower() in STOPS else LENGTH if name.lower() in LENGTHS else name

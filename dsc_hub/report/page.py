@@ -57,9 +57,9 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
     browser = {
         "facts": facts,
         "recipe": facts.recipe,
-        "css": Markup(_packaged("report.css")),
-        "script": Markup(_packaged("report.js")),
-        "script_hash": _hash_for_policy(_packaged("report.js")),
+        "css": Markup(_asset("report.css")),
+        "script": Markup(_asset("report.js")),
+        "script_hash": _hash_for_policy(_asset("report.js")),
         "chain_count": len(all_texts.chains) if all_texts else 0,
         "counted": sampling.finished if sampling else None,
     }
@@ -97,16 +97,21 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
         )
     )
     write_whole(folder / "report.html", page)
+    _write_more_pages(folder, all_texts, pages, browser)
+    return {"bytes": len(page.encode()), "plots": len(figures)}
+
+
+def _write_more_pages(folder: Path, texts: RunTexts | None, pages: Sequence[str], browser: Mapping[str, Any]) -> None:
+    """Write the pages after the first one, and remove those of an earlier, longer run."""
     for old in (folder / "report").glob("chains-*.html"):
         old.unlink()
     for n, name in enumerate(pages[1:], 2):
-        assert all_texts is not None
-        some = all_texts.page(n)
+        assert texts is not None
+        some = texts.page(n)
         others = ["../report.html", *(Path(other).name for other in pages[1:] if other != name)]
         template = _jinja_environment().get_template("chains.html.jinja")
         text = template.render(**browser, texts=some, data=Markup(packed(some)), other_pages=others)
         write_whole(folder / name, text)
-    return {"bytes": len(page.encode()), "plots": len(figures)}
 
 
 def _unfinished(run: Run) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def _unfinished(run: Run) -> dict[str, Any]:
     }
 
 
-def _packaged(name: str) -> str:
+def _asset(name: str) -> str:
     return (packaged_folder("model_cards") / name).read_text(encoding="utf-8")
 
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, difference_name, interval, measured, number
-from dsc_hub.report.style import ACCENT, ARM_COLOURS, LINE, MUTED, QUIET, REASON_COLOURS, SECOND, STYLE
+from dsc_hub.report.style import ACCENT, ARM_COLOURS, LINE, MUTED, PLOT_STYLE, QUIET, REASON_COLOURS, SECOND
 from dsc_hub.runs.metrics_schema import Dataset, Estimate, Evaluation, Metrics, Sampling, StepNumbers
 
 MOST_LINES = 3  # lines of the unit label below an axis
@@ -25,19 +25,19 @@ MOST_LINES = 3  # lines of the unit label below an axis
 
 def draw_all(metrics: Metrics, training_log: Iterable[Mapping[str, Any]]) -> dict[str, Figure]:
     """Return the plots that have data, by name: `differences`, `arms`, `steps`, `waterfall`, `loss`, `cost`."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         drawn = {
-            "differences": differences(metrics.evaluation),
+            "differences": forest_plot(metrics.evaluation),
             "arms": arms(metrics.evaluation),
             "steps": steps(metrics.sampling),
-            "waterfall": waterfall(metrics.dataset),
+            "waterfall": became_of_chains(metrics.dataset),
             "loss": loss(training_log),
             "cost": cost(metrics.evaluation),
         }
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def differences(evaluation: Evaluation | None) -> Figure | None:
+def forest_plot(evaluation: Evaluation | None) -> Figure | None:
     """Draw a forest plot: each difference between two arms with its interval around zero, one panel per score."""
     if evaluation is None or not evaluation.differences:
         return None
@@ -54,7 +54,7 @@ def differences(evaluation: Evaluation | None) -> Figure | None:
     return figure
 
 
-def waterfall(dataset: Dataset | None) -> Figure | None:
+def became_of_chains(dataset: Dataset | None) -> Figure | None:
     """Draw what became of the chains: those left out by reason, down to the training and validation rows."""
     if dataset is None or not dataset.dropped:
         return None

@@ -24,7 +24,7 @@ REASON_COLOURS = ("#c9b79a", "#d99a6c", "#b57c8e", "#8f8fb8", "#a9b4bf", "#c7a3c
 CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
     colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)
 }
-STYLE: dict[Any, Any] = {
+PLOT_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -54,7 +54,7 @@ STYLE: dict[Any, Any] = {
 def as_svg(figure: Figure, name: str, title: str = "") -> str:
     """Return the figure as an SVG element without header and metadata, with CSS variables as colours. Deterministic."""
     text = io.StringIO()
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+    with matplotlib.rc_context(PLOT_STYLE | {"svg.hashsalt": name}):
         figure.savefig(
             text, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
         )
@@ -80,5 +80,5 @@ def as_svg(figure: Figure, name: str, title: str = "") -> str:
 def save_png(figure: Figure, path: Path) -> None:
     """Save the figure as PNG on white, 1,350 pixels wide: sharp on a card and well under 100 kB."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -49,7 +49,7 @@ def forest(title: str, estimates: Mapping[str, Estimate]) -> Figure | None:
     drawn = {label: e for label, e in estimates.items() if measured(e.mean)}
     if not drawn:
         return None
-    with matplotlib.rc_context(style.STYLE):
+    with matplotlib.rc_context(style.PLOT_STYLE):
         figure = Figure(figsize=(9, 0.9 + 0.36 * len(drawn)), layout="constrained")
         ax = figure.subplots()
         ax.axvline(0, color=style.MUTED, linewidth=1)

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dsc_hub.report.style import ACCENT, MUTED, QUIET, STYLE
+from dsc_hub.report.style import ACCENT, MUTED, PLOT_STYLE, QUIET
 
 MOST_POINTS = 1500  # of a scatter plot: more only make the page heavy; every k-th chain is drawn
 _NO_SPACES = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
@@ -21,7 +21,7 @@ def draw_texts(texts: Mapping[str, Any]) -> dict[str, Figure]:
     ends = [end for end in map(_ends, _some(texts["chains"])) if end is not None]
     if not ends:
         return {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(PLOT_STYLE):
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         _before_and_after(left, ends)

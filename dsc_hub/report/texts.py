@@ -31,7 +31,7 @@ class RunTexts:
         self.prompts = {p.id: p for p in run.rows("prompts.jsonl").as_type(Prompt)}
         self.chains = sorted(run.rows("chains.jsonl").as_type(Chain), key=lambda c: c.key)
         self.trained = _trained_chains(run)
-        self.answers = _answers(run, evaluation) if evaluation else []
+        self.answers = _answers_by_prompt(run, evaluation) if evaluation else []
 
     @property
     def pages(self) -> int:
@@ -56,8 +56,8 @@ class RunTexts:
                 "prompt": place(c.prompt_id),
                 "chain": c.number,
                 "row": c.key in self.trained,
-                "answer": _text(c.answer, c.answer_score, c.answer_defect, c.answer_raw),
-                "steps": [_step(s) for s in c.steps],
+                "answer": _text_shown(c.answer, c.answer_score, c.answer_defect, c.answer_raw),
+                "steps": [_step_shown(s) for s in c.steps],
             }
             for c in self.chains[start : start + MOST_CHAINS]
         ]
@@ -69,14 +69,14 @@ class RunTexts:
         return {"first": start + 1, "prompts": prompts, "chains": chains, "answers": answers}
 
 
-def _text(text: str, score: Score, defect: str, raw: str) -> dict[str, Any]:
+def _text_shown(text: str, score: Score, defect: str, raw: str) -> dict[str, Any]:
     out: dict[str, Any] = {"text": shorten(text), "reward": score.value}
     optional = {"defect": defect, "unscored": score.reason, "raw": shorten(raw)}
     return out | {key: value for key, value in optional.items() if value}
 
 
-def _step(step: Step) -> dict[str, Any]:
-    text = _text(step.revision, step.score, step.defect, step.raw)
+def _step_shown(step: Step) -> dict[str, Any]:
+    text = _text_shown(step.revision, step.score, step.defect, step.raw)
     return text | {"critique": shorten(step.critique), "rejected": step.rejected}
 
 
@@ -91,7 +91,7 @@ def _trained_chains(run: Run) -> set[tuple[str, int]]:
     return {(row["prompt_id"], row["chain"]) for table in tables for row in table.to_pylist()}
 
 
-def _answers(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]:
+def _answers_by_prompt(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return the answers of the arms by prompt and sample; `prompt` is the prompt's id."""
     by_prompt: dict[tuple[str, int], dict[str, Answer]] = {}
     for answer in answers(run):
@@ -102,13 +102,13 @@ def _answers(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]:
             "prompt": prompt_id,
             "sample": sample,
             "sign": sign,
-            "arms": {arm: _answer(answer, evaluation) for arm, answer in arms.items()},
+            "arms": {arm: _answer_shown(answer, evaluation) for arm, answer in arms.items()},
         }
         for (prompt_id, sample), arms in sorted(by_prompt.items())
     ]
 
 
-def _answer(answer: Answer, evaluation: Evaluation) -> dict[str, Any]:
+def _answer_shown(answer: Answer, evaluation: Evaluation) -> dict[str, Any]:
     return {
         "text": shorten(answer.text),
         "reward": answer.reward,

@@ -56,16 +56,13 @@ def summary(
     groups = array("Q")
     proposed, states = [array("d") for _ in range(steps)], [array("d") for _ in range(1 + steps)]
 
-    def add(values: array[float], value: float | None) -> None:
-        values.append(math.nan if value is None else value)
-
     def estimate(values: array[float]) -> dict[str, Any]:
         is_known = ~np.isnan(values)
         return stats.estimate(np.asarray(values)[is_known], np.asarray(groups)[is_known], bounds=reward_range)
 
     for chain in chains:
         groups.append(id_as_uint64(group_of(chain.prompt_id)))
-        add(states[0], chain.reward_after(0))
+        states[0].append(_or_nan(chain.reward_after(0)))
         dirty.update([chain.answer_defect] if chain.answer_defect else [])
         counts["finished"] += 1
         counts["unscored"] += chain.answer_score.value is None
@@ -75,8 +72,8 @@ def summary(
             counts["unscored"] += s.score.value is None
             counts["stripped"] += bool(s.raw)
             rejected[i].update([s.rejected])
-            add(proposed[i], None if s.defect else s.score.value)
-            add(states[i + 1], chain.reward_after(i + 1))
+            proposed[i].append(_or_nan(None if s.defect else s.score.value))
+            states[i + 1].append(_or_nan(chain.reward_after(i + 1)))
     return {
         "chains": total,
         "finished": counts["finished"],
@@ -100,6 +97,10 @@ def summary(
             for i in range(steps)
         ],
     }
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def waterfall(sampling: Sampling) -> list[tuple[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsc_hub.chain.hygiene import ENDED_BY_SERVER, STILL_THINKING, inspect
-from dsc_hub.chain.thinking import Answer, split_thought
+from dsc_hub.chain.thinking import ThoughtAndText, split_thought
 from dsc_hub.config.sampling import HygieneConfig
 from dsc_hub.records import Prompt
 
@@ -26,7 +26,7 @@ HARMONY = f"<|channel|>analysis<|message|>{THOUGHT}<|end|><|start|>assistant<|ch
     ],
 )
 def test_text_and_thought_are_told_apart(content: str, reasoning: str | None):
-    assert split_thought(content, reasoning) == Answer(TEXT, THOUGHT)
+    assert split_thought(content, reasoning) == ThoughtAndText(TEXT, THOUGHT)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_text_and_thought_are_told_apart(content: str, reasoning: str | None):
     ],
 )
 def test_a_thought_that_does_not_end_leaves_no_text(content: str | None, reasoning: str | None):
-    assert split_thought(content, reasoning) == Answer("", THOUGHT, is_thinking=True)
+    assert split_thought(content, reasoning) == ThoughtAndText("", THOUGHT, is_thinking=True)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,12 @@ def test_a_thought_that_does_not_end_leaves_no_text(content: str | None, reasoni
     ],
 )
 def test_other_texts_stay_as_they_are(content: str):
-    assert split_thought(content) == Answer(content)
+    assert split_thought(content) == ThoughtAndText(content)
 
 
 def test_an_empty_thought_leaves_the_text():
-    assert split_thought(f"<think>\n\n</think>\n\n{TEXT}") == Answer(TEXT, "")
-    assert split_thought(None) == Answer("") and split_thought("") == Answer("")
+    assert split_thought(f"<think>\n\n</think>\n\n{TEXT}") == ThoughtAndText(TEXT, "")
+    assert split_thought(None) == ThoughtAndText("") and split_thought("") == ThoughtAndText("")
 
 
 PROMPT = Prompt("p", "Review the film.", "film", "train")
