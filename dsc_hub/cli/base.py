@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dsc_hub import __version__
+from dsc_hub.cli.completing import complete_override, complete_recipe, complete_run
 
 if TYPE_CHECKING:
     from dsc_hub.pipeline.context import RunContext
@@ -153,8 +154,8 @@ def _in_launch(f: Callable[..., None]) -> Callable[..., None]:
 def recipe_verb(f: Callable[..., None]) -> click.Command:
     """A verb that takes RECIPE, overrides, --runs and --allow-code."""
     f = allow_option(runs_option(_in_launch(f)))
-    f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")(f)
-    return cli.command()(click.argument("recipe")(f))
+    f = click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...", shell_complete=complete_override)(f)
+    return cli.command()(click.argument("recipe", shell_complete=complete_recipe)(f))
 
 
 def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..., Any]], click.Command]:
@@ -180,4 +181,4 @@ def stage_verb(stage: str, last_too: str | None = None) -> Callable[[Callable[..
 
 def run_verb(f: Callable[..., None]) -> click.Command:
     """A verb that takes RUN and --runs."""
-    return cli.command()(click.argument("reference", metavar="RUN")(runs_option(f)))
+    return cli.command()(click.argument("reference", metavar="RUN", shell_complete=complete_run)(runs_option(f)))

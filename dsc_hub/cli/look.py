@@ -18,11 +18,12 @@ from dsc_hub.cli.base import (
     run_verb,
     runs_option,
 )
+from dsc_hub.cli.completing import complete_override, complete_run
 
 
 @cli.command()
-@click.argument("reference", metavar="RECIPE | RUN")
-@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+@click.argument("reference", metavar="RECIPE | RUN", shell_complete=complete_run)
+@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...", shell_complete=complete_override)
 @click.option("--open", "opens", is_flag=True, help="Show the page in the browser.")
 @allow_option
 @runs_option
@@ -172,7 +173,7 @@ def show(reference: str, runs: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("references", nargs=-1, required=True, metavar="RUN RUN...")
+@click.argument("references", nargs=-1, required=True, metavar="RUN RUN...", shell_complete=complete_run)
 @page_option
 @runs_option
 @json_option

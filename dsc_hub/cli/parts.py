@@ -16,6 +16,7 @@ from dsc_hub.cli.base import (
     runs_option,
     stage_verb,
 )
+from dsc_hub.cli.completing import complete_override, complete_recipe
 
 
 @recipe_verb
@@ -43,7 +44,7 @@ def sample(
 
 
 @cli.command()
-@click.argument("recipe")
+@click.argument("recipe", shell_complete=complete_recipe)
 @click.argument("overrides_and_folders", nargs=-1, metavar="[KEY.SUB=VALUE | FOLDER]...")
 @allow_option
 @runs_option
@@ -75,8 +76,8 @@ def distill() -> None:
 
 
 @cli.command()
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+@click.argument("recipe", shell_complete=complete_recipe)
+@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...", shell_complete=complete_override)
 @click.option("--adapter", metavar="hub:USER/REPO[@REV]", help="Score this adapter instead of training one.")
 @allow_option
 @runs_option
@@ -106,8 +107,8 @@ def evaluate(recipe: str, overrides: tuple[str, ...], adapter: str | None, runs:
 
 @cli.command("import-reference")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...")
+@click.argument("recipe", shell_complete=complete_recipe)
+@click.argument("overrides", nargs=-1, metavar="[KEY.SUB=VALUE]...", shell_complete=complete_override)
 @click.option("--to", "folder", type=click.Path(path_type=Path), help="Folder for the recipe (default: FILE's name).")
 @runs_option
 @json_option

@@ -191,6 +191,22 @@ def test_completion_completes_commands(shell: str, dsc):
     assert "verify" in dsc(**asked).stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dsc plan qu", "quickstart"),
+        ("dsc show qu", "quickstart"),
+        ("dsc run quickstart chain.st", "chain.steps="),
+        ("dsc run quickstart chain.acceptance=", "chain.acceptance=improve"),
+        ("dsc run quickstart publish.to=l", "publish.to=local"),
+    ],
+)
+def test_completion_knows_recipes_runs_keys_and_values(dsc, line: str, expected: str):
+    fixture_run.write(dsc.work / "runs" / "quickstart" / "one")
+    asked = {"_DSC_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    assert expected in [word.partition(",")[2] for word in dsc(**asked).stdout.splitlines()]
+
+
 def test_quiet_says_results_and_errors_only(dsc, recipe_file: Path, server: str):
     words = ("sample", str(recipe_file), f"serving.endpoints=[{server}]", "evaluation.arms=[base]")
     done = dsc("--quiet", *words, "--json", code=0)
