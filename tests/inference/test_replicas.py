@@ -79,7 +79,7 @@ for words in json.loads(sys.stdin.read()):
 """
 
 
-def test_vllms_own_parser_takes_our_command_lines_and_those_of_the_readme(tmp_path: Path):
+def test_vllms_own_parser_takes_our_command_lines_and_those_of_the_documentation(tmp_path: Path):
     import json
 
     ours = [
@@ -87,7 +87,7 @@ def test_vllms_own_parser_takes_our_command_lines_and_those_of_the_readme(tmp_pa
         vllm.vllm_command(tmp_path, ServingConfig(), 8000, {}, True)[3:],
         vllm.vllm_command(tmp_path, ServingConfig(concurrency=5), 8000, {}, True, compiled=True)[3:],
     ]
-    shown = re.findall(r"^vllm serve (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    shown = re.findall(r"^vllm serve (.*)$", (ROOT / "docs" / "howto" / "gpus.md").read_text(), re.MULTILINE)
     theirs = [shlex.split(line.replace("FIRST", "10.0.0.1")) for line in shown]
     assert len(theirs) == 3
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
