@@ -27,7 +27,7 @@ QUICK := chain config data evaluation report runs/test_run.py runs/test_row_inde
 
 quick: setup
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest -q -m "not long and not engine" $(addprefix tests/,$(QUICK))
+	$(VENV)/bin/python -m pytest -q $(SIDE_BY_SIDE) -m "not long and not engine" $(addprefix tests/,$(QUICK))
 
 long: setup
 	$(VENV)/bin/python -m pytest -m long
