@@ -102,7 +102,11 @@ def ended_in_the_middle(run: Any) -> dict[str, Any]:
             break
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=300)
-    saved = sorted(p.name for p in run["checkpoints"].glob("checkpoint-*"))
+    deadline = time.monotonic() + 150  # the training outlives the process that started it by the step it is in
+    while not (whole := list(run["checkpoints"].glob("checkpoint-*/checkpoint.done.json"))):
+        assert time.monotonic() < deadline, "no checkpoint was written after SIGTERM"
+        time.sleep(0.5)
+    saved = sorted(p.parent.name for p in whole)
     assert saved and not run["adapter"].exists(), f"checkpoints {saved}"
     return {"checkpoints": saved}
 
