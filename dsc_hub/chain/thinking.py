@@ -38,8 +38,8 @@ def split_thought(content: str | None, reasoning: str | None = None) -> ThoughtA
     if not (content or "").strip():
         return ThoughtAndText("", apart, is_thinking=bool(apart))
     assert content is not None
-    found = _harmony(content) or _tagged(content) or ThoughtAndText(content)
-    return ThoughtAndText(found.text, "\n".join(filter(None, (apart, found.thought))), found.is_thinking)
+    split = _harmony(content) or _tagged(content) or ThoughtAndText(content)
+    return ThoughtAndText(split.text, "\n".join(filter(None, (apart, split.thought))), split.is_thinking)
 
 
 def _harmony(content: str) -> ThoughtAndText | None:

@@ -40,11 +40,11 @@ SECRETS = {
 @json_option
 def env(as_json: bool) -> None:
     """Say what a bug report needs: versions, hardware, settings. No secrets: of keys, only whether they are set."""
-    found = about_installation()
+    sections = about_installation()
     if as_json:
-        print_json(found)
+        print_json(sections)
         return
-    for title, values in found.items():
+    for title, values in sections.items():
         click.echo(f"{title}:")
         for name, value in values.items():
             click.echo(f"  {name}: {value}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import click
 
 from dsc_hub.cli.base import cli, json_option, print_json, results_follow, run_verb, stage_verb
 from dsc_hub.system.addresses import HUB_PORT
+
+
+def account_options(f: Callable[..., None]) -> Callable[..., None]:
+    """Add --to and --owner: at which Hub, and whose the Space is."""
+    f = click.option("--owner", help="User or organisation (default: whoever the token belongs to).")(f)
+    hubs = click.Choice(["hub", "local"])
+    return click.option("--to", type=hubs, default="hub", show_default=True, help="local: the embedded Hub.")(f)
 
 
 @stage_verb("publish")
@@ -64,10 +72,7 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
 
 @cli.command("publish-metric")
 @click.argument("metric")
-@click.option(
-    "--to", type=click.Choice(["hub", "local"]), default="hub", show_default=True, help="local: the embedded Hub."
-)
-@click.option("--owner", help="User or organisation (default: whoever the token belongs to).")
+@account_options
 @click.option("--name", help="Name of the Space (default: METRIC's).")
 @click.option("--public", is_flag=True, help="Anybody may load it.")
 @json_option
@@ -87,10 +92,7 @@ def publish_metric(metric: str, to: str, owner: str | None, name: str | None, pu
 
 
 @run_verb
-@click.option(
-    "--to", type=click.Choice(["hub", "local"]), default="hub", show_default=True, help="local: the embedded Hub."
-)
-@click.option("--owner", help="User or organisation (default: whoever the token belongs to).")
+@account_options
 @click.option("--name", help="Name of the Space (default: the recipe's, and -report).")
 @click.option("--public", is_flag=True, help="Anybody may open it.")
 @json_option

@@ -13,18 +13,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from dsc_hub.config.stages import NAMES, STAGES
 from dsc_hub.records import Answer
 from dsc_hub.report import formatting, plots, sentences, style, tables, text_plots, verdicts
+from dsc_hub.report.templates import asset, page_environment
 from dsc_hub.report.texts import NO_TEXTS, RunTexts, packed, shorten
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, StepNumbers
 from dsc_hub.runs.overview import is_running
 from dsc_hub.runs.results import answers, finished_metrics
 from dsc_hub.runs.run import Run
-from dsc_hub.system.files import packaged_folder, write_whole
+from dsc_hub.system.files import write_whole
 
 EXAMPLES_ON_PAGE = 3
 PLOT_TEXTS = {
@@ -57,9 +58,9 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
     browser = {
         "facts": facts,
         "recipe": facts.recipe,
-        "css": Markup(_asset("report.css")),
-        "script": Markup(_asset("report.js")),
-        "script_hash": _hash_for_policy(_asset("report.js")),
+        "css": Markup(asset("report.css")),
+        "script": Markup(asset("report.js")),
+        "script_hash": _hash_for_policy(asset("report.js")),
         "chain_count": len(all_texts.chains) if all_texts else 0,
         "counted": sampling.finished if sampling else None,
     }
@@ -130,23 +131,13 @@ def _unfinished(run: Run) -> dict[str, Any]:
     }
 
 
-def _asset(name: str) -> str:
-    return (packaged_folder("model_cards") / name).read_text(encoding="utf-8")
-
-
 def _hash_for_policy(script: str) -> str:
     """Return the source expression by which a content security policy allows this script alone."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _jinja_environment() -> Environment:
-    env = Environment(
-        loader=FileSystemLoader(packaged_folder("model_cards")),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    env = page_environment()
     env.filters |= formatting.FILTERS | {
         "shorten": shorten,
         "stacked": _stacked,

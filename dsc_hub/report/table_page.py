@@ -6,34 +6,31 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from dsc_hub.report import style
 from dsc_hub.report.formatting import measured
+from dsc_hub.report.templates import asset, page_environment
 from dsc_hub.runs.metrics_schema import Estimate
-from dsc_hub.system.files import packaged_folder, write_whole
+from dsc_hub.system.files import write_whole
 
 
 def write_tables(
     path: Path, title: str, tables: Sequence[Table], plots: Mapping[str, Figure], notes: Sequence[str] = ()
 ) -> None:
     """Write tables, as they are printed on the terminal, with plots above them. `plots`: title -> figure."""
-    env = Environment(
-        loader=FileSystemLoader(packaged_folder("model_cards")),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = env.get_template("tables.html.jinja").render(
-        title=title,
-        css=Markup((packaged_folder("model_cards") / "report.css").read_text(encoding="utf-8")),
-        tables=[_cells(table) for table in tables],
-        plots=[Markup(style.as_svg(figure, f"plot{n}", name)) for n, (name, figure) in enumerate(plots.items())],
-        notes=notes,
+    page = (
+        page_environment()
+        .get_template("tables.html.jinja")
+        .render(
+            title=title,
+            css=Markup(asset("report.css")),
+            tables=[_cells(table) for table in tables],
+            plots=[Markup(style.as_svg(figure, f"plot{n}", name)) for n, (name, figure) in enumerate(plots.items())],
+            notes=notes,
+        )
     )
     write_whole(path, page)
 

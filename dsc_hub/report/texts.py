@@ -62,9 +62,9 @@ class RunTexts:
             for c in self.chains[start : start + MOST_CHAINS]
         ]
         answers = [row | {"prompt": place(row["prompt"])} for row in (self.answers if number == 1 else [])]
-        known = [self.prompts.get(i) or Prompt(i, "(the prompt is not in prompts.jsonl)", "", "test") for i in shown]
+        listed = [self.prompts.get(i) or Prompt(i, "(the prompt is not in prompts.jsonl)", "", "test") for i in shown]
         prompts = [
-            {"id": p.id, "text": shorten(p.text), "group": p.group, "split": p.split, "kind": p.kind} for p in known
+            {"id": p.id, "text": shorten(p.text), "group": p.group, "split": p.split, "kind": p.kind} for p in listed
         ]
         return {"first": start + 1, "prompts": prompts, "chains": chains, "answers": answers}
 

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dsc_hub.config.stages import STAGES
 from dsc_hub.records import Chain
@@ -47,8 +46,7 @@ class Watched:
     planned: int | None = None
 
     def look(self) -> View:
-        for row in self._new_rows():
-            chain = self.run.rows("chains.jsonl").typed(Chain, self.offset, row)
+        for chain in self._new_chains():
             self.chains += 1
             self.last = chain
             self.proposals += len(chain.steps)
@@ -78,8 +76,8 @@ class Watched:
             last=self.last,
         )
 
-    def _new_rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows since the last look; RunError for a damaged one."""
+    def _new_chains(self) -> Iterator[Chain]:
+        """Yield the chains since the last look; RunError for a damaged row."""
         rows = self.run.rows("chains.jsonl")
         if not rows.path.is_file():
             return
@@ -95,8 +93,9 @@ class Watched:
                     row = json.loads(line)
                 except ValueError:
                     raise rows.damaged(self.offset, "not JSON") from None
+                chain = rows.typed(Chain, self.offset, row)
                 self.offset += len(line)
-                yield row
+                yield chain
 
     def _count_planned(self) -> int | None:
         """Return the chains that the run will have; None before its prompts are chosen."""

@@ -46,7 +46,7 @@ def _of_recipe(runs: Sequence[Run], name: str) -> list[RunSummary]:
     settings = {folder: dict(_flat(_recipe(f))) for folder, f in facts.items()}
     keys = dict.fromkeys(key for each in settings.values() for key in each)
     usual = {k: Counter(json.dumps(e[k]) for e in settings.values() if k in e).most_common(1)[0][0] for k in keys}
-    found = [
+    summaries = [
         RunSummary(
             folder=run.folder,
             recipe=name,
@@ -62,7 +62,7 @@ def _of_recipe(runs: Sequence[Run], name: str) -> list[RunSummary]:
         )
         for run in runs
     ]
-    return sorted(found, key=lambda s: s.started_at, reverse=True)
+    return sorted(summaries, key=lambda s: s.started_at, reverse=True)
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -140,6 +140,15 @@ def test_watching_reads_what_is_appended(tmp_path: Path):
     assert f"{second.chains} of {second.planned}" in text and "reward so far" in text and "first answer" in text
 
 
+@pytest.mark.parametrize("damage", [b"{not json}", b'{"prompt_id": 3}'])
+def test_a_damaged_row_of_a_watched_run_is_told_by_its_own_line(tmp_path: Path, damage: bytes):
+    run = fixture_run.write(tmp_path / "run")
+    rows = run["chains.jsonl"].read_bytes().splitlines(keepends=True)
+    run["chains.jsonl"].write_bytes(b"".join([*rows[:2], damage + b"\n", *rows[2:]]))
+    with pytest.raises(RunError, match=r"chains\.jsonl line 3 is damaged"):
+        Watched(run, run).look()
+
+
 def test_of_a_run_in_rounds_the_last_round_is_watched(tmp_path: Path):
     run = fixture_run.write(tmp_path / "run")
     for n in (1, 2):
