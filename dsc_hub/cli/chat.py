@@ -107,7 +107,7 @@ def start_chat(run: Run) -> None:
     folder = run.facts.model.weights
     at_once = not recipe.serving.endpoints and not machine.vllm_on_cpu()
     with _endpoints(run, recipe, folder) as endpoints:
-        talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.max_new_tokens, counter(folder))
+        talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.most_tokens, counter(folder))
         terminal.line(
             "Both answer every line, each with its own memory. /new forgets the conversation; /quit or Ctrl-D ends."
         )

@@ -16,6 +16,9 @@ from dsc_hub.system.addresses import checked_address, checked_key_name
 TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other file has one prompt per line
 
 
+TEMPLATE_SETTINGS = "chat_template_kwargs"  # parameter of servers, and column of trl
+
+
 SERVERS = ("endpoint", "api_key_env")  # options that depend on the machine: no pulled recipe may set them
 
 
@@ -220,6 +223,14 @@ class GenerationConfig(Section):
     temperature: float = Field(0.8, ge=0, le=5, description="of the softmax; 0: the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens that have this probability")
     max_new_tokens: int = Field(128, ge=1, description="most tokens of one turn; a longer answer is cut, and not kept")
+    max_thinking_tokens: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "room for the thought before each turn, in tokens beside max_new_tokens, of a model that thinks; null: "
+            "thoughts count against max_new_tokens"
+        ),
+    )
     extra: dict[str, Any] = Field(
         {},
         description=(
@@ -234,6 +245,17 @@ class GenerationConfig(Section):
         if taken := sorted(set(owned.split()) & self.extra.keys()):
             raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
         return self
+
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens that one request may generate: the text, and a thought before it."""
+        return self.max_new_tokens + (self.max_thinking_tokens or 0)
+
+    @property
+    def template_settings(self) -> dict[str, Any]:
+        """The settings with which the server renders conversations; empty if there are none."""
+        settings = self.extra.get(TEMPLATE_SETTINGS)
+        return settings if isinstance(settings, dict) else {}
 
 
 class ServingConfig(Section):

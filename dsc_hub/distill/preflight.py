@@ -18,12 +18,12 @@ from transformers import (
 from trl.data_utils import common_prefix_length
 
 from dsc_hub.config.recipe import Recipe, training_seed
+from dsc_hub.config.sampling import TEMPLATE_SETTINGS
 from dsc_hub.distill.config import BY_OBJECTIVE, plan_of
 from dsc_hub.errors import DataError, ModelError
 from dsc_hub.runs.run import Run
 
 TOKENISED_TOGETHER = 2000  # rows: their tokens are held in memory
-TEMPLATE_SETTINGS = "chat_template_kwargs"  # column of trl, and parameter of servers
 ANSWER_COLUMNS = ("completion", "chosen", "rejected")  # columns of a row with a loss
 
 # -- checks of the rows
@@ -126,8 +126,8 @@ def training_rows(run: Run, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
 
 def template_settings(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """Return {TEMPLATE_SETTINGS: kwargs} if the server renders conversations with settings of its own; else {}."""
-    settings = recipe.generation.extra.get(TEMPLATE_SETTINGS)
-    return {TEMPLATE_SETTINGS: settings} if isinstance(settings, dict) and settings else {}
+    settings = recipe.generation.template_settings
+    return {TEMPLATE_SETTINGS: settings} if settings else {}
 
 
 def unpaired(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation, training_seed
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.distill.model import adapter_weights, set_adapter_weights
-from dsc_hub.distill.preflight import TEMPLATE_SETTINGS, template_settings
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
@@ -41,7 +40,7 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
         prompts = run.rows("prompts.jsonl").as_type(Prompt)
         self.prompts = sorted((p for p in prompts if p.split == "validation"), key=lambda p: p.id)[:count]
         self.tokenizer, self.system = tokenizer, recipe.chain.system
-        self.template_settings = template_settings(recipe).get(TEMPLATE_SETTINGS, {})
+        self.template_settings = recipe.generation.template_settings
         self.settings, self.seed = generation_at_evaluation(recipe), training_seed(recipe)
         self.score = loading.load_named("reward", recipe, run.facts.identity, run.folder).score
 
@@ -97,13 +96,13 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
 def _sampling(settings: GenerationConfig) -> dict[str, Any]:
     """Return the arguments of `generate` for the recipe's settings, without a server's own parameters (`extra`)."""
     if settings.temperature == 0:
-        return {"do_sample": False, "max_new_tokens": settings.max_new_tokens}
+        return {"do_sample": False, "max_new_tokens": settings.most_tokens}
     return {
         "do_sample": True,
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "top_k": 0,
-        "max_new_tokens": settings.max_new_tokens,
+        "max_new_tokens": settings.most_tokens,
     }
 
 

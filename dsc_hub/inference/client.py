@@ -211,7 +211,7 @@ class Generator:
     ) -> Completion:
         s = self.settings
         body = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
-        body |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_new_tokens}
+        body |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.most_tokens}
         answer = await self._post(server, "chat/completions", body | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]

@@ -17,7 +17,7 @@ from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
 from dsc_hub.errors import ConfigError
-from dsc_hub.inference import base_model
+from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
@@ -83,6 +83,7 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     c, new = recipe.chain, recipe.generation.max_new_tokens
     # The last request has prompt, answer, critique request, critique and revision request; the revision must fit too.
     fixed = 3 * new + count(c.critique) + count(c.revision) + (count(c.system) if c.system else 0) + 6 * TURN_OVERHEAD
+    fixed += recipe.generation.max_thinking_tokens or 0  # of this turn; those of earlier ones are not shown
     fixed += new * (c.critique.count("{answer}") + c.revision.count("{answer}"))
     texts = c.critique + c.revision
     times = 1 + texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
@@ -128,7 +129,7 @@ def estimate_run(
     per_sample = sum((turns if "chain" in w else 1) + (turns - 1 if "best" in w else 0) for w in ways.values())
     requests = {"sampling": sampled * turns * recipe.rounds, "evaluation": evaluated * per_sample}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
-    tokens = {k: v * recipe.generation.max_new_tokens for k, v in requests.items()}
+    tokens = {k: v * recipe.generation.most_tokens for k, v in requests.items()}
     stored = [] if recipe.serving.endpoints else pace.known_paces(model_identity)
     at_once = {"sampling": sampled, "evaluation": evaluated}
     starts = {
@@ -136,8 +137,7 @@ def estimate_run(
         "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints)),
     }
     seconds = {
-        k: pace.expect(stored, k, n, at_once[k], recipe.generation.max_new_tokens, starts[k])
-        for k, n in requests.items()
+        k: pace.expect(stored, k, n, at_once[k], recipe.generation.most_tokens, starts[k]) for k, n in requests.items()
     }
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
     return RunEstimate(
@@ -211,10 +211,10 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     _say_which_metrics_stay(recipe)
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
     folder = base_model.materialize(context.model, weights=False)
-    say_if_the_model_may_think(recipe, folder)
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
     estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable)
     problems = [
+        *template_problems(recipe, folder),
         *too_long(recipe, prompts, folder),
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
@@ -259,19 +259,14 @@ def _say_which_metrics_stay(recipe: Recipe) -> None:
         )
 
 
-def say_if_the_model_may_think(recipe: Recipe, model_folder: Path) -> None:
-    """Say if the chat template can switch thinking on or off, and the recipe does neither."""
-    settings = recipe.generation.extra.get("chat_template_kwargs")
-    if isinstance(settings, dict) and {"enable_thinking", "thinking"} & settings.keys():
-        return
-    files = (model_folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
-    template = "".join(f.read_text(encoding="utf-8", errors="replace") for f in files if f.is_file())
-    if "enable_thinking" in template or "<think>" in template:
-        progress.say(
-            "model  its chat template knows thinking: thoughts count against generation.max_new_tokens, and are not "
-            "kept as text; 'generation.extra={chat_template_kwargs: {enable_thinking: false}}' switches them off where "
-            "the template has that setting"
-        )
+def template_problems(recipe: Recipe, model_folder: Path) -> tuple[str, ...]:
+    """Return what in the model's chat template stops the recipe's chains or training; say what else to know of it."""
+    template = chat_template.load_template(model_folder)
+    count = chat_template.token_counter(model_folder)
+    findings = chat_template.check_template(template, recipe.chain.system, recipe.generation.template_settings, count)
+    for note in findings.notes:
+        progress.say(f"model  its chat template: {note}")
+    return findings.problems
 
 
 def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:

@@ -318,7 +318,9 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> RowIndex:
     def way(facts: Mapping[str, Any]) -> Any:
         recipe, keys = facts["recipe"], ("endpoints", "served_model", "context")
         served = [recipe["serving"][key] for key in keys]
-        settings = {k: v for k, v in recipe["generation"].items() if v != {}}  # without `extra`, which older runs lack
+        settings = {
+            k: v for k, v in recipe["generation"].items() if v not in ({}, None)
+        }  # older runs lack what is newer
         return [facts["identity"]["model"], settings, served, recipe["chain"].get("critic")]
 
     files: list[JsonlFile] = []

