@@ -22,7 +22,7 @@ from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.inference import servers
+from dsc_hub.inference import servers, thinking_models
 from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
 from dsc_hub.inference.client import Completion, Generator, RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
@@ -142,7 +142,8 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     weights, _ = evaluation_weights(folder, run.facts.identity["model"], recipe.distill, recipe.evaluation.weights)
     started = time.monotonic()
     log = cache.cache_home() / "chat.vllm.log"
-    with servers.serve_model(weights, section, log, {ADAPTER: run["adapter"]}) as endpoints:
+    more = thinking_models.vllm_arguments(weights, recipe.generation)
+    with servers.serve_model(weights, section, log, {ADAPTER: run["adapter"]}, more=more) as endpoints:
         say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")
         yield endpoints
 

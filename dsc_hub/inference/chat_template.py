@@ -61,6 +61,11 @@ class ChatTemplate:
             return False
         return True
 
+    def opens_thought(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether the template begins each answer with a thought, so that the model writes only its end."""
+        asked = [{"role": "user", "content": _ASKED[0]}]
+        return self.render(asked, add_generation_prompt=True, **settings).rstrip().endswith(_OPENED)
+
     @property
     def may_think(self) -> bool:
         """Whether it knows thoughts, or a setting that switches them."""
@@ -175,8 +180,8 @@ def _thinking_note(template: ChatTemplate, prompt: str, settings: Mapping[str, A
             f"it may think before it answers, and the recipe does not say whether it should: {limit}, or switch "
             f"them off: 'generation.extra={{{TEMPLATE_SETTINGS}: {{{setting}: false}}}}'"
         )
-    always = " in every answer" if prompt.rstrip().endswith(_OPENED) else ""
-    return f"it thinks{always or ' before it may answer'}: {limit}"
+    when = "in every answer" if prompt.rstrip().endswith(_OPENED) else "before it answers"
+    return f"it thinks {when}: {limit}"
 
 
 def _rewriting_note(prompt: str, whole: str) -> str:

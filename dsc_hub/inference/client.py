@@ -212,6 +212,8 @@ class Generator:
         s = self.settings
         body = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
         body |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.most_tokens}
+        if s.max_thinking_tokens and server.endpoint.ends_thoughts:
+            body["thinking_token_budget"] = s.max_thinking_tokens
         answer = await self._post(server, "chat/completions", body | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from dsc_hub.config import messages
 from dsc_hub.config.sampling import CriticConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
-from dsc_hub.inference.vllm import BASE, VllmServer
+from dsc_hub.inference.vllm import BASE, ENDS_THOUGHTS, VllmServer
 from dsc_hub.system import machine
 from dsc_hub.system.progress import duration, moving_line
 
@@ -49,6 +49,7 @@ class Endpoint:
     # only of a server that we started; it is up again when `is_ready` returns True
     restart: Callable[[], None] | None = None
     is_ready: Callable[[], bool] = lambda: True
+    ends_thoughts: bool = False  # whether it takes `thinking_token_budget`
 
 
 @contextmanager
@@ -61,17 +62,20 @@ def serve_model(
     places: Sequence[Sequence[str]] = ((),),
     compiled: bool = False,
     name: str = BASE,
+    more: Sequence[str] = (),
 ) -> Iterator[list[Endpoint]]:
     """Start a vLLM server for each of `places` (see `replica_places`) and yield their endpoints.
 
-    `name` is the model's in requests; adapters keep theirs. The second server logs to `<log>-2`, and so on.
+    `name` is the model's in requests; adapters keep theirs. `more` are further arguments of vLLM. The second
+    server logs to `<log>-2`, and so on.
     ServingError with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
     """
     with ExitStack() as stack:
         engines = []
         for n, devices in enumerate(places, 1):
             replica_log = log if n == 1 else log.with_stem(f"{log.stem}-{n}")
-            engine = VllmServer(folder, section, replica_log, adapters or {}, own=devices, compiled=compiled, name=name)
+            options: dict[str, Any] = {"own": devices, "compiled": compiled, "name": name, "more": more}
+            engine = VllmServer(folder, section, replica_log, adapters or {}, **options)
             stack.callback(engine.end)
             engines.append(engine)
         with moving_line() as line:
@@ -79,7 +83,10 @@ def serve_model(
             while not all([engine.is_ready() for engine in engines]):
                 line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
                 sleep(0.25)
-        yield [Endpoint(f"{e.url}/v1", name, e.api_key, e.check_after_loss, e.restart, e.is_ready) for e in engines]
+        limits = ENDS_THOUGHTS in more
+        yield [
+            Endpoint(f"{e.url}/v1", name, e.api_key, e.check_after_loss, e.restart, e.is_ready, limits) for e in engines
+        ]
 
 
 def replica_places(section: ServingConfig) -> list[tuple[str, ...]]:
@@ -138,7 +145,8 @@ for _handler in (
     _opener.add_handler(_handler())
 
 
-def _open(request: urllib.request.Request, timeout_s: float) -> Any:
+def open_url(request: urllib.request.Request, timeout_s: float) -> Any:
+    """Open a request without following redirects; http and https only. OSError and others as urllib raises them."""
     return _opener.open(request, timeout=timeout_s)
 
 
@@ -155,7 +163,7 @@ def _prefix_cache_of(endpoint: Endpoint) -> tuple[int, int] | None:
         f"{endpoint.url.removesuffix('/v1')}/metrics", headers={"Authorization": f"Bearer {endpoint.api_key}"}
     )
     try:
-        with _open(request, timeout_s=20) as answer:
+        with open_url(request, timeout_s=20) as answer:
             text = answer.read().decode("utf-8", "replace")
     except (OSError, HTTPException, ValueError):
         return None
@@ -241,7 +249,7 @@ def _answers_as(url: str, key: str, model: str) -> bool:
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
     try:
-        with _open(request, timeout_s=120) as answer:  # the server may have to load the model first
+        with open_url(request, timeout_s=120) as answer:  # the server may have to load the model first
             return bool(json.load(answer)["choices"])
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return False
@@ -251,7 +259,7 @@ def _served_at(url: str, key: str, section: ServingConfig) -> list[str]:
     """Return the names of the served models. ServingError if the request fails."""
     try:
         request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
-        with _open(request, timeout_s=20) as answer:
+        with open_url(request, timeout_s=20) as answer:
             return [str(m["id"]) for m in json.load(answer)["data"]]
     except urllib.error.HTTPError as e:
         hint = (

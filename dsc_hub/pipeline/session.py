@@ -41,13 +41,15 @@ def served(
     Where adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
     `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
     """
-    from dsc_hub.inference import servers, vllm, weights
+    from dsc_hub.inference import rendering, servers, thinking_models, vllm, weights
 
     section = context.recipe.serving
-    if section.endpoints:
-        yield servers.external(section)
-        return
     folder = folder or context.run.facts.model.weights
+    if section.endpoints:
+        endpoints = servers.external(section)
+        rendering.check_rendering(endpoints, folder, context.recipe)
+        yield endpoints
+        return
     places = servers.replica_places(section)
     compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known_paces(context.model.identity)))
     started, what, name = time.monotonic(), " and the adapter" if adapters else "", vllm.BASE
@@ -65,10 +67,12 @@ def served(
                 places=places,
                 compiled=compiled,
                 name=name,
+                more=thinking_models.vllm_arguments(folder, context.recipe.generation),
             )
         )
         replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
         say(f"vLLM serves {context.model.id}{what}{replicas}, ready after {duration(time.monotonic() - started)}")
+        rendering.check_rendering(endpoints, folder, context.recipe)
         yield endpoints
 
 

