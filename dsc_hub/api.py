@@ -131,7 +131,7 @@ def try_out(context: RunContext, count: int = 8) -> list[tuple[Prompt, Chain]]:
     nothing."""
     from dsc_hub.pipeline import session
 
-    tried, _, _ = session.sample_a_few(context, count)
+    tried = session.sample_a_few(context, count).chains
     return tried
 
 

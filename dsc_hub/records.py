@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 Split = Literal["train", "validation", "test"]
 Role = Literal["answer", "critique", "revision"]
+TurnKey = tuple[str, int, int, str]  # prompt id, chain, step, role
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
@@ -73,7 +74,7 @@ class Turn:
     thought: str = ""  # what the model thought before the text; never scored, shown to the next turn or trained on
 
     @property
-    def key(self) -> tuple[str, int, int, str]:
+    def key(self) -> TurnKey:
         return (self.prompt_id, self.chain, self.step, self.role)
 
 

@@ -119,7 +119,7 @@ const CHAINS = {
     c.steps.forEach((step, i) => {
       const decision = step.rejected ? make("span", "chip no", `rejected: ${step.rejected}`) : make("span", "chip yes", "accepted");
       const turn = make("section", "turn", make("h4", "", `Step ${i + 1} `, decision, make("span", "chip", scoreLine(step))));
-      turn.append(make("p", "label", "Critique"), make("div", "text quiet", step.critique));
+      turn.append(make("p", "label", "Critique"), make("div", "text quiet", step.critique), ...onDemand("What the model thought before it", step.critique_thought));
       turn.append(make("p", "label", "Revision, against the text before"), diffText(before[i].text, step.text), ...whole(step));
       out.push(turn);
     });
@@ -127,9 +127,13 @@ const CHAINS = {
   },
 };
 
+/** Return a closed part that shows a text on demand; nothing without a text. */
+function onDemand(title, text) {
+  return text ? [make("details", "", make("summary", "label", title), make("div", "text", text))] : [];
+}
+
 function whole(text) {
-  if (!text.raw) return [];
-  return [make("details", "", make("summary", "label", "As the model wrote it"), make("div", "text", text.raw))];
+  return [...onDemand("What the model thought before it", text.thought), ...onDemand("As the model wrote it", text.raw)];
 }
 
 const ANSWERS = {

@@ -118,6 +118,9 @@ def make_server(
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if not self._allowed():
                 return
+            if not self.path.endswith("/completions"):
+                self._send(404, {"error": {"message": "no such route"}})
+                return
             with lock:
                 asked += 1
                 before = came[key_of := json.dumps(body, sort_keys=True)]

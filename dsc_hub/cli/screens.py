@@ -18,7 +18,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import NAMES
 from dsc_hub.evaluation.claim import claim_of
 from dsc_hub.pipeline.context import RunContext
-from dsc_hub.records import Chain, Prompt, Score
+from dsc_hub.records import Chain, Role, Score
 from dsc_hub.runs.results import evaluated, metrics_of
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import with_current_looks
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from dsc_hub.evaluation.score_file import ScoredFile
     from dsc_hub.hub.pull import Pulled
     from dsc_hub.pipeline.grid import GridRow
-    from dsc_hub.pipeline.preflight import RunPlan
+    from dsc_hub.pipeline.preflight import RunPlan, TrainingNeed
+    from dsc_hub.pipeline.session import Tried
     from dsc_hub.publish.verify import Check
 
 FEW_TEXTS = 20
@@ -84,6 +85,8 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     trained = "distill" in (*e.done, *e.taken_over)
     how = f"{r.distill.objective}, {r.distill.method}; its time shows after the first steps"
     table.add_row("distill", "nothing left to train" if trained else how)
+    if e.training:
+        table.add_row("", Text(_training_need(e.training)))
     if r.rounds > 1:
         table.add_row("rounds", ROUNDS.format(r.rounds))
     table.add_row("disk", f"about {e.disk_bytes / 1e9:.2f} GB under {context.runs}")
@@ -108,6 +111,20 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     if not judges_claim(r.evaluation.arms):
         table.add_row("claim", "none will be judged: it needs base as the first arm, and distilled")
     terminal.out.print(table)
+
+
+def _training_need(need: TrainingNeed) -> str:
+    """Return what training needs in a sentence, and what to do where that is more than there is."""
+    quantised = f", {100 * need.quantised_share:.0f} % of them quantised" if need.quantised_share else ""
+    text = (
+        f"{need.trained / 1e6:.1f} of {need.parameters / 1e6:,.0f} million parameters trained{quantised}; about "
+        f"{need.memory_gib:.1f} of {need.memory_there_gib:.0f} GiB of memory"
+    )
+    if need.has_experts:
+        text += "; the experts are neither quantised nor adapted, the linear layers beside them are"
+    if need.memory_gib <= need.memory_there_gib:
+        return text
+    return f"{text}: too much, if the estimate is right; lower per_device_train_batch_size or generation.max_new_tokens"
 
 
 def _dropped(dropped: Counts) -> list[str]:
@@ -143,21 +160,31 @@ def _score(score: Score) -> str:
     return f"{score.value:+.2f}" if score.value is not None else f"unscored ({score.reason})"
 
 
-def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float, failed: int) -> None:
+def chains(recipe: Recipe, tried: Tried, *, shows_thoughts: bool = False) -> None:
     """Print whole chains, one panel each. Markup in model text is not interpreted."""
-    for prompt, chain in tried:
+
+    def add_thought(body: Text, chain: Chain, step: int, role: Role) -> None:
+        thought = tried.thoughts.get((*chain.key, step, role), "")
+        if thought and shows_thoughts:
+            body.append(f"thought  {visible(thought)}\n", "dim italic")
+
+    for prompt, chain in tried.chains:
         body = Text()
+
         body.append(f"answer  {_score(chain.answer_score)}", "bold")
         body.append(f"  {chain.answer_defect}\n" if chain.answer_defect else "\n", "yellow")
+        add_thought(body, chain, 0, "answer")
         body.append(visible(chain.answer) + "\n")
         for step in chain.steps:
             body.append(f"\ncritique {step.number}\n", "bold")
+            add_thought(body, chain, step.number, "critique")
             body.append(visible(step.critique) + "\n", "dim")
             body.append(f"\nrevision {step.number}  {_score(step.score)}  ", "bold")
             body.append(
                 "accepted\n" if step.accepted else f"rejected: {step.rejected}\n",
                 "green" if step.accepted else "yellow",
             )
+            add_thought(body, chain, step.number, "revision")
             body.append(visible(step.revision) + "\n")
         final = f"final: {'first answer' if not chain.state_step else f'revision {chain.state_step}'}"
         use = f"not usable: {chain.final_defect}" if chain.final_defect else _score(chain.final_score)
@@ -170,9 +197,12 @@ def chains(recipe: Recipe, tried: Sequence[tuple[Prompt, Chain]], seconds: float
                 subtitle_align="right",
             )
         )
-    steps = [s for _, c in tried for s in c.steps]
+    steps = [s for _, c in tried.chains for s in c.steps]
+    if tried.thoughts and not shows_thoughts:
+        terminal.out.print(f"The model thought before {len(tried.thoughts)} turns; --thoughts shows what.")
+    accepted = sum(s.accepted for s in steps)
     terminal.out.print(
-        f"{len(tried)} chains, {failed} failed, in {duration(seconds)}; {sum(s.accepted for s in steps)} of "
+        f"{len(tried.chains)} chains, {tried.failed} failed, in {duration(tried.seconds)}; {accepted} of "
         f"{len(steps)} revisions accepted ({recipe.chain.acceptance})"
     )
 

@@ -38,19 +38,25 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
 
 @recipe_verb
 @click.option("-n", "count", type=click.IntRange(1), default=8, show_default=True, help="How many prompts.")
+@click.option("--thoughts", is_flag=True, help="Show what the model thought before each turn, too.")
 @json_option
-def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, as_json: bool) -> None:
+def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, thoughts: bool, as_json: bool) -> None:
     """Show a handful of whole chains, with scores, decisions and rejections, before hours are spent."""
     from dsc_hub.cli import screens
     from dsc_hub.pipeline import session
 
     context = resolve_context(recipe, overrides, runs)
-    tried, seconds, failed = session.sample_a_few(context, count)
+    tried = session.sample_a_few(context, count)
     if as_json:
-        chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried]
-        print_json({"chains": chains, "seconds": seconds, "failed": failed})
+        chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried.chains]
+        numbers = {"seconds": tried.seconds, "failed": tried.failed}
+        listed = [
+            {"prompt_id": key[0], "chain": key[1], "step": key[2], "role": key[3], "thought": thought}
+            for key, thought in tried.thoughts.items()
+        ]
+        print_json({"chains": chains, **numbers} | ({"thoughts": listed} if thoughts else {}))
     else:
-        screens.chains(context.recipe, tried, seconds, failed)
+        screens.chains(context.recipe, tried, shows_thoughts=thoughts)
 
 
 @recipe_verb

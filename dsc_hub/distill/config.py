@@ -120,6 +120,8 @@ _MEANT = {
     "batch_size": "per_device_train_batch_size",
     "max_seq_length": "max_length",
 }
+# Names by which peft means the weights of experts, whatever else has them in a model.
+_OF_EXPERTS = frozenset("gate w1 w2 w3 gate_proj up_proj down_proj gate_up_proj".split())
 # A served adapter is added to the published base; any other init changes the base itself.
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 
@@ -190,6 +192,25 @@ def plan_of(section: DistillConfig) -> Plan:
     if best or section.validation_prompts:
         settings.setdefault("eval_strategy", "epoch")
     return Plan(section.method, section.objective, settings, LORA_DEFAULTS | lora, merged, best)
+
+
+def lora_config(lora: Mapping[str, Any], model: Any) -> LoraConfig:
+    """Return peft's configuration of the adapter for a model.
+
+    Where a model keeps its experts in one tensor, peft would read "all-linear" as these tensors, too, and the adapter
+    could not be served by vLLM. There it means the linear layers outside the experts.
+    """
+    targets = lora["target_modules"]
+    if targets == "all-linear" and has_fused_experts(model):
+        wide = model.get_output_embeddings()
+        linear = {n for n, m in model.named_modules() if hasattr(m, "in_features") and m is not wide}
+        targets = sorted({name.rpartition(".")[2] for name in linear} - _OF_EXPERTS)
+    return LoraConfig(task_type="CAUSAL_LM", **{**lora, "target_modules": targets})
+
+
+def has_fused_experts(model: Any) -> bool:
+    """Return whether the model keeps the weights of its experts in one tensor a layer."""
+    return any(p.dim() == 3 and "experts" in name for name, p in model.named_parameters())
 
 
 def _lora_problems(lora: Mapping[str, Any]) -> list[str]:

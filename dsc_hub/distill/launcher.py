@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from rich.text import Text
@@ -24,6 +24,7 @@ from dsc_hub import errors
 from dsc_hub.config.recipe import Recipe, reward_terms, servers
 from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill import plugin
+from dsc_hub.distill.memory import TrainingSize
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
@@ -143,6 +144,13 @@ def tracker_problems(section: DistillConfig) -> list[str]:
     return [f"distill.report_to: {tracker} is not installed; `pip install {tracker}`"]
 
 
+class Checked(NamedTuple):
+    """The problems of training with a recipe, and its shapes (None if they could not be worked out)."""
+
+    problems: list[str]
+    size: TrainingSize | None = None
+
+
 def check_in_child(section: DistillConfig) -> list[str]:
     """Return the problems that the training libraries find in a recipe's `distill` section.
 
@@ -150,10 +158,10 @@ def check_in_child(section: DistillConfig) -> list[str]:
     before. ConfigError if it exceeds its limits of time or memory.
     """
     about = digest(section.model_dump(mode="json"), machine.versions())
-    return tracker_problems(section) or _check(about, {"section": section, "recipe": None})
+    return tracker_problems(section) or _check(about, {"section": section, "recipe": None}).problems
 
 
-def rehearse_in_child(recipe: Recipe, model_folder: Path, has_validation: bool) -> list[str]:
+def rehearse_in_child(recipe: Recipe, model_folder: Path, has_validation: bool) -> Checked:
     """Return the problems of training with this recipe, from one step on a one-layer model with made-up rows.
 
     `model_folder` needs no weights. As `check_in_child`; but a rehearsal that takes too much time or memory says
@@ -166,9 +174,9 @@ def rehearse_in_child(recipe: Recipe, model_folder: Path, has_validation: bool) 
     return _check(about, given)
 
 
-def _check(about: str, given: dict[str, Any]) -> list[str]:
-    if cache.is_known(KNOWN_GOOD, about):
-        return []
+def _check(about: str, given: dict[str, Any]) -> Checked:
+    if known := cache.recall_value(KNOWN_GOOD, about):
+        return Checked([], TrainingSize.model_validate(known) if isinstance(known, dict) else None)
     environment = _child_environment(1) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     limits = f"within {CHECKED_WITHIN_S} s and {CHECKED_IN_BYTES >> 30} GiB of memory"
     endless = ConfigError(
@@ -188,20 +196,22 @@ def _check(about: str, given: dict[str, Any]) -> list[str]:
         )
     except subprocess.TimeoutExpired as e:
         if REHEARSES in (e.stdout or b"").decode():
-            return []
+            return Checked([])
         raise endless from None
-    rehearses, _, problem = child.stdout.rpartition(REHEARSES)
+    before, rehearses, problem = child.stdout.rpartition(REHEARSES)
+    size = TrainingSize.model_validate_json(before) if rehearses else None
     if child.returncode < 0 or (child.returncode and any(sign in child.stderr for sign in _NO_MEMORY)):
-        if rehearses or REHEARSES in child.stdout:
-            return []
+        if rehearses:
+            return Checked([], size)
         raise endless
     if child.returncode:
         raise RuntimeError(f"checking the distill section failed:\n{child.stderr[-4000:]}")
     if problem.strip():
         error = _error(json.loads(problem))
-        return list(error.problems) if isinstance(error, ConfigError) and error.problems else [error.message]
-    cache.remember_fact(KNOWN_GOOD, about)
-    return []
+        problems = list(error.problems) if isinstance(error, ConfigError) and error.problems else [error.message]
+        return Checked(problems, size)
+    cache.remember_value(KNOWN_GOOD, about, size.model_dump() if size else True)
+    return Checked([], size)
 
 
 def _command(run: Run, section: DistillConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def check_training(run: Run) -> TrainingData:
     train, first_row = rendered["train"], splits["train"][0]
     answer = next(first_row[c] for c in ANSWER_COLUMNS if c in first_row)
     first = _tokenised(tokenizer, [first_row["prompt"] + answer], **first_row.get(TEMPLATE_SETTINGS, {}))[0]
+    _check_prompt(tokenizer, first_row, answer)
     return TrainingData(
         rows=len(train),
         answers=sum(len(row.lengths) for row in train),
@@ -294,6 +296,23 @@ def _tokenised(
         ) from None
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return ids
+
+
+def _check_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], answer: list[dict[str, str]]) -> None:
+    """DataError if a text of the prompt is not in the part of the row that prompt and whole row have in common: it
+    would be trained, or lost."""
+    settings = {"tokenize": False, **row.get(TEMPLATE_SETTINGS, {})}
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **settings)
+    whole = tokenizer.apply_chat_template(row["prompt"] + answer, **settings)
+    common = os.path.commonprefix([prompt, whole])
+    asked = [m for m in row["prompt"] if m["role"] != "assistant" and m["content"].strip() in prompt]
+    if lost := [m["role"] for m in asked if m["content"].strip() not in common]:
+        raise DataError(
+            f"the chat template renders the prompt of a row otherwise once an answer follows: its {lost[0]} text is "
+            "not in the part that is not trained",
+            "Training would show the model another prompt than generation. Leave chain.system out, or use a model "
+            "whose template renders both alike.",
+        )
 
 
 def _check_end(row: _Rendered, where: str, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> None:

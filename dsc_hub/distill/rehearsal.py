@@ -2,9 +2,10 @@
 
     python -m dsc_hub.distill.rehearsal BYTES
 
-reads {section, recipe, folder, has_validation} as JSON from standard input, checks the `distill` section, prints
-`REHEARSES`, trains one step in a temporary folder, and prints the error as JSON if there is one. `recipe` is null if
-only the section is to be checked. BYTES limits the memory. It runs in its own process, because the libraries are heavy.
+reads {section, recipe, folder, has_validation} as JSON from standard input, checks the `distill` section, prints the
+shapes of the training (`TrainingSize`) and `REHEARSES`, trains one step in a temporary folder, and prints the error as
+JSON if there is one. `recipe` is null if only the section is to be checked. BYTES limits the memory. It runs in its own
+process, because the libraries are heavy.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import pyarrow.parquet as pq
 
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.training import DistillConfig
-from dsc_hub.distill.config import BY_OBJECTIVE, check_section
+from dsc_hub.distill.config import BY_OBJECTIVE, check_section, has_fused_experts, lora_config, plan_of
 from dsc_hub.distill.launcher import REHEARSES, shown_error
+from dsc_hub.distill.memory import TrainingSize
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.runs.run import Run
+from dsc_hub.system import machine
 
 MADE_UP_ROWS = 4
 # One step of one row: what a setting does to the machinery shows as well as with many.
@@ -56,6 +59,39 @@ def rehearse(recipe: Recipe, folder: Path, has_validation: bool) -> None:
                 f"Take those out of distill.{recipe.distill.objective}, lora and quantization that you did not mean to"
                 " change.",
             ) from e
+
+
+def size_of(recipe: Recipe, folder: Path) -> TrainingSize:
+    """Return the shapes of the whole model's training, from its configuration: no weight is allocated."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    plan = plan_of(recipe.distill)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):
+        model = AutoModelForCausalLM.from_config(config)
+        wide = set(get_keys_to_not_convert(model))
+        linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name not in wide]
+        parameters = sum(p.numel() for p in model.parameters())
+        quantised = sum(m.in_features * m.out_features for m in linear) if plan.quantization is not None else 0
+        adapted = get_peft_model(model, lora_config(plan.lora, model))
+        has_experts = has_fused_experts(model)
+        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    text = config.get_text_config()
+    return TrainingSize(
+        parameters=parameters,
+        quantised=quantised,
+        bits=8 if (plan.quantization or {}).get("load_in_8bit") else 4,
+        trained=trained,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        inner=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        vocabulary=text.vocab_size,
+        recomputes=bool(plan.settings.get("gradient_checkpointing", not machine.vllm_on_cpu())),
+        has_experts=has_experts,
+    )
 
 
 def _one_layer(folder: Path, target: Path) -> Path:
@@ -116,9 +152,10 @@ def main(arguments: list[str], given: dict[str, Any]) -> None:
     try:
         check_section(DistillConfig.model_validate(given["section"]))
         if given["recipe"]:
+            recipe, folder = Recipe.model_validate(given["recipe"]), Path(given["folder"])
+            print(size_of(recipe, folder).model_dump_json(), file=out)
             print(REHEARSES, file=out, flush=True)
-            recipe = Recipe.model_validate(given["recipe"])
-            rehearse(recipe, Path(given["folder"]), given["has_validation"])
+            rehearse(recipe, folder, given["has_validation"])
     except DscError as error:
         print(shown_error(error), file=out)
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import datasets
 import torch
-from peft import LoraConfig
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from dsc_hub.config.recipe import Recipe, training_seed
-from dsc_hub.distill.config import BY_OBJECTIVE, Plan
+from dsc_hub.distill.config import BY_OBJECTIVE, Plan, lora_config
 from dsc_hub.distill.preflight import TrainingData
 from dsc_hub.errors import ConfigError
 
@@ -86,7 +85,7 @@ def build_trainer(
             train_dataset=_dataset(rows["train"]),
             eval_dataset=_dataset(rows["validation"]),
             processing_class=tokenizer,
-            peft_config=LoraConfig(task_type="CAUSAL_LM", **plan.lora),
+            peft_config=lora_config(plan.lora, model),
             callbacks=callbacks,
         )
     except ValueError as e:

@@ -135,6 +135,8 @@ def check_template(
     if lost := [m["role"] for m in chain if m["content"] not in whole]:
         return Findings(problems=(_loss(lost),))
     prompt = template.render(opening, add_generation_prompt=True, **settings)
+    if problem := _trained_prompt(prompt, row):
+        return Findings(problems=(problem,))
     notes = [
         _thinking_note(template, prompt, settings),
         _rewriting_note(prompt, whole),
@@ -192,6 +194,22 @@ def _rewriting_note(prompt: str, whole: str) -> str:
     return (
         f"earlier turns are rendered otherwise than they were generated ({was!r}, later {is_now!r}), so little of a "
         "conversation is found in the prefix cache"
+    )
+
+
+def _trained_prompt(prompt: str, row: str) -> str:
+    """Return a problem if what is trained of a row, that is all after its common beginning with the prompt, has a part
+    of the prompt."""
+    trained = row[len(os.path.commonprefix([prompt, row])) :].partition(_ANSWERED[0])[0]
+    is_lost = _SYSTEM in prompt and _SYSTEM not in row
+    if not (is_lost or _ASKED[0] in trained or _SYSTEM in trained):
+        return ""
+    was, is_now = _difference(prompt, row)
+    where = "chain.system" if _SYSTEM in prompt else "model.source"
+    return (
+        f"{where}: the model's chat template renders a prompt otherwise once an answer follows ({was!r}, then "
+        f"{is_now!r}), so training would show the model another prompt, and train it on that"
+        + ("; leave chain.system out, and put what it says into the prompts" if where == "chain.system" else "")
     )
 
 

@@ -16,6 +16,7 @@ from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
+from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
@@ -29,6 +30,7 @@ from dsc_hub.runs.run import siblings
 from dsc_hub.system import machine, progress
 from dsc_hub.system.launch import world_size
 
+ROWS_A_STEP = 4  # of training on a device, unless the recipe says otherwise
 DISK_BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
 WEIGHTS_SHARE = (
     0.1  # size of an adapter with trainer state, as a fraction of the base's files, where it can't be worked out
@@ -50,12 +52,27 @@ class RunEstimate(BaseModel):
     disk_bytes: int
 
 
+class TrainingNeed(BaseModel):
+    """What training needs: parameters of the base and of the adapter, the share that is quantised, and about how much
+    memory in GiB each process takes at its peak, with rows of the length that generation allows."""
+
+    parameters: int
+    trained: int
+    quantised_share: float
+    has_experts: bool
+    memory_gib: float
+    memory_there_gib: float
+
+
 class RunPlan(RunEstimate):
     """What a run will do: its estimate, and what is there already.
 
     `dropped` counts prompts that are left out; `done` are finished stages; `taken_over` maps stages to the folders of
-    the runs whose results will be reused; `repos` says what is published, None: nothing is.
+    the runs whose results will be reused; `repos` says what is published, None: nothing is. `training` is None if there
+    is nothing to train, or where it could not be worked out.
     """
+
+    training: TrainingNeed | None
 
     dropped: Counts
     done: list[str]
@@ -98,6 +115,28 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
             "them"
         )
     return problems
+
+
+def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, size: TrainingSize) -> TrainingNeed:
+    """Return what training needs, if each row is as long as the longest prompt and a whole answer."""
+    count = chat_template.token_counter(model_folder) or len
+    system = count(recipe.chain.system) if recipe.chain.system else 0
+    longest = max((count(p.text) for p in prompts), default=0) + system + recipe.generation.max_new_tokens
+    settings = getattr(recipe.distill, recipe.distill.objective)
+    rows = settings.get("per_device_train_batch_size", ROWS_A_STEP) * (2 if recipe.distill.objective == "dpo" else 1)
+    length = min(longest + 2 * TURN_OVERHEAD, settings.get("max_length") or recipe.serving.context)
+    on_cpu = not machine.gpus()
+    wide = 4 if on_cpu and machine.cpu_dtype() == "float32" else 2
+    there = machine.memory_gib() if on_cpu else machine.gpu_memory_gib()
+    peak = peak_bytes(size, rows, length, wide) * (recipe.distill.processes if on_cpu else 1)
+    return TrainingNeed(
+        parameters=size.parameters,
+        trained=size.trained,
+        quantised_share=size.quantised_share,
+        has_experts=size.has_experts,
+        memory_gib=round(peak / GIB, 1),
+        memory_there_gib=there,
+    )
 
 
 def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
@@ -222,6 +261,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
         *_process_problems(recipe),
     ]
+    training = None
     if "distill" not in reusable and (quantised := _quantised_by(folder)):
         problems.append(
             f"model.source: the weights of {context.model.id} are quantised already ({quantised}), and an adapter is"
@@ -230,7 +270,9 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     elif "distill" not in reusable:
         has_validation = any(p.split == "validation" for p in prompts)
         problems += launcher.tracker_problems(recipe.distill)
-        problems += launcher.rehearse_in_child(recipe, folder, has_validation)
+        checked = launcher.rehearse_in_child(recipe, folder, has_validation)
+        problems += checked.problems
+        training = checked.size and training_need(recipe, prompts, folder, checked.size)
     repos = None
     if account:
         repos, hub_problems = _check_publishing(context, account, folder, estimate.disk_bytes)
@@ -240,6 +282,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
     return RunPlan(
         **dict(estimate),
+        training=training,
         dropped=dropped,
         done=[stage for stage, source in reusable.items() if source is context.run],
         taken_over={stage: str(source.folder) for stage, source in reusable.items() if source is not context.run},

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from dsc_hub.data import prompts
 from dsc_hub.inference import base_model
 from dsc_hub.pipeline import pace
 from dsc_hub.pipeline.context import RunContext, announce_servers
-from dsc_hub.records import Chain, Prompt
+from dsc_hub.records import Chain, Prompt, Turn, TurnKey
 from dsc_hub.runs.cost import add_session
 from dsc_hub.runs.row_index import RowIndex
 from dsc_hub.runs.run import Run
@@ -181,8 +181,21 @@ def processors(context: RunContext) -> tuple[int, str] | tuple[None, None]:
     return len(servers.replica_places(section)) * section.tensor_parallel, "GPU"
 
 
-def sample_a_few(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Chain]], float, int]:
-    """Sample the first `count` training prompts in a temporary folder; return [(prompt, chain)], seconds, failed."""
+@dataclass(frozen=True)
+class Tried:
+    """Whole chains with their prompts, sampled in `seconds`; `failed` chains were not finished.
+
+    `thoughts` are what the model thought before its turns, by the key of the turn.
+    """
+
+    chains: list[tuple[Prompt, Chain]]
+    thoughts: dict[TurnKey, str]
+    seconds: float
+    failed: int
+
+
+def sample_a_few(context: RunContext, count: int) -> Tried:
+    """Sample the first `count` training prompts in a temporary folder."""
     from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample
 
@@ -206,4 +219,6 @@ def sample_a_few(context: RunContext, count: int) -> tuple[list[tuple[Prompt, Ch
         by_id = {p.id: p for p in tried_prompts}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
-        return [(by_id[c.prompt_id], c) for c in sample.read_chains(tried.run)], seconds, tally.failed
+        thoughts = {t.key: t.thought for t in tried.run.rows("turns.jsonl").as_type(Turn) if t.thought}
+        chains = [(by_id[c.prompt_id], c) for c in sample.read_chains(tried.run)]
+        return Tried(chains, thoughts, seconds, tally.failed)

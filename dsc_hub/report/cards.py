@@ -43,6 +43,7 @@ TAGS = [f"arxiv:{PAPER}", "distilled-self-critique"]
 CONFIGS = ("sft", "preference", "repairs", "chains", "evaluation")
 PLOTS = {"dataset": ("steps",), "adapter": ("arms", "loss"), "base": ()}
 CHAINS_ON_CARD, ANSWERS_ON_CARD = 3, 2  # examples: whole chains, prompts with every arm's answer
+_PLAIN = re.compile(r"[\w\s.,'\[\]-]*", re.ASCII)  # values that may stand in a card's code
 LONGEST_EXAMPLE = 800  # characters of one text on a card
 # Upper bounds of the Hub's size categories.
 SIZES = (
@@ -163,6 +164,7 @@ def environment() -> Environment:
         "id": _vouched_id,
         "arm_name": formatting.arm_name,
         "python": _literal,
+        "arguments": _arguments,
     }
     return env
 
@@ -197,10 +199,19 @@ def _clean(text: str) -> str:
     )
 
 
+def _arguments(settings: Mapping[str, Any]) -> Markup:
+    """Return settings as keyword arguments of a call, each with a comma after it; those that no code can show safely
+    are left out."""
+    plain = {
+        k: v for k, v in settings.items() if re.fullmatch(r"[A-Za-z_]\w*", k, re.ASCII) and _PLAIN.fullmatch(repr(v))
+    }
+    return Markup("".join(f"{key}={value!r}, " for key, value in plain.items()))
+
+
 def _literal(value: Any) -> Markup:
     """Return a plain recipe value as Python code for a code block; DataError if it could end the block."""
     text = repr(value)
-    if not re.fullmatch(r"[\w\s.,'\[\]-]*", text, re.ASCII):
+    if not _PLAIN.fullmatch(text):
         raise DataError(
             f"distill.quantization holds {text[:80]}, which can't stand in a card's code", "Use plain values."
         )

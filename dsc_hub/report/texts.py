@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dsc_hub.records import Answer, Chain, Prompt, Score, Step
+from dsc_hub.config.arms import ARMS
+from dsc_hub.records import Answer, AnswerKey, Chain, Prompt, Role, Score, Step, Turn, TurnKey
 from dsc_hub.runs.metrics_schema import Evaluation
 from dsc_hub.runs.results import answers
 from dsc_hub.runs.run import Run
@@ -31,6 +32,7 @@ class RunTexts:
         self.prompts = {p.id: p for p in run.rows("prompts.jsonl").as_type(Prompt)}
         self.chains = sorted(run.rows("chains.jsonl").as_type(Chain), key=lambda c: c.key)
         self.trained = _trained_chains(run)
+        self.thoughts = thoughts_of(run)
         self.answers = _answers_by_prompt(run, evaluation) if evaluation else []
 
     @property
@@ -56,8 +58,14 @@ class RunTexts:
                 "prompt": place(c.prompt_id),
                 "chain": c.number,
                 "row": c.key in self.trained,
-                "answer": _text_shown(c.answer, c.answer_score, c.answer_defect, c.answer_raw),
-                "steps": [_step_shown(s) for s in c.steps],
+                "answer": _text_shown(c.answer, c.answer_score, c.answer_defect, c.answer_raw)
+                | self._thought(c, 0, "answer", "thought"),
+                "steps": [
+                    _step_shown(s)
+                    | self._thought(c, s.number, "critique", "critique_thought")
+                    | self._thought(c, s.number, "revision", "thought")
+                    for s in c.steps
+                ],
             }
             for c in self.chains[start : start + MOST_CHAINS]
         ]
@@ -67,6 +75,15 @@ class RunTexts:
             {"id": p.id, "text": shorten(p.text), "group": p.group, "split": p.split, "kind": p.kind} for p in listed
         ]
         return {"first": start + 1, "prompts": prompts, "chains": chains, "answers": answers}
+
+    def _thought(self, chain: Chain, step: int, role: Role, key: str) -> dict[str, str]:
+        thought = self.thoughts.get((chain.prompt_id, chain.number, step, role))
+        return {key: shorten(thought)} if thought else {}
+
+
+def thoughts_of(run: Run, file: str = "turns.jsonl") -> dict[TurnKey, str]:
+    """Return what the model thought before its turns, by the key of the turn; turns without a thought are left out."""
+    return {turn.key: turn.thought for turn in run.rows(file).as_type(Turn) if turn.thought}
 
 
 def _text_shown(text: str, score: Score, defect: str, raw: str) -> dict[str, Any]:
@@ -97,19 +114,32 @@ def _answers_by_prompt(run: Run, evaluation: Evaluation) -> list[dict[str, Any]]
     for answer in answers(run):
         by_prompt.setdefault((answer.prompt_id, answer.sample), {})[answer.arm] = answer
     sign = 1 if evaluation.scores["reward"].higher_is_better else -1
+    arms_seen = {arm for arms in by_prompt.values() for arm in arms}
+    thoughts = {arm: _thoughts_of_arm(run, arm) for arm in arms_seen}
     return [
         {
             "prompt": prompt_id,
             "sample": sample,
             "sign": sign,
-            "arms": {arm: _answer_shown(answer, evaluation) for arm, answer in arms.items()},
+            "arms": {
+                arm: _answer_shown(answer, evaluation, thoughts[arm].get((prompt_id, sample), ""))
+                for arm, answer in arms.items()
+            },
         }
         for (prompt_id, sample), arms in sorted(by_prompt.items())
     ]
 
 
-def _answer_shown(answer: Answer, evaluation: Evaluation) -> dict[str, Any]:
-    return {
+def _thoughts_of_arm(run: Run, arm: str) -> dict[AnswerKey, str]:
+    """Return the thoughts of an arm of plain answers by prompt and sample; of another arm none: it has many turns."""
+    if arm not in ARMS or ARMS[arm].way != "answer":
+        return {}
+    thoughts = thoughts_of(run, f"{ARMS[arm].prefix}turns.jsonl")
+    return {(prompt_id, sample): t for (prompt_id, sample, step, role), t in thoughts.items() if role == "answer"}
+
+
+def _answer_shown(answer: Answer, evaluation: Evaluation, thought: str) -> dict[str, Any]:
+    return ({"thought": shorten(thought)} if thought else {}) | {
         "text": shorten(answer.text),
         "reward": answer.reward,
         "scores": {name: answer.score(name) for name in evaluation.score_names},

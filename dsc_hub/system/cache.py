@@ -20,15 +20,6 @@ def recall_value(name: str, key: str) -> Any:
     return _recall(name).get(key)
 
 
-def remember_fact(name: str, fact: str) -> None:
-    """Store a fact in a file of the cache; `is_known` then returns True for it."""
-    remember_value(name, fact, True)
-
-
-def is_known(name: str, fact: str) -> bool:
-    return recall_value(name, fact) is True
-
-
 def _recall(name: str) -> dict[str, Any]:
     try:
         value = json.loads((cache_home() / name).read_text(encoding="utf-8"))

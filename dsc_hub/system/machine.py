@@ -68,6 +68,17 @@ def gpus() -> tuple[str, ...]:
     return tuple(line.strip() for line in out.stdout.splitlines() if line.strip()) if out.returncode == 0 else ()
 
 
+def gpu_memory_gib() -> float:
+    """Return the memory of the smallest NVIDIA GPU in GiB; 0.0 if there is none."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        out = subprocess.run(query, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0.0
+    sizes = [float(line) for line in out.stdout.split() if line.replace(".", "", 1).isdigit()]
+    return round(min(sizes, default=0.0) / 1024, 1)
+
+
 def visible_gpus() -> tuple[str, ...]:
     """Return the indices (or names) of the GPUs for child processes: CUDA_VISIBLE_DEVICES if it is set, else all."""
     present, chosen = len(gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")

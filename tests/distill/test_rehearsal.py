@@ -64,11 +64,11 @@ def test_in_a_child_it_needs_no_weights_and_what_passed_is_remembered(
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
     folder = tmp_path / "without weights"
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    assert launcher.rehearse_in_child(recipe, folder, True) == []
-    (problem,) = launcher.rehearse_in_child(changed(recipe, sft={"padding_free": True}), folder, True)
+    assert launcher.rehearse_in_child(recipe, folder, True).problems == []
+    (problem,) = launcher.rehearse_in_child(changed(recipe, sft={"padding_free": True}), folder, True).problems
     assert "padding_free" in problem
     monkeypatch.setattr(subprocess, "run", None)
-    assert launcher.rehearse_in_child(recipe, folder, True) == []
+    assert launcher.rehearse_in_child(recipe, folder, True).problems == []
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 64}))
     with pytest.raises(TypeError):  # another model: it would run again
@@ -88,7 +88,7 @@ def test_a_rehearsal_that_takes_too_much_says_nothing_about_the_training(
 
     for child in (killed, slow):
         monkeypatch.setattr(subprocess, "run", child)
-        assert launcher.rehearse_in_child(recipe, base, True) == []
+        assert launcher.rehearse_in_child(recipe, base, True).problems == []
 
 
 def test_a_base_that_is_quantised_already_is_refused_by_the_plan(dsc, recipe_file: Path, base: Path, tmp_path: Path):

@@ -35,7 +35,7 @@ def test_of_a_plain_template_nothing_is_said(system: str | None):
         ("GEMMA", None, {}, "", []),
         ("GEMMA", "Be brief.", {}, "takes no system turn (System role not supported); leave chain.system out", []),
         ("MISTRAL", None, {}, "", ["refuses an empty answer"]),
-        ("MISTRAL", "Be brief.", {}, "", ["earlier turns are rendered otherwise", "refuses an empty answer"]),
+        ("MISTRAL", "Be brief.", {}, "chain.system: the model's chat template renders a prompt otherwise", []),
         ("DEAF", None, {}, "", []),
         ("DEAF", "Be brief.", {}, "leaves system turns out without a word", []),
         ("FORGETFUL", None, {}, "leaves turns of the conversation out (user, assistant, user, assistant)", []),

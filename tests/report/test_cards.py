@@ -357,6 +357,25 @@ def test_an_adapter_of_a_base_that_was_not_quantised_is_loaded_without(tmp_path)
     assert "BitsAndBytesConfig" not in text
 
 
+def test_a_base_that_has_no_repo_is_named_by_a_placeholder(tmp_path):
+    facts = fixture_run.facts()
+    model = facts["model"] | {"source": "/models/mine", "id": "mine", "upstream": None, "published_as": None}
+    repos = facts["repos"] | {"base": None}
+    text = card(written_run(tmp_path / "run", run_facts=facts | {"model": model, "repos": repos}), "adapter")
+    assert 'AutoTokenizer.from_pretrained("path/to/the/base-model")' in text
+
+
+def test_settings_of_the_chat_template_are_in_the_lines_that_load_the_adapter(tmp_path):
+    facts = fixture_run.facts()
+    settings = {"enable_thinking": False, "date_string": "1 January 2026", "x)": 1, "mark": "```\n# Owned"}
+    facts["recipe"]["generation"] |= {"extra": {"chat_template_kwargs": settings}, "max_thinking_tokens": 32}
+    text = card(written_run(tmp_path / "run", run_facts=facts), "adapter")
+    assert "add_generation_prompt=True, enable_thinking=False, date_string='1 January 2026', return_dict=True" in text
+    assert f"max_new_tokens={facts['recipe']['generation'].get('max_new_tokens', 128) + 32})" in text
+    assert "x)=" not in text and "\n# Owned" not in text
+    assert "after at most 32 of a thought" in text
+
+
 def test_a_setting_that_could_end_the_code_block_is_refused(tmp_path):
     facts = fixture_run.facts()
     facts["recipe"]["distill"]["quantization"] = {"bnb_4bit_quant_type": "nf4)\n```\n# Owned"}
