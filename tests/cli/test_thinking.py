@@ -76,22 +76,26 @@ def test_no_thought_is_in_any_row_score_card_or_training_row(dsc, start, recipe_
         assert THOUGHT not in json.dumps(bodies) and THOUGHT not in said
         holding = {p.name for p in run.rglob("*") if p.is_file() and THOUGHT.encode() in p.read_bytes()}
         assert holding <= ({"turns.jsonl"} if form != "off" else set()), holding
-        tables = {
-            p.relative_to(run): pq.read_table(p).to_pylist() for p in sorted((run / "dataset").rglob("*.parquet"))
-        }
+        files = sorted((run / "dataset").rglob("*.parquet"))
+        tables = {p.relative_to(run): [without_tokens(r) for r in pq.read_table(p).to_pylist()] for p in files}
         assert tables and THOUGHT not in repr(tables)
         turns = sorted(rows(run / "turns.jsonl"), key=lambda t: (t["prompt_id"], t["chain"], t["step"], t["role"]))
         assert all(THOUGHT in t["thought"] for t in turns) is (form != "off")
         chains = sorted(rows(run / "chains.jsonl"), key=lambda c: (c["prompt_id"], c["number"]))
         card = (run / "cards" / "adapter" / "README.md").read_text()
         assert f"enable_thinking={form != 'off'}" in card
-        seen[form] = (chains, tables, [{**t, "thought": "", "new_tokens": 0} for t in turns], page_data(run))
+        seen[form] = (chains, tables, [without_tokens(t) | {"thought": ""} for t in turns], page_data(run))
     # What the model thought changes the thoughts and their tokens, and nothing else.
     assert seen["tags"][:3] == seen["off"][:3] == seen["field"][:3]
     (chain, *_), (plain, *_) = seen["tags"][3]["chains"], seen["off"][3]["chains"]
     assert THOUGHT in chain["answer"]["thought"] and THOUGHT in chain["steps"][0]["critique_thought"]
     assert "thought" not in plain["answer"] and chain["answer"]["text"] == plain["answer"]["text"]
     assert THOUGHT in seen["field"][3]["answers"][0]["arms"]["base"]["thought"]
+
+
+def without_tokens(row: dict) -> dict:
+    """The row without the number of tokens, which counts those of the thought."""
+    return {key: value for key, value in row.items() if key != "new_tokens"}
 
 
 def page_data(run: Path) -> dict:
