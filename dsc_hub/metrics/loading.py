@@ -21,11 +21,13 @@ from dsc_hub.config import recipe as recipes
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.errors import DscError, MetricError
+from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.own_code import EXAMPLE, described
 from dsc_hub.metrics.registry import (
     SHIPPED,
     commit_of,
     file_of,
+    is_hub_model,
     is_shipped,
     languages_of,
 )
@@ -148,20 +150,19 @@ def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
     """Return the `evaluate` measurement of a section."""
     import evaluate
 
-    commit = commit_of(identity)
     options: dict[str, Any] = dict(section.options)
+    downloaded = download_scorer(section, identity)
     if is_shipped(section):
         path = file_of(section.metric)
-        if commit:
-            options["model_revision"] = commit
+        if is_hub_model(section):
+            options["model_revision"] = commit_of(identity)
         if section.positive_label is not None:
             options["positive_label"] = section.positive_label
     elif section.metric.endswith(".py"):
         path = folder / section.metric
     else:
-        from dsc_hub.hub import client
-
-        path = client.space_module(section.metric, str(commit))
+        assert downloaded is not None, "a metric that is neither shipped nor a file is a Space"
+        path = downloaded
     try:
         measurement = evaluate.load(
             str(path.absolute()),  # a cached Space consists of links, whose names are those that `evaluate` expects
@@ -184,6 +185,23 @@ def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
             f"Its options are the keywords of its __init__: {', '.join(_own_keywords(parameters)) or 'none'}.",
         )
     return measurement
+
+
+def download_scorer(section: ScorerConfig, identity: str) -> Path | None:
+    """Download what a scorer loads from the Hub, a model or a Space's file, and return where; None if it loads nothing.
+
+    Offline it must be in the cache. HubError if it can't be had.
+    """
+    commit = str(commit_of(identity))
+    if is_hub_model(section):
+        from dsc_hub.hub import client
+
+        return client.download_model(section.scorer, commit, WANTED)
+    if is_shipped(section) or section.metric.endswith(".py"):
+        return None
+    from dsc_hub.hub import client
+
+    return client.space_module(section.metric, commit)
 
 
 def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

@@ -22,7 +22,7 @@ from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline import pace
+from dsc_hub.pipeline import fetch, pace
 from dsc_hub.pipeline.context import RunContext, announce_servers, repos_of
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.reuse import reusable_stages
@@ -246,6 +246,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     ConfigError lists all problems. Model weights are not downloaded for the check.
     """
     recipe = context.recipe
+    fetch.check_fetched(context)
     announce_servers(recipe)
     _say_which_metrics_stay(recipe)
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
