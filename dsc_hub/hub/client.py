@@ -120,6 +120,7 @@ def download_model(repo: str, commit: str, patterns: Sequence[str]) -> Path:
     Offline the files must be there. HubError if they are not.
     """
     with as_hub_error(f"model '{repo}' at '{commit}'", constants.ENDPOINT):
+        _quiet_in_pipes()
         names = [*patterns] if is_offline() else [*patterns, CARD]
         return Path(snapshot_download(repo, revision=commit, allow_patterns=names))
 
@@ -214,7 +215,7 @@ def fetch(there: Listing, names: Sequence[str]) -> Path:
 
 
 def _quiet_in_pipes() -> None:
-    if not console.is_terminal:
+    if is_offline() or not console.is_terminal:  # offline nothing is fetched that could progress
         disable_progress_bars()
 
 
@@ -227,6 +228,7 @@ def pull_adapter(reference: str) -> tuple[Path, str]:
     repo, revision = _repo_and_revision(reference)
     names = ["adapter_config.json", "adapter_model.safetensors", RECIPE]
     with as_hub_error(f"adapter 'hub:{reference}'", constants.ENDPOINT):
+        _quiet_in_pipes()
         commit, _ = _resolve(repo, "model", revision)
         folder = Path(snapshot_download(repo, revision=commit, allow_patterns=names))
     missing = [file_name for file_name in names[:2] if not (folder / file_name).is_file()]
