@@ -6,6 +6,7 @@ in its scores higher is always better: the scores of a metric where lower is bet
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import uuid
@@ -100,6 +101,40 @@ def _scaled(bounds: tuple[float | None, float | None], factor: float) -> tuple[f
     return (low, high) if factor > 0 else (high, low)
 
 
+def reward_bounds(recipe: Recipe) -> tuple[float | None, float | None]:
+    """Return the lowest and highest reward by what the metrics declare, without loading a scorer.
+
+    None: no limit, or unknown, as of a metric that is not shipped: its code is not run for this.
+    """
+    terms = recipes.reward_terms(recipe, "reward").values()
+    return _added_bounds([_declared_bounds(section) for section in terms])
+
+
+def _declared_bounds(section: ScorerConfig) -> tuple[float | None, float | None]:
+    if not is_shipped(section):
+        return None, None
+    import evaluate
+
+    module = importlib.import_module(f"dsc_hub.metrics.{section.metric}.{section.metric}")
+    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, evaluate.Measurement)]
+    # Made, but not prepared: nothing is downloaded or loaded.
+    try:
+        measurement = classes[0](
+            config_name=section.scorer, experiment_id=uuid.uuid4().hex, keep_in_memory=True, **section.options
+        )
+    except ValueError as e:
+        raise _cannot_load(section, e) from None
+    factor = section.weight if measurement.higher_is_better else -section.weight
+    return _scaled(measurement.bounds, factor)
+
+
+def _added_bounds(bounds: Sequence[tuple[float | None, float | None]]) -> tuple[float | None, float | None]:
+    low, high = (
+        None if None in ends else math.fsum(e for e in ends if e is not None) for ends in zip(*bounds, strict=True)
+    )
+    return low, high
+
+
 def _sum(terms: Sequence[LoadedScorer]) -> LoadedScorer:
     """Return the sum of several scorers; a text that one of them can't score is unscored."""
     if len(terms) == 1:
@@ -108,9 +143,8 @@ def _sum(terms: Sequence[LoadedScorer]) -> LoadedScorer:
     def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
         return [_added(text_scores) for text_scores in zip(*(t.score(texts, prompts) for t in terms), strict=True)]
 
-    low, high = (None if None in ends else math.fsum(ends) for ends in zip(*(t.bounds for t in terms), strict=True))
     name, unit = " + ".join(t.name for t in terms), "sum of " + " and ".join(t.unit for t in terms)
-    return LoadedScorer(score, name, unit, bounds=(low, high))
+    return LoadedScorer(score, name, unit, bounds=_added_bounds([t.bounds for t in terms]))
 
 
 def _added(scores: Sequence[Score]) -> Score:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsc_hub.config.arms import ADAPTER, ARMS, models_of
-from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
+from dsc_hub.config.recipe import Recipe, all_scorers, least_gain, metric_files
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
@@ -259,6 +259,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
         *_scorer_problems(recipe, prompts),
+        *(threshold_problems(recipe) if "dataset" not in reusable else ()),
         *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
         *_process_problems(recipe),
     ]
@@ -322,6 +323,31 @@ def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]
             yield f"{place}: {wrong}"
         if section.metric == "judge":  # the first request may be hours away
             yield from (f"{place}: {problem}" for problem in servers.unusable(section.options))
+
+
+def threshold_problems(recipe: Recipe) -> Iterator[str]:
+    """Yield a problem for each threshold of the training rows that no chain can reach: then no row would be left."""
+    from dsc_hub.metrics import loading
+
+    least, gain = recipe.dataset.min_reward, least_gain(recipe)
+    if least is None and not gain:
+        return
+    low, high = loading.reward_bounds(recipe)
+    if least is not None and high is not None and least > high:
+        yield (
+            f"dataset.min_reward: {least:g} is above what the reward can reach: {_range(low, high)}; lower it, or set "
+            "null for no limit"
+        )
+    # Where a first answer is not clean its gain counts as infinite, but rows of such chains alone are not meant.
+    if gain and low is not None and high is not None and gain >= high - low:
+        yield (
+            f"dataset.min_gain: a gain must be above {gain:g}, and it can be at most {high - low:g}, as the reward is "
+            f"{_range(low, high)}; lower it"
+        )
+
+
+def _range(low: float | None, high: float) -> str:
+    return f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
 
 
 def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
