@@ -188,14 +188,14 @@ def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
     downloaded = download_scorer(section, identity)
     if is_shipped(section):
         path = file_of(section.metric)
-        if is_hub_model(section):
+        if downloaded is not None:
             options["model_revision"] = commit_of(identity)
         if section.positive_label is not None:
             options["positive_label"] = section.positive_label
     elif section.metric.endswith(".py"):
         path = folder / section.metric
     else:
-        assert downloaded is not None, "a metric that is neither shipped nor a file is a Space"
+        assert downloaded is not None, "a metric that is neither shipped nor a file is a Space, at a commit"
         path = downloaded
     try:
         measurement = evaluate.load(
@@ -226,16 +226,15 @@ def download_scorer(section: ScorerConfig, identity: str) -> Path | None:
 
     Offline it must be in the cache. HubError if it can't be had.
     """
-    commit = str(commit_of(identity))
-    if is_hub_model(section):
-        from dsc_hub.hub import client
-
-        return client.download_model(section.scorer, commit, WANTED)
-    if is_shipped(section) or section.metric.endswith(".py"):
+    commit = commit_of(identity)
+    is_code = not is_shipped(section) and not section.metric.endswith(".py")
+    if commit is None or not (is_code or is_hub_model(section)):
         return None
     from dsc_hub.hub import client
 
-    return client.space_module(section.metric, commit)
+    if is_code:
+        return client.space_module(section.metric, commit)
+    return client.download_model(section.scorer, commit, WANTED)
 
 
 def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

@@ -123,7 +123,7 @@ def _models_of_hub(context: RunContext) -> Mapping[str, tuple[str, str]]:
     model = context.model
     models = {"model": (model.source, model.commit)} if base_model.is_on_hub(model) else {}
     for place, section in all_scorers(context.recipe).items():
-        if registry.is_hub_model(section):
+        if registry.is_hub_model(section) and registry.commit_of(context.identity[place]):
             models[place] = section.scorer, str(registry.commit_of(context.identity[place]))
     return models
 
