@@ -41,7 +41,7 @@ LONGEST_PROMPT = 70  # characters shown of a dropped prompt
 
 ROUNDS = (
     "at most {} of sampling and training, until the validation reward no longer rises; requests and times above are of "
-    "all, less what other runs have of them"
+    "those that are left"
 )
 
 

@@ -22,7 +22,7 @@ from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline import fetch, pace
+from dsc_hub.pipeline import fetch, pace, rounds
 from dsc_hub.pipeline.context import RunContext, announce_servers, repos_of
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.reuse import reusable_stages
@@ -153,12 +153,26 @@ def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
     ]
 
 
+def planned_chains(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
+    """Return the number of chains of a sampling, of each round if there are several."""
+    return sum(p.split in ("train", "validation") for p in prompts) * recipe.chain.chains_per_prompt
+
+
 def estimate_run(
-    recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    model_identity: str,
+    model_folder: Path,
+    done: Collection[str] = (),
+    chains_left: Sequence[int] | None = None,
 ) -> RunEstimate:
-    """Return the planned work. Stages in `done` make no requests."""
+    """Return the planned work. Stages in `done` make no requests.
+
+    `chains_left` are the chains that each unfinished round has left; None: all rounds with all chains.
+    """
     splits = Counter(p.split for p in prompts)
-    sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
+    sampled = planned_chains(recipe, prompts)
+    left = [sampled] * recipe.rounds if chains_left is None else chains_left
     turns = 1 + 2 * recipe.chain.steps
     evaluated = splits[recipe.evaluation.split] * recipe.evaluation.samples
     ways: dict[str | None, set[str]] = {}  # model -> the ways in which it answers one prompt and sample
@@ -166,13 +180,13 @@ def estimate_run(
         ways.setdefault(arm.model, set()).add(arm.way)
     # A chain and best-of-n begin with their model's plain answer, which is generated once.
     per_sample = sum((turns if "chain" in w else 1) + (turns - 1 if "best" in w else 0) for w in ways.values())
-    requests = {"sampling": sampled * turns * recipe.rounds, "evaluation": evaluated * per_sample}
+    requests = {"sampling": sum(left) * turns, "evaluation": evaluated * per_sample}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.most_tokens for k, v in requests.items()}
     stored = [] if recipe.serving.endpoints else pace.known_paces(model_identity)
-    at_once = {"sampling": sampled, "evaluation": evaluated}
+    at_once = {"sampling": max(left, default=0), "evaluation": evaluated}
     starts = {
-        "sampling": recipe.rounds,
+        "sampling": len(left),
         "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints)),
     }
     seconds = {
@@ -252,7 +266,8 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
     folder = base_model.materialize(context.model, weights=False)
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
-    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable)
+    left = rounds.chains_left(context, planned_chains(recipe, prompts))
+    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable, left)
     problems = [
         *template_problems(recipe, folder),
         *too_long(recipe, prompts, folder),
