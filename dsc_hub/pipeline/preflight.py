@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsc_hub.config.arms import ADAPTER, ARMS, models_of
-from dsc_hub.config.recipe import Recipe, all_scorers, least_gain, metric_files
+from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
@@ -24,6 +24,7 @@ from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
 from dsc_hub.pipeline import fetch, pace, rounds
 from dsc_hub.pipeline.context import RunContext, announce_servers, repos_of
+from dsc_hub.pipeline.thresholds import threshold_problems
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
@@ -165,6 +166,7 @@ def estimate_run(
     model_folder: Path,
     done: Collection[str] = (),
     chains_left: Sequence[int] | None = None,
+    prompts_identity: str = "",
 ) -> RunEstimate:
     """Return the planned work. Stages in `done` make no requests.
 
@@ -190,7 +192,16 @@ def estimate_run(
         "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints)),
     }
     seconds = {
-        k: pace.expect(stored, k, n, at_once[k], recipe.generation.most_tokens, starts[k]) for k, n in requests.items()
+        k: pace.expect(
+            stored,
+            k,
+            n,
+            at_once[k],
+            recipe.generation.most_tokens,
+            starts[k],
+            pace.task_of(recipe, prompts_identity, k),
+        )
+        for k, n in requests.items()
     }
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
     return RunEstimate(
@@ -267,7 +278,8 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     folder = base_model.materialize(context.model, weights=False)
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
     left = rounds.chains_left(context, planned_chains(recipe, prompts))
-    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable, left)
+    identity = context.identity["prompts"]
+    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable, left, identity)
     problems = [
         *template_problems(recipe, folder),
         *too_long(recipe, prompts, folder),
@@ -338,31 +350,6 @@ def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]
             yield f"{place}: {wrong}"
         if section.metric == "judge":  # the first request may be hours away
             yield from (f"{place}: {problem}" for problem in servers.unusable(section.options))
-
-
-def threshold_problems(recipe: Recipe) -> Iterator[str]:
-    """Yield a problem for each threshold of the training rows that no chain can reach: then no row would be left."""
-    from dsc_hub.metrics import loading
-
-    least, gain = recipe.dataset.min_reward, least_gain(recipe)
-    if least is None and not gain:
-        return
-    low, high = loading.reward_bounds(recipe)
-    if least is not None and high is not None and least > high:
-        yield (
-            f"dataset.min_reward: {least:g} is above what the reward can reach: {_range(low, high)}; lower it, or set "
-            "null for no limit"
-        )
-    # Where a first answer is not clean its gain counts as infinite, but rows of such chains alone are not meant.
-    if gain and low is not None and high is not None and gain >= high - low:
-        yield (
-            f"dataset.min_gain: a gain must be above {gain:g}, and it can be at most {high - low:g}, as the reward is "
-            f"{_range(low, high)}; lower it"
-        )
-
-
-def _range(low: float | None, high: float) -> str:
-    return f"at most {high:g}" if low is None else f"{low:g} to {high:g}"
 
 
 def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:

@@ -279,7 +279,8 @@ def _run_evaluation(context: RunContext) -> StageResult:
     write_answers(context.run, answers, e.split)
     if measured:
         other_s = round(time.monotonic() - started - measured.generating_s, 2)
-        pace.remember_pace(context.model.identity, replace(measured, other_s=other_s))
+        task = pace.task_of(context.recipe, context.identity["prompts"], "evaluation")
+        pace.remember_pace(context.model.identity, replace(measured, other_s=other_s, task=task))
     blind.record_tally(context.run)  # human verdicts may refer to other answers
     if looks:
         context.run.add_metrics("test_set", looks)

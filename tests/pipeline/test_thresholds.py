@@ -8,7 +8,7 @@ import pytest
 
 from dsc_hub.config.recipe_files import load_recipe_file
 from dsc_hub.metrics import loading
-from dsc_hub.pipeline.preflight import threshold_problems
+from dsc_hub.pipeline.thresholds import threshold_problems
 
 PRIVACY = "reward={metric: privacy, scorer: spacy}"
 SUM = "reward={metric: sentiment, scorer: vader, weight: 2, plus: [{metric: safety, scorer: rule}]}"
