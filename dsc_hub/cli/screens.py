@@ -19,7 +19,6 @@ from dsc_hub.config.stages import NAMES
 from dsc_hub.evaluation.claim import claim_of
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Chain, Role, Score
-from dsc_hub.report.formatting import megabytes
 from dsc_hub.runs.results import evaluated, metrics_of
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import with_current_looks
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from dsc_hub.evaluation.compare import Comparison
     from dsc_hub.evaluation.score_file import ScoredFile
     from dsc_hub.hub.pull import Pulled
-    from dsc_hub.pipeline.fetch import Fetched
     from dsc_hub.pipeline.grid import GridRow
     from dsc_hub.pipeline.preflight import RunPlan, TrainingNeed
     from dsc_hub.pipeline.session import Tried
@@ -45,7 +43,7 @@ ROUNDS = (
 )
 
 
-def _grid() -> Table:
+def grid() -> Table:
     table = Table.grid(padding=(0, 3))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -55,7 +53,7 @@ def _grid() -> Table:
 def show_plan(context: RunContext, e: RunPlan) -> None:
     """Print the plan of a run."""
     r = context.recipe
-    table = _grid()
+    table = grid()
     split = "  ".join(f"{n} {s} ({e.groups[s]} groups)" for s, n in e.prompts.items())
     table.add_row("recipe", f"{r.name}  {context.path}")
     table.add_row("model", f"{context.model.id}  ({context.model.source} at {context.model.commit[:12]})")
@@ -127,22 +125,6 @@ def _training_need(need: TrainingNeed) -> str:
     if need.memory_gib <= need.memory_there_gib:
         return text
     return f"{text}: too much, if the estimate is right; lower per_device_train_batch_size or generation.max_new_tokens"
-
-
-def show_fetched(context: RunContext, fetched: Fetched, offline: str, publishing: str | None) -> None:
-    """Print what was fetched for a run, the command that runs it without a network, and the one that then publishes."""
-    table = _grid()
-    for part in fetched.parts:
-        at = f" at {part.commit[:12]}" if part.commit else ""
-        table.add_row(part.place, Text(f"{part.name}{at}   {part.note or megabytes(part.bytes or 0)}"))
-    for server in fetched.servers:
-        table.add_row("server", Text(f"{server} must be reachable while it runs"))
-    table.add_row("caches", Text("\n".join(fetched.caches)))
-    table.add_row("run folder", str(context.run.folder))
-    if publishing:
-        table.add_row("publish after", Text(f"{publishing}   (with a network; takes over what is done)"))
-    table.add_row("run offline", Text(offline))
-    terminal.out.print(table)
 
 
 def _dropped(dropped: Counts) -> list[str]:
@@ -274,7 +256,7 @@ def comparison(compared: Comparison) -> None:
 
 def pulled(found: Pulled) -> None:
     """Print what was pulled, its location and the next commands."""
-    table = _grid()
+    table = grid()
     size = sum(p.stat().st_size for p in found.folder.rglob("*") if p.is_file())
     table.add_row(found.kind, Text(f"{found.repo}  at {found.commit}"))
     table.add_row("folder", Text(f"{found.folder}  ({size / 1e6:.1f} MB)"))
@@ -332,7 +314,7 @@ def closing(context: RunContext, hub_port: int) -> None:
     terminal.out.print()
     terminal.out.print(_times(stages, context.recipe.budget_s))
     terminal.out.print()
-    table = _grid()
+    table = grid()
     if sampling := metrics.sampling:
         table.add_row("sampling", sampling_cost(sampling))
     marker = context.run.marker("publish")

@@ -45,7 +45,7 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
 def fetch(recipe: str, overrides: tuple[str, ...], runs: Path, adapter: str | None, as_json: bool) -> None:
     """Fetch all that a run will load (model, scorers, prompts), so that it runs without a network: HF_HUB_OFFLINE=1."""
     from dsc_hub import api
-    from dsc_hub.cli import screens
+    from dsc_hub.cli.fetched import show_fetched
 
     context = resolve_context(recipe, overrides, runs)
     fetched = api.fetch(context, adapter)
@@ -57,7 +57,7 @@ def fetch(recipe: str, overrides: tuple[str, ...], runs: Path, adapter: str | No
         print_json({"run": str(context.run.folder), **asdict(fetched), "offline": offline, "publishing": publishing})
     else:
         results_follow()
-        screens.show_fetched(context, fetched, offline, publishing)
+        show_fetched(context, fetched, offline, publishing)
 
 
 def _run_command(recipe: str, overrides: tuple[str, ...], runs: Path) -> str:
