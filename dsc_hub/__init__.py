@@ -7,10 +7,10 @@ used.
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Results", "load_run", "plan", "pull", "resolve", "run", "try_out", "verify"]
+__all__ = ["Results", "fetch", "load_run", "plan", "pull", "resolve", "run", "try_out", "verify"]
 
 if TYPE_CHECKING:
-    from dsc_hub.api import Results, load_run, plan, pull, resolve, run, try_out, verify
+    from dsc_hub.api import Results, fetch, load_run, plan, pull, resolve, run, try_out, verify
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dsc_hub.config.recipe import Recipe
     from dsc_hub.hub.pull import Pulled
     from dsc_hub.pipeline.context import RunContext
+    from dsc_hub.pipeline.fetch import Fetched
     from dsc_hub.pipeline.preflight import RunPlan
     from dsc_hub.publish.verify import Check
     from dsc_hub.records import Answer, Chain, Prompt
@@ -124,6 +125,21 @@ def plan(context: RunContext) -> RunPlan:
 
     with hub_account(context.recipe) as account:
         return check_run(context, account)
+
+
+def fetch(context: RunContext, adapter: str | None = None) -> Fetched:
+    """Fetch all that a run of the recipe loads into the caches of this machine, as `dsc fetch` does.
+
+    With HF_HUB_OFFLINE=1 the recipe then resolves to the same commits and the same run folder, without a network.
+    `adapter`, hub:USER/REPO[@REVISION], is fetched too.
+
+    Raises:
+        ConfigError: no network is allowed, or the disk of the Hub's cache is too small.
+        DscError: something can't be had.
+    """
+    from dsc_hub.pipeline import fetch
+
+    return fetch.fetch_all(context, adapter)
 
 
 def try_out(context: RunContext, count: int = 8) -> list[tuple[Prompt, Chain]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # The commands by what one wants to do; a test says which is missing.
 SECTIONS = {
-    "Start": ("plan", "try", "run", "grid", "recipes", "schema"),
+    "Start": ("plan", "fetch", "try", "run", "grid", "recipes", "schema"),
     "Look": ("watch", "runs", "show", "report", "check", "compare", "blind", "chat", "score"),
     "Share": ("publish", "pull", "verify", "publish-metric", "publish-report", "hub"),
     "Run parts": ("sample", "merge", "dataset", "distill", "evaluate", "import-reference"),
@@ -77,10 +77,11 @@ def results_follow() -> None:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
+RUNS = Path("runs")
 runs_option = click.option(
     "--runs",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path("runs"),
+    default=RUNS,
     show_default=True,
     help="Folder that holds the run folders.",
 )

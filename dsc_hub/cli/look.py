@@ -31,16 +31,15 @@ from dsc_hub.cli.completing import complete_override, complete_run
 def report(reference: str, overrides: tuple[str, ...], opens: bool, runs: Path, as_json: bool) -> None:
     """Write the HTML report and the cards.
 
-    Of a run folder, or of a name that no packaged recipe has, the page alone, of what there is: a run that goes on, was
-    stopped or failed has one, too.
+    RUN is a run folder, or a recipe's name for its newest run; a run that goes on, was stopped or failed has a page of
+    what there is, and no cards. A recipe's file, or a name with overrides, means the run that it describes.
     """
-    from dsc_hub.pipeline.run import run_one
-    from dsc_hub.report.page import build_page
+    from dsc_hub.pipeline.run import report_run, run_one
     from dsc_hub.runs.overview import current_run, names_run
 
     if names_run(reference, runs) and not overrides:
         run = current_run(reference, runs)
-        result = build_page(run)
+        result = report_run(run)
         click.echo(f"{run['report.html']}", err=as_json)
     else:
         context = resolve_context(reference, overrides, runs)

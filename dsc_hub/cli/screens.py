@@ -39,11 +39,11 @@ LONGEST_PROMPT = 70  # characters shown of a dropped prompt
 
 ROUNDS = (
     "at most {} of sampling and training, until the validation reward no longer rises; requests and times above are of "
-    "all, less what other runs have of them"
+    "those that are left"
 )
 
 
-def _grid() -> Table:
+def grid() -> Table:
     table = Table.grid(padding=(0, 3))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -53,7 +53,7 @@ def _grid() -> Table:
 def show_plan(context: RunContext, e: RunPlan) -> None:
     """Print the plan of a run."""
     r = context.recipe
-    table = _grid()
+    table = grid()
     split = "  ".join(f"{n} {s} ({e.groups[s]} groups)" for s, n in e.prompts.items())
     table.add_row("recipe", f"{r.name}  {context.path}")
     table.add_row("model", f"{context.model.id}  ({context.model.source} at {context.model.commit[:12]})")
@@ -256,7 +256,7 @@ def comparison(compared: Comparison) -> None:
 
 def pulled(found: Pulled) -> None:
     """Print what was pulled, its location and the next commands."""
-    table = _grid()
+    table = grid()
     size = sum(p.stat().st_size for p in found.folder.rglob("*") if p.is_file())
     table.add_row(found.kind, Text(f"{found.repo}  at {found.commit}"))
     table.add_row("folder", Text(f"{found.folder}  ({size / 1e6:.1f} MB)"))
@@ -314,7 +314,7 @@ def closing(context: RunContext, hub_port: int) -> None:
     terminal.out.print()
     terminal.out.print(_times(stages, context.recipe.budget_s))
     terminal.out.print()
-    table = _grid()
+    table = grid()
     if sampling := metrics.sampling:
         table.add_row("sampling", sampling_cost(sampling))
     marker = context.run.marker("publish")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from dsc_hub.cli.base import (
+    RUNS,
     allow_option,
     cli,
     json_option,
@@ -34,6 +37,34 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
     else:
         results_follow()
         screens.show_plan(context, estimate)
+
+
+@recipe_verb
+@click.option("--adapter", metavar="hub:USER/REPO[@REV]", help="This adapter too, for `dsc evaluate --adapter`.")
+@json_option
+def fetch(recipe: str, overrides: tuple[str, ...], runs: Path, adapter: str | None, as_json: bool) -> None:
+    """Fetch all that a run will load (model, scorers, prompts), so that it runs without a network: HF_HUB_OFFLINE=1."""
+    from dsc_hub import api
+    from dsc_hub.cli.fetched import show_fetched
+
+    context = resolve_context(recipe, overrides, runs)
+    fetched = api.fetch(context, adapter)
+    command = _run_command(recipe, overrides, runs)
+    publishing = command if context.recipe.publish.to == "hub" else None
+    # Without a network nothing can be published to the user's Hub.
+    offline = "HF_HUB_OFFLINE=1 " + (f"{command} publish.to=none" if publishing else command)
+    if as_json:
+        print_json({"run": str(context.run.folder), **asdict(fetched), "offline": offline, "publishing": publishing})
+    else:
+        results_follow()
+        show_fetched(context, fetched, offline, publishing)
+
+
+def _run_command(recipe: str, overrides: tuple[str, ...], runs: Path) -> str:
+    allowed = click.get_current_context().meta["allowed_code"]
+    options = [word for code in allowed for word in ("--allow-code", code)]
+    options += ["--runs", str(runs)] if runs != RUNS else []
+    return shlex.join(["dsc", "run", recipe, *options, *overrides])
 
 
 @recipe_verb

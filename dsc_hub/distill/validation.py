@@ -21,6 +21,7 @@ from dsc_hub.distill.model import adapter_weights, set_adapter_weights
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
+from dsc_hub.system.launch import rank
 
 BEST = "best.safetensors"  # in the folder of the checkpoints, and in each of them
 REWARD = "eval_reward"
@@ -42,7 +43,8 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
         self.tokenizer, self.system = tokenizer, recipe.chain.system
         self.template_settings = recipe.generation.template_settings
         self.settings, self.seed = generation_at_evaluation(recipe), training_seed(recipe)
-        self.score = loading.load_named("reward", recipe, run.facts.identity, run.folder).score
+        # Only the first process scores: a classifier in each would take its memory for nothing.
+        self.score = loading.load_named("reward", recipe, run.facts.identity, run.folder).score if rank() == 0 else None
 
     def on_evaluate(
         self,
@@ -73,6 +75,7 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
                 ]
         finally:
             model.train(was_training)
+        assert self.score is not None, "answers are scored where the scorer was loaded"
         rewards = [s.value for s in self.score(texts, self.prompts) if s.value is not None]
         return math.fsum(rewards) / len(rewards) if rewards else None
 

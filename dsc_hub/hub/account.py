@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 from huggingface_hub import (
     HfApi,
     constants,
     get_token,
+    set_client_factory,
 )
+from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars
 
 from dsc_hub import __version__
@@ -112,7 +115,18 @@ def web_address(account: Account, repo_type: str, repo: str) -> str:
     return f"{endpoint}/{'' if repo_type == 'model' else repo_type + 's/'}{repo}"
 
 
-def prepare_for_embedded() -> None:
-    """Prepare the client for the embedded Hub, which is reachable even in offline mode."""
-    constants.HF_HUB_OFFLINE = False
+def prepare_for_embedded(endpoint: str) -> None:
+    """Prepare the client for the embedded Hub: it is reachable even in offline mode, in which nothing else is."""
+    if constants.is_offline_mode():
+        set_client_factory(lambda: _client_for(endpoint))
     disable_progress_bars()  # transfers take seconds on the local disk
+
+
+def _client_for(endpoint: str) -> httpx2.Client:
+    """Return a client for one Hub: as the library's own in offline mode, it refuses requests to any other."""
+
+    def refuse_others(request: httpx2.Request) -> None:
+        if request.url.netloc.decode() != urlsplit(endpoint).netloc:
+            raise OfflineModeIsEnabled(f"{request.url.host}: HF_HUB_OFFLINE is set")
+
+    return httpx2.Client(event_hooks={"request": [refuse_others]}, follow_redirects=True, timeout=None)

@@ -20,13 +20,16 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    RevisionResolutionError,
 )
 
 from dsc_hub.errors import DscError, HubError, disk_error
 
 UNREACHED = "Is the network up, and HF_ENDPOINT right?"
 
-_FAILURES = (HfHubHTTPError, httpx2.TransportError, OSError, ValueError)  # exceptions that the client raises
+# exceptions that the client raises
+_FAILURES = (HfHubHTTPError, RevisionResolutionError, httpx2.TransportError, OSError, ValueError)
+_NOT_CACHED = (LocalEntryNotFoundError, RevisionResolutionError)
 
 
 @contextmanager
@@ -69,13 +72,14 @@ def _as_error(e: BaseException, what: str, endpoint: str, go_on: str) -> DscErro
             412: go_on or "Somebody else changed the repo in the meantime; publish again.",
         }.get(status, go_on if status == 429 or status >= 500 else "")
         return HubError(f"{what}: {endpoint} answered {status}: {one_line(e.server_message or str(e))}", hint)
-    if isinstance(e, OfflineModeIsEnabled) or (isinstance(e, LocalEntryNotFoundError) and constants.is_offline_mode()):
-        return HubError(
-            f"{what}: offline, and not in the cache", "Unset HF_HUB_OFFLINE, or fetch it first with `hf download`."
-        )
-    if isinstance(e, LocalEntryNotFoundError) and isinstance(e.__cause__, _FAILURES):
+    if isinstance(e, _NOT_CACHED) and isinstance(e.__cause__, _FAILURES):
         # The request failed, and the client then reports only that the cache has no copy.
         return _as_error(e.__cause__, what, endpoint, go_on)
+    if isinstance(e, (OfflineModeIsEnabled, *_NOT_CACHED)) and constants.is_offline_mode():
+        return HubError(
+            f"{what}: offline, and not in the cache",
+            "Run `dsc fetch RECIPE` first, where there is a network, with the same HF_HOME; or unset HF_HUB_OFFLINE.",
+        )
     if isinstance(e, json.JSONDecodeError):
         return HubError(
             f"{what}: {endpoint} answered something that is no JSON",

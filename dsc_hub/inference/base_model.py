@@ -60,6 +60,11 @@ def identify_model(section: ModelConfig) -> BaseModel:
     )
 
 
+def is_on_hub(model: BaseModel) -> bool:
+    """Return whether the weights are those of a model repo of the Hub."""
+    return not (model.source.startswith("package:") or is_folder(model.source))
+
+
 def materialize(model: BaseModel, weights: bool = True) -> Path:
     """Return the folder with safetensors, tokenizer and chat template; created or downloaded once, then cached.
 

@@ -6,6 +6,7 @@ in its scores higher is always better: the scores of a metric where lower is bet
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import uuid
@@ -21,11 +22,13 @@ from dsc_hub.config import recipe as recipes
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.errors import DscError, MetricError
+from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.own_code import EXAMPLE, described
 from dsc_hub.metrics.registry import (
     SHIPPED,
     commit_of,
     file_of,
+    is_hub_model,
     is_shipped,
     languages_of,
 )
@@ -98,6 +101,40 @@ def _scaled(bounds: tuple[float | None, float | None], factor: float) -> tuple[f
     return (low, high) if factor > 0 else (high, low)
 
 
+def reward_bounds(recipe: Recipe) -> tuple[float | None, float | None]:
+    """Return the lowest and highest reward by what the metrics declare, without loading a scorer.
+
+    None: no limit, or unknown, as of a metric that is not shipped: its code is not run for this.
+    """
+    terms = recipes.reward_terms(recipe, "reward").values()
+    return _added_bounds([_declared_bounds(section) for section in terms])
+
+
+def _declared_bounds(section: ScorerConfig) -> tuple[float | None, float | None]:
+    if not is_shipped(section):
+        return None, None
+    import evaluate
+
+    module = importlib.import_module(f"dsc_hub.metrics.{section.metric}.{section.metric}")
+    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, evaluate.Measurement)]
+    # Made, but not prepared: nothing is downloaded or loaded.
+    try:
+        measurement = classes[0](
+            config_name=section.scorer, experiment_id=uuid.uuid4().hex, keep_in_memory=True, **section.options
+        )
+    except ValueError as e:
+        raise _cannot_load(section, e) from None
+    factor = section.weight if measurement.higher_is_better else -section.weight
+    return _scaled(measurement.bounds, factor)
+
+
+def _added_bounds(bounds: Sequence[tuple[float | None, float | None]]) -> tuple[float | None, float | None]:
+    low, high = (
+        None if None in ends else math.fsum(e for e in ends if e is not None) for ends in zip(*bounds, strict=True)
+    )
+    return low, high
+
+
 def _sum(terms: Sequence[LoadedScorer]) -> LoadedScorer:
     """Return the sum of several scorers; a text that one of them can't score is unscored."""
     if len(terms) == 1:
@@ -106,9 +143,8 @@ def _sum(terms: Sequence[LoadedScorer]) -> LoadedScorer:
     def score(texts: Sequence[str], prompts: Sequence[Prompt]) -> list[Score]:
         return [_added(text_scores) for text_scores in zip(*(t.score(texts, prompts) for t in terms), strict=True)]
 
-    low, high = (None if None in ends else math.fsum(ends) for ends in zip(*(t.bounds for t in terms), strict=True))
     name, unit = " + ".join(t.name for t in terms), "sum of " + " and ".join(t.unit for t in terms)
-    return LoadedScorer(score, name, unit, bounds=(low, high))
+    return LoadedScorer(score, name, unit, bounds=_added_bounds([t.bounds for t in terms]))
 
 
 def _added(scores: Sequence[Score]) -> Score:
@@ -148,20 +184,19 @@ def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
     """Return the `evaluate` measurement of a section."""
     import evaluate
 
-    commit = commit_of(identity)
     options: dict[str, Any] = dict(section.options)
+    downloaded = download_scorer(section, identity)
     if is_shipped(section):
         path = file_of(section.metric)
-        if commit:
-            options["model_revision"] = commit
+        if downloaded is not None:
+            options["model_revision"] = commit_of(identity)
         if section.positive_label is not None:
             options["positive_label"] = section.positive_label
     elif section.metric.endswith(".py"):
         path = folder / section.metric
     else:
-        from dsc_hub.hub import client
-
-        path = client.space_module(section.metric, str(commit))
+        assert downloaded is not None, "a metric that is neither shipped nor a file is a Space, at a commit"
+        path = downloaded
     try:
         measurement = evaluate.load(
             str(path.absolute()),  # a cached Space consists of links, whose names are those that `evaluate` expects
@@ -184,6 +219,22 @@ def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
             f"Its options are the keywords of its __init__: {', '.join(_own_keywords(parameters)) or 'none'}.",
         )
     return measurement
+
+
+def download_scorer(section: ScorerConfig, identity: str) -> Path | None:
+    """Download what a scorer loads from the Hub, a model or a Space's file, and return where; None if it loads nothing.
+
+    Offline it must be in the cache. HubError if it can't be had.
+    """
+    commit = commit_of(identity)
+    is_code = not is_shipped(section) and not section.metric.endswith(".py")
+    if commit is None or not (is_code or is_hub_model(section)):
+        return None
+    from dsc_hub.hub import client
+
+    if is_code:
+        return client.space_module(section.metric, commit)
+    return client.download_model(section.scorer, commit, WANTED)
 
 
 def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

@@ -133,6 +133,12 @@ def of_no_kind(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
     )
 
 
+def is_hub_model(section: ScorerConfig) -> bool:
+    """Return whether a shipped metric loads the scorer from a model repo of the Hub."""
+    shipped = SHIPPED.get(section.metric)
+    return shipped is not None and section.scorer not in shipped.scorers and not Path(section.scorer).is_dir()
+
+
 def file_of(metric: str) -> Path:
     """Return the module file of a shipped metric."""
     return Path(__file__).parent / metric / f"{metric}.py"

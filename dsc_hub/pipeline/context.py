@@ -111,8 +111,8 @@ def account_at(to: str, owner: str | None) -> Iterator[Any]:
         return
     from dsc_hub.local_hub.server import running
 
-    prepare_for_embedded()
     with running() as address:
+        prepare_for_embedded(address.endpoint)
         yield replace(login(owner, address.endpoint, address.token), is_embedded=True)
 
 

@@ -6,19 +6,25 @@ is slow. So the last few measurements of each stage are kept, and an estimate is
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.inference.concurrency import FIRST
 from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.system import cache
+from dsc_hub.system.hashing import digest
 
 PACE_FILE = "pace.json"
 KEPT_MEASUREMENTS = 8  # measurements kept per stage
 LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer tokens is unreliable
 # Speed of an unmerged adapter on a CPU as a fraction of the base's speed, used until an evaluation was measured.
 SLOWEST_ADAPTER = 0.15
+# Times of the same work on a quiet machine differ by up to 4 %, mean lengths of a hundred chains by as much.
+SPREAD = 1.1
+NEAR = 1.25  # factor between numbers of concurrent requests that count as alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class Pace:
     """Measurement of one stage.
 
     `requests` made, how many could run `at_once` (chains, or answers), `new_tokens` of all requests, seconds of
-    generation, and seconds of everything else (engine starts, scorers).
+    generation, and seconds of everything else (engine starts, scorers). `task` is that of `task_of`; "": not recorded.
     """
 
     stage: str
@@ -35,6 +41,7 @@ class Pace:
     new_tokens: int
     generating_s: float
     other_s: float
+    task: str = ""
 
     @property
     def tokens_per_s(self) -> float:
@@ -83,31 +90,60 @@ def fastest(paces: Sequence[Pace]) -> float | None:
     return max((p.tokens_per_s for p in paces if p.stage == "sampling"), default=None)
 
 
+def task_of(recipe: Recipe, prompts_identity: str, stage: str) -> str:
+    """Return a digest of what the lengths of a stage's texts depend on, apart from the model."""
+    chain, prompts = recipe.chain, recipe.prompts
+    texts = [chain.critique, chain.revision, chain.system, chain.principles, chain.steps]
+    evaluated = [recipe.evaluation.arms, recipe.evaluation.temperature] if stage == "evaluation" else []
+    generation = recipe.generation.model_dump(mode="json")
+    return digest(stage, prompts_identity, prompts.templates, prompts.column, texts, generation, evaluated)
+
+
 def expect(
-    paces: Sequence[Pace], stage: str, requests: int, at_once: int, max_new_tokens: int, starts: int
+    paces: Sequence[Pace], stage: str, requests: int, at_once: int, max_new_tokens: int, starts: int, task: str = ""
 ) -> ExpectedTime | None:
     """Return the expected duration of a stage; None without data.
 
-    low: answers as short as the shortest measured mean, at the fastest speed, with the fastest start. high: answers of
-    full length, at the median speed (so that one run beside other work does not count as typical), with the slowest
-    start. Speeds are scaled by the number of concurrent requests, relative to the measurement: fewer lower the slow
-    speed, more raise the fast one. `starts` is the number of engine starts; it is used if the stage itself was never
-    measured, and sampling's start time then stands for each. More than one start means that an adapter runs on a CPU.
+    Of the measurements those of the stage count (else sampling's), of these those of the same task, of these those with
+    about as many concurrent requests. Speeds go from the median (so that one run beside other work does not count as
+    typical) to the upper quartile, scaled by the number of concurrent requests relative to the measurement: fewer lower
+    the slow speed, more raise the fast one. Starts go from the fastest to the slowest.
+
+    Texts are as long as the means that were measured of the same task, give or take SPREAD; of other tasks, low: as
+    short as the shortest measured mean; high: of full length. `starts` is the number of engine starts; it is used if
+    the stage itself was never measured, and sampling's start time then stands for each. More than one start means that
+    an adapter runs on a CPU.
     """
     stage_paces = [p for p in paces if p.stage == stage]
     measured = stage_paces or [p for p in paces if p.stage == "sampling"]
     if not measured or not requests:
         return None
+    alike = [p for p in measured if task and p.task == task]
     at_once = min(at_once, FIRST)
+    measured = _nearest(alike or measured, at_once)
     ratios = [at_once / min(p.at_once, FIRST) for p in measured]
-    fast = max(p.tokens_per_s * max(1.0, r) for p, r in zip(measured, ratios, strict=True))
+    fast = _upper_quartile([p.tokens_per_s * max(1.0, r) for p, r in zip(measured, ratios, strict=True)])
     slow = statistics.median_low(p.tokens_per_s * min(1.0, r) for p, r in zip(measured, ratios, strict=True))
     slow *= 1 if stage_paces or starts == 1 or merges_adapters() else SLOWEST_ADAPTER
     other_times, n_starts = [p.other_s for p in measured], 1 if stage_paces else starts
-    shortest = min(max_new_tokens, *(p.new_tokens / p.requests for p in measured))
+    lengths = [p.new_tokens / p.requests for p in measured]
+    spread = SPREAD if alike else 1.0
+    longest = max(lengths) * spread if alike else max_new_tokens
     return ExpectedTime(
-        low=requests * shortest / fast + n_starts * min(other_times),
-        high=requests * max_new_tokens / slow + n_starts * max(other_times),
+        low=requests * min(max_new_tokens, *lengths) / spread / fast + n_starts * min(other_times),
+        high=requests * min(max_new_tokens, longest) / slow + n_starts * max(other_times),
         slow=slow,
         fast=fast,
     )
+
+
+def _nearest(paces: Sequence[Pace], at_once: int) -> list[Pace]:
+    """Return the measurements whose number of concurrent requests is nearest, or about as near (NEAR)."""
+    distances = [abs(math.log(at_once / min(p.at_once, FIRST))) for p in paces]
+    limit = min(distances) + math.log(NEAR)
+    return [p for p, distance in zip(paces, distances, strict=True) if distance <= limit]
+
+
+def _upper_quartile(speeds: Sequence[float]) -> float:
+    """Return the value that three quarters of the speeds do not exceed; of up to three the highest."""
+    return sorted(speeds)[math.ceil(0.75 * len(speeds)) - 1]

@@ -22,8 +22,10 @@ from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline import pace
-from dsc_hub.pipeline.context import RunContext, announce_servers, repos_of
+from dsc_hub.pipeline import fetch, pace, rounds
+from dsc_hub.pipeline.context import RunContext, announce_servers
+from dsc_hub.pipeline.repos import check_publishing
+from dsc_hub.pipeline.thresholds import threshold_problems
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
@@ -153,12 +155,27 @@ def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
     ]
 
 
+def planned_chains(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
+    """Return the number of chains of a sampling, of each round if there are several."""
+    return sum(p.split in ("train", "validation") for p in prompts) * recipe.chain.chains_per_prompt
+
+
 def estimate_run(
-    recipe: Recipe, prompts: Sequence[Prompt], model_identity: str, model_folder: Path, done: Collection[str] = ()
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    model_identity: str,
+    model_folder: Path,
+    done: Collection[str] = (),
+    chains_left: Sequence[int] | None = None,
+    prompts_identity: str = "",
 ) -> RunEstimate:
-    """Return the planned work. Stages in `done` make no requests."""
+    """Return the planned work. Stages in `done` make no requests.
+
+    `chains_left` are the chains that each unfinished round has left; None: all rounds with all chains.
+    """
     splits = Counter(p.split for p in prompts)
-    sampled = (splits["train"] + splits["validation"]) * recipe.chain.chains_per_prompt
+    sampled = planned_chains(recipe, prompts)
+    left = [sampled] * recipe.rounds if chains_left is None else chains_left
     turns = 1 + 2 * recipe.chain.steps
     evaluated = splits[recipe.evaluation.split] * recipe.evaluation.samples
     ways: dict[str | None, set[str]] = {}  # model -> the ways in which it answers one prompt and sample
@@ -166,17 +183,26 @@ def estimate_run(
         ways.setdefault(arm.model, set()).add(arm.way)
     # A chain and best-of-n begin with their model's plain answer, which is generated once.
     per_sample = sum((turns if "chain" in w else 1) + (turns - 1 if "best" in w else 0) for w in ways.values())
-    requests = {"sampling": sampled * turns * recipe.rounds, "evaluation": evaluated * per_sample}
+    requests = {"sampling": sum(left) * turns, "evaluation": evaluated * per_sample}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.most_tokens for k, v in requests.items()}
     stored = [] if recipe.serving.endpoints else pace.known_paces(model_identity)
-    at_once = {"sampling": sampled, "evaluation": evaluated}
+    at_once = {"sampling": max(left, default=0), "evaluation": evaluated}
     starts = {
-        "sampling": recipe.rounds,
+        "sampling": len(left),
         "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints)),
     }
     seconds = {
-        k: pace.expect(stored, k, n, at_once[k], recipe.generation.most_tokens, starts[k]) for k, n in requests.items()
+        k: pace.expect(
+            stored,
+            k,
+            n,
+            at_once[k],
+            recipe.generation.most_tokens,
+            starts[k],
+            pace.task_of(recipe, prompts_identity, k),
+        )
+        for k, n in requests.items()
     }
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
     return RunEstimate(
@@ -246,18 +272,22 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     ConfigError lists all problems. Model weights are not downloaded for the check.
     """
     recipe = context.recipe
+    fetch.check_fetched(context)
     announce_servers(recipe)
     _say_which_metrics_stay(recipe)
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
     folder = base_model.materialize(context.model, weights=False)
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
-    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable)
+    left = rounds.chains_left(context, planned_chains(recipe, prompts))
+    identity = context.identity["prompts"]
+    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable, left, identity)
     problems = [
         *template_problems(recipe, folder),
         *too_long(recipe, prompts, folder),
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
         *_scorer_problems(recipe, prompts),
+        *(threshold_problems(recipe) if "dataset" not in reusable else ()),
         *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
         *_process_problems(recipe),
     ]
@@ -275,7 +305,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         training = checked.size and training_need(recipe, prompts, folder, checked.size)
     repos = None
     if account:
-        repos, hub_problems = _check_publishing(context, account, folder, estimate.disk_bytes)
+        repos, hub_problems = check_publishing(context, account, folder, estimate.disk_bytes)
         problems += hub_problems
     if problems:
         n = len(problems)
@@ -357,39 +387,3 @@ def _process_problems(recipe: Recipe) -> Iterator[str]:
     most = max(machine.cores(), len(machine.gpus()))
     if recipe.distill.processes > most:
         yield f"distill.processes: {recipe.distill.processes} is more than this machine can run: {most}"
-
-
-def _check_publishing(
-    context: RunContext, account: Any, model_folder: Path, disk_bytes: float
-) -> tuple[list[str], list[str]]:
-    """Return what would be published (repos, and their size in words), and the problems of doing so."""
-    from dsc_hub.hub import repos as hub_repos
-    from dsc_hub.publish import metric_space
-
-    publish, by = context.recipe.publish, context.names_by
-    names = repos_of(context.recipe, account.owner)
-    base = {p.name: p for pattern in base_model.WANTED for p in model_folder.glob(pattern)} if names["base"] else {}
-    kinds: list[tuple[str, Any, Any]] = [
-        ("dataset", names["dataset"], by.get("dataset")),
-        ("model", names["adapter"], by.get("adapter")),
-    ]
-    if names["base"]:
-        stranger = by.get("base")
-        kinds.append(("model", names["base"], stranger and stranger.with_weights(base.values())))
-    problems, spaces = [], []
-    if publish.metrics:
-        files = sorted(set(metric_files(context.recipe).values()))
-        problems += metric_space.check_metric_files(account, context.path.parent, files, publish)
-        spaces = [f"space {account.owner}/{metric_space.name_of(file)}" for file in files]
-    problems += hub_repos.check_targets(account, [hub_repos.repo_target(publish, *kind) for kind in kinds])
-    if publish.collection and publish.private:
-        problems += hub_repos.collection_is_public(account, publish.collection)
-    problems += hub_repos.oversized(f"base '{names['base']}'", base)
-    metadata = {"license": publish.license or context.model.license or "unknown", "language": [publish.language]}
-    for repo_type in ("dataset", "model"):
-        problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
-    total = f"at most about {disk_bytes / 1e9:.2f} GB together"
-    # The weights of a Hub model are not downloaded for a plan.
-    if any(name.endswith(".safetensors") for name in base):
-        total += f", {sum(p.stat().st_size for p in base.values()) / 1e9:.2f} GB of it the base model"
-    return [*(f"{kind} {name}" for kind, name, _ in kinds), *spaces, total], problems

@@ -26,7 +26,7 @@ from dsc_hub.report.formatting import number
 from dsc_hub.report.sentences import rounds_sentence
 from dsc_hub.runs import run as runs
 from dsc_hub.runs.metrics_schema import Metrics, Round, Rounds
-from dsc_hub.runs.reuse import copy_files
+from dsc_hub.runs.reuse import copy_files, find_adoptable, reusable_stages
 from dsc_hub.runs.run import Run
 from dsc_hub.system import progress
 from dsc_hub.system.hashing import digest, file_hash
@@ -67,6 +67,51 @@ def run_rounds(context: RunContext, run_stage: RunStage) -> Rounds:
     context.run.add_metrics(SECTION, rounds.model_dump())
     copy_files(context.run, round_run(context.run, best.round), BY_NAME["sampling"].files)
     return rounds
+
+
+def chains_left(context: RunContext, chains: int) -> list[int]:
+    """Return how many of a round's `chains` are left to sample, for each round that has some left.
+
+    A recipe without rounds has one. Finished rounds, and those that other runs have, count as done; a round after a
+    training that is still to be done is counted in full, as only its validation tells whether it is needed.
+    """
+    total = context.recipe.rounds
+    if total == 1:
+        finished = reusable_stages(context.run, STAGES[:2], context.fingerprints, all_siblings(context))
+        left = 0 if "sampling" in finished else _chains_left(context, chains)
+        return [left] if left else []
+    previous: Run | None = None
+    rewards: list[float] = []
+    for k in range(1, total + 1):
+        here = _round_context(context, k, previous)
+        finished = reusable_stages(here.run, STAGES, here.fingerprints, all_siblings(context))
+        if "sampling" not in finished:
+            left = _chains_left(here, chains)
+            return [left] * bool(left) + [chains] * (total - k)
+        if "distill" not in finished:
+            return [chains] * (total - k)
+        previous = finished["distill"]
+        distill = Metrics.model_validate(previous.metrics).distill
+        if distill is None or distill.validation_reward is None:
+            return []  # the rounds can't go on: `run_rounds` says so
+        rewards.append(distill.validation_reward)
+        if k > 1 and rewards[-1] <= rewards[-2]:
+            return []
+    return []
+
+
+def _chains_left(here: RunContext, chains: int) -> int:
+    """Return how many chains an unfinished sampling has left, in its own folder or in one whose rows it adopts."""
+    fingerprint = here.fingerprints["sampling"]
+    recorded = here.run.raw_facts if here.run["run.json"].is_file() else {}
+    if recorded.get("fingerprints", {}).get("sampling") == fingerprint and here.run["turns.jsonl"].is_file():
+        source: Run | None = here.run
+    else:
+        source = find_adoptable(here.run, "sampling", fingerprint, all_siblings(here))
+    if source is None or not source["chains.jsonl"].is_file():
+        return chains
+    with source["chains.jsonl"].open("rb") as file:
+        return max(0, chains - sum(line.endswith(b"\n") for line in file))
 
 
 def round_run(run: Run, number: int) -> Run:

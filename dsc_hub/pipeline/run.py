@@ -110,6 +110,31 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     return context
 
 
+def report_run(run: Run) -> dict[str, Any]:
+    """Write the report page of a run folder, of what there is; return what the stage records.
+
+    The recipe is not needed. If all stages before it are done and report or cards are not, both become done.
+    """
+    from dsc_hub.report import page
+
+    fingerprints = run.facts.fingerprints
+
+    def is_done(stage: str) -> bool:
+        return run.is_done(stage, fingerprints.get(stage, ""))
+
+    if not all(map(is_done, before("report"))) or (is_done("report") and is_done("cards")):
+        return page.build_page(run)
+    with run.lock():
+        for later in after("evaluation"):
+            run.unfinish(later)
+        for stage, write in (("report", stages.write_report), ("cards", stages.write_cards)):
+            started = time.monotonic()
+            result = write(run)
+            _note_time(run, stage, time.monotonic() - started)
+            run.finish(stage, fingerprints[stage], time.monotonic() - started, {"result": result})
+    return run.result("report")
+
+
 def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
     """Merge finished shards (`dsc sample --shard`) into the run: those in `folders`, else those in the run folder."""
     with context.run.lock():
@@ -130,7 +155,7 @@ def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
             )
         context.run.add_metrics("sampling", result)
         seconds = result["seconds"] or time.monotonic() - started
-        _note_time(context, "sampling", seconds)
+        _note_time(context.run, "sampling", seconds)
         context.run.finish("sampling", context.fingerprints["sampling"], seconds, {"result": result})
         say(f"merged {len(shard_runs)} shards -> {context.run.folder}")
 
@@ -154,7 +179,7 @@ def _take_over(context: RunContext, stage: str) -> bool:
     _forget_after(context, stage)
     marker = context.run.marker(stage)
     assert marker, "a stage that was reused has its marker"
-    _note_time(context, stage, marker["seconds"])
+    _note_time(context.run, stage, marker["seconds"])
     say(f"{stage}: taken over from {_name(context, source)}, whose inputs were the same")
     return True
 
@@ -172,9 +197,9 @@ def _forget_after(context: RunContext, stage: str) -> None:
         context.run[name].unlink(missing_ok=True)
 
 
-def _note_time(context: RunContext, stage: str, seconds: float) -> None:
+def _note_time(run: Run, stage: str, seconds: float) -> None:
     if BY_NAME[stage].is_timed:
-        context.run.add_metrics("stages", context.run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
+        run.add_metrics("stages", run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
 
 
 def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed: bool = False) -> None:
@@ -208,7 +233,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     seconds = before_s + time.monotonic() - started
     if BY_NAME[stage].sections:
         context.run.add_metrics(stage, result)
-    _note_time(context, stage, seconds)
+    _note_time(context.run, stage, seconds)
     context.run.finish(stage, context.fingerprints[stage], seconds, {"result": result})
 
 

@@ -150,7 +150,15 @@ def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: 
         other_s = max(0.0, total_s - seconds)
         pace.remember_pace(
             context.model.identity,
-            pace.Pace("sampling", tally.total * turns, tally.total, tally.new_tokens, seconds, round(other_s, 2)),
+            pace.Pace(
+                "sampling",
+                tally.total * turns,
+                tally.total,
+                tally.new_tokens,
+                seconds,
+                round(other_s, 2),
+                pace.task_of(context.recipe, context.identity["prompts"], "sampling"),
+            ),
         )
 
 

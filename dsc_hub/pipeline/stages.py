@@ -29,6 +29,7 @@ from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.runs.results import current_metrics
 from dsc_hub.runs.row_index import StoredPrompts
+from dsc_hub.runs.run import Run
 from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
@@ -278,7 +279,8 @@ def _run_evaluation(context: RunContext) -> StageResult:
     write_answers(context.run, answers, e.split)
     if measured:
         other_s = round(time.monotonic() - started - measured.generating_s, 2)
-        pace.remember_pace(context.model.identity, replace(measured, other_s=other_s))
+        task = pace.task_of(context.recipe, context.identity["prompts"], "evaluation")
+        pace.remember_pace(context.model.identity, replace(measured, other_s=other_s, task=task))
     blind.record_tally(context.run)  # human verdicts may refer to other answers
     if looks:
         context.run.add_metrics("test_set", looks)
@@ -303,22 +305,22 @@ def _served_on(context: RunContext, weights: str, *, adapter: bool) -> str:
     return ", ".join(parts)
 
 
-def _run_report(context: RunContext) -> StageResult:
+def write_report(run: Run) -> StageResult:
+    """Write the report page of an evaluated run."""
     from dsc_hub.report import page
 
-    if (
-        test_set := current_metrics(context.run).test_set
-    ) is not None:  # other adapters may have been scored on it since
-        context.run.add_metrics("test_set", test_set.model_dump())
-    result = page.build_page(context.run)
-    say(f"report  {result['plots']} plots -> {context.run['report.html']}")
+    if (test_set := current_metrics(run).test_set) is not None:  # other adapters may have been scored on it since
+        run.add_metrics("test_set", test_set.model_dump())
+    result = page.build_page(run)
+    say(f"report  {result['plots']} plots -> {run['report.html']}")
     return result
 
 
-def _run_cards(context: RunContext) -> StageResult:
+def write_cards(run: Run) -> StageResult:
+    """Write the cards of an evaluated run."""
     from dsc_hub.report import cards
 
-    return {"files": cards.build_cards(context.run)}
+    return {"files": cards.build_cards(run)}
 
 
 def publish_stage(context: RunContext, account: Any) -> StageResult:
@@ -349,6 +351,6 @@ STAGE: dict[str, Callable[[RunContext], StageResult]] = {
     "dataset": _run_dataset,
     "distill": _run_distill,
     "evaluation": _run_evaluation,
-    "report": _run_report,
-    "cards": _run_cards,
+    "report": lambda context: write_report(context.run),
+    "cards": lambda context: write_cards(context.run),
 }

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.recipe_files import packaged_recipes
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import DscError
 from dsc_hub.runs.run import Run, find_run, siblings
@@ -116,10 +115,13 @@ def current_run(reference: str, runs: Path) -> Run:
 
 
 def names_run(reference: str, runs: Path) -> bool:
-    """Return whether a reference names a run, and no recipe: a run folder, or a name of runs without a recipe."""
+    """Return whether a reference names a run: a run folder, or a name (no path) of which there are runs.
+
+    A recipe of that name, packaged or in a folder here, does not count: everywhere a name means its newest run.
+    """
     if (Path(reference) / "run.json").is_file():
         return True
-    return not Path(reference).exists() and reference not in packaged_recipes() and bool(siblings(runs, reference))
+    return Path(reference).name == reference and bool(siblings(runs, reference))
 
 
 def state_of(run: Run) -> str:

@@ -94,14 +94,22 @@ def adopt_rows(run: Run, stage: str, fingerprint: str, siblings: Iterable[Run]) 
     Return the sibling's folder, or None. If later sections of a recipe are edited during sampling, the new run
     continues from the existing rows.
     """
-    names = BY_NAME[stage].files
-    if any(run[name].exists() for name in names):
+    source = find_adoptable(run, stage, fingerprint, siblings)
+    if source is None:
+        return None
+    # The sibling may still be writing: a torn last line is truncated later.
+    copy_files(run, source, BY_NAME[stage].files)
+    return source.folder
+
+
+def find_adoptable(run: Run, stage: str, fingerprint: str, siblings: Iterable[Run]) -> Run | None:
+    """Return the sibling run whose rows `adopt_rows` copies, or None. Changes no files."""
+    if any(run[name].exists() for name in BY_NAME[stage].files):
         return None
     for source in siblings:
         same = source.raw_facts.get("fingerprints", {}).get(stage) == fingerprint
         if source.folder != run.folder and same and source["turns.jsonl"].is_file():
-            copy_files(run, source, names)  # the sibling may still be writing: a torn last line is truncated later
-            return source.folder
+            return source
     return None
 
 

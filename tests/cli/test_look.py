@@ -15,6 +15,7 @@ from dsc_hub.cli import base, installation
 from dsc_hub.cli.main import cli
 from dsc_hub.cli.tables import grid_page
 from dsc_hub.cli.watch import screen
+from dsc_hub.config.stages import BY_NAME, NAMES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.pipeline.grid import GridRow
 from dsc_hub.runs.live import Watched, current
@@ -169,6 +170,35 @@ def test_the_report_of_a_run_folder_needs_no_recipe_and_says_what_is_missing(tmp
     page = run["report.html"].read_text()
     assert "This run is not finished" in page and "3 of 512 chains &lt;b&gt;" in page
     assert "Missing: distill, evaluation" in page and "Not evaluated" in page and "The chains" in page
+
+
+def test_a_packaged_name_with_runs_means_the_newest_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fingerprints = {stage: f"{n:012x}" for n, stage in enumerate(NAMES)}
+    for n in range(2):
+        facts = fixture_run.facts() | {"started_at": f"2026-11-2{n}T10:00:00Z", "fingerprints": fingerprints}
+        run = fixture_run.write(tmp_path / "runs" / "quickstart" / f"run{n}", run_facts=facts)
+        for stage in NAMES[:5]:
+            for name in BY_NAME[stage].files:
+                if not run[name].exists():
+                    run[name].mkdir(parents=True)
+            write_json(run[f"{stage}.done.json"], {"fingerprint": fingerprints[stage], "result": {}})
+    (tmp_path / "quickstart").mkdir()  # a folder of that name changes nothing
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli, ["report", "quickstart", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["run"] == "runs/quickstart/run1"
+    older, newest = Run(tmp_path / "runs/quickstart/run0"), Run(tmp_path / "runs/quickstart/run1")
+    assert newest["report.html"].is_file() and not older["report.html"].is_file()
+    # It is evaluated, so that it has cards now, and can be published.
+    assert newest["cards"].is_dir() and newest.is_done("report", fingerprints["report"])
+    assert newest.is_done("cards", fingerprints["cards"]) and "report" in newest.metrics["stages"]
+    # Done before: the page is written anew, and what was published stays so.
+    write_json(newest["publish.done.json"], {"fingerprint": fingerprints["publish"], "result": {}})
+    assert CliRunner().invoke(cli, ["report", "quickstart"]).exit_code == 0
+    assert newest.marker("publish") and newest.marker("cards")
+    # With an override it is the recipe, whose run is another one.
+    told = CliRunner().invoke(cli, ["report", "quickstart", "seed=9"])
+    assert isinstance(told.exception, RunError) and "not done" in str(told.exception)
 
 
 def test_every_command_is_in_a_section_of_the_help():

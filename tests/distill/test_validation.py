@@ -20,7 +20,7 @@ from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section, plan_of
 from dsc_hub.distill.model import load_base
 from dsc_hub.distill.rehearsal import rehearse
-from dsc_hub.errors import ConfigError
+from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
 from tests.distill.test_checkpoints import losses, start, wait_for_step
@@ -353,3 +353,15 @@ def test_two_processes_agree_on_the_best_adapter_and_on_the_end(tmp_path: Path, 
     assert training.validation_reward == pytest.approx(rewards[training.best_step])
     later = [step for step in rewards if step > training.best_step]
     assert len(later) == 2 or training.steps == TOO_FAST["max_steps"]
+
+
+def test_only_the_first_process_loads_the_reward(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = run_of(tmp_path / "run", base)
+    recipe = run.facts.recipe
+    missing = recipe.reward.model_copy(update={"scorer": str(tmp_path / "no classifier")})
+    recipe = recipe.model_copy(update={"reward": missing})
+    monkeypatch.setenv("RANK", "1")
+    assert len(validation.ValidationReward(run, recipe, None, 4).prompts) == 4
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(MetricError, match="can't be loaded"):
+        validation.ValidationReward(run, recipe, None, 4)

@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dsc_hub.config.recipe_files import load_recipe_file
 from dsc_hub.pipeline import pace
 from dsc_hub.pipeline.pace import Pace, expect
 from dsc_hub.system import cache
 
 QUIET = Pace("sampling", 2560, 512, 147_578, 253.0, 98.0)  # 583 tokens/s with 128 in flight
 BUSY = Pace("sampling", 2560, 512, 147_578, 10_541.0, 240.0)  # 14 tokens/s beside other work
+
+
+def test_the_same_task_is_expected_as_it_was_measured():
+    """Its lengths are known: 58 tokens a turn, and not up to 128."""
+    same = [replace(QUIET, task="t", generating_s=s) for s in (253.0, 260.0, 248.0)]
+    found = expect(same, "sampling", 2560, 512, 128, 1, "t")
+    assert found.low < 253 + 98 < found.high and found.high / found.low < 1.25
+    other = expect(same, "sampling", 2560, 512, 128, 1, "another")
+    assert other.high / other.low > 1.8  # of another task they could be of full length
+    long = replace(QUIET, task="u", new_tokens=2560 * 120, generating_s=500.0)
+    assert expect([*same, long], "sampling", 2560, 512, 128, 1, "t") == found  # another task's speed and lengths
+    assert expect([long], "sampling", 2560, 512, 128, 1, "u").high <= 2560 * 128 / long.tokens_per_s + 98
+
+
+def test_measurements_with_about_as_many_requests_in_flight_count():
+    few = Pace("sampling", 140, 28, 8064, 60.0, 20.0)  # 134 tokens/s
+    assert expect([QUIET, few], "sampling", 140, 28, 128, 1) == expect([few], "sampling", 140, 28, 128, 1)
+    assert expect([QUIET, few], "sampling", 2560, 512, 128, 1) == expect([QUIET], "sampling", 2560, 512, 128, 1)
+    assert expect([QUIET, few], "sampling", 160, 32, 128, 1).fast == pytest.approx(few.tokens_per_s * 32 / 28)
+
+
+def test_one_fast_measurement_among_many_is_not_typical():
+    lucky = replace(QUIET, generating_s=100.0)
+    assert expect([*[QUIET] * 3, lucky], "sampling", 2560, 512, 128, 1).fast == QUIET.tokens_per_s
+    assert expect([QUIET, lucky], "sampling", 2560, 512, 128, 1).fast == lucky.tokens_per_s
+
+
+def test_what_changes_lengths_changes_the_task(recipe_file: Path):
+    def task(*overrides: str, stage: str = "sampling", prompts: str = "p") -> str:
+        return pace.task_of(load_recipe_file(recipe_file, overrides), prompts, stage)
+
+    alike = ["chain.acceptance=always", "seed=3", "chain.chains_per_prompt=4", "distill.lora.r=4"]
+    assert {task(o) for o in alike} == {task()}
+    others = ["chain.steps=1", "chain.critique=Why?", "generation.temperature=1", "generation.max_new_tokens=64"]
+    assert len({task(), task(prompts="q"), task(stage="evaluation"), *(task(o) for o in others)}) == 7
+    arms = "evaluation.arms=[base]"
+    assert task(arms) == task() and task(arms, stage="evaluation") != task(stage="evaluation")
 
 
 def test_few_requests_do_not_reach_the_full_speed_and_the_start_counts():

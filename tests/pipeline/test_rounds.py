@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,65 @@ def test_the_whole_story_is_on_cards_and_page(tmp_path):
         run["report.html"].read_text(),
     ):
         assert sentence in text and "0.412" in text and "the adapter of round 1" in text
+
+
+def left(context: RunContext) -> list[int]:
+    return rounds.chains_left(context, 40)
+
+
+def test_the_plan_counts_what_is_left_of_the_rounds(recipe_file: Path, tmp_path: Path):
+    """Of finished rounds nothing, of one that goes on its unfinished chains, of later ones all."""
+    context = context_of(recipe_file, tmp_path / "runs", "rounds=3")
+    assert left(context) == [40, 40, 40]
+    stages = Stages([0.1, 0.3, 0.5])
+
+    class Stopped(Exception):
+        pass
+
+    def until(last: tuple[int, str]):
+        def run_stage(here: RunContext, stage: str) -> None:
+            if (int(here.run.folder.name), stage) == last:
+                raise Stopped
+            stages(here, stage)
+
+        with pytest.raises(Stopped):
+            rounds.run_rounds(context, run_stage)
+
+    until((1, "sampling"))
+    assert left(context) == [40, 40, 40]
+    first = context.run["rounds/1"]
+    (first / "turns.jsonl").write_text("{}\n")
+    (first / "chains.jsonl").write_text("{}\n" * 13 + "{torn")
+    assert left(context) == [27, 40, 40]
+    until((1, "distill"))
+    assert left(context) == [40, 40]
+    until((2, "sampling"))
+    assert left(context) == [40, 40]
+    until((3, "sampling"))
+    assert left(context) == [40]
+    rounds.run_rounds(context, stages)
+    assert left(context) == []
+
+
+def test_rounds_that_no_longer_rise_have_nothing_left(recipe_file: Path, tmp_path: Path):
+    context, _, _ = run_all(recipe_file, tmp_path / "runs", [0.4, 0.3, 0.9])
+    assert left(context) == []
+
+
+def test_chains_of_another_run_are_not_left_to_sample(recipe_file: Path, tmp_path: Path):
+    folder = tmp_path / "runs"
+    plain = context_of(recipe_file, folder, name="plain")
+    assert left(plain) == [40]
+    (plain.run["turns.jsonl"]).write_text("{}\n")
+    (plain.run["chains.jsonl"]).write_text("{}\n" * 5)
+    assert left(plain) == [35]
+    several = context_of(recipe_file, folder, "rounds=2", name="rounds")
+    assert left(several) == [35, 40]  # round 1 goes on from the rows of the other run
+    for stage in rounds.STAGES[:2]:
+        Stages([0.1])(replace(plain, run=Run(rename(plain.run.folder, "1"))), stage)
+        rename(plain.run.folder.parent / "1", "plain")
+    assert left(several) == [40] and left(plain) == []
+
+
+def rename(folder: Path, name: str) -> Path:
+    return folder.rename(folder.parent / name)
