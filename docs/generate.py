@@ -32,6 +32,8 @@ EXAMPLES: dict[str, Any] = {
     "description": "Reviews that stay kind.",
     "model.source": "ORG/NAME",
     "model.license": "apache-2.0",
+    "student.source": "ORG/SMALLER",
+    "student.license": "apache-2.0",
     "prompts.path": "prompts.txt",
     "prompts.dataset": "USER/NAME",
     "prompts.dataset_config": "default",

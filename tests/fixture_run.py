@@ -98,6 +98,20 @@ def facts() -> dict[str, Any]:
     }
 
 
+def facts_of_a_student() -> dict[str, Any]:
+    """What run.json holds where a model behind an API wrote the chains, and the model of `facts` was trained."""
+    it = facts()
+    teacher = {"source": "api:big-<b>-model", "license": "proprietary"}
+    recipe = it["recipe"] | {"model": teacher, "student": it["recipe"]["model"]}
+    recipe["serving"] = recipe["serving"] | {"endpoints": ["https://api.example.com/v1"], "api_key_env": "MY_API_KEY"}
+    models = {
+        "model": teacher | {"id": "big-<b>-model", "commit": "", "note": "behind an API, known by its name alone"},
+        "student": it["model"],
+    }
+    identity = it["identity"] | {"model": "api:big-<b>-model", "student": it["identity"]["model"]}
+    return it | models | {"recipe": recipe, "identity": identity}
+
+
 def metrics() -> dict[str, Any]:
     """What metrics.json holds. Every number is different where it can be, so that a mix-up shows."""
 

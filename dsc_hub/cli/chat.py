@@ -20,6 +20,7 @@ from dsc_hub.chain.chain import Message, Texts, seed_of
 from dsc_hub.cli import terminal
 from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
+from dsc_hub.config.models import base_place
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference import servers, thinking_models
@@ -104,8 +105,8 @@ def start_chat(run: Run) -> None:
             f"{run.folder} has no finished adapter to talk to",
             f"Run `dsc distill RECIPE` first (this run was started as `{run.facts.command}`).",
         )
-    folder = run.facts.model.weights
-    at_once = not recipe.serving.endpoints and not machine.vllm_on_cpu()
+    folder = run.facts.base.weights
+    at_once = not _is_external(recipe) and not machine.vllm_on_cpu()
     with _endpoints(run, recipe, folder) as endpoints:
         talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.most_tokens, counter(folder))
         terminal.line(
@@ -121,11 +122,16 @@ def start_chat(run: Run) -> None:
                 _answer(recipe, endpoints, talk, question, at_once)
 
 
+def _is_external(recipe: Recipe) -> bool:
+    """Return whether the recipe's servers may have base and adapter: those of a teacher never have the student."""
+    return bool(recipe.serving.endpoints) and recipe.student is None
+
+
 @contextlib.contextmanager
 def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.Endpoint]]:
     """Yield the recipe's endpoints, if they serve the adapter too, or a vLLM server that ends with the block."""
     section = recipe.serving
-    if section.endpoints:
+    if _is_external(recipe):
         try:
             servers.external(section.model_copy(update={"served_model": ADAPTER}))
         except ServingError as e:
@@ -139,7 +145,8 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
     # The same weights as in the evaluation.
-    weights, _ = evaluation_weights(folder, run.facts.identity["model"], recipe.distill, recipe.evaluation.weights)
+    identity = run.facts.identity[base_place(recipe)]
+    weights, _ = evaluation_weights(folder, identity, recipe.distill, recipe.evaluation.weights)
     started = time.monotonic()
     log = cache.cache_home() / "chat.vllm.log"
     more = thinking_models.vllm_arguments(weights, recipe.generation)

@@ -14,6 +14,7 @@ from dsc_hub import stats
 from dsc_hub.cli import terminal
 from dsc_hub.cli.terminal import visible
 from dsc_hub.config.arms import judges_claim
+from dsc_hub.config.models import licences
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import NAMES
 from dsc_hub.evaluation.claim import claim_of
@@ -56,7 +57,9 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     table = grid()
     split = "  ".join(f"{n} {s} ({e.groups[s]} groups)" for s, n in e.prompts.items())
     table.add_row("recipe", f"{r.name}  {context.path}")
-    table.add_row("model", f"{context.model.id}  ({context.model.source} at {context.model.commit[:12]})")
+    for place, model in context.models.items():
+        at = f" at {model.commit[:12]}" if model.commit else ", whose lengths can't be checked"
+        table.add_row(place, f"{model.id}  ({model.source}{at})")
     table.add_row(
         "prompts",
         f"{split}   dropped: {e.dropped.duplicates} duplicate, {e.dropped.overlaps} overlapping",
@@ -99,7 +102,7 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
         ),
     )
     if e.repos:
-        licence = r.publish.license or (None if r.prompts.dataset else context.model.license)
+        licence, _ = licences(r, context.base.license)
         table.add_row("licence", licence or "unknown: the cards will say so; set publish.license")
     table.add_row("run folder", str(context.run.folder))
     table.add_row("done already", ", ".join(e.done) or "nothing")

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 ADAPTER = "distilled"  # model name of the served adapter
+TEACHER = "teacher"  # the model that writes the chains, where a student is trained
 
 
 @dataclass(frozen=True)
 class Arm:
     """One arm of an evaluation.
 
-    `model`: None is the base. `way`: a single answer, a whole chain, or the best of several answers. `title` is for
-    display.
+    `model`: None is the base, the weights that are trained: the student, or without one the model that writes the
+    chains. `way`: a single answer, a whole chain, or the best of several answers. `title` is for display.
     """
 
     model: str | None
@@ -35,6 +36,11 @@ def prefix_of(model: str | None) -> str:
     return f"evaluation/{model}." if model else "evaluation/"
 
 
+def name_at_server(model: str | None) -> str | None:
+    """Return the name by which requests ask for a model; None: the server's own. Only an adapter has another one."""
+    return ADAPTER if model == ADAPTER else None
+
+
 def model_files(model: str | None) -> tuple[str, ...]:
     """Return all files, in the run folder, that the arms of a model write."""
     return tuple(f"{prefix_of(model)}{rows}.jsonl" for rows in ROWS)
@@ -47,6 +53,8 @@ ARMS = {
     "best_of_n": Arm(None, "best", "best of n"),
     "distilled": Arm(ADAPTER, "answer", "distilled"),
     "distilled_self_critique": Arm(ADAPTER, "chain", "distilled + self-critique"),
+    "teacher": Arm(TEACHER, "answer", "teacher"),
+    "teacher_self_critique": Arm(TEACHER, "chain", "teacher + self-critique"),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from dsc_hub.acceptance import RULES
+from dsc_hub.config.arms import TEACHER, models_of
 from dsc_hub.config.publishing import PublishConfig
 from dsc_hub.config.sampling import (
     ChainConfig,
@@ -28,6 +29,7 @@ from dsc_hub.config.sampling import (
     RewardConfig,
     ScorerConfig,
     ServingConfig,
+    StudentConfig,
     VetoConfig,
 )
 from dsc_hub.config.section import Section, StageName, seconds_given
@@ -53,7 +55,10 @@ class Recipe(Section):
         description="in each further round the distilled model samples, and a new adapter is trained on that; they end "
         "when the mean reward of answers to validation prompts no longer rises",
     )
-    model: ModelConfig = Field(description="the base model")
+    model: ModelConfig = Field(description="the model that answers, criticises and revises")
+    student: StudentConfig | None = Field(
+        None, description="the model that is trained on the kept answers; null: the one that wrote them"
+    )
     prompts: PromptsConfig = Field(description="what it is asked")
     chain: ChainConfig = Field(description="critique, revision, and when a revision is kept")
     hygiene: HygieneConfig = Field(HygieneConfig(), description="which texts are never kept")
@@ -100,6 +105,34 @@ class Recipe(Section):
         if self.rounds > 1 and self.serving.endpoints:
             raise ValueError(
                 "rounds: serving.endpoints don't have the adapters of earlier rounds; leave endpoints empty"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shows_the_teacher(cls, data: Any) -> Any:
+        """Add the teacher to the arms of a recipe that has a student and names no arms."""
+        if not isinstance(data, dict) or not data.get("student"):
+            return data
+        evaluation = data.get("evaluation") or {}
+        if not isinstance(evaluation, dict) or "arms" in evaluation:
+            return data
+        arms = (*EvaluationConfig.model_fields["arms"].default, TEACHER)
+        return data | {"evaluation": evaluation | {"arms": arms}}
+
+    @model_validator(mode="after")
+    def _student_is_another(self) -> Recipe:
+        student = self.student
+        if student is None:
+            if TEACHER in models_of(self.evaluation.arms):
+                raise ValueError("evaluation.arms: without a student the teacher is the base; leave its arms out")
+            return self
+        if (student.source, student.revision) == (self.model.source, self.model.revision):
+            raise ValueError("student: it is the model itself; leave it out")
+        if self.rounds > 1:
+            raise ValueError(
+                "rounds: the next one is sampled by the model that was trained, and a student does not write the "
+                "chains; leave out student, or rounds"
             )
         return self
 
@@ -187,10 +220,16 @@ class Server:
     model: str | None
 
 
+def model_server(recipe: Recipe) -> ServingConfig:
+    """Return the section `serving` with the name that the model has at its endpoints: an api:NAME has its own."""
+    name = recipe.serving.served_model or recipe.model.api_name
+    return recipe.serving.model_copy(update={"served_model": name})
+
+
 def servers(recipe: Recipe) -> list[Server]:
     """Return all external servers that a run uses."""
     out = [
-        Server("serving.endpoints", url, recipe.serving.api_key_env, recipe.serving.served_model)
+        Server("serving.endpoints", url, recipe.serving.api_key_env, model_server(recipe).served_model)
         for url in recipe.serving.endpoints
     ]
     if (critic := recipe.chain.critic) and critic.endpoint:

@@ -28,14 +28,46 @@ ServerAddress = Annotated[str, AfterValidator(checked_address)]
 KeyName = Annotated[str, AfterValidator(checked_key_name)]
 
 
+API = "api:"  # before the name of a model that is known by its name alone
+
+
 class ModelConfig(Section):
-    """The base model: a Hub id (`org/name`) at a revision, a local folder, or `package:NAME` (an installed package)."""
+    """The model that writes the chains: a Hub id (`org/name`) at a revision, a local folder, `package:NAME` (an
+    installed package), or `api:NAME`, which `serving.endpoints` know by that name and which has no weights here."""
+
+    source: str = Field(
+        min_length=1,
+        description="ORG/NAME on the Hub, a local folder, package:NAME of an installed package, or api:NAME of a model "
+        "behind serving.endpoints, of which nothing is loaded here",
+    )
+    revision: str = Field("main", description="branch, tag or commit on the Hub; recorded as a commit")
+    license: str | None = Field(None, description="licence of the weights, for the cards; null: ask the Hub")
+
+    @property
+    def api_name(self) -> str | None:
+        """The name of a model behind an API; None for one whose weights can be had."""
+        return self.source.removeprefix(API) if self.source.startswith(API) else None
+
+    @model_validator(mode="after")
+    def _names_one(self) -> ModelConfig:
+        if self.api_name is not None and not self.api_name.strip():
+            raise ValueError("source: api: needs the name that the server knows, as in api:NAME")
+        return self
+
+
+class StudentConfig(ModelConfig):
+    """Another model than the one that writes the chains, trained on what is kept of them. It is the base of the adapter
+    and of the comparison; the model of the chains is then its teacher."""
 
     source: str = Field(
         min_length=1, description="ORG/NAME on the Hub, a local folder, or package:NAME of an installed package"
     )
-    revision: str = Field("main", description="branch, tag or commit on the Hub; recorded as a commit")
-    license: str | None = Field(None, description="licence of the weights, for the cards; null: ask the Hub")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> StudentConfig:
+        if self.api_name is not None:
+            raise ValueError(f"source: {self.source} has no weights to train; name ORG/NAME or a folder")
+        return self
 
 
 class SplitShares(Section):
@@ -282,7 +314,9 @@ class ServingConfig(Section):
     endpoints: tuple[ServerAddress, ...] = Field(
         (), description="addresses (up to and including /v1) of servers that already run; none: dsc starts vLLM"
     )
-    served_model: str | None = Field(None, description="name of the model at the endpoints; null: the only one there")
+    served_model: str | None = Field(
+        None, description="name of the model at the endpoints; null: NAME of an api:NAME, or the only one there"
+    )
     api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoints' key")
 
     @model_validator(mode="after")

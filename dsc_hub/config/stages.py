@@ -14,9 +14,9 @@ class Inputs:
     """Inputs of the fingerprints: the recipe, and the identities of what it names.
 
     `recipe` omits default values, so that a newer dsc with an additional setting continues the runs of an older one.
-    `identity` maps `prompts`, `model` and each scorer's place to a hash, commit or version; "" for a scorer that the
-    recipe does not have. `more_scorers` are the identities of further terms of the reward and of the veto's similarity
-    scorer.
+    `identity` maps `prompts`, `model`, `student` (if there is one) and each scorer's place to a hash, commit or
+    version; "" for a scorer that the recipe does not have. `more_scorers` are the identities of further terms of the
+    reward and of the veto's similarity scorer.
     """
 
     recipe: Mapping[str, Any]
@@ -79,7 +79,8 @@ def _distill_inputs(i: Inputs) -> list[Any]:
     mended = ["steps after a validation"] if validates or objective.get("load_best_model_at_end") else []
     if "chat_template_kwargs" in (i.section("generation").get("extra") or {}):  # rows were rendered without them
         mended.append("template settings")
-    return [settings, *answered, *mended]
+    student = [["student", i.identity["student"]]] if "student" in i.recipe else []
+    return [settings, *answered, *mended, *student]
 
 
 def _evaluation_inputs(i: Inputs) -> list[Any]:
@@ -141,7 +142,7 @@ STAGES = (
         "cards",
         command="report",
         version=3,
-        inputs=lambda i: [i.section("publish"), i.section("model")],
+        inputs=lambda i: [i.section(s) for s in ("publish", "model", "student") if s != "student" or s in i.recipe],
         files=("cards",),
         shows_judgements=True,
     ),

@@ -155,7 +155,7 @@ class EvaluationConfig(Section):
     arms: Annotated[tuple[ArmName, ...], AfterValidator(each_once)] = Field(
         ("base", "self_critique", "best_of_n", "distilled"),
         min_length=1,
-        description="ways of answering that are compared; the first is the baseline",
+        description="ways of answering that are compared; the first is the baseline. With a student also teacher",
     )
     samples: int = Field(1, ge=1, le=256, description="answers that each arm gives to each prompt")
     split: Literal["validation", "test"] = Field(

@@ -25,7 +25,7 @@ LARGEST_RECIPE = 100_000  # maximum bytes of a recipe.yaml
 MOST_VALUES, LONGEST_TEXT = 64, 200  # limits of a setting that is passed to a server or library
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
 _NAME = re.compile(r"[\w.-]{1,64}")
-_SOURCE = re.compile(r"(?:package:)?\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?")
+_SOURCE = re.compile(r"(?:package:|api:)?\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?")
 _OURS = "servers and keys are this machine's business"
 
 # Sampling parameters of vLLM and similar servers. Others can make a server download files, run grammars for minutes,
@@ -104,7 +104,10 @@ def _prompt_files(written: Recipe) -> Iterator[tuple[str, str]]:
 
 def _sources(written: Recipe, scorers: Mapping[str, ScorerConfig]) -> dict[str, str]:
     """Return the sources of weights by their key."""
-    return {"model.source": written.model.source} | {f"{place}.scorer": s.scorer for place, s in scorers.items()}
+    models = {"model": written.model, "student": written.student}
+    return {f"{place}.source": section.source for place, section in models.items() if section} | {
+        f"{place}.scorer": s.scorer for place, s in scorers.items()
+    }
 
 
 def _problems(written: Recipe) -> Iterator[tuple[str, str]]:

@@ -47,7 +47,7 @@ def write_adapter(
 
     `weights` are the trained parameters by their names in the trainer's model.
     """
-    facts = run.facts.model
+    facts = run.facts.base
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     model: PeftModel = trainer.accelerator.unwrap_model(trainer.model)

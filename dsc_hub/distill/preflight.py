@@ -69,7 +69,7 @@ def check_training(run: Run) -> TrainingData:
     """
     facts = run.facts
     recipe = facts.recipe
-    plan, folder = plan_of(recipe.distill), facts.model.weights
+    plan, folder = plan_of(recipe.distill), facts.base.weights
     tokenizer = tokenizer_of(folder)
     stops = stop_tokens(tokenizer, folder)
     splits = training_rows(run, recipe)

@@ -150,7 +150,7 @@ def _train(run: Run, plan: Plan, data: TrainingData, part: Path) -> Training:
     _check_finite(weights, prepared.plan)
     training = _summary(prepared, run.facts.recipe.distill.weight_temperature, seconds, validation, best_step)
     if main:
-        write_adapter(run, trainer, weights, run.facts.model.weights, part, training)
+        write_adapter(run, trainer, weights, run.facts.base.weights, part, training)
         shutil.rmtree(run[checkpoints.CHECKPOINTS], ignore_errors=True)
         say_end(run, training)
     trainer.accelerator.wait_for_everyone()
@@ -160,7 +160,7 @@ def _train(run: Run, plan: Plan, data: TrainingData, part: Path) -> Training:
 def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Prepared:
     """Load the model, build the trainer and check its batches against the preflight's result."""
     facts = run.facts
-    recipe, folder = facts.recipe, facts.model.weights
+    recipe, folder = facts.recipe, facts.base.weights
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = compute_dtype(on_cpu)
     rows = training_rows(run, recipe)

@@ -1,10 +1,12 @@
 """The arms of an evaluation: the methods under comparison answer the same prompts with the same seeds.
 
-    base            one plain answer of the base model
+    base            one plain answer of the base: the student, or without one the model that writes the chains
     self_critique   the chain at test time: its final state
     best_of_n       the highest-reward answer of n answers of the base; n is chosen to match the chain's token cost
     distilled       one plain answer of the base with the adapter
     distilled_self_critique   the chain with the adapter
+    teacher         one plain answer of the model that writes the chains, where a student is trained
+    teacher_self_critique     the chain with it
 
 The adapter is served beside its base, or merged where that changes nothing (`weights.merges_adapters`); all arms of one
 model run before those of the other. The first answer of every arm is the same request as the plain arm of its model, so
@@ -14,7 +16,6 @@ it is generated once. answers.py scores the answers, summary.py computes the num
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,21 +24,19 @@ from typing import Any
 
 from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.chain.hygiene import inspect
-from dsc_hub.config.arms import ADAPTER, ARMS, Arm, model_files, models_of
+from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of, name_at_server
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.training import quantization
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
-from dsc_hub.records import Answer, Prompt, Turn
-from dsc_hub.runs.reuse import copy_files
+from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling.sample import CircuitBreaker, SamplingProgress, fixed_level, read_chains, run_with_line
-from dsc_hub.system.files import read_object, write_json
-from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say
 
-CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
+CompleteAs = Callable[
+    [list[Message], int, str | None], Awaitable[Completion]
+]  # messages, seed, name (None: the server's)
 MORE_ANSWERS = "best_of_n.turns.jsonl"  # after the prefix of an arm: its model's answers after the first
 CHECKED_TEXTS = 5  # by `check_adapter_acts`
 # One text per line, unrelated to the topics of recipes.
@@ -71,7 +70,7 @@ async def answer_all(
             out[name] = {}
             for text in texts:
                 try:
-                    nats = await generator.surprise(text, ARMS[name].model)
+                    nats = await generator.surprise(text, name_at_server(ARMS[name].model))
                 except RequestFailed as e:
                     say(f"evaluation: surprise at neutral text is not measured for {name}: {e}")
                     nats = None
@@ -114,18 +113,18 @@ async def answer_prompts(
     complete: CompleteAs,
     score: ScoreText,
     veto: VetoText = no_veto,
-    models: Sequence[str | None] = (None, ADAPTER),
+    models: Sequence[str | None] | None = None,
     criticise: CompleteAs | None = None,
     level: Callable[[], int] | None = None,
 ) -> None:
-    """Generate the turns of the arms of `models` under evaluation/. Stored turns are not generated again.
+    """Generate the turns of the arms of `models` (None: all) under evaluation/. Stored turns are not generated again.
 
     The arms run one after the other: on a CPU, vLLM lets an adapter leak into requests to the base in the same batch
     (vllm-project/vllm#48421).
     """
     run["evaluation"].mkdir(exist_ok=True)
     planned = [name for name in ARMS if name in recipe.evaluation.arms]
-    for model in models:
+    for model in models_of(planned) if models is None else models:
         model_arms = [ARMS[name] for name in planned if ARMS[name].model == model]
         if model_arms:
             await _timed(run, model_arms[0], "answer", _answers(run, recipe, prompts, complete, model_arms[0], level))
@@ -151,7 +150,7 @@ async def answer_prompts(
 
 
 def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
-    return lambda messages, seed: complete(messages, seed, model)
+    return lambda messages, seed: complete(messages, seed, name_at_server(model))
 
 
 async def _whole(work: Awaitable[SamplingProgress]) -> None:
@@ -182,65 +181,6 @@ def seconds(run: Run, name: str) -> float | None:
             return None
         total += sum(s for s in recorded if s is not None)
     return round(total, 2)
-
-
-# -- the arms of the base do not depend on the adapter: reusable from another run with the same inputs
-
-BASE_MARKER = (  # written when these arms are complete: their digest, and the nats of neutral texts
-    "evaluation/base_arms.json"
-)
-# `copy_files` writes the first file last: without it, nothing was reused.
-BASE_FILES = (*model_files(None), BASE_MARKER)
-
-
-def base_digest(recipe: Recipe, sampling: str) -> str:
-    """Return the digest of everything that the base's answers depend on.
-
-    That is the fingerprint of the sampling stage (`sampling`: model, prompts, chain, generation and reward), the
-    evaluation settings for the base, and the served weights (training determines their quantisation).
-    """
-    e, arms = recipe.evaluation, recipe.evaluation.arms
-    names = [name for name in ARMS if name in arms and ARMS[name].model is None]
-    is_rounded = ADAPTER in models_of(arms) and e.weights == "rounded"
-    weights = quantization(recipe.distill) if is_rounded else None
-    return digest(sampling, e.samples, e.split, e.temperature, names, weights)
-
-
-def adopt_base(run: Run, base: str, siblings: Iterable[Run]) -> str:
-    """Copy complete base arms from a sibling run, if this run has none; return the sibling's name, or ""."""
-    if run[BASE_FILES[0]].exists():
-        return ""
-    for source in siblings:
-        if source.folder != run.folder and finished_base(source, base) is not None:
-            run["evaluation"].mkdir(exist_ok=True)
-            copy_files(run, source, BASE_FILES)
-            return source.folder.name
-    return ""
-
-
-def finished_base(run: Run, base: str) -> dict[str, dict[str, float]] | None:
-    """Return the nats of neutral texts by arm if this run has complete base arms with this digest; else None."""
-    if not (run[BASE_MARKER].is_file() and run[BASE_FILES[0]].is_file()):
-        return None
-    recorded = read_object(run[BASE_MARKER])
-    return recorded["neutral"] if recorded.get("digest") == base else None
-
-
-def finish_base(
-    run: Run,
-    recipe: Recipe,
-    base: str,
-    answers: Iterable[Answer],
-    prompts: int,
-    neutral: Mapping[str, Mapping[str, float]],
-) -> None:
-    """Write the marker of the base arms if they are complete, that is, if each has all samples of all `prompts`."""
-    each = prompts * recipe.evaluation.samples
-    names = [name for name in recipe.evaluation.arms if ARMS[name].model is None]
-    counts = Counter(a.arm for a in answers)
-    if names and all(counts[name] == each for name in names):
-        measured = {name: dict(neutral[name]) for name in names if name in neutral}
-        write_json(run[BASE_MARKER], {"digest": base, "neutral": measured})
 
 
 # -- generation
@@ -299,7 +239,7 @@ async def _draw_answers(
     async def one(prompt: Prompt, sample: int, number: int) -> bool:
         seed = seed_of(recipe.seed, prompt.id, sample, number, "answer")
         try:
-            c = await complete(texts.opening(prompt.text), seed, model)
+            c = await complete(texts.opening(prompt.text), seed, name_at_server(model))
         except RequestFailed as e:
             say(f"evaluation: {name} gave no answer to {prompt.id}: {e}")
             key = (prompt.id, sample << 16 | number)

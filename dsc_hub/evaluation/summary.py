@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dsc_hub import stats
-from dsc_hub.config.arms import ADAPTER, ARMS, judges_claim
+from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, judges_claim
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import claim, side_effects
 from dsc_hub.records import Answer, AnswerKey, Prompt
@@ -18,11 +18,12 @@ from dsc_hub.runs import verdict
 
 
 def arm_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs to compare: each arm with the first, and distilled with the costlier arms of either model."""
+    """Return the pairs to compare: each arm with the first, and distilled with the costlier arms and the teacher's."""
     others = [(name, names[0]) for name in names[1:]]
     costlier = [name for name, arm in ARMS.items() if arm.way != "answer"]
     extra = [("distilled", name) for name in costlier if ARMS[name].model is None]
     extra += [(name, "distilled") for name in costlier if ARMS[name].model == ADAPTER]
+    extra += [("distilled", name) for name, arm in ARMS.items() if arm.model == TEACHER]
     return others + [p for p in extra if set(p) <= set(names) and p not in others and p[::-1] not in others]
 
 
@@ -33,7 +34,7 @@ def summarise_evaluation(
     scores: Mapping[str, Mapping[str, Any]],
     seconds: Mapping[str, float | None] | None = None,
     neutral: Mapping[str, Mapping[str, float]] | None = None,
-    processors: int | None = None,
+    processors: Mapping[str, int | None] | None = None,
     trained_here: bool = True,
     look: int | None = None,
 ) -> dict[str, Any]:
@@ -43,8 +44,9 @@ def summarise_evaluation(
 
     `scores` describes the scores of the rows: name -> {higher_is_better, low, high (its range; None or missing: no
     limit)}. `seconds` of each arm (None: unknown). `neutral`: nats per token of neutral texts by arm and text.
-    `processors`: number of cores or GPUs. `trained_here`: whether this run trained the adapter, so that it cannot have
-    seen the test prompts. `look`: position of the adapter among those scored on this test set.
+    `processors`: number of cores or GPUs of each arm's servers (None: unknown). `trained_here`: whether this run
+    trained the adapter, so that it cannot have seen the test prompts. `look`: position of the adapter among those
+    scored on this test set.
     """
     e = recipe.evaluation
     ranges = {name: (about.get("low"), about.get("high")) for name, about in scores.items()}
@@ -57,7 +59,9 @@ def summarise_evaluation(
     numbers: dict[str, Any] = {}
     for arm, by_key in by_arm.items():
         rows = list(by_key.values())
-        numbers[arm] = _arm(rows, ranges, expected, e.confidence) | _cost(rows, (seconds or {}).get(arm), processors)
+        numbers[arm] = _arm(rows, ranges, expected, e.confidence) | _cost(
+            rows, (seconds or {}).get(arm), (processors or {}).get(arm)
+        )
         gained = differences.get(f"{arm} - {e.arms[0]}", {}).get("reward", {}).get("mean")
         numbers[arm]["gain_per_1000_tokens"] = _per_1000(gained, numbers[arm]["new_tokens_mean"])
     return {

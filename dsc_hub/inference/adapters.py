@@ -42,7 +42,7 @@ def check_adapter(reference: str, folder: Path, model: BaseModel, published_as: 
         raise ConfigError(
             f"{reference} was trained on '{base_name or 'a base that it does not name'}', and the recipe's model is "
             f"'{model.upstream or model.id}'",
-            "Name a recipe with that base model, or override model.source.",
+            "Name a recipe with that base model, or override model.source (student.source, if it has a student).",
         )
     revision = str(config.get("revision") or "")
     if is_on_hub and re.fullmatch(r"[0-9a-f]{40}", revision) and revision != model.commit:

@@ -1,6 +1,7 @@
-"""A base model from the Hub, a folder or an installed package, as a folder that vLLM and trl can load.
+"""A model from the Hub, a folder or an installed package, as a folder that vLLM and trl can load.
 
-`identify_model` is cheap and identifies the weights (by commit or checksum); `materialize` creates the folder.
+One behind an API (`api:NAME`) has a name and no folder. `identify_model` is cheap and identifies the weights (by commit
+or checksum); `materialize` creates the folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.recipe import is_folder
-from dsc_hub.config.sampling import ModelConfig
+from dsc_hub.config.sampling import API, ModelConfig
 from dsc_hub.errors import ModelError
 from dsc_hub.inference.weights import FORMAT, converted
 from dsc_hub.system import packaged
@@ -27,7 +28,7 @@ WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"
 
 @dataclass(frozen=True)
 class BaseModel:
-    """Identity of the weights of a run. `commit` is a Hub commit, or a checksum if there is no commit."""
+    """Identity of a model. `commit` is a Hub commit, or a checksum if there is none; "" for a model behind an API."""
 
     source: str
     id: str
@@ -38,14 +39,23 @@ class BaseModel:
 
     @property
     def identity(self) -> str:
-        return f"{self.source}@{self.commit}"
+        return f"{self.source}@{self.commit}" if self.commit else self.source
+
+    @property
+    def is_behind_api(self) -> bool:
+        """Whether nothing is known of it but its name."""
+        return self.source.startswith(API)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def identify_model(section: ModelConfig) -> BaseModel:
-    """Identify the weights that the recipe names. ModelError or HubError if they are not found."""
+    """Identify the model that the recipe names. ModelError or HubError if its weights are not found."""
+    if section.api_name is not None:
+        return BaseModel(
+            section.source, section.api_name, "", section.license, "behind an API, known by its name alone"
+        )
     if section.source.startswith("package:"):
         return _identify_package(section)
     if is_folder(section.source):
@@ -62,14 +72,20 @@ def identify_model(section: ModelConfig) -> BaseModel:
 
 def is_on_hub(model: BaseModel) -> bool:
     """Return whether the weights are those of a model repo of the Hub."""
-    return not (model.source.startswith("package:") or is_folder(model.source))
+    return not (model.is_behind_api or model.source.startswith("package:") or is_folder(model.source))
 
 
 def materialize(model: BaseModel, weights: bool = True) -> Path:
     """Return the folder with safetensors, tokenizer and chat template; created or downloaded once, then cached.
 
-    With `weights=False` a model of the Hub is downloaded without its weights: enough to read its tokenizer.
+    With `weights=False` a model of the Hub is downloaded without its weights: enough to read its tokenizer. ModelError
+    for a model behind an API.
     """
+    if model.is_behind_api:
+        raise ModelError(
+            f"{model.source} has no weights that could be loaded here",
+            "Name the servers that have it: serving.endpoints=[https://HOST/v1]; to train, name a student.",
+        )
     if model.source.startswith("package:"):
         folder = _dequantised(model)
     elif is_folder(model.source):

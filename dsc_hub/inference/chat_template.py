@@ -118,15 +118,24 @@ def token_counter(folder: Path) -> Callable[[str], int] | None:
 
 
 def check_template(
-    template: ChatTemplate, system: str | None, settings: Mapping[str, Any], count: Callable[[str], int] | None = None
+    template: ChatTemplate,
+    system: str | None,
+    settings: Mapping[str, Any],
+    count: Callable[[str], int] | None = None,
+    *,
+    runs_chains: bool = True,
+    is_trained: bool = True,
 ) -> Findings:
     """Render one made-up chain and one training row, and return what a user should know before a run.
 
-    `system` is the recipe's system text, `settings` its chat_template_kwargs, `count` counts tokens.
+    `system` is the recipe's system text, `settings` its chat_template_kwargs, `count` counts tokens. Without
+    `runs_chains` the chain is a prompt alone; without `is_trained` nothing is said of training.
     """
     opening = [{"role": "system", "content": _SYSTEM}] if system else []
     opening.append({"role": "user", "content": _ASKED[0]})
-    chain = [*opening, *exchange(_ANSWERED[0], _ASKED[1]), *exchange(_ANSWERED[1], _ASKED[2])]
+    chain = list(opening)
+    if runs_chains:
+        chain += [*exchange(_ANSWERED[0], _ASKED[1]), *exchange(_ANSWERED[1], _ASKED[2])]
     try:
         whole = template.render(chain, add_generation_prompt=True, **settings)
         row = template.render([*opening, {"role": "assistant", "content": _ANSWERED[0]}], **settings)
@@ -135,15 +144,15 @@ def check_template(
     if lost := [m["role"] for m in chain if m["content"] not in whole]:
         return Findings(problems=(_loss(lost),))
     prompt = template.render(opening, add_generation_prompt=True, **settings)
-    if problem := _trained_prompt(prompt, row):
+    if is_trained and (problem := _trained_prompt(prompt, row)):
         return Findings(problems=(problem,))
     notes = [
         _thinking_note(template, prompt, settings),
-        _rewriting_note(prompt, whole),
-        _training_note(prompt, row),
+        _rewriting_note(prompt, whole) if runs_chains else "",
+        _training_note(prompt, row) if is_trained else "",
         _own_text_note(template, whole, settings, count),
         _day_note(template, chain, settings),
-        _empty_answer_note(template, opening, settings),
+        _empty_answer_note(template, opening, settings) if runs_chains else "",
     ]
     return Findings(notes=tuple(filter(None, notes)))
 

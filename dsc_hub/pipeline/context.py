@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.config.models import Place, base_place, weights_loaded
 from dsc_hub.config.recipe import Recipe, effective_veto, least_gain, repo_names, servers
 from dsc_hub.config.stages import NAMES
 from dsc_hub.errors import RunError
@@ -31,13 +32,24 @@ class RunContext:
     path: Path  # the recipe file; prompt files lie beside it
     run: Run
     runs: Path
-    model: base_model.BaseModel
+    model: base_model.BaseModel  # writes the chains
     identity: Mapping[str, str]
     fingerprints: Mapping[str, str]
     command: str  # command that runs the whole recipe; contains no local paths
     names_by: Mapping[str, Any] = field(default_factory=dict)  # kind of repo -> `Stranger` whose recipe named it
     adapter: Path | None = None  # of the round before, which samples instead of the base (rounds.py)
     shard: Shard | None = None  # the shard that this run folder holds (`of_shard`); None: the whole run
+    student: base_model.BaseModel | None = None  # is trained in the place of `model`
+
+    @property
+    def base(self) -> base_model.BaseModel:
+        """The model that is trained, and that the adapter lies on."""
+        return self.student or self.model
+
+    @property
+    def models(self) -> dict[Place, base_model.BaseModel]:
+        """Both models by the section of the recipe that names them."""
+        return {"model": self.model, "student": self.student} if self.student else {"model": self.model}
 
     def prompts(self, *splits: str) -> list[Prompt]:
         return [p for p in self.run.rows("prompts.jsonl").as_type(Prompt) if p.split in splits]
@@ -59,7 +71,7 @@ def record(context: RunContext) -> None:
         recipe=_resolved(context.recipe),
         fingerprints=context.fingerprints,
         identity=context.identity,
-        model=old.get("model") or context.model.as_dict(),
+        **{place: old.get(place) or model.as_dict() for place, model in context.models.items()},
         versions=old.get("versions") or machine.versions(),
         hardware=old.get("hardware") or machine.hardware(),
         command=old.get("command") or context.command,
@@ -116,27 +128,35 @@ def account_at(to: str, owner: str | None) -> Iterator[Any]:
         yield replace(login(owner, address.endpoint, address.token), is_embedded=True)
 
 
-def set_owner(context: RunContext, account: Any) -> None:
-    """Record the owner of the repos, and the name and commit under which others can load the base model.
+def set_owner(context: RunContext, account: Any, stages: Iterable[str] = NAMES) -> None:
+    """Record the owner of the repos, the weights that `stages` load, and how others can load the models.
 
-    A base model that this run publishes has no commit yet when the adapter is trained, so the adapter names none.
+    Weights are fetched only for these stages. A base model that this run publishes has no commit yet when the adapter
+    is trained, so the adapter names none.
     """
     repos = repos_of(context.recipe, account.owner if account else context.recipe.publish.owner)
-    published_as = repos["base"] or context.model.upstream or context.model.id
-    is_the_source = published_as == context.model.source
-    model = context.model.as_dict() | {
-        "folder": str(base_model.materialize(context.model)),
-        "published_as": published_as,
-        "published_commit": context.model.commit if is_the_source else None,
-    }
-    if not (repos["base"] or is_the_source):
-        model["note"] = (
-            f"{model['note']}; not published, so the adapter names {published_as}, whose weights may differ a little"
+    recorded, loaded = context.run.raw_facts, weights_loaded(context.recipe, stages)
+    models = {}
+    for place, model in context.models.items():
+        folder = str(base_model.materialize(model)) if place in loaded else recorded.get(place, {}).get("folder")
+        is_base = place == base_place(context.recipe)
+        models[place] = model.as_dict() | {"folder": folder} | _published(model, repos["base"], is_base)
+    before = recorded.get("repos", {})
+    if {k: before.get(k) for k in repos} != repos:  # keep what publishing added only while the names are the same
+        before = {}
+    context.run.add_facts(repos=before | repos, **models)
+
+
+def _published(model: base_model.BaseModel, base_repo: str | None, is_base: bool) -> dict[str, Any]:
+    """Return name and commit under which others can load a model, and, if the base's weights differ, a note on that."""
+    published_as = (base_repo if is_base else None) or model.upstream or model.id
+    is_the_source = published_as == model.source
+    out = {"published_as": published_as, "published_commit": model.commit if is_the_source else None}
+    if is_base and not (base_repo or is_the_source):
+        out["note"] = (
+            f"{model.note}; not published, so the adapter names {published_as}, whose weights may differ a little"
         )
-    recorded = context.run.raw_facts.get("repos", {})
-    if {k: recorded.get(k) for k in repos} != repos:  # keep what publishing added only while the names are the same
-        recorded = {}
-    context.run.add_facts(repos=recorded | repos, model=model)
+    return out
 
 
 def announce_servers(checked: Recipe) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dsc_hub.config.arms import ADAPTER, ARMS, models_of
-from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
+from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
+from dsc_hub.config.models import Place, base_place, is_at_endpoints, runs_chains, weights_loaded
+from dsc_hub.config.recipe import Recipe, all_scorers, metric_files, model_server
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
@@ -83,14 +84,17 @@ class RunPlan(RunEstimate):
     run: Path
 
 
-def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> list[str]:
-    """Return length problems: conversations that exceed the context, or a context beyond the model's positions."""
+def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, place: Place = "model") -> list[str]:
+    """Return length problems: conversations that exceed the context, or a context beyond the model's positions.
+
+    `place` is the recipe's section of that model.
+    """
     from tokenizers import Tokenizer
 
     problems = []
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     if (most := config.get("max_position_embeddings")) and recipe.serving.context > most:
-        problems.append(f"serving.context: {recipe.serving.context} is more than the model's {most} positions")
+        problems.append(f"serving.context: {recipe.serving.context} is more than the {place}'s {most} positions")
     file = model_folder / "tokenizer.json"
     if not file.is_file():  # a slow tokenizer: the server will report overflows; no guess is made here
         return problems
@@ -100,19 +104,20 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     c, new = recipe.chain, recipe.generation.max_new_tokens
-    # The last request has prompt, answer, critique request, critique and revision request; the revision must fit too.
-    fixed = 3 * new + count(c.critique) + count(c.revision) + (count(c.system) if c.system else 0) + 6 * TURN_OVERHEAD
+    fixed, texts = new + (count(c.system) if c.system else 0) + 2 * TURN_OVERHEAD, ""
     fixed += recipe.generation.max_thinking_tokens or 0  # of this turn; those of earlier ones are not shown
-    fixed += new * (c.critique.count("{answer}") + c.revision.count("{answer}"))
-    texts = c.critique + c.revision
+    if runs_chains(recipe, place):
+        # The last request has prompt, answer, critique request, critique and revision request; the revision must fit.
+        texts = c.critique + c.revision
+        fixed += 2 * new + count(c.critique) + count(c.revision) + 4 * TURN_OVERHEAD + new * texts.count("{answer}")
     times = 1 + texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
     worst = [(fixed + times * count(p.text), p) for p in prompts]
     over = [(n, p) for n, p in worst if n > recipe.serving.context]
     if over:
         n, p = max(over, key=lambda x: x[0])
         problems.append(
-            f"prompts: {len(over)} of {len(prompts)} don't fit a context of {recipe.serving.context} tokens; the "
-            f"longest needs {n} "
+            f"prompts: {len(over)} of {len(prompts)} don't fit a context of {recipe.serving.context} tokens"
+            f"{' of the student' if place == 'student' else ''}; the longest needs {n} "
             f"with its turns: '{p.text[:50]}...'. Raise serving.context, lower generation.max_new_tokens, or shorten "
             "them"
         )
@@ -164,14 +169,17 @@ def estimate_run(
     recipe: Recipe,
     prompts: Sequence[Prompt],
     model_identity: str,
-    model_folder: Path,
+    base_folder: Path | None,
     done: Collection[str] = (),
     chains_left: Sequence[int] | None = None,
     prompts_identity: str = "",
+    base_identity: str = "",
 ) -> RunEstimate:
     """Return the planned work. Stages in `done` make no requests.
 
-    `chains_left` are the chains that each unfinished round has left; None: all rounds with all chains.
+    `model_identity` is of the model that writes the chains; `base_identity` ("": the same one) of the base, whose files
+    without the weights are in `base_folder` (None: there are none). `chains_left` are the chains that each unfinished
+    round has left; None: all rounds with all chains.
     """
     splits = Counter(p.split for p in prompts)
     sampled = planned_chains(recipe, prompts)
@@ -186,15 +194,17 @@ def estimate_run(
     requests = {"sampling": sum(left) * turns, "evaluation": evaluated * per_sample}
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.most_tokens for k, v in requests.items()}
-    stored = [] if recipe.serving.endpoints else pace.known_paces(model_identity)
-    at_once = {"sampling": max(left, default=0), "evaluation": evaluated}
-    starts = {
-        "sampling": len(left),
-        "evaluation": len(models_by_server(recipe.evaluation.arms, recipe.serving.endpoints)),
+    stored = {
+        "sampling": [] if recipe.serving.endpoints else pace.known_paces(model_identity),
+        "evaluation": []
+        if any(model == TEACHER or is_at_endpoints(recipe, model) for model in ways)
+        else pace.known_paces(base_identity or model_identity),
     }
+    at_once = {"sampling": max(left, default=0), "evaluation": evaluated}
+    starts = {"sampling": len(left), "evaluation": len(models_by_server(recipe))}
     seconds = {
         k: pace.expect(
-            stored,
+            stored[k],
             k,
             n,
             at_once[k],
@@ -204,7 +214,7 @@ def estimate_run(
         )
         for k, n in requests.items()
     }
-    weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
+    weights = sum(p.stat().st_size for p in base_folder.iterdir() if p.is_file()) if base_folder else 0
     return RunEstimate(
         prompts={s: splits[s] for s in SPLITS},
         groups={s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
@@ -215,7 +225,7 @@ def estimate_run(
         disk_bytes=int(
             sum(tokens.values()) * DISK_BYTES_PER_TOKEN
             + (
-                adapter_bytes(model_folder, recipe.distill.lora.get("r", launcher.DEFAULT_RANK))
+                (base_folder and adapter_bytes(base_folder, recipe.distill.lora.get("r", launcher.DEFAULT_RANK)))
                 or weights * WEIGHTS_SHARE
             )
             + (weights if recipe.publish.base else 0)
@@ -242,16 +252,19 @@ def adapter_bytes(model_folder: Path, rank: Any) -> float | None:
     return float(r * layers * per_layer * launcher.CHECKPOINT_BYTES)
 
 
-def models_by_server(arms: Sequence[str], endpoints: Sequence[str]) -> list[tuple[str | None, ...]]:
+def models_by_server(recipe: Recipe) -> list[tuple[str | None, ...]]:
     """Return the models per server start: base and adapter together, or first the base on a server without adapter.
 
     On a CPU, serving an adapter makes requests to the base take half as long again, which costs more than another
-    start; or the adapter is merged into a model of its own (`weights.merges_adapters`).
+    start; or the adapter is merged into a model of its own (`weights.merges_adapters`). A teacher has its own servers.
     """
-    models = models_of(arms)
-    if len(models) < 2 or endpoints or not machine.vllm_on_cpu():
-        return [models]
-    return [(model,) for model in models]
+    models = models_of(recipe.evaluation.arms)
+    trained = tuple(model for model in models if model != TEACHER)
+    separate = len(trained) > 1 and machine.vllm_on_cpu()
+    return [
+        *([(model,) for model in trained] if separate else [trained] if trained else []),
+        *([(TEACHER,)] if TEACHER in models else []),
+    ]
 
 
 def disk(runs: Path, needed: int) -> list[str]:
@@ -276,14 +289,20 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     announce_servers(recipe)
     _say_which_metrics_stay(recipe)
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
-    folder = base_model.materialize(context.model, weights=False)
+    folders = {
+        place: base_model.materialize(model, weights=False)
+        for place, model in context.models.items()
+        if not model.is_behind_api
+    }
+    _say_who_teaches(context)
+    base = folders.get(base_place(recipe))
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
     left = rounds.chains_left(context, planned_chains(recipe, prompts))
-    identity = context.identity["prompts"]
-    estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable, left, identity)
+    identities = context.identity["prompts"], context.base.identity
+    estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities)
     problems = [
-        *template_problems(recipe, folder),
-        *too_long(recipe, prompts, folder),
+        *(problem for place, folder in folders.items() for problem in template_problems(recipe, folder, place)),
+        *(problem for place, folder in folders.items() for problem in too_long(recipe, prompts, folder, place)),
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
         *_scorer_problems(recipe, prompts),
@@ -292,20 +311,12 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *_process_problems(recipe),
     ]
     training = None
-    if "distill" not in reusable and (quantised := _quantised_by(folder)):
-        problems.append(
-            f"model.source: the weights of {context.model.id} are quantised already ({quantised}), and an adapter is"
-            " trained on weights that are not; name the model that they were made from"
-        )
-    elif "distill" not in reusable:
-        has_validation = any(p.split == "validation" for p in prompts)
-        problems += launcher.tracker_problems(recipe.distill)
-        checked = launcher.rehearse_in_child(recipe, folder, has_validation)
-        problems += checked.problems
-        training = checked.size and training_need(recipe, prompts, folder, checked.size)
+    if "distill" not in reusable:
+        training_problems, training = _check_training(context, base, prompts, last)
+        problems += training_problems
     repos = None
     if account:
-        repos, hub_problems = check_publishing(context, account, folder, estimate.disk_bytes)
+        repos, hub_problems = check_publishing(context, account, base, estimate.disk_bytes)
         problems += hub_problems
     if problems:
         n = len(problems)
@@ -321,6 +332,46 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     )
 
 
+def _check_training(
+    context: RunContext, base: Path | None, prompts: Sequence[Prompt], last: str
+) -> tuple[list[str], TrainingNeed | None]:
+    """Return problems of the training that is to come, and what it needs, None: not known.
+
+    `base` has the base's files without the weights; None: it is behind an API.
+    """
+    recipe, place = context.recipe, base_place(context.recipe)
+    if base is None:
+        problem = (
+            f"{place}.source: {context.base.source} has no weights to train; name a student (student.source=ORG/NAME), "
+            "or end with the dataset (`dsc sample`, then `dsc dataset`)"
+        )
+        return [problem] if "distill" in up_to(last) else [], None
+    if quantised := _quantised_by(base):
+        problem = (
+            f"{place}.source: the weights of {context.base.id} are quantised already ({quantised}), and an adapter is"
+            " trained on weights that are not; name the model that they were made from"
+        )
+        return [problem], None
+    has_validation = any(p.split == "validation" for p in prompts)
+    checked = launcher.rehearse_in_child(recipe, base, has_validation)
+    need = training_need(recipe, prompts, base, checked.size) if checked.size else None
+    return [*launcher.tracker_problems(recipe.distill), *checked.problems], need
+
+
+def _say_who_teaches(context: RunContext) -> None:
+    """Say what is not known of a model behind an API, and whose licence or terms a student's training depends on."""
+    if context.model.is_behind_api:
+        progress.say(
+            f"model  {context.model.id} is known by its name alone: which weights answer is not recorded, and whether "
+            f"the conversations fit its context is not checked (serving.context: {context.recipe.serving.context})"
+        )
+    if context.student:
+        progress.say(
+            f"model  {context.model.id} writes the rows that {context.student.id} is trained on: see that its licence "
+            f"({context.model.license or 'not known here'}) or its provider's terms allow that"
+        )
+
+
 def _say_which_metrics_stay(recipe: Recipe) -> None:
     """Say which metric files will not be published with the recipe that names them."""
     if recipe.publish.to == "none" or recipe.publish.metrics:
@@ -332,14 +383,22 @@ def _say_which_metrics_stay(recipe: Recipe) -> None:
         )
 
 
-def template_problems(recipe: Recipe, model_folder: Path) -> tuple[str, ...]:
-    """Return what in the model's chat template stops the recipe's chains or training; say what else to know of it."""
-    template = chat_template.load_template(model_folder)
-    count = chat_template.token_counter(model_folder)
-    findings = chat_template.check_template(template, recipe.chain.system, recipe.generation.template_settings, count)
+def template_problems(recipe: Recipe, model_folder: Path, place: Place = "model") -> tuple[str, ...]:
+    """Return what in the model's chat template stops the recipe's chains or training; say what else to know of it.
+
+    `place` is the recipe's section of that model.
+    """
+    findings = chat_template.check_template(
+        chat_template.load_template(model_folder),
+        recipe.chain.system,
+        recipe.generation.template_settings,
+        chat_template.token_counter(model_folder),
+        runs_chains=runs_chains(recipe, place),
+        is_trained=place == base_place(recipe),
+    )
     for note in findings.notes:
-        progress.say(f"model  its chat template: {note}")
-    return findings.problems
+        progress.say(f"{place}  its chat template: {note}")
+    return tuple(problem.replace("model.source:", f"{place}.source:", 1) for problem in findings.problems)
 
 
 def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:
@@ -354,22 +413,19 @@ def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]
 
 
 def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
-    """Yield problems of the servers of the base model; ServingError if one that already runs does not answer."""
+    """Yield problems of the models' servers; ServingError if one that already runs does not answer."""
     from dsc_hub.inference import servers
 
     servers.external_critic(recipe.chain.critic)
-    if not recipe.serving.endpoints:
+    if weights_loaded(recipe, ("sampling", "evaluation") if evaluates else ("sampling",)):
         try:
             servers.replica_places(recipe.serving)
         except ConfigError as e:
             yield f"{e.message}; {e.hint}"
-        return
-    servers.external(recipe.serving)
-    if evaluates and ADAPTER in models_of(recipe.evaluation.arms):
-        yield (
-            "serving.endpoints: servers that already run don't have the adapter; "
-            "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
-        )
+    if recipe.serving.endpoints:
+        servers.external(model_server(recipe))
+    elif name := recipe.model.api_name:
+        yield f"model.source: no server is known at which {name} can be asked; give serving.endpoints=[https://HOST/v1]"
 
 
 def _quantised_by(model_folder: Path) -> str:

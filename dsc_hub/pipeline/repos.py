@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.config.models import licences
 from dsc_hub.config.recipe import metric_files
 from dsc_hub.inference import base_model
 from dsc_hub.pipeline.context import RunContext, repos_of
 
 
 def check_publishing(
-    context: RunContext, account: Any, model_folder: Path, disk_bytes: float
+    context: RunContext, account: Any, base_folder: Path | None, disk_bytes: float
 ) -> tuple[list[str], list[str]]:
     """Return what would be published (repos, and their size in words), and the problems of doing so."""
     from dsc_hub.hub import repos as hub_repos
@@ -19,7 +20,9 @@ def check_publishing(
 
     publish, by = context.recipe.publish, context.names_by
     names = repos_of(context.recipe, account.owner)
-    base = {p.name: p for pattern in base_model.WANTED for p in model_folder.glob(pattern)} if names["base"] else {}
+    base = {}
+    if names["base"] and base_folder:
+        base = {p.name: p for pattern in base_model.WANTED for p in base_folder.glob(pattern)}
     kinds: list[tuple[str, Any, Any]] = [
         ("dataset", names["dataset"], by.get("dataset")),
         ("model", names["adapter"], by.get("adapter")),
@@ -36,8 +39,8 @@ def check_publishing(
     if publish.collection and publish.private:
         problems += hub_repos.collection_is_public(account, publish.collection)
     problems += hub_repos.oversized(f"base '{names['base']}'", base)
-    metadata = {"license": publish.license or context.model.license or "unknown", "language": [publish.language]}
-    for repo_type in ("dataset", "model"):
+    for repo_type, license in zip(("dataset", "model"), licences(context.recipe, context.base.license), strict=True):
+        metadata = {"license": license or "unknown", "language": [publish.language]}
         problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
     total = f"at most about {disk_bytes / 1e9:.2f} GB together"
     # The weights of a Hub model are not downloaded for a plan.

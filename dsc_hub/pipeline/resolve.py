@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ def resolve_recipe(
     path, checked = load_recipe(reference, overrides)
     checked = _with_processes(checked)
     code = registry.Code(path.parent, allowed_code)
-    resolvers = {
-        "model": lambda: base_model.identify_model(checked.model),
-        "prompts": lambda: identify_prompts(checked.prompts, path.parent),
-    } | {
-        place: lambda section=section: registry.identify_scorer(section, code)
-        for place, section in all_scorers(checked).items()
+    models = {"model": checked.model} | ({"student": checked.student} if checked.student else {})
+    resolvers: dict[str, Callable[[], Any]] = {
+        place: partial(base_model.identify_model, section) for place, section in models.items()
     }
+    resolvers["prompts"] = lambda: identify_prompts(checked.prompts, path.parent)
+    for place, scorer in all_scorers(checked).items():
+        resolvers[place] = partial(registry.identify_scorer, scorer, code)
     resolved: dict[str, Any] = {}
     errors: dict[str, DscError] = {}
     for name, resolver in resolvers.items():
@@ -58,13 +59,24 @@ def resolve_recipe(
         raise ConfigError(
             f"{path} names {len(errors)} things that can't be had", problems=[f"{n}: {e}" for n, e in errors.items()]
         )
-    model = resolved["model"]
-    identity = dict.fromkeys(SCORERS.values(), "") | resolved | {"model": model.identity}
+    identified = {place: resolved[place] for place in models}
+    identity = dict.fromkeys(SCORERS.values(), "") | resolved | {place: m.identity for place, m in identified.items()}
     fingerprints = stage_fingerprints(checked, identity)
     run = Run(runs_folder / checked.name / fingerprints["publish"])
     command = shlex.join(["dsc", "run", _plain_reference(reference), *overrides])
     names_by = named_by_others(reference, path, checked, overrides)
-    return RunContext(checked, path, run, runs_folder, model, identity, fingerprints, command, names_by)
+    return RunContext(
+        checked,
+        path,
+        run,
+        runs_folder,
+        identified["model"],
+        identity,
+        fingerprints,
+        command,
+        names_by,
+        student=identified.get("student"),
+    )
 
 
 def _with_processes(recipe: Recipe) -> Recipe:

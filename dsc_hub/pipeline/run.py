@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.config.models import weights_loaded
 from dsc_hub.config.recipe import repo_names
 from dsc_hub.config.stages import BY_NAME, after, before, up_to
 from dsc_hub.distill import launcher, ranks
@@ -42,7 +43,7 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
         check_run(context, account, last)
-        set_owner(context, account)
+        set_owner(context, account, up_to(last))
         for stage in up_to(last):
             run_stage(context, stage, account, retry_failed)
 
@@ -62,13 +63,14 @@ def run_one(context: RunContext, stage: str) -> None:
         if stage == "publish":
             account = stack.enter_context(hub_account(context.recipe))
             check_run(context, account, stage)
-        if account or context.run.facts.model.folder is None:
-            set_owner(context, account)
+        recorded = context.run.raw_facts
+        if account or any(not recorded[p].get("folder") for p in weights_loaded(context.recipe, [stage])):
+            set_owner(context, account, [stage])
         run_stage(context, stage, account)
 
 
 def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
-    """Score an adapter from the Hub on a recipe's test prompts, together with the recipe's base model.
+    """Score an adapter from the Hub on a recipe's test prompts, together with its base: the recipe's student or model.
 
     Return the run context; its run folder is `runs/<recipe>+<adapter>/<fingerprint>`. ConfigError if `reference` is not
     of the form hub:USER/REPO, or if the adapter was trained on another base.
@@ -78,16 +80,12 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     _check_processes()
     if not reference.startswith("hub:"):
         raise ConfigError(f"--adapter {reference}: expected hub:USER/REPO[@REVISION]")
-    if context.recipe.serving.endpoints:
-        raise ConfigError(
-            "serving.endpoints: servers that already run don't have the adapter", "Leave serving.endpoints empty."
-        )
     if "distilled" not in context.recipe.evaluation.arms:
         raise ConfigError(f"evaluation.arms: {', '.join(context.recipe.evaluation.arms)} has no 'distilled' to score")
     repo = reference.removeprefix("hub:")
     folder, commit = client.pull_adapter(repo)
     name = repo.partition("@")[0]
-    adapters.check_adapter(reference, folder, context.model, repo_names(context.recipe)["base"])
+    adapters.check_adapter(reference, folder, context.base, repo_names(context.recipe)["base"])
     distill = adapters.trained_how(reference, folder)
     if problems := launcher.check_in_child(distill):
         raise ConfigError(f"{reference} has a recipe.yaml with settings that can't be used", problems=problems)
@@ -99,7 +97,7 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
     context = replace(context, recipe=context.recipe.model_copy(update={"distill": distill}), run=Run(place))
     with context.run.lock():
         record(context)
-        set_owner(context, None)
+        set_owner(context, None, ["evaluation"])
         context.run.add_facts(adapter={"repo": name, "commit": commit})
         run_stage(context, "prompts")
         shutil.rmtree(context.run["adapter"], ignore_errors=True)
@@ -141,7 +139,7 @@ def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
         again = context.command.replace("dsc run", "dsc sample", 1)
         shard_runs = shards.find_shards(context.run, folders, context.fingerprints["sampling"], again)
         record(context)
-        set_owner(context, None)
+        set_owner(context, None, ["sampling"])
         run_stage(context, "prompts")
         started = time.monotonic()
         _forget_after(context, "prompts")

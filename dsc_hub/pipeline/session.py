@@ -14,6 +14,7 @@ from typing import Any
 
 from dsc_hub.chain.chain import VetoText, no_veto
 from dsc_hub.config.recipe import effective_veto as veto_of
+from dsc_hub.config.recipe import model_server
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.data import prompts
 from dsc_hub.inference import base_model
@@ -34,24 +35,28 @@ def served(
     log: Path | None = None,
     folder: Path | None = None,
     new_tokens: int = 0,
+    model: base_model.BaseModel | None = None,
+    at_endpoints: bool = True,
 ) -> Iterator[list[Any]]:
     """Yield endpoints: those that the recipe names, or vLLM servers started here.
 
-    Servers started here load the model in `folder` (default: the base model) and write to `log` (default: vllm.log).
+    Servers are started here if the recipe names none, or if what is asked is not `at_endpoints`. They load the weights
+    in `folder` of `model` (default: of the model that writes the chains) and write to `log` (default: vllm.log).
     Where adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
     `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
     """
     from dsc_hub.inference import rendering, servers, thinking_models, vllm, weights
 
-    section = context.recipe.serving
-    folder = folder or context.run.facts.model.weights
-    if section.endpoints:
-        endpoints = servers.external(section)
-        rendering.check_rendering(endpoints, folder, context.recipe)
+    section, model = context.recipe.serving, model or context.model
+    if section.endpoints and at_endpoints:
+        endpoints = servers.external(model_server(context.recipe))
+        if not (context.student or model.is_behind_api):  # else its template is not that of the training rows
+            rendering.check_rendering(endpoints, base_model.materialize(model, weights=False), context.recipe)
         yield endpoints
         return
+    folder = folder or context.run.facts.model.weights
     places = servers.replica_places(section)
-    compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known_paces(context.model.identity)))
+    compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known_paces(model.identity)))
     started, what, name = time.monotonic(), " and the adapter" if adapters else "", vllm.BASE
     with contextlib.ExitStack() as stack:
         if adapters and weights.merges_adapters():
@@ -71,7 +76,7 @@ def served(
             )
         )
         replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
-        say(f"vLLM serves {context.model.id}{what}{replicas}, ready after {duration(time.monotonic() - started)}")
+        say(f"vLLM serves {model.id}{what}{replicas}, ready after {duration(time.monotonic() - started)}")
         rendering.check_rendering(endpoints, folder, context.recipe)
         yield endpoints
 
@@ -169,7 +174,10 @@ def generator_of(context: RunContext, endpoints: list[Any], settings: Generation
 
     section, critic = context.recipe.serving, servers.external_critic(context.recipe.chain.critic)
     settings = settings or context.recipe.generation
-    return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
+    concurrency = section.concurrency
+    if isinstance(concurrency, tuple) and all(e.restart for e in endpoints):  # one for each of the recipe's endpoints
+        concurrency = "auto"
+    return Generator(endpoints, settings, section.request_timeout_s, critic, concurrency)
 
 
 async def within(generator: Any, work: Callable[[], Any]) -> Any:
@@ -177,12 +185,15 @@ async def within(generator: Any, work: Callable[[], Any]) -> Any:
         return await work()
 
 
-def processors(context: RunContext) -> tuple[int, str] | tuple[None, None]:
-    """Return the number of processors of the servers and their kind ("core", "GPU"); (None, None) if external."""
+def processors(context: RunContext, at_endpoints: bool = True) -> tuple[int, str] | tuple[None, None]:
+    """Return the number of processors of the servers and their kind ("core", "GPU"); (None, None) if external.
+
+    With `at_endpoints=False` of the servers that are started here although the recipe names some.
+    """
     from dsc_hub.inference import servers
 
     section = context.recipe.serving
-    if section.endpoints:
+    if section.endpoints and at_endpoints:
         return None, None
     if machine.vllm_on_cpu():
         return machine.cores(), "core"
@@ -217,7 +228,7 @@ def sample_a_few(context: RunContext, count: int) -> Tried:
     )
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
         tried = replace(context, recipe=recipe, run=Run(Path(folder)))
-        weights = base_model.materialize(context.model)
+        weights = None if recipe.serving.endpoints else base_model.materialize(context.model)
         started = time.monotonic()
         reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
         veto = load_veto(context, context.identity)

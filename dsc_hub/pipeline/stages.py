@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.arms import ADAPTER, models_of
+from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
 from dsc_hub.config.fingerprints import stage_fingerprints
+from dsc_hub.config.models import is_at_endpoints
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
@@ -179,30 +180,42 @@ def _ask_arms(
     context: RunContext,
     held_out: Sequence[Prompt],
     reward: Any,
-    folder: Path,
+    folder: Path | None,
     adapters: Mapping[str, Path] | None,
-    base: str,
+    digests: Mapping[str | None, str],
 ) -> tuple[dict[str, dict[str, float]], pace.Pace | None]:
-    """Generate the answers of the arms; arms of the base are reused if another run has them complete.
+    """Generate the answers of the arms; those of base and teacher are reused if another run has them complete.
 
-    `base` is the digest of the base's arms. Return the nats of neutral texts by arm, and the pace without the rest of
-    the stage; the pace is None if it is not representative (reused or resumed work, external servers).
+    `folder` has the base's weights, `digests` are those of the arms by model (`reuse.arms_digest`). Return the nats of
+    neutral texts by arm, and the pace without the rest of the stage; the pace is None if it is not representative of
+    the base (reused or resumed work, external servers, a teacher).
     """
-    from dsc_hub.evaluation import arms
+    from dsc_hub.evaluation import arms, reuse
     from dsc_hub.metrics.batching import BatchScorer
 
-    e, endpoints = context.recipe.evaluation, context.recipe.serving.endpoints
+    e, recipe = context.recipe.evaluation, context.recipe
     is_fresh = not context.run["evaluation"].is_dir()
     veto = session.load_veto(context, context.run.facts.identity)
-    if source := arms.adopt_base(context.run, base, run.siblings(context.runs, context.recipe.name)):
-        say(f"evaluation: the base's arms are those of {source}, whose inputs were the same")
-    reused = arms.finished_base(context.run, base)
-    neutral = dict(reused or {})
+    reused: dict[str | None, dict[str, dict[str, float]]] = {}
+    for model, inputs in digests.items():
+        if source := reuse.adopt_arms(context.run, model, inputs, run.siblings(context.runs, recipe.name)):
+            say(f"evaluation: the {model or 'base'}'s arms are those of {source}, whose inputs were the same")
+        if (finished := reuse.finished_arms(context.run, model, inputs)) is not None:
+            reused[model] = finished
+    neutral = {arm: nats for finished in reused.values() for arm, nats in finished.items()}
     requests, new_tokens, seconds = 0, 0, 0.0
-    for together in preflight.models_by_server(e.arms, endpoints):
-        if not (models := [model for model in together if model is not None or reused is None]):
+    groups = preflight.models_by_server(recipe)
+    for together in groups:
+        if not (models := [model for model in together if model not in reused]):
             continue
-        with session.served(context, adapters if ADAPTER in models else None, folder=folder) as servers:
+        is_teacher = TEACHER in models
+        with session.served(
+            context,
+            adapters if ADAPTER in models else None,
+            folder=None if is_teacher else folder,
+            model=context.model if is_teacher else context.base,
+            at_endpoints=is_at_endpoints(recipe, models[0]),
+        ) as servers:
             generator = session.generator_of(context, servers, generation_at_evaluation(context.recipe))
             started = time.monotonic()
             work = partial(
@@ -219,7 +232,7 @@ def _ask_arms(
             neutral |= event_loop.run_coroutine(session.within(generator, work))
             requests, new_tokens = requests + generator.requests, new_tokens + generator.new_tokens
             seconds += time.monotonic() - started
-    if not is_fresh or reused is not None or endpoints:
+    if not is_fresh or reused or any(m == TEACHER or is_at_endpoints(recipe, m) for models in groups for m in models):
         return neutral, None
     return neutral, pace.Pace("evaluation", requests, len(held_out) * e.samples, new_tokens, seconds, 0.0)
 
@@ -232,7 +245,7 @@ def sampling_of_base(context: RunContext) -> str:
 
 
 def _run_evaluation(context: RunContext) -> StageResult:
-    from dsc_hub.evaluation import arms, blind
+    from dsc_hub.evaluation import arms, blind, reuse
     from dsc_hub.evaluation.answers import collect_answers, count_adapters, write_answers
     from dsc_hub.evaluation.summary import summarise_evaluation
     from dsc_hub.metrics import loading
@@ -242,19 +255,22 @@ def _run_evaluation(context: RunContext) -> StageResult:
     scorers = loading.load_all(context.recipe, identity, context.path.parent)
     score = {name: scorer.score for name, scorer in scorers.items()}
     served = {ADAPTER: context.run["adapter"]} if ADAPTER in models_of(e.arms) else None
-    folder, weights = context.run.facts.model.weights, "in bfloat16"
-    if served:
-        folder, weights = evaluation_weights(folder, context.model.identity, context.recipe.distill, e.weights)
-    base = arms.base_digest(context.recipe, sampling_of_base(context))
-    neutral, measured = _ask_arms(context, held_out, score["reward"], folder, served, base)
+    folder, weights = _base_weights(context)
+    digests = {
+        model: reuse.arms_digest(context.recipe, model, sampling_of_base(context), identity.get("student", ""))
+        for model in reuse.reusable_models(context.recipe)
+    }
+    neutral, measured = _ask_arms(context, held_out, score["reward"], folder, served, digests)
     answers = collect_answers(context.run, context.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a.arm == arm for a in answers)]:
         raise ServingError(
             f"no answer at all from: {', '.join(silent)}",
             f"The reasons are in {context.run['log.txt']} and evaluation/.",
         )
-    arms.finish_base(context.run, context.recipe, base, answers, len(held_out), neutral)
-    count, kind = session.processors(context)
+    for model, inputs in digests.items():
+        reuse.finish_arms(context.run, context.recipe, model, inputs, answers, len(held_out), neutral)
+    own = {arm: not is_at_endpoints(context.recipe, ARMS[arm].model) for arm in e.arms}
+    count, kind = session.processors(context, at_endpoints=not any(own.values()))
     about = {
         name: {"name": s.name, "unit": s.unit, "higher_is_better": True, "low": s.bounds[0], "high": s.bounds[1]}
         for name, s in scorers.items()
@@ -268,19 +284,19 @@ def _run_evaluation(context: RunContext) -> StageResult:
         about,
         {arm: arms.seconds(context.run, arm) for arm in e.arms},
         neutral,
-        count,
+        {arm: count if is_own else None for arm, is_own in own.items()},
         trained_here=context.run.facts.adapter is None,
         look=looks.get("position"),
     )
     numbers["processors"] = kind or ("GPU" if context.run.facts.hardware.gpus else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
-    numbers["served_on"] = _served_on(context, weights, adapter=served is not None)
+    numbers["served_on"] = _served_on(context, weights)
     write_answers(context.run, answers, e.split)
     if measured:
         other_s = round(time.monotonic() - started - measured.generating_s, 2)
         task = pace.task_of(context.recipe, context.identity["prompts"], "evaluation")
-        pace.remember_pace(context.model.identity, replace(measured, other_s=other_s, task=task))
+        pace.remember_pace(context.base.identity, replace(measured, other_s=other_s, task=task))
     blind.record_tally(context.run)  # human verdicts may refer to other answers
     if looks:
         context.run.add_metrics("test_set", looks)
@@ -293,16 +309,36 @@ def _run_evaluation(context: RunContext) -> StageResult:
     return numbers
 
 
-def _served_on(context: RunContext, weights: str, *, adapter: bool) -> str:
-    """Describe in words the weights that all arms ran on and their compute dtype."""
-    if context.recipe.serving.endpoints:
-        return f"{context.model.id} as {', '.join(context.recipe.serving.endpoints)} serves it"
-    parts = [f"{context.model.id} {weights}"]
-    if adapter:
-        parts.append("adapter merged" if merges_adapters() else "adapter unmerged")
-    if machine.vllm_on_cpu() and machine.cpu_dtype() == "float32":
-        parts.append("computed in float32")
-    return ", ".join(parts)
+def _base_weights(context: RunContext) -> tuple[Path | None, str]:
+    """Return the weights that the arms of the base and its adapter run on, and their description.
+
+    None if no arm of the base is served here.
+    """
+    recipe, models = context.recipe, models_of(context.recipe.evaluation.arms)
+    if all(model == TEACHER or is_at_endpoints(recipe, model) for model in models):
+        return None, ""
+    folder = context.run.facts.base.weights
+    if ADAPTER not in models:
+        return folder, "in bfloat16"
+    return evaluation_weights(folder, context.base.identity, recipe.distill, recipe.evaluation.weights)
+
+
+def _served_on(context: RunContext, weights: str) -> str:
+    """Describe in words the weights that the arms ran on and their compute dtype, without an address."""
+    models = models_of(context.recipe.evaluation.arms)
+    computed = ["computed in float32"] if machine.vllm_on_cpu() and machine.cpu_dtype() == "float32" else []
+    adapter = [f"adapter {'merged' if merges_adapters() else 'unmerged'}"] if ADAPTER in models else []
+    out = []
+    for model, name, described in (
+        (None, context.base.id, [weights, *adapter, *computed]),
+        (TEACHER, context.model.id, ["in bfloat16", *computed]),
+    ):
+        if model not in models and not (model is None and adapter):
+            continue
+        is_external = is_at_endpoints(context.recipe, model)
+        ran = "as servers that ran already serve it" if is_external else ", ".join(described)
+        out.append(f"{'the teacher ' if model else ''}{name} {ran}")
+    return "; ".join(out)
 
 
 def write_report(run: Run) -> StageResult:
@@ -337,7 +373,7 @@ def publish_stage(context: RunContext, account: Any) -> StageResult:
     return upload.publish_run(
         context.run,
         account,
-        context.run.facts.model.weights,
+        context.run.facts.base.weights if context.recipe.publish.base else None,
         context.path.parent,
         context.recipe.publish,
         lambda: cards.build_cards(context.run),

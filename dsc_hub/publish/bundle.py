@@ -16,7 +16,7 @@ from dsc_hub.config.sampling import SERVERS, ScorerConfig
 from dsc_hub.errors import RunError
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.registry import commit_of
-from dsc_hub.runs.facts import RunFacts
+from dsc_hub.runs.facts import ModelFacts, RunFacts
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
 
@@ -24,7 +24,9 @@ PROMPT_FILES = ("path", "values")  # keys of `prompts:` that name files
 TEXT_SUFFIXES = (".html", ".md", ".json", ".jsonl", ".yaml", ".jinja", ".txt", ".csv", "")
 
 
-def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict[str, tuple[str, dict[str, Path]]]:
+def trees(
+    run: Run, model_folder: Path | None, recipe_folder: Path, work: Path
+) -> dict[str, tuple[str, dict[str, Path]]]:
     """Return {"base" | "dataset" | "adapter": (repo type, {path in repo: local file})}, in publishing order.
 
     The recipe and its prompt files are included under plain names, so that `dsc run hub:USER/REPO` can run it.
@@ -34,6 +36,11 @@ def trees(run: Run, model_folder: Path, recipe_folder: Path, work: Path) -> dict
     out: dict[str, tuple[str, dict[str, Path]]] = {}
     for_dataset, for_adapter = _public_facts(facts, "dataset", work), _public_facts(facts, "adapter", work)
     if facts.repos.base:
+        if model_folder is None:
+            raise RunError(
+                f"the weights of {facts.base.id} are to be published, and are not on this machine",
+                "`dsc evaluate RECIPE` puts them there again.",
+            )
         model_files = {p for pattern in WANTED for p in model_folder.glob(pattern) if p.is_file()}
         weights = {p.name: p for p in sorted(model_files) if p.name != "complete.json"}
         out["base"] = ("model", weights | _card(run, "base"))
@@ -54,11 +61,13 @@ def _public_facts(facts: RunFacts, kind: Literal["dataset", "adapter"], work: Pa
     copy: publishing again must not change it.
     """
     is_first = kind == "dataset"
-    identity, model = facts.identity, facts.model
-    if is_folder(model.source):
-        source = f"./{Path(model.source).name}"
-        model = model.model_copy(update={"source": source})
-        identity = identity | {"model": f"{source}@{model.commit}"}
+    identity, models = facts.identity, {}
+    for place, model in _models(facts).items():
+        if is_folder(model.source):
+            source = f"./{Path(model.source).name}"
+            model = model.model_copy(update={"source": source})
+            identity = identity | {place: f"{source}@{model.commit}"}
+        models[place] = model.model_dump(exclude={"folder"} | ({"published_commit"} if is_first else set()))
     public: dict[str, Any] = {
         "fingerprints": facts.fingerprints,
         "versions": facts.versions,
@@ -67,12 +76,22 @@ def _public_facts(facts: RunFacts, kind: Literal["dataset", "adapter"], work: Pa
         **({"imported": facts.imported.model_dump()} if facts.imported else {}),
         "recipe": _public_recipe(facts),
         "identity": identity,
-        "model": model.model_dump(exclude={"folder"} | ({"published_commit"} if is_first else set())),
+        **models,
         "repos": facts.repos.model_dump(exclude={"endpoint"} | ({"dataset_revision"} if is_first else set())),
     }
     target = work / f"{kind}.run.json"
     write_json(target, public)
     return target
+
+
+def _models(facts: RunFacts) -> dict[str, ModelFacts]:
+    """Return the run's models by the section of the recipe that names them."""
+    return {"model": facts.model} | ({"student": facts.student} if facts.student else {})
+
+
+def model_folders(facts: RunFacts) -> list[str]:
+    """Return the folders of weights on this machine, which no published file may name."""
+    return [model.folder for model in _models(facts).values() if model.folder]
 
 
 def _kept_alone(data: Mapping[str, Path], work: Path) -> dict[str, Path]:
@@ -104,7 +123,7 @@ def _named_base(run: Run, work: Path) -> Path:
 
     A reused adapter may have been trained for another Hub.
     """
-    model = run.facts.model
+    model = run.facts.base
     config = read_json(run["adapter"] / "adapter_config.json")
     config |= {"base_model_name_or_path": model.published_as, "revision": model.published_commit}
     write_json(work / "adapter_config.json", config)
@@ -130,16 +149,19 @@ def _public_recipe(facts: RunFacts) -> dict[str, Any]:
 
     Endpoints, key names and how training was started are local details and are left out.
     """
-    r, model = facts.recipe, facts.model
+    r = facts.recipe
     chain = r.chain
     if chain.veto:
         scorer = {"scorer": Path(chain.veto.scorer).name} if is_folder(chain.veto.scorer) else {}
         veto = chain.veto.model_copy(update=scorer | _pinned(facts, "chain.veto"))
         chain = chain.model_copy(update={"veto": veto})
-    if is_folder(r.model.source):
-        base = {"source": model.published_as, "revision": "main"}
-    else:
-        base = {"revision": model.commit} if model.published_as == model.source else {}
+    models: dict[str, Any] = {}
+    for place, model in _models(facts).items():
+        if is_folder(model.source):
+            update = {"source": model.published_as, "revision": "main"}
+        else:
+            update = {"revision": model.commit} if model.published_as == model.source else {}
+        models[place] = getattr(r, place).model_copy(update=update)
     files = {key: Path(name).name for key in PROMPT_FILES if (name := getattr(r.prompts, key))}
     plus = tuple(_public_scorer(facts, f"reward.plus.{i}", term) for i, term in enumerate(r.reward.plus))
     scorer_sections = {SCORERS[name]: _public_scorer(facts, SCORERS[name], s) for name, s in scorers(r).items()}
@@ -147,7 +169,7 @@ def _public_recipe(facts: RunFacts) -> dict[str, Any]:
         update={
             **scorer_sections,
             "reward": scorer_sections["reward"].model_copy(update={"plus": plus}),
-            "model": r.model.model_copy(update=base),
+            **models,
             "prompts": r.prompts.model_copy(update=files | _pinned(facts, "prompts")),
             "chain": chain,
             "distill": r.distill.model_copy(update={"launch": None, "report_to": "none"}),

@@ -13,7 +13,7 @@ from dsc_hub.config.publishing import publishes_rejected
 from dsc_hub.errors import ConfigError
 from dsc_hub.hub import push, repos
 from dsc_hub.hub.account import Account, web_address
-from dsc_hub.publish.bundle import check_no_paths
+from dsc_hub.publish.bundle import check_no_paths, model_folders
 from dsc_hub.report.page import build_page
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_whole
@@ -38,7 +38,7 @@ def publish_report(run: Run, account: Account, name: str | None, private: bool) 
     has_texts = publishes_rejected(recipe.publish)
     with tempfile.TemporaryDirectory(prefix="dsc-") as work:
         files = _files(run, recipe.name, recipe.description, has_texts, Path(work))
-        check_no_paths(files, [str(run.folder.resolve()), str(run.facts.model.weights), f"{Path.home()}/"])
+        check_no_paths(files, [str(run.folder.resolve()), *model_folders(run.facts), f"{Path.home()}/"])
         commit = push.push(account, target, files, f"{recipe.name}: report by dsc", Path(work))
         size = sum(p.stat().st_size for p in files.values())
     about = {"repo": target.repo, "commit": commit, "address": web_address(account, "space", target.repo)}

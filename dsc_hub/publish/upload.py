@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.config.models import base_place
 from dsc_hub.config.publishing import PublishConfig
 from dsc_hub.config.recipe import metric_files
 from dsc_hub.errors import HubError, RunError
@@ -19,7 +20,7 @@ from dsc_hub.hub import push
 from dsc_hub.hub import repos as hub_repos
 from dsc_hub.hub.account import Account, web_address
 from dsc_hub.publish import metric_space
-from dsc_hub.publish.bundle import check_no_paths, trees
+from dsc_hub.publish.bundle import check_no_paths, model_folders, trees
 from dsc_hub.runs.facts import RunFacts
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import file_hash
@@ -29,7 +30,7 @@ from dsc_hub.system.progress import say
 def publish_run(
     run: Run,
     account: Account,
-    model_folder: Path,
+    model_folder: Path | None,
     recipe_folder: Path,
     settings: PublishConfig,
     render_cards: Callable[[], Any],
@@ -37,15 +38,16 @@ def publish_run(
 ) -> dict[str, Any]:
     """Push all repos and return {kind: {repo, type, commit, address, files, bytes}}. Idempotent.
 
-    `settings` holds the options (private, branch, tag, collection); run.json holds the repo names. `names_by` maps each
-    kind of repo whose name comes from a third-party recipe to that recipe. The adapter references dataset and base at
-    their commits, which are known only after these are pushed: `render_cards` is called in between.
+    `model_folder` has the weights of the base, if it is published. `settings` holds the options (private, branch, tag,
+    collection); run.json holds the repo names. `names_by` maps each kind of repo whose name comes from a third-party
+    recipe to that recipe. The adapter references dataset and base at their commits, which are known only after these
+    are pushed: `render_cards` is called in between.
     """
     facts, recorded = run.facts, run.raw_facts
     repos = recorded["repos"]
     out: dict[str, dict[str, Any]] = {}
     render_cards()  # stored cards may be reused, or rendered without an account
-    local = [str(run.folder.resolve()), str(model_folder), str(recipe_folder.resolve()), f"{Path.home()}/"]
+    local = [str(run.folder.resolve()), *model_folders(facts), str(recipe_folder.resolve()), f"{Path.home()}/"]
     with tempfile.TemporaryDirectory() as work:
         planned = trees(run, model_folder, recipe_folder, Path(work))
         metric_files = _metric_files(facts, recipe_folder, Path(work)) if settings.metrics else {}
@@ -55,9 +57,9 @@ def publish_run(
         for kind in planned:
             if kind == "adapter":
                 base_commit = {"published_commit": out["base"]["commit"]} if "base" in out else {}
-                run.add_facts(
-                    repos=repos | {"dataset_revision": out["dataset"]["commit"]}, model=recorded["model"] | base_commit
-                )
+                place = base_place(facts.recipe)
+                base = {place: recorded[place] | base_commit}
+                run.add_facts(repos=repos | {"dataset_revision": out["dataset"]["commit"]}, **base)
                 render_cards()
             repo_type, files = trees(run, model_folder, recipe_folder, Path(work))[kind]
             check_no_paths(files, local)

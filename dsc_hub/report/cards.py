@@ -25,6 +25,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dsc_hub.config.models import licences
 from dsc_hub.config.publishing import publishes_rejected
 from dsc_hub.config.recipe import generation_at_evaluation, scorers
 from dsc_hub.config.training import quantization
@@ -112,8 +113,8 @@ def _context(
         "paper": PAPER,
         "longest": LONGEST_EXAMPLE,
         "base_id": _base_id(facts),
-        "source": formatting.model_source(facts.model),
         "model": formatting.model_name(facts.model),
+        "base": formatting.model_name(facts.base),
         "arms": tables.arm_rows(evaluation),
         "differences": tables.difference_rows(evaluation),
         "details": tables.detail_rows(evaluation),
@@ -237,9 +238,10 @@ def _check_repo_id(repo_id: str | None, kind: str) -> None:
 # -- metadata
 
 
-def _license(facts: RunFacts) -> str:
-    """Return the licence of the recipe, else of the base model, else "unknown"."""
-    return facts.recipe.publish.license or facts.model.license or "unknown"
+def _licences(facts: RunFacts) -> tuple[str, str]:
+    """Return the licences of dataset and adapter; "unknown" where there is none to name."""
+    of_dataset, of_adapter = licences(facts.recipe, facts.base.license)
+    return of_dataset or "unknown", of_adapter or "unknown"
 
 
 def _source(facts: RunFacts) -> str | None:
@@ -249,7 +251,7 @@ def _source(facts: RunFacts) -> str | None:
 
 def _base_id(facts: RunFacts) -> str | None:
     """Return the repo of the base model, or None for a local folder."""
-    for name in (facts.model.published_as, facts.repos.base, facts.model.upstream, facts.model.id):
+    for name in (facts.base.published_as, facts.repos.base, facts.base.upstream, facts.base.id):
         if name and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
             return str(name)
     return None
@@ -267,8 +269,7 @@ def _dataset_metadata(facts: RunFacts, files: Mapping[str, Any]) -> DatasetCardD
     return DatasetCardData(
         pretty_name=f"{facts.recipe.name}: distilled self-critique",
         language=[facts.recipe.publish.language],
-        # If the prompts come from a third-party dataset, the base's licence alone is not sufficient.
-        license=_license(facts) if facts.recipe.publish.license or not source else "unknown",
+        license=_licences(facts)[0],
         source_datasets=[source] if source else None,
         task_categories=["text-generation"],
         size_categories=[next((name for top, name in SIZES if rows < top), "n>10M")],
@@ -288,7 +289,7 @@ def _adapter_metadata(facts: RunFacts, evaluation: Evaluation) -> ModelCardData:
         base_model_relation="adapter",
         datasets=[facts.repos.dataset],
         language=[facts.recipe.publish.language],
-        license=_license(facts),
+        license=_licences(facts)[1],
         library_name="peft",
         pipeline_tag="text-generation",
         tags=["lora", "synthetic", *TAGS, *_warned(facts)],
@@ -338,9 +339,9 @@ def _result_entries(facts: RunFacts, evaluation: Evaluation) -> list[EvalResultE
 
 def _base_metadata(facts: RunFacts) -> ModelCardData:
     return ModelCardData(
-        base_model=facts.model.upstream,
+        base_model=facts.base.upstream,
         language=[facts.recipe.publish.language],
-        license=facts.model.license or "unknown",
+        license=facts.base.license or "unknown",
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distilled-self-critique"],

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 from dsc_hub.acceptance import RULES
 from dsc_hub.config.arms import ARMS
-from dsc_hub.config.sampling import ChainConfig
+from dsc_hub.config.sampling import API, ChainConfig
 from dsc_hub.runs.facts import ModelFacts
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, Sampling, ScoreName
 from dsc_hub.system.progress import duration
@@ -113,8 +113,16 @@ def model_name(model: ModelFacts) -> str:
 def model_source(model: ModelFacts) -> str:
     """Return the source of the base model without local paths, which mean nothing to other readers."""
     source = model.source
+    if source.startswith(API):
+        return source
     is_path = source.startswith(("/", ".", "~", "\\")) or ":\\" in source or ":/" in source or source.count("/") > 1
     return "a local folder" if is_path else source
+
+
+def model_origin(model: ModelFacts) -> str:
+    """Format where a model's weights are from: source, commit, note and licence. No local path."""
+    parts = [f"{model_name(model)} from {model_source(model)}", f" at {model.commit}" * bool(model.commit)]
+    return "".join([*parts, f" ({model.note})" * bool(model.note)])
 
 
 def many(n: int, what: str) -> str:
@@ -147,5 +155,8 @@ FILTERS = {
     "sampling_cost": sampling_cost,
     "acceptance_meaning": acceptance_meaning,
     "families": families,
+    "origin": model_origin,
+    "source": model_source,
+    "model_name": model_name,
     "duration": lambda seconds: duration(seconds) if measured(seconds) else ABSENT,
 }

@@ -93,8 +93,8 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
             examples=_examples(run, evaluation) if evaluation and has_texts else [],
             caveats=verdicts.caveats(facts, metrics, evaluation) if evaluation else [],
             unfinished=_unfinished(run),
-            source=formatting.model_source(facts.model),
             model=formatting.model_name(facts.model),
+            base=formatting.model_name(facts.base),
         )
     )
     write_whole(folder / "report.html", page)

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 INK, MUTED, LINE = "#1f2328", "#656d77", "#d5dae0"
 # Accepted proposals and the tuned model share the accent colour; the rest is muted.
 ACCENT, SECOND, QUIET = "#0b7a75", "#b8661a", "#818b98"
-ARM_COLOURS = {"base": QUIET, "self_critique": SECOND, "distilled": ACCENT}
 REASON_COLOURS = ("#c9b79a", "#d99a6c", "#b57c8e", "#8f8fb8", "#a9b4bf", "#c7a3c9")
+ARM_COLOURS = {"base": QUIET, "self_critique": SECOND, "distilled": ACCENT, "teacher": REASON_COLOURS[3]}
 # Colour in the drawing -> CSS variable of the page.
 CSS_NAMES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", SECOND: "second", QUIET: "quiet"} | {
     colour: f"reason{i}" for i, colour in enumerate(REASON_COLOURS)

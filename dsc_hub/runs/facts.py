@@ -22,7 +22,7 @@ class _Facts(BaseModel):
 
 
 class ModelFacts(_Facts):
-    """The base model. `commit` is a Hub commit, or a checksum if there is no commit."""
+    """A model. `commit` is a Hub commit, or a checksum if there is none; "" for a model behind an API."""
 
     source: str
     id: str
@@ -82,8 +82,10 @@ class RunFacts(_Facts):
     """run.json. `recipe` is the effective recipe, with the default veto and minimum gain written out."""
 
     recipe: Recipe
-    identity: dict[str, str]  # place in the recipe (or "prompts", "model") -> exact version of what is named there
-    model: ModelFacts
+    # place in the recipe (or "prompts", "model", "student") -> exact version of what is named there
+    identity: dict[str, str]
+    model: ModelFacts  # writes the chains
+    student: ModelFacts | None = None  # is trained in its place
     versions: dict[str, str]  # library -> version
     hardware: Hardware
     repos: Repos
@@ -94,6 +96,11 @@ class RunFacts(_Facts):
     imported: Imported | None = None
     adapter: RepoCommit | None = None  # somebody else's adapter that is evaluated
     spaces: dict[str, RepoCommit] = {}  # the user's metric file -> the Space where it is published
+
+    @property
+    def base(self) -> ModelFacts:
+        """The model that is trained, and that the adapter lies on."""
+        return self.student or self.model
 
 
 def parse_facts(facts: Mapping[str, Any], path: Path) -> RunFacts:

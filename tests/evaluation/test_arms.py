@@ -12,11 +12,11 @@ import pytest
 
 from dsc_hub.chain.chain import no_veto, seed_of
 from dsc_hub.config import recipe_files
-from dsc_hub.config.arms import ADAPTER, ARMS, Arm
+from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, Arm
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import ServingError
-from dsc_hub.evaluation import answers, arms, summary
+from dsc_hub.evaluation import answers, arms, reuse, summary
 from dsc_hub.inference.client import RequestFailed
 from dsc_hub.pipeline import preflight, stages
 from dsc_hub.pipeline.context import RunContext
@@ -30,7 +30,7 @@ from tests import fixture_run
 from tests.conftest import ScriptedModel, length_score
 
 PROMPTS = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(4)]
-ALL = list(ARMS)
+ALL = [name for name, arm in ARMS.items() if arm.model != TEACHER]  # of a recipe without a student
 
 
 class Model(ScriptedModel):
@@ -252,7 +252,13 @@ def test_gain_for_a_thousand_tokens_and_hours_by_hand(recipe_file: Path):
         for p in PROMPTS
     ]
     numbers = summary.summarise_evaluation(
-        r, PROMPTS, fixture_run.typed(rows), {"reward": {}}, {"base": 90.0, "distilled": None}, None, 4
+        r,
+        PROMPTS,
+        fixture_run.typed(rows),
+        {"reward": {}},
+        {"base": 90.0, "distilled": None},
+        None,
+        {"base": 4, "distilled": 4},
     )
     base, distilled = numbers["arms"]["base"], numbers["arms"]["distilled"]
     assert distilled["gain_per_1000_tokens"] == pytest.approx(1000 * 0.3 / 50) and base["gain_per_1000_tokens"] is None
@@ -345,25 +351,25 @@ def evaluated_run(folder: Path, r: Recipe, model: Model, base: str, others: list
     """A run folder whose arms are asked as the stage does it, and from which run the base's came."""
     run = Run(folder)
     folder.mkdir(parents=True)
-    donor = arms.adopt_base(run, base, others)
-    models = (ADAPTER,) if arms.finished_base(run, base) is not None else (None, ADAPTER)
+    donor = reuse.adopt_arms(run, None, base, others)
+    models = (ADAPTER,) if reuse.finished_arms(run, None, base) is not None else (None, ADAPTER)
     asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=models))
     rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
-    arms.finish_base(run, r, base, rows, len(PROMPTS), {"base": {"text": 2.0}})
+    reuse.finish_arms(run, r, None, base, rows, len(PROMPTS), {"base": {"text": 2.0}})
     return run, donor
 
 
 def test_another_adapter_is_compared_with_the_very_same_answers_of_the_base(tmp_path: Path, recipe_file: Path):
     one, two = recipe_with(recipe_file), recipe_with(recipe_file, "distill.sft.max_steps=7")
-    base = arms.base_digest(one, "s")
-    assert base == arms.base_digest(two, "s")
+    base = reuse.arms_digest(one, None, "s")
+    assert base == reuse.arms_digest(two, None, "s")
     first, _ = evaluated_run(tmp_path / "one", one, Model(), base, [])
     model = Model()
     second, donor = evaluated_run(tmp_path / "two", two, model, base, [Run(tmp_path / "two"), first])
     assert donor == "one" and {who for who, *_ in model.asked} == {ADAPTER}
     for name in ("turns", "chains", "best_of_n.turns", "seconds"):
         assert second[f"evaluation/{name}.jsonl"].read_bytes() == first[f"evaluation/{name}.jsonl"].read_bytes()
-    assert arms.finished_base(second, base) == {"base": {"text": 2.0}}
+    assert reuse.finished_arms(second, None, base) == {"base": {"text": 2.0}}
     assert all(arms.seconds(second, name) is not None for name in ALL)
 
 
@@ -374,9 +380,9 @@ def test_another_adapter_is_compared_with_the_very_same_answers_of_the_base(tmp_
 )  # fmt: skip
 def test_what_the_base_s_answers_depend_on_makes_them_others(tmp_path: Path, recipe_file: Path, override: str):
     changed = recipe_files.load_recipe_file(recipe_file, [f"evaluation.arms=[{', '.join(ALL)}]", override])
-    assert arms.base_digest(changed, "s") != arms.base_digest(recipe_with(recipe_file), "s")
-    assert arms.base_digest(recipe_with(recipe_file), "other sampling") != arms.base_digest(
-        recipe_with(recipe_file), "s"
+    assert reuse.arms_digest(changed, None, "s") != reuse.arms_digest(recipe_with(recipe_file), None, "s")
+    assert reuse.arms_digest(recipe_with(recipe_file), None, "other sampling") != reuse.arms_digest(
+        recipe_with(recipe_file), None, "s"
     )
 
 
@@ -399,17 +405,74 @@ def test_arms_that_are_not_whole_are_not_taken_and_nothing_of_one_s_own_is_repla
             return await super().as_model(messages, seed, model)
 
     r = recipe_with(recipe_file)
-    base = arms.base_digest(r, "s")
+    base = reuse.arms_digest(r, None, "s")
     torn, _ = evaluated_run(tmp_path / "torn", r, Refusing(), base, [])
-    assert arms.finished_base(torn, base) is None
+    assert reuse.finished_arms(torn, None, base) is None
     model = Model()
     whole, donor = evaluated_run(tmp_path / "whole", r, model, base, [torn])
     assert donor == "" and None in {who for who, *_ in model.asked}
-    assert arms.finished_base(whole, "another digest") is None
+    assert reuse.finished_arms(whole, None, "another digest") is None
     (tmp_path / "begun/evaluation").mkdir(parents=True)
     begun = Run(tmp_path / "begun")
     begun["evaluation/turns.jsonl"].write_text("")
-    assert arms.adopt_base(begun, base, [whole]) == "" and begun["evaluation/turns.jsonl"].read_text() == ""
+    assert reuse.adopt_arms(begun, None, base, [whole]) == "" and begun["evaluation/turns.jsonl"].read_text() == ""
+
+
+# -- a student, and its teacher
+
+
+OF_A_STUDENT = ("student.source=org/small", f"evaluation.arms=[{', '.join(ARMS)}]")
+
+
+def test_the_teacher_answers_as_its_server_s_own_model_and_the_base_stays_the_baseline(
+    tmp_path: Path, recipe_file: Path
+):
+    r, model = recipe_files.load_recipe_file(recipe_file, OF_A_STUDENT), Model()
+    run = Run(tmp_path)
+    asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=[TEACHER]))
+    assert {who for who, *_ in model.asked} == {None}  # an endpoint knows no model of the name "teacher"
+    assert preflight.models_by_server(r)[-1] == (TEACHER,) and all(
+        TEACHER not in models for models in preflight.models_by_server(r)[:-1]
+    )
+    asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=[None, ADAPTER]))
+    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
+    rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
+    numbers = summary.summarise_evaluation(r, PROMPTS, rows, {"reward": {}})
+    assert set(numbers["arms"]) == set(ARMS) and numbers["primary"]["difference"] == "distilled - base"
+    assert {"teacher - base", "distilled - teacher", "distilled - teacher_self_critique"} <= numbers[
+        "differences"
+    ].keys()
+    assert numbers["claim"]["answers"] == len(PROMPTS)
+    read = {row.text for row in rows if row.arm == "base"}
+    assert read == {row["text"] for row in run.rows("evaluation/turns.jsonl") if row["role"] == "answer"}
+
+
+def test_the_teacher_s_answers_outlive_the_student_and_the_base_s_don_t(tmp_path: Path, recipe_file: Path):
+    r = recipe_files.load_recipe_file(recipe_file, OF_A_STUDENT)
+    assert reuse.reusable_models(r) == [None, TEACHER]
+    one, other = ({m: reuse.arms_digest(r, m, "s", student) for m in (None, TEACHER)} for student in ("a@1", "b@2"))
+    assert one[TEACHER] == other[TEACHER] and one[None] != other[None] and one[None] != one[TEACHER]
+    first, second = (Run(tmp_path / name) for name in ("one", "two"))
+    for run in (first, second):
+        run.folder.mkdir()
+    asyncio.run(arms.answer_prompts(first, r, PROMPTS, Model().as_model, length_score))
+    rows = answers.collect_answers(first, r, PROMPTS, {"reward": score_all})
+    for m, inputs in one.items():
+        reuse.finish_arms(first, r, m, inputs, rows, len(PROMPTS), {"base": {"t": 1.0}, "teacher": {}})
+    assert [reuse.adopt_arms(second, m, inputs, [first]) for m, inputs in other.items()] == ["", "one"]
+    assert reuse.finished_arms(second, TEACHER, other[TEACHER]) == {"teacher": {}}
+    assert not second["evaluation/turns.jsonl"].exists() and second["evaluation/teacher.chains.jsonl"].is_file()
+
+
+def test_answers_of_the_recipe_s_servers_are_not_taken_for_those_of_a_server_of_ours(recipe_file: Path):
+    endpoints, lora = "serving.endpoints=[http://127.0.0.1:9/v1]", "distill.method=lora"
+    theirs, ours = (
+        recipe_files.load_recipe_file(
+            recipe_file, [f"evaluation.arms=[{names}]", endpoints, lora, "evaluation.samples=2"]
+        )
+        for names in ("base", "base, distilled")
+    )
+    assert reuse.arms_digest(theirs, None, "s") != reuse.arms_digest(ours, None, "s")
 
 
 def test_the_ledger_keeps_the_order_in_which_adapters_were_scored(tmp_path: Path):

@@ -342,7 +342,10 @@ def test_proxies_are_those_of_the_environment_and_no_password_file_is_read(
 
 
 def test_ctrl_c_in_a_chain_of_the_evaluation_ends_it(recipe_file: Path, tmp_path: Path):
-    r = recipe_files.load_recipe_file(recipe_file, [f"evaluation.arms=[{', '.join(ARMS)}]", "serving.concurrency=2"])
+    r = recipe_files.load_recipe_file(
+        recipe_file,
+        [f"evaluation.arms=[{', '.join(a for a in ARMS if not a.startswith('teacher'))}]", "serving.concurrency=2"],
+    )
     held_out = [Prompt(f"p{i}", f"Tell of film {i}.", f"film {i}", "test") for i in range(8)]
     good, asked = ScriptedModel(), Counter[str | None]()
 

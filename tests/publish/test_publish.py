@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from dsc_hub.config.origin import MANIFEST
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import HubError
 from dsc_hub.hub import account as account_module
 from dsc_hub.hub import push as push_
@@ -254,6 +255,22 @@ def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine
     assert (local["chain"]["veto"]["scorer"], local["reward"]["scorer"]) == ("encoder", "model")
     assert facts["recipe"]["reward"]["options"]["endpoint"], "the run's own facts stay as they are"
     assert told["chain"]["critic"] == {"model": "big"}
+
+
+def test_a_student_and_its_teacher_are_published_as_others_can_load_them(tmp_path: Path):
+    facts = fixture_run.facts_of_a_student()
+    facts["student"] |= {"source": "/data/private/small", "id": "small", "published_as": "local/small"}
+    facts["recipe"]["student"]["source"] = "/data/private/small"
+    facts["identity"]["student"] = "/data/private/small@abc"
+    it = RunFacts.model_validate(facts)
+    recipe = Recipe.model_validate(bundle._public_recipe(it))  # can be read, and run with an address
+    assert recipe.model.source == "api:big-<b>-model" and recipe.student and recipe.student.source == "local/small"
+    text = bundle._public_facts(it, "adapter", tmp_path).read_text()
+    assert "/data/private" not in text and fixture_run.MODEL_FOLDER not in text and "api.example.com" not in text
+    public = RunFacts.model_validate_json(text)
+    assert public.base.published_as == "local/small" and public.model.source == "api:big-<b>-model"
+    assert public.identity["student"].startswith("./small@")
+    assert bundle.model_folders(it) == [fixture_run.MODEL_FOLDER]
 
 
 def test_an_embedded_hub_that_hf_endpoint_names_gets_large_files_over_plain_http(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -75,6 +76,17 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(retry, "PAUSE_S", 0.01)
     with hosted(faulty) as endpoint:
         yield Bench(run, login(None, endpoint, TOKEN), faulty, tmp_path)
+
+
+def test_an_adapter_of_a_student_lies_on_the_student_at_the_commit_that_was_published(bench: Bench):
+    facts = fixture_run.facts_of_a_student()
+    bench.run.add_facts(**{key: facts[key] for key in ("model", "student", "recipe", "identity", "repos")})
+    bench.publish(base="smollm2-135m-instruct")
+    (commit, _) = bench.commits(BASE, "model")
+    raw = bench.run.raw_facts
+    assert raw["student"]["published_commit"] == commit and "published_commit" not in raw["model"]
+    config = json.loads(Path(bench.api.hf_hub_download(ADAPTER, "adapter_config.json")).read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (BASE, commit)
 
 
 def kinds(faulty: Faulty) -> Counter[tuple[str, str]]:

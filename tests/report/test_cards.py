@@ -607,3 +607,27 @@ def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_the_c
         "plus 0.25 times privacy, scorer spacy" in page and "0.61 of the first answer" in page and "<b>kind" not in page
     )
     assert "critiques were written by another model: big-&lt;b&gt;-model" in page
+
+
+def test_a_student_s_cards_name_the_teacher_both_licences_and_none_for_the_dataset(tmp_path):
+    run = written_run(tmp_path, run_facts=fixture_run.facts_of_a_student())
+    build_page(run)
+    adapter, dataset, base = (card(run, kind) for kind in ("adapter", "dataset", "base"))
+    assert ModelCard(adapter).data.base_model == "local/smollm2-135m-instruct"
+    assert (ModelCard(adapter).data.license, DatasetCard(dataset).data.license) == ("apache-2.0", "unknown")
+    assert ModelCard(base).data.license == "apache-2.0" and "# SmolLM2-135M-Instruct, as used" in base
+    for text in (adapter, dataset):
+        assert "written by big-&lt;b&gt;-model (licence: proprietary)" in text and "<b>" not in text
+        assert "The trained model is SmolLM2-135M-Instruct (licence: apache-2.0)" in text
+        assert "Teacher, which answered, criticised and revised: big-&lt;b&gt;-model from api:big" in text
+        assert "Student, which was trained on what was kept, and the base of the adapter: SmolLM2-135M-Instruct" in text
+        assert "api.example.com" not in text and "Base model:" not in text
+    assert "LoRA adapter for SmolLM2-135M-Instruct, trained on answers that big" in adapter
+    assert "teaching another one, here SmolLM2-135M-Instruct, to give" in dataset
+    page = run["report.html"].read_text(encoding="utf-8")
+    assert "teacher of SmolLM2-135M-Instruct, started" in page and "big-&lt;b&gt;-model from api:big" in page
+    assert "<td>base model</td>" not in page and "api.example.com" not in page
+    facts = fixture_run.facts_of_a_student()
+    facts["recipe"]["publish"]["license"] = "cc0-1.0"
+    chosen = written_run(tmp_path / "chosen", run_facts=facts)
+    assert [ModelCard(card(chosen, kind)).data.license for kind in ("adapter", "dataset")] == ["cc0-1.0"] * 2
