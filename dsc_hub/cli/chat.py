@@ -99,15 +99,14 @@ def start_chat(run: Run) -> None:
     recipe = run.facts.recipe
     if where := origin.of_another(run.folder):
         untrusted.check_untrusted(f"{run.folder}, downloaded from {where},", recipe)
-    announce_servers(recipe)
     if run.marker("distill") is None or not (run["adapter"] / "adapter_model.safetensors").is_file():
         raise RunError(
             f"{run.folder} has no finished adapter to talk to",
             f"Run `dsc distill RECIPE` first (this run was started as `{run.facts.command}`).",
         )
     folder = run.facts.base.weights
-    at_once = not _is_external(recipe) and not machine.vllm_on_cpu()
     with _endpoints(run, recipe, folder) as endpoints:
+        at_once = not machine.vllm_on_cpu() and all(endpoint.restart for endpoint in endpoints)  # a GPU of our own
         talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.most_tokens, counter(folder))
         terminal.line(
             "Both answer every line, each with its own memory. /new forgets the conversation; /quit or Ctrl-D ends."
@@ -122,26 +121,23 @@ def start_chat(run: Run) -> None:
                 _answer(recipe, endpoints, talk, question, at_once)
 
 
-def _is_external(recipe: Recipe) -> bool:
-    """Return whether the recipe's servers may have base and adapter: those of a teacher never have the student."""
-    return bool(recipe.serving.endpoints) and recipe.student is None
-
-
 @contextlib.contextmanager
 def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.Endpoint]]:
     """Yield the recipe's endpoints, if they serve the adapter too, or a vLLM server that ends with the block."""
     section = recipe.serving
-    if _is_external(recipe):
+    if section.endpoints and not recipe.student:  # a teacher's servers never have the student
+        announce_servers(recipe)
         try:
             servers.external(section.model_copy(update={"served_model": ADAPTER}))
+            external = servers.external(section)
         except ServingError as e:
-            raise ServingError(
-                e.message,
-                f"The recipe's servers must serve the adapter as '{ADAPTER}', beside the base "
-                f"(vLLM: --enable-lora --lora-modules {ADAPTER}={run['adapter']}).",
-            ) from None
-        yield servers.external(section)
-        return
+            say(
+                f"{e.message}; so base and adapter are served here. Servers that serve the adapter as '{ADAPTER}' "
+                f"beside the base (vLLM: --enable-lora --lora-modules {ADAPTER}={run['adapter']}) are asked instead"
+            )
+        else:
+            yield external
+            return
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")
     # The same weights as in the evaluation.

@@ -17,6 +17,7 @@ from dsc_hub.report.formatting import (
     families,
     many,
     measured,
+    model_name,
     number,
     p_value,
     percent,
@@ -167,6 +168,12 @@ def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[s
         out.append(
             "The reward that is reported also chose the training data, and no second scorer was recorded: "
             "a gain cannot be told from gaming the reward."
+        )
+    if facts.student:
+        out.append(
+            f"The base of these numbers is the student, {model_name(facts.student)}; its teacher, "
+            f"{model_name(facts.model)}, wrote the chains. A gain says that the student learned from what was "
+            "kept, not that it is as good as its teacher."
         )
     arms = evaluation.arms
     out += [

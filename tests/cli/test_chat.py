@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from dsc_hub.cli import chat, terminal
-from dsc_hub.errors import RunError, ServingError
+from dsc_hub.errors import RunError
 from dsc_hub.inference import base_model, servers
 from dsc_hub.inference.client import Completion
 from dsc_hub.runs.run import Run
@@ -175,7 +175,8 @@ def test_both_are_asked_at_once_or_one_after_the_other(tmp_path, screen, at_once
 @pytest.mark.parametrize(("on_cpu", "external"), [(True, False), (False, False), (False, True)])
 def test_base_and_adapter_share_a_batch_only_on_a_gpu_of_our_own(tmp_path, screen, monkeypatch, on_cpu, external):
     seen = []
-    endpoint = servers.Endpoint("http://127.0.0.1:1/v1", "base", "key")
+    restart = None if external else lambda: None
+    endpoint = servers.Endpoint("http://127.0.0.1:1/v1", "base", "key", restart=restart)
     monkeypatch.setattr(chat, "_endpoints", lambda *_: contextlib.nullcontext([endpoint]))
     monkeypatch.setattr(chat, "_answer", lambda *settings: seen.append(settings[-1]))
     monkeypatch.setattr("dsc_hub.system.machine.vllm_on_cpu", lambda: on_cpu)
@@ -282,6 +283,28 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
     assert tmp_path / "run" not in given[0][2].parents
 
 
+@pytest.mark.parametrize("is_student", [False, True])
+def test_servers_without_the_adapter_are_not_asked(tmp_path, screen, monkeypatch, capsys, is_student):
+    """They have none if they only wrote the chains; those of a teacher don't have the base either, whatever they name."""
+    models = ("base", "distilled") if is_student else ("base",)
+    monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("dsc_hub.inference.weights.quantise_roundtrip", lambda plain, identity, settings: identity)
+    loaded = []
+    monkeypatch.setattr(servers, "serve_model", lambda folder, *_: contextlib.nullcontext(loaded.append(folder) or []))
+    typed(monkeypatch, "/quit")
+    with served(models=models, others=False) as url:
+        run = run_of(tmp_path / "run", url)
+        facts = fixture_run.facts_of_a_student() if is_student else run.raw_facts
+        facts["recipe"]["serving"]["endpoints"] = [url]
+        facts["student" if is_student else "model"]["folder"] = str(tmp_path)
+        run.add_facts(**facts)
+        chat.start_chat(run)
+    said_in_log = capsys.readouterr().err
+    assert loaded == [run.raw_facts["identity"]["student" if is_student else "model"]]
+    assert ("serves base, not distilled; so base and adapter are served here" in said_in_log) is not is_student
+    assert ("--lora-modules distilled=" in said_in_log) is not is_student
+
+
 def test_what_is_missing_is_told(tmp_path, screen):
     with pytest.raises(RunError, match="no finished adapter") as e:
         chat.start_chat(run_of(tmp_path / "a", adapter=False))
@@ -292,12 +315,6 @@ def test_what_is_missing_is_told(tmp_path, screen):
         chat.start_chat(half)
     with pytest.raises(RunError, match="the base model is no longer at"):
         chat.start_chat(run_of(tmp_path / "c"))
-    with (
-        served(models=("base",), others=False) as url,
-        pytest.raises(ServingError, match="serves base, not distilled") as e,
-    ):
-        chat.start_chat(run_of(tmp_path / "d", url))
-    assert "--lora-modules distilled=" in str(e.value)
     broken = run_of(tmp_path / "e")
     broken.add_facts(recipe={"name": "x"})
     with pytest.raises(RunError, match="can't read"):

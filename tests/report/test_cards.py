@@ -622,6 +622,7 @@ def test_a_student_s_cards_name_the_teacher_both_licences_and_none_for_the_datas
         assert "Teacher, which answered, criticised and revised: big-&lt;b&gt;-model from api:big" in text
         assert "Student, which was trained on what was kept, and the base of the adapter: SmolLM2-135M-Instruct" in text
         assert "api.example.com" not in text and "Base model:" not in text
+        assert "The base of these numbers is the student, SmolLM2-135M-Instruct; its teacher" in text
     assert "LoRA adapter for SmolLM2-135M-Instruct, trained on answers that big" in adapter
     assert "teaching another one, here SmolLM2-135M-Instruct, to give" in dataset
     page = run["report.html"].read_text(encoding="utf-8")
