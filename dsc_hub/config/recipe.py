@@ -63,7 +63,7 @@ class Recipe(Section):
     chain: ChainConfig = Field(description="critique, revision, and when a revision is kept")
     hygiene: HygieneConfig = Field(HygieneConfig(), description="which texts are never kept")
     generation: GenerationConfig = Field(GenerationConfig(), description="how texts are drawn")
-    serving: ServingConfig = Field(ServingConfig(), description="the server of the base model")
+    serving: ServingConfig = Field(ServingConfig(), description="the servers of the models")
     reward: RewardConfig = Field(RewardConfig(), description="the score that decides what is kept")
     second_scorer: ScorerConfig | None = Field(
         None, description="a score that chooses nothing and shows whether the reward was gamed; null: none"

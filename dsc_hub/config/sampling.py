@@ -291,7 +291,8 @@ class GenerationConfig(Section):
 
 
 class ServingConfig(Section):
-    """How the base model is served. `endpoints` (local recipes and overrides only): servers that already run."""
+    """How the models are served. `endpoints` (local recipes and overrides only): servers that already run and have the
+    model of the chains. The adapter, and with it the base of the comparison, is always served by dsc."""
 
     context: int = Field(2048, ge=128, description="tokens of prompt and answer together")
     concurrency: Annotated[int | Literal["auto"] | tuple[int | Literal["auto"], ...], auto_or(4096, several=True)] = (

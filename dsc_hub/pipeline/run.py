@@ -139,7 +139,7 @@ def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
         again = context.command.replace("dsc run", "dsc sample", 1)
         shard_runs = shards.find_shards(context.run, folders, context.fingerprints["sampling"], again)
         record(context)
-        set_owner(context, None, ["sampling"])
+        set_owner(context, None, [])
         run_stage(context, "prompts")
         started = time.monotonic()
         _forget_after(context, "prompts")
