@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dsc_hub.config.models import Place, weights_loaded
 from dsc_hub.config.recipe import all_scorers, servers
+from dsc_hub.config.stages import NAMES
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import ConfigError, DscError, HubError
 from dsc_hub.inference import base_model
@@ -58,7 +60,8 @@ def fetch_all(context: RunContext, adapter: str | None = None) -> Fetched:
     if adapter is not None and not adapter.startswith("hub:"):
         raise ConfigError(f"--adapter {adapter}: expected hub:USER/REPO[@REVISION]")
     _check_disk(context)
-    steps: dict[str, Callable[[], Part]] = {"model": lambda: _model(context), "prompts": lambda: _prompts(context)}
+    steps: dict[str, Callable[[], Part]] = {p: partial(_model, context, p) for p in _models(context)}
+    steps["prompts"] = partial(_prompts, context)
     steps |= {place: partial(_scorer, context, place) for place in all_scorers(context.recipe)}
     if adapter is not None:
         steps["adapter"] = lambda: _adapter(adapter)
@@ -106,8 +109,9 @@ def _loads_of_hub(context: RunContext) -> dict[str, Callable[[], object]]:
     from dsc_hub.metrics import loading
 
     recipe, loads = context.recipe, dict[str, Callable[[], object]]()
-    if base_model.is_on_hub(context.model):
-        loads["model"] = lambda: base_model.materialize(context.model)
+    for place, model in _models(context).items():
+        if base_model.is_on_hub(model):
+            loads[place] = partial(base_model.materialize, model, _is_loaded(context, place))
     if recipe.prompts.dataset:
         loads["prompts"] = lambda: load_prompts(
             recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"]
@@ -119,9 +123,12 @@ def _loads_of_hub(context: RunContext) -> dict[str, Callable[[], object]]:
 
 
 def _models_of_hub(context: RunContext) -> Mapping[str, tuple[str, str]]:
-    """Return (repo, commit) of each model of the Hub that a run loads, by its place in the recipe."""
-    model = context.model
-    models = {"model": (model.source, model.commit)} if base_model.is_on_hub(model) else {}
+    """Return (repo, commit) of each model of the Hub whose weights a run loads, by its place in the recipe."""
+    models = {
+        str(place): (model.source, model.commit)
+        for place, model in _models(context).items()
+        if base_model.is_on_hub(model) and _is_loaded(context, place)
+    }
     for place, section in all_scorers(context.recipe).items():
         if registry.is_hub_model(section) and registry.commit_of(context.identity[place]):
             models[place] = section.scorer, str(registry.commit_of(context.identity[place]))
@@ -147,12 +154,22 @@ def _check_disk(context: RunContext) -> None:
         )
 
 
-def _model(context: RunContext) -> Part:
-    model = context.model
-    folder = base_model.materialize(model)
+def _models(context: RunContext) -> dict[Place, base_model.BaseModel]:
+    """Return the models of which a run reads files: of one behind an API there are none."""
+    return {place: model for place, model in context.models.items() if not model.is_behind_api}
+
+
+def _is_loaded(context: RunContext, place: Place) -> bool:
+    """Return whether a run loads the weights of a model; of a teacher at endpoints it reads the tokenizer alone."""
+    return place in weights_loaded(context.recipe, NAMES)
+
+
+def _model(context: RunContext, place: Place) -> Part:
+    model = context.models[place]
+    folder = base_model.materialize(model, _is_loaded(context, place))
     if not base_model.is_on_hub(model):
-        return Part("model", model.id, note=model.note)
-    return Part("model", model.source, model.commit, _bytes(folder))
+        return Part(place, model.id, note=model.note)
+    return Part(place, model.source, model.commit, _bytes(folder))
 
 
 def _prompts(context: RunContext) -> Part:

@@ -12,7 +12,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
-from dsc_hub.config.models import Place, base_place, is_at_endpoints, runs_chains, weights_loaded
+from dsc_hub.config.models import (
+    Place,
+    base_place,
+    is_at_endpoints,
+    models_by_server,
+    runs_chains,
+    weights_loaded,
+)
 from dsc_hub.config.recipe import Recipe, all_scorers, metric_files, model_server
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
@@ -250,21 +257,6 @@ def adapter_bytes(model_folder: Path, rank: Any) -> float | None:
     keys = hidden // heads * (config.get("num_key_value_heads") or heads)
     per_layer = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
     return float(r * layers * per_layer * launcher.CHECKPOINT_BYTES)
-
-
-def models_by_server(recipe: Recipe) -> list[tuple[str | None, ...]]:
-    """Return the models per server start: base and adapter together, or first the base on a server without adapter.
-
-    On a CPU, serving an adapter makes requests to the base take half as long again, which costs more than another
-    start; or the adapter is merged into a model of its own (`weights.merges_adapters`). A teacher has its own servers.
-    """
-    models = models_of(recipe.evaluation.arms)
-    trained = tuple(model for model in models if model != TEACHER)
-    separate = len(trained) > 1 and machine.vllm_on_cpu()
-    return [
-        *([(model,) for model in trained] if separate else [trained] if trained else []),
-        *([(TEACHER,)] if TEACHER in models else []),
-    ]
 
 
 def disk(runs: Path, needed: int) -> list[str]:

@@ -15,13 +15,13 @@ from typing import Any
 
 from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
 from dsc_hub.config.fingerprints import stage_fingerprints
-from dsc_hub.config.models import is_at_endpoints
+from dsc_hub.config.models import is_at_endpoints, models_by_server
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.adapters import WEIGHTS, has_effect
 from dsc_hub.inference.weights import evaluation_weights, merges_adapters
-from dsc_hub.pipeline import pace, preflight, session
+from dsc_hub.pipeline import pace, session
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.report import formatting, sentences
@@ -204,7 +204,7 @@ def _ask_arms(
             reused[model] = finished
     neutral = {arm: nats for finished in reused.values() for arm, nats in finished.items()}
     requests, new_tokens, seconds = 0, 0, 0.0
-    groups = preflight.models_by_server(recipe)
+    groups = models_by_server(recipe)
     for together in groups:
         if not (models := [model for model in together if model not in reused]):
             continue

@@ -252,19 +252,26 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, monkeypatch):
 # -- the server
 
 
+def with_template(folder: Path) -> Path:
+    """A folder of weights, as far as it is read before a server is started."""
+    folder.mkdir(exist_ok=True)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    return folder
+
+
 def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_path, screen, monkeypatch):
     run = run_of(tmp_path / "run")
     folder = tmp_path / "model"
     folder.mkdir()
     run.add_facts(model=run.raw_facts["model"] | {"folder": str(folder)})
-    rounded = tmp_path / "rounded"  # what QLoRA trained on and the arms were scored on
+    rounded = with_template(tmp_path / "rounded")  # what QLoRA trained on and the arms were scored on
     monkeypatch.setattr(
         "dsc_hub.inference.weights.quantise_roundtrip", lambda plain, identity, settings: plain == folder and rounded
     )
     given, ended = [], []
 
     @contextlib.contextmanager
-    def serve(*settings):
+    def serve(*settings, **more):
         given.append(settings)
         try:
             yield [servers.Endpoint("http://127.0.0.1:1/v1", "base", "key")]  # nobody is there
@@ -288,9 +295,13 @@ def test_servers_without_the_adapter_are_not_asked(tmp_path, screen, monkeypatch
     """They have none if they only wrote the chains; those of a teacher don't have the base either, whatever they name."""
     models = ("base", "distilled") if is_student else ("base",)
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("dsc_hub.inference.weights.quantise_roundtrip", lambda plain, identity, settings: identity)
+    monkeypatch.setattr(
+        "dsc_hub.inference.weights.quantise_roundtrip", lambda plain, identity, _: with_template(tmp_path / identity)
+    )
     loaded = []
-    monkeypatch.setattr(servers, "serve_model", lambda folder, *_: contextlib.nullcontext(loaded.append(folder) or []))
+    monkeypatch.setattr(
+        servers, "serve_model", lambda folder, *_, **__: contextlib.nullcontext(loaded.append(folder) or [])
+    )
     typed(monkeypatch, "/quit")
     with served(models=models, others=False) as url:
         run = run_of(tmp_path / "run", url)
@@ -300,7 +311,7 @@ def test_servers_without_the_adapter_are_not_asked(tmp_path, screen, monkeypatch
         run.add_facts(**facts)
         chat.start_chat(run)
     said_in_log = capsys.readouterr().err
-    assert loaded == [run.raw_facts["identity"]["student" if is_student else "model"]]
+    assert [folder.name for folder in loaded] == [run.raw_facts["identity"]["student" if is_student else "model"]]
     assert ("serves base, not distilled; so base and adapter are served here" in said_in_log) is not is_student
     assert ("--lora-modules distilled=" in said_in_log) is not is_student
 

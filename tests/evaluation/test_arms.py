@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dsc_hub.chain.chain import no_veto, seed_of
-from dsc_hub.config import recipe_files
+from dsc_hub.config import models, recipe_files
 from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, Arm
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import BY_NAME
@@ -431,8 +431,8 @@ def test_the_teacher_answers_as_its_server_s_own_model_and_the_base_stays_the_ba
     run = Run(tmp_path)
     asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=[TEACHER]))
     assert {who for who, *_ in model.asked} == {None}  # an endpoint knows no model of the name "teacher"
-    assert preflight.models_by_server(r)[-1] == (TEACHER,) and all(
-        TEACHER not in models for models in preflight.models_by_server(r)[:-1]
+    assert models.models_by_server(r)[-1] == (TEACHER,) and all(
+        TEACHER not in models for models in models.models_by_server(r)[:-1]
     )
     asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=[None, ADAPTER]))
     assert preflight.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)

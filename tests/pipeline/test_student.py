@@ -16,6 +16,7 @@ from dsc_hub.inference import base_model
 from dsc_hub.pipeline import preflight, run, session
 from dsc_hub.pipeline.context import RunContext, record, set_owner
 from dsc_hub.pipeline.resolve import resolve_recipe
+from dsc_hub.records import Prompt
 from dsc_hub.runs.facts import RunFacts
 from dsc_hub.system.files import write_json
 
@@ -134,23 +135,46 @@ def test_an_api_needs_an_address_and_without_a_student_nothing_can_be_trained(
     endpoints = f"serving.endpoints=[http://127.0.0.1:{start(models=['big']).server_port}/v1]"
     assert list(preflight._server_problems(resolve(API, endpoints).recipe, evaluates=True)) == []
     alone = resolve_recipe(str(recipe_file), [API, endpoints], tmp_path / "runs")
-    (problem,) = preflight._training_problems(alone, None, True, "publish")
-    assert "api:big has no weights to train; name a student" in problem
-    assert list(preflight._training_problems(alone, None, True, "dataset")) == []
+    (problem,), need = preflight._check_training(alone, None, [], "publish")
+    assert "api:big has no weights to train; name a student" in problem and need is None
+    assert preflight._check_training(alone, None, [], "dataset") == ([], None)
 
 
-def test_each_tokenizer_measures_what_its_model_is_asked(recipe_file: Path, tmp_path: Path):
-    from tests.evaluation.test_arms import PROMPTS
-
-    overrides = ("serving.context=300", "generation.max_new_tokens=128", "chain.system=Be kind.")
-    recipe = recipe_files.load_recipe_file(recipe_file, overrides)
+@pytest.mark.parametrize(("arms", "runs_chains"), [("base, distilled", False), ("base, self_critique", True)])
+def test_each_tokenizer_measures_what_its_model_is_asked(recipe_file: Path, tmp_path: Path, arms, runs_chains):
+    recipe = recipe_files.load_recipe_file(
+        recipe_file,
+        [
+            "student.source=org/small",
+            f"evaluation.arms=[{arms}, teacher_self_critique]",
+            "serving.context=300",
+            "generation.max_new_tokens=128",
+            "chain.system=Be kind.",
+        ],
+    )
+    prompts = [Prompt("0" * 16, "Tell of film 1.", "film 1", "test")]
     teacher, small = model_folder(tmp_path / "large"), model_folder(tmp_path / "s", positions=256)
-    (problem,) = preflight.too_long(recipe, PROMPTS, teacher)
+    (problem,) = preflight.too_long(recipe, prompts, teacher)
     assert "don't fit a context of 300 tokens; the longest needs 471 with its turns" in problem
-    (problem,) = preflight.too_long(recipe, PROMPTS, small, "student", in_chains=False)  # 128 + 24 + 4 + 2 fit
-    assert problem == "serving.context: 300 is more than the student's 256 positions"
-    positions, length = preflight.too_long(recipe, PROMPTS, small, "student")
-    assert positions == problem and "300 tokens of the student; the longest" in length
+    positions, *lengths = preflight.too_long(recipe, prompts, small, "student")
+    assert positions == "serving.context: 300 is more than the student's 256 positions"
+    assert ["300 tokens of the student; the longest needs 471" in length for length in lengths] == [True] * runs_chains
+
+
+def test_a_template_is_checked_for_what_its_model_does(recipe_file: Path, tmp_path: Path, capsys):
+    teacher, small = model_folder(tmp_path / "large"), model_folder(tmp_path / "s")
+    one_turn = "{{ raise_exception('one turn only') if messages | length > 2 else messages[0].content ~ messages[-1].content }}"
+    rewriting = "{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}"  # rows have another prompt
+    (small / "chat_template.jinja").write_text(one_turn)
+    (teacher / "chat_template.jinja").write_text(rewriting)
+    overrides = ("student.source=org/small", "evaluation.arms=[base, distilled, teacher]")
+    recipe = recipe_files.load_recipe_file(recipe_file, overrides)
+    assert preflight.template_problems(recipe, teacher) == preflight.template_problems(recipe, small, "student") == ()
+    alone = recipe_files.load_recipe_file(recipe_file)
+    assert "so training would show the model another prompt" in preflight.template_problems(alone, teacher)[0]
+    chains = recipe_files.load_recipe_file(recipe_file, [overrides[0], "evaluation.arms=[base, self_critique]"])
+    (problem,) = preflight.template_problems(chains, small, "student")
+    assert problem.startswith("student.source: the model's chat template refuses the conversation of a chain")
 
 
 def test_an_adapter_of_others_must_lie_on_the_student(resolve, tmp_path: Path, monkeypatch):
