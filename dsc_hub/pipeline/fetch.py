@@ -109,9 +109,9 @@ def _loads_of_hub(context: RunContext) -> dict[str, Callable[[], object]]:
     from dsc_hub.metrics import loading
 
     recipe, loads = context.recipe, dict[str, Callable[[], object]]()
-    for place, model in _models(context).items():
+    for name, model in _models(context).items():
         if base_model.is_on_hub(model):
-            loads[place] = partial(base_model.materialize, model, _is_loaded(context, place))
+            loads[name] = partial(base_model.materialize, model, _is_loaded(context, name))
     if recipe.prompts.dataset:
         loads["prompts"] = lambda: load_prompts(
             recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from dsc_hub.config.stages import NAMES
 from dsc_hub.errors import ConfigError, ModelError, RunError
 from dsc_hub.hub import client
 from dsc_hub.inference import base_model
-from dsc_hub.pipeline import preflight, run, session
+from dsc_hub.pipeline import fetch, preflight, run, session
 from dsc_hub.pipeline.context import RunContext, record, set_owner
 from dsc_hub.pipeline.resolve import resolve_recipe
 from dsc_hub.records import Prompt
@@ -184,3 +185,15 @@ def test_an_adapter_of_others_must_lie_on_the_student(resolve, tmp_path: Path, m
     monkeypatch.setattr(client, "pull_adapter", lambda repo: (folder, "c0ffee"))
     with pytest.raises(ConfigError, match="trained on 'org/big', and the recipe's model is 'small'"):
         run.evaluate_adapter(context, "hub:a/b")
+
+
+def test_what_is_fetched_for_a_run_without_a_network_is_what_it_loads(resolve):
+    small, big = (base_model.BaseModel(f"org/{name}", f"org/{name}", name, None) for name in ("small", "big"))
+    context = replace(resolve(API, "serving.endpoints=[http://127.0.0.1:9/v1]"), student=small)
+    assert fetch._models_of_hub(context) == {"student": ("org/small", "small")}
+    assert fetch._loads_of_hub(context).keys() == {"student"}
+    with_tokenizer = replace(context, model=big)  # at endpoints: nothing but its tokenizer is read
+    assert fetch._models_of_hub(with_tokenizer) == {"student": ("org/small", "small")}
+    assert fetch._loads_of_hub(with_tokenizer).keys() == {"model", "student"}
+    served_here = replace(resolve(API), model=big, student=small)
+    assert fetch._models_of_hub(served_here).keys() == {"model", "student"}
