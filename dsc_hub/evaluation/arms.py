@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
+from dsc_hub.chain.chain import ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, model_files, models_of
 from dsc_hub.config.recipe import Recipe
@@ -32,12 +32,20 @@ from dsc_hub.inference.task_pool import TaskPool
 from dsc_hub.records import Answer, Prompt, Turn
 from dsc_hub.runs.reuse import copy_files
 from dsc_hub.runs.run import Run
-from dsc_hub.sampling.sample import CircuitBreaker, SamplingProgress, fixed_level, read_chains, run_with_line
+from dsc_hub.sampling.sample import (
+    CircuitBreaker,
+    Complete,
+    SamplingProgress,
+    fixed_level,
+    read_chains,
+    run_with_line,
+    tools_of,
+)
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say
 
-CompleteAs = Callable[[list[Message], int, str | None], Awaitable[Completion]]  # messages, seed, model (None: the base)
+CompleteAs = Callable[..., Awaitable[Completion]]  # messages, seed, model (None: the base); tools as in `Complete`
 MORE_ANSWERS = "best_of_n.turns.jsonl"  # after the prefix of an arm: its model's answers after the first
 CHECKED_TEXTS = 5  # by `check_adapter_acts`
 # One text per line, unrelated to the topics of recipes.
@@ -150,8 +158,8 @@ async def answer_prompts(
                 await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete, arm, level))
 
 
-def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
-    return lambda messages, seed: complete(messages, seed, model)
+def _as(complete: CompleteAs, model: str | None) -> Complete:
+    return lambda messages, seed, **tools: complete(messages, seed, model, **tools)
 
 
 async def _whole(work: Awaitable[SamplingProgress]) -> None:
@@ -299,7 +307,7 @@ async def _draw_answers(
     async def one(prompt: Prompt, sample: int, number: int) -> bool:
         seed = seed_of(recipe.seed, prompt.id, sample, number, "answer")
         try:
-            c = await complete(texts.opening(prompt.text), seed, model)
+            c = await complete(texts.opening(prompt), seed, model, **tools_of(prompt))
         except RequestFailed as e:
             say(f"evaluation: {name} gave no answer to {prompt.id}: {e}")
             key = (prompt.id, sample << 16 | number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,12 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
 
     c, new = recipe.chain, recipe.generation.max_new_tokens
     # The last request has prompt, answer, critique request, critique and revision request; the revision must fit too.
-    fixed = 3 * new + count(c.critique) + count(c.revision) + (count(c.system) if c.system else 0) + 6 * TURN_OVERHEAD
+    fixed, system = 3 * new + count(c.critique) + count(c.revision) + 6 * TURN_OVERHEAD, count(c.system or "")
     fixed += recipe.generation.max_thinking_tokens or 0  # of this turn; those of earlier ones are not shown
     fixed += new * (c.critique.count("{answer}") + c.revision.count("{answer}"))
     texts = c.critique + c.revision
-    times = 1 + texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
-    worst = [(fixed + times * count(p.text), p) for p in prompts]
+    times = texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
+    worst = [(fixed + _opening_tokens(p, system, count) + times * count(p.text), p) for p in prompts]
     over = [(n, p) for n, p in worst if n > recipe.serving.context]
     if over:
         n, p = max(over, key=lambda x: x[0])
@@ -119,11 +119,21 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path) -> l
     return problems
 
 
+def _opening_tokens(prompt: Prompt, system: int, count: Callable[[str], int]) -> int:
+    """Return the tokens of the conversation before the first answer; a single turn has no overhead in it.
+
+    `system` are those of the recipe's system text.
+    """
+    turns = prompt.conversation
+    tokens = sum(count(m["content"]) for m in turns) + TURN_OVERHEAD * (len(turns) - 1)
+    return tokens + (system if prompt.system is None else 0) + (count(json.dumps(prompt.tools)) if prompt.tools else 0)
+
+
 def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, size: TrainingSize) -> TrainingNeed:
     """Return what training needs, if each row is as long as the longest prompt and a whole answer."""
     count = chat_template.token_counter(model_folder) or len
     system = count(recipe.chain.system) if recipe.chain.system else 0
-    longest = max((count(p.text) for p in prompts), default=0) + system + recipe.generation.max_new_tokens
+    longest = max((_opening_tokens(p, system, count) for p in prompts), default=0) + recipe.generation.max_new_tokens
     settings = getattr(recipe.distill, recipe.distill.objective)
     rows = settings.get("per_device_train_batch_size", ROWS_A_STEP) * (2 if recipe.distill.objective == "dpo" else 1)
     length = min(longest + 2 * TURN_OVERHEAD, settings.get("max_length") or recipe.serving.context)
@@ -282,7 +292,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     identity = context.identity["prompts"]
     estimate = estimate_run(recipe, prompts, context.model.identity, folder, reusable, left, identity)
     problems = [
-        *template_problems(recipe, folder),
+        *template_problems(recipe, folder, prompts),
         *too_long(recipe, prompts, folder),
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
@@ -332,14 +342,15 @@ def _say_which_metrics_stay(recipe: Recipe) -> None:
         )
 
 
-def template_problems(recipe: Recipe, model_folder: Path) -> tuple[str, ...]:
+def template_problems(recipe: Recipe, model_folder: Path, prompts: Iterable[Prompt] = ()) -> tuple[str, ...]:
     """Return what in the model's chat template stops the recipe's chains or training; say what else to know of it."""
     template = chat_template.load_template(model_folder)
     count = chat_template.token_counter(model_folder)
     findings = chat_template.check_template(template, recipe.chain.system, recipe.generation.template_settings, count)
     for note in findings.notes:
         progress.say(f"model  its chat template: {note}")
-    return findings.problems
+    system, settings = recipe.chain.system, recipe.generation.template_settings
+    return (*findings.problems, *chat_template.conversation_problems(template, prompts, system, settings))
 
 
 def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:
