@@ -169,7 +169,7 @@ def conversation_problems(
         if lost := [m["role"] for m in opening if m["content"].strip() not in shown]:
             yield f"prompts: of the turns {roles} the model's chat template leaves out: {', '.join(lost)}"
         if tools and shown == template.render(opening, add_generation_prompt=True, **settings):
-            yield "prompts.tools_column: the model's chat template leaves tools out; use a model whose template has them"
+            yield "prompts.tools_column: the model's chat template leaves tools out; use a model that knows tools"
 
 
 def _forms(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
