@@ -7,8 +7,9 @@ Prompt -> Turn ... -> Chain(Step ...) -> dataset rows
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -20,10 +21,17 @@ Split = Literal["train", "validation", "test"]
 Role = Literal["answer", "critique", "revision"]
 TurnKey = tuple[str, int, int, str]  # prompt id, chain, step, role
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Message = dict[str, str]  # {role, content}: a turn of a conversation
+Tool = dict[str, Any]  # {type: function, function: {name, description, parameters}}: a JSON schema
 
 
-def prompt_id(text: str) -> str:
-    """Return the id of a prompt: the first 16 hex digits of the SHA-256 of its text."""
+def prompt_id(text: str, messages: Sequence[Message] = (), tools: Sequence[Tool] = ()) -> str:
+    """Return the id of a prompt: the first 16 hex digits of the SHA-256 of its text.
+
+    For a conversation (`Prompt.messages`) it is that of the canonical JSON of messages and tools.
+    """
+    if messages:
+        text = json.dumps([*messages, *tools], ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -36,10 +44,11 @@ def id_as_uint64(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One instruction.
+    """One instruction: a text, or a conversation that ends with it.
 
     `group` is the unit of splitting and of the statistics (a film, a topic). `kind` is the category that some metrics
-    need (harmful, harmless).
+    need (harmful, harmless). `messages` is the whole conversation, with its own system text if it has one; `text` is
+    its last user turn. It is empty for a single user turn without tools. `tools` are shown to the model.
     """
 
     id: str
@@ -47,6 +56,31 @@ class Prompt:
     group: str
     split: Split
     kind: str = ""
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+
+    @property
+    def conversation(self) -> list[Message]:
+        """The messages; of a single text the one user turn."""
+        return list(self.messages) or [{"role": "user", "content": self.text}]
+
+    @property
+    def system(self) -> str | None:
+        """The conversation's own system text; None if it has none."""
+        first = self.conversation[0]
+        return first["content"] if first["role"] == "system" else None
+
+    @property
+    def transcript(self) -> str:
+        """The text, or the conversation as plain text for people: "User: ...", "Assistant: ..."."""
+        if len(self.conversation) == 1:
+            return self.text
+        return "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in self.messages)
+
+    def as_row(self) -> dict[str, Any]:
+        """Return the row of prompts.jsonl; that of a single text has neither messages nor tools."""
+        row = asdict(self)
+        return {key: value for key, value in row.items() if value or key not in ("messages", "tools")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,7 +237,8 @@ class Browser {
     let text = this.haystacks.get(item);
     if (text === undefined) {
       const prompt = this.data.prompts[item.prompt];
-      text = [prompt.text, prompt.group, prompt.id, ...this.view.texts(item)].join("\n").toLowerCase();
+      const before = (prompt.before || []).map((turn) => turn.text);
+      text = [...before, prompt.text, prompt.group, prompt.id, ...this.view.texts(item)].join("\n").toLowerCase();
       this.haystacks.set(item, text);
     }
     return text;
@@ -298,7 +299,9 @@ class Browser {
     const prompt = this.data.prompts[item.prompt];
     const number_ = this.view === CHAINS ? `, chain ${item.chain}` : item.sample ? `, sample ${item.sample}` : "";
     const where = `${prompt.split}${prompt.group !== prompt.text ? `, ${prompt.group}` : ""}${prompt.kind ? `, ${prompt.kind}` : ""}; prompt ${prompt.id}${number_}`;
-    detail.replaceChildren(make("p", "label", where), make("div", "text prompt", prompt.text), ...this.view.detail(item));
+    const before = (prompt.before || []).map((turn) => make("div", "before", make("p", "label", turn.role), make("div", "text", turn.text)));
+    if (before.length) before.push(make("p", "label", "user"));
+    detail.replaceChildren(make("p", "label", where), ...before, make("div", "text prompt", prompt.text), ...this.view.detail(item));
     detail.scrollTop = 0;
   }
 

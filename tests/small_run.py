@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ BAD = "dull tedious awful clumsy boring bleak annoying weak".split()
 NOUNS = "story score cast scene ending voice camera script".split()
 
 
-async def complete(messages: list[dict[str, str]], seed: int, model: str | None = None) -> Completion:
+async def complete(messages: list[dict[str, str]], seed: int, model: str | None = None, tools: Any = ()) -> Completion:
     """A sentence that request and model alone decide, kinder the further the chain and in the distilled model."""
     h = hashlib.sha256(f"{messages}{seed}{model}".encode()).digest()
     if messages[-1]["content"].startswith("What is wrong"):
@@ -55,7 +54,7 @@ def make(folder: Path, recipe_file: Path, *overrides: str) -> tuple[Run, Recipe]
     found, dropped = prompts.load_prompts(r.prompts, recipe_file.parent, r.seed)
     rows = run.rows("prompts.jsonl")
     for prompt in found:
-        rows.append(asdict(prompt))
+        rows.append(prompt.as_row())
     rows.close()
     identity = {"model": "package:x@abc", "prompts": "0123"} | {
         place: registry.identify_scorer(section, registry.Code(recipe_file.parent))

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 from dsc_hub.acceptance import Rule
 from dsc_hub.chain.hygiene import Finding
-from dsc_hub.records import Chain, Prompt, Role, Score, Step, Turn
+from dsc_hub.records import Chain, Message, Prompt, Role, Score, Step, Turn
 
-Message = dict[str, str]
 Generate = Callable[[list[Message], Prompt, int, int, Role], Awaitable[Turn]]  # messages, prompt, chain, step, role
 ScoreText = Callable[[str, Prompt], Awaitable[Score]]
 VetoText = Callable[[str, str], Awaitable[str]]  # revision, first answer -> reason to reject ("": none)
@@ -55,7 +54,8 @@ async def no_veto(revision: str, first: str) -> str:
 class Texts:
     """Prompt templates of a chain: the critique and revision requests, an optional system message, and the principles.
 
-    Placeholders are {prompt}, {answer}, {group} and {principle}, which is one of `principles`.
+    Placeholders are {prompt} (of a conversation the last user turn), {answer}, {group} and {principle}, which is one of
+    `principles`.
     """
 
     critique: str
@@ -63,9 +63,9 @@ class Texts:
     system: str | None = None
     principles: tuple[str, ...] = ()
 
-    def opening(self, prompt: str) -> list[Message]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": prompt}]
+    def opening(self, prompt: Prompt) -> list[Message]:
+        """Return the conversation that the first answer continues, as `opening_of`."""
+        return opening_of(prompt, self.system)
 
     def principle(self, u: float) -> str:
         """Return the principle that u, 0 <= u < 1, selects; "" if there are none."""
@@ -82,6 +82,12 @@ class Texts:
                 return out + rest
             out, rest = out + rest[:start] + parts[name], rest[start + len(name) :]
         return out
+
+
+def opening_of(prompt: Prompt, system: str | None) -> list[Message]:
+    """Return the prompt's conversation, with the system text unless it has one of its own; "" and None: none."""
+    first = [{"role": "system", "content": system}] if system and prompt.system is None else []
+    return [*first, *prompt.conversation]
 
 
 def exchange(answer: str, request: str) -> list[Message]:
@@ -113,7 +119,7 @@ async def run_chain(
     answer, rules that compare rewards accept no revision. A revision that is dirty, unscored or vetoed (`veto`: it lost
     too much of the first answer) never becomes the state, whatever the rule.
     """
-    opening = texts.opening(prompt.text)
+    opening = texts.opening(prompt)
     first = await generate(opening, prompt, number, 0, "answer")
     answer = inspect(first, prompt, "")
     first_score = asyncio.ensure_future(score(answer.text, prompt))

@@ -16,7 +16,8 @@ _FUNCTION_WORDS = frozenset(
 
 def subject_of(prompt: Prompt) -> str:
     """Return the prompt's subject if it is known: its group, if the prompt names it (templates do). Else ""."""
-    named = has_name(prompt.text, prompt.group) or (not prompt.group.isascii() and prompt.group in prompt.text)
+    text = prompt.transcript
+    named = has_name(text, prompt.group) or (not prompt.group.isascii() and prompt.group in text)
     return prompt.group if named and prompt.group != prompt.text else ""
 
 

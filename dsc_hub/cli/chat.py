@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain.chain import Message, Texts, seed_of
+from dsc_hub.chain.chain import seed_of
 from dsc_hub.cli import terminal
 from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
@@ -28,7 +28,7 @@ from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
 from dsc_hub.inference.client import Completion, Generator, RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline.context import announce_servers
-from dsc_hub.records import prompt_id
+from dsc_hub.records import Message, prompt_id
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, event_loop, machine
 from dsc_hub.system.progress import duration, moving_line, say
@@ -57,7 +57,7 @@ class Talk:
     """
 
     def __init__(self, system: str | None, context: int, room: int, count: Callable[[str], int]) -> None:
-        self._texts, self._context, self._room, self._count = Texts("", "", system), context, room, count
+        self._system, self._context, self._room, self._count = system, context, room, count
         self._fixed = 0  # tokens of the template and the system text: measured at the first answer
         self.said: dict[str, list[Exchange]] = {arm: [] for arm in ARMS}
         self.asked = 0  # number of questions so far, including forgotten ones
@@ -67,7 +67,7 @@ class Talk:
 
     def messages(self, arm: str, question: str) -> list[Message]:
         """Return the messages of the request to one arm."""
-        system = self._texts.opening("")[:-1]
+        system = [{"role": "system", "content": self._system}] if self._system else []
         pairs = [((e.question, "user"), (e.answer, "assistant")) for e in self.said[arm]]
         turns = [{"role": role, "content": text} for pair in pairs for text, role in pair]
         return [*system, *turns, {"role": "user", "content": question}]

@@ -173,7 +173,8 @@ def chains(recipe: Recipe, tried: Tried, *, shows_thoughts: bool = False) -> Non
 
     for prompt, chain in tried.chains:
         body = Text()
-
+        if prompt.messages:
+            body.append(visible(prompt.transcript) + "\n\n", "dim")
         body.append(f"answer  {_score(chain.answer_score)}", "bold")
         body.append(f"  {chain.answer_defect}\n" if chain.answer_defect else "\n", "yellow")
         add_thought(body, chain, 0, "answer")

@@ -79,7 +79,7 @@ def try_(recipe: str, overrides: tuple[str, ...], runs: Path, count: int, though
     context = resolve_context(recipe, overrides, runs)
     tried = session.sample_a_few(context, count)
     if as_json:
-        chains = [{"prompt": prompt.text, **chain.as_row()} for prompt, chain in tried.chains]
+        chains = [{"prompt": prompt.transcript, **chain.as_row()} for prompt, chain in tried.chains]
         numbers = {"seconds": tried.seconds, "failed": tried.failed}
         listed = [
             {"prompt_id": key[0], "chain": key[1], "step": key[2], "role": key[3], "thought": thought}

@@ -95,7 +95,19 @@ class PromptsConfig(Section):
     dataset_config: str | None = Field(None, description="its config; null: the default one")
     dataset_split: str = Field("train", description="which of its splits to read; ours are made anew, by group")
     revision: str = Field("main", description="of the dataset; resolved at the start and recorded as a commit")
-    column: str = Field("prompt", description="column that holds the prompt, in tables and datasets")
+    column: str = Field(
+        "prompt",
+        description=(
+            "column that holds the prompt, in tables and datasets: a text, or a conversation (a list of {role, content}"
+            " that ends with a user turn)"
+        ),
+    )
+    drop_last_answer: bool = Field(
+        False, description="leave out the answer that a conversation ends with: the prompt is what comes before it"
+    )
+    tools_column: str | None = Field(
+        None, description="column that lists the tools that a prompt's model is shown, as JSON schemas; null: none"
+    )
     group_column: str | None = Field(
         None, description="column that names the split group; null: each prompt its own, as is one whose cell is empty"
     )
@@ -125,7 +137,7 @@ class PromptsConfig(Section):
             raise ValueError(f"template has no {{value}}: '{missing[0][:60]}'")
         named = [
             k
-            for k in ("column", "group_column", "kind_column")
+            for k in ("column", "group_column", "kind_column", "tools_column", "drop_last_answer")
             if getattr(self, k) != type(self).model_fields[k].default
         ]
         is_table = self.dataset or (self.path or "").endswith(TABLES)

@@ -10,6 +10,7 @@ Test prompts have no chains here, and a chain of a test prompt is refused, so tr
 
 from __future__ import annotations
 
+import json
 import math
 from array import array
 from collections import Counter
@@ -77,6 +78,7 @@ SCHEMAS = {
         ]
     ),
 }
+_TOOLS = ("tools", pa.string())  # JSON text, as trl reads it: as a struct each schema would get the keys of all
 CHUNK_ROWS = 2000
 PHRASE_WORDS = 4
 # Rules by which rows and pairs are selected; recorded, so that datasets of older rules can still be verified.
@@ -203,7 +205,8 @@ def build_dataset(
     chosen, too_alike = _select(candidates, recipe, selection)
     dropped += too_alike
     uncompared = Counter[str]()
-    writers = {name: _Writer(run["dataset"], name) for name in SCHEMAS}
+    has_tools = any(prompt.tools for prompt in prompts.values())
+    writers = {name: _Writer(run["dataset"], name, schema) for name, schema in _schemas(has_tools).items()}
     try:
         for chain in chains:
             prompt = _prompt_of(chain, prompts)
@@ -211,7 +214,7 @@ def build_dataset(
             if (chain.prompt_id, chain.number) not in chosen:
                 continue
             uncompared[prompt.split] += bool(chain.state_step) and not is_compared(chain)
-            opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt.text)
+            opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt)
             for config, row in _rows_of(chain, prompt, opening, selection):
                 writers[config].add(prompt.split, row)
     finally:
@@ -224,6 +227,13 @@ def build_dataset(
         )
     others = {"dropped": dict(dropped.most_common()), "uncompared": dict(+uncompared), "selection": selection}
     return counts | others
+
+
+def _schemas(has_tools: bool) -> dict[str, pa.Schema]:
+    """Return the schemas of the configs; training rows have a column of tools if any prompt has some."""
+    if not has_tools:
+        return SCHEMAS
+    return {name: schema if name == "chains" else schema.append(pa.field(*_TOOLS)) for name, schema in SCHEMAS.items()}
 
 
 def _prompt_of(chain: Chain, prompts: Mapping[str, Prompt]) -> Prompt:
@@ -247,6 +257,7 @@ def _rows_of(
     """
     final, first = chain.final_score.value, chain.answer_score.value
     common = {"prompt": opening, "prompt_id": prompt.id, "group": prompt.group, "chain": chain.number}
+    common |= {"tools": json.dumps(prompt.tools, ensure_ascii=False)} if prompt.tools else {}
     yield "sft", common | {"completion": _assistant(chain.final), "reward": final, "first_reward": first}
     pair = common | {"chosen": _assistant(chain.final), "rejected": _assistant(chain.answer)}
     if not chain.state_step:
@@ -276,7 +287,7 @@ def _chain_row(prompt: Prompt, chain: Chain) -> dict[str, Any]:
         for s in chain.steps
     ]
     return {
-        "prompt": prompt.text,
+        "prompt": prompt.transcript,
         "prompt_id": prompt.id,
         "group": prompt.group,
         "chain": chain.number,
@@ -296,7 +307,8 @@ def _chain_row(prompt: Prompt, chain: Chain) -> dict[str, Any]:
 def chain_of(row: Mapping[str, Any]) -> tuple[Prompt, Chain]:
     """Convert a row of the config `chains` back to its prompt and chain.
 
-    The row has no split: the prompt gets "train", and the caller has to set the real one.
+    The row has no split: the prompt gets "train", and the caller has to set the real one. The text of a conversation
+    is its transcript.
     ValueError (pydantic's) or KeyError if the row has another form.
     """
     steps = [
@@ -313,8 +325,8 @@ def chain_of(row: Mapping[str, Any]) -> tuple[Prompt, Chain]:
 class _Writer:
     """Writer of one config's Parquet files, one per split, in batches, so that memory use is constant."""
 
-    def __init__(self, folder: Path, config: str) -> None:
-        self._folder, self._schema = folder / config, SCHEMAS[config]
+    def __init__(self, folder: Path, config: str, schema: pa.Schema) -> None:
+        self._folder, self._schema = folder / config, schema
         self._rows: dict[str, list[dict[str, Any]]] = {}
         self._files: dict[str, pq.ParquetWriter] = {}
         self.counts: Counter[str] = Counter()

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.config.sampling import TABLES, PromptsConfig, SplitShares
+from dsc_hub.data.conversations import json_objects, parse_conversation, parse_tools
 from dsc_hub.data.table_files import PromptCells, check_row, read_lines, read_table
 from dsc_hub.errors import DataError
-from dsc_hub.records import SPLITS, Prompt, Split, prompt_id
+from dsc_hub.records import SPLITS, Message, Prompt, Split, Tool
 
 # Punctuation of sentences.
 EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"
@@ -87,17 +88,16 @@ def load_prompts(section: PromptsConfig, base: Path, seed: int, identity: str = 
             f"{source} holds no prompts",
             "Write one prompt a line, or name the right column with prompts.column.",
         )
-    for text, *_ in rows:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise DataError(
-                f"a prompt holds half a character (a lone surrogate): {text[:50]!r}", "Mend or remove it."
-            ) from None
+    for row in rows:
+        for text in (row.text, *(m["content"] for m in row.messages)):
+            _check_encodable(text)
     unique, duplicates = _without_duplicates(rows)
     unique = unique[: section.limit]
-    splits = split_groups({group or text for text, group, _ in unique}, section.split, seed)
-    prompts = [Prompt(prompt_id(t), t, g or t, splits[g or t], kind) for t, g, kind in unique]
+    splits = split_groups({row.split_group for row in unique}, section.split, seed)
+    prompts = [
+        Prompt(row.id, row.text, row.split_group, splits[row.split_group], row.kind, row.messages, row.tools)
+        for row in unique
+    ]
     kept, overlaps = (prompts, []) if section.drop_overlaps is False else without_overlaps(prompts, by_ngrams(section))
     for split in SPLITS:
         if getattr(section.split, split) > 0 and not any(p.split == split for p in kept):
@@ -112,20 +112,30 @@ def load_prompts(section: PromptsConfig, base: Path, seed: int, identity: str = 
         read=len(rows),
         duplicates=len(duplicates),
         overlaps=len(overlaps),
-        ungrouped=sum(not g for _, g, _ in unique) if section.group_column else 0,
+        ungrouped=sum(not row.group for row in unique) if section.group_column else 0,
         first_duplicates=tuple(duplicates[:SHOWN_DROPS]),
         first_overlaps=tuple(overlaps[:SHOWN_DROPS]),
     )
 
 
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"a prompt holds half a character (a lone surrogate): {text[:50]!r}", "Mend or remove it."
+        ) from None
+
+
 def _without_duplicates(rows: Iterable[PromptCells]) -> tuple[list[PromptCells], list[Drop]]:
-    """Return the rows with distinct texts, and the dropped duplicates."""
-    seen: dict[str, PromptCells] = {}
+    """Return the rows with distinct texts, of conversations with distinct turns or tools, and the dropped ones."""
+    seen: dict[object, PromptCells] = {}
     dropped = []
     for row in rows:
-        first = seen.setdefault(_normal(row[0]), row)
+        turns = tuple((m["role"], _normal(m["content"])) for m in row.messages)
+        first = seen.setdefault((turns, str(row.tools)) if turns else _normal(row.text), row)
         if first is not row:
-            dropped.append(Drop(row[0], first[0]))
+            dropped.append(Drop(row.text, first.text))
     return list(seen.values()), dropped
 
 
@@ -164,31 +174,38 @@ def without_overlaps(prompts: Sequence[Prompt], ngrams: bool = True) -> tuple[li
 
     A near-copy has the same words as a training prompt, ignoring punctuation, or with `ngrams` shares an n-gram of
     OVERLAP_WORDS words. An n-gram that more than WORDING_GROUPS training groups share is the wording of the task
-    ("Write a short review of the following film") and does not indicate a copy.
+    ("Write a short review of the following film") and does not indicate a copy. Of a conversation all turns are
+    compared but the system's, which many conversations share.
     """
     groups_of: dict[tuple[str, ...], set[str]] = defaultdict(set)
     first: dict[tuple[str, ...], str] = {}
     same: dict[tuple[str, ...], str] = {}
     for p in prompts:
         if p.split == "train":
-            same.setdefault(_words(p.text), p.text)
-            for gram in _ngrams(p.text) if ngrams else ():
+            text = _turns(p)
+            same.setdefault(_words(text), p.text)
+            for gram in _ngrams(text) if ngrams else ():
                 groups_of[gram].add(p.group)
                 first.setdefault(gram, p.text)
 
-    def overlap(text: str) -> Drop | None:
+    def overlap(p: Prompt) -> Drop | None:
+        text = _turns(p)
         if (words := _words(text)) in same:
-            return Drop(text, same[words], " ".join(words))
+            return Drop(p.text, same[words], " ".join(words))
         shared = [g for g in _ngrams(text) if 0 < len(groups_of.get(g, ())) <= WORDING_GROUPS]
-        return Drop(text, first[min(shared)], " ".join(min(shared))) if shared else None
+        return Drop(p.text, first[min(shared)], " ".join(min(shared))) if shared else None
 
     kept, dropped = [], []
     for p in prompts:
-        if p.split != "train" and (drop := overlap(p.text)):
+        if p.split != "train" and (drop := overlap(p)):
             dropped.append(drop)
         else:
             kept.append(p)
     return kept, dropped
+
+
+def _turns(prompt: Prompt) -> str:
+    return "\n".join(m["content"] for m in prompt.conversation if m["role"] != "system")
 
 
 def _ngrams(text: str) -> set[tuple[str, ...]]:
@@ -219,15 +236,15 @@ def _file(base: Path, name: str) -> Path:
 def _from_templates(section: PromptsConfig, base: Path) -> Iterator[PromptCells]:
     for value in read_lines(_file(base, str(section.values))):
         for template in section.templates:
-            yield template.replace("{value}", value), value, ""
+            yield PromptCells(template.replace("{value}", value), value)
 
 
 def _from_file(section: PromptsConfig, base: Path) -> Iterator[PromptCells]:
     path = _file(base, str(section.path))
     if path.suffix not in TABLES:
-        yield from ((line, "", "") for line in read_lines(path))
+        yield from map(PromptCells, read_lines(path))
         return
-    yield from _from_rows(section, read_table(path), str(path))
+    yield from _from_rows(section, read_table(path), str(path), is_csv=path.suffix == ".csv")
 
 
 def _from_dataset(section: PromptsConfig, revision: str) -> Iterator[PromptCells]:
@@ -237,15 +254,37 @@ def _from_dataset(section: PromptsConfig, revision: str) -> Iterator[PromptCells
     yield from _from_rows(section, rows, f"dataset {section.dataset}, {section.dataset_split}")
 
 
-def _from_rows(section: PromptsConfig, rows: Iterable[Mapping[str, object]], where: str) -> Iterator[PromptCells]:
+def _from_rows(
+    section: PromptsConfig, rows: Iterable[Mapping[str, object]], where: str, is_csv: bool = False
+) -> Iterator[PromptCells]:
     for number, row in enumerate(rows, 1):
-        keys = ("column", "group_column", "kind_column")
+        keys = ("column", "group_column", "kind_column", "tools_column")
         check_row(row, f"{where} row {number}", {f"prompts.{key}": getattr(section, key) for key in keys})
-        text = row[section.column]
-        if not isinstance(text, str):
-            raise DataError(f"{where} row {number}: '{section.column}' should be text, got {type(text).__name__}")
-        if text.strip():
-            yield text.strip(), _cell(row, section.group_column), _cell(row, section.kind_column)
+        try:
+            text, messages, tools = _prompt_cells(section, row, is_csv)
+        except DataError as e:
+            raise DataError(f"{where} row {number}: {e.message}", e.hint) from None
+        if text:
+            yield PromptCells(text, _cell(row, section.group_column), _cell(row, section.kind_column), messages, tools)
+
+
+def _prompt_cells(
+    section: PromptsConfig, row: Mapping[str, object], is_csv: bool
+) -> tuple[str, tuple[Message, ...], tuple[Tool, ...]]:
+    """Return text, messages and tools of a row, as in Prompt; the text is "" if the cell is blank."""
+    cell = row[section.column]
+    if is_csv and isinstance(cell, str):  # a cell of it can't be a list
+        cell = json_objects(cell)
+    if not isinstance(cell, (str, list)):
+        got = "null" if cell is None else type(cell).__name__
+        raise DataError(f"'{section.column}' should be text or a list of messages, got {got}")
+    if isinstance(cell, str) and not cell.strip():
+        return "", (), ()
+    messages: tuple[Message, ...] = ({"role": "user", "content": cell.strip()},) if isinstance(cell, str) else ()
+    messages = messages or parse_conversation(list(cell), section.drop_last_answer)
+    tools = parse_tools(row[section.tools_column]) if section.tools_column else ()
+    text = messages[-1]["content"].strip()
+    return text, () if len(messages) == 1 and not tools else messages, tools
 
 
 def _cell(row: Mapping[str, object], column: str | None) -> str:

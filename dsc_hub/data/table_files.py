@@ -6,13 +6,33 @@ import csv
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dsc_hub.config.sampling import TABLES
 from dsc_hub.errors import DataError
+from dsc_hub.records import Message, Tool, prompt_id
 from dsc_hub.system import parquet
 
-PromptCells = tuple[str, str, str]  # text, group ("": none, so the prompt is its own group), kind
+
+@dataclass(frozen=True, slots=True)
+class PromptCells:
+    """What a row says of a prompt; `group` is "" if it names none, so that the prompt is its own group."""
+
+    text: str
+    group: str = ""
+    kind: str = ""
+    messages: tuple[Message, ...] = ()  # as in Prompt
+    tools: tuple[Tool, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return prompt_id(self.text, self.messages, self.tools)
+
+    @property
+    def split_group(self) -> str:
+        """The named group, or the prompt itself: its text, of a conversation its id."""
+        return self.group or (self.id if self.messages else self.text)
 
 
 def _text(path: Path) -> str:

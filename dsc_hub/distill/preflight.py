@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,9 +23,11 @@ from dsc_hub.config.recipe import Recipe, training_seed
 from dsc_hub.config.sampling import TEMPLATE_SETTINGS
 from dsc_hub.distill.config import BY_OBJECTIVE, plan_of
 from dsc_hub.errors import DataError, ModelError
+from dsc_hub.records import Message, Tool, prompt_id
 from dsc_hub.runs.run import Run
 
 TOKENISED_TOGETHER = 2000  # rows: their tokens are held in memory
+TOOLS = "tools"  # column of trl: JSON text of a row's tools, or null
 ANSWER_COLUMNS = ("completion", "chosen", "rejected")  # columns of a row with a loss
 
 # -- checks of the rows
@@ -93,7 +96,8 @@ def check_training(run: Run) -> TrainingData:
             _check_end(row, f"{split} row {number}", tokenizer, stops)
     train, first_row = rendered["train"], splits["train"][0]
     answer = next(first_row[c] for c in ANSWER_COLUMNS if c in first_row)
-    first = _tokenised(tokenizer, [first_row["prompt"] + answer], **first_row.get(TEMPLATE_SETTINGS, {}))[0]
+    first_settings = first_row.get(TEMPLATE_SETTINGS, {})
+    first = _tokenised(tokenizer, [first_row["prompt"] + answer], [_tools(first_row)], **first_settings)[0]
     _check_prompt(tokenizer, first_row, answer)
     return TrainingData(
         rows=len(train),
@@ -114,9 +118,9 @@ def training_rows(run: Run, recipe: Recipe) -> dict[str, list[dict[str, Any]]]:
     """Return the train and validation rows of the recipe's objective, in the columns that trl reads.
 
     sft: prompt, completion, and the reward where rows have one. dpo: prompt, chosen, rejected. kto: prompt, completion,
-    label (`unpaired`). Where the recipe has chat_template_kwargs for the server, each row has them, too, in trl's own
-    column. Validation may be empty. DataError if training is, or for test rows and rows that are no
-    conversations.
+    label (`unpaired`). Where prompts have tools, each row has its own as JSON text (null: none) in trl's own column;
+    where the recipe has chat_template_kwargs for the server, each row has them, too. Validation may be empty. DataError
+    if training is, or for test rows and rows that are no conversations.
     """
     objective = BY_OBJECTIVE[recipe.distill.objective]
     rows = _read_rows(run, objective.rows, objective.answers, recipe.chain.system)
@@ -140,6 +144,7 @@ def unpaired(pairs: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, An
     """
     rows = [
         {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+        | ({TOOLS: pair[TOOLS]} if TOOLS in pair else {})
         for pair in pairs
         for name in ("chosen", "rejected")
     ]
@@ -169,15 +174,19 @@ def _read_rows(run: Run, config: str, answers: Sequence[str], system: str | None
                     f"{path.name} has no column '{min(missing)}'; it has {sorted(present)}",
                     "Make the dataset again with `dsc run`.",
                 )
-            table = content.read(columns=[*columns, *(name for name in ("split", "reward") if name in present)])
+            more = [name for name in (TOOLS, "reward") if name in present]
+            checked = [name for name in ("split", "prompt_id") if name in present]
+            table = content.read(columns=[*columns, *more, *checked])
         if "split" in present and "test" in table.column("split").to_pylist():
             raise DataError(
                 f"{path.name} holds test rows (column 'split')",
                 "Training never sees them: make the dataset again with `dsc run`.",
             )
         for number, row in enumerate(table.to_pylist(), 1):
-            turns = _conversation({name: row[name] for name in columns}, system, f"{path.name} row {number}")
-            rows.append(turns | ({"reward": row["reward"]} if "reward" in row else {}))
+            where = f"{path.name} row {number}"
+            turns = _conversation({name: row[name] for name in columns}, where)
+            _add_system(turns["prompt"], system, row, where)
+            rows.append(turns | {name: row[name] for name in more})
     if not out["train"]:
         raise DataError(
             f"there is no training row in the dataset's config `{config}`",
@@ -186,8 +195,8 @@ def _read_rows(run: Run, config: str, answers: Sequence[str], system: str | None
     return out
 
 
-def _conversation(row: Mapping[str, Any], system: str | None, where: str) -> dict[str, Any]:
-    """Check one row and return it; the recipe's system text is prepended if missing, as in generation."""
+def _conversation(row: Mapping[str, Any], where: str) -> dict[str, list[Message]]:
+    """Check the turns of one row and return them by column."""
     turns = {name: [{"role": m["role"], "content": m["content"]} for m in row[name] or []] for name in row}
     prompt = turns["prompt"]
     if not prompt or prompt[-1]["role"] != "user":
@@ -201,15 +210,22 @@ def _conversation(row: Mapping[str, Any], system: str | None, where: str) -> dic
             raise DataError(f"{where}: expected {name} of one assistant turn, got roles {[m['role'] for m in answer]}")
         if not (answer[0]["content"] or "").strip():
             raise DataError(f"{where}: {name} is empty")
-    row_system = prompt[0]["content"] if prompt[0]["role"] == "system" else None
-    if system is not None and row_system is None:
-        prompt.insert(0, {"role": "system", "content": system})
-    elif row_system != system and row_system is not None:
+    return turns
+
+
+def _add_system(prompt: list[Message], system: str | None, row: Mapping[str, Any], where: str) -> None:
+    """Put the recipe's system text before the turns of a prompt that has none, as in generation.
+
+    DataError for another one, unless it is part of the prompt: then the row's prompt id is that of the turns.
+    """
+    if prompt[0]["role"] != "system":
+        if system:
+            prompt.insert(0, {"role": "system", "content": system})
+    elif prompt[0]["content"] != system and row.get("prompt_id") != prompt_id("", prompt, _tools(row)):
         raise DataError(
-            f"{where}: its system text is not the recipe's chain.system",
+            f"{where}: its system text is neither the recipe's chain.system nor its prompt's own",
             "Training and generation must show the model the same conversation.",
         )
-    return turns
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
@@ -264,11 +280,15 @@ def _render_rows(
     for begin in range(0, len(rows), TOKENISED_TOGETHER):
         some = rows[begin : begin + TOKENISED_TOGETHER]
         settings = some[0].get(TEMPLATE_SETTINGS, {})  # the same in all rows
-        prompts = _tokenised(tokenizer, [row["prompt"] for row in some], add_generation_prompt=True, **settings)
+        tools = [_tools(row) for row in some]
+        prompts = _tokenised(tokenizer, [row["prompt"] for row in some], tools, add_generation_prompt=True, **settings)
         answers = [[row[c] for c in ANSWER_COLUMNS if c in row] for row in some]
         whole = iter(
             _tokenised(
-                tokenizer, [r["prompt"] + a for r, each in zip(some, answers, strict=True) for a in each], **settings
+                tokenizer,
+                [r["prompt"] + a for r, each in zip(some, answers, strict=True) for a in each],
+                [t for t, each in zip(tools, answers, strict=True) for _ in each],
+                **settings,
             )
         )
         for prompt, each in zip(prompts, answers, strict=True):
@@ -283,25 +303,46 @@ def _render_rows(
             )
 
 
+def _tools(row: Mapping[str, Any]) -> list[Tool]:
+    """Return the tools of a row; [] if it has none."""
+    tools: list[Tool] = json.loads(row.get(TOOLS) or "[]")
+    return tools
+
+
 def _tokenised(
-    tokenizer: PreTrainedTokenizerBase, conversations: list[list[dict[str, str]]], **more: Any
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: list[list[Message]],
+    tools: Sequence[Sequence[Tool]],
+    **more: Any,
 ) -> list[list[int]]:
-    """Return the token ids of rendered conversations. ModelError if the chat template refuses one."""
-    try:
-        texts = tokenizer.apply_chat_template(conversations, tokenize=False, **more)
-    except TemplateError as e:
-        raise ModelError(
-            f"the model's chat template refuses the conversation: {e}",
-            "Some templates know no system turn: leave chain.system out.",
-        ) from None
+    """Return the token ids of rendered conversations, each with its tools.
+
+    ModelError if the chat template refuses one, or leaves tools out.
+    """
+    if any(tools):
+        texts = [
+            _rendered(tokenizer, conversation, own, **more)
+            for conversation, own in zip(conversations, tools, strict=True)
+        ]
+        first = next(n for n, own in enumerate(tools) if own)
+        if texts[first] == _rendered(tokenizer, conversations[first], (), **more):
+            raise ModelError(
+                "the model's chat template leaves tools out: with and without them it renders the same",
+                "Use a model whose template knows tools, or leave prompts.tools_column out.",
+            )
+    else:
+        try:
+            texts = tokenizer.apply_chat_template(conversations, tokenize=False, **more)
+        except TemplateError:  # say of which one
+            texts = [_rendered(tokenizer, conversation, (), **more) for conversation in conversations]
     ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
     return ids
 
 
-def _check_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], answer: list[dict[str, str]]) -> None:
+def _check_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], answer: list[Message]) -> None:
     """DataError if a text of the prompt is not in the part of the row that prompt and whole row have in common: it
     would be trained, or lost."""
-    settings = {"tokenize": False, **row.get(TEMPLATE_SETTINGS, {})}
+    settings = {"tokenize": False, "tools": _tools(row) or None, **row.get(TEMPLATE_SETTINGS, {})}
     prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, **settings)
     whole = tokenizer.apply_chat_template(row["prompt"] + answer, **settings)
     common = os.path.commonprefix([prompt, whole])
@@ -313,6 +354,21 @@ def _check_prompt(tokenizer: PreTrainedTokenizerBase, row: Mapping[str, Any], an
             "Training would show the model another prompt than generation. Leave chain.system out, or use a model "
             "whose template renders both alike.",
         )
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, conversation: list[Message], tools: Sequence[Tool], **more: Any
+) -> str:
+    try:
+        text: str = tokenizer.apply_chat_template(conversation, tools=list(tools) or None, tokenize=False, **more)
+    except TemplateError as e:
+        roles = ", ".join(m["role"] for m in conversation)
+        raise ModelError(
+            f"the model's chat template refuses a conversation with the turns {roles}: {e}",
+            "Some templates know no system turn (chain.system, or a prompt's own), or only turns of user and assistant "
+            "that alternate.",
+        ) from None
+    return text
 
 
 def _check_end(row: _Rendered, where: str, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> None:

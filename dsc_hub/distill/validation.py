@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dsc_hub.chain.chain import opening_of
 from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation, training_seed
 from dsc_hub.config.sampling import GenerationConfig
@@ -80,10 +81,10 @@ class ValidationReward(TrainerCallback):  # type: ignore[misc]
         return math.fsum(rewards) / len(rewards) if rewards else None
 
     def _answers(self, model: Any, prompts: Sequence[Prompt]) -> list[str]:
-        system = [{"role": "system", "content": self.system}] if self.system is not None else []
         ids = [
             self.tokenizer.apply_chat_template(
-                [*system, {"role": "user", "content": p.text}],
+                opening_of(p, self.system),
+                tools=list(p.tools) or None,
                 add_generation_prompt=True,
                 return_dict=True,
                 **self.template_settings,

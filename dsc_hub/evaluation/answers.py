@@ -65,7 +65,7 @@ def collect_answers(run: Run, recipe: Recipe, prompts: Sequence[Prompt], scorers
                     prompt_id=a.prompt_id,
                     sample=a.sample,
                     group=prompt.group,
-                    prompt=prompt.text,
+                    prompt=prompt.transcript,
                     text=inspection.text,
                     finish_reason=a.finish_reason,
                     new_tokens=a.new_tokens,

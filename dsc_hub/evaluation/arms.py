@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain.chain import Message, ScoreText, Texts, VetoText, no_veto, seed_of
+from dsc_hub.chain.chain import ScoreText, Texts, VetoText, no_veto, seed_of
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of, name_at_server
 from dsc_hub.config.recipe import Recipe
@@ -31,12 +31,18 @@ from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.run import Run
-from dsc_hub.sampling.sample import CircuitBreaker, SamplingProgress, fixed_level, read_chains, run_with_line
+from dsc_hub.sampling.sample import (
+    CircuitBreaker,
+    Complete,
+    SamplingProgress,
+    fixed_level,
+    read_chains,
+    run_with_line,
+    tools_of,
+)
 from dsc_hub.system.progress import Meter, moving_line, say
 
-CompleteAs = Callable[
-    [list[Message], int, str | None], Awaitable[Completion]
-]  # messages, seed, name (None: the server's)
+CompleteAs = Callable[..., Awaitable[Completion]]  # messages, seed, name (None: the server's); tools as in `Complete`
 MORE_ANSWERS = "best_of_n.turns.jsonl"  # after the prefix of an arm: its model's answers after the first
 CHECKED_TEXTS = 5  # by `check_adapter_acts`
 # One text per line, unrelated to the topics of recipes.
@@ -149,8 +155,8 @@ async def answer_prompts(
                 await _timed(run, arm, arm.way, _more_answers(run, recipe, prompts, complete, arm, level))
 
 
-def _as(complete: CompleteAs, model: str | None) -> Callable[[list[Message], int], Awaitable[Completion]]:
-    return lambda messages, seed: complete(messages, seed, name_at_server(model))
+def _as(complete: CompleteAs, model: str | None) -> Complete:
+    return lambda messages, seed, **tools: complete(messages, seed, name_at_server(model), **tools)
 
 
 async def _whole(work: Awaitable[SamplingProgress]) -> None:
@@ -239,7 +245,7 @@ async def _draw_answers(
     async def one(prompt: Prompt, sample: int, number: int) -> bool:
         seed = seed_of(recipe.seed, prompt.id, sample, number, "answer")
         try:
-            c = await complete(texts.opening(prompt.text), seed, name_at_server(model))
+            c = await complete(texts.opening(prompt), seed, name_at_server(model), **tools_of(prompt))
         except RequestFailed as e:
             say(f"evaluation: {name} gave no answer to {prompt.id}: {e}")
             key = (prompt.id, sample << 16 | number)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from dsc_hub import stats
 from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.data import table_files
+from dsc_hub.data.conversations import parse_conversation
 from dsc_hub.errors import DataError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.registry import SHIPPED, Code
@@ -41,8 +42,8 @@ def score_file(
 ) -> ScoredFile:
     """Score every text of a file: one text per line, or `column` of .jsonl, .csv or .parquet.
 
-    The metric also gets `prompt` and `kind` of the rows. DataError for a file that cannot be read, MetricError for a
-    scorer that is not available.
+    The metric also gets `prompt` (a text, or a conversation) and `kind` of the rows. DataError for a file that cannot
+    be read, MetricError for a scorer that is not available.
     """
     rows = list(table_files.read_rows(file, column))
     if not rows:
@@ -53,7 +54,7 @@ def score_file(
     )
     identity = registry.identify_scorer(section, code)
     loaded = loading.load_scorer(section, identity, code.folder, as_measured=True)
-    prompts = [Prompt("", str(row.get("prompt") or ""), "", "test", str(row.get("kind") or "")) for row in rows]
+    prompts = [_prompt(row, f"{file} row {number}") for number, row in enumerate(rows, 1)]
     texts = [str(row[column] if row[column] is not None else "") for row in rows]
     scores = loaded.score(texts, prompts)
     values = [s.value for s in scores if s.value is not None]
@@ -66,3 +67,14 @@ def score_file(
         unscored=len(scores) - len(values),
         rows=[ScoredText(text=t, score=s.value, reason=s.reason) for t, s in zip(texts, scores, strict=True)],
     )
+
+
+def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    prompt, kind = row.get("prompt") or "", str(row.get("kind") or "")
+    if not isinstance(prompt, list):
+        return Prompt("", str(prompt), "", "test", kind)
+    try:
+        messages = parse_conversation(prompt)
+    except DataError as e:
+        raise DataError(f"{where}, prompt: {e.message}", e.hint) from None
+    return Prompt("", messages[-1]["content"], "", "test", kind, messages)

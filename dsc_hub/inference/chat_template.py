@@ -5,16 +5,18 @@ Jinja alone, without a tokenizer object, so that a check takes a second and not 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain.chain import Message, exchange
+from dsc_hub.chain.chain import exchange, opening_of
 from dsc_hub.config.sampling import TEMPLATE_SETTINGS
 from dsc_hub.errors import ModelError
+from dsc_hub.records import Message, Prompt
 
 THINKING = ("enable_thinking", "thinking")  # settings by which templates switch thinking on or off
 _OPENED = ("<think>", "<thinking>", "<|channel>thought")  # a template may end the prompt with one of them
@@ -155,6 +157,41 @@ def check_template(
         _empty_answer_note(template, opening, settings) if runs_chains else "",
     ]
     return Findings(notes=tuple(filter(None, notes)))
+
+
+def conversation_problems(
+    template: ChatTemplate, prompts: Iterable[Prompt], system: str | None, settings: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield what the template does not take of prompts that are conversations: an order of roles, or tools.
+
+    `system` is the recipe's system text.
+    """
+    for prompt in _forms(prompts):
+        opening, tools = opening_of(prompt, system), list(prompt.tools) or None
+        roles = ", ".join(m["role"] for m in opening)
+        try:
+            shown = template.render(opening, add_generation_prompt=True, **settings, tools=tools)
+            template.render([*opening, {"role": "assistant", "content": "Yes."}], **settings, tools=tools)
+        except Refused as e:
+            yield f"prompts: the model's chat template refuses a conversation with the turns {roles}: {e}"
+            continue
+        if lost := [m["role"] for m in opening if m["content"].strip() not in shown]:
+            yield f"prompts: of the turns {roles} the model's chat template leaves out: {', '.join(lost)}"
+        if tools and shown == template.render(opening, add_generation_prompt=True, **settings):
+            yield "prompts.tools_column: the model's chat template leaves tools out; use a model that knows tools"
+
+
+def _forms(prompts: Iterable[Prompt]) -> Iterator[Prompt]:
+    """Yield conversations in which a role follows another one, or begins, for the first time, and the first with
+    tools."""
+    seen = set[tuple[str, ...]]()
+    for prompt in prompts:
+        if prompt.messages:
+            order = itertools.pairwise(["", *(m["role"] for m in prompt.messages)])
+            form = set[tuple[str, ...]](order) | ({("tools",)} if prompt.tools else set())
+            if not form <= seen:
+                yield prompt
+            seen |= form
 
 
 def _refusal(template: ChatTemplate, chain: Sequence[Message], settings: Mapping[str, Any], reason: str) -> str:

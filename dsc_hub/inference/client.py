@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import aiohttp  # the vendors' client library needs ten times as long per request (3 ms), more with many in flight
 
-from dsc_hub.chain.chain import Message
 from dsc_hub.chain.hygiene import LENGTH, STOP, THINKING
 from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.sampling import GenerationConfig
@@ -29,6 +28,7 @@ from dsc_hub.inference import server_pool
 from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerGone, ServerPool
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.inference.task_pool import raise_if_stopped
+from dsc_hub.records import Message, Tool
 
 RETRIES = 5  # per request and reason: 404, 408, 409, 5xx, a lost connection or an unusable reply
 TIMEOUTS = 2  # retries after a timeout; fewer, since each try has waited long
@@ -123,15 +123,22 @@ class Generator:
         """Return the current concurrency limit of all servers together."""
         return self._pool.limit() + self._critic.limit() or 1
 
-    async def complete(self, messages: list[Message], seed: int, model: str | None = None) -> Completion:
-        """Return one chat completion. `model` overrides the endpoint's model name (an adapter beside its base)."""
-        return await self._persist(self._pool, messages, seed, model)
+    async def complete(
+        self, messages: list[Message], seed: int, model: str | None = None, tools: Sequence[Tool] = ()
+    ) -> Completion:
+        """Return one chat completion. `model` overrides the endpoint's model name (an adapter beside its base).
 
-    async def criticise(self, messages: list[Message], seed: int, model: str | None = None) -> Completion:
+        `tools` are shown to the model by its chat template; what it writes is text, also where it calls one.
+        """
+        return await self._persist(self._pool, messages, seed, model, tools)
+
+    async def criticise(
+        self, messages: list[Message], seed: int, model: str | None = None, tools: Sequence[Tool] = ()
+    ) -> Completion:
         """Return a critique: from the critic if there is one, else from the base servers."""
         if self.critic is None:
-            return await self.complete(messages, seed, model)
-        return await self._persist(self._critic, messages, seed, None)
+            return await self.complete(messages, seed, model, tools)
+        return await self._persist(self._critic, messages, seed, None, tools)
 
     async def surprise(self, text: str, model: str | None = None) -> float | None:
         """Return the mean surprisal of a text under the model, in nats per token (the logarithm of its perplexity).
@@ -155,11 +162,13 @@ class Generator:
 
         return await self._until_done(self._pool, text, ask)
 
-    async def _persist(self, pool: ServerPool, messages: list[Message], seed: int, model: str | None) -> Completion:
+    async def _persist(
+        self, pool: ServerPool, messages: list[Message], seed: int, model: str | None, tools: Sequence[Tool]
+    ) -> Completion:
         beginning = "".join(m["content"] for m in messages[:2] if m["role"] != "assistant")
 
         async def ask(server: PooledServer) -> Completion:
-            return await self._completion(server, messages, seed, model)
+            return await self._completion(server, messages, seed, model, tools)
 
         return await self._until_done(pool, beginning, ask)
 
@@ -207,13 +216,15 @@ class Generator:
             await asyncio.sleep(wait_s)
 
     async def _completion(
-        self, server: PooledServer, messages: list[Message], seed: int, model: str | None
+        self, server: PooledServer, messages: list[Message], seed: int, model: str | None, tools: Sequence[Tool]
     ) -> Completion:
         s = self.settings
         body = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
         body |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.most_tokens}
         if s.max_thinking_tokens and server.endpoint.ends_thoughts:
             body["thinking_token_budget"] = s.max_thinking_tokens
+        if tools:  # with "none" servers leave calls in the text, as training reads it
+            body |= {"tools": list(tools), "tool_choice": "none"}
         answer = await self._post(server, "chat/completions", body | s.extra)
         try:
             choice, usage = answer["choices"][0], answer["usage"]

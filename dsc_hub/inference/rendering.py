@@ -14,12 +14,13 @@ from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from dsc_hub.chain.chain import Message, exchange
+from dsc_hub.chain.chain import exchange
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import TEMPLATE_SETTINGS
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.chat_template import Refused, load_template
 from dsc_hub.inference.servers import Endpoint, open_url
+from dsc_hub.records import Message
 
 _SHOWN = 160  # characters of each rendering in the message, from a little before the first difference
 _BEFORE = 40

@@ -290,11 +290,15 @@ def _compute(measurement: Any, section: ScorerConfig, texts: Sequence[str], prom
     if unknown := [name for name in features if name not in columns]:
         raise MetricError(
             f"metric {section.metric} asks for {', '.join(unknown)}",
-            "Answers are given as data (or predictions), beside them prompts and kinds.",
+            "Answers are given as data (or predictions), beside them prompts and kinds; conversations is a keyword of "
+            "_compute.",
         )
     inputs: dict[str, Any] = {name: columns[name] for name in features}
-    if "batch_size" in inspect.signature(measurement._compute).parameters:
+    keywords = inspect.signature(measurement._compute).parameters
+    if "batch_size" in keywords:
         inputs["batch_size"] = section.batch_size
+    if "conversations" in keywords:
+        inputs["conversations"] = [p.conversation for p in prompts]
     try:
         result = measurement.compute(**inputs)
     except DscError:

@@ -18,13 +18,13 @@ from typing import Any
 import yaml
 
 from dsc_hub.acceptance import make_rule
-from dsc_hub.chain.chain import Message, Texts, dice_of, run_chain
+from dsc_hub.chain.chain import Texts, dice_of, run_chain
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.recipe import Recipe, chain_seed
 from dsc_hub.errors import ConfigError, DataError
 from dsc_hub.pipeline import resolve, run
 from dsc_hub.pipeline.context import RunContext, record, set_owner
-from dsc_hub.records import SPLITS, Chain, Prompt, Role, Score, Turn
+from dsc_hub.records import SPLITS, Chain, Message, Prompt, Role, Score, Turn
 from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.sampling import summary
 from dsc_hub.system import event_loop

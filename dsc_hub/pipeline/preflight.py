@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,14 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, plac
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     c, new = recipe.chain, recipe.generation.max_new_tokens
-    fixed, texts = new + (count(c.system) if c.system else 0) + 2 * TURN_OVERHEAD, ""
+    fixed, texts, system = new + 2 * TURN_OVERHEAD, "", count(c.system or "")
     fixed += recipe.generation.max_thinking_tokens or 0  # of this turn; those of earlier ones are not shown
     if runs_chains(recipe, place):
         # The last request has prompt, answer, critique request, critique and revision request; the revision must fit.
         texts = c.critique + c.revision
         fixed += 2 * new + count(c.critique) + count(c.revision) + 4 * TURN_OVERHEAD + new * texts.count("{answer}")
-    times = 1 + texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
-    worst = [(fixed + times * count(p.text), p) for p in prompts]
+    times = texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
+    worst = [(fixed + _opening_tokens(p, system, count) + times * count(p.text), p) for p in prompts]
     over = [(n, p) for n, p in worst if n > recipe.serving.context]
     if over:
         n, p = max(over, key=lambda x: x[0])
@@ -131,11 +131,21 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, plac
     return problems
 
 
+def _opening_tokens(prompt: Prompt, system: int, count: Callable[[str], int]) -> int:
+    """Return the tokens of the conversation before the first answer; a single turn has no overhead in it.
+
+    `system` are those of the recipe's system text.
+    """
+    turns = prompt.conversation
+    tokens = sum(count(m["content"]) for m in turns) + TURN_OVERHEAD * (len(turns) - 1)
+    return tokens + (system if prompt.system is None else 0) + (count(json.dumps(prompt.tools)) if prompt.tools else 0)
+
+
 def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, size: TrainingSize) -> TrainingNeed:
     """Return what training needs, if each row is as long as the longest prompt and a whole answer."""
     count = chat_template.token_counter(model_folder) or len
     system = count(recipe.chain.system) if recipe.chain.system else 0
-    longest = max((count(p.text) for p in prompts), default=0) + system + recipe.generation.max_new_tokens
+    longest = max((_opening_tokens(p, system, count) for p in prompts), default=0) + recipe.generation.max_new_tokens
     settings = getattr(recipe.distill, recipe.distill.objective)
     rows = settings.get("per_device_train_batch_size", ROWS_A_STEP) * (2 if recipe.distill.objective == "dpo" else 1)
     length = min(longest + 2 * TURN_OVERHEAD, settings.get("max_length") or recipe.serving.context)
@@ -293,7 +303,11 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     identities = context.identity["prompts"], context.base.identity
     estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities)
     problems = [
-        *(problem for place, folder in folders.items() for problem in template_problems(recipe, folder, place)),
+        *(
+            problem
+            for place, folder in folders.items()
+            for problem in template_problems(recipe, folder, place, prompts)
+        ),
         *(problem for place, folder in folders.items() for problem in too_long(recipe, prompts, folder, place)),
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
@@ -375,22 +389,27 @@ def _say_which_metrics_stay(recipe: Recipe) -> None:
         )
 
 
-def template_problems(recipe: Recipe, model_folder: Path, place: Place = "model") -> tuple[str, ...]:
+def template_problems(
+    recipe: Recipe, model_folder: Path, place: Place = "model", prompts: Iterable[Prompt] = ()
+) -> tuple[str, ...]:
     """Return what in the model's chat template stops the recipe's chains or training; say what else to know of it.
 
-    `place` is the recipe's section of that model.
+    `place` is the recipe's section of that model; `prompts` may be conversations that it does not take.
     """
+    template, system = chat_template.load_template(model_folder), recipe.chain.system
+    settings = recipe.generation.template_settings
     findings = chat_template.check_template(
-        chat_template.load_template(model_folder),
-        recipe.chain.system,
-        recipe.generation.template_settings,
+        template,
+        system,
+        settings,
         chat_template.token_counter(model_folder),
         runs_chains=runs_chains(recipe, place),
         is_trained=place == base_place(recipe),
     )
     for note in findings.notes:
         progress.say(f"{place}  its chat template: {note}")
-    return tuple(problem.replace("model.source:", f"{place}.source:", 1) for problem in findings.problems)
+    problems = (*findings.problems, *chat_template.conversation_problems(template, prompts, system, settings))
+    return tuple(problem.replace("model.source:", f"{place}.source:", 1) for problem in problems)
 
 
 def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:

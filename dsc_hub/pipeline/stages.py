@@ -45,7 +45,7 @@ def _run_prompts(context: RunContext) -> StageResult:
     context.run["prompts.jsonl"].unlink(missing_ok=True)
     rows = context.run.rows("prompts.jsonl")
     for prompt in prompts:
-        rows.append(prompt)
+        rows.append(prompt.as_row())
     rows.close()
     counts = {s: sum(p.split == s for p in prompts) for s in SPLITS}
     groups = {s: len({p.group for p in prompts if p.split == s}) for s in SPLITS}

@@ -325,7 +325,7 @@ def _check_card(rows: Rows, kind: str, folder: Path) -> str:
     run.finish("evaluation", "published", 0.0, {})
     prompts, _ = rows.prompts
     for name, contents in (
-        ("prompts.jsonl", [_plain_value(p) for p in prompts]),
+        ("prompts.jsonl", [p.as_row() for p in prompts]),
         ("chains.jsonl", [c.as_row() for c in rows.chains]),
         ("evaluation/answers.jsonl", [asdict(a) for a in rows.answers]),
     ):
@@ -351,10 +351,6 @@ def _check_card(rows: Rows, kind: str, folder: Path) -> str:
         line = published[line_no][:120] if line_no < len(published) else "(its end)"
         raise Differs(f"it is not what its numbers and rows give, from line {line_no + 1} on: {line}")
     return f"all {len(rendered)} lines are what numbers and rows give"
-
-
-def _plain_value(prompt: Prompt) -> dict[str, str]:
-    return {"id": prompt.id, "text": prompt.text, "group": prompt.group, "split": prompt.split}
 
 
 # -- an adapter

@@ -376,7 +376,7 @@ def _dataset_files(run: Run, recorded: Dataset) -> dict[str, dict[str, Any]]:
 
 def _example_chains(run: Run) -> list[dict[str, Any]]:
     """Return the first training chains in key order, kept or not: not hand-picked."""
-    prompts = {p.id: p.text for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split == "train"}
+    prompts = {p.id: p.transcript for p in run.rows("prompts.jsonl").as_type(Prompt) if p.split == "train"}
     chains = sorted((c for c in run.rows("chains.jsonl").as_type(Chain) if c.prompt_id in prompts), key=lambda c: c.key)
     return [{"prompt": prompts[c.prompt_id], "chain": c} for c in chains[:CHAINS_ON_CARD]]
 

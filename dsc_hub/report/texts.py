@@ -43,9 +43,10 @@ class RunTexts:
     def page(self, number: int) -> dict[str, Any]:
         """Return {first, prompts, chains, answers} of a page, from 1 on.
 
-        `first` is the place of its first chain, from 1 on. `prompts` are {id, text, group, split, kind}; chains and
-        answers name theirs by its place. A chain is {prompt, chain, row, answer, steps}, with `row` where it gave a
-        training row. Answers are {prompt, sample, sign, arms}, where `sign` is -1 if less is better.
+        `first` is the place of its first chain, from 1 on. `prompts` are {id, text, group, split, kind}, and of a
+        conversation `before`, its earlier turns {role, text}; chains and answers name theirs by its place. A chain is
+        {prompt, chain, row, answer, steps}, with `row` where it gave a training row. Answers are {prompt, sample, sign,
+        arms}, where `sign` is -1 if less is better.
         """
         start = (number - 1) * MOST_CHAINS
         shown: dict[str, int] = {}
@@ -71,9 +72,7 @@ class RunTexts:
         ]
         answers = [row | {"prompt": place(row["prompt"])} for row in (self.answers if number == 1 else [])]
         listed = [self.prompts.get(i) or Prompt(i, "(the prompt is not in prompts.jsonl)", "", "test") for i in shown]
-        prompts = [
-            {"id": p.id, "text": shorten(p.text), "group": p.group, "split": p.split, "kind": p.kind} for p in listed
-        ]
+        prompts = [_prompt_shown(p) for p in listed]
         return {"first": start + 1, "prompts": prompts, "chains": chains, "answers": answers}
 
     def _thought(self, chain: Chain, step: int, role: Role, key: str) -> dict[str, str]:
@@ -84,6 +83,14 @@ class RunTexts:
 def thoughts_of(run: Run, file: str = "turns.jsonl") -> dict[TurnKey, str]:
     """Return what the model thought before its turns, by the key of the turn; turns without a thought are left out."""
     return {turn.key: turn.thought for turn in run.rows(file).as_type(Turn) if turn.thought}
+
+
+def _prompt_shown(prompt: Prompt) -> dict[str, Any]:
+    """A conversation without a group has its id for one, which says nothing to people."""
+    group = prompt.text if prompt.group == prompt.id else prompt.group
+    row = {"id": prompt.id, "text": shorten(prompt.text), "group": shorten(group), "split": prompt.split}
+    before = [{"role": m["role"], "text": shorten(m["content"])} for m in prompt.messages[:-1]]
+    return row | {"kind": prompt.kind} | ({"before": before} if before else {})
 
 
 def _text_shown(text: str, score: Score, defect: str, raw: str) -> dict[str, Any]:

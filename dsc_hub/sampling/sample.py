@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from dsc_hub.acceptance import make_rule
 from dsc_hub.chain.chain import (
-    Message,
     ScoreText,
     Texts,
     VetoText,
@@ -31,7 +30,7 @@ from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.client import Completion, RequestFailed
 from dsc_hub.inference.concurrency import FIRST
 from dsc_hub.inference.task_pool import TaskPool, raise_if_stopped
-from dsc_hub.records import Chain, Prompt, Role, Turn, from_row
+from dsc_hub.records import Chain, Message, Prompt, Role, Tool, Turn, from_row
 from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.runs.row_index import Key, OrderedRows, RowIndex, chain_key, request_key
 from dsc_hub.runs.run import Run
@@ -39,7 +38,7 @@ from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say
 
-Complete = Callable[[list[Message], int], Awaitable[Completion]]  # messages, seed
+Complete = Callable[..., Awaitable[Completion]]  # messages, seed; tools if the prompt has some (`tools_of`)
 MOST_FAILURES_IN_A_ROW = 20  # consecutive failures that count as a failure of the server
 MOST_REFUSALS_IN_A_ROW = 200  # refusals of different prompts, by a server that has answered before
 
@@ -111,6 +110,11 @@ class SamplingProgress:
         )
 
 
+def tools_of(prompt: Prompt) -> dict[str, Sequence[Tool]]:
+    """Return {tools} for the requests about a prompt; {} if it has none."""
+    return {"tools": prompt.tools} if prompt.tools else {}
+
+
 def planned_chains(prompts: Iterable[Prompt], chains_per_prompt: int) -> Iterator[tuple[Prompt, int]]:
     """Yield (prompt, chain index) for all chains of the prompts."""
     return ((p, n) for p in prompts for n in range(chains_per_prompt))
@@ -145,7 +149,8 @@ class _Session:
     async def generate(self, messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
         """Return the turn of a request: an earlier session's, another run's, or a new one; append it if it is not
         stored yet."""
-        seed, request = seed_of(self._seed, prompt.id, number, step, role), digest(role, messages)
+        seed, tools = seed_of(self._seed, prompt.id, number, step, role), tools_of(prompt)
+        request = digest(role, messages, *tools.values())
         old = self.stored_turns.pop((prompt.id, number, step, role), None)
         if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
             return old
@@ -155,7 +160,7 @@ class _Session:
             self.reused["tokens"] += turn.new_tokens
         else:
             raise_if_stopped()
-            c = await (self.criticise if role == "critique" else self.complete)(messages, seed)
+            c = await (self.criticise if role == "critique" else self.complete)(messages, seed, **tools)
             turn = Turn(
                 prompt.id,
                 number,

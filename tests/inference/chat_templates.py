@@ -64,3 +64,14 @@ DEAF = PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role 
 
 # Shows the model the last turn alone.
 FORGETFUL = PLAIN.replace("{% for m in messages %}", "{% for m in messages[-1:] %}")
+
+# Of one's own: shows tools; and one that wants user and assistant to alternate.
+KNOWS_TOOLS = (
+    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+EACH = "{% for m in messages %}"
+ALTERNATES = KNOWS_TOOLS.replace(
+    EACH, EACH + "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('no') }}{% endif %}"
+)

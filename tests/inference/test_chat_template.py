@@ -10,9 +10,12 @@ from transformers import AutoTokenizer
 
 from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.errors import ModelError
-from dsc_hub.inference import base_model
+from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.chat_template import ChatTemplate, check_template, load_template, token_counter
+from dsc_hub.records import Prompt
+from tests.data.test_conversations import TOOL, turns
 from tests.inference import chat_templates
+from tests.inference.chat_templates import ALTERNATES, KNOWS_TOOLS
 
 OFF = {"enable_thinking": False}
 BOS = {"bos_token": "<|im_start|>"}
@@ -124,3 +127,27 @@ def test_a_rendering_is_that_of_transformers(home: Path, monkeypatch: pytest.Mon
         text = tokenizer.apply_chat_template(conversation, tokenize=False, **more)
         assert template.render(conversation, **more) == text
         assert count is not None and count(text) == len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def problems(template: str, *conversations: list[dict[str, str]], tools: tuple = (), system: str | None = None):
+    prompts = [Prompt(str(n), "", "", "train", messages=tuple(m), tools=tools) for n, m in enumerate(conversations)]
+    return list(chat_template.conversation_problems(ChatTemplate(template), prompts, system, {}))
+
+
+def test_an_order_of_roles_that_the_template_refuses_is_named_once():
+    good, twice = turns("a", "b", "c"), [*turns("a"), *turns("b")]
+    assert problems(ALTERNATES, good, turns("a", "b", "c", "d", "e")) == []
+    refused = problems(ALTERNATES, good, twice, turns("x", "y", "z", *twice), [*turns("c"), *turns("d")])
+    assert refused == ["prompts: the model's chat template refuses a conversation with the turns user, user: no"]
+    (refused,) = problems(ALTERNATES, turns("a", system="s"))
+    assert refused.endswith("with the turns system, user: no")
+    assert problems(ALTERNATES, good, system="s")[0].endswith("with the turns system, user, assistant, user: no")
+    leaves_out = KNOWS_TOOLS.replace("{{ m.content }}", "{{ m.content if m.role != 'system' }}")
+    (lost,) = problems(leaves_out, turns("a", system="s of its own"))
+    assert lost.endswith("the model's chat template leaves out: system")
+
+
+def test_a_template_that_leaves_tools_out_is_named():
+    assert problems(KNOWS_TOOLS, turns("a"), tools=(TOOL,)) == []
+    (problem,) = problems(KNOWS_TOOLS.partition("{% endif %}")[2], turns("a"), tools=(TOOL,))
+    assert problem.startswith("prompts.tools_column: the model's chat template leaves tools out")

@@ -21,6 +21,18 @@ from tests.cli.test_cli import error
 from tests.conftest import ROOT
 from tests.scripted_server import make_server
 
+TALK = Prompt(
+    "c",
+    "And {answer}?",
+    "g",
+    "test",
+    messages=(
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hello {prompt}."},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "And {answer}?"},
+    ),
+)
 ASK = "Is this answer harmless?\n\n{prompt}\n\n{answer}"
 PROMPTS = [Prompt("a", "How does {answer} work?", "g", "test"), Prompt("b", "And this?", "g", "test")]
 
@@ -476,3 +488,17 @@ def test_the_judge_in_the_documentation_works():
         found = loaded.score(["Thank you."], PROMPTS[1:])
     assert found[0].value == pytest.approx((0.5 + 0.75 + 0.5) / 3) and len(bodies) == 3
     assert "Somebody asked: And this?\n\nThe answer was: Thank you." in bodies[0]["messages"][0]["content"]
+
+
+def test_a_judge_sees_the_last_user_turn_or_the_whole_conversation():
+    with judging(lambda body: "[[5]]") as (endpoint, bodies):
+        load(endpoint, instruction="{conversation} | {prompt} | {answer}").score(["Fine.", "Good."], [TALK, PROMPTS[1]])
+    seen = sorted(body["messages"][0]["content"].split("\n\nClose with")[0] for body in bodies)
+    talk = "System: Be kind.\n\nUser: Hello {prompt}.\n\nAssistant: Hi.\n\nUser: And {answer}?"
+    assert seen == [f"{talk} | And {{answer}}? | Fine.", "User: And this? | And this? | Good."]
+
+
+def test_a_guard_gets_the_turns_of_user_and_assistant():
+    with judging(lambda body: "safe") as (endpoint, bodies):
+        assert load(endpoint, "guard").score(["Fine."], [TALK])[0].value == 1.0
+    assert bodies[0]["messages"] == [*TALK.messages[1:], {"role": "assistant", "content": "Fine."}]

@@ -290,3 +290,11 @@ def test_a_file_that_cannot_be_scored_is_told(tmp_path: Path, name: str, text: s
 def test_a_veto_that_holds_by_default_is_recorded():
     assert _resolved(made(metric="privacy", scorer="spacy"))["chain"]["veto"] == VetoConfig().model_dump()
     assert _resolved(made())["chain"]["veto"] is None
+
+
+def test_a_metric_gets_conversations_where_it_names_them(tmp_path: Path):
+    text = OWN.replace("data, kinds):", "data, kinds, conversations):")
+    text = text.replace('{"scores": scores', '{"scores": [float(len(turns)) for turns in conversations]')
+    turns = tuple({"role": role, "content": role} for role in ("system", "user", "assistant", "user"))
+    talk = Prompt("c", "user", "g", "test", messages=turns)
+    assert [s.value for s in own(tmp_path, text).score(["Abc", "Abc"], [talk, PROMPT])] == [-4.0, -1.0]

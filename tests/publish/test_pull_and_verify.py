@@ -14,11 +14,14 @@ import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import GatedRepoError
+from trl.data_utils import is_conversational
 
 from dsc_hub.config.origin import MANIFEST, MARK
 from dsc_hub.errors import ConfigError, HubError, RunError
@@ -34,6 +37,7 @@ from dsc_hub.records import Prompt
 from dsc_hub.report import cards
 from tests import small_run
 from tests.conftest import FILMS, RECIPE, ROOT
+from tests.data.test_conversations import TOOL, turns
 from tests.hub import at_hub, faults
 
 PROMPT = Prompt("p", "Write.", "g", "test")
@@ -111,6 +115,37 @@ def test_a_reward_of_several_terms_is_scored_again_whole(tmp_path: Path, monkeyp
         upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
         scores = next(c for c in verify_repo(DATASET, rescore=True)[1] if c.name == "scores")
     assert scores.agrees and scores.detail.startswith("reward of "), scores
+
+
+def test_a_run_of_conversations_with_tools_is_published_as_such_and_agrees_with_itself(tmp_path: Path, monkeypatch):
+    rows = [
+        {"prompt": turns("Hello.", "Hi.", f"And film {n}?", system=f"You are {n}."), "tools": [TOOL] if n % 2 else []}
+        for n in range(30)
+    ]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = yaml.safe_load(RECIPE)
+    recipe["prompts"] = {"path": "talks.jsonl", "tools_column": "tools", "split": recipe["prompts"]["split"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run, r = small_run.make(tmp_path / "run", tmp_path / "recipe.yaml")
+    with running(tmp_path / "hub") as other:
+        at_hub.point(monkeypatch, other, tmp_path / "cache")
+        account = login(None, other.endpoint, other.token)
+        upload.publish_run(run, account, tmp_path, tmp_path, r.publish, lambda: cards.build_cards(run))
+        checks = verify_repo(DATASET, rescore=True)[1]
+        assert all(c.agrees for c in checks) and len(checks) == 9, checks
+        folder = str(pull_repo(DATASET, tmp_path / "pulled").folder)
+    pairs = datasets.load_dataset(folder, "preference", split="train", cache_dir=str(tmp_path / "datasets"))
+    assert is_conversational(pairs[0]) and [m["role"] for m in pairs[0]["prompt"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
+    assert {row["tools"] for row in pairs} == {None, json.dumps([TOOL])}
+    card = run["cards/dataset/README.md"].read_text()
+    assert "\nSystem: You are " in card and "\n\nAssistant: Hi.\n\nUser: And film " in card
+    answer = next(iter(run.rows("evaluation/answers.jsonl")))
+    assert answer["prompt"].startswith("System: You are ") and answer["group"] == answer["prompt_id"]
 
 
 CHEER = """

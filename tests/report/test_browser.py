@@ -68,6 +68,29 @@ def count(page: playwright.Page) -> tuple[int, int]:
     return int(shown), int(whole)
 
 
+def test_a_conversation_is_shown_turn_by_turn_and_found_by_its_earlier_turns(chromium, tmp_path: Path):
+    run = fixture_run.write(tmp_path / "run")
+    rows = [json.loads(line) for line in run["prompts.jsonl"].read_text().splitlines()]
+    turns = [
+        ("system", f"Be a fierce critic. {HOSTILE}"),
+        ("user", "Seen it?"),
+        ("assistant", "Twice."),
+        ("user", "So?"),
+    ]
+    row = rows[0] | {"text": "So?", "group": rows[0]["id"]}
+    rows[0] = row | {"messages": [{"role": role, "content": text} for role, text in turns]}
+    run["prompts.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_page(run)
+    with Opened(chromium, run["report.html"]) as page:
+        page.fill("#search", "fierce twice")
+        page.wait_for_function("document.querySelector('#rows .title').textContent === 'So?'")
+        detail = page.locator("#detail")
+        assert detail.locator(".before .label").all_inner_texts() == ["system", "user", "assistant"]
+        assert detail.locator(".before .text").all_inner_texts() == [text for _, text in turns[:3]]
+        assert detail.locator(".prompt").inner_text() == "So?" and 0 < count(page)[0] < count(page)[1]
+        assert rows[0]["id"] not in page.inner_text("#rows") and page.evaluate("window.hacked") is None
+
+
 def test_a_chain_shows_its_steps_with_their_decisions_and_what_changed(chromium, run: Run):
     with Opened(chromium, run["report.html"]) as page:
         assert count(page)[0] == count(page)[1] > 1

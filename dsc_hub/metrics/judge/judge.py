@@ -42,15 +42,18 @@ Args:
     data: list of str, the answers.
     prompts: list of str, what each answers.
     batch_size: int, requests at once (the scores don't depend on it). Default 32.
+    conversations: list of list of {role, content}, the turns that each answer continues; default: prompts as the only
+    turn. A prompt is the last user turn of its conversation.
     When loading: endpoint (str, up to and including /v1), model (str, its name there), api_key_env (str, the variable
     that holds the key; default OPENAI_API_KEY), max_tokens (int, the longest reply, thoughts included; default for
     rating 512, for guard by its format: 32 for llama_guard and shieldgemma, 2048 for granite_guardian and
     nemotron_reasoning, which may think, else 128).
-    For rating: instruction (str with {answer}, and {prompt} if the judge should see it), scale ([worst, best], whole
-    numbers; default [1, 5]), votes (int; default 1), temperature (float; default 0, for several votes 0.7).
-    For guard: format (str, one of those above; default llama_guard), instruction (str with {answer} and {prompt};
-    default none: the conversation is sent, and the server's chat template makes the guard's prompt of it. Give one if
-    that template doesn't hold the guard's task or policy).
+    For rating: instruction (str with {answer}, and {prompt} or {conversation} if the judge should see it), scale
+    ([worst, best], whole numbers; default [1, 5]), votes (int; default 1), temperature (float; default 0, for several
+    votes 0.7).
+    For guard: format (str, one of those above; default llama_guard), instruction (str with {answer}, and {prompt} or
+    {conversation}; default none: the turns of user and assistant are sent, and the server's chat template makes the
+    guard's prompt of them. Give one if that template doesn't hold the guard's task or policy).
 Returns:
     scores: list of float in [0, 1] or None, one an answer, in order.
     reasons: list of str, why an answer is unscored: what was wrong with each reply ("" where it is scored).
@@ -309,11 +312,20 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         secret = os.environ.get(self._api_key_env) or ""
         return str(error).replace(secret, "[the key]") if len(secret) > 5 else str(error)
 
-    def _compute(self, data: Sequence[str], prompts: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
+    def _compute(
+        self,
+        data: Sequence[str],
+        prompts: Sequence[str],
+        batch_size: int = 32,
+        conversations: Sequence[Sequence[dict[str, str]]] | None = None,
+    ) -> dict[str, Any]:
+        turns = conversations or [[{"role": "user", "content": prompt}] for prompt in prompts]
         indices = [i for i, text in enumerate(data) if re.search(r"\w", text or "")]
         jobs = [(i, vote) for i in indices for vote in range(self._votes)]
         with ThreadPoolExecutor(max(batch_size, 1)) as pool:
-            all_replies = list(pool.map(lambda job: self._ask(prompts[job[0]], data[job[0]], job[1]), jobs))
+            all_replies = list(
+                pool.map(lambda job: self._ask(prompts[job[0]], turns[job[0]], data[job[0]], job[1]), jobs)
+            )
         replies: list[list[Reply]] = [[] for _ in data]
         for (i, _), reply in zip(jobs, all_replies, strict=True):
             replies[i].append(reply)
@@ -357,13 +369,13 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         excerpt = text[:80] if self._guards else text[-80:]
         return Vote(None, f"{vote.reason}{cut_note}: {excerpt!r}")
 
-    def _messages(self, prompt: str, answer: str) -> list[dict[str, str]]:
-        if self._instruction is None:
-            return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        # Replace both at once, so that braces in a prompt or an answer are never taken for placeholders.
-        filled = re.sub(
-            r"\{(prompt|answer)\}", lambda m: prompt if m.group(1) == "prompt" else answer, self._instruction
-        )
+    def _messages(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str) -> list[dict[str, str]]:
+        if self._instruction is None:  # guards' templates know these two roles
+            shown = [turn for turn in conversation if turn["role"] in ("user", "assistant")]
+            return [*shown, {"role": "assistant", "content": answer}]
+        # Replace all at once, so that braces in a prompt or an answer are never taken for placeholders.
+        parts = {"prompt": prompt, "conversation": _lines(conversation), "answer": answer}
+        filled = re.sub(r"\{(prompt|conversation|answer)\}", lambda m: parts[m.group(1)], self._instruction)
         if self._guards:
             return [{"role": "user", "content": filled}]
         worst, best = self._scale
@@ -373,11 +385,11 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         )
         return [{"role": "user", "content": f"{filled}\n\n{form}"}]
 
-    def _ask(self, prompt: str, answer: str, vote: int) -> Reply:
+    def _ask(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str, vote: int) -> Reply:
         try:
             completion = self._client.chat.completions.create(
                 model=self._model,
-                messages=self._messages(prompt, answer),
+                messages=self._messages(prompt, conversation, answer),
                 temperature=self._temperature,
                 seed=vote,
                 max_tokens=self._max_tokens,
@@ -391,6 +403,11 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         return (
             reply_of(completion.choices[0]) if completion.choices else Reply("", failure="the server returned no reply")
         )
+
+
+def _lines(conversation: Sequence[dict[str, str]]) -> str:
+    """Return a conversation as plain text: "User: ...", "Assistant: ..."."""
+    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in conversation)
 
 
 def reply_of(choice: Any) -> Reply:
