@@ -27,7 +27,8 @@ from dsc_hub.config.arms import ADAPTER, ARMS, Arm, model_files, models_of
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.training import quantization
 from dsc_hub.errors import ServingError
-from dsc_hub.inference.client import Completion, RequestFailed
+from dsc_hub.inference.client import Completion
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
 from dsc_hub.records import Answer, Prompt, Turn
 from dsc_hub.runs.reuse import copy_files
