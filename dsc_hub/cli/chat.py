@@ -25,7 +25,8 @@ from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference import servers, thinking_models
 from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
-from dsc_hub.inference.client import Completion, Generator, RequestFailed
+from dsc_hub.inference.client import Completion, Generator
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline.context import announce_servers
 from dsc_hub.records import Message, prompt_id

@@ -27,7 +27,8 @@ from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of, name_at_server
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.errors import ServingError
-from dsc_hub.inference.client import Completion, RequestFailed
+from dsc_hub.inference.client import Completion
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.run import Run

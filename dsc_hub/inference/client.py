@@ -1,8 +1,9 @@
 """Client of OpenAI-compatible servers: seeds, retries and classification of errors.
 
-Independent of chains. server_pool.py chooses the server of a request. A request that can't be done (refused, or failed
-in all its tries) raises `RequestFailed` and costs one chain. Any other `ServingError` stops the run with all finished
-work on disk: no server is left.
+Independent of chains. server_pool.py chooses the server of a request, retries.py when it is sent again, replies.py
+validates what comes back. A request that can't be done (refused by all servers, or failed in all its tries) raises
+`RequestFailed` and costs one chain. Any other `ServingError` stops the run with all finished work on disk: no server is
+left.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -24,46 +25,37 @@ from dsc_hub.chain.hygiene import LENGTH, STOP, THINKING
 from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.errors import ServingError
-from dsc_hub.inference import server_pool
-from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerGone, ServerPool
+from dsc_hub.inference import replies
+from dsc_hub.inference.prompt_lengths import PromptLengths
+from dsc_hub.inference.retries import (
+    DEATHS,
+    REFUSALS,
+    RETRIES,
+    SUSPECT,
+    TIMEOUTS,
+    TOO_MUCH,
+    Again,
+    RequestFailed,
+    ServerGone,
+    Tries,
+    retry_after,
+)
+from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerPool
 from dsc_hub.inference.servers import Endpoint
-from dsc_hub.inference.task_pool import raise_if_stopped
+from dsc_hub.inference.task_pool import aside, raise_if_stopped
 from dsc_hub.records import Message, Tool
 
-RETRIES = 5  # per request and reason: 404, 408, 409, 5xx, a lost connection or an unusable reply
-TIMEOUTS = 2  # retries after a timeout; fewer, since each try has waited long
-TOO_MUCH = {"429", "503"}
-# Retries after 429 or 503 while no other request is answered either: some minutes, since quotas are per minute.
-REFUSALS = 10
-TURNS = 20  # refusals of a request while others are answered; after that REFUSALS applies as well
 SHORTEST_KEY = 6  # characters; a shorter key ("none") is an ordinary word and is not masked
-DEATHS = 3  # servers that may become unreachable during a request before the request is blamed
-# From this number on, such requests are sent one at a time, so that one of them does not fail all in flight.
-SUSPECT = 2
 OWN = {400, 403, 413, 422}  # status codes that refuse this particular request
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # status codes for a route or parameter that the server does not support
+# Requests that fail for good with no answer between them, from which on the server gets one that it answered before.
+CHECKED_FROM = 10
 
 # Words of servers for an answer that the model ended itself, and for one that was cut at the limit.
 STOPS = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed"}
 LENGTHS = {"length", "max_tokens", "max_length", "model_length"}
 
 T = TypeVar("T")
-
-
-class RequestFailed(ServingError):
-    """One request can't be done; others may succeed. `refused`: the server is up and rejected this request."""
-
-    def __init__(self, message: str, *, refused: bool = False) -> None:
-        super().__init__(message)
-        self.refused = refused
-
-
-class _Again(Exception):
-    """A request that may succeed on another try. `wait_s`: seconds that the server requests to wait."""
-
-    def __init__(self, reason: str, told: str, wait_s: float | None = None, most: int | None = None) -> None:
-        super().__init__(told)
-        self.reason, self.wait_s, self.most = reason, wait_s, RETRIES if most is None else most
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +97,7 @@ class Generator:
         self._pool = ServerPool(self.endpoints, self.concurrency, self.retries)
         self._critic = ServerPool([self.critic] if self.critic else [], "auto", self.retries)
         self._alone = asyncio.Lock()
+        self._lengths = PromptLengths()
         # The level bounds the number of connections. Servers such as vLLM close idle ones after five seconds.
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
@@ -156,8 +149,12 @@ class Generator:
                 "seed": 0,
             }
             answer = await self._post(server, "completions", body | {"prompt_logprobs": 0}, NOT_OFFERED)
-            logprobs = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
-            nats = [-next(iter(token.values()))["logprob"] for token in logprobs or () if token]
+            try:
+                choices = replies.validate(replies.ScoredReply, answer).choices
+            except replies.BadReply as e:
+                raise Again("garbage", f"{server.endpoint.url} sent {e}") from None
+            logprobs = choices[0].prompt_logprobs if choices else None
+            nats = [-next(iter(token.values())).logprob for token in logprobs or () if token]
             return sum(nats) / len(nats) if nats else None
 
         return await self._until_done(self._pool, text, ask)
@@ -168,52 +165,71 @@ class Generator:
         beginning = "".join(m["content"] for m in messages[:2] if m["role"] != "assistant")
 
         async def ask(server: PooledServer) -> Completion:
-            return await self._completion(server, messages, seed, model, tools)
+            completion = await self._completion(server, messages, seed, model, tools)
+            pool.known = ask
+            return completion
 
+        pool.latest = pool.latest or ask
         return await self._until_done(pool, beginning, ask)
 
     async def _until_done(self, pool: ServerPool, beginning: str, ask: Callable[[PooledServer], Awaitable[T]]) -> T:
-        """Send a request until it is answered: retry after a pause, at another server if there is one."""
-        tries, waits, deaths, answered_before = Counter[str](), 0, 0, pool.answered
-        avoid: PooledServer | None = None
+        """Send a request until it is answered: at once to another server if there is one, else after a pause."""
+        tries = Tries[PooledServer](pool.answered)
         while True:
-            wait_s, sent = 0.0, 0.0
-            async with self._alone if deaths >= SUSPECT else contextlib.nullcontext():
-                server = await pool.acquire(beginning, avoid)
+            pause_s = 0.0
+            async with self._alone if tries.deaths >= SUSPECT else contextlib.nullcontext():
+                server = await pool.acquire(beginning, tries.avoid(), tries.full)
+                number = server.streak.send()
                 try:
                     raise_if_stopped()
-                    sent = time.monotonic()
                     result = await ask(server)
-                    pool.answered += 1
+                    pool.succeeded(server, number, tries.refused_by)
                     return result
-                except _Again as e:
-                    avoid = server
-                    if e.reason in TOO_MUCH:
-                        avoid = None  # it is up; retry there as soon as it has room
-                        if waits < RETRIES:
-                            server.limit.too_much(sent, time.monotonic())
-                        # others are served: this one keeps waiting
-                        if pool.answered > answered_before and waits < TURNS:
-                            tries[e.reason] = 0
-                        answered_before = pool.answered
-                    tries[e.reason] += 1
-                    if tries[e.reason] > e.most:
-                        raise RequestFailed(f"{e}, {tries[e.reason]} times") from None
-                    self.retries[e.reason] += 1
-                    wait_s = e.wait_s or min(server_pool.LONGEST_S, server_pool.WAIT_S * 2**waits) * random.uniform(
-                        0.75, 1.25
-                    )
-                    waits += 1
+                except Again as e:
+                    pause_s = await self._tried_in_vain(pool, server, tries, e, number)
+                except RequestFailed as e:
+                    tries.refused_by[server] = e
+                    if not pool.others(tries.avoid()):
+                        raise await self._blamed(pool, server, e) from None
+                    self.retries["refused"] += 1
                 except ServerGone as e:
                     self.retries["server gone"] += 1
-                    deaths += 1
-                    if deaths > DEATHS:
+                    tries.deaths += 1
+                    if tries.deaths > DEATHS:
                         raise RequestFailed(
-                            f"{deaths} servers were gone while they had this request; the last: {e}"
+                            f"{tries.deaths} servers were gone while they had this request; the last: {e}"
                         ) from None
                 finally:
+                    server.streak.dropped(number)
                     pool.release(server)
-            await asyncio.sleep(wait_s)
+            if pause_s:
+                async with aside():
+                    await asyncio.sleep(pause_s)
+
+    async def _tried_in_vain(
+        self, pool: ServerPool, server: PooledServer, tries: Tries[PooledServer], error: Again, number: int
+    ) -> float:
+        """Record a failed try; return the pause in seconds before the next. RequestFailed if there is none."""
+        pool.failed(server, error, number)
+        try:
+            others_answered = tries.count(error, pool.answered)
+        except RequestFailed as e:
+            raise await self._blamed(pool, server, e) from None
+        self.retries[error.reason] += 1
+        (tries.full if error.is_overload else tries.failed_by).add(server)
+        if not server.is_open or (error.is_overload and server.quota.wait_s(time.monotonic())):
+            return 0.0  # the request gets a place at another server, or waits for the next one
+        # A full server has room again soon; one that errs does not, so that waiting for a place elsewhere pays.
+        if pool.others({*tries.avoid(), *tries.full}, with_room=error.is_overload):
+            return 0.0
+        return tries.pause(error, others_answered)
+
+    async def _blamed(self, pool: ServerPool, server: PooledServer, error: RequestFailed) -> RequestFailed:
+        """Return the error of a request that failed for good, with whether the server still answers others."""
+        pool.failed_in_a_row += 1
+        if pool.failed_in_a_row >= CHECKED_FROM and await pool.still_answers(server):
+            pool.failed_in_a_row, error.others_answered = 0, True
+        return error
 
     async def _completion(
         self, server: PooledServer, messages: list[Message], seed: int, model: str | None, tools: Sequence[Tool]
@@ -225,45 +241,85 @@ class Generator:
             body["thinking_token_budget"] = s.max_thinking_tokens
         if tools:  # with "none" servers leave calls in the text, as training reads it
             body |= {"tools": list(tools), "tool_choice": "none"}
-        answer = await self._post(server, "chat/completions", body | s.extra)
-        try:
-            choice, usage = answer["choices"][0], answer["usage"]
-            message, reason = choice["message"], _finish_reason(choice["finish_reason"])
-            said = split_thought(message["content"], message.get("reasoning_content") or message.get("reasoning"))
-            # JSON can hold half a surrogate pair, which can't be encoded as UTF-8.
-            text, thought = (part.encode("utf-8", "replace").decode() for part in (said.text, said.thought))
-            reason = THINKING if said.is_thinking and reason in (STOP, LENGTH) else reason
-            tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-            completion = Completion(text, reason, *tokens, thought)
-        except (AttributeError, LookupError, TypeError, ValueError):
-            raise _Again("garbage", f"{server.endpoint.url} sent an answer without text or usage") from None
+        body |= s.extra
+        reply = await self._chat(server, body)
+        choice, usage = reply.choices[0], reply.usage
+        await self._check_length(server, body, usage.prompt_tokens)
+        message, reason = choice.message, _finish_reason(choice.finish_reason)
+        said = split_thought(message.content, message.reasoning_content or message.reasoning)
+        reason = THINKING if said.is_thinking and reason in (STOP, LENGTH) else reason
+        completion = Completion(said.text, reason, usage.prompt_tokens, usage.completion_tokens, said.thought)
         self.requests += 1
         self.new_tokens += completion.new_tokens
+        server.quota.used(completion.prompt_tokens + completion.new_tokens)
         server.limit.done(completion.new_tokens, server.busy, time.monotonic())
         return completion
+
+    async def _chat(self, server: PooledServer, body: Mapping[str, Any]) -> replies.ChatReply:
+        try:
+            return replies.chat_reply(await self._post(server, "chat/completions", body))
+        except replies.BadReply as e:
+            raise Again("garbage", f"{server.endpoint.url} sent {e}") from None
+
+    async def _check_length(self, server: PooledServer, body: Mapping[str, Any], prompt_tokens: int) -> None:
+        """Give a server up that cuts prompts: its prompt tokens are fewer than the messages can have."""
+        model, messages = str(body["model"]), body["messages"]
+        least = self._lengths.least(model, messages)
+        # 0: not counted
+        if server.counts_prompts and 0 < prompt_tokens < least:
+            if server.failure is not None:
+                raise ServerGone(server.failure.message)
+            if server.count_check is None:  # one for all requests that come together
+                server.count_check = asyncio.ensure_future(self._cuts(server, body, least))
+            if not await asyncio.shield(server.count_check):
+                server.counts_prompts = False
+                return
+            message = (
+                f"{server.endpoint.url} cuts prompts: it counts {prompt_tokens} prompt tokens where the messages have "
+                f"{least} or more"
+            )
+            hint = "Raise the server's context for each request (llama-server: --ctx-size divided by --parallel;"
+            hint += " Ollama: OLLAMA_CONTEXT_LENGTH), or shorten the prompts or generation.max_new_tokens."
+            if server.failure is None:
+                server.pool.retire(server, ServingError(message, hint))
+            raise ServerGone(message)
+        self._lengths.remember(model, messages, prompt_tokens)
+
+    async def _cuts(self, server: PooledServer, body: Mapping[str, Any], least: int) -> bool:
+        """Return whether a server counts too few prompt tokens for new messages too, which no cache can hold."""
+        try:
+            first, *others = body["messages"]
+            first = {**first, "content": f"{secrets.token_hex(8)}\n{first['content']}"}
+            reply = await self._chat(server, {**body, "messages": [first, *others]})
+            return reply.usage.prompt_tokens < least
+        finally:
+            server.count_check = None
 
     async def _post(
         self, server: PooledServer, route: str, body: Mapping[str, Any], not_offered: Collection[int] = ()
     ) -> dict[str, Any]:
         """Send one request and return its JSON; {} if the status is in `not_offered` (the server lacks the feature).
 
-        Failures raise `_Again`, `ServerGone`, or RequestFailed if the request itself is at fault.
+        Failures raise `Again`, `ServerGone`, or RequestFailed if the request itself is at fault.
         """
-        url = server.endpoint.url
+        url, spent, sent = server.endpoint.url, server.quota.spent, time.monotonic()
         try:
             headers = {"Authorization": f"Bearer {server.endpoint.api_key}"}
             post = self._http.post(
                 f"{url}/{route}", json=body, headers=headers, allow_redirects=False, proxy=server.proxy
             )
             async with post as answer:
-                status, data, retry_after = answer.status, await answer.read(), answer.headers.get("Retry-After", "")
+                status, headers_back, data = answer.status, answer.headers, await _read(answer)
         except TimeoutError:
             await server.pool.check_health(server)
-            raise _Again("no answer in time", f"{url} gave no answer in {self.timeout_s:g} s", most=TIMEOUTS) from None
+            raise Again("no answer in time", f"{url} gave no answer in {self.timeout_s:g} s", most=TIMEOUTS) from None
         except (aiohttp.ClientError, OSError) as e:
             await server.pool.check_health(server)
             problem = "can't be reached" if isinstance(e, aiohttp.ClientConnectorError) else "broke off"
-            raise _Again("connection lost", f"{url} {problem}: {e or type(e).__name__}") from None
+            raise Again("connection lost", f"{url} {problem}: {e or type(e).__name__}") from None
+        server.quota.report(headers_back, spent, sent)
+        if data is None:
+            raise Again("garbage", f"{url} sent more than {replies.MOST_BYTES / 2**20:.0f} MiB")
         if status in not_offered:
             return {}
         if status >= 300:
@@ -275,32 +331,29 @@ class Generator:
                 await server.pool.check_health(server)  # a proxy may have replied for an unreachable server
             if status in (404, 408, 409, 429) or status >= 500:
                 most = REFUSALS if str(status) in TOO_MUCH else RETRIES
-                raise _Again(str(status), message, _retry_after(retry_after), most)
+                raise Again(str(status), message, retry_after(headers_back.get("Retry-After", "")), most)
             raise RequestFailed(message, refused=status in OWN)
         try:
-            value = json.loads(data)
-            if isinstance(value, dict):
-                return value
-        except ValueError:
-            pass
-        raise _Again("garbage", f"{url} sent what is no JSON object: {data[:100]!r}")
+            return replies.parse_object(data)
+        except replies.BadReply as e:
+            raise Again("garbage", f"{url} sent {e}") from None
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes | None:
+    """Return the body of a reply; None if it is longer than any that is meant."""
+    parts, size = [], 0
+    async for part in answer.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > replies.MOST_BYTES:
+            return None
+    return b"".join(parts)
 
 
 def _finish_reason(given: str | None) -> str:
     """Return why an answer ended, in one word for each reason; servers have several."""
     name = str(given or "")
     return STOP if name.lower() in STOPS else LENGTH if name.lower() in LENGTHS else name
-
-
-def _retry_after(asked: str) -> float | None:
-    """Return the seconds of a `Retry-After` header, capped at our own longest wait, with jitter added.
-
-    None if the header is not a number.
-    """
-    try:
-        return min(server_pool.LONGEST_S, max(0.1, float(asked))) * random.uniform(1.0, 1.25)
-    except ValueError:
-        return None
 
 
 def _message(data: bytes, key: str) -> str:
@@ -310,7 +363,7 @@ def _message(data: bytes, key: str) -> str:
         value = json.loads(text)
         value = value.get("error", value)
         text = str(value.get("message", value)) if isinstance(value, dict) else str(value)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     text = " ".join(text.split())
     return (text.replace(key, "[the key]") if len(key) >= SHORTEST_KEY else text)[:300]

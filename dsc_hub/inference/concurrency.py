@@ -1,34 +1,36 @@
 """Concurrency limit of one server: found by measurement, or fixed.
 
 The limit is doubled as long as that increases the tokens per second. It is lowered when the server reports overload
-(429, 503), once for all requests that it refuses together, and then rises gradually back to its former value. No clock
-and no I/O: callers pass results and times.
+(rests.py tells it from refusals that have nothing to do with the load) to the number of requests that it was seen to
+carry, and then rises back to its former value, the faster the longer nothing is refused. No clock and no I/O: callers
+pass results and times.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 FIRST, MOST = 128, 1024  # first value of `auto`, and its maximum
 GROWTH = 1.05  # minimum throughput gain of a doubled limit, as a factor
 LEAST_S = 5.0  # minimum duration of a measurement, in seconds
 USED = 0.9  # share of the limit that must be in flight, else the measurement is discarded
-BACK = 0.7  # factor by which the limit is lowered
-RISE = 0.05  # share of the limit by which it rises after as many requests as the limit
+BACK = 0.7  # factor by which the limit is lowered if nothing shows what the server can carry
+RISE = 0.05  # share of the limit by which it rises after as many requests as the limit; twice as much each time
+MOST_ROUNDS = 32  # a limit that rose in vain rises again after twice as many requests, and so on up to this factor
 
 
 class ConcurrencyLimit:
     """Concurrency limit of a server: `now` is the current value, `wanted` is "auto" or a fixed number.
 
-    A refusal lowers either kind and ends the growth; afterwards the limit rises back to its former value.
+    Overload lowers either kind and ends the growth; afterwards the limit rises back to its former value.
     """
 
     def __init__(self, wanted: int | Literal["auto"]) -> None:
         self.now = FIRST if wanted == "auto" else wanted
         self._grows = wanted == "auto"
         self._before = (self.now, 0.0)  # the best limit so far, and its tokens per second
-        self._most, self._fell = self.now, -math.inf
+        self._most, self._rise_share = self.now, RISE
+        self._rounds, self._risen = 1, False  # so many times the limit are answered before it rises
         self._restart()
 
     def done(self, tokens: int, in_flight: int, at: float) -> None:
@@ -47,20 +49,29 @@ class ConcurrencyLimit:
         if self._requests >= 3 * self.now and at - self._since >= LEAST_S:
             self._judge(self._tokens / (at - self._since))
 
-    def too_much(self, sent: float, at: float) -> None:
-        """Record a request refused for overload; `sent` and `at` are the times of request and reply in seconds."""
-        if sent < self._fell:  # already lowered for that load
-            return
-        self._most, self._fell = max(self._most, self.now), at
-        self._grows = False
-        self.now = max(1, int(self.now * BACK))
+    def refused(self) -> None:
+        """Record a request refused for overload."""
+        self._refusals += 1
+
+    def lower(self, carried: int) -> None:
+        """Lower the limit of an overloaded server to the number of requests that it carries."""
+        self._most, self._rise_share, self._grows = max(self._most, self.now), RISE, False
+        if self._risen:  # too much again
+            self._rounds, self._risen = min(MOST_ROUNDS, 2 * self._rounds), False
+        self.now = max(1, min(self.now, carried))
         self._restart()
 
     def _rise(self) -> None:
         if self.now < self._most:
             self._requests += 1
-            if self._requests >= self.now:
-                self.now = min(self._most, self.now + max(1, int(RISE * self.now)))
+            if self._requests >= self._rounds * self.now and self._refusals > self._requests:
+                self._restart()  # it is full
+            elif self._requests >= self._rounds * self.now:
+                self.now = min(self._most, self.now + max(1, int(self._rise_share * self.now)))
+                self._rise_share = min(1.0, 2 * self._rise_share)
+                if self._risen:  # the last rise was not too much
+                    self._rounds = max(1, self._rounds // 2)
+                self._risen = True
                 self._restart()
 
     def _judge(self, speed: float) -> None:
@@ -74,4 +85,4 @@ class ConcurrencyLimit:
         self._restart()
 
     def _restart(self) -> None:
-        self._requests, self._tokens, self._since = 0, 0, 0.0
+        self._requests, self._refusals, self._tokens, self._since = 0, 0, 0, 0.0

@@ -34,6 +34,14 @@ def raise_if_stopped() -> None:
         raise Stopped
 
 
+@contextlib.asynccontextmanager
+async def aside() -> AsyncIterator[None]:
+    """Give the place of the current job to others while the block waits; nothing outside of a pool's jobs."""
+    pool = _of_this_job.get(None)
+    async with pool.aside() if pool is not None else contextlib.nullcontext():
+        yield
+
+
 class TaskPool:
     """Run jobs, at most `most()` at once.
 

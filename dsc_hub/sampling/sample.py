@@ -27,8 +27,9 @@ from dsc_hub.chain.chain import (
 from dsc_hub.chain.hygiene import Finding, inspect
 from dsc_hub.config.recipe import Recipe, chain_seed
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.inference.client import Completion, RequestFailed
+from dsc_hub.inference.client import Completion
 from dsc_hub.inference.concurrency import FIRST
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.task_pool import TaskPool, raise_if_stopped
 from dsc_hub.records import Chain, Message, Prompt, Role, Tool, Turn, from_row
 from dsc_hub.runs.jsonl import JsonlFile
@@ -46,8 +47,9 @@ MOST_REFUSALS_IN_A_ROW = 200  # refusals of different prompts, by a server that 
 class CircuitBreaker:
     """Circuit breaker: raises ServingError after too many consecutive failures.
 
-    Refusals of the same prompt count once. `formerly` holds the keys that failed in an earlier session; their failures
-    are ignored. `works`: whether the server answered in an earlier session.
+    Refusals of the same prompt count once; failures that the client found to be the request's own fault do not count.
+    `formerly` holds the keys that failed in an earlier session; their failures are ignored. `works`: whether the server
+    answered in an earlier session.
     """
 
     def __init__(self, formerly: RowIndex | Collection[Key], works: bool) -> None:
@@ -62,6 +64,9 @@ class CircuitBreaker:
     def failed(self, key: Key, error: RequestFailed, hint: str = "") -> None:
         """Record a failed request by its key (prompt id, number). ServingError if the limit is reached."""
         if key in self._formerly:
+            return
+        if error.others_answered:
+            self.answered()
             return
         if error.refused:
             self._refused.add(key[0])

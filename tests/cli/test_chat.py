@@ -279,7 +279,7 @@ def test_our_own_server_gets_model_and_adapter_and_ends_whatever_happens(tmp_pat
             ended.append(True)
 
     monkeypatch.setattr(servers, "serve_model", serve)
-    monkeypatch.setattr("dsc_hub.inference.client.RETRIES", 0)
+    monkeypatch.setattr("dsc_hub.inference.retries.RETRIES", 0)
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
     typed(monkeypatch, "Hello?")
     chat.start_chat(run)

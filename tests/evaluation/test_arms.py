@@ -17,7 +17,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import answers, arms, reuse, summary
-from dsc_hub.inference.client import RequestFailed
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.pipeline import preflight, stages
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Prompt, Score

@@ -21,9 +21,10 @@ from dsc_hub.config.arms import ARMS
 from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import arms
-from dsc_hub.inference import server_pool
+from dsc_hub.inference import retries, server_pool
 from dsc_hub.inference import servers as inference_servers
-from dsc_hub.inference.client import Generator, RequestFailed
+from dsc_hub.inference.client import Generator
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
@@ -35,8 +36,8 @@ from tests.scripted_server import answer_to
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_pool, "WAIT_S", 0.01)
-    monkeypatch.setattr(server_pool, "LONGEST_S", 1.0)
+    monkeypatch.setattr(retries, "WAIT_S", 0.01)
+    monkeypatch.setattr(retries, "LONGEST_S", 1.0)
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_prompts_are_spread_over_three_servers_of_one_machine():
 def test_one_request_that_is_always_refused_fails_while_the_others_go_on_as_before(
     at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server_pool, "LONGEST_S", 0.1)
+    monkeypatch.setattr(retries, "LONGEST_S", 0.1)
     refused: list[float] = []
 
     def fault(body: dict, before: int) -> str:
@@ -197,7 +198,7 @@ def test_one_request_that_is_always_refused_fails_while_the_others_go_on_as_befo
 def test_a_request_that_is_refused_while_others_are_answered_waits_for_longer(
     at: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(server_pool, "LONGEST_S", 0.1)
+    monkeypatch.setattr(retries, "LONGEST_S", 0.1)
 
     def fault(body: dict, before: int) -> str:
         return "429" if body["messages"][0]["content"] == "question 7" and before < 18 else ""
@@ -221,11 +222,11 @@ def test_who_waits_for_a_place_gets_the_next_one_in_order_and_avoids_nobody_in_v
         assert {a, b} == set(taken)
         order: list[str] = []
 
-        async def wait(name: str, avoid: server_pool.PooledServer | None) -> None:
+        async def wait(name: str, *avoid: server_pool.PooledServer) -> None:
             server = await servers.acquire("x", avoid)
             order.append(f"{name}{servers.all.index(server)}")
 
-        tasks = [asyncio.create_task(wait(n, avoid)) for n, avoid in (("p", a), ("q", None), ("r", None))]
+        tasks = [asyncio.create_task(wait(n, *avoid)) for n, *avoid in (("p", a), ("q",), ("r",))]
         await asyncio.sleep(0)
         servers.release(a)  # the first in the row avoids it: the second takes it at once
         await asyncio.sleep(0)
@@ -237,7 +238,7 @@ def test_who_waits_for_a_place_gets_the_next_one_in_order_and_avoids_nobody_in_v
         await asyncio.gather(*tasks, return_exceptions=True)
         assert order == ["q0", "p1"] and (a.busy, b.busy) == (0, 1)
         a.busy = 1
-        late = asyncio.create_task(servers.acquire("x", b))
+        late = asyncio.create_task(servers.acquire("x", [b]))
         await asyncio.sleep(0)
         servers.release(a)
         late.cancel()  # it has its place, and will not take it

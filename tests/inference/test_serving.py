@@ -21,7 +21,8 @@ from dsc_hub.distill import launcher
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.inference import client, vllm
 from dsc_hub.inference import servers as inference_servers
-from dsc_hub.inference.client import Generator, RequestFailed
+from dsc_hub.inference.client import Generator
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.metrics import loading, registry
 from dsc_hub.system import machine

@@ -133,22 +133,47 @@ def test_a_level_that_is_not_in_use_is_not_judged_and_a_fixed_one_stays():
     assert fixed.now == 7
 
 
-def test_a_level_falls_once_for_a_load_and_comes_back():
+def test_a_level_falls_to_what_is_carried_and_comes_back_faster_and_faster():
     level = ConcurrencyLimit(100)
-    for _ in range(30):
-        level.too_much(sent=1.0, at=2.0)
-    assert level.now == 70
-    level.too_much(sent=2.5, at=3.0)
+    level.lower(49)
     assert level.now == 49
     for n in range(48):
         level.done(100, 49, 4.0 + n)
     assert level.now == 49
-    for n in range(3000):
-        level.done(100, level.now, 60.0 + n)
-    assert level.now == 100
-    for at in range(100, 200):
-        level.too_much(sent=at, at=at)
+    at, levels = 60.0, [level.now]
+    while level.now < 100:
+        level.done(100, level.now, at := at + 1)
+        levels += [level.now] if level.now != levels[-1] else []
+    assert levels == [49, 51, 56, 67, 93, 100]
+    level.lower(0)
     assert level.now == 1
+    level.lower(50)
+    assert level.now == 1
+
+
+def test_a_level_does_not_rise_while_more_is_refused_than_answered():
+    level = ConcurrencyLimit(100)
+    level.lower(8)
+    for n in range(800):
+        level.refused()
+        level.refused()
+        level.done(100, 8, float(n))
+    assert level.now == 8
+    for n in range(9):
+        level.done(100, 8, float(n))
+    assert level.now == 9
+
+
+def test_a_level_that_rises_in_vain_rises_more_and_more_seldom():
+    level, requests, rises = ConcurrencyLimit(100), 0, []
+    level.lower(8)
+    for _ in range(6):
+        while level.now == 8:
+            level.done(100, 8, float(requests := requests + 1))
+        rises.append(requests)
+        level.lower(8)
+    waits = [b - a for a, b in zip([0, *rises], rises, strict=False)]
+    assert waits == [8, 16, 32, 64, 128, 256]
 
 
 # -- Ctrl-C

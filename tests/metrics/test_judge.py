@@ -398,6 +398,26 @@ def test_an_answer_that_the_server_refuses_is_unscored():
     assert found[0].value == 1.0 and found[1].value is None and "too long" in found[1].reason
 
 
+@pytest.mark.parametrize("how", ["400", "422", "garbage", "no text"])
+def test_a_judge_that_fails_its_first_requests_alike_is_an_error(how: str):
+    with (
+        judging(lambda body: "[[5]]", fault=lambda body, before: how) as (endpoint, _),
+        pytest.raises(MetricError, match="no verdict to any of its first 8 requests"),
+    ):
+        load(endpoint).score([f"Answer {n}." for n in range(12)], PROMPTS[:1] * 12)
+
+
+def test_a_judge_that_refuses_some_of_its_first_requests_leaves_them_unscored():
+    def refuse(body: dict, before: int) -> str:
+        return "" if "Answer 11" in str(body["messages"]) else "400"
+
+    with judging(lambda body: "[[5]]", fault=refuse) as (endpoint, _):
+        loaded = load(endpoint)
+        first = loaded.score(["Answer 11."], PROMPTS[:1])
+        found = loaded.score([f"Answer {n}." for n in range(11)], PROMPTS[:1] * 11)
+    assert first[0].value == 1.0 and [s.value for s in found] == [None] * 11
+
+
 def test_a_server_that_is_not_there_or_goes_away_is_one_line():
     with pytest.raises(MetricError, match="can not be reached"):
         load("http://127.0.0.1:9/v1")

@@ -25,7 +25,8 @@ from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.inference.client import Completion, RequestFailed
+from dsc_hub.inference.client import Completion
+from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.metrics.batching import BatchScorer
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.metrics_schema import Metrics, Sampling

@@ -7,6 +7,7 @@ or `guard`. This file is self-contained: `evaluate` copies it elsewhere before i
 import importlib
 import os
 import re
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -76,6 +77,7 @@ of LLMs}, author={Han, Seungju and others}, journal={arXiv:2406.18495}, year={20
 _TIMEOUT_S, _RETRIES = 120, 6
 _RATING_TOKENS = 512
 _CUT = ("length", "content_filter", "abort")  # values of finish_reason of an incomplete reply
+_FIRST = 8  # failures alike, before any reply, that are the judge's and not those of the answers
 _SHOWN = 3  # maximum number of replies that a reason describes
 
 _TAG = r"(?:think|thinking|thought|reasoning)"
@@ -230,6 +232,8 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         self._instruction, self._scale, self._votes = instruction, scale, votes
         self._temperature = (0.7 if votes != 1 else 0.0) if temperature is None else temperature
         self._max_tokens, self._format = max_tokens, format
+        self._lock, self._replied = threading.Lock(), False
+        self._failures: list[str] = []  # before the first reply
         super().__init__(*args, **kwargs)
         self._guards = self.config_name == "guard"
         self.unit = "share of safe answers" if self._guards else "rating 0..1"
@@ -386,6 +390,21 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         return [{"role": "user", "content": f"{filled}\n\n{form}"}]
 
     def _ask(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str, vote: int) -> Reply:
+        """Return the reply to one request. ConnectionError if the judge has failed its first requests all alike."""
+        reply = self._request(prompt, conversation, answer, vote)
+        with self._lock:
+            if not reply.failure:
+                self._replied = True
+            elif not self._replied:
+                self._failures.append(re.sub(r"\d+", "0", reply.failure))
+                if len(self._failures) >= _FIRST and len(set(self._failures)) == 1:
+                    raise ConnectionError(
+                        f"the judge at {self._endpoint} gave no verdict to any of its first {_FIRST} requests: "
+                        f"{reply.failure}"
+                    )
+        return reply
+
+    def _request(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str, vote: int) -> Reply:
         try:
             completion = self._client.chat.completions.create(
                 model=self._model,
@@ -394,15 +413,17 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
                 seed=vote,
                 max_tokens=self._max_tokens,
             )
+            if not completion.choices:
+                return Reply("", failure="the server returned no reply")
+            return reply_of(completion.choices[0])
         except (self._openai.BadRequestError, self._openai.UnprocessableEntityError) as e:
             return Reply(
                 "", failure=f"refused by the server: {self._words(e)}"[:200]
             )  # only this answer fails, e.g. because it is too long
         except self._openai.APIError as e:
             raise ConnectionError(self._line(e)) from None
-        return (
-            reply_of(completion.choices[0]) if completion.choices else Reply("", failure="the server returned no reply")
-        )
+        except (AttributeError, TypeError, ValueError, RecursionError) as e:  # whatever a server may send as JSON
+            return Reply("", failure=f"the server returned what is no chat completion ({type(e).__name__})")
 
 
 def _lines(conversation: Sequence[dict[str, str]]) -> str:
