@@ -22,7 +22,7 @@ from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.inference import servers, thinking_models
+from dsc_hub.inference import external, servers, thinking_models
 from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
 from dsc_hub.inference.client import Completion, Generator, RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
@@ -124,17 +124,18 @@ def start_chat(run: Run) -> None:
 @contextlib.contextmanager
 def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.Endpoint]]:
     """Yield the recipe's endpoints, if they serve the adapter too, or a vLLM server that ends with the block."""
-    section = recipe.serving
+    section, settings = recipe.serving, generation_at_evaluation(recipe)
     if section.endpoints:
         try:
-            servers.external(section.model_copy(update={"served_model": ADAPTER}))
+            beside = section.model_copy(update={"served_model": ADAPTER})
+            external.connect_base(external.external(beside), recipe, settings)
         except ServingError as e:
             raise ServingError(
                 e.message,
                 f"The recipe's servers must serve the adapter as '{ADAPTER}', beside the base "
                 f"(vLLM: --enable-lora --lora-modules {ADAPTER}={run['adapter']}).",
             ) from None
-        yield servers.external(section)
+        yield external.connect_base(external.external(section), recipe, settings)
         return
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")

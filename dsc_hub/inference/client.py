@@ -26,6 +26,7 @@ from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool
+from dsc_hub.inference.requests import chat_body, error_message, generation_parameters
 from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerGone, ServerPool
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.inference.task_pool import raise_if_stopped
@@ -36,7 +37,6 @@ TOO_MUCH = {"429", "503"}
 # Retries after 429 or 503 while no other request is answered either: some minutes, since quotas are per minute.
 REFUSALS = 10
 TURNS = 20  # refusals of a request while others are answered; after that REFUSALS applies as well
-SHORTEST_KEY = 6  # characters; a shorter key ("none") is an ordinary word and is not masked
 DEATHS = 3  # servers that may become unreachable during a request before the request is blamed
 # From this number on, such requests are sent one at a time, so that one of them does not fail all in flight.
 SUSPECT = 2
@@ -84,8 +84,8 @@ class Completion:
 class Generator:
     """Client of one or more servers; use as an async context manager.
 
-    Every request states temperature, top_p and the length. Other sampling settings (top_k, penalties) are the server's
-    defaults unless `settings.extra` sets them.
+    Every request states temperature, top_p and the length, as far as the endpoint takes them (`Endpoint.form`). Other
+    sampling settings (top_k, penalties) are the server's defaults unless `settings.extra` sets them.
 
     The number of requests in flight is bounded by the calling stage, which reads `level`, and at each server by
     `concurrency` (a tuple: one value per server). `retries` counts repeated requests by reason, and servers that came
@@ -209,12 +209,13 @@ class Generator:
     async def _completion(
         self, server: PooledServer, messages: list[Message], seed: int, model: str | None
     ) -> Completion:
-        s = self.settings
-        body = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
-        body |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.most_tokens}
-        if s.max_thinking_tokens and server.endpoint.ends_thoughts:
-            body["thinking_token_budget"] = s.max_thinking_tokens
-        answer = await self._post(server, "chat/completions", body | s.extra)
+        endpoint, extra = server.endpoint, server.endpoint.extra
+        parameters = generation_parameters(self.settings, seed)
+        extra = self.settings.extra if extra is None else extra
+        if self.settings.max_thinking_tokens and endpoint.ends_thoughts:
+            extra = {**extra, "thinking_token_budget": self.settings.max_thinking_tokens}
+        body = chat_body(model or endpoint.model, messages, parameters, endpoint.form, extra)
+        answer = await self._post(server, "chat/completions", body)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
             message, reason = choice["message"], _finish_reason(choice["finish_reason"])
@@ -256,7 +257,7 @@ class Generator:
         if status in not_offered:
             return {}
         if status >= 300:
-            message = f"{url} answered {status}: {_message(data, server.endpoint.api_key)}"
+            message = f"{url} answered {status}: {error_message(data, server.endpoint.api_key)}"
             if status in (401, 402):
                 server.pool.retire(server, ServingError(message, "Check the key, and what it is allowed."))
                 raise ServerGone(message)
@@ -290,16 +291,3 @@ def _retry_after(asked: str) -> float | None:
         return min(server_pool.LONGEST_S, max(0.1, float(asked))) * random.uniform(1.0, 1.25)
     except ValueError:
         return None
-
-
-def _message(data: bytes, key: str) -> str:
-    """Return the message of an error body in any of the usual formats, with the key masked (some servers repeat it)."""
-    text = data.decode("utf-8", "replace")
-    try:
-        value = json.loads(text)
-        value = value.get("error", value)
-        text = str(value.get("message", value)) if isinstance(value, dict) else str(value)
-    except (ValueError, AttributeError):
-        pass
-    text = " ".join(text.split())
-    return (text.replace(key, "[the key]") if len(key) >= SHORTEST_KEY else text)[:300]

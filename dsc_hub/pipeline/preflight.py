@@ -12,12 +12,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from dsc_hub.config.arms import ADAPTER, ARMS, models_of
-from dsc_hub.config.recipe import Recipe, all_scorers, metric_files
+from dsc_hub.config.recipe import Recipe, all_scorers, generation_at_evaluation, metric_files
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
 from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
-from dsc_hub.errors import ConfigError
+from dsc_hub.errors import ConfigError, DscError, MetricError, ServingError
 from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.weights import merges_adapters
@@ -257,7 +257,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *too_long(recipe, prompts, folder),
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
-        *_scorer_problems(recipe, prompts),
+        *_scorer_problems(context, prompts),
         *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
         *_process_problems(recipe),
     ]
@@ -312,34 +312,54 @@ def template_problems(recipe: Recipe, model_folder: Path) -> tuple[str, ...]:
     return findings.problems
 
 
-def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:
+def _scorer_problems(context: RunContext, prompts: Sequence[Prompt]) -> Iterator[str]:
     """Yield problems of scorers with these prompts, and of judges that do not answer."""
-    from dsc_hub.inference import servers
+    from dsc_hub.metrics import loading
 
-    for place, section in all_scorers(recipe).items():
+    for place, section in all_scorers(context.recipe).items():
         if wrong := registry.of_no_kind(section, prompts):
             yield f"{place}: {wrong}"
         if section.metric == "judge":  # the first request may be hours away
-            yield from (f"{place}: {problem}" for problem in servers.unusable(section.options))
+            try:
+                loading.load_scorer(section, context.identity[place], context.path.parent)
+            except MetricError as e:
+                yield f"{place}: {_in_a_line(e)}"
 
 
 def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
-    """Yield problems of the servers of the base model; ServingError if one that already runs does not answer."""
-    from dsc_hub.inference import servers
+    """Yield problems of the servers of base and critic; each that already runs gets a request of the run's form."""
+    from dsc_hub.inference import external, servers
 
-    servers.external_critic(recipe.chain.critic)
+    used = [recipe.generation]
+    if evaluates and generation_at_evaluation(recipe) != recipe.generation:
+        used.append(generation_at_evaluation(recipe))
+    for settings in used:
+        try:
+            external.critic_endpoint(recipe, settings)
+        except (ConfigError, ServingError) as e:
+            yield _in_a_line(e)
+            break
     if not recipe.serving.endpoints:
         try:
             servers.replica_places(recipe.serving)
         except ConfigError as e:
-            yield f"{e.message}; {e.hint}"
+            yield _in_a_line(e)
         return
-    servers.external(recipe.serving)
+    for settings in used:
+        try:
+            external.connect_base(external.external(recipe.serving), recipe, settings)
+        except ServingError as e:
+            yield _in_a_line(e)
+            break
     if evaluates and ADAPTER in models_of(recipe.evaluation.arms):
         yield (
             "serving.endpoints: servers that already run don't have the adapter; "
             "leave the distilled arms out of evaluation.arms, or leave serving.endpoints empty"
         )
+
+
+def _in_a_line(error: DscError) -> str:
+    return "; ".join(filter(None, (error.message, error.hint)))
 
 
 def _quantised_by(model_folder: Path) -> str:

@@ -41,12 +41,12 @@ def served(
     Where adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
     `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
     """
-    from dsc_hub.inference import rendering, servers, thinking_models, vllm, weights
+    from dsc_hub.inference import external, rendering, servers, thinking_models, vllm, weights
 
     section = context.recipe.serving
     folder = folder or context.run.facts.model.weights
     if section.endpoints:
-        endpoints = servers.external(section)
+        endpoints = external.external(section)
         rendering.check_rendering(endpoints, folder, context.recipe)
         yield endpoints
         return
@@ -155,12 +155,17 @@ def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: 
 
 
 def generator_of(context: RunContext, endpoints: list[Any], settings: GenerationConfig | None = None) -> Any:
-    """Return a generator over the endpoints. `settings` replaces the recipe's generation section."""
-    from dsc_hub.inference import servers
+    """Return a generator over the endpoints. `settings` replaces the recipe's generation section.
+
+    Servers of others are tested (`external.connect`), unless this process did so before.
+    """
+    from dsc_hub.inference import external
     from dsc_hub.inference.client import Generator
 
-    section, critic = context.recipe.serving, servers.external_critic(context.recipe.chain.critic)
-    settings = settings or context.recipe.generation
+    section, settings = context.recipe.serving, settings or context.recipe.generation
+    critic = external.critic_endpoint(context.recipe, settings)
+    if section.endpoints:
+        endpoints = external.connect_base(endpoints, context.recipe, settings)
     return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
 
 
