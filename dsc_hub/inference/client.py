@@ -14,7 +14,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import server_pool
+from dsc_hub.inference.quota import Pacer, Quota, expected_tokens
 from dsc_hub.inference.requests import chat_body, error_message, generation_parameters
 from dsc_hub.inference.server_pool import Concurrency, PooledServer, ServerGone, ServerPool
 from dsc_hub.inference.servers import Endpoint
@@ -97,6 +98,7 @@ class Generator:
     timeout_s: float
     critic: Endpoint | None = None
     concurrency: Concurrency | tuple[Concurrency, ...] = "auto"
+    quota: Quota | None = None  # stated for each of `endpoints`; None: no limit
     retries: Counter[str] = field(default_factory=Counter)
     requests: int = 0
     new_tokens: int = 0
@@ -105,6 +107,7 @@ class Generator:
         self._pool = ServerPool(self.endpoints, self.concurrency, self.retries)
         self._critic = ServerPool([self.critic] if self.critic else [], "auto", self.retries)
         self._alone = asyncio.Lock()
+        self._pacers = {id(s): Pacer(replace(self.quota)) for s in self._pool.all} if self.quota else {}
         # The level bounds the number of connections. Servers such as vLLM close idle ones after five seconds.
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
@@ -215,6 +218,10 @@ class Generator:
         if self.settings.max_thinking_tokens and endpoint.ends_thoughts:
             extra = {**extra, "thinking_token_budget": self.settings.max_thinking_tokens}
         body = chat_body(model or endpoint.model, messages, parameters, endpoint.form, extra)
+        expected = expected_tokens(messages, self.settings.max_new_tokens)
+        pacer = self._pacers.get(id(server))
+        if pacer:
+            await pacer.wait(expected, raise_if_stopped)
         answer = await self._post(server, "chat/completions", body)
         try:
             choice, usage = answer["choices"][0], answer["usage"]
@@ -227,6 +234,8 @@ class Generator:
             completion = Completion(text, reason, *tokens, thought)
         except (AttributeError, LookupError, TypeError, ValueError):
             raise _Again("garbage", f"{server.endpoint.url} sent an answer without text or usage") from None
+        if pacer:
+            pacer.quota.settle(expected, completion.prompt_tokens + completion.new_tokens)
         self.requests += 1
         self.new_tokens += completion.new_tokens
         server.limit.done(completion.new_tokens, server.busy, time.monotonic())

@@ -65,7 +65,7 @@ def chat_body(
     for name, value in parameters.items():
         if (sent_as := form.get(name, name)) is not None:
             body[sent_as] = value
-    return body | extra
+    return {**body, **extra}
 
 
 def next_form(

@@ -22,7 +22,7 @@ from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline import pace
+from dsc_hub.pipeline import pace, work
 from dsc_hub.pipeline.context import RunContext, announce_servers, repos_of
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.runs.reuse import reusable_stages
@@ -40,7 +40,9 @@ WEIGHTS_SHARE = (
 class RunEstimate(BaseModel):
     """The work of a run: prompts and split groups by split, chains; by stage requests, new tokens and time.
 
-    `seconds` is None for a stage if nothing was measured or no request is left.
+    `seconds` is None for a stage if nothing was measured or no request is left. With a price or a quota in the recipe
+    (else None): tokens read by stage, and USD at most by stage (None if the price of a server that it asks is not
+    given), and the time that quotas allow. `work` has the rule.
     """
 
     prompts: dict[str, int]
@@ -50,6 +52,9 @@ class RunEstimate(BaseModel):
     new_tokens_at_most: dict[str, int]
     seconds: dict[str, pace.ExpectedTime | None]
     disk_bytes: int
+    prompt_tokens_at_most: dict[str, int] | None = None
+    cost_usd_at_most: dict[str, float | None] | None = None
+    quota_seconds: dict[str, work.QuotaTime | None] | None = None
 
 
 class TrainingNeed(BaseModel):
@@ -180,6 +185,7 @@ def estimate_run(
     }
     weights = sum(p.stat().st_size for p in model_folder.iterdir() if p.is_file())
     return RunEstimate(
+        **_priced(recipe, prompts, model_folder, done),
         prompts={s: splits[s] for s in SPLITS},
         groups={s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
         chains=sampled,
@@ -197,6 +203,20 @@ def estimate_run(
             + (2 * weights if ADAPTER in models_of(recipe.evaluation.arms) and merges_adapters() else 0)
         ),
     )
+
+
+def _priced(recipe: Recipe, prompts: Sequence[Prompt], folder: Path, done: Collection[str]) -> dict[str, Any]:
+    """Return the estimates that need the tokens read; {} if the recipe has neither price nor quota."""
+    s = recipe.serving
+    if s.price is None and not (s.endpoints and (s.requests_per_minute or s.tokens_per_minute)):
+        return {}
+    stages = work.work_of(recipe, prompts, work.counter(folder))
+    stages = {stage: work.NOTHING if stage in done else w for stage, w in stages.items()}
+    return {
+        "prompt_tokens_at_most": {k: w.base.prompt_tokens + w.critic.prompt_tokens for k, w in stages.items()},
+        "cost_usd_at_most": None if s.price is None else {k: work.cost_at_most(recipe, w) for k, w in stages.items()},
+        "quota_seconds": {k: work.quota_time(recipe, w) for k, w in stages.items()},
+    }
 
 
 def adapter_bytes(model_folder: Path, rank: Any) -> float | None:

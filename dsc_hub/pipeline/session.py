@@ -161,12 +161,16 @@ def generator_of(context: RunContext, endpoints: list[Any], settings: Generation
     """
     from dsc_hub.inference import external
     from dsc_hub.inference.client import Generator
+    from dsc_hub.inference.quota import Quota
 
     section, settings = context.recipe.serving, settings or context.recipe.generation
     critic = external.critic_endpoint(context.recipe, settings)
     if section.endpoints:
         endpoints = external.connect_base(endpoints, context.recipe, settings)
-    return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency)
+    quota = None
+    if section.endpoints and (section.requests_per_minute or section.tokens_per_minute):
+        quota = Quota(section.requests_per_minute, section.tokens_per_minute)
+    return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency, quota)
 
 
 async def within(generator: Any, work: Callable[[], Any]) -> Any:

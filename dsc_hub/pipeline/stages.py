@@ -25,7 +25,7 @@ from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.report import formatting, sentences
 from dsc_hub.runs import run, shards
-from dsc_hub.runs.cost import cost_of
+from dsc_hub.runs.cost import cost_of, spent
 from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.runs.results import current_metrics
 from dsc_hub.runs.row_index import StoredPrompts
@@ -33,7 +33,9 @@ from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
 StageResult = dict[str, Any]
-COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries".split()
+COST = (
+    "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries cost_usd"
+).split()
 
 
 def _run_prompts(context: RunContext) -> StageResult:
@@ -114,7 +116,7 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> St
     chains = sample.read_chains(context.run)
     reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
     numbers = summary.chain_numbers(chains, lambda i: wanted[i].group, total, c, reward.bounds)
-    numbers |= cost_of(context.run, "sampling", "turns.jsonl") | {"reused_turns": reused_turns}
+    numbers |= cost_of(context.run, "sampling", "turns.jsonl", context.recipe) | {"reused_turns": reused_turns}
     section = Sampling.model_validate(numbers)
     steps = "  ".join(f"step {s.step}: {s.accepted}/{s.proposals} accepted" for s in section.steps)
     say(
@@ -274,6 +276,7 @@ def _run_evaluation(context: RunContext) -> StageResult:
     numbers["processors"] = kind or ("GPU" if context.run.facts.hardware.gpus else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
+    _add_cost(context, numbers)
     numbers["served_on"] = _served_on(context, weights, adapter=served is not None)
     write_answers(context.run, answers, e.split)
     if measured:
@@ -289,6 +292,15 @@ def _run_evaluation(context: RunContext) -> StageResult:
         f"{context.run['evaluation']}"
     )
     return numbers
+
+
+def _add_cost(context: RunContext, numbers: dict[str, Any]) -> None:
+    """Add the USD of each arm, and of all turns of the evaluation together, by the recipe's prices."""
+    from dsc_hub.evaluation import arms
+
+    for name, arm in numbers["arms"].items():
+        arm["cost_usd"] = spent(context.recipe, arms.turns_of(context.run, name))
+    numbers["cost_usd"] = spent(context.recipe, arms.all_turns(context.run, context.recipe.evaluation.arms))
 
 
 def _served_on(context: RunContext, weights: str, *, adapter: bool) -> str:

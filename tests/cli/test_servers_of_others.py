@@ -133,3 +133,32 @@ def test_a_server_without_a_list_of_models_needs_the_models_name(dsc, recipe_fil
         "evaluation.arms=[base]",
         code=0,
     )
+
+
+def test_what_a_run_costs_is_said_before_and_recorded_after(dsc, recipe_file: Path, serve: Callable[..., str]):
+    url = serve()
+    price = ("serving.price={input: 2, output: 10}", "evaluation.arms=[base, best_of_n]")
+    quota = ("serving.requests_per_minute=6000", "serving.tokens_per_minute=100000000")
+    plan = json.loads(
+        dsc("plan", str(recipe_file), f"serving.endpoints=[{url}]", *price, *quota, "--json", code=0).stdout
+    )
+    most, written, read = (plan[k] for k in ("cost_usd_at_most", "new_tokens_at_most", "prompt_tokens_at_most"))
+    for stage in ("sampling", "evaluation"):
+        assert most[stage] == pytest.approx((read[stage] * 2 + written[stage] * 10) / 1e6) and read[stage] > 0
+    assert plan["quota_seconds"]["sampling"]["requests_s"] == pytest.approx(plan["requests"]["sampling"] / 100)
+    shown = " ".join(dsc("plan", str(recipe_file), f"serving.endpoints=[{url}]", *price, *quota, code=0).stdout.split())
+    assert "price at most" in shown and "quota sampling: its requests in" in shown
+    done = sample(dsc, recipe_file, url, *price)
+    numbers = json.loads((the_run(dsc) / "metrics.json").read_text())["sampling"]
+    spent = (numbers["prompt_tokens"] * 2 + numbers["new_tokens"] * 10) / 1e6
+    assert numbers["cost_usd"] == pytest.approx(spent) and 0 < spent < most["sampling"]
+    assert " USD" in done.stderr
+    dsc("dataset", str(recipe_file), f"serving.endpoints=[{url}]", *price, code=0)
+
+
+def test_without_a_price_no_money_is_shown(dsc, recipe_file: Path, serve: Callable[..., str]):
+    url = serve()
+    plan = dsc("plan", str(recipe_file), f"serving.endpoints=[{url}]", "evaluation.arms=[base]", code=0)
+    rows = {line.split()[0] for line in plan.stdout.splitlines() if line.split()}
+    assert "USD" not in plan.stdout and not rows & {"price", "quota"}
+    assert "USD" not in sample(dsc, recipe_file, url).stderr

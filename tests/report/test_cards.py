@@ -17,6 +17,7 @@ from dsc_hub.report import cards
 from dsc_hub.report.page import build_page
 from tests import fixture_run
 from tests.conftest import ROOT
+from tests.report.test_page import priced_run
 
 HOSTILE = (
     "---\nlicense: mit\n---\n# Owned\n```\n`````\n~~~\n<script>alert(1)</script><img src=x onerror=alert(1)>\n\n"
@@ -607,3 +608,19 @@ def test_everything_that_decided_is_told_every_term_of_the_reward_the_veto_the_c
         "plus 0.25 times privacy, scorer spacy" in page and "0.61 of the first answer" in page and "<b>kind" not in page
     )
     assert "critiques were written by another model: big-&lt;b&gt;-model" in page
+
+
+def test_cards_show_money_where_there_is_a_price_and_what_a_server_did_not_take(tmp_path):
+    run = written_run(tmp_path / "plain")
+    assert "USD" not in card(run, "dataset") + card(run, "adapter")
+    priced = priced_run(tmp_path / "priced")
+    priced["cards"].mkdir(exist_ok=True)
+    for name in ("arms", "steps", "loss"):
+        priced[f"cards/{name}.png"].write_bytes(b"a picture")
+    dataset, adapter = card(priced, "dataset"), card(priced, "adapter")
+    assert "12.30 USD" in dataset and {row["price"] for row in table(adapter, "arm") if "price" in row} <= {
+        "0.0037 USD"
+    }
+    assert "0.0037 USD" in adapter
+    for text in (dataset, adapter):
+        assert "used its own temperature, which could not be set" in text
