@@ -218,7 +218,7 @@ class Generator:
         if self.settings.max_thinking_tokens and endpoint.ends_thoughts:
             extra = {**extra, "thinking_token_budget": self.settings.max_thinking_tokens}
         body = chat_body(model or endpoint.model, messages, parameters, endpoint.form, extra)
-        expected = expected_tokens(messages, self.settings.max_new_tokens)
+        expected = expected_tokens(messages, self.settings.most_tokens)
         pacer = self._pacers.get(id(server))
         if pacer:
             await pacer.wait(expected, raise_if_stopped)

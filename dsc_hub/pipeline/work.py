@@ -1,6 +1,6 @@
 """What a run asks of its servers at most: requests, tokens read and written, their price, and the time quotas allow.
 
-The rule for tokens read: every answer is as long as `generation.max_new_tokens` allows, each message adds
+The rule for tokens read: every text is as long as `generation.max_new_tokens` allows, each message adds
 `TURN_OVERHEAD` tokens, and texts are counted by the base's tokenizer (a critic's may differ a little). No request reads
 more than `serving.context`.
 """
@@ -101,14 +101,14 @@ def work_of(recipe: Recipe, prompts: Sequence[Prompt], count: Callable[[str], in
 def _answer_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], StageWork]:
     """Return the work of a plain answer, by the tokens of its prompt."""
     system = TURN_OVERHEAD + count(recipe.chain.system) if recipe.chain.system else 0
-    new, most = recipe.generation.max_new_tokens, recipe.serving.context
-    return lambda n: StageWork(Work(1, min(most, system + n + TURN_OVERHEAD), new), Work())
+    written, most = recipe.generation.most_tokens, recipe.serving.context
+    return lambda n: StageWork(Work(1, min(most, system + n + TURN_OVERHEAD), written), Work())
 
 
 def _chain_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], StageWork]:
     """Return the work of a chain, by the tokens of its prompt."""
     c, new, most = recipe.chain, recipe.generation.max_new_tokens, recipe.serving.context
-    answer = _answer_work(recipe, count)
+    answer, written = _answer_work(recipe, count), recipe.generation.most_tokens
     principle = max(map(count, c.principles), default=0)
     fixed = {text: count(text) + text.count("{principle}") * principle for text in (c.critique, c.revision)}
 
@@ -120,7 +120,7 @@ def _chain_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], 
         opening = answer(n)
         to_critic = opening.base.prompt_tokens + new + request(c.critique, n) + 2 * TURN_OVERHEAD
         to_reviser = to_critic + new + request(c.revision, n) + 2 * TURN_OVERHEAD
-        critique, revision = Work(1, min(most, to_critic), new), Work(1, min(most, to_reviser), new)
+        critique, revision = Work(1, min(most, to_critic), written), Work(1, min(most, to_reviser), written)
         step = StageWork(revision, critique) if c.critic else StageWork(revision + critique, Work())
         return opening + step.times(c.steps)
 
