@@ -34,7 +34,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from dsc_hub.config.sampling import ServingConfig
 from dsc_hub.distill import launcher
-from dsc_hub.inference import servers as inference_servers
+from dsc_hub.inference import external
 from dsc_hub.inference.client import Completion
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.local_hub.server import Address, running
@@ -215,7 +215,7 @@ def start() -> Iterator[Callable[..., Any]]:
 def end_of(server: Any) -> Endpoint:
     """Where a server of `start` is asked."""
     url = f"http://127.0.0.1:{server.server_port}/v1"
-    return inference_servers.external(ServingConfig(endpoints=(url,)))[0]
+    return external.external(ServingConfig(endpoints=(url,)))[0]
 
 
 @pytest.fixture

@@ -17,14 +17,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 FAULTS = ("429", "500", "503", "closes", "hangs", "garbage", "no text", "half")
 HANG_S = 3.0
+TRIAL = "Say yes."
 
 
 def answer_to(body: dict) -> str:
     """Words that depend on the request alone, with a sentiment that differs from answer to answer."""
-    request = [body["messages"], body["seed"], *(["adapter"] if body["model"] == "distilled" else [])]
+    request = [
+        body["messages"],
+        body.get("seed", body.get("random_seed")),
+        *(["adapter"] if body["model"] == "distilled" else []),
+    ]
     digest = hashlib.sha256(json.dumps(request).encode()).digest()
     moods = ("dreadful", "dull", "plain", "pleasant", "wonderful", "superb")
     nouns = ("plot", "music", "acting", "camera", "script", "ending", "opening", "casting")
@@ -35,6 +41,67 @@ def answer_to(body: dict) -> str:
         "And what {}: {} as no {} is!",
     )
     return " ".join(form.format(nouns[b % 8], moods[b // 8 % 6], b) for form, b in zip(forms, digest[:4], strict=True))
+
+
+# -- servers that refuse parameters, each in the words of an API of its kind
+
+
+def _openai(message: str, param: str, code: str) -> tuple[int, Any]:
+    return 400, {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+def reasoning_model(body: dict) -> tuple[int, Any] | None:
+    """As newer models behind OpenAI's API: another name of the length, and their own temperature and top_p."""
+    if "max_tokens" in body:
+        told = (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        )
+        return _openai(told, "max_tokens", "unsupported_parameter")
+    for name in ("temperature", "top_p"):
+        if body.get(name, 1) != 1:
+            told = f"Unsupported value: '{name}' does not support {body[name]} with this model. Only the default (1) value is supported."
+            return _openai(told, name, "unsupported_value")
+    return None
+
+
+def one_of_two(body: dict) -> tuple[int, Any] | None:
+    """As newer Claude models behind a gateway: temperature or top_p, with no field that says which."""
+    if {"temperature", "top_p"} <= body.keys():
+        told = "`temperature` and `top_p` cannot both be specified for this model. Please use only one."
+        return 400, {"error": {"message": f"BadRequestError: BedrockException - {json.dumps({'message': told})}"}}
+    return None
+
+
+def strict_fields(body: dict) -> tuple[int, Any] | None:
+    """As Mistral's API: the seed has another name, and what it doesn't know is forbidden, in pydantic's form."""
+    known = {"model", "messages", "temperature", "top_p", "max_tokens", "random_seed"}
+    wrong = [
+        {"type": "extra_forbidden", "loc": ["body", k], "msg": "Extra inputs are not permitted", "input": body[k]}
+        for k in body.keys() - known
+    ]
+    message = {"detail": wrong}
+    return (422, {"object": "error", "message": message, "type": "invalid_request_error"}) if wrong else None
+
+
+def without_seed(body: dict) -> tuple[int, Any] | None:
+    """As Gemini's compatible route: a list around the error, all unknown names in one text."""
+    known = {"model", "messages", "temperature", "top_p", "max_tokens"}
+    wrong = [f'Invalid JSON payload received. Unknown name "{k}": Cannot find field.' for k in body.keys() - known]
+    told = {"code": 400, "message": "\n".join(wrong), "status": "INVALID_ARGUMENT"}
+    return (400, [{"error": told}]) if wrong else None
+
+
+def wordless(body: dict) -> tuple[int, Any] | None:
+    """A gateway that says no name."""
+    return (400, {"detail": "extra fields not permitted"}) if {"seed", "random_seed"} & body.keys() else None
+
+
+REFUSING = {f.__name__: f for f in (reasoning_model, one_of_two, strict_fields, without_seed, wordless)}
+
+
+def is_trial(body: dict) -> bool:
+    """Whether it is a request that tests the server before a run."""
+    return any(TRIAL in message["content"] for message in body.get("messages", []))
 
 
 class _Server(ThreadingHTTPServer):
@@ -53,10 +120,15 @@ def make_server(
     logprobs: bool = False,
     answer: Callable[[dict], str] | None = None,
     fault: Callable[[dict, int], str] | None = None,
+    refuse: Callable[[dict], tuple[int, Any] | None] | None = None,
+    listing: Callable[[], tuple[int, Any]] | None = None,
+    trials: list[dict] | None = None,
 ) -> ThreadingHTTPServer:
-    """`fault` says of a request, and how often it came before, what goes wrong with it ("": nothing): a status, or one
+    """`refuse` gives status and body of the answer to a request that holds what the server does not take (see REFUSING);
+    `listing` those to /models. `fault` says of a request, and how often it came before, what goes wrong with it ("": nothing): a status, or one
     of FAULTS. `answer` gives a text, or a whole choice (a dict with finish_reason, message). `models` are those it
-    lists, `others`: does it answer under other names as well? `bodies` gets every request that was let in. With
+    lists, `others`: does it answer under other names as well? `bodies` gets every request that was let in,
+    but for those that test the server before a run: `trials` gets these, and neither `answer` nor `fail_after` sees them. With
     `logprobs` it tells, as vLLM does, how likely a prompt's tokens are (here its letters: -1 nat for each, but -3 for
     the last); without, it has no such route."""
     asked = 0
@@ -66,7 +138,7 @@ def make_server(
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def _send(self, code: int, value: dict) -> None:
+        def _send(self, code: int, value: Any) -> None:
             data = json.dumps(value).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
@@ -110,6 +182,8 @@ def make_server(
         def do_GET(self) -> None:
             if self.path == "/health":
                 self._send(200, {})
+            elif self._allowed() and listing is not None:
+                self._send(*listing())
             elif self._allowed():
                 self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in models]})
 
@@ -122,13 +196,19 @@ def make_server(
                 self._send(404, {"error": {"message": "no such route"}})
                 return
             with lock:
-                asked += 1
+                asked += not is_trial(body)
                 before = came[key_of := json.dumps(body, sort_keys=True)]
                 came[key_of] += 1
             if fault is not None and (how := fault(body, before)):
                 self._go_wrong(how)
                 return
-            if bodies is not None:
+            if refuse is not None and (refusal := refuse(body)):
+                self._send(*refusal)
+                return
+            if is_trial(body):
+                if trials is not None:
+                    trials.append(body)
+            elif bodies is not None:
                 bodies.append(body)
             if not others and body["model"] not in models:
                 self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
@@ -148,7 +228,7 @@ def make_server(
                     200, {"id": "x", "object": "text_completion", "created": 0, "model": "m", "choices": [choice]}
                 )
                 return
-            text = (answer or answer_to)(body)
+            text = "Yes." if is_trial(body) else (answer or answer_to)(body)
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
             if isinstance(text, dict):  # a whole choice
                 choice, text = {**choice, **text}, ""

@@ -23,7 +23,7 @@ from dsc_hub.config.arms import ADAPTER
 from dsc_hub.config.models import base_place
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
-from dsc_hub.inference import servers, thinking_models
+from dsc_hub.inference import external, servers, thinking_models
 from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
 from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.inference.retries import RequestFailed
@@ -125,19 +125,20 @@ def start_chat(run: Run) -> None:
 @contextlib.contextmanager
 def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.Endpoint]]:
     """Yield the recipe's endpoints, if they serve the adapter too, or a vLLM server that ends with the block."""
-    section = recipe.serving
+    section, settings = recipe.serving, generation_at_evaluation(recipe)
     if section.endpoints and not recipe.student:  # a teacher's servers never have the student
         announce_servers(recipe)
         try:
-            servers.external(section.model_copy(update={"served_model": ADAPTER}))
-            external = servers.external(section)
+            beside = section.model_copy(update={"served_model": ADAPTER})
+            external.connect_base(external.external(beside), recipe, settings)
+            endpoints = external.connect_base(external.external(section), recipe, settings)
         except ServingError as e:
             say(
                 f"{e.message}; so base and adapter are served here. Servers that serve the adapter as '{ADAPTER}' "
                 f"beside the base (vLLM: --enable-lora --lora-modules {ADAPTER}={run['adapter']}) are asked instead"
             )
         else:
-            yield external
+            yield endpoints
             return
     if not folder.is_dir():
         raise RunError(f"the base model is no longer at {folder}", "`dsc evaluate RECIPE` puts it there again.")

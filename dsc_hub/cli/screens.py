@@ -85,6 +85,8 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
         table.add_row(
             stage, f"{e.requests[stage]} requests, at most {e.new_tokens_at_most[stage]:,} new tokens; {when}"
         )
+    for title, text in _priced_rows(e, r):
+        table.add_row(title, text)
     trained = "distill" in (*e.done, *e.taken_over)
     how = f"{r.distill.objective}, {r.distill.method}; its time shows after the first steps"
     table.add_row("distill", "nothing left to train" if trained else how)
@@ -128,6 +130,29 @@ def _training_need(need: TrainingNeed) -> str:
     if need.memory_gib <= need.memory_there_gib:
         return text
     return f"{text}: too much, if the estimate is right; lower per_device_train_batch_size or generation.max_new_tokens"
+
+
+def _priced_rows(e: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
+    """Return the rows about money and quotas; none without a price or quota in the recipe."""
+    from dsc_hub.report.formatting import money
+
+    rows = []
+    if costs := e.cost_usd_at_most:
+        known = [c for c in costs.values() if c is not None]
+        if len(known) == len(costs):
+            stages = ", ".join(f"{stage} {money(c)}" for stage, c in costs.items())
+            read = sum((e.prompt_tokens_at_most or {}).values())
+            text = f"at most {money(sum(known))} ({stages}), for {sum(e.new_tokens_at_most.values()):,} tokens written"
+            rows.append(("price", f"{text} and about {read:,} read, were all answers of full length; judges excluded"))
+        else:
+            rows.append(("price", "unknown: chain.critic.price is missing ({input: 0, output: 0} if it costs nothing)"))
+    for stage, time in (e.quota_seconds or {}).items():
+        if time is not None:
+            parts = [f"its requests in {duration(time.requests_s)} at least"] if time.requests_s is not None else []
+            if time.tokens_s is not None:
+                parts.append(f"its tokens in {duration(time.tokens_s)}, were all answers of full length")
+            rows.append(("quota", f"{stage}: {', '.join(parts)}"))
+    return rows
 
 
 def _dropped(dropped: Counts) -> list[str]:
@@ -298,7 +323,7 @@ def checks(found: Pulled, results: Sequence[Check]) -> None:
 
 def closing(context: RunContext, hub_port: int) -> None:
     """Print the closing screen of a run: the table, time by stage, locations, next commands."""
-    from dsc_hub.report.formatting import sampling_cost
+    from dsc_hub.report.formatting import money, sampling_cost
     from dsc_hub.report.sentences import claim_sentence
     from dsc_hub.report.tables import closing_table
     from dsc_hub.report.verdicts import headline
@@ -321,6 +346,8 @@ def closing(context: RunContext, hub_port: int) -> None:
     table = grid()
     if sampling := metrics.sampling:
         table.add_row("sampling", sampling_cost(sampling))
+    if evaluation and evaluation.cost_usd is not None:
+        table.add_row("evaluation", money(evaluation.cost_usd))
     marker = context.run.marker("publish")
     embedded = context.recipe.publish.to == "local"
     if marker:

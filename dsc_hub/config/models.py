@@ -32,6 +32,11 @@ def is_at_endpoints(recipe: Recipe, model: str | None) -> bool:
     return model == TEACHER or not (recipe.student or ADAPTER in models_of(recipe.evaluation.arms))
 
 
+def is_priced(recipe: Recipe, model: str | None) -> bool:
+    """Return whether `serving.price` is of the server at which a model of the evaluation answers."""
+    return not recipe.serving.endpoints or is_at_endpoints(recipe, model)
+
+
 def runs_chains(recipe: Recipe, place: Place) -> bool:
     """Return whether a model answers, criticises and revises; a student does in arms of the evaluation only."""
     chains = (ARMS[arm].model for arm in recipe.evaluation.arms if ARMS[arm].way == "chain")

@@ -235,10 +235,15 @@ def servers(recipe: Recipe) -> list[Server]:
     if (critic := recipe.chain.critic) and critic.endpoint:
         out.append(Server("chain.critic", critic.endpoint, critic.api_key_env, critic.model))
     for place, section in all_scorers(recipe).items():
-        if url := section.options.get("endpoint"):
-            key, model = section.options.get("api_key_env"), section.options.get("model")
-            out.append(Server(place, str(url), str(key or ServingConfig().api_key_env), str(model)))
+        if section.options.get("endpoint"):
+            out.append(server_of_judge(place, section))
     return out
+
+
+def server_of_judge(place: str, section: ScorerConfig) -> Server:
+    """Return the server that a judge's options name; `place` is the recipe's key of the section."""
+    url, key, model = (section.options.get(name) for name in ("endpoint", "api_key_env", "model"))
+    return Server(place, str(url), str(key or ServingConfig().api_key_env), str(model))
 
 
 def all_scorers(recipe: Recipe) -> dict[str, ScorerConfig]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,9 @@ TEMPLATE_SETTINGS = "chat_template_kwargs"  # parameter of servers, and column o
 
 
 SERVERS = ("endpoint", "api_key_env")  # options that depend on the machine: no pulled recipe may set them
+# The same for sections: which servers are asked, and what their tokens cost.
+CRITICS_OWN = (*SERVERS, "price")
+SERVERS_OWN = ("endpoints", "served_model", "api_key_env", "price", "requests_per_minute", "tokens_per_minute")
 
 
 ServerAddress = Annotated[str, AfterValidator(checked_address)]
@@ -190,6 +193,13 @@ class VetoConfig(Section):
     length: float = Field(0.5, ge=0, description="least length, as a share of the first answer's words; 0: don't look")
 
 
+class PriceConfig(Section):
+    """What a server's tokens cost."""
+
+    input: float = Field(ge=0, description="USD for a million tokens that it reads")
+    output: float = Field(ge=0, description="USD for a million tokens that it writes")
+
+
 class CriticConfig(Section):
     """Another model than the base that writes the critiques, at an OpenAI-compatible server."""
 
@@ -198,6 +208,17 @@ class CriticConfig(Section):
         None, description="address up to and including /v1; of this machine alone, so no published recipe has one"
     )
     api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoint's key")
+    extra: dict[str, Any] = Field(
+        {},
+        description="further parameters of its server, sent with every critique as they are; `generation.extra` is not",
+    )
+    price: PriceConfig | None = Field(
+        None, description="what its tokens cost, {input, output} in USD a million; null: not known"
+    )
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> CriticConfig:
+        return _without_owned(self)
 
 
 class ChainConfig(Section):
@@ -261,6 +282,18 @@ class HygieneConfig(Section):
     )
 
 
+# Parameters of a request that the recipe's other keys decide.
+OWNED = frozenset("model messages prompt seed temperature top_p max_tokens max_completion_tokens n stream".split())
+_WithExtra = TypeVar("_WithExtra", "CriticConfig", "GenerationConfig")
+
+
+def _without_owned(section: _WithExtra) -> _WithExtra:
+    """Return the section; ValueError if its `extra` sets what dsc sets itself."""
+    if taken := sorted(OWNED & section.extra.keys()):
+        raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
+    return section
+
+
 class GenerationConfig(Section):
     """How texts are drawn, in chains and (but for evaluation.temperature) in the evaluation."""
 
@@ -278,17 +311,14 @@ class GenerationConfig(Section):
     extra: dict[str, Any] = Field(
         {},
         description=(
-            "further parameters of the server, sent with every request as they are (vLLM: top_k, min_p, "
-            "repetition_penalty, chat_template_kwargs ...)"
+            "further parameters of the base's server, sent with every request to it as they are (vLLM: top_k, min_p, "
+            "repetition_penalty, chat_template_kwargs ...); a critic at another server has chain.critic.extra"
         ),
     )
 
     @model_validator(mode="after")
     def _not_ours(self) -> GenerationConfig:
-        owned = "model messages prompt seed temperature top_p max_tokens max_completion_tokens n stream"
-        if taken := sorted(set(owned.split()) & self.extra.keys()):
-            raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
-        return self
+        return _without_owned(self)
 
     @property
     def most_tokens(self) -> int:
@@ -331,6 +361,15 @@ class ServingConfig(Section):
         None, description="name of the model at the endpoints; null: NAME of an api:NAME, or the only one there"
     )
     api_key_env: KeyName = Field("OPENAI_API_KEY", description="variable that holds the endpoints' key")
+    price: PriceConfig | None = Field(
+        None, description="what their tokens cost, {input, output} in USD a million; null: no cost is shown"
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="most requests a minute to each of `endpoints`, kept to; null: no limit is known"
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="most tokens a minute, read and written, of each of `endpoints`; null: as above"
+    )
 
     @model_validator(mode="after")
     def _one_for_each(self) -> ServingConfig:

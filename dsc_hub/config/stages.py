@@ -45,11 +45,21 @@ class Stage:
     is_timed: bool = True  # whether its duration is recorded in metrics.json
 
 
+def _chain_inputs(i: Inputs) -> dict[str, Any]:
+    section = i.section("chain")
+    if critic := section.get("critic"):
+        section["critic"] = {k: v for k, v in critic.items() if k != "price"}
+        # `generation.extra` was once sent to critics too: such critiques are not those of today.
+        if (i.recipe.get("generation") or {}).get("extra"):
+            section["critic"]["extra"] = critic.get("extra") or {}
+    return section
+
+
 def _sampling_inputs(i: Inputs) -> list[Any]:
     # Context is included: it decides which prompts fit. Endpoints are included: another server may serve another model.
     # Settings that affect only the speed (concurrency, memory, a scorer's batch size) are excluded.
     serving = {k: v for k, v in i.section("serving").items() if k in ("context", "endpoints", "served_model")}
-    texts = (i.section("chain"), i.section("hygiene"), i.section("generation"))
+    texts = (_chain_inputs(i), i.section("hygiene"), i.section("generation"))
     # In rounds, chains depend on the adapters of the rounds before, and so on what these were trained on and how.
     rounds = i.recipe.get("rounds", 1)
     temperature = i.section("evaluation").get("temperature")  # of the answers by which rounds are compared

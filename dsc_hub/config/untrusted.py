@@ -16,7 +16,7 @@ from typing import Any
 from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.publishing import PUBLISHERS_OWN, PublishConfig
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import SERVERS, CriticConfig, ScorerConfig, ServingConfig
+from dsc_hub.config.sampling import CRITICS_OWN, SERVERS, SERVERS_OWN, CriticConfig, ScorerConfig, ServingConfig
 from dsc_hub.config.training import OBJECTIVES
 from dsc_hub.errors import ConfigError
 from dsc_hub.system import plain_yaml
@@ -132,13 +132,14 @@ def _problems(written: Recipe) -> Iterator[tuple[str, str]]:
                     f"{place}.options.{key}",
                     f"at most {most} without your leave, got {value!r:.40}: it is your server's time",
                 )
-    for key in ("endpoints", "served_model", "api_key_env"):
+    for key in SERVERS_OWN:
         if getattr(written.serving, key) != getattr(ServingConfig(), key):
             yield f"serving.{key}", _OURS
     if critic := written.chain.critic:
-        for key in SERVERS:
+        for key in CRITICS_OWN:
             if getattr(critic, key) != getattr(CriticConfig(model=critic.model), key):
                 yield f"chain.critic.{key}", _OURS
+        yield from _passed_on("chain.critic.extra", critic.extra, EXTRA)
     for key in PUBLISHERS_OWN:
         if getattr(written.publish, key) != getattr(PublishConfig(), key):
             yield f"publish.{key}", "where it goes and who may see it is for you to say"

@@ -16,7 +16,7 @@ it is generated once. answers.py scores the answers, summary.py computes the num
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -315,6 +315,24 @@ def answers_of(
         more = [t for t in run.rows(f"{arm.prefix}{MORE_ANSWERS}").as_type(Turn) if t.prompt_id in prompts]
         answers = _best(recipe, [*first, *more], prompts, score)
     return sorted(answers, key=lambda a: (a.prompt_id, a.sample))
+
+
+def turns_of(run: Run, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all turns behind an arm's answers; the first answers of a model belong to all of its arms."""
+    arm = ARMS[name]
+    for row in run.rows(f"{arm.prefix}turns.jsonl"):
+        if arm.way == "chain" or row["role"] == "answer":
+            yield row
+    if arm.way == "best":
+        yield from run.rows(f"{arm.prefix}{MORE_ANSWERS}")
+
+
+def all_turns(run: Run, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all turns of some arms, each once."""
+    for prefix in dict.fromkeys(ARMS[name].prefix for name in names):
+        yield from run.rows(f"{prefix}turns.jsonl")
+        if any(ARMS[name].way == "best" and ARMS[name].prefix == prefix for name in names):
+            yield from run.rows(f"{prefix}{MORE_ANSWERS}")
 
 
 def _single(t: Turn) -> ArmAnswer:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -26,7 +25,9 @@ from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.sampling import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import replies
+from dsc_hub.inference.pacing import Pacer, StatedQuota, expected_tokens
 from dsc_hub.inference.prompt_lengths import PromptLengths
+from dsc_hub.inference.requests import chat_body, error_message, generation_parameters
 from dsc_hub.inference.retries import (
     DEATHS,
     REFUSALS,
@@ -45,7 +46,6 @@ from dsc_hub.inference.servers import Endpoint
 from dsc_hub.inference.task_pool import aside, raise_if_stopped
 from dsc_hub.records import Message, Tool
 
-SHORTEST_KEY = 6  # characters; a shorter key ("none") is an ordinary word and is not masked
 OWN = {400, 403, 413, 422}  # status codes that refuse this particular request
 NOT_OFFERED = {400, 403, 404, 405, 422, 501}  # status codes for a route or parameter that the server does not support
 # Requests that fail for good with no answer between them, from which on the server gets one that it answered before.
@@ -76,8 +76,8 @@ class Completion:
 class Generator:
     """Client of one or more servers; use as an async context manager.
 
-    Every request states temperature, top_p and the length. Other sampling settings (top_k, penalties) are the server's
-    defaults unless `settings.extra` sets them.
+    Every request states temperature, top_p and the length, as far as the endpoint takes them (`Endpoint.form`). Other
+    sampling settings (top_k, penalties) are the server's defaults unless `settings.extra` sets them.
 
     The number of requests in flight is bounded by the calling stage, which reads `level`, and at each server by
     `concurrency` (a tuple: one value per server). `retries` counts repeated requests by reason, and servers that came
@@ -89,6 +89,7 @@ class Generator:
     timeout_s: float
     critic: Endpoint | None = None
     concurrency: Concurrency | tuple[Concurrency, ...] = "auto"
+    quota: StatedQuota | None = None  # stated for each of `endpoints`; None: no limit
     retries: Counter[str] = field(default_factory=Counter)
     requests: int = 0
     new_tokens: int = 0
@@ -98,6 +99,7 @@ class Generator:
         self._critic = ServerPool([self.critic] if self.critic else [], "auto", self.retries)
         self._alone = asyncio.Lock()
         self._lengths = PromptLengths()
+        self._pacers = {id(s): Pacer(replace(self.quota)) for s in self._pool.all} if self.quota else {}
         # The level bounds the number of connections. Servers such as vLLM close idle ones after five seconds.
         self._http = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4),
@@ -234,14 +236,18 @@ class Generator:
     async def _completion(
         self, server: PooledServer, messages: list[Message], seed: int, model: str | None, tools: Sequence[Tool]
     ) -> Completion:
-        s = self.settings
-        body = {"model": model or server.endpoint.model, "messages": messages, "seed": seed, "n": 1}
-        body |= {"temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.most_tokens}
-        if s.max_thinking_tokens and server.endpoint.ends_thoughts:
-            body["thinking_token_budget"] = s.max_thinking_tokens
+        endpoint, extra = server.endpoint, server.endpoint.extra
+        extra = dict(self.settings.extra if extra is None else extra)
+        if self.settings.max_thinking_tokens and endpoint.ends_thoughts:
+            extra["thinking_token_budget"] = self.settings.max_thinking_tokens
         if tools:  # with "none" servers leave calls in the text, as training reads it
-            body |= {"tools": list(tools), "tool_choice": "none"}
-        body |= s.extra
+            extra |= {"tools": list(tools), "tool_choice": "none"}
+        parameters = generation_parameters(self.settings, seed)
+        body = chat_body(model or endpoint.model, messages, parameters, endpoint.form, extra)
+        expected = expected_tokens(messages, self.settings.most_tokens)
+        pacer = self._pacers.get(id(server))
+        if pacer:
+            await pacer.wait(expected, raise_if_stopped)
         reply = await self._chat(server, body)
         choice, usage = reply.choices[0], reply.usage
         await self._check_length(server, body, usage.prompt_tokens)
@@ -249,6 +255,8 @@ class Generator:
         said = split_thought(message.content, message.reasoning_content or message.reasoning)
         reason = THINKING if said.is_thinking and reason in (STOP, LENGTH) else reason
         completion = Completion(said.text, reason, usage.prompt_tokens, usage.completion_tokens, said.thought)
+        if pacer:
+            pacer.quota.settle(expected, completion.prompt_tokens + completion.new_tokens)
         self.requests += 1
         self.new_tokens += completion.new_tokens
         server.quota.used(completion.prompt_tokens + completion.new_tokens)
@@ -323,7 +331,7 @@ class Generator:
         if status in not_offered:
             return {}
         if status >= 300:
-            message = f"{url} answered {status}: {_message(data, server.endpoint.api_key)}"
+            message = f"{url} answered {status}: {error_message(data, server.endpoint.api_key)}"
             if status in (401, 402):
                 server.pool.retire(server, ServingError(message, "Check the key, and what it is allowed."))
                 raise ServerGone(message)
@@ -354,16 +362,3 @@ def _finish_reason(given: str | None) -> str:
     """Return why an answer ended, in one word for each reason; servers have several."""
     name = str(given or "")
     return STOP if name.lower() in STOPS else LENGTH if name.lower() in LENGTHS else name
-
-
-def _message(data: bytes, key: str) -> str:
-    """Return the message of an error body in any of the usual formats, with the key masked (some servers repeat it)."""
-    text = data.decode("utf-8", "replace")
-    try:
-        value = json.loads(text)
-        value = value.get("error", value)
-        text = str(value.get("message", value)) if isinstance(value, dict) else str(value)
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    text = " ".join(text.split())
-    return (text.replace(key, "[the key]") if len(key) >= SHORTEST_KEY else text)[:300]

@@ -19,7 +19,8 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import TEMPLATE_SETTINGS
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.chat_template import Refused, load_template
-from dsc_hub.inference.servers import Endpoint, open_url
+from dsc_hub.inference.http import open_url
+from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Message
 
 _SHOWN = 160  # characters of each rendering in the message, from a little before the first difference

@@ -1,29 +1,25 @@
-"""Servers of the base model: vLLM replicas started on this machine (vllm.py), or external servers that already run.
+"""Servers of the base model: vLLM replicas started on this machine (vllm.py). external.py has those that already run.
 
 `serve_model(...)` yields the endpoints of servers that answer; when the block ends they are ended.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from pydantic import ValidationError
-
-from dsc_hub.config import messages
-from dsc_hub.config.sampling import CriticConfig, ServingConfig
-from dsc_hub.errors import ConfigError, ServingError
+from dsc_hub.config.sampling import ServingConfig
+from dsc_hub.errors import ConfigError
+from dsc_hub.inference.http import open_url
+from dsc_hub.inference.requests import RequestForm
 from dsc_hub.inference.vllm import BASE, ENDS_THOUGHTS, VllmServer
 from dsc_hub.system import machine
 from dsc_hub.system.progress import duration, moving_line
@@ -38,7 +34,11 @@ FASTEST = 700.0
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible server: address up to and including /v1, model name on the server, API key."""
+    """An OpenAI-compatible server: address up to and including /v1, model name on the server, API key.
+
+    `form` says which parameters it takes, and under which names. `extra` are parameters that are sent in place of
+    `generation.extra`, which is meant for the base: of a critic; None: `generation.extra` is sent.
+    """
 
     url: str
     model: str
@@ -50,6 +50,8 @@ class Endpoint:
     restart: Callable[[], None] | None = None
     is_ready: Callable[[], bool] = lambda: True
     ends_thoughts: bool = False  # whether it takes `thinking_token_budget`
+    form: RequestForm = field(default_factory=dict, hash=False)
+    extra: Mapping[str, Any] | None = field(default=None, hash=False)
 
 
 @contextmanager
@@ -124,32 +126,6 @@ def worth_compiling(new_tokens: int, tokens_per_s: float | None) -> bool:
     return new_tokens / (tokens_per_s or FASTEST) * saved_share > starting_s
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Treat a redirect as an ordinary reply: following it would send the key to a host that the user did not name."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
-
-
-# http and https only: with file:, ftp: or data: an address would read something that is not a server.
-_opener = urllib.request.OpenerDirector()
-for _handler in (
-    urllib.request.ProxyHandler,
-    urllib.request.HTTPHandler,
-    urllib.request.HTTPSHandler,
-    urllib.request.HTTPDefaultErrorHandler,
-    urllib.request.HTTPErrorProcessor,
-    urllib.request.UnknownHandler,
-    _NoRedirect,
-):
-    _opener.add_handler(_handler())
-
-
-def open_url(request: urllib.request.Request, timeout_s: float) -> Any:
-    """Open a request without following redirects; http and https only. OSError and others as urllib raises them."""
-    return _opener.open(request, timeout=timeout_s)
-
-
 def prefix_cache(endpoints: Iterable[Endpoint]) -> list[tuple[int, int] | None]:
     """Return per server the prompt tokens found in its prefix cache and those looked up, since its start.
 
@@ -185,91 +161,3 @@ def cache_use(before: Iterable[tuple[int, int] | None], after: Iterable[tuple[in
             old = (0, 0) if new[0] < old[0] or new[1] < old[1] else old
             hits, queries = hits + new[0] - old[0], queries + new[1] - old[1]
     return hits, queries
-
-
-def external(section: ServingConfig) -> list[Endpoint]:
-    """Return the endpoints that a recipe or an override names, after checking that each is up and serves the model.
-
-    ServingError: unreachable address, refusal, wrong key, missing model, or several models and none named.
-    """
-    key = os.environ.get(section.api_key_env, "none")
-    return [
-        Endpoint(url, _model_at(url, key, section), key, check=partial(_served_at, url, key, section))
-        for url in (url.rstrip("/") for url in section.endpoints)
-    ]
-
-
-def unusable(judge: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the server in a judge's options, in one line; empty if it serves the model."""
-    key = judge.get("api_key_env") or ServingConfig().api_key_env
-    try:
-        _check_endpoint(judge["endpoint"], judge["model"], key)
-    except ServingError as e:
-        return [e.message]
-    except ValidationError as e:
-        return messages.recipe_problems(e, ServingConfig)
-    return []
-
-
-def external_critic(critic: CriticConfig | None) -> Endpoint | None:
-    """Return the endpoint of the recipe's critic, checked as by `external`; None without a critic."""
-    if critic is None:
-        return None
-    if not critic.endpoint:
-        raise ConfigError(
-            f"chain.critic: no endpoint is known at which {critic.model} can be asked",
-            "Give one: chain.critic.endpoint=http://host:8000/v1",
-        )
-    return _check_endpoint(critic.endpoint, critic.model, critic.api_key_env)
-
-
-def _check_endpoint(url: str, model: str, api_key_env: str) -> Endpoint:
-    """Return the endpoint of a single server other than the base model's, checked as by `external`."""
-    return external(ServingConfig(endpoints=(url,), served_model=model, api_key_env=api_key_env))[0]
-
-
-def _model_at(url: str, key: str, section: ServingConfig) -> str:
-    names, model = _served_at(url, key, section), section.served_model
-    if model and (model in names or _answers_as(url, key, model)):
-        return model
-    if model or len(names) != 1:
-        raise ServingError(
-            f"endpoint {url} serves {', '.join(names) or 'nothing'}" + (f", not {model}" if model else ""),
-            "Name one of these with serving.served_model.",
-        )
-    return names[0]
-
-
-def _answers_as(url: str, key: str, model: str) -> bool:
-    """Return whether the server answers for a model that it does not list. Requests one token.
-
-    (`transformers serve` lists the contents of the Hub's cache.)
-    """
-    body = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1, "seed": 0}
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-    request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
-    try:
-        with open_url(request, timeout_s=120) as answer:  # the server may have to load the model first
-            return bool(json.load(answer)["choices"])
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
-        return False
-
-
-def _served_at(url: str, key: str, section: ServingConfig) -> list[str]:
-    """Return the names of the served models. ServingError if the request fails."""
-    try:
-        request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
-        with open_url(request, timeout_s=20) as answer:
-            return [str(m["id"]) for m in json.load(answer)["data"]]
-    except urllib.error.HTTPError as e:
-        hint = (
-            f"Put its key into {section.api_key_env}."
-            if e.code in (401, 403)
-            else "An endpoint's address ends with /v1."
-        )
-        raise ServingError(f"endpoint {url} answered {e.code} {e.reason} to /models", hint) from None
-    except (OSError, HTTPException, ValueError, KeyError, TypeError) as e:
-        raise ServingError(
-            f"endpoint {url} can't be used: {getattr(e, 'reason', e)}",
-            "Is the server up, and is the address like http://host:8000/v1?",
-        ) from None

@@ -21,7 +21,8 @@ from dsc_hub.chain.text import words
 from dsc_hub.config import recipe as recipes
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import ScorerConfig
-from dsc_hub.errors import DscError, MetricError
+from dsc_hub.errors import DscError, MetricError, ServingError
+from dsc_hub.inference import external
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.own_code import EXAMPLE, described
 from dsc_hub.metrics.registry import (
@@ -33,6 +34,9 @@ from dsc_hub.metrics.registry import (
     languages_of,
 )
 from dsc_hub.records import Prompt, Score
+
+# Prompt, its conversation, and the answer, of the request that tests a judge's server.
+TRIAL_EXCHANGE = ("Say yes.", [{"role": "user", "content": "Say yes."}], "Yes.")
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,8 @@ def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
             f"metric {section.metric} has no option '{unknown[0]}'",
             f"Its options are the keywords of its __init__: {', '.join(_own_keywords(parameters)) or 'none'}.",
         )
+    if section.metric == "judge":
+        measurement.sent_as = _form_of_judge(measurement, section)
     return measurement
 
 
@@ -235,6 +241,20 @@ def download_scorer(section: ScorerConfig, identity: str) -> Path | None:
     if is_code:
         return client.space_module(section.metric, commit)
     return client.download_model(section.scorer, commit, WANTED)
+
+
+def _form_of_judge(measurement: Any, section: ScorerConfig) -> Mapping[str, str | None]:
+    """Return the form of requests that a judge's server takes, after one real request. MetricError without an answer.
+
+    A server that was asked before in this process is not asked again.
+    """
+    server = recipes.server_of_judge("judge", section)
+    messages = measurement.messages(*TRIAL_EXCHANGE)
+    try:
+        endpoint = external.endpoint_of(server)
+        return external.connect(endpoint, server, measurement.parameters(), messages, {}, measurement.timeout_s).form
+    except ServingError as e:
+        raise MetricError(e.message, e.hint) from None
 
 
 def _own_keywords(parameters: Mapping[str, inspect.Parameter]) -> list[str]:

@@ -159,6 +159,16 @@ def _published(model: base_model.BaseModel, base_repo: str | None, is_base: bool
     return out
 
 
+def record_servers(context: RunContext) -> None:
+    """Record in run.json what this process has learned of the servers of others; nothing if it asked none."""
+    from dsc_hub.inference import external
+
+    if learned := external.connections(context.recipe):
+        places = {c.place for c in learned}
+        kept = [s for s in context.run.raw_facts.get("servers", []) if s["place"] not in places]
+        context.run.add_facts(servers=[*kept, *map(asdict, learned)])
+
+
 def announce_servers(checked: Recipe) -> None:
     """Report the external servers and which key is sent to which host, before the first request."""
     for server in servers(checked):

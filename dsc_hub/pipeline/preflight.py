@@ -20,17 +20,17 @@ from dsc_hub.config.models import (
     runs_chains,
     weights_loaded,
 )
-from dsc_hub.config.recipe import Recipe, all_scorers, metric_files, model_server
+from dsc_hub.config.recipe import Recipe, all_scorers, generation_at_evaluation, metric_files, model_server
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
 from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
-from dsc_hub.errors import ConfigError
+from dsc_hub.errors import ConfigError, DscError, MetricError, ServingError
 from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline import fetch, pace, rounds
+from dsc_hub.pipeline import fetch, pace, rounds, work
 from dsc_hub.pipeline.context import RunContext, announce_servers
 from dsc_hub.pipeline.repos import check_publishing
 from dsc_hub.pipeline.thresholds import threshold_problems
@@ -50,7 +50,9 @@ WEIGHTS_SHARE = (
 class RunEstimate(BaseModel):
     """The work of a run: prompts and split groups by split, chains; by stage requests, new tokens and time.
 
-    `seconds` is None for a stage if nothing was measured or no request is left.
+    `seconds` is None for a stage if nothing was measured or no request is left. With a price or a quota in the recipe
+    (else None): tokens read by stage, and USD at most by stage (None if the price of a server that it asks is not
+    given), and the time that quotas allow. `work` has the rule.
     """
 
     prompts: dict[str, int]
@@ -60,6 +62,9 @@ class RunEstimate(BaseModel):
     new_tokens_at_most: dict[str, int]
     seconds: dict[str, pace.ExpectedTime | None]
     disk_bytes: int
+    prompt_tokens_at_most: dict[str, int] | None = None
+    cost_usd_at_most: dict[str, float | None] | None = None
+    quota_seconds: dict[str, work.QuotaTime | None] | None = None
 
 
 class TrainingNeed(BaseModel):
@@ -252,6 +257,20 @@ def estimate_run(
     )
 
 
+def _priced(recipe: Recipe, prompts: Sequence[Prompt], folder: Path | None, done: Collection[str]) -> dict[str, Any]:
+    """Return the estimates that need the tokens read; {} if the recipe has neither price nor quota."""
+    s = recipe.serving
+    if s.price is None and not (s.endpoints and (s.requests_per_minute or s.tokens_per_minute)):
+        return {}
+    stages = work.work_of(recipe, prompts, work.counter(folder))
+    stages = {stage: work.NOTHING if stage in done else w for stage, w in stages.items()}
+    return {
+        "prompt_tokens_at_most": {k: w.base.prompt_tokens + w.critic.prompt_tokens for k, w in stages.items()},
+        "cost_usd_at_most": None if s.price is None else {k: work.cost_at_most(recipe, w) for k, w in stages.items()},
+        "quota_seconds": {k: work.quota_time(recipe, w) for k, w in stages.items()},
+    }
+
+
 def adapter_bytes(model_folder: Path, rank: Any) -> float | None:
     """Return the bytes of a LoRA of all linear layers with its checkpoints; None if config.json does not say enough.
 
@@ -311,7 +330,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *(problem for place, folder in folders.items() for problem in too_long(recipe, prompts, folder, place)),
         *without_group(recipe, dropped.ungrouped),
         *disk(context.runs, estimate.disk_bytes),
-        *_scorer_problems(recipe, prompts),
+        *_scorer_problems(context, prompts),
         *(threshold_problems(recipe) if "dataset" not in reusable else ()),
         *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
         *_process_problems(recipe),
@@ -328,7 +347,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         n = len(problems)
         raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
     return RunPlan(
-        **dict(estimate),
+        **dict(estimate) | _priced(recipe, prompts, folders.get("model"), reusable),
         training=training,
         dropped=dropped,
         done=[stage for stage, source in reusable.items() if source is context.run],
@@ -412,31 +431,55 @@ def template_problems(
     return tuple(problem.replace("model.source:", f"{place}.source:", 1) for problem in problems)
 
 
-def _scorer_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:
+def _scorer_problems(context: RunContext, prompts: Sequence[Prompt]) -> Iterator[str]:
     """Yield problems of scorers with these prompts, and of judges that do not answer."""
-    from dsc_hub.inference import servers
+    from dsc_hub.metrics import loading
 
-    for place, section in all_scorers(recipe).items():
+    for place, section in all_scorers(context.recipe).items():
         if wrong := registry.of_no_kind(section, prompts):
             yield f"{place}: {wrong}"
         if section.metric == "judge":  # the first request may be hours away
-            yield from (f"{place}: {problem}" for problem in servers.unusable(section.options))
+            try:
+                loading.load_scorer(section, context.identity[place], context.path.parent)
+            except MetricError as e:
+                yield f"{place}: {_in_a_line(e)}"
 
 
 def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
-    """Yield problems of the models' servers; ServingError if one that already runs does not answer."""
-    from dsc_hub.inference import servers
+    """Yield problems of the models' servers and the critic's; each of others gets a request of the run's form."""
+    from dsc_hub.inference import external, servers
 
-    servers.external_critic(recipe.chain.critic)
+    used = [recipe.generation]
+    if evaluates and generation_at_evaluation(recipe) != recipe.generation:
+        used.append(generation_at_evaluation(recipe))
+    for settings in used:
+        try:
+            external.critic_endpoint(recipe, settings)
+        except (ConfigError, ServingError) as e:
+            yield _in_a_line(e)
+            break
     if weights_loaded(recipe, ("sampling", "evaluation") if evaluates else ("sampling",)):
         try:
             servers.replica_places(recipe.serving)
         except ConfigError as e:
-            yield f"{e.message}; {e.hint}"
-    if recipe.serving.endpoints:
-        servers.external(model_server(recipe))
-    elif name := recipe.model.api_name:
-        yield f"model.source: no server is known at which {name} can be asked; give serving.endpoints=[https://HOST/v1]"
+            yield _in_a_line(e)
+    if not recipe.serving.endpoints:
+        if name := recipe.model.api_name:
+            yield (
+                f"model.source: no server is known at which {name} can be asked; give "
+                "serving.endpoints=[https://HOST/v1]"
+            )
+        return
+    for settings in used:
+        try:
+            external.connect_base(external.external(model_server(recipe)), recipe, settings)
+        except ServingError as e:
+            yield _in_a_line(e)
+            break
+
+
+def _in_a_line(error: DscError) -> str:
+    return "; ".join(filter(None, (error.message, error.hint)))
 
 
 def _quantised_by(model_folder: Path) -> str:

@@ -22,7 +22,7 @@ from dsc_hub.distill import launcher, ranks
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.inference import adapters
 from dsc_hub.pipeline import rounds, stages
-from dsc_hub.pipeline.context import RunContext, hub_account, record, set_owner
+from dsc_hub.pipeline.context import RunContext, hub_account, record, record_servers, set_owner
 from dsc_hub.pipeline.preflight import check_run
 from dsc_hub.runs import shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
@@ -43,6 +43,7 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
         check_run(context, account, last)
+        record_servers(context)
         set_owner(context, account, up_to(last))
         for stage in up_to(last):
             run_stage(context, stage, account, retry_failed)
@@ -228,6 +229,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
         done = rounds.run_rounds(context, run_stage)
         before_s, started = sum(r.seconds for r in done.rounds), time.monotonic()
     result = stages.publish_stage(context, account) if stage == "publish" else stages.STAGE[stage](context)
+    record_servers(context)  # a stage that was run alone had no check before it
     seconds = before_s + time.monotonic() - started
     if BY_NAME[stage].sections:
         context.run.add_metrics(stage, result)

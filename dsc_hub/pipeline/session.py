@@ -45,11 +45,11 @@ def served(
     Where adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
     `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
     """
-    from dsc_hub.inference import rendering, servers, thinking_models, vllm, weights
+    from dsc_hub.inference import external, rendering, servers, thinking_models, vllm, weights
 
     section, model = context.recipe.serving, model or context.model
     if section.endpoints and at_endpoints:
-        endpoints = servers.external(model_server(context.recipe))
+        endpoints = external.external(model_server(context.recipe))
         if not (context.student or model.is_behind_api):  # else its template is not that of the training rows
             rendering.check_rendering(endpoints, base_model.materialize(model, weights=False), context.recipe)
         yield endpoints
@@ -168,16 +168,24 @@ def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: 
 
 
 def generator_of(context: RunContext, endpoints: list[Any], settings: GenerationConfig | None = None) -> Any:
-    """Return a generator over the endpoints. `settings` replaces the recipe's generation section."""
-    from dsc_hub.inference import servers
-    from dsc_hub.inference.client import Generator
+    """Return a generator over the endpoints. `settings` replaces the recipe's generation section.
 
-    section, critic = context.recipe.serving, servers.external_critic(context.recipe.chain.critic)
-    settings = settings or context.recipe.generation
-    concurrency = section.concurrency
-    if isinstance(concurrency, tuple) and all(e.restart for e in endpoints):  # one for each of the recipe's endpoints
-        concurrency = "auto"
-    return Generator(endpoints, settings, section.request_timeout_s, critic, concurrency)
+    Servers of others are tested (`external.connect`), unless this process did so before.
+    """
+    from dsc_hub.inference import external
+    from dsc_hub.inference.client import Generator
+    from dsc_hub.inference.pacing import StatedQuota
+
+    section, settings = context.recipe.serving, settings or context.recipe.generation
+    critic = external.critic_endpoint(context.recipe, settings)
+    if all(e.restart for e in endpoints):  # started here: what is said of the recipe's endpoints is not of them
+        concurrency = "auto" if isinstance(section.concurrency, tuple) else section.concurrency
+        return Generator(endpoints, settings, section.request_timeout_s, critic, concurrency)
+    endpoints = external.connect_base(endpoints, context.recipe, settings)
+    quota = None
+    if section.requests_per_minute or section.tokens_per_minute:
+        quota = StatedQuota(section.requests_per_minute, section.tokens_per_minute)
+    return Generator(endpoints, settings, section.request_timeout_s, critic, section.concurrency, quota)
 
 
 async def within(generator: Any, work: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
 from dsc_hub.config.fingerprints import stage_fingerprints
-from dsc_hub.config.models import is_at_endpoints, models_by_server
+from dsc_hub.config.models import is_at_endpoints, is_priced, models_by_server
 from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
@@ -26,7 +26,7 @@ from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.report import formatting, sentences
 from dsc_hub.runs import run, shards
-from dsc_hub.runs.cost import cost_of
+from dsc_hub.runs.cost import cost_of, spent
 from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.runs.results import current_metrics
 from dsc_hub.runs.row_index import StoredPrompts
@@ -35,7 +35,9 @@ from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
 StageResult = dict[str, Any]
-COST = "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries".split()
+COST = (
+    "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries cost_usd"
+).split()
 
 
 def _run_prompts(context: RunContext) -> StageResult:
@@ -116,7 +118,7 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> St
     chains = sample.read_chains(context.run)
     reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
     numbers = summary.chain_numbers(chains, lambda i: wanted[i].group, total, c, reward.bounds)
-    numbers |= cost_of(context.run, "sampling", "turns.jsonl") | {"reused_turns": reused_turns}
+    numbers |= cost_of(context.run, "sampling", "turns.jsonl", context.recipe) | {"reused_turns": reused_turns}
     section = Sampling.model_validate(numbers)
     steps = "  ".join(f"step {s.step}: {s.accepted}/{s.proposals} accepted" for s in section.steps)
     say(
@@ -291,6 +293,7 @@ def _run_evaluation(context: RunContext) -> StageResult:
     numbers["processors"] = kind or ("GPU" if context.run.facts.hardware.gpus else "core")
     numbers["neutral_texts"], numbers["neutral"] = max(map(len, neutral.values()), default=0), neutral
     numbers["scores"] = about
+    _add_cost(context, numbers)
     numbers["served_on"] = _served_on(context, weights)
     write_answers(context.run, answers, e.split)
     if measured:
@@ -321,6 +324,16 @@ def _base_weights(context: RunContext) -> tuple[Path | None, str]:
     if ADAPTER not in models:
         return folder, "in bfloat16"
     return evaluation_weights(folder, context.base.identity, recipe.distill, recipe.evaluation.weights)
+
+
+def _add_cost(context: RunContext, numbers: dict[str, Any]) -> None:
+    """Add the USD of each arm at the priced servers, and of their turns of the evaluation together."""
+    from dsc_hub.evaluation import arms
+
+    priced = [name for name in numbers["arms"] if is_priced(context.recipe, ARMS[name].model)]
+    for name in priced:
+        numbers["arms"][name]["cost_usd"] = spent(context.recipe, arms.turns_of(context.run, name))
+    numbers["cost_usd"] = spent(context.recipe, arms.all_turns(context.run, priced)) if priced else None
 
 
 def _served_on(context: RunContext, weights: str) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from dsc_hub.config.publishing import PUBLISHERS_OWN, publishes_rejected
 from dsc_hub.config.recipe import SCORERS, is_folder, scorers
-from dsc_hub.config.sampling import SERVERS, ScorerConfig
+from dsc_hub.config.sampling import CRITICS_OWN, SERVERS, SERVERS_OWN, ScorerConfig
 from dsc_hub.errors import RunError
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.registry import commit_of
@@ -74,6 +74,7 @@ def _public_facts(facts: RunFacts, kind: Literal["dataset", "adapter"], work: Pa
         "hardware": facts.hardware.model_dump(),
         "started_at": facts.started_at,
         **({"imported": facts.imported.model_dump()} if facts.imported else {}),
+        **({"servers": [s.model_dump(exclude={"address"}) for s in facts.servers]} if facts.servers else {}),
         "recipe": _public_recipe(facts),
         "identity": identity,
         **models,
@@ -176,9 +177,9 @@ def _public_recipe(facts: RunFacts) -> dict[str, Any]:
         }
     )
     local: dict[str, Any] = {
-        "serving": {"endpoints", "served_model", "api_key_env"},
+        "serving": set(SERVERS_OWN),
         "publish": set(PUBLISHERS_OWN),
-        "chain": {"critic": set(SERVERS)},
+        "chain": {"critic": set(CRITICS_OWN)},
     }
     return public.model_dump(mode="json", exclude=local)
 

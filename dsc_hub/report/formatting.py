@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeGuard
 
 from dsc_hub.acceptance import RULES
 from dsc_hub.config.arms import ARMS
 from dsc_hub.config.sampling import API, ChainConfig
-from dsc_hub.runs.facts import ModelFacts
+from dsc_hub.runs.facts import ModelFacts, ServerFacts
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, Sampling, ScoreName
 from dsc_hub.system.progress import duration
 
@@ -62,7 +63,26 @@ def sampling_cost(sampling: Sampling) -> str:
         parts.append(f"scorers worked {duration(sampling.scoring_s)} beside it")
     if sampling.retries is not None:
         parts.append(f"sent again: {', '.join(f'{n} {why}' for why, n in sampling.retries.items()) or 'nothing'}")
+    if measured(sampling.cost_usd):
+        parts.append(money(sampling.cost_usd))
     return "; ".join(parts)
+
+
+def money(usd: float | None) -> str:
+    """Format `12.30 USD`, small amounts with two digits that count (`0.0042 USD`), or `–` without a price."""
+    if not measured(usd):
+        return ABSENT
+    digits = 2 if usd >= 0.1 or usd == 0 else 1 - math.floor(math.log10(usd))
+    return f"{usd:,.{digits}f} USD"
+
+
+def unset_parameters(servers: Sequence[ServerFacts]) -> str:
+    """Return a sentence, with a leading space, about parameters that servers did not take; "" without one that matters.
+
+    These are parameters that the recipe sets to another value than the usual default.
+    """
+    parts = [f"{s.model} ({s.place}) used its own {' and '.join(s.changes)}" for s in servers if s.changes]
+    return f". Not as the recipe says: {'; '.join(parts)}, which could not be set at its server" if parts else ""
 
 
 def p_value(p: float | None) -> str:
@@ -152,6 +172,8 @@ FILTERS = {
     "count": count,
     "percent": percent,
     "interval": interval,
+    "money": money,
+    "unset_parameters": unset_parameters,
     "sampling_cost": sampling_cost,
     "acceptance_meaning": acceptance_meaning,
     "families": families,

@@ -22,6 +22,7 @@ from dsc_hub.report.formatting import (
     families,
     interval,
     measured,
+    money,
     number,
     p_value,
     percent,
@@ -105,6 +106,7 @@ def cost_rows(evaluation: Evaluation) -> list[dict[str, str]]:
             "seconds": duration(a.seconds) if measured(a.seconds) else ABSENT,
             "hours": number(a.processor_hours, 3),
             "gain": number(a.gain_per_1000_tokens),
+            "usd": money(a.cost_usd) if measured(evaluation.cost_usd) else "",
         }
         for arm, a in evaluation.arms.items()
     ]
@@ -241,9 +243,11 @@ def cost_table(evaluation: Evaluation) -> Table:
     """Return the table of `cost_rows`."""
     processor = evaluation.processors
     titles = ("", "tokens an answer", "written", "read", "time", f"{processor} hours", "reward gained for 1,000 tokens")
-    table = _numbers_table(*titles, title="what it cost")
+    priced = ("price",) if measured(evaluation.cost_usd) else ()
+    table = _numbers_table(*titles, *priced, title="what it cost")
     for row in cost_rows(evaluation):
-        table.add_row(*map(Text, row.values()))
+        cells = [value for key, value in row.items() if priced or key != "usd"]
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -3,10 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.sampling import PriceConfig
 from dsc_hub.runs.run import Run
+
+MILLION = 1_000_000
+
+
+def usd(price: PriceConfig | None, prompt_tokens: int, new_tokens: int) -> float | None:
+    """Return the price of tokens that were read and written; None without a price."""
+    if price is None:
+        return None
+    return (prompt_tokens * price.input + new_tokens * price.output) / MILLION
+
+
+def prices_of(recipe: Recipe) -> tuple[PriceConfig | None, PriceConfig | None]:
+    """Return the prices of the base and of whoever writes the critiques."""
+    critic = recipe.chain.critic
+    return recipe.serving.price, critic.price if critic else recipe.serving.price
+
+
+def spent(recipe: Recipe, turns: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return the USD that recorded turns (rows of turns.jsonl) cost; None if the price of one of them is not given.
+
+    Turns that were taken over from another run count with their price, though that run paid for them.
+    """
+    base, critic = prices_of(recipe)
+    if base is None:
+        return None
+    total = 0.0
+    for row in turns:
+        part = usd(critic if row["role"] == "critique" else base, row["prompt_tokens"], row["new_tokens"])
+        if part is None:
+            return None
+        total += part
+    return total
 
 
 def add_session(run: Run, stage: str, cost: Mapping[str, Any]) -> None:
@@ -20,11 +54,11 @@ def add_session(run: Run, stage: str, cost: Mapping[str, Any]) -> None:
     rows.close()
 
 
-def cost_of(run: Run, stage: str, turns: str) -> dict[str, Any]:
+def cost_of(run: Run, stage: str, turns: str, recipe: Recipe | None = None) -> dict[str, Any]:
     """Return the token counts of all turns and the summed cost of all sessions of a stage.
 
     The costs are seconds, new tokens per second, the share of prompt tokens found in the servers' prefix caches,
-    processor hours, scoring seconds and retried requests by reason.
+    processor hours, scoring seconds, retried requests by reason, and USD by the prices of the recipe.
 
     A killed session leaves its turns but no record of its seconds. `seconds` and `processor_hours` are then None, and
     the other values cover only the sessions that ended. A value that no session recorded is None as well.
@@ -54,4 +88,5 @@ def cost_of(run: Run, stage: str, turns: str) -> dict[str, Any]:
         "processors": next((row["kind"] for row in sessions if row.get("kind")), None),
         "scoring_s": round(total("scoring_s"), 1) if sessions else None,
         "retries": dict(retries.most_common()),
+        "cost_usd": spent(recipe, run.rows(turns)) if recipe else None,
     }

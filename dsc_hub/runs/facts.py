@@ -78,6 +78,21 @@ class RepoCommit(_Facts):
     commit: str | None = None
 
 
+class ServerFacts(_Facts):
+    """A server of others, and what it did not take of our requests.
+
+    `place` is the recipe's key that names it. A parameter in `left_out` had the server's own value; those in `changes`
+    are of these, and the recipe asked for another value than the usual default: what was sampled depends on it.
+    """
+
+    place: str
+    model: str
+    address: str | None = None
+    renamed: dict[str, str] = {}  # parameter -> its name there
+    left_out: list[str] = []
+    changes: list[str] = []
+
+
 class RunFacts(_Facts):
     """run.json. `recipe` is the effective recipe, with the default veto and minimum gain written out."""
 
@@ -95,6 +110,7 @@ class RunFacts(_Facts):
     cost: dict[str, dict[str, Any]] = {}  # stage -> section of metrics.json
     imported: Imported | None = None
     adapter: RepoCommit | None = None  # somebody else's adapter that is evaluated
+    servers: list[ServerFacts] = []  # of others, in the order of the recipe; [] also where it was not recorded
     spaces: dict[str, RepoCommit] = {}  # the user's metric file -> the Space where it is published
 
     @property

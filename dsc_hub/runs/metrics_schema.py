@@ -135,6 +135,7 @@ class ArmNumbers(Part):
         description="seconds times cores (or GPUs) / 3600; null with servers of others"
     )
     gain_per_1000_tokens: float | None = Field(description="reward over the first arm for 1,000 generated tokens")
+    cost_usd: float | None = Field(None, description="USD of these tokens by the recipe's prices; null: no price")
 
 
 class ScoreDescription(Part):
@@ -231,6 +232,9 @@ class Evaluation(Part):
     neutral: dict[str, dict[str, float]] = Field(description="arm -> neutral text -> nats a token; plain arms only")
     scores: dict[ScoreName, ScoreDescription] = Field(min_length=1, description="part it plays -> score")
     served_on: str = Field(description="weights that all arms ran on")
+    cost_usd: float | None = Field(
+        None, description="USD by the recipe's prices; arms share answers, so it is less than their sum; null: no price"
+    )
 
     @property
     def score_names(self) -> list[ScoreName]:
@@ -358,6 +362,9 @@ class Sampling(Part):
     scoring_s: float | None = Field(None, description="seconds that scorers worked, beside the generation")
     retries: dict[str, Count] | None = Field(
         None, description="reason -> requests that were sent again; null: not recorded"
+    )
+    cost_usd: float | None = Field(
+        None, description="USD by the recipe's prices, turns taken over from other runs included; null: no price"
     )
     reused_turns: Count = Field(
         description="turns that the last session found made, by one that was broken off or by another run"

@@ -328,10 +328,12 @@ def turns_of_others(run: Run, others: Iterable[Run]) -> RowIndex:
     def way(facts: Mapping[str, Any]) -> Any:
         recipe, keys = facts["recipe"], ("endpoints", "served_model", "context")
         served = [recipe["serving"][key] for key in keys]
-        settings = {
-            k: v for k, v in recipe["generation"].items() if v not in ({}, None)
-        }  # older runs lack what is newer
-        return [facts["identity"]["model"], settings, served, recipe["chain"].get("critic")]
+        # older runs lack what is newer
+        settings = {k: v for k, v in recipe["generation"].items() if v not in ({}, None)}
+        critic = dict(recipe["chain"].get("critic") or {}) | {"price": None}
+        # Before critics had parameters of their own, they got those of the base.
+        critic["extra"] = critic.get("extra", recipe["generation"].get("extra", {}) if len(critic) > 1 else {})
+        return [facts["identity"]["model"], settings, served, critic]
 
     files: list[JsonlFile] = []
     settings_here = way(run.raw_facts)

@@ -25,8 +25,9 @@ from typing import Any
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
-from dsc_hub.inference import servers
+from dsc_hub.inference import external
 from dsc_hub.inference.client import Generator
+from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Prompt, Score, prompt_id
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample as sampling_sample
@@ -90,7 +91,7 @@ def _process(fault: Fault, prompts: int) -> Any:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
-        yield servers.external(ServingConfig(endpoints=(child.stdout.readline().strip(),)))[0]
+        yield external.external(ServingConfig(endpoints=(child.stdout.readline().strip(),)))[0]
     finally:
         child.kill()
         child.wait()
@@ -111,7 +112,7 @@ async def _score(text: str, prompt: object) -> Score:
     return Score(hash(text) % 1000 / 1000)
 
 
-async def _sample(endpoints: list[servers.Endpoint], folder: Path, chains: int, limit_s: float) -> Outcome:
+async def _sample(endpoints: list[Endpoint], folder: Path, chains: int, limit_s: float) -> Outcome:
     recipe = Recipe.model_validate(RECIPE | {"serving": {"endpoints": [e.url for e in endpoints]}})
     texts = [f"Tell about film number {i}. {INSTRUCTIONS}" for i in range(chains)]
     prompts = [Prompt(prompt_id(t), t, t, "train") for t in texts]

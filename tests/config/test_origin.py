@@ -184,7 +184,7 @@ def test_a_slip_in_a_downloaded_recipe_is_no_reason_to_adopt_it(tmp_path: Path):
 
 def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from dsc_hub.cli import chat
-    from dsc_hub.inference import servers
+    from dsc_hub.inference import external
     from dsc_hub.runs.run import Run
     from dsc_hub.system.files import write_json
 
@@ -195,7 +195,7 @@ def test_a_downloaded_run_is_asked_nothing_at_its_servers(tmp_path: Path, monkey
     (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     (tmp_path / "lora" / "distill.done.json").write_text("{}")
     by_pull(tmp_path / "lora")
-    monkeypatch.setattr(servers, "external", lambda section: pytest.fail("it was asked"))
+    monkeypatch.setattr(external, "external", lambda section: pytest.fail("it was asked"))
     with pytest.raises(ConfigError, match="serving.endpoints: servers and keys"):
         chat.start_chat(Run(tmp_path / "lora"))
 

@@ -19,7 +19,7 @@ import pytest
 
 from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
-from dsc_hub.inference import retries, server_pool, servers, vllm
+from dsc_hub.inference import external, retries, server_pool, servers, vllm
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.pipeline import resolve
@@ -171,7 +171,7 @@ def process() -> Iterator[Callable[..., Any]]:
         command = [sys.executable, "-m", "tests.scripted_server", "--pause", "0.02", "--port", str(port)]
         children.append(child := subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
         url = child.stdout.readline().strip()
-        return child, servers.external(ServingConfig(endpoints=(url,)))[0]
+        return child, external.external(ServingConfig(endpoints=(url,)))[0]
 
     yield make
     for child in children:

@@ -21,7 +21,7 @@ from dsc_hub.config.arms import ARMS
 from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import arms
-from dsc_hub.inference import retries, server_pool
+from dsc_hub.inference import external, retries, server_pool
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.retries import RequestFailed
@@ -319,7 +319,7 @@ def test_a_server_that_dies_while_it_is_looked_at_is_gone_and_no_bug(monkeypatch
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/v1"
     with pytest.raises(ServingError, match="can't be used"):
-        inference_servers.external(ServingConfig(endpoints=(url,)))
+        external.external(ServingConfig(endpoints=(url,)))
     assert inference_servers.prefix_cache([Endpoint(url, "m", "k")]) == [None]
     server.shutdown()
 

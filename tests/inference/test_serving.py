@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from dsc_hub.config.recipe import Server
 from dsc_hub.config.sampling import GenerationConfig, ScorerConfig, ServingConfig
 from dsc_hub.distill import launcher
 from dsc_hub.errors import MetricError, ServingError
-from dsc_hub.inference import client, vllm
+from dsc_hub.inference import external, vllm
 from dsc_hub.inference import servers as inference_servers
 from dsc_hub.inference.client import Generator
+from dsc_hub.inference.requests import error_message, generation_parameters
 from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.metrics import loading, registry
@@ -131,8 +133,9 @@ def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_key_that_a_server_repeats_is_in_no_message():
     data = b'{"error": {"message": "bad key sk-mine-123 received"}}'
-    assert client._message(data, "sk-mine-123") == "bad key [the key] received"
-    assert client._message(b"there is none", "none") == "there is none"
+    assert error_message(data, "sk-mine-123") == "bad key [the key] received"
+    assert error_message(b"[%s]" % data, "sk-mine-123") == "bad key [the key] received"
+    assert error_message(b"there is none", "none") == "there is none"
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
@@ -164,8 +167,10 @@ def test_a_redirect_never_takes_a_key_to_another_host(monkeypatch: pytest.Monkey
     monkeypatch.setenv("OPENAI_API_KEY", "hush-hush")
     with at(Thief) as thief, at(redirecting(f"{thief}/v1/models")) as url:
         with pytest.raises(ServingError, match=f"answered {code}"):
-            inference_servers.external(ServingConfig(endpoints=(f"{url}/v1",), served_model="m"))
-        assert not inference_servers._answers_as(f"{url}/v1", "hush-hush", "m")
+            external.external(ServingConfig(endpoints=(f"{url}/v1",)))
+        with pytest.raises(ServingError, match=f"answered {code}"):
+            connect(f"{url}/v1", "m")
+        external.check_up(f"{url}/v1", "hush-hush")
         assert inference_servers.prefix_cache([Endpoint(f"{url}/v1", "m", "hush-hush")]) == [None]
         section = ScorerConfig(metric="judge", scorer="guard", options={"endpoint": f"{url}/v1", "model": "m"})
         with pytest.raises(MetricError, match=f"answered {code}"):
@@ -180,6 +185,15 @@ def at(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
+
+
+def connect(url: str, model: str) -> Endpoint:
+    """The endpoint after the trial of a run with default settings."""
+    server, settings = Server(external.BASE, url, "OPENAI_API_KEY", model), GenerationConfig()
+    messages = [{"role": "user", "content": "Say yes."}]
+    return external.connect(
+        external.endpoint_of(server), server, generation_parameters(settings), messages, settings.extra, 5
+    )
 
 
 def _alive(pid: int) -> bool:
@@ -279,23 +293,22 @@ def test_a_refused_request_costs_itself_and_a_wrong_key_stops_the_run(scripted):
 
 def test_an_endpoint_that_is_down_or_wrong_is_named_with_what_to_do(scripted, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ServingError, match=r"endpoint http://127.0.0.1:1/v1 can't be used: .*refused"):
-        inference_servers.external(ServingConfig(endpoints=("http://127.0.0.1:1/v1",)))
+        external.external(ServingConfig(endpoints=("http://127.0.0.1:1/v1",)))
     with pytest.raises(ServingError, match="answered 401.*\n.*OPENAI_API_KEY"):
-        inference_servers.external(ServingConfig(endpoints=(scripted(key="right"),)))
+        external.external(ServingConfig(endpoints=(scripted(key="right"),)))
     monkeypatch.setenv("OPENAI_API_KEY", "right")
-    (end,) = inference_servers.external(ServingConfig(endpoints=(scripted(key="right") + "/",)))
+    (end,) = external.external(ServingConfig(endpoints=(scripted(key="right") + "/",)))
     assert end.model == "scripted" and end.url.endswith("/v1")
 
 
 def test_a_model_that_a_server_has_but_does_not_list_is_found_by_its_name(scripted):
-    (end,) = inference_servers.external(ServingConfig(endpoints=(scripted(models=()),), served_model="/models/mine"))
-    assert end.model == "/models/mine"
-    with pytest.raises(ServingError, match="serves a, b, not c\n.*serving.served_model"):
-        inference_servers.external(
-            ServingConfig(endpoints=(scripted(models=("a", "b"), others=False),), served_model="c")
-        )
-    with pytest.raises(ServingError, match="serves nothing\n"):
-        inference_servers.external(ServingConfig(endpoints=(scripted(models=()),)))
+    assert connect(scripted(models=()), "/models/mine").model == "/models/mine"
+    with pytest.raises(ServingError, match="c .*answered 404.*does not exist.*\n.*lists a, b: .*serving.served_model"):
+        connect(scripted(models=("a", "b"), others=False), "c")
+    with pytest.raises(ServingError, match="serves nothing that it lists\n.*serving.served_model"):
+        external.external(ServingConfig(endpoints=(scripted(models=()),)))
+    with pytest.raises(ServingError, match="serves a, b\n.*serving.served_model"):
+        external.external(ServingConfig(endpoints=(scripted(models=("a", "b")),)))
 
 
 def test_the_error_that_ended_a_server_is_shown_before_its_last_lines():

@@ -17,6 +17,7 @@ from dsc_hub.report import cards
 from dsc_hub.report.page import build_page
 from tests import fixture_run
 from tests.conftest import ROOT
+from tests.report.test_page import priced_run
 
 HOSTILE = (
     "---\nlicense: mit\n---\n# Owned\n```\n`````\n~~~\n<script>alert(1)</script><img src=x onerror=alert(1)>\n\n"
@@ -632,3 +633,19 @@ def test_a_student_s_cards_name_the_teacher_both_licences_and_none_for_the_datas
     facts["recipe"]["publish"]["license"] = "cc0-1.0"
     chosen = written_run(tmp_path / "chosen", run_facts=facts)
     assert [ModelCard(card(chosen, kind)).data.license for kind in ("adapter", "dataset")] == ["cc0-1.0"] * 2
+
+
+def test_cards_show_money_where_there_is_a_price_and_what_a_server_did_not_take(tmp_path):
+    run = written_run(tmp_path / "plain")
+    assert "USD" not in card(run, "dataset") + card(run, "adapter")
+    priced = priced_run(tmp_path / "priced")
+    priced["cards"].mkdir(exist_ok=True)
+    for name in ("arms", "steps", "loss"):
+        priced[f"cards/{name}.png"].write_bytes(b"a picture")
+    dataset, adapter = card(priced, "dataset"), card(priced, "adapter")
+    assert "12.30 USD" in dataset and {row["price"] for row in table(adapter, "arm") if "price" in row} <= {
+        "0.0037 USD"
+    }
+    assert "0.0037 USD" in adapter
+    for text in (dataset, adapter):
+        assert "used its own temperature, which could not be set" in text

@@ -423,3 +423,39 @@ def test_a_dataset_that_is_being_written_is_no_traceback(tmp_path):
         file.write_bytes(b"PAR1 half")
     run.unfinish("dataset")
     assert build_page(run)["plots"] == 6  # without what became of the chains
+
+
+def priced_run(folder):
+    """A run with prices, at a server that did not take the temperature."""
+    facts, metrics = fixture_run.facts(), fixture_run.metrics()
+    metrics["sampling"]["cost_usd"], metrics["evaluation"]["cost_usd"] = 12.3, 0.0042
+    for arm in metrics["evaluation"]["arms"].values():
+        arm["cost_usd"] = 0.0037
+    server = {"place": "serving.endpoints", "model": "m-1", "left_out": ["temperature", "seed"]}
+    facts["servers"] = [server | {"changes": ["temperature"]}]
+    return fixture_run.write(folder, run_facts=facts, run_metrics=metrics)
+
+
+UNSET = "Not as the recipe says: m-1 (serving.endpoints) used its own temperature, which could not be set at its server"
+
+
+def test_the_page_shows_money_where_there_is_a_price_and_what_a_server_did_not_take(tmp_path):
+    text = page_of(priced_run(tmp_path / "priced")).text
+    assert "12.30 USD" in text and "0.0042 USD for all arms" in text and "0.0037 USD" in text and UNSET in text
+    text = page_of(fixture_run.write(tmp_path / "plain")).text
+    assert "USD" not in text and "Not as the recipe says" not in text
+
+
+@pytest.mark.parametrize(
+    ("usd", "text"),
+    [
+        (1234.5, "1,234.50 USD"),
+        (0.1, "0.10 USD"),
+        (0.0042, "0.0042 USD"),
+        (0.00000123, "0.0000012 USD"),
+        (0, "0.00 USD"),
+        (None, "–"),
+    ],
+)
+def test_small_amounts_never_look_like_nothing(usd, text):
+    assert formatting.money(usd) == text

@@ -8,7 +8,7 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -48,7 +48,9 @@ Args:
     When loading: endpoint (str, up to and including /v1), model (str, its name there), api_key_env (str, the variable
     that holds the key; default OPENAI_API_KEY), max_tokens (int, the longest reply, thoughts included; default for
     rating 512, for guard by its format: 32 for llama_guard and shieldgemma, 2048 for granite_guardian and
-    nemotron_reasoning, which may think, else 128).
+    nemotron_reasoning, which may think, else 128), sent_as (dict: max_tokens, temperature or seed -> the name under
+    which the server takes it, None: it is not sent; default {}. Newer APIs want {"max_tokens":
+    "max_completion_tokens"}; dsc_hub finds out by itself).
     For rating: instruction (str with {answer}, and {prompt} or {conversation} if the judge should see it), scale
     ([worst, best], whole numbers; default [1, 5]), votes (int; default 1), temperature (float; default 0, for several
     votes 0.7).
@@ -208,6 +210,7 @@ def guard_of(text: str, format: str = "llama_guard", cut: bool = False) -> Vote:
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
 class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no types
     higher_is_better = True
+    timeout_s = _TIMEOUT_S
     bounds = (0.0, 1.0)
 
     def __init__(
@@ -222,6 +225,7 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         temperature: float | None = None,
         max_tokens: int | None = None,
         format: str = "llama_guard",
+        sent_as: Mapping[str, str | None] | None = None,
         **kwargs: Any,
     ) -> None:
         if not endpoint or not model:
@@ -231,7 +235,7 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         self._endpoint, self._model, self._api_key_env = endpoint, model, api_key_env
         self._instruction, self._scale, self._votes = instruction, scale, votes
         self._temperature = (0.7 if votes != 1 else 0.0) if temperature is None else temperature
-        self._max_tokens, self._format = max_tokens, format
+        self._max_tokens, self._format, self.sent_as = max_tokens, format, dict(sent_as or {})
         self._lock, self._replied = threading.Lock(), False
         self._failures: list[str] = []  # before the first reply
         super().__init__(*args, **kwargs)
@@ -297,12 +301,6 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
             # A redirect could send key and answers to a host that the user did not name.
             http_client=self._openai.DefaultHttpxClient(follow_redirects=False),
         )
-        try:
-            served = [m.id for m in self._client.with_options(max_retries=1, timeout=20).models.list()]
-        except self._openai.APIError as e:
-            raise ConnectionError(self._line(e)) from None
-        if self._model not in served:
-            raise ValueError(f"{self._endpoint} has no model '{self._model}'; it has {served[:20]}")
 
     def _line(self, error: Exception) -> str:
         """Return a server error in one line."""
@@ -373,7 +371,8 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         excerpt = text[:80] if self._guards else text[-80:]
         return Vote(None, f"{vote.reason}{cut_note}: {excerpt!r}")
 
-    def _messages(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str) -> list[dict[str, str]]:
+    def messages(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str) -> list[dict[str, str]]:
+        """Return the conversation by which the server is asked about an answer."""
         if self._instruction is None:  # guards' templates know these two roles
             shown = [turn for turn in conversation if turn["role"] in ("user", "assistant")]
             return [*shown, {"role": "assistant", "content": answer}]
@@ -388,6 +387,10 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
             " the best."
         )
         return [{"role": "user", "content": f"{filled}\n\n{form}"}]
+
+    def parameters(self, vote: int = 0) -> dict[str, Any]:
+        """Return the parameters of a request, by their usual names; `sent_as` has those of the server."""
+        return {"temperature": self._temperature, "seed": vote, "max_tokens": self._max_tokens}
 
     def _ask(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str, vote: int) -> Reply:
         """Return the reply to one request. ConnectionError if the judge has failed its first requests all alike."""
@@ -405,13 +408,12 @@ class Judge(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no type
         return reply
 
     def _request(self, prompt: str, conversation: Sequence[dict[str, str]], answer: str, vote: int) -> Reply:
+        renamed = {self.sent_as.get(name, name): value for name, value in self.parameters(vote).items()}
+        body = {name: value for name, value in renamed.items() if name is not None}
         try:
+            # All parameters in extra_body: the client's own signature knows only some names.
             completion = self._client.chat.completions.create(
-                model=self._model,
-                messages=self._messages(prompt, conversation, answer),
-                temperature=self._temperature,
-                seed=vote,
-                max_tokens=self._max_tokens,
+                model=self._model, messages=self.messages(prompt, conversation, answer), extra_body=body
             )
             if not completion.choices:
                 return Reply("", failure="the server returned no reply")
