@@ -313,7 +313,10 @@ def _read_names(url: str, key: str) -> list[str]:
     """Return the names in the answer to /models: of OpenAI's form, a bare list, or of plain names."""
     request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
     with open_url(request, timeout_s=LISTING_S) as answer:
-        value = json.load(answer)
+        try:
+            value = json.load(answer)
+        except RecursionError:
+            raise TypeError("no list of models, but deeply nested JSON") from None
     rows = value if isinstance(value, list) else value.get("data", value.get("models"))
     if not isinstance(rows, list):
         raise TypeError("no list of models")
