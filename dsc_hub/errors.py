@@ -23,6 +23,11 @@ class DscError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
+    @property
+    def one_line(self) -> str:
+        """The message and the next step in a line, for a list of problems."""
+        return f"{self.message}: {self.hint}" if self.hint else self.message
+
 
 class ConfigError(DscError):
     """Invalid recipe, override or option. `problems` lists all problems, one line each."""

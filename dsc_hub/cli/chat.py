@@ -24,7 +24,7 @@ from dsc_hub.config.models import base_place
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference import external, servers, thinking_models
-from dsc_hub.inference.base_model import TURN_OVERHEAD, counter
+from dsc_hub.inference.base_model import TURN_OVERHEAD, estimated_counter
 from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.weights import evaluation_weights
@@ -108,7 +108,9 @@ def start_chat(run: Run) -> None:
     folder = run.facts.base.weights
     with _endpoints(run, recipe, folder) as endpoints:
         at_once = not machine.vllm_on_cpu() and all(endpoint.restart for endpoint in endpoints)  # a GPU of our own
-        talk = Talk(recipe.chain.system, recipe.serving.context, recipe.generation.most_tokens, counter(folder))
+        talk = Talk(
+            recipe.chain.system, recipe.serving.context, recipe.generation.most_tokens, estimated_counter(folder)
+        )
         terminal.line(
             "Both answer every line, each with its own memory. /new forgets the conversation; /quit or Ctrl-D ends."
         )

@@ -28,7 +28,7 @@ from dsc_hub.system.addresses import HUB_PORT
 def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> None:
     """Say what a run would do, take and write, and check all that can be checked. Writes nothing but dsc's cache."""
     from dsc_hub import api
-    from dsc_hub.cli import screens
+    from dsc_hub.cli import planned
 
     context = resolve_context(recipe, overrides, runs)
     estimate = api.plan(context)
@@ -36,7 +36,7 @@ def plan(recipe: str, overrides: tuple[str, ...], runs: Path, as_json: bool) -> 
         print_json(estimate)
     else:
         results_follow()
-        screens.show_plan(context, estimate)
+        planned.show_plan(context, estimate)
 
 
 @recipe_verb

@@ -103,7 +103,7 @@ def check_targets(account: Account, targets: Sequence[RepoTarget]) -> list[str]:
             with as_hub_error(str(target), account.endpoint):
                 problems += with_retries(str(target), partial(_obstacles, account, target))
         except HubError as e:
-            problems.append(_in_a_line(e))
+            problems.append(e.one_line)
     return problems
 
 
@@ -135,7 +135,7 @@ def _obstacles(account: Account, target: RepoTarget) -> list[str]:
                 api.auth_check(target.repo, repo_type=target.repo_type, write=True)
         except HubError as e:
             problems.append(e)
-    return [_in_a_line(e) for e in problems]
+    return [e.one_line for e in problems]
 
 
 def is_private(account: Account, target: RepoTarget) -> bool:
@@ -258,10 +258,6 @@ def overwrites(target: RepoTarget, held: RepoState, touched: Iterable[str]) -> H
         "it",
         "Take those changes over into the recipe or elsewhere; publish.overwrite=true writes over them.",
     )
-
-
-def _in_a_line(error: HubError) -> str:
-    return f"{error.message}: {error.hint}" if error.hint else error.message
 
 
 def tagged(api: HfApi, target: RepoTarget) -> str | None:

@@ -190,16 +190,17 @@ TURN_OVERHEAD = 12  # tokens that a chat template adds around a message, estimat
 BYTES_PER_TOKEN = 3  # used if there is no tokenizer: a cautious value for most languages
 
 
-def counter(model_folder: Path) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a text with the model's own tokenizer.
-
-    Without a tokenizer file (the model of a server may be stored elsewhere) it estimates the count from the number of
-    bytes.
-    """
-    file = model_folder / "tokenizer.json"
-    if not file.is_file():
-        return lambda text: -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)
+def token_counter(model_folder: Path) -> Callable[[str], int] | None:
+    """Return a function that counts the tokens of a text, without special tokens; None without tokenizer.json."""
+    if not (file := model_folder / "tokenizer.json").is_file():
+        return None
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def estimated_counter(model_folder: Path | None) -> Callable[[str], int]:
+    """Return `token_counter`, or where there is none (a model behind an API) an estimate from the number of bytes."""
+    count = token_counter(model_folder) if model_folder else None
+    return count or (lambda text: -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN))

@@ -109,16 +109,6 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def token_counter(folder: Path) -> Callable[[str], int] | None:
-    """Return a function that counts the tokens of a rendered text; None without tokenizer.json."""
-    from tokenizers import Tokenizer
-
-    if not (file := folder / "tokenizer.json").is_file():
-        return None
-    tokenizer = Tokenizer.from_file(str(file))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
 def check_template(
     template: ChatTemplate,
     system: str | None,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MINUTE_S = 60.0
-TICK_S = 0.5  # a wait is interrupted so often, to see whether the user has stopped the run
-LETTERS_PER_TOKEN = 3  # of a prompt, until the server tells its tokens
+CHECKED_EVERY_S = 0.5  # a wait is interrupted so often, to see whether the user has stopped the run
+PROMPT_LETTERS_PER_TOKEN = 3  # of a prompt, until the server tells its tokens
 
 
 @dataclass
@@ -54,11 +54,11 @@ class Pacer:
         """Wait until a request with so many tokens may be sent; raises what `raise_if_stopped` raises meanwhile."""
         async with self._turn:
             while (left := self.quota.wait_s(time.monotonic())) > 0:
-                await asyncio.sleep(min(left, TICK_S))
+                await asyncio.sleep(min(left, CHECKED_EVERY_S))
                 raise_if_stopped()
             self.quota.send(time.monotonic(), tokens)
 
 
 def expected_tokens(messages: Sequence[dict[str, Any]], max_new_tokens: int) -> int:
     """Return the tokens of a request, estimated before it is sent: its text, and the longest answer."""
-    return sum(len(m["content"]) for m in messages) // LETTERS_PER_TOKEN + max_new_tokens
+    return sum(len(m["content"]) for m in messages) // PROMPT_LETTERS_PER_TOKEN + max_new_tokens

@@ -16,12 +16,12 @@ from dsc_hub.records import Message
 from dsc_hub.system.hashing import digest
 
 LEAST_WORDS = 256  # of all messages; shorter prompts fit into any context in use
-SHARE = 0.9  # tokens per word that a tokenizer needs at least (English has 1.3)
+TOKENS_PER_WORD = 0.9  # tokens per word that a tokenizer needs at least (English has 1.3)
 MOST_KNOWN = 20_000  # conversations whose count is remembered
 _WORD = re.compile(r"[^\W_]+(?=\s|$)")  # one in each run of letters and digits before a space
 
 
-def words(messages: Sequence[Message]) -> int:
+def word_count(messages: Sequence[Message]) -> int:
     """Return the number of words, separated by spaces, in all messages."""
     return sum(len(_WORD.findall(m["content"])) for m in messages)
 
@@ -34,13 +34,13 @@ class PromptLengths:
 
     def least(self, model: str, messages: Sequence[Message]) -> int:
         """Return the least number of prompt tokens that the messages can have; 0 if they are too short to check."""
-        total = words(messages)
+        total = word_count(messages)
         if total < LEAST_WORDS:
             return 0
-        least = int(SHARE * total)
+        least = int(TOKENS_PER_WORD * total)
         for n in range(len(messages) - 1, 0, -1):
             if (tokens := self._known.get(digest(model, list(messages[:n])))) is not None:
-                return max(least, tokens + int(SHARE * words(messages[n:])))
+                return max(least, tokens + int(TOKENS_PER_WORD * word_count(messages[n:])))
         return least
 
     def remember(self, model: str, messages: Sequence[Message], prompt_tokens: int) -> None:

@@ -25,10 +25,10 @@ def _encodable(value: object) -> object:
 
 
 Text = Annotated[str, BeforeValidator(_encodable)]
-Count = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
+TokenCount = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 
 
-class Message(BaseModel):
+class ReplyMessage(BaseModel):
     """The message of a choice. The thought is in `reasoning_content`, or `reasoning`, or part of `content`."""
 
     content: Text | None = None
@@ -36,22 +36,22 @@ class Message(BaseModel):
     reasoning: Text | None = None
 
 
-class Choice(BaseModel):
-    message: Message
+class ReplyChoice(BaseModel):
+    message: ReplyMessage
     finish_reason: Text | None
 
 
 class Usage(BaseModel):
     """Token counts: of all messages after the chat template, and of the answer (its thought included)."""
 
-    prompt_tokens: Count
-    completion_tokens: Count
+    prompt_tokens: TokenCount
+    completion_tokens: TokenCount
 
 
 class ChatReply(BaseModel):
     """Reply of the route chat/completions."""
 
-    choices: Annotated[list[Choice], Field(min_length=1)]
+    choices: Annotated[list[ReplyChoice], Field(min_length=1)]
     usage: Usage
 
 

@@ -26,8 +26,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     TOP_P: (),
     SEED: ("random_seed",),
 }
-NEUTRAL = {TEMPERATURE: 1.0, TOP_P: 1.0}  # values at which leaving a parameter out changes nothing
-REFUSALS = (400, 422, 501)  # status codes of a request that holds what the server does not take
+API_DEFAULTS = {TEMPERATURE: 1.0, TOP_P: 1.0}  # values at which leaving a parameter out changes nothing
+_REFUSING = (400, 422, 501)  # status codes of a request that holds what the server does not take
 SHORTEST_KEY = 6  # characters; a shorter key ("none") is an ordinary word and is not masked
 LONGEST_MESSAGE = 300  # characters
 
@@ -75,7 +75,7 @@ def next_form(
 
     None if the refusal is about something else, or if nothing is left to try.
     """
-    if status not in REFUSALS:
+    if status not in _REFUSING:
         return None
     text = data.decode("utf-8", "replace")
     if not _REFUSED.search(text):
@@ -104,7 +104,7 @@ def alternatives(
     Nothing for a refusal that is not about parameters, or that names one of ours or of `extra`.
     """
     text = data.decode("utf-8", "replace")
-    if status not in REFUSALS or not _REFUSED.search(text):
+    if status not in _REFUSING or not _REFUSED.search(text):
         return
     if any(_is_named(name, text) for name in (*parameters, *filter(None, form.values()), *extra)):
         return
@@ -121,7 +121,7 @@ def changes_sampling(form: RequestForm, parameters: Mapping[str, Any]) -> list[s
     """Return the parameters that are left out and whose value would have mattered: temperature, top_p."""
     return [
         name
-        for name, neutral in NEUTRAL.items()
+        for name, neutral in API_DEFAULTS.items()
         if name in parameters and form.get(name, name) is None and parameters[name] != neutral
     ]
 
@@ -174,5 +174,5 @@ def _names_after(name: str, sent_as: str | None) -> tuple[str, ...]:
 
 def _less_needed(parameters: Mapping[str, Any]) -> str:
     """Return which of temperature and top_p to leave out: the one whose value changes nothing, else top_p."""
-    is_plain = parameters[TEMPERATURE] == NEUTRAL[TEMPERATURE] and parameters[TOP_P] != NEUTRAL[TOP_P]
+    is_plain = parameters[TEMPERATURE] == API_DEFAULTS[TEMPERATURE] and parameters[TOP_P] != API_DEFAULTS[TOP_P]
     return TEMPERATURE if is_plain else TOP_P

@@ -57,9 +57,8 @@ def vllm_command(
 ) -> list[str]:
     """Return the command line of one server. Pure, so that it can be checked with vLLM's own parser.
 
-    `name`: the model's name in requests.
-    `compiled`: compile on a CPU, which takes a minute at the start; on a GPU vLLM always compiles.
-    `more`: further arguments, of the model (`thinking_models.vllm_arguments`).
+    `name`: the model's name in requests. `compiled`: compile on a CPU, which takes a minute at the start (on a GPU vLLM
+    always compiles). `more`: arguments of the model (`thinking_models.vllm_arguments`).
     """
     command = [
         sys.executable,

@@ -26,7 +26,7 @@ from dsc_hub.system.progress import say
 
 
 @dataclass(frozen=True)
-class Part:
+class FetchedPart:
     """Something that a run loads.
 
     `place` is the recipe's key that names it. What is on no Hub has no `commit` and no `bytes`; `note` says what it is.
@@ -43,7 +43,7 @@ class Part:
 class Fetched:
     """What a run loads, `servers` that it asks while it runs, and the cache folders that must be there then."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[FetchedPart, ...]
     servers: tuple[str, ...]
     caches: tuple[str, ...]
 
@@ -60,7 +60,7 @@ def fetch_all(context: RunContext, adapter: str | None = None) -> Fetched:
     if adapter is not None and not adapter.startswith("hub:"):
         raise ConfigError(f"--adapter {adapter}: expected hub:USER/REPO[@REVISION]")
     _check_disk(context)
-    steps: dict[str, Callable[[], Part]] = {p: partial(_model, context, p) for p in _models(context)}
+    steps: dict[str, Callable[[], FetchedPart]] = {p: partial(_model, context, p) for p in _models(context)}
     steps["prompts"] = partial(_prompts, context)
     steps |= {place: partial(_scorer, context, place) for place in all_scorers(context.recipe)}
     if adapter is not None:
@@ -164,48 +164,48 @@ def _is_loaded(context: RunContext, place: Place) -> bool:
     return place in weights_loaded(context.recipe, NAMES)
 
 
-def _model(context: RunContext, place: Place) -> Part:
+def _model(context: RunContext, place: Place) -> FetchedPart:
     model = context.models[place]
     folder = base_model.materialize(model, _is_loaded(context, place))
     if not base_model.is_on_hub(model):
-        return Part(place, model.id, note=model.note)
-    return Part(place, model.source, model.commit, _bytes(folder))
+        return FetchedPart(place, model.id, note=model.note)
+    return FetchedPart(place, model.source, model.commit, _bytes(folder))
 
 
-def _prompts(context: RunContext) -> Part:
+def _prompts(context: RunContext) -> FetchedPart:
     from dsc_hub.hub import client
 
     section = context.recipe.prompts
     identity = context.identity["prompts"]
     prompts, _ = load_prompts(section, context.path.parent, context.recipe.seed, identity)
     if not section.dataset:
-        return Part(
+        return FetchedPart(
             "prompts", str(section.path or section.values), note=f"{len(prompts)} prompts, a file of the recipe"
         )
     commit = identity.rpartition("@")[2]
-    return Part("prompts", section.dataset, commit, client.cached_bytes(section.dataset, "dataset", commit))
+    return FetchedPart("prompts", section.dataset, commit, client.cached_bytes(section.dataset, "dataset", commit))
 
 
-def _scorer(context: RunContext, place: str) -> Part:
+def _scorer(context: RunContext, place: str) -> FetchedPart:
     from dsc_hub.metrics import loading
 
     section, identity = all_scorers(context.recipe)[place], context.identity[place]
     downloaded = loading.download_scorer(section, identity)
     commit = registry.commit_of(identity)
     if downloaded is None:
-        return Part(place, identity, note="needs no Hub")
+        return FetchedPart(place, identity, note="needs no Hub")
     if registry.is_hub_model(section):
-        return Part(place, section.scorer, commit, _bytes(downloaded))
+        return FetchedPart(place, section.scorer, commit, _bytes(downloaded))
     # The code of a Space may load more when it is loaded itself.
     loading.load_scorer(section, identity, context.path.parent)
-    return Part(place, section.metric, commit, _bytes(downloaded.parent))
+    return FetchedPart(place, section.metric, commit, _bytes(downloaded.parent))
 
 
-def _adapter(reference: str) -> Part:
+def _adapter(reference: str) -> FetchedPart:
     from dsc_hub.hub import client
 
     folder, commit = client.pull_adapter(reference.removeprefix("hub:"))
-    return Part("adapter", reference.removeprefix("hub:").partition("@")[0], commit, _bytes(folder))
+    return FetchedPart("adapter", reference.removeprefix("hub:").partition("@")[0], commit, _bytes(folder))
 
 
 def _bytes(folder: Path) -> int:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
-from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
 from dsc_hub.config.models import (
     Place,
     base_place,
-    is_at_endpoints,
-    models_by_server,
     runs_chains,
     weights_loaded,
 )
@@ -24,59 +18,28 @@ from dsc_hub.config.recipe import Recipe, all_scorers, generation_at_evaluation,
 from dsc_hub.config.stages import NAMES, up_to
 from dsc_hub.data.prompts import Counts, load_prompts
 from dsc_hub.distill import launcher
-from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
-from dsc_hub.errors import ConfigError, DscError, MetricError, ServingError
+from dsc_hub.errors import ConfigError, MetricError, ServingError
 from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import TURN_OVERHEAD
-from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline import fetch, pace, rounds, work
+from dsc_hub.pipeline import fetch, rounds
 from dsc_hub.pipeline.context import RunContext, announce_servers
+from dsc_hub.pipeline.estimate import (
+    RunEstimate,
+    TrainingNeed,
+    chain_count,
+    estimate_run,
+    priced,
+    training_need,
+)
 from dsc_hub.pipeline.repos import check_publishing
 from dsc_hub.pipeline.thresholds import threshold_problems
-from dsc_hub.records import SPLITS, Prompt
+from dsc_hub.pipeline.work import opening_tokens
+from dsc_hub.records import Prompt
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
 from dsc_hub.system import machine, progress
 from dsc_hub.system.launch import world_size
-
-ROWS_A_STEP = 4  # of training on a device, unless the recipe says otherwise
-DISK_BYTES_PER_TOKEN = 8  # on disk: the text, its JSON, and its copy in the dataset
-WEIGHTS_SHARE = (
-    0.1  # size of an adapter with trainer state, as a fraction of the base's files, where it can't be worked out
-)
-
-
-class RunEstimate(BaseModel):
-    """The work of a run: prompts and split groups by split, chains; by stage requests, new tokens and time.
-
-    `seconds` is None for a stage if nothing was measured or no request is left. With a price or a quota in the recipe
-    (else None): tokens read by stage, and USD at most by stage (None if the price of a server that it asks is not
-    given), and the time that quotas allow. `work` has the rule.
-    """
-
-    prompts: dict[str, int]
-    groups: dict[str, int]
-    chains: int
-    requests: dict[str, int]
-    new_tokens_at_most: dict[str, int]
-    seconds: dict[str, pace.ExpectedTime | None]
-    disk_bytes: int
-    prompt_tokens_at_most: dict[str, int] | None = None
-    cost_usd_at_most: dict[str, float | None] | None = None
-    quota_seconds: dict[str, work.QuotaTime | None] | None = None
-
-
-class TrainingNeed(BaseModel):
-    """What training needs: parameters of the base and of the adapter, the share that is quantised, and about how much
-    memory in GiB each process takes at its peak, with rows of the length that generation allows."""
-
-    parameters: int
-    trained: int
-    quantised_share: float
-    has_experts: bool
-    memory_gib: float
-    memory_there_gib: float
 
 
 class RunPlan(RunEstimate):
@@ -101,20 +64,13 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, plac
 
     `place` is the recipe's section of that model.
     """
-    from tokenizers import Tokenizer
-
     problems = []
     config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     if (most := config.get("max_position_embeddings")) and recipe.serving.context > most:
         problems.append(f"serving.context: {recipe.serving.context} is more than the {place}'s {most} positions")
-    file = model_folder / "tokenizer.json"
-    if not file.is_file():  # a slow tokenizer: the server will report overflows; no guess is made here
+    count = base_model.token_counter(model_folder)
+    if count is None:  # a slow tokenizer: the server will report overflows; no guess is made here
         return problems
-    tokenizer = Tokenizer.from_file(str(file))
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False).ids)
-
     c, new = recipe.chain, recipe.generation.max_new_tokens
     fixed, texts, system = new + 2 * TURN_OVERHEAD, "", count(c.system or "")
     fixed += recipe.generation.max_thinking_tokens or 0  # of this turn; those of earlier ones are not shown
@@ -123,7 +79,7 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, plac
         texts = c.critique + c.revision
         fixed += 2 * new + count(c.critique) + count(c.revision) + 4 * TURN_OVERHEAD + new * texts.count("{answer}")
     times = texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
-    worst = [(fixed + _opening_tokens(p, system, count) + times * count(p.text), p) for p in prompts]
+    worst = [(fixed + opening_tokens(p, system, count) + times * count(p.text), p) for p in prompts]
     over = [(n, p) for n, p in worst if n > recipe.serving.context]
     if over:
         n, p = max(over, key=lambda x: x[0])
@@ -134,38 +90,6 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, plac
             "them"
         )
     return problems
-
-
-def _opening_tokens(prompt: Prompt, system: int, count: Callable[[str], int]) -> int:
-    """Return the tokens of the conversation before the first answer; a single turn has no overhead in it.
-
-    `system` are those of the recipe's system text.
-    """
-    turns = prompt.conversation
-    tokens = sum(count(m["content"]) for m in turns) + TURN_OVERHEAD * (len(turns) - 1)
-    return tokens + (system if prompt.system is None else 0) + (count(json.dumps(prompt.tools)) if prompt.tools else 0)
-
-
-def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, size: TrainingSize) -> TrainingNeed:
-    """Return what training needs, if each row is as long as the longest prompt and a whole answer."""
-    count = chat_template.token_counter(model_folder) or len
-    system = count(recipe.chain.system) if recipe.chain.system else 0
-    longest = max((_opening_tokens(p, system, count) for p in prompts), default=0) + recipe.generation.max_new_tokens
-    settings = getattr(recipe.distill, recipe.distill.objective)
-    rows = settings.get("per_device_train_batch_size", ROWS_A_STEP) * (2 if recipe.distill.objective == "dpo" else 1)
-    length = min(longest + 2 * TURN_OVERHEAD, settings.get("max_length") or recipe.serving.context)
-    on_cpu = not machine.gpus()
-    wide = 4 if on_cpu and machine.cpu_dtype() == "float32" else 2
-    there = machine.memory_gib() if on_cpu else machine.gpu_memory_gib()
-    peak = peak_bytes(size, rows, length, wide) * (recipe.distill.processes if on_cpu else 1)
-    return TrainingNeed(
-        parameters=size.parameters,
-        trained=size.trained,
-        quantised_share=size.quantised_share,
-        has_experts=size.has_experts,
-        memory_gib=round(peak / GIB, 1),
-        memory_there_gib=there,
-    )
 
 
 def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
@@ -180,112 +104,6 @@ def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
         f"'{recipe.prompts.group_column}' in all "
         "rows, or leave these out"
     ]
-
-
-def planned_chains(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
-    """Return the number of chains of a sampling, of each round if there are several."""
-    return sum(p.split in ("train", "validation") for p in prompts) * recipe.chain.chains_per_prompt
-
-
-def estimate_run(
-    recipe: Recipe,
-    prompts: Sequence[Prompt],
-    model_identity: str,
-    base_folder: Path | None,
-    done: Collection[str] = (),
-    chains_left: Sequence[int] | None = None,
-    prompts_identity: str = "",
-    base_identity: str = "",
-) -> RunEstimate:
-    """Return the planned work. Stages in `done` make no requests.
-
-    `model_identity` is of the model that writes the chains; `base_identity` ("": the same one) of the base, whose files
-    without the weights are in `base_folder` (None: there are none). `chains_left` are the chains that each unfinished
-    round has left; None: all rounds with all chains.
-    """
-    splits = Counter(p.split for p in prompts)
-    sampled = planned_chains(recipe, prompts)
-    left = [sampled] * recipe.rounds if chains_left is None else chains_left
-    turns = 1 + 2 * recipe.chain.steps
-    evaluated = splits[recipe.evaluation.split] * recipe.evaluation.samples
-    ways: dict[str | None, set[str]] = {}  # model -> the ways in which it answers one prompt and sample
-    for arm in (ARMS[name] for name in recipe.evaluation.arms):
-        ways.setdefault(arm.model, set()).add(arm.way)
-    # A chain and best-of-n begin with their model's plain answer, which is generated once.
-    per_sample = sum((turns if "chain" in w else 1) + (turns - 1 if "best" in w else 0) for w in ways.values())
-    requests = {"sampling": sum(left) * turns, "evaluation": evaluated * per_sample}
-    requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
-    tokens = {k: v * recipe.generation.most_tokens for k, v in requests.items()}
-    stored = {
-        "sampling": [] if recipe.serving.endpoints else pace.known_paces(model_identity),
-        "evaluation": []
-        if any(model == TEACHER or is_at_endpoints(recipe, model) for model in ways)
-        else pace.known_paces(base_identity or model_identity),
-    }
-    at_once = {"sampling": max(left, default=0), "evaluation": evaluated}
-    starts = {"sampling": len(left), "evaluation": len(models_by_server(recipe))}
-    seconds = {
-        k: pace.expect(
-            stored[k],
-            k,
-            n,
-            at_once[k],
-            recipe.generation.most_tokens,
-            starts[k],
-            pace.task_of(recipe, prompts_identity, k),
-        )
-        for k, n in requests.items()
-    }
-    weights = sum(p.stat().st_size for p in base_folder.iterdir() if p.is_file()) if base_folder else 0
-    return RunEstimate(
-        prompts={s: splits[s] for s in SPLITS},
-        groups={s: len({p.group for p in prompts if p.split == s}) for s in SPLITS},
-        chains=sampled,
-        requests=requests,
-        new_tokens_at_most=tokens,
-        seconds=seconds,
-        disk_bytes=int(
-            sum(tokens.values()) * DISK_BYTES_PER_TOKEN
-            + (
-                (base_folder and adapter_bytes(base_folder, recipe.distill.lora.get("r", launcher.DEFAULT_RANK)))
-                or weights * WEIGHTS_SHARE
-            )
-            + (weights if recipe.publish.base else 0)
-            # float32 from bfloat16, while the adapter is scored
-            + (2 * weights if ADAPTER in models_of(recipe.evaluation.arms) and merges_adapters() else 0)
-        ),
-    )
-
-
-def _priced(recipe: Recipe, prompts: Sequence[Prompt], folder: Path | None, done: Collection[str]) -> dict[str, Any]:
-    """Return the estimates that need the tokens read; {} if the recipe has neither price nor quota."""
-    s = recipe.serving
-    if s.price is None and not (s.endpoints and (s.requests_per_minute or s.tokens_per_minute)):
-        return {}
-    stages = work.work_of(recipe, prompts, work.counter(folder))
-    stages = {stage: work.NOTHING if stage in done else w for stage, w in stages.items()}
-    return {
-        "prompt_tokens_at_most": {k: w.base.prompt_tokens + w.critic.prompt_tokens for k, w in stages.items()},
-        "cost_usd_at_most": None if s.price is None else {k: work.cost_at_most(recipe, w) for k, w in stages.items()},
-        "quota_seconds": {k: work.quota_time(recipe, w) for k, w in stages.items()},
-    }
-
-
-def adapter_bytes(model_folder: Path, rank: Any) -> float | None:
-    """Return the bytes of a LoRA of all linear layers with its checkpoints; None if config.json does not say enough.
-
-    Sizes are those of a Llama-like block: attention with key and value heads, and a gated MLP.
-    """
-    file = model_folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    sizes = [n for n in (*map(config.get, names), rank) if isinstance(n, int) and n > 0]
-    if len(sizes) < 5:
-        return None
-    hidden, inner, layers, heads, r = sizes
-    keys = hidden // heads * (config.get("num_key_value_heads") or heads)
-    per_layer = 2 * (hidden + hidden) + 2 * (hidden + keys) + 3 * (hidden + inner)
-    return float(r * layers * per_layer * launcher.CHECKPOINT_BYTES)
 
 
 def disk(runs: Path, needed: int) -> list[str]:
@@ -318,7 +136,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     _say_who_teaches(context)
     base = folders.get(base_place(recipe))
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
-    left = rounds.chains_left(context, planned_chains(recipe, prompts))
+    left = rounds.chains_left(context, chain_count(recipe, prompts))
     identities = context.identity["prompts"], context.base.identity
     estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities)
     problems = [
@@ -347,7 +165,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         n = len(problems)
         raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
     return RunPlan(
-        **dict(estimate) | _priced(recipe, prompts, folders.get("model"), reusable),
+        **dict(estimate) | priced(recipe, prompts, folders.get("model"), reusable),
         training=training,
         dropped=dropped,
         done=[stage for stage, source in reusable.items() if source is context.run],
@@ -421,7 +239,7 @@ def template_problems(
         template,
         system,
         settings,
-        chat_template.token_counter(model_folder),
+        base_model.token_counter(model_folder),
         runs_chains=runs_chains(recipe, place),
         is_trained=place == base_place(recipe),
     )
@@ -442,7 +260,7 @@ def _scorer_problems(context: RunContext, prompts: Sequence[Prompt]) -> Iterator
             try:
                 loading.load_scorer(section, context.identity[place], context.path.parent)
             except MetricError as e:
-                yield f"{place}: {_in_a_line(e)}"
+                yield f"{place}: {e.one_line}"
 
 
 def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
@@ -456,13 +274,13 @@ def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
         try:
             external.critic_endpoint(recipe, settings)
         except (ConfigError, ServingError) as e:
-            yield _in_a_line(e)
+            yield e.one_line
             break
     if weights_loaded(recipe, ("sampling", "evaluation") if evaluates else ("sampling",)):
         try:
             servers.replica_places(recipe.serving)
         except ConfigError as e:
-            yield _in_a_line(e)
+            yield e.one_line
     if not recipe.serving.endpoints:
         if name := recipe.model.api_name:
             yield (
@@ -474,12 +292,8 @@ def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
         try:
             external.connect_base(external.external(model_server(recipe)), recipe, settings)
         except ServingError as e:
-            yield _in_a_line(e)
+            yield e.one_line
             break
-
-
-def _in_a_line(error: DscError) -> str:
-    return "; ".join(filter(None, (error.message, error.hint)))
 
 
 def _quantised_by(model_folder: Path) -> str:

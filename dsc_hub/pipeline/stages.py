@@ -273,10 +273,7 @@ def _run_evaluation(context: RunContext) -> StageResult:
         reuse.finish_arms(context.run, context.recipe, model, inputs, answers, len(held_out), neutral)
     own = {arm: not is_at_endpoints(context.recipe, ARMS[arm].model) for arm in e.arms}
     count, kind = session.processors(context, at_endpoints=not any(own.values()))
-    about = {
-        name: {"name": s.name, "unit": s.unit, "higher_is_better": True, "low": s.bounds[0], "high": s.bounds[1]}
-        for name, s in scorers.items()
-    }
+    about = {name: _described(scorer) for name, scorer in scorers.items()}
     trained = context.run["adapter"] / WEIGHTS if served else None
     looks = count_adapters(context.runs, held_out, trained) if e.split == "test" else {}
     numbers = summarise_evaluation(
@@ -297,9 +294,7 @@ def _run_evaluation(context: RunContext) -> StageResult:
     numbers["served_on"] = _served_on(context, weights)
     write_answers(context.run, answers, e.split)
     if measured:
-        other_s = round(time.monotonic() - started - measured.generating_s, 2)
-        task = pace.task_of(context.recipe, context.identity["prompts"], "evaluation")
-        pace.remember_pace(context.base.identity, replace(measured, other_s=other_s, task=task))
+        _remember_pace(context, measured, time.monotonic() - started)
     blind.record_tally(context.run)  # human verdicts may refer to other answers
     if looks:
         context.run.add_metrics("test_set", looks)
@@ -310,6 +305,17 @@ def _run_evaluation(context: RunContext) -> StageResult:
         f"{context.run['evaluation']}"
     )
     return numbers
+
+
+def _described(scorer: Any) -> dict[str, Any]:
+    low, high = scorer.bounds
+    return {"name": scorer.name, "unit": scorer.unit, "higher_is_better": True, "low": low, "high": high}
+
+
+def _remember_pace(context: RunContext, measured: pace.Pace, total_s: float) -> None:
+    other_s = round(total_s - measured.generating_s, 2)
+    task = pace.task_of(context.recipe, context.identity["prompts"], "evaluation")
+    pace.remember_pace(context.base.identity, replace(measured, other_s=other_s, task=task))
 
 
 def _base_weights(context: RunContext) -> tuple[Path | None, str]:

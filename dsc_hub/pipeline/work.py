@@ -7,9 +7,9 @@ more than `serving.context`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dsc_hub.config.arms import ARMS
 from dsc_hub.config.models import is_priced
@@ -18,34 +18,32 @@ from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.records import Prompt
 from dsc_hub.runs.cost import prices_of, usd
 
-LETTERS_PER_TOKEN = 2  # of a model without a fast tokenizer; generous: English has about four
-
 
 @dataclass(frozen=True)
-class Work:
+class ServerWork:
     """Requests to one server (or all of the base's), and their tokens at most."""
 
     requests: int = 0
     prompt_tokens: int = 0
     new_tokens: int = 0
 
-    def __add__(self, other: Work) -> Work:
-        return Work(
+    def __add__(self, other: ServerWork) -> ServerWork:
+        return ServerWork(
             self.requests + other.requests,
             self.prompt_tokens + other.prompt_tokens,
             self.new_tokens + other.new_tokens,
         )
 
-    def times(self, n: int) -> Work:
-        return Work(n * self.requests, n * self.prompt_tokens, n * self.new_tokens)
+    def times(self, n: int) -> ServerWork:
+        return ServerWork(n * self.requests, n * self.prompt_tokens, n * self.new_tokens)
 
 
 @dataclass(frozen=True)
 class StageWork:
     """The work of a stage by who does it: the base, and a critic at a server of its own (no requests without one)."""
 
-    base: Work
-    critic: Work
+    base: ServerWork
+    critic: ServerWork
 
     def __add__(self, other: StageWork) -> StageWork:
         return StageWork(self.base + other.base, self.critic + other.critic)
@@ -54,7 +52,7 @@ class StageWork:
         return StageWork(self.base.times(n), self.critic.times(n))
 
 
-NOTHING = StageWork(Work(), Work())
+NOTHING = StageWork(ServerWork(), ServerWork())
 
 
 @dataclass(frozen=True)
@@ -68,23 +66,12 @@ class QuotaTime:
     tokens_s: float | None
 
 
-def counter(model_folder: Path | None) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a text, without special tokens; None: no tokenizer is known."""
-    file = model_folder and model_folder / "tokenizer.json"
-    if file is None or not file.is_file():
-        return lambda text: -(-len(text) // LETTERS_PER_TOKEN)
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
 def work_of(recipe: Recipe, prompts: Sequence[Prompt], count: Callable[[str], int]) -> dict[str, StageWork]:
     """Return the work of sampling and evaluation at the priced servers, at most."""
-    lengths = [(p.split, sum(count(m["content"]) + TURN_OVERHEAD for m in p.conversation)) for p in prompts]
+    lengths = [(p.split, opening_tokens(p, 0, count)) for p in prompts]
     c, e = recipe.chain, recipe.evaluation
     chain, answer = _chain_work(recipe, count), _answer_work(recipe, count)
-    sampled = _sum(chain(n) for split, n in lengths if split in ("train", "validation"))
+    sampled = sum((chain(n) for split, n in lengths if split in ("train", "validation")), NOTHING)
     ways: dict[str | None, set[str]] = {}
     for arm in (ARMS[name] for name in e.arms):
         if is_priced(recipe, arm.model):
@@ -100,11 +87,21 @@ def work_of(recipe: Recipe, prompts: Sequence[Prompt], count: Callable[[str], in
     }
 
 
+def opening_tokens(prompt: Prompt, system: int, count: Callable[[str], int]) -> int:
+    """Return the tokens of the conversation before the first answer; a single turn has no overhead in it.
+
+    `system` are those of the recipe's system text.
+    """
+    turns = prompt.conversation
+    tokens = sum(count(m["content"]) for m in turns) + TURN_OVERHEAD * (len(turns) - 1)
+    return tokens + (system if prompt.system is None else 0) + (count(json.dumps(prompt.tools)) if prompt.tools else 0)
+
+
 def _answer_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], StageWork]:
     """Return the work of a plain answer, by the tokens of its prompt."""
     system = TURN_OVERHEAD + count(recipe.chain.system) if recipe.chain.system else 0
     written, most = recipe.generation.most_tokens, recipe.serving.context
-    return lambda n: StageWork(Work(1, min(most, system + n + TURN_OVERHEAD), written), Work())
+    return lambda n: StageWork(ServerWork(1, min(most, system + n + TURN_OVERHEAD), written), ServerWork())
 
 
 def _chain_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], StageWork]:
@@ -122,18 +119,11 @@ def _chain_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], 
         opening = answer(n)
         to_critic = opening.base.prompt_tokens + new + request(c.critique, n) + 2 * TURN_OVERHEAD
         to_reviser = to_critic + new + request(c.revision, n) + 2 * TURN_OVERHEAD
-        critique, revision = Work(1, min(most, to_critic), written), Work(1, min(most, to_reviser), written)
-        step = StageWork(revision, critique) if c.critic else StageWork(revision + critique, Work())
+        critique, revision = ServerWork(1, min(most, to_critic), written), ServerWork(1, min(most, to_reviser), written)
+        step = StageWork(revision, critique) if c.critic else StageWork(revision + critique, ServerWork())
         return opening + step.times(c.steps)
 
     return work
-
-
-def _sum(parts: Iterable[StageWork]) -> StageWork:
-    total = NOTHING
-    for part in parts:
-        total += part
-    return total
 
 
 def cost_at_most(recipe: Recipe, work: StageWork) -> float | None:

@@ -18,7 +18,7 @@ from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import answers, arms, reuse, summary
 from dsc_hub.inference.retries import RequestFailed
-from dsc_hub.pipeline import preflight, stages
+from dsc_hub.pipeline import estimate, stages
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.metrics_schema import SCHEMA, Metrics
@@ -84,7 +84,7 @@ def test_the_plan_counts_the_requests_that_are_made(tmp_path: Path, recipe_file:
     r = recipe_with(recipe_file, "evaluation.samples=2", f"evaluation.arms=[{', '.join(names)}]")
     model = Model()
     run_arms(tmp_path, r, model)
-    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
+    assert estimate.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
 
 
 def test_the_tokens_of_an_arm_are_all_that_it_took(tmp_path: Path, recipe_file: Path):
@@ -128,7 +128,7 @@ def test_each_way_of_answering_can_be_had_of_each_model(
     r = plain.model_copy(update={"evaluation": plain.evaluation.model_copy(update={"arms": tuple(names)})})
     model = Model()
     run, seconds = run_arms(tmp_path, r, model)
-    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
+    assert estimate.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
     by_id = {p.id: p for p in PROMPTS}
     files = [f"evaluation/{ADAPTER}.turns.jsonl", f"evaluation/{ADAPTER}.{arms.MORE_ANSWERS}"]
     drawn = [x for file in files for x in run.rows(file) if x["role"] == "answer"]
@@ -435,7 +435,7 @@ def test_the_teacher_answers_as_its_server_s_own_model_and_the_base_stays_the_ba
         TEACHER not in models for models in models.models_by_server(r)[:-1]
     )
     asyncio.run(arms.answer_prompts(run, r, PROMPTS, model.as_model, length_score, models=[None, ADAPTER]))
-    assert preflight.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
+    assert estimate.estimate_run(r, PROMPTS, "m", tmp_path).requests["evaluation"] == len(model.asked)
     rows = answers.collect_answers(run, r, PROMPTS, {"reward": score_all})
     numbers = summary.summarise_evaluation(r, PROMPTS, rows, {"reward": {}})
     assert set(numbers["arms"]) == set(ARMS) and numbers["primary"]["difference"] == "distilled - base"

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer
 from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.errors import ModelError
 from dsc_hub.inference import base_model, chat_template
-from dsc_hub.inference.chat_template import ChatTemplate, check_template, load_template, token_counter
+from dsc_hub.inference.base_model import token_counter
+from dsc_hub.inference.chat_template import ChatTemplate, check_template, load_template
 from dsc_hub.records import Prompt
 from tests.data.test_conversations import TOOL, turns
 from tests.inference import chat_templates

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.inference.prompt_lengths import LEAST_WORDS, PromptLengths, words
+from dsc_hub.inference.prompt_lengths import LEAST_WORDS, PromptLengths, word_count
 from dsc_hub.inference.replies import BadReply, ScoredReply, chat_reply, parse_object, validate
 
 
@@ -88,6 +88,6 @@ def test_the_least_length_of_a_prompt():
 
 
 def test_scripts_without_spaces_and_marks_are_not_overcounted():
-    assert words(conversation("这是一部很好的电影,我很喜欢它。" * 50)) <= 50
-    assert words(conversation("-- ** ## \n\n ... !!!")) == 0
-    assert words(conversation("don't stop, e-mail me")) <= 4
+    assert word_count(conversation("这是一部很好的电影,我很喜欢它。" * 50)) <= 50
+    assert word_count(conversation("-- ** ## \n\n ... !!!")) == 0
+    assert word_count(conversation("don't stop, e-mail me")) <= 4

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.pipeline.preflight import adapter_bytes, template_problems, too_long
+from dsc_hub.pipeline.estimate import adapter_bytes
+from dsc_hub.pipeline.preflight import template_problems, too_long
 from dsc_hub.records import Prompt
 from dsc_hub.system.files import write_json
 from tests import fixture_run

@@ -15,7 +15,7 @@ from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.inference.client import Completion
-from dsc_hub.pipeline.work import QuotaTime, StageWork, Work, cost_at_most, quota_time, work_of
+from dsc_hub.pipeline.work import QuotaTime, ServerWork, StageWork, cost_at_most, quota_time, work_of
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.cost import spent
 
@@ -71,11 +71,11 @@ def test_the_bound_is_what_the_chains_read_when_all_answers_are_of_full_length(r
 
 
 def test_money_is_of_both_prices_and_unknown_where_one_is_missing(recipe_file: Path):
-    work = StageWork(Work(3, 1_000_000, 100_000), Work(2, 500_000, 200_000))
+    work = StageWork(ServerWork(3, 1_000_000, 100_000), ServerWork(2, 500_000, 200_000))
     own = recipe_files.load_recipe_file(recipe_file, [PRICE])
     both = recipe_files.load_recipe_file(recipe_file, [PRICE, CRITIC, "chain.critic.price={input: 1, output: 0}"])
     without = recipe_files.load_recipe_file(recipe_file, [PRICE, CRITIC])
-    assert cost_at_most(own, StageWork(work.base, Work())) == pytest.approx(3.0)
+    assert cost_at_most(own, StageWork(work.base, ServerWork())) == pytest.approx(3.0)
     assert cost_at_most(both, work) == pytest.approx(3.5)
     assert cost_at_most(without, work) is None
     turns = [
@@ -89,7 +89,7 @@ def test_money_is_of_both_prices_and_unknown_where_one_is_missing(recipe_file: P
 
 def test_quotas_are_of_each_endpoint(recipe_file: Path):
     urls = "serving.endpoints=[http://a/v1, http://b/v1]"
-    work = StageWork(Work(600, 40_000, 20_000), Work())
+    work = StageWork(ServerWork(600, 40_000, 20_000), ServerWork())
     limits = [urls, "serving.requests_per_minute=30", "serving.tokens_per_minute=1000"]
     assert quota_time(recipe_files.load_recipe_file(recipe_file, limits), work) == QuotaTime(600.0, 1800.0)
     assert quota_time(recipe_files.load_recipe_file(recipe_file, limits[:2]), work) == QuotaTime(600.0, None)
