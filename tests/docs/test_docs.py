@@ -3,8 +3,8 @@
 How each kind of example is tested:
 - YAML of "Your own task": written to files, sampled with a scripted server, turned into rows; its grid is read.
 - Python of docs/python.md: run on a real run (tests/e2e). The own metric and the judge: tests/metrics.
-- Commands: each is parsed by the command line itself, overrides by the recipe's schema. A block that starts with what is no
-  command of dsc, or a page's sentence "Not run here", is left alone.
+- Commands: each is parsed by the command line itself, overrides by the recipe's schema; test_commands_run.py says which test
+  runs it, and runs what needs no model. What is no command of dsc is left alone.
 """
 
 from __future__ import annotations
