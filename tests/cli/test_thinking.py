@@ -71,7 +71,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_no_thought_is_in_any_row_score_card_or_training_row(dsc, start, recipe_file: Path, thinker: Path):
     seen = {}
-    for form in ("off", "tags", "field"):
+    for form in ("off", "field"):
         run, said, bodies = run_with(dsc, start, recipe_file, thinker, form)
         assert THOUGHT not in json.dumps(bodies) and THOUGHT not in said
         holding = {p.name for p in run.rglob("*") if p.is_file() and THOUGHT.encode() in p.read_bytes()}
@@ -86,8 +86,8 @@ def test_no_thought_is_in_any_row_score_card_or_training_row(dsc, start, recipe_
         assert f"enable_thinking={form != 'off'}" in card
         seen[form] = (chains, tables, [without_tokens(t) | {"thought": ""} for t in turns], page_data(run))
     # What the model thought changes the thoughts and their tokens, and nothing else.
-    assert seen["tags"][:3] == seen["off"][:3] == seen["field"][:3]
-    (chain, *_), (plain, *_) = seen["tags"][3]["chains"], seen["off"][3]["chains"]
+    assert seen["off"][:3] == seen["field"][:3]
+    (chain, *_), (plain, *_) = seen["field"][3]["chains"], seen["off"][3]["chains"]
     assert THOUGHT in chain["answer"]["thought"] and THOUGHT in chain["steps"][0]["critique_thought"]
     assert "thought" not in plain["answer"] and chain["answer"]["text"] == plain["answer"]["text"]
     assert THOUGHT in seen["field"][3]["answers"][0]["arms"]["base"]["thought"]

@@ -99,7 +99,7 @@ def test_a_template_that_would_train_the_prompt_is_refused_before_training(tmp_p
         check_training(make_run(tmp_path / "run", model, system="Be brief."))
 
 
-@pytest.mark.parametrize("method", ["qlora", "lora"])
+@pytest.mark.parametrize("method", ["qlora", pytest.param("lora", marks=pytest.mark.long)])
 def test_the_estimated_memory_is_about_what_training_takes(tmp_path: Path, base: Path, method: str):
     """A model large enough for its activations and weights to count beside the libraries."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -58,12 +58,22 @@ def recorded(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text())
 
 
-def test_a_model_behind_an_api_teaches_a_small_one(command, recipe_file: Path, tmp_path: Path, start):
+@pytest.fixture
+def teacher(start) -> tuple[str, list[dict]]:
+    """The address of a scripted API, and the requests that it gets."""
     bodies: list[dict] = []
     server = start(models=["big"], others=False, bodies=bodies)
-    address = f"127.0.0.1:{server.server_port}"
-    overrides = [*STUDENT, f"serving.endpoints=[http://{address}/v1]", *TINY]
-    overrides += ["evaluation.arms=[base, distilled, teacher]", "publish={to: local, base: small}"]
+    return f"127.0.0.1:{server.server_port}", bodies
+
+
+def overrides_for(address: str) -> list[str]:
+    arms = ["evaluation.arms=[base, distilled, teacher]", "publish={to: local, base: small}"]
+    return [*STUDENT, f"serving.endpoints=[http://{address}/v1]", *TINY, *arms]
+
+
+def test_a_model_behind_an_api_teaches_a_small_one(command, recipe_file: Path, tmp_path: Path, teacher):
+    address, bodies = teacher
+    overrides = overrides_for(address)
     said = command("run", str(recipe_file), *overrides)
     assert "big writes the rows that SmolLM2-135M-Instruct is trained on" in said
     assert {body["model"] for body in bodies} == {"big"}
@@ -92,7 +102,17 @@ def test_a_model_behind_an_api_teaches_a_small_one(command, recipe_file: Path, t
     files = [folder / "metrics.json", folder / "report.html", *(folder / "cards").rglob("*.md")]
     assert len(files) == 5 and not [file for file in files if address in file.read_text()]
 
-    # Another training of the same student: the teacher is not asked again, neither for chains nor as an arm.
+
+@pytest.mark.long
+def test_another_training_of_a_student_asks_its_teacher_nothing_and_can_be_talked_to(
+    command, recipe_file: Path, tmp_path: Path, teacher
+):
+    address, bodies = teacher
+    overrides = overrides_for(address)
+    command("run", str(recipe_file), *overrides)
+    (folder,) = run_folders(tmp_path)
+    metrics = recorded(folder, "metrics.json")
+    evaluation = metrics["evaluation"]
     before = len(bodies)
     command("run", str(recipe_file), *overrides, "distill.seed=5", "publish.to=none")
     *_, second = run_folders(tmp_path)
@@ -104,6 +124,7 @@ def test_a_model_behind_an_api_teaches_a_small_one(command, recipe_file: Path, t
     assert "vLLM serves base and adapter" in said and said.count("tokens, ") == 2 and len(bodies) == before
 
 
+@pytest.mark.long
 def test_servers_without_the_adapter_write_the_chains_and_ours_answers_for_both_sides(
     command, recipe_file: Path, tmp_path: Path, start
 ):
