@@ -55,8 +55,9 @@ def test_what_evaluation_makes_fits(recipe_file):
         for i, p in enumerate(PROMPTS)
     ]
     neutral = {"base": {"text": 2.0, "other": 2.5}}
+    processors = {"base": 2, "distilled": None}
     made = summarise_evaluation(
-        r, PROMPTS, fixture_run.typed(rows), {"reward": {}, "second": {}}, {"base": 1.0}, neutral, 2
+        r, PROMPTS, fixture_run.typed(rows), {"reward": {}, "second": {}}, {"base": 1.0}, neutral, processors
     )
     rest = {
         key: fixture_run.metrics()["evaluation"][key]
