@@ -130,8 +130,11 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     section, settings = recipe.serving, generation_at_evaluation(recipe)
     if section.endpoints and not recipe.student:  # a teacher's servers never have the student
         announce_servers(recipe)
+        beside = section.model_copy(update={"served_model": ADAPTER})
         try:
-            beside = section.model_copy(update={"served_model": ADAPTER})
+            # A server that answers to any name would answer as the base.
+            if not all(ADAPTER in external.listed(endpoint) for endpoint in external.external(beside)):
+                raise ServingError(f"the recipe's servers list no model {ADAPTER}")
             external.connect_base(external.external(beside), recipe, settings)
             endpoints = external.connect_base(external.external(section), recipe, settings)
         except ServingError as e:

@@ -94,11 +94,11 @@ def _training_need(need: TrainingNeed) -> str:
     quantised = f", {100 * need.quantised_share:.0f} % of them quantised" if need.quantised_share else ""
     text = (
         f"{need.trained / 1e6:.1f} of {need.parameters / 1e6:,.0f} million parameters trained{quantised}; about "
-        f"{need.memory_gib:.1f} of {need.memory_there_gib:.0f} GiB of memory"
+        f"{need.memory_gib:.1f} of {need.memory_available_gib:.0f} GiB of memory"
     )
     if need.has_experts:
         text += "; the experts are neither quantised nor adapted, the linear layers beside them are"
-    if need.memory_gib <= need.memory_there_gib:
+    if need.memory_gib <= need.memory_available_gib:
         return text
     return f"{text}: too much, if the estimate is right; lower per_device_train_batch_size or generation.max_new_tokens"
 
@@ -111,8 +111,8 @@ def _priced_rows(e: RunPlan, recipe: Recipe) -> list[tuple[str, str]]:
         if len(known) == len(costs):
             stages = ", ".join(f"{stage} {money(c)}" for stage, c in costs.items())
             read = sum((e.prompt_tokens_at_most or {}).values())
-            text = f"at most {money(sum(known))} ({stages}), for {sum(e.new_tokens_at_most.values()):,} tokens written"
-            rows.append(("price", f"{text} and about {read:,} read, were all answers of full length; judges excluded"))
+            text = f"at most {money(sum(known))} ({stages}), with about {read:,} tokens read"
+            rows.append(("price", f"{text}, were all answers of full length; judges excluded"))
         else:
             rows.append(("price", "unknown: chain.critic.price is missing ({input: 0, output: 0} if it costs nothing)"))
     for stage, time in (e.quota_seconds or {}).items():
@@ -146,8 +146,8 @@ def _comparable(groups: int, recipe: Recipe) -> str:
     split = recipe.evaluation.split
     if groups < stats.CLAIM_GROUPS:
         advice = f"give more groups, or a larger share of them to {split} (all three of prompts.split add up to 1)"
-        of = f"{groups} {split} group{'' if groups == 1 else 's'}"
-        return f"{of}; a verdict needs {stats.CLAIM_GROUPS}, and 40 are a good number; {advice}"
+        count = f"{groups} {split} group{'' if groups == 1 else 's'}"
+        return f"{count}; a verdict needs {stats.CLAIM_GROUPS}, and 40 are a good number; {advice}"
     smallest = stats.detectable(1.0, groups, recipe.evaluation.confidence)
     unit = "standard deviations of the groups' differences"
     return f"{groups} {split} groups show a difference of {smallest:.2f} {unit} four times in five"

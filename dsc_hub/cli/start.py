@@ -52,12 +52,15 @@ def fetch(recipe: str, overrides: tuple[str, ...], runs: Path, adapter: str | No
     command = _run_command(recipe, overrides, runs)
     publishing = command if context.recipe.publish.to == "hub" else None
     # Without a network nothing can be published to the user's Hub.
-    offline = "HF_HUB_OFFLINE=1 " + (f"{command} publish.to=none" if publishing else command)
+    offline, folder = f"HF_HUB_OFFLINE=1 {command}", context.run.folder
+    if publishing:
+        offline = f"{offline} publish.to=none"
+        folder = resolve_context(recipe, (*overrides, "publish.to=none"), runs).run.folder
     if as_json:
-        print_json({"run": str(context.run.folder), **asdict(fetched), "offline": offline, "publishing": publishing})
+        print_json({"run": str(folder), **asdict(fetched), "offline": offline, "publishing": publishing})
     else:
         results_follow()
-        show_fetched(context, fetched, offline, publishing)
+        show_fetched(fetched, folder, offline, publishing)
 
 
 def _run_command(recipe: str, overrides: tuple[str, ...], runs: Path) -> str:

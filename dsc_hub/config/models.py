@@ -32,6 +32,14 @@ def is_at_endpoints(recipe: Recipe, model: str | None) -> bool:
     return model == TEACHER or not (recipe.student or ADAPTER in models_of(recipe.evaluation.arms))
 
 
+def ways_by_model(recipe: Recipe) -> dict[str | None, set[str]]:
+    """Return the ways in which each model of the evaluation (None: the base) answers a prompt and sample."""
+    ways: dict[str | None, set[str]] = {}
+    for arm in (ARMS[name] for name in recipe.evaluation.arms):
+        ways.setdefault(arm.model, set()).add(arm.way)
+    return ways
+
+
 def is_priced(recipe: Recipe, model: str | None) -> bool:
     """Return whether `serving.price` is of the server at which a model of the evaluation answers."""
     return not recipe.serving.endpoints or is_at_endpoints(recipe, model)

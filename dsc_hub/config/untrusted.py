@@ -25,7 +25,8 @@ LARGEST_RECIPE = 100_000  # maximum bytes of a recipe.yaml
 MOST_VALUES, LONGEST_TEXT = 64, 200  # limits of a setting that is passed to a server or library
 _FILE_NAME = re.compile(r"[\w][\w .-]*")
 _NAME = re.compile(r"[\w.-]{1,64}")
-_SOURCE = re.compile(r"(?:package:|api:)?\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?")
+# A name at an API is only ever sent to it.
+_SOURCE = re.compile(r"(?:package:)?\w[\w.-]{0,95}(?:/\w[\w.-]{0,95})?|api:\w[\w./:@-]{0,199}")
 _OURS = "servers and keys are this machine's business"
 
 # Sampling parameters of vLLM and similar servers. Others can make a server download files, run grammars for minutes,

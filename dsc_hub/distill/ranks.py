@@ -24,6 +24,7 @@ from dsc_hub.distill.launcher import launch, launch_part
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
+from dsc_hub.system import machine
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.launch import rank, world_size
 
@@ -72,7 +73,7 @@ class _Status:
 
     def _write(self) -> None:
         self._beat += 1
-        write_json(self._path, self._state | {"beat": f"{os.getpid()} {self._beat}"})
+        write_json(self._path, self._state | {"beat": f"{os.getpid()} {self._beat}", "at": time.time()})
 
     def _renew(self) -> None:
         while not self._stopped.wait(BEAT_S):
@@ -115,6 +116,8 @@ def follow(runs: Path, work: Callable[[Path], object] = launch_part) -> int:
     """
     path, started = status_file(runs), time.monotonic()
     seen: dict[str, Any] = read_object(path) if path.is_file() else {}  # until it changes: another launch's
+    if seen.get("at", 0.0) >= machine.process_started():  # of this launch: the main process may even be done already
+        seen = {}
     alive, changed = False, started
     while True:
         time.sleep(BEAT_S / 2)

@@ -10,6 +10,7 @@ process, because the libraries are heavy.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ import shutil
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +48,25 @@ def rehearse(recipe: Recipe, folder: Path, has_validation: bool) -> None:
     """
     from dsc_hub.distill.train import train
 
-    with tempfile.TemporaryDirectory(prefix="dsc-") as work, warnings.catch_warnings(action="ignore"):
-        try:
-            model = _one_layer(folder, Path(work) / "model")
-            train(_made_up_run(recipe, model, Path(work) / "run", has_validation))
-        except (DscError, MemoryError):
-            raise
-        except Exception as e:  # whatever the libraries raise after hours, too
-            said = " ".join(str(e).split())[:300]
-            raise ConfigError(
-                f"training would fail with these settings: {type(e).__name__}: {said}",
-                f"Take those out of distill.{recipe.distill.objective}, lora and quantization that you did not mean to"
-                " change.",
-            ) from e
+    with tempfile.TemporaryDirectory(prefix="dsc-") as work, warnings.catch_warnings(action="ignore"), refused(recipe):
+        model = _one_layer(folder, Path(work) / "model")
+        train(_made_up_run(recipe, model, Path(work) / "run", has_validation))
+
+
+@contextlib.contextmanager
+def refused(recipe: Recipe) -> Iterator[None]:
+    """Raise whatever the libraries raise as a ConfigError with what the training would have said."""
+    try:
+        yield
+    except (DscError, MemoryError):
+        raise
+    except Exception as e:  # of the libraries: they would raise it after hours, too
+        said = " ".join(str(e).split())[:300]
+        raise ConfigError(
+            f"training would fail with these settings: {type(e).__name__}: {said}",
+            f"Take those out of distill.{recipe.distill.objective}, lora and quantization that you did not mean to"
+            " change.",
+        ) from e
 
 
 def size_of(recipe: Recipe, folder: Path) -> TrainingSize:
@@ -153,7 +161,8 @@ def main(arguments: list[str], given: dict[str, Any]) -> None:
         check_section(DistillConfig.model_validate(given["section"]))
         if given["recipe"]:
             recipe, folder = Recipe.model_validate(given["recipe"]), Path(given["folder"])
-            print(size_of(recipe, folder).model_dump_json(), file=out)
+            with refused(recipe):
+                print(size_of(recipe, folder).model_dump_json(), file=out)
             print(REHEARSES, file=out, flush=True)
             rehearse(recipe, folder, given["has_validation"])
     except DscError as error:

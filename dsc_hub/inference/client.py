@@ -171,7 +171,8 @@ class Generator:
             pool.known = ask
             return completion
 
-        pool.latest = pool.latest or ask
+        if pool.known is None:
+            pool.latest = ask
         return await self._until_done(pool, beginning, ask)
 
     async def _until_done(self, pool: ServerPool, beginning: str, ask: Callable[[PooledServer], Awaitable[T]]) -> T:
@@ -244,7 +245,7 @@ class Generator:
             extra |= {"tools": list(tools), "tool_choice": "none"}
         parameters = generation_parameters(self.settings, seed)
         body = chat_body(model or endpoint.model, messages, parameters, endpoint.form, extra)
-        expected = expected_tokens(messages, self.settings.most_tokens)
+        expected = expected_tokens(messages, tools, self.settings.most_tokens)
         pacer = self._pacers.get(id(server))
         if pacer:
             await pacer.wait(expected, raise_if_stopped)
@@ -271,8 +272,8 @@ class Generator:
 
     async def _check_length(self, server: PooledServer, body: Mapping[str, Any], prompt_tokens: int) -> None:
         """Give a server up that cuts prompts: its prompt tokens are fewer than the messages can have."""
-        model, messages = str(body["model"]), body["messages"]
-        least = self._lengths.least(model, messages)
+        model, messages, tools = str(body["model"]), body["messages"], body.get("tools")
+        least = self._lengths.least(model, messages, tools)
         # 0: not counted
         if server.counts_prompts and 0 < prompt_tokens < least:
             if server.failure is not None:
@@ -291,7 +292,7 @@ class Generator:
             if server.failure is None:
                 server.pool.retire(server, ServingError(message, hint))
             raise ServerGone(message)
-        self._lengths.remember(model, messages, prompt_tokens)
+        self._lengths.remember(model, messages, prompt_tokens, tools)
 
     async def _cuts(self, server: PooledServer, body: Mapping[str, Any], least: int) -> bool:
         """Return whether a server counts too few prompt tokens for new messages too, which no cache can hold."""

@@ -14,15 +14,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from http.client import HTTPException
 from typing import Any
 
-from dsc_hub.config.recipe import Recipe, Server, servers
+from dsc_hub.config.recipe import Recipe, Server, generation_at_evaluation, servers
 from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
-from dsc_hub.inference import requests
+from dsc_hub.inference import replies, requests
 from dsc_hub.inference.http import open_url
 from dsc_hub.inference.requests import SEED, generation_parameters
 from dsc_hub.inference.servers import Endpoint
@@ -46,6 +46,7 @@ class Connection:
     renamed: Mapping[str, str]  # our parameter -> its name there
     left_out: tuple[str, ...]
     changes: tuple[str, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # of the trial, by their usual names
 
 
 # What was learned in this process, by everything that the trial depended on.
@@ -58,11 +59,22 @@ def external(section: ServingConfig) -> list[Endpoint]:
 
     Without `served_model` the only model that the server lists is meant. ServingError: no list, or several models.
     """
-    key = os.environ.get(section.api_key_env) or "none"
+    key = key_in(section.api_key_env)
     return [
         Endpoint(url, section.served_model or _only_model(url, key, section), key, check=partial(check_up, url, key))
         for url in (url.rstrip("/") for url in section.endpoints)
     ]
+
+
+def key_in(variable: str) -> str:
+    """Return the key that a variable holds, "none" without one. ServingError if no header can hold it."""
+    key = (os.environ.get(variable) or "none").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise ServingError(
+            f"{variable} holds characters that no key has (a line break, a letter beyond ASCII)",
+            "Set it again; a character too many may have been copied along.",
+        )
+    return key
 
 
 def connect_base(
@@ -74,13 +86,14 @@ def connect_base(
     """
     settings, section = settings or recipe.generation, recipe.serving
     parameters, messages = generation_parameters(settings), trial_messages(recipe)
+    extra = {**settings.extra, **trial_tools(recipe)}
     return [
         connect(
             endpoint,
             Server(BASE, endpoint.url, section.api_key_env, endpoint.model),
             parameters,
             messages,
-            settings.extra,
+            extra,
             section.request_timeout_s,
         )
         for endpoint in endpoints
@@ -100,12 +113,13 @@ def critic_endpoint(recipe: Recipe, settings: GenerationConfig | None = None) ->
     server = Server(CRITIC, critic.endpoint, critic.api_key_env, critic.model)
     endpoint = replace(endpoint_of(server), extra=critic.extra)
     parameters = generation_parameters(settings or recipe.generation)
-    return connect(endpoint, server, parameters, trial_messages(recipe), critic.extra, recipe.serving.request_timeout_s)
+    extra = {**critic.extra, **trial_tools(recipe)}
+    return connect(endpoint, server, parameters, trial_messages(recipe), extra, recipe.serving.request_timeout_s)
 
 
 def endpoint_of(server: Server) -> Endpoint:
     """Return the endpoint of a server whose model is named."""
-    url, key = server.address.rstrip("/"), os.environ.get(server.key_name) or "none"
+    url, key = server.address.rstrip("/"), key_in(server.key_name)
     return Endpoint(url, str(server.model), key, check=partial(check_up, url, key))
 
 
@@ -114,6 +128,14 @@ def trial_messages(recipe: Recipe) -> list[dict[str, str]]:
     system = [{"role": "system", "content": recipe.chain.system}] if recipe.chain.system else []
     turns = ("user", "Say yes."), ("assistant", "Yes."), ("user", "Say it again.")
     return [*system, *({"role": role, "content": text} for role, text in turns)]
+
+
+def trial_tools(recipe: Recipe) -> dict[str, Any]:
+    """Return the parameters of a request with tools, with a made-up one; {} if the prompts have none."""
+    if not recipe.prompts.tools_column:
+        return {}
+    function = {"name": "look_up", "description": "Look a word up.", "parameters": {"type": "object", "properties": {}}}
+    return {"tools": [{"type": "function", "function": function}], "tool_choice": "none"}
 
 
 def connect(
@@ -137,7 +159,9 @@ def connect(
         renamed = {name: sent_as for name, sent_as in form.items() if sent_as}
         left_out = tuple(name for name, sent_as in form.items() if sent_as is None)
         changes = tuple(requests.changes_sampling(form, parameters))
-        _connections[cached] = Connection(server.place, endpoint.url, endpoint.model, renamed, left_out, changes)
+        _connections[cached] = Connection(
+            server.place, endpoint.url, endpoint.model, renamed, left_out, changes, {**parameters, SEED: 0}
+        )
         _say_what_was_learned(_connections[cached], parameters)
     return replace(endpoint, form=form)
 
@@ -150,10 +174,21 @@ def connections(recipe: Recipe) -> list[Connection]:
     out = []
     for server in servers(recipe):
         address, known = server.address.rstrip("/"), list(_connections.values())
-        of_server = [c for c in known if c.address == address and server.model in (None, c.model)]
+        of_server = [
+            c for c in known if c.address == address and server.model in (None, c.model) and _is_of(c, server, recipe)
+        ]
         if of_server:
             out.append(replace(reduce(_together, of_server), place=server.place))
     return out
+
+
+def _is_of(learned: Connection, server: Server, recipe: Recipe) -> bool:
+    """Return whether a trial was of a request that this recipe sends to the server in this role."""
+    if server.place not in (BASE, CRITIC):
+        return learned.place not in (BASE, CRITIC)
+    used = (recipe.generation, generation_at_evaluation(recipe))
+    sent = [{**generation_parameters(settings), SEED: 0} for settings in used]
+    return learned.place in (BASE, CRITIC) and learned.parameters in sent
 
 
 def _together(one: Connection, other: Connection) -> Connection:
@@ -197,7 +232,9 @@ def _form_of(
             break
         form = following
     for other in requests.alternatives(status, data, form, parameters, extra):
-        if _ask(endpoint, server, body(form=other), timeout_s)[0] < 300:
+        answered, data_of_other = _ask(endpoint, server, body(form=other), timeout_s)
+        if answered < 300:
+            _check_answer(endpoint, server, data_of_other)
             return other
     raise _refusal(endpoint, server, status, data)
 
@@ -235,16 +272,14 @@ def _body_of(error: urllib.error.HTTPError) -> bytes:
 
 
 def _check_answer(endpoint: Endpoint, server: Server, data: bytes) -> None:
+    """ServingError if an answer is none that a run could use (`replies`)."""
     try:
-        if isinstance(json.loads(data)["choices"][0]["message"], dict):
-            return
-    except (ValueError, LookupError, TypeError):
-        pass
-    shown = requests.mask(" ".join(data[:100].decode("utf-8", "replace").split()), endpoint.api_key)
-    raise ServingError(
-        f"{_where(endpoint, server)} sent what is no chat completion: {shown!r}",
-        "Is the address the one that /chat/completions follows? It mostly ends with /v1.",
-    )
+        replies.chat_reply(replies.parse_object(data))
+    except replies.BadReply as e:
+        raise ServingError(
+            f"{_where(endpoint, server)} sent {requests.mask(str(e), endpoint.api_key)}",
+            "Is the address the one that /chat/completions follows? It mostly ends with /v1.",
+        ) from None
 
 
 def _where(endpoint: Endpoint, server: Server) -> str:
@@ -301,11 +336,16 @@ def _only_model(url: str, key: str, section: ServingConfig) -> str:
     )
 
 
+def listed(endpoint: Endpoint) -> list[str]:
+    """Return the names of the models that a server lists; none if it has no such list."""
+    return _listed(endpoint.url, endpoint.api_key) or []
+
+
 def _listed(url: str, key: str) -> list[str] | None:
     """Return the names of the models that a server lists; None if it has no such list."""
     try:
         return _read_names(url, key)
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+from dsc_hub.records import Message, Tool
 
 MINUTE_S = 60.0
 CHECKED_EVERY_S = 0.5  # a wait is interrupted so often, to see whether the user has stopped the run
@@ -59,6 +61,7 @@ class Pacer:
             self.quota.send(time.monotonic(), tokens)
 
 
-def expected_tokens(messages: Sequence[dict[str, Any]], max_new_tokens: int) -> int:
-    """Return the tokens of a request, estimated before it is sent: its text, and the longest answer."""
-    return sum(len(m["content"]) for m in messages) // PROMPT_LETTERS_PER_TOKEN + max_new_tokens
+def expected_tokens(messages: Sequence[Message], tools: Sequence[Tool], max_new_tokens: int) -> int:
+    """Return the tokens of a request, estimated before it is sent: its text, its tools, and the longest answer."""
+    letters = sum(len(m["content"]) for m in messages) + (len(json.dumps(list(tools))) if tools else 0)
+    return letters // PROMPT_LETTERS_PER_TOKEN + max_new_tokens

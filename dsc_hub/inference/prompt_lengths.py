@@ -32,19 +32,19 @@ class PromptLengths:
     def __init__(self) -> None:
         self._known: OrderedDict[str, int] = OrderedDict()
 
-    def least(self, model: str, messages: Sequence[Message]) -> int:
+    def least(self, model: str, messages: Sequence[Message], tools: object = None) -> int:
         """Return the least number of prompt tokens that the messages can have; 0 if they are too short to check."""
         total = word_count(messages)
         if total < LEAST_WORDS:
             return 0
         least = int(TOKENS_PER_WORD * total)
         for n in range(len(messages) - 1, 0, -1):
-            if (tokens := self._known.get(digest(model, list(messages[:n])))) is not None:
+            if (tokens := self._known.get(digest(model, list(messages[:n]), tools))) is not None:
                 return max(least, tokens + int(TOKENS_PER_WORD * word_count(messages[n:])))
         return least
 
-    def remember(self, model: str, messages: Sequence[Message], prompt_tokens: int) -> None:
+    def remember(self, model: str, messages: Sequence[Message], prompt_tokens: int, tools: object = None) -> None:
         """Remember the count of a conversation that was not cut."""
-        self._known[digest(model, list(messages))] = prompt_tokens
+        self._known[digest(model, list(messages), tools)] = prompt_tokens
         if len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)

@@ -40,18 +40,19 @@ def check_rendering(endpoints: Iterable[Endpoint], folder: Path, recipe: Recipe)
     messages = [*system, {"role": "user", "content": "Say it."}, *exchange("It is said.", "Say it again.")]
     settings = recipe.generation.template_settings
     try:
-        here = load_template(folder).render(messages, add_generation_prompt=True, **settings)
+        expected = load_template(folder).render(messages, add_generation_prompt=True, **settings)
     except Refused:
         return  # `dsc plan` says so; a run that goes on anyway gets the server's own words
     tokenizer = Tokenizer.from_file(str(file))
-    ids = tokenizer.encode(here, add_special_tokens=False).ids
+    ids = tokenizer.encode(expected, add_special_tokens=False).ids
     for endpoint in endpoints:
         theirs = _tokens_at(endpoint, messages, settings)
         if theirs is not None and theirs != ids:
-            there = tokenizer.decode(theirs, skip_special_tokens=False)
+            shown = tokenizer.decode(theirs, skip_special_tokens=False)
             raise ServingError(
                 f"the server at {endpoint.url} renders conversations otherwise than the chat template in {folder}, with"
-                f" which rows are trained; the server: {_around(there, here)}; the template: {_around(here, there)}",
+                f" which rows are trained; the server: {_around(shown, expected)}; the template: "
+                f"{_around(expected, shown)}",
                 "Serve the model with that template and its own tokenizer, or let model.source name a folder with the "
                 f"server's; settings of the template belong into generation.extra.{TEMPLATE_SETTINGS}.",
             )
@@ -67,7 +68,7 @@ def _tokens_at(endpoint: Endpoint, messages: Sequence[Message], settings: dict[s
     try:
         with open_url(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout_s=20) as answer:
             tokens = json.load(answer)["tokens"]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+    except (OSError, HTTPException, ValueError, KeyError, TypeError, RecursionError):
         return None
     is_ids = isinstance(tokens, list) and all(isinstance(t, int) and 0 <= t < 1 << 31 for t in tokens)
     return tokens if is_ids and tokens else None

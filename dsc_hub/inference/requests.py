@@ -148,7 +148,7 @@ def _fields(data: bytes) -> set[str]:
     """Return the names in an error's fields `param` (a text) and `loc` (a path, as pydantic gives it), at any depth."""
     try:
         pending, names = [json.loads(data)], set[str]()
-    except ValueError:
+    except (ValueError, RecursionError):
         return set()
     while pending:
         value = pending.pop()

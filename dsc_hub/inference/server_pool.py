@@ -26,6 +26,7 @@ from dsc_hub.inference.quota import Quota
 from dsc_hub.inference.rests import RESTS, FailureStreak
 from dsc_hub.inference.retries import Again, RequestFailed, ServerGone
 from dsc_hub.inference.servers import Endpoint
+from dsc_hub.inference.task_pool import Stopped
 from dsc_hub.system.progress import say
 
 Concurrency = int | Literal["auto"]
@@ -266,6 +267,8 @@ class ServerPool:
             await ask(server)
         except (Again, ServerGone, ServingError):
             return False
+        except Stopped:  # Ctrl-C: what waits for the server must wake up and see that, too
+            return True
         return True
 
     async def still_answers(self, server: PooledServer) -> bool:

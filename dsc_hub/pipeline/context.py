@@ -166,7 +166,11 @@ def record_servers(context: RunContext) -> None:
     if learned := external.connections(context.recipe):
         places = {c.place for c in learned}
         kept = [s for s in context.run.raw_facts.get("servers", []) if s["place"] not in places]
-        context.run.add_facts(servers=[*kept, *map(asdict, learned)])
+        context.run.add_facts(servers=[*kept, *map(_recorded_server, learned)])
+
+
+def _recorded_server(learned: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(learned).items() if key != "parameters"}
 
 
 def announce_servers(checked: Recipe) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
-from dsc_hub.config.models import is_at_endpoints, models_by_server
+from dsc_hub.config.arms import ADAPTER, TEACHER, models_of
+from dsc_hub.config.models import is_at_endpoints, models_by_server, ways_by_model
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.distill import launcher
 from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
@@ -57,7 +57,7 @@ class TrainingNeed(BaseModel):
     quantised_share: float
     has_experts: bool
     memory_gib: float
-    memory_there_gib: float
+    memory_available_gib: float
 
 
 def chain_count(recipe: Recipe, prompts: Sequence[Prompt]) -> int:
@@ -123,14 +123,6 @@ def estimate_run(
     )
 
 
-def ways_by_model(recipe: Recipe) -> dict[str | None, set[str]]:
-    """Return the ways in which each model of the evaluation (None: the base) answers a prompt and sample."""
-    ways: dict[str | None, set[str]] = {}
-    for arm in (ARMS[name] for name in recipe.evaluation.arms):
-        ways.setdefault(arm.model, set()).add(arm.way)
-    return ways
-
-
 def _requests_a_sample(recipe: Recipe, ways: Mapping[str | None, Collection[str]]) -> int:
     """Return the requests of the evaluation for one prompt and sample."""
     more = 2 * recipe.chain.steps
@@ -149,12 +141,18 @@ def _disk_bytes(recipe: Recipe, new_tokens: int, base_folder: Path | None) -> in
     return int(new_tokens * DISK_BYTES_PER_TOKEN + adapter + published + merged)
 
 
-def priced(recipe: Recipe, prompts: Sequence[Prompt], folder: Path | None, done: Collection[str]) -> dict[str, Any]:
-    """Return the estimates that need the tokens read; {} if the recipe has neither price nor quota."""
+def priced(
+    recipe: Recipe, prompts: Sequence[Prompt], folder: Path | None, done: Collection[str], share_left: float = 1.0
+) -> dict[str, Any]:
+    """Return the estimates that need the tokens read; {} if the recipe has neither price nor quota.
+
+    `folder` has the tokenizer of the model that writes the chains; `share_left` of the chains are still to be sampled.
+    """
     s = recipe.serving
     if s.price is None and not (s.endpoints and (s.requests_per_minute or s.tokens_per_minute)):
         return {}
     stages = work.work_of(recipe, prompts, estimated_counter(folder))
+    stages["sampling"] = stages["sampling"].times(share_left)
     stages = {stage: work.NOTHING if stage in done else w for stage, w in stages.items()}
     return {
         "prompt_tokens_at_most": {k: w.base.prompt_tokens + w.critic.prompt_tokens for k, w in stages.items()},
@@ -175,7 +173,7 @@ def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path,
     length = min(longest + 2 * TURN_OVERHEAD, settings.get("max_length") or recipe.serving.context)
     on_cpu = not machine.gpus()
     wide = 4 if on_cpu and machine.cpu_dtype() == "float32" else 2
-    there = machine.memory_gib() if on_cpu else machine.gpu_memory_gib()
+    available = machine.memory_gib() if on_cpu else machine.gpu_memory_gib()
     peak = peak_bytes(size, rows, length, wide) * (recipe.distill.processes if on_cpu else 1)
     return TrainingNeed(
         parameters=size.parameters,
@@ -183,7 +181,7 @@ def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path,
         quantised_share=size.quantised_share,
         has_experts=size.has_experts,
         memory_gib=round(peak / GIB, 1),
-        memory_there_gib=there,
+        memory_available_gib=available,
     )
 
 

@@ -107,7 +107,7 @@ def _row(value: Any) -> ResultRow | str:
 
 def chains_from_rows(made: Recipe, prompts: Sequence[Prompt], rows: Sequence[ResultRow]) -> list[Chain]:
     """Build a one-step chain for each row whose prompt is not held out, with the recipe's acceptance and hygiene."""
-    by_text = {p.text: p for p in prompts if p.split != "test"}
+    by_text = {p.text: p for p in prompts if p.split != "test" and not p.messages}
     seen: Counter[str] = Counter()
     out = []
     for row in rows:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.models import (
     Place,
     base_place,
+    is_at_endpoints,
     runs_chains,
+    ways_by_model,
     weights_loaded,
 )
 from dsc_hub.config.recipe import Recipe, all_scorers, generation_at_evaluation, metric_files, model_server
@@ -136,7 +138,9 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     _say_who_teaches(context)
     base = folders.get(base_place(recipe))
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
-    left = rounds.chains_left(context, chain_count(recipe, prompts))
+    planned = chain_count(recipe, prompts)
+    left = rounds.chains_left(context, planned)
+    share_left = sum(left) / (planned * recipe.rounds) if planned else 0.0
     identities = context.identity["prompts"], context.base.identity
     estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities)
     problems = [
@@ -150,7 +154,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *disk(context.runs, estimate.disk_bytes),
         *_scorer_problems(context, prompts),
         *(threshold_problems(recipe) if "dataset" not in reusable else ()),
-        *_server_problems(recipe, evaluates="evaluation" in up_to(last)),
+        *_server_problems(recipe, [stage for stage in up_to(last) if stage not in reusable]),
         *_process_problems(recipe),
     ]
     training = None
@@ -165,7 +169,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         n = len(problems)
         raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
     return RunPlan(
-        **dict(estimate) | priced(recipe, prompts, folders.get("model"), reusable),
+        **dict(estimate) | priced(recipe, prompts, folders.get("model"), reusable, share_left),
         training=training,
         dropped=dropped,
         done=[stage for stage, source in reusable.items() if source is context.run],
@@ -263,32 +267,35 @@ def _scorer_problems(context: RunContext, prompts: Sequence[Prompt]) -> Iterator
                 yield f"{place}: {e.one_line}"
 
 
-def _server_problems(recipe: Recipe, evaluates: bool) -> Iterator[str]:
-    """Yield problems of the models' servers and the critic's; each of others gets a request of the run's form."""
+def _server_problems(recipe: Recipe, stages: Collection[str]) -> Iterator[str]:
+    """Yield problems of the servers that these stages ask; each of others gets a request of the run's form."""
     from dsc_hub.inference import external, servers
 
-    used = [recipe.generation]
-    if evaluates and generation_at_evaluation(recipe) != recipe.generation:
+    ways = ways_by_model(recipe) if "evaluation" in stages else {}
+    at_endpoints = "sampling" in stages or any(is_at_endpoints(recipe, model) for model in ways)
+    asks_critic = "sampling" in stages or any("chain" in used for used in ways.values())
+    used = [recipe.generation] if "sampling" in stages else []
+    if ways and generation_at_evaluation(recipe) not in used:
         used.append(generation_at_evaluation(recipe))
-    for settings in used:
+    for settings in used if asks_critic else ():
         try:
             external.critic_endpoint(recipe, settings)
         except (ConfigError, ServingError) as e:
             yield e.one_line
             break
-    if weights_loaded(recipe, ("sampling", "evaluation") if evaluates else ("sampling",)):
+    if weights_loaded(recipe, [stage for stage in stages if stage in ("sampling", "evaluation")]):
         try:
             servers.replica_places(recipe.serving)
         except ConfigError as e:
             yield e.one_line
     if not recipe.serving.endpoints:
-        if name := recipe.model.api_name:
+        if at_endpoints and (name := recipe.model.api_name):
             yield (
                 f"model.source: no server is known at which {name} can be asked; give "
                 "serving.endpoints=[https://HOST/v1]"
             )
         return
-    for settings in used:
+    for settings in used if at_endpoints else ():
         try:
             external.connect_base(external.external(model_server(recipe)), recipe, settings)
         except ServingError as e:

@@ -336,10 +336,17 @@ def _add_cost(context: RunContext, numbers: dict[str, Any]) -> None:
     """Add the USD of each arm at the priced servers, and of their turns of the evaluation together."""
     from dsc_hub.evaluation import arms
 
-    priced = [name for name in numbers["arms"] if is_priced(context.recipe, ARMS[name].model)]
-    for name in priced:
-        numbers["arms"][name]["cost_usd"] = spent(context.recipe, arms.turns_of(context.run, name))
-    numbers["cost_usd"] = spent(context.recipe, arms.all_turns(context.run, priced)) if priced else None
+    recipe, run = context.recipe, context.run
+    priced = [name for name in numbers["arms"] if is_priced(recipe, ARMS[name].model)]
+    here = [name for name in numbers["arms"] if name not in priced and recipe.chain.critic]
+    for name in (*priced, *here):
+        numbers["arms"][name]["cost_usd"] = spent(recipe, arms.turns_of(run, name), critic_alone=name in here)
+    parts = [
+        spent(recipe, arms.all_turns(run, priced)) if priced else None,
+        spent(recipe, arms.all_turns(run, here), critic_alone=True) if here else None,
+    ]
+    known = [part for part in parts if part is not None]
+    numbers["cost_usd"] = sum(known) if len(known) == bool(priced) + bool(here) and known else None
 
 
 def _served_on(context: RunContext, weights: str) -> str:

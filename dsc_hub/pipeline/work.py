@@ -8,11 +8,11 @@ more than `serving.context`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dsc_hub.config.arms import ARMS
-from dsc_hub.config.models import is_priced
+from dsc_hub.config.models import is_priced, ways_by_model
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.records import Prompt
@@ -34,8 +34,9 @@ class ServerWork:
             self.new_tokens + other.new_tokens,
         )
 
-    def times(self, n: int) -> ServerWork:
-        return ServerWork(n * self.requests, n * self.prompt_tokens, n * self.new_tokens)
+    def times(self, n: float) -> ServerWork:
+        """Return n times the work, rounded up; n may be a share."""
+        return ServerWork(*(math.ceil(n * part) for part in (self.requests, self.prompt_tokens, self.new_tokens)))
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class StageWork:
     def __add__(self, other: StageWork) -> StageWork:
         return StageWork(self.base + other.base, self.critic + other.critic)
 
-    def times(self, n: int) -> StageWork:
+    def times(self, n: float) -> StageWork:
         return StageWork(self.base.times(n), self.critic.times(n))
 
 
@@ -72,15 +73,13 @@ def work_of(recipe: Recipe, prompts: Sequence[Prompt], count: Callable[[str], in
     c, e = recipe.chain, recipe.evaluation
     chain, answer = _chain_work(recipe, count), _answer_work(recipe, count)
     sampled = sum((chain(n) for split, n in lengths if split in ("train", "validation")), NOTHING)
-    ways: dict[str | None, set[str]] = {}
-    for arm in (ARMS[name] for name in e.arms):
-        if is_priced(recipe, arm.model):
-            ways.setdefault(arm.model, set()).add(arm.way)
     evaluated = NOTHING
     for n in (n for split, n in lengths if split == e.split):
-        for used in ways.values():
-            evaluated += chain(n) if "chain" in used else answer(n)
-            evaluated += answer(n).times(2 * c.steps) if "best" in used else NOTHING
+        for model, used in ways_by_model(recipe).items():
+            asked = chain(n) if "chain" in used else answer(n)
+            asked += answer(n).times(2 * c.steps) if "best" in used else NOTHING
+            # Where a model is served here, its critic may be asked elsewhere all the same.
+            evaluated += asked if is_priced(recipe, model) else StageWork(ServerWork(), asked.critic)
     return {
         "sampling": sampled.times(c.chains_per_prompt * recipe.rounds),
         "evaluation": evaluated.times(e.samples),

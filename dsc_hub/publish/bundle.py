@@ -16,7 +16,7 @@ from dsc_hub.config.sampling import CRITICS_OWN, SERVERS, SERVERS_OWN, ScorerCon
 from dsc_hub.errors import RunError
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.registry import commit_of
-from dsc_hub.runs.facts import ModelFacts, RunFacts
+from dsc_hub.runs.facts import ModelFacts, RunFacts, ServerFacts
 from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_json, write_json, write_whole
 
@@ -74,7 +74,7 @@ def _public_facts(facts: RunFacts, kind: Literal["dataset", "adapter"], work: Pa
         "hardware": facts.hardware.model_dump(),
         "started_at": facts.started_at,
         **({"imported": facts.imported.model_dump()} if facts.imported else {}),
-        **({"servers": [s.model_dump(exclude={"address"}) for s in facts.servers]} if facts.servers else {}),
+        **({"servers": [_public_server(s) for s in facts.servers]} if facts.servers else {}),
         "recipe": _public_recipe(facts),
         "identity": identity,
         **models,
@@ -83,6 +83,11 @@ def _public_facts(facts: RunFacts, kind: Literal["dataset", "adapter"], work: Pa
     target = work / f"{kind}.run.json"
     write_json(target, public)
     return target
+
+
+def _public_server(server: ServerFacts) -> dict[str, Any]:
+    """Return what was learned of a server, without its address; of a model that is a path there, the name alone."""
+    return server.model_dump(exclude={"address"}) | {"model": server.shown_model}
 
 
 def _models(facts: RunFacts) -> dict[str, ModelFacts]:

@@ -45,11 +45,13 @@ from dsc_hub.system.hashing import file_hash
 CLOSE = 1e-6  # relative tolerance: other library versions round differently
 SHOWN_DIFFERENCES = 3  # number of differences shown per check
 # Values that cannot be recomputed from rows, by last name or section.
-NOT_RECOMPUTED = frozenset({"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores"})
+NOT_RECOMPUTED = frozenset(
+    {"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores", "cost_usd"}
+)
 NOT_RECOMPUTED_IN_SAMPLING = frozenset(
     (
         "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries "
-        "reused_turns"
+        "reused_turns cost_usd"
     ).split()
 )
 

@@ -81,7 +81,7 @@ def unset_parameters(servers: Sequence[ServerFacts]) -> str:
 
     These are parameters that the recipe sets to another value than the usual default.
     """
-    parts = [f"{s.model} ({s.place}) used its own {' and '.join(s.changes)}" for s in servers if s.changes]
+    parts = [f"{s.shown_model} ({s.place}) used its own {' and '.join(s.changes)}" for s in servers if s.changes]
     return f". Not as the recipe says: {'; '.join(parts)}, which could not be set at its server" if parts else ""
 
 

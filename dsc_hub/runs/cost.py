@@ -26,8 +26,10 @@ def prices_of(recipe: Recipe) -> tuple[PriceConfig | None, PriceConfig | None]:
     return recipe.serving.price, critic.price if critic else recipe.serving.price
 
 
-def spent(recipe: Recipe, turns: Iterable[Mapping[str, Any]]) -> float | None:
+def spent(recipe: Recipe, turns: Iterable[Mapping[str, Any]], *, critic_alone: bool = False) -> float | None:
     """Return the USD that recorded turns (rows of turns.jsonl) cost; None if the price of one of them is not given.
+
+    With `critic_alone` the model itself answered at no price, and only the critiques cost something.
 
     Turns that were taken over from another run count with their price, though that run paid for them.
     """
@@ -36,6 +38,8 @@ def spent(recipe: Recipe, turns: Iterable[Mapping[str, Any]]) -> float | None:
         return None
     total = 0.0
     for row in turns:
+        if critic_alone and row["role"] != "critique":
+            continue
         part = usd(critic if row["role"] == "critique" else base, row["prompt_tokens"], row["new_tokens"])
         if part is None:
             return None

@@ -92,6 +92,11 @@ class ServerFacts(_Facts):
     left_out: list[str] = []
     changes: list[str] = []
 
+    @property
+    def shown_model(self) -> str:
+        """The model's name there; of a name that is a path on the server, its last part."""
+        return self.model.rstrip("/").rpartition("/")[2] if self.model.startswith(("/", ".", "~")) else self.model
+
 
 class RunFacts(_Facts):
     """run.json. `recipe` is the effective recipe, with the default veto and minimum gain written out."""

@@ -8,6 +8,7 @@ import platform
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -90,6 +91,13 @@ def visible_gpus() -> tuple[str, ...]:
 
 def memory_gib() -> float:
     return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+
+
+def process_started() -> float:
+    """Return when this process was started, in seconds since the epoch, to a hundredth."""
+    after_name = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    started = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # seconds after boot: field 22 of proc_pid_stat(5)
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - started)
 
 
 def hardware() -> dict[str, Any]:

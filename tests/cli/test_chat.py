@@ -314,7 +314,7 @@ def test_servers_without_the_adapter_are_not_asked(tmp_path, screen, monkeypatch
         chat.start_chat(run)
     said_in_log = capsys.readouterr().err
     assert [folder.name for folder in loaded] == [run.raw_facts["identity"]["student" if is_student else "model"]]
-    assert ("serves base, not distilled; so base and adapter are served here" in said_in_log) is not is_student
+    assert ("list no model distilled; so base and adapter are served here" in said_in_log) is not is_student
     assert ("--lora-modules distilled=" in said_in_log) is not is_student
 
 

@@ -83,6 +83,13 @@ def test_without_a_training_they_end_with_the_main_process(tmp_path: Path):
     assert codes == [0] and not trained
 
 
+def test_a_main_process_that_was_quicker_than_they_could_look_is_seen(tmp_path: Path):
+    """The stages were done before, so it had ended when another process of the launch read the status first."""
+    with ranks.lead(tmp_path):
+        pass
+    assert ranks.follow(tmp_path, lambda run: None) == 0
+
+
 def test_when_the_main_process_fails_they_end_too(tmp_path: Path):
     codes, trained = [], []
     with pytest.raises(RunError), ranks.lead(tmp_path):
@@ -92,9 +99,10 @@ def test_when_the_main_process_fails_they_end_too(tmp_path: Path):
     assert codes == [2] and not trained
 
 
-def test_what_another_launch_left_is_not_taken_for_the_main_process(tmp_path: Path):
+def test_what_another_launch_left_is_not_taken_for_the_main_process(tmp_path: Path, monkeypatch):
     with ranks.lead(tmp_path):
         pass
+    monkeypatch.setattr(ranks.machine, "process_started", lambda: time.time() + 0.01)  # after it was written
     assert json.loads(ranks.status_file(tmp_path).read_text())["state"] == ranks.TRAINED
     with pytest.raises(RunError, match=r"(?s)no sign of the main process.*one shared folder"):
         ranks.follow(tmp_path)

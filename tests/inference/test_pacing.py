@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsc_hub.config.sampling import GenerationConfig
-from dsc_hub.inference import quota
+from dsc_hub.inference import pacing
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.pacing import MINUTE_S, Pacer, StatedQuota
 from tests.conftest import end_of
@@ -50,7 +50,7 @@ def test_a_quiet_hour_saves_up_nothing():
 
 
 def test_each_server_gets_its_own_quota_in_order(start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quota, "MINUTE_S", 1.0)
+    monkeypatch.setattr(pacing, "MINUTE_S", 1.0)
     times: list[list[float]] = [[], []]
 
     def ends() -> list[Any]:

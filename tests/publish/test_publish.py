@@ -254,7 +254,7 @@ def test_a_published_recipe_names_commits_everywhere_and_nothing_of_this_machine
     local = bundle._public_recipe(RunFacts.model_validate(facts))
     assert (local["chain"]["veto"]["scorer"], local["reward"]["scorer"]) == ("encoder", "model")
     assert facts["recipe"]["reward"]["options"]["endpoint"], "the run's own facts stay as they are"
-    assert told["chain"]["critic"] == {"model": "big"}
+    assert told["chain"]["critic"] == {"model": "big", "extra": {}}
 
 
 def test_a_student_and_its_teacher_are_published_as_others_can_load_them(tmp_path: Path):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.data import prompts
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.pipeline import resolve, run
+from dsc_hub.records import prompt_id
 from dsc_hub.runs.cost import cost_of
 from dsc_hub.runs.shards import Shard, parse
 from tests.sampling.test_sample import sorted_rows
@@ -42,7 +42,7 @@ def place(recipe_file: Path, tmp_path: Path, home: Path, server: str, monkeypatc
 
 
 def test_each_prompt_is_in_one_shard_and_they_are_alike():
-    ids = [prompts.prompt_id(f"prompt {i}") for i in range(4000)]
+    ids = [prompt_id(f"prompt {i}") for i in range(4000)]
     for n in (1, 3, 8):
         sizes = [sum(Shard(i, n).has(x) for x in ids) for i in range(1, n + 1)]
         assert sum(sizes) == 4000 and min(sizes) > 0.8 * 4000 / n
