@@ -112,7 +112,12 @@ def test_the_dataset_has_a_licence_of_its_own_only_if_nobody_else_wrote_it(load)
 
 @pytest.mark.parametrize(
     ("override", "is_refused"),
-    [("student.source=org/small", False), ("model.source=api:big", False), ("student.source=/etc", True)],
+    [
+        ("student.source=org/small", False),
+        ("model.source=api:big", False),
+        ("model.source=api:org/big-3:70b", False),
+        ("student.source=/etc", True),
+    ],
 )
 def test_a_recipe_of_others_may_name_models_and_no_folders(tmp_path: Path, load, override, is_refused):
     written = load(override)

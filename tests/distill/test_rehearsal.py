@@ -67,6 +67,8 @@ def test_in_a_child_it_needs_no_weights_and_what_passed_is_remembered(
     assert launcher.rehearse_in_child(recipe, folder, True).problems == []
     (problem,) = launcher.rehearse_in_child(changed(recipe, sft={"padding_free": True}), folder, True).problems
     assert "padding_free" in problem
+    wrong = changed(recipe, lora={"target_modules": ["nothing"]})
+    assert "target_modules" in launcher.rehearse_in_child(wrong, folder, True).problems[0]
     monkeypatch.setattr(subprocess, "run", None)
     assert launcher.rehearse_in_child(recipe, folder, True).problems == []
     config = json.loads((folder / "config.json").read_text())

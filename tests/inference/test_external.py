@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Server
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import external, requests
@@ -192,7 +193,7 @@ def test_what_is_wrong_is_said_with_key_address_and_what_to_do(
         connect(key="right")
     with pytest.raises(ServingError, match="no more credit\n.*account"):
         connect(refuse=refusing(402, "no more credit"))
-    with pytest.raises(ServingError, match="sent what is no chat completion: .*no JSON.*\n.*/v1"):
+    with pytest.raises(ServingError, match="sent what is no JSON object: .*no JSON.*\n.*/v1"):
         connect(fault=lambda body, before: "garbage")
     with pytest.raises(ServingError, match="can't be used: .*refused\n.*Is the server up"):
         connect_to("http://127.0.0.1:1/v1")
@@ -202,3 +203,51 @@ def test_a_server_that_is_busy_at_first_is_waited_for(connect: Callable[..., End
     assert connect(fault=lambda body, before: ("429", "503", "closes", "")[min(before, 3)]).form == {}
     with pytest.raises(ServingError, match="answered 429 .*scripted 429\n.*asked 4 times.*quota"):
         connect(fault=lambda body, before: "429")
+
+
+@pytest.mark.parametrize("key", ["sk-verysecret123\r\n", " sk-verysecret123 "])
+def test_what_was_copied_along_with_a_key_is_left_out(monkeypatch: pytest.MonkeyPatch, key: str):
+    monkeypatch.setenv("SOME_API_KEY", key)
+    assert external.key_in("SOME_API_KEY") == "sk-verysecret123"
+
+
+@pytest.mark.parametrize("key", ["sk-very\nsecret123", "sk-verysecret123…"])
+def test_a_key_that_no_header_can_hold_is_named_by_its_variable_alone(monkeypatch: pytest.MonkeyPatch, key: str):
+    monkeypatch.setenv("SOME_API_KEY", key)
+    with pytest.raises(ServingError, match="SOME_API_KEY holds characters that no key has") as error:
+        external.key_in("SOME_API_KEY")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"message": {"role": "assistant", "content": None}}, {"message": {"role": "assistant"}}, {"message": "Yes."}],
+)
+def test_an_answer_that_the_run_could_not_use_is_refused_before_it(connect: Callable[..., Endpoint], choice: dict):
+    with pytest.raises(ServingError, match=r"an answer without text or usage"):
+        connect(answer=lambda body: choice)
+
+
+def test_what_one_recipe_learned_is_not_told_of_another(recipe_file, start: Callable[..., Any]):
+    """Two cells of a grid ask one server: only the one whose temperature it refused is changed by that."""
+    url = f"http://127.0.0.1:{start(refuse=REFUSING['reasoning_model']).server_port}/v1"
+    cells = [
+        recipe_files.load_recipe_file(
+            recipe_file,
+            [f"serving.endpoints=[{url}]", "serving.served_model=scripted", f"generation.temperature={t:g}"],
+        )
+        for t in (0.7, 1.0)
+    ]
+    for cell in cells:
+        external.connect_base(external.external(cell.serving), cell)
+    assert [[c.changes for c in external.connections(cell)] for cell in cells] == [[("temperature",)], [()]]
+
+
+def test_prompts_with_tools_are_tried_with_tools(recipe_file, start: Callable[..., Any]):
+    bodies: list[dict] = []
+    url = f"http://127.0.0.1:{start(trials=bodies).server_port}/v1"
+    recipe = recipe_files.load_recipe_file(recipe_file, [f"serving.endpoints=[{url}]", "serving.served_model=scripted"])
+    external.connect_base(external.external(recipe.serving), recipe)
+    with_tools = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update={"tools_column": "tools"})})
+    external.connect_base(external.external(recipe.serving), with_tools)
+    assert ["tools" in body for body in bodies] == [False, True] and bodies[1]["tool_choice"] == "none"

@@ -87,6 +87,14 @@ def test_the_least_length_of_a_prompt():
     assert lengths.least("other", going_on) == int(0.9 * 407)
 
 
+def test_what_tools_add_to_a_prompt_is_not_expected_of_one_without():
+    lengths, turns = PromptLengths(), conversation("word " * 300)
+    lengths.remember("m", turns, 2400, tools=[{"type": "function"}])
+    going_on = [*turns, *conversation("an answer", "a request")]
+    assert lengths.least("m", going_on) < 400
+    assert lengths.least("m", going_on, tools=[{"type": "function"}]) > 2400
+
+
 def test_scripts_without_spaces_and_marks_are_not_overcounted():
     assert word_count(conversation("这是一部很好的电影,我很喜欢它。" * 50)) <= 50
     assert word_count(conversation("-- ** ## \n\n ... !!!")) == 0

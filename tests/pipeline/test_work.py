@@ -31,6 +31,22 @@ def prompts() -> list[Prompt]:
     return [Prompt(f"p{i}", "one two three " * (i + 1), f"g{i}", "train" if i < 3 else "test") for i in range(5)]
 
 
+def test_a_critic_elsewhere_costs_where_the_base_is_served_here(recipe_file: Path):
+    """The endpoints write the chains; base and adapter answer here, and their critiques come from the paid critic."""
+    served = ["serving.endpoints=['http://a/v1']", PRICE, CRITIC[:-1] + ", price: {input: 10, output: 30}}"]
+    arms = "evaluation.arms=[base, self_critique, distilled]"
+    recipe = recipe_files.load_recipe_file(recipe_file, [*served, arms])
+    work = work_of(recipe, prompts(), words)["evaluation"]
+    assert work.base.requests == 0 and work.critic.requests == 2 * recipe.chain.steps * recipe.evaluation.samples
+    assert cost_at_most(recipe, work) > 0
+    rows = [{"role": role, "prompt_tokens": 100, "new_tokens": 10} for role in ("answer", "critique", "revision")]
+    assert spent(recipe, rows, critic_alone=True) == pytest.approx((100 * 10 + 10 * 30) / 1e6)
+
+
+def test_work_that_is_half_done_is_rounded_up():
+    assert ServerWork(3, 100, 11).times(0.5) == ServerWork(2, 50, 6)
+
+
 @pytest.mark.parametrize("critic", [(), (CRITIC,)])
 def test_the_bound_is_what_the_chains_read_when_all_answers_are_of_full_length(recipe_file: Path, critic: tuple):
     texts = ["chain.critique='What of {answer} to {prompt}?'", "chain.system='Be kind always'", "hygiene.repeated=1"]
