@@ -122,7 +122,6 @@ def test_a_recipe_that_is_none_is_told_in_one_line(tmp_path: Path, recipe: str):
     ("overrides", "adapter", "words"),
     [
         ([], "ann/kind-lora", "expected hub:USER/REPO"),
-        (["serving.endpoints=[http://127.0.0.1:1/v1]"], "hub:ann/kind-lora", "don't have the adapter"),
         (["evaluation.arms=[base, self_critique]"], "hub:ann/kind-lora", "has no 'distilled' to score"),
     ],
 )
