@@ -230,7 +230,14 @@ def test_when_none_comes_back_the_run_stops_with_what_is_done(
 @pytest.fixture
 def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(
-        folder: Path, section: ServingConfig, port: int, adapters: Any, on_cpu: bool, compiled: bool, name: str
+        folder: Path,
+        section: ServingConfig,
+        port: int,
+        adapters: Any,
+        on_cpu: bool,
+        compiled: bool,
+        name: str,
+        more: Any,
     ) -> list[str]:
         return [
             sys.executable,

@@ -187,7 +187,7 @@ def test_a_combination_that_can_not_be_finished_does_not_stop_the_others(dsc, re
     text = f"""
 recipe: recipe.yaml
 fixed: {{serving.endpoints: [{server}]}}
-vary: {{dataset.min_reward: [5, null]}}
+vary: {{dataset.min_reward: [0.99999, null]}}
 last: dataset
 """
     done = dsc("grid", str(written(recipe_file.parent, text)), "--json", code=1)

@@ -106,11 +106,12 @@ def test_chains_are_written_by_an_api_of_which_nothing_is_here(resolve, start, m
     assert str(server.server_port) not in json.dumps(published)
 
 
-def test_a_server_of_ours_is_not_limited_by_numbers_for_the_recipe_s_servers(resolve):
+def test_a_server_of_ours_is_not_limited_by_numbers_for_the_recipe_s_servers(resolve, start):
     from dsc_hub.inference.servers import Endpoint
 
-    context = resolve(API, "serving.endpoints=[http://a/v1, http://b/v1]", "serving.concurrency=[3, 4]")
-    theirs = [Endpoint(f"http://{name}/v1", "big", "k") for name in "ab"]
+    urls = [f"http://127.0.0.1:{start(models=['big']).server_port}/v1" for _ in range(2)]
+    context = resolve(API, f"serving.endpoints=[{', '.join(urls)}]", "serving.concurrency=[3, 4]")
+    theirs = [Endpoint(url, "big", "k") for url in urls]
     ours = [Endpoint("http://127.0.0.1:1/v1", "base", "k", restart=lambda: None)]
     assert session.generator_of(context, theirs).concurrency == (3, 4)
     assert session.generator_of(context, ours).concurrency == "auto"
@@ -131,10 +132,12 @@ def test_the_plan_says_who_teaches_and_what_is_not_checked(resolve, tmp_path: Pa
 def test_an_api_needs_an_address_and_without_a_student_nothing_can_be_trained(
     resolve, recipe_file: Path, tmp_path: Path, start
 ):
-    (problem,) = preflight._server_problems(resolve(API).recipe, evaluates=True)
+    (problem,) = preflight._server_problems(resolve(API).recipe, ["sampling", "evaluation"])
     assert "no server is known at which big can be asked" in problem
     endpoints = f"serving.endpoints=[http://127.0.0.1:{start(models=['big']).server_port}/v1]"
-    assert list(preflight._server_problems(resolve(API, endpoints).recipe, evaluates=True)) == []
+    assert list(preflight._server_problems(resolve(API, endpoints).recipe, ["sampling", "evaluation"])) == []
+    # What is sampled already needs no server, and so no key.
+    assert list(preflight._server_problems(resolve(API).recipe, ["distill"])) == []
     alone = resolve_recipe(str(recipe_file), [API, endpoints], tmp_path / "runs")
     (problem,), need = preflight._check_training(alone, None, [], "publish")
     assert "api:big has no weights to train; name a student" in problem and need is None

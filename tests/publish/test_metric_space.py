@@ -74,7 +74,7 @@ def test_ones_own_metric_is_published_and_runs_elsewhere_only_where_it_is_allowe
     section = RewardConfig(metric="local/loudness", scorer="default")
     with pytest.raises(ConfigError, match=f"--allow-code local/loudness@{found['commit']}"):
         registry.identify_scorer(section)
-    assert not (tmp_path / "cache").exists()  # nothing of it was even fetched
+    assert not list((tmp_path / "cache").rglob("*.py"))  # nothing of it was even fetched
     identity = registry.identify_scorer(section, registry.Code(allowed=[f"local/loudness@{found['commit']}"]))
     # What came later is other code, and is not what was allowed.
     account.api.upload_file(
