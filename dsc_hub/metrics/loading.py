@@ -34,7 +34,10 @@ from dsc_hub.metrics.registry import (
     languages_of,
 )
 from dsc_hub.records import Prompt, Score
+from dsc_hub.system import cache
+from dsc_hub.system.hashing import digest
 
+BOUNDS = "reward_bounds.json"  # in dsc's cache
 # Prompt, its conversation, and the answer, of the request that tests a judge's server.
 TRIAL_EXCHANGE = ("Say yes.", [{"role": "user", "content": "Say yes."}], "Yes.")
 
@@ -110,8 +113,15 @@ def reward_bounds(recipe: Recipe) -> tuple[float | None, float | None]:
 
     None: no limit, or unknown, as of a metric that is not shipped: its code is not run for this.
     """
-    terms = recipes.reward_terms(recipe, "reward").values()
-    return _added_bounds([_declared_bounds(section) for section in terms])
+    terms = list(recipes.reward_terms(recipe, "reward").values())
+    # Metrics are classes of `evaluate`, whose import takes ten seconds and more; so what they declare is remembered.
+    files = [file_of(section.metric).read_bytes().hex() for section in terms if is_shipped(section)]
+    key = digest([section.model_dump(mode="json") for section in terms], files)
+    if (known := cache.recall_value(BOUNDS, key)) is None:
+        known = _added_bounds([_declared_bounds(section) for section in terms])
+        cache.remember_value(BOUNDS, key, known)
+    low, high = known
+    return low, high
 
 
 def _declared_bounds(section: ScorerConfig) -> tuple[float | None, float | None]:
