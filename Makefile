@@ -23,7 +23,7 @@ test: setup lint
 
 # What needs a model, a server of a model, a Hub or the whole command line is left to `make test`.
 QUICK := chain config data evaluation report runs/test_run.py runs/test_row_index.py runs/test_metrics_schema.py sampling system \
-  test_acceptance.py test_layers.py test_stats.py
+  test_acceptance.py test_errors.py test_layers.py test_stats.py
 
 quick: setup
 	$(VENV)/bin/ruff check .

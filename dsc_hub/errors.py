@@ -7,7 +7,10 @@ traceback.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class DscError(Exception):
@@ -62,6 +65,28 @@ class HubError(DscError):
 
 class RunError(DscError):
     """A run folder is not usable: in use, incomplete, disk full, read-only."""
+
+
+def gather(steps: Mapping[str, Callable[[], T]], summary: str) -> dict[str, T]:
+    """Run all steps and return their results by name; all problems at once.
+
+    The DscError of a single one is raised as it is, several as a ConfigError with `summary`, in which {n} is their
+    number.
+    """
+    done: dict[str, T] = {}
+    errors: dict[str, DscError] = {}
+    for name, step in steps.items():
+        try:
+            done[name] = step()
+        except DscError as e:
+            errors[name] = e
+    if len(errors) == 1:
+        raise next(iter(errors.values()))
+    if errors:
+        raise ConfigError(
+            summary.replace("{n}", str(len(errors))), problems=[f"{name}: {e}" for name, e in errors.items()]
+        )
+    return done
 
 
 def disk_error(error: OSError) -> RunError | None:

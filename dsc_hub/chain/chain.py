@@ -86,8 +86,12 @@ class Texts:
 
 def opening_of(prompt: Prompt, system: str | None) -> list[Message]:
     """Return the prompt's conversation, with the system text unless it has one of its own; "" and None: none."""
-    first = [{"role": "system", "content": system}] if system and prompt.system is None else []
-    return [*first, *prompt.conversation]
+    return [*system_turn(system if prompt.system is None else None), *prompt.conversation]
+
+
+def system_turn(text: str | None) -> list[Message]:
+    """Return the turn of a system text; "" and None: none."""
+    return [{"role": "system", "content": text}] if text else []
 
 
 def exchange(answer: str, request: str) -> list[Message]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain.chain import seed_of
+from dsc_hub.chain.chain import seed_of, system_turn
 from dsc_hub.cli import terminal
 from dsc_hub.config import origin, untrusted
 from dsc_hub.config.arms import ADAPTER
@@ -68,10 +68,9 @@ class Talk:
 
     def messages(self, arm: str, question: str) -> list[Message]:
         """Return the messages of the request to one arm."""
-        system = [{"role": "system", "content": self._system}] if self._system else []
         pairs = [((e.question, "user"), (e.answer, "assistant")) for e in self.said[arm]]
         turns = [{"role": role, "content": text} for pair in pairs for text, role in pair]
-        return [*system, *turns, {"role": "user", "content": question}]
+        return [*system_turn(self._system), *turns, {"role": "user", "content": question}]
 
     def make_room(self, question: str) -> int:
         """Drop the oldest exchanges of both arms until the question and its answer fit; return the number dropped."""
@@ -130,12 +129,12 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     section, settings = recipe.serving, generation_at_evaluation(recipe)
     if section.endpoints and not recipe.student:  # a teacher's servers never have the student
         announce_servers(recipe)
-        beside = section.model_copy(update={"served_model": ADAPTER})
         try:
+            adapted = external.external(section.model_copy(update={"served_model": ADAPTER}))
             # A server that answers to any name would answer as the base.
-            if not all(ADAPTER in external.listed(endpoint) for endpoint in external.external(beside)):
+            if not all(ADAPTER in external.listed(endpoint) for endpoint in adapted):
                 raise ServingError(f"the recipe's servers list no model {ADAPTER}")
-            external.connect_base(external.external(beside), recipe, settings)
+            external.connect_base(adapted, recipe, settings)
             endpoints = external.connect_base(external.external(section), recipe, settings)
         except ServingError as e:
             say(

@@ -6,6 +6,7 @@ or checksum); `materialize` creates the folder.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import re
@@ -194,9 +195,14 @@ def token_counter(model_folder: Path) -> Callable[[str], int] | None:
     """Return a function that counts the tokens of a text, without special tokens; None without tokenizer.json."""
     if not (file := model_folder / "tokenizer.json").is_file():
         return None
+    return _counter(str(file), file.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)  # a plan counts with the same tokenizer several times, and reading one takes a second
+def _counter(file: str, changed_ns: int) -> Callable[[str], int]:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = Tokenizer.from_file(file)
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 

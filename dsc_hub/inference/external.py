@@ -19,6 +19,7 @@ from functools import partial, reduce
 from http.client import HTTPException
 from typing import Any
 
+from dsc_hub.chain.chain import exchange, system_turn
 from dsc_hub.config.recipe import Recipe, Server, generation_at_evaluation, servers
 from dsc_hub.config.sampling import GenerationConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
@@ -125,9 +126,11 @@ def endpoint_of(server: Server) -> Endpoint:
 
 def trial_messages(recipe: Recipe) -> list[dict[str, str]]:
     """Return a short conversation of the form of a chain's: system text, prompt, answer, request."""
-    system = [{"role": "system", "content": recipe.chain.system}] if recipe.chain.system else []
-    turns = ("user", "Say yes."), ("assistant", "Yes."), ("user", "Say it again.")
-    return [*system, *({"role": role, "content": text} for role, text in turns)]
+    return [
+        *system_turn(recipe.chain.system),
+        {"role": "user", "content": "Say yes."},
+        *exchange("Yes.", "Say it again."),
+    ]
 
 
 def trial_tools(recipe: Recipe) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from dsc_hub.chain.chain import exchange
+from dsc_hub.chain.chain import exchange, system_turn
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import TEMPLATE_SETTINGS
 from dsc_hub.errors import ServingError
@@ -36,8 +36,11 @@ def check_rendering(endpoints: Iterable[Endpoint], folder: Path, recipe: Recipe)
 
     if not (file := folder / "tokenizer.json").is_file():
         return
-    system = [{"role": "system", "content": recipe.chain.system}] if recipe.chain.system else []
-    messages = [*system, {"role": "user", "content": "Say it."}, *exchange("It is said.", "Say it again.")]
+    messages = [
+        *system_turn(recipe.chain.system),
+        {"role": "user", "content": "Say it."},
+        *exchange("It is said.", "Say it again."),
+    ]
     settings = recipe.generation.template_settings
     try:
         expected = load_template(folder).render(messages, add_generation_prompt=True, **settings)

@@ -16,7 +16,7 @@ from dsc_hub.config.models import Place, weights_loaded
 from dsc_hub.config.recipe import all_scorers, servers
 from dsc_hub.config.stages import NAMES
 from dsc_hub.data.prompts import load_prompts
-from dsc_hub.errors import ConfigError, DscError, HubError
+from dsc_hub.errors import ConfigError, HubError, gather
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
 from dsc_hub.pipeline.context import RunContext
@@ -65,20 +65,9 @@ def fetch_all(context: RunContext, adapter: str | None = None) -> Fetched:
     steps |= {place: partial(_scorer, context, place) for place in all_scorers(context.recipe)}
     if adapter is not None:
         steps["adapter"] = lambda: _adapter(adapter)
-    parts, problems = [], {}
-    for place, step in steps.items():
-        try:
-            parts.append(step())
-        except DscError as e:
-            problems[place] = e
-    if len(problems) == 1:
-        raise next(iter(problems.values()))
-    if problems:
-        raise ConfigError(
-            f"{len(problems)} things could not be fetched", problems=[f"{p}: {e}" for p, e in problems.items()]
-        )
+    parts = gather(steps, "{n} things could not be fetched")
     asked = {f"{server.place} ({addresses.host(server.address)})": None for server in servers(context.recipe)}
-    return Fetched(tuple(parts), tuple(asked), (*client.cache_folders(), str(cache.cache_home())))
+    return Fetched(tuple(parts.values()), tuple(asked), (*client.cache_folders(), str(cache.cache_home())))
 
 
 def check_fetched(context: RunContext) -> None:

@@ -14,7 +14,7 @@ from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, repo_names
 from dsc_hub.data.prompts import identify_prompts
 from dsc_hub.distill import launcher, plugin
-from dsc_hub.errors import ConfigError, DscError
+from dsc_hub.errors import ConfigError, gather
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
 from dsc_hub.pipeline.context import RunContext
@@ -46,19 +46,7 @@ def resolve_recipe(
     resolvers["prompts"] = lambda: identify_prompts(checked.prompts, path.parent)
     for place, scorer in all_scorers(checked).items():
         resolvers[place] = partial(registry.identify_scorer, scorer, code)
-    resolved: dict[str, Any] = {}
-    errors: dict[str, DscError] = {}
-    for name, resolver in resolvers.items():
-        try:
-            resolved[name] = resolver()
-        except DscError as e:
-            errors[name] = e
-    if len(errors) == 1:
-        raise next(iter(errors.values()))
-    if errors:
-        raise ConfigError(
-            f"{path} names {len(errors)} things that can't be had", problems=[f"{n}: {e}" for n, e in errors.items()]
-        )
+    resolved = gather(resolvers, f"{path} names {{n}} things that can't be had")
     identified = {place: resolved[place] for place in models}
     identity = dict.fromkeys(SCORERS.values(), "") | resolved | {place: m.identity for place, m in identified.items()}
     fingerprints = stage_fingerprints(checked, identity)
