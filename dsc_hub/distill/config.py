@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +207,17 @@ def lora_config(lora: Mapping[str, Any], model: Any) -> LoraConfig:
         linear = {n for n, m in model.named_modules() if hasattr(m, "in_features") and m is not wide}
         targets = sorted({name.rpartition(".")[2] for name in linear} - _OF_EXPERTS)
     return LoraConfig(task_type="CAUSAL_LM", **{**lora, "target_modules": targets})
+
+
+@contextlib.contextmanager
+def checked_targets() -> Iterator[None]:
+    """Raise peft's error about target modules that a model lacks as a ConfigError that names the key."""
+    try:
+        yield
+    except ValueError as e:
+        if "arget modules" in str(e):  # they match no module, or none that fits
+            raise ConfigError(f"distill.lora.target_modules: {e}") from None
+        raise
 
 
 def has_fused_experts(model: Any) -> bool:

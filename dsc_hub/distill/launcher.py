@@ -195,11 +195,11 @@ def _check(about: str, given: dict[str, Any]) -> Checked:
             timeout=CHECKED_WITHIN_S,
         )
     except subprocess.TimeoutExpired as e:
-        if REHEARSES in (e.stdout or b"").decode():
-            return Checked([])
+        size, rehearses, _ = _answer((e.stdout or b"").decode())
+        if rehearses:
+            return Checked([], size)
         raise endless from None
-    before, rehearses, problem = child.stdout.rpartition(REHEARSES)
-    size = TrainingSize.model_validate_json(before) if rehearses else None
+    size, rehearses, problem = _answer(child.stdout)
     if child.returncode < 0 or (child.returncode and any(sign in child.stderr for sign in _NO_MEMORY)):
         if rehearses:
             return Checked([], size)
@@ -212,6 +212,12 @@ def _check(about: str, given: dict[str, Any]) -> Checked:
         return Checked(problems, size)
     cache.remember_value(KNOWN_GOOD, about, size.model_dump() if size else True)
     return Checked([], size)
+
+
+def _answer(out: str) -> tuple[TrainingSize | None, bool, str]:
+    """Return what the child printed: the shapes, whether it began to rehearse, and the problem as JSON ("": none)."""
+    shapes, rehearses, problem = out.rpartition(REHEARSES)
+    return (TrainingSize.model_validate_json(shapes) if rehearses else None), bool(rehearses), problem
 
 
 def _command(run: Run, section: DistillConfig) -> list[str]:

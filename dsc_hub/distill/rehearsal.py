@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.training import DistillConfig
-from dsc_hub.distill.config import BY_OBJECTIVE, check_section, has_fused_experts, lora_config, plan_of
+from dsc_hub.distill.config import BY_OBJECTIVE, check_section, checked_targets, has_fused_experts, lora_config, plan_of
 from dsc_hub.distill.launcher import REHEARSES, shown_error
 from dsc_hub.distill.memory import TrainingSize
 from dsc_hub.errors import ConfigError, DscError
@@ -84,7 +84,8 @@ def size_of(recipe: Recipe, folder: Path) -> TrainingSize:
         linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name not in wide]
         parameters = sum(p.numel() for p in model.parameters())
         quantised = sum(m.in_features * m.out_features for m in linear) if plan.quantization is not None else 0
-        adapted = get_peft_model(model, lora_config(plan.lora, model))
+        with checked_targets():
+            adapted = get_peft_model(model, lora_config(plan.lora, model))
         has_experts = has_fused_experts(model)
         trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     text = config.get_text_config()

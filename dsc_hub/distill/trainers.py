@@ -13,7 +13,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
 
 from dsc_hub.config.recipe import Recipe, training_seed
-from dsc_hub.distill.config import BY_OBJECTIVE, Plan, lora_config
+from dsc_hub.distill.config import BY_OBJECTIVE, Plan, checked_targets, lora_config
 from dsc_hub.distill.preflight import TrainingData
 from dsc_hub.errors import ConfigError
 
@@ -78,7 +78,7 @@ def build_trainer(
     """
     is_weighted = WEIGHT in rows["train"][0]
     trainer_class = _WeightedSFTTrainer if is_weighted else TRAINERS[plan.objective]
-    try:
+    with checked_targets():
         trainer = trainer_class(
             model=model,
             args=args,
@@ -88,10 +88,6 @@ def build_trainer(
             peft_config=lora_config(plan.lora, model),
             callbacks=callbacks,
         )
-    except ValueError as e:
-        if "arget modules" in str(e):  # peft: the names match no module, or none that fits
-            raise ConfigError(f"distill.lora.target_modules: {e}") from None
-        raise
     trainer.remove_callback(PrinterCallback)
     return trainer
 

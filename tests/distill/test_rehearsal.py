@@ -12,7 +12,7 @@ import pytest
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.recipe_files import load_recipe_file
 from dsc_hub.distill import launcher
-from dsc_hub.distill.rehearsal import rehearse
+from dsc_hub.distill.rehearsal import rehearse, size_of
 from dsc_hub.errors import ConfigError, DataError
 
 
@@ -81,16 +81,18 @@ def test_a_rehearsal_that_takes_too_much_says_nothing_about_the_training(
     recipe: Recipe, base: Path, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path))
+    size = size_of(recipe, base)
+    printed = f"{size.model_dump_json()}\n{launcher.REHEARSES}\n"
 
     def killed(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(command, -9, f"{launcher.REHEARSES}\n", "")
+        return subprocess.CompletedProcess(command, -9, printed, "")
 
     def slow(command: list[str], **_: object) -> None:
-        raise subprocess.TimeoutExpired(command, 1, output=f"{launcher.REHEARSES}\n".encode())
+        raise subprocess.TimeoutExpired(command, 1, output=printed.encode())
 
     for child in (killed, slow):
         monkeypatch.setattr(subprocess, "run", child)
-        assert launcher.rehearse_in_child(recipe, base, True).problems == []
+        assert launcher.rehearse_in_child(recipe, base, True) == ([], size)
 
 
 def test_a_base_that_is_quantised_already_is_refused_by_the_plan(dsc, recipe_file: Path, base: Path, tmp_path: Path):
