@@ -43,10 +43,11 @@ ABOUT = {
     "distill.model": {"torch", "transformers"},
     "distill.output": {"torch", "transformers"},
     "distill.train": {"torch", "transformers", "datasets"},
-    "distill.trainers": {"torch", "transformers", "trl", "peft", "datasets"},
+    "distill.trainers": {"torch", "transformers", "trl"},
     "distill.validation": {"torch", "transformers"},
     "distill.config": {"transformers", "trl", "peft"},
-    "distill.preflight": {"transformers", "trl", "peft"},
+    "distill.preflight": {"transformers", "datasets"},
+    "distill.tokens": {"transformers", "trl", "datasets"},
     "inference.rounding": {"torch", "transformers"},
     **dict.fromkeys(
         ("hub.account", "hub.client", "hub.errors", "hub.push", "hub.repos", "hub.retry"), {"huggingface_hub"}

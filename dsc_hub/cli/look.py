@@ -232,14 +232,14 @@ def chat(reference: str, runs: Path) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("options", nargs=-1, metavar="[OPTION=VALUE]...")
 @click.option("--scorer", help="A packaged scorer or a model of the Hub (default: the metric's first).")
-@click.option("--column", default="text", show_default=True, help="Of .jsonl, .csv and .parquet.")
+@click.option("--column", default="text", show_default=True, help="Of JSON, CSV and Parquet.")
 @allow_option
 @json_option
 def score(metric: str, file: Path, options: tuple[str, ...], scorer: str | None, column: str, as_json: bool) -> None:
     """Score the texts in FILE with METRIC: a shipped one, your own NAME.py, or a Space USER/NAME.
 
-    FILE has a text a line, or is .jsonl, .csv or .parquet; columns `prompt` and `kind` go along. OPTIONs are the
-    metric's.
+    FILE has a text a line, or is JSON, CSV or Parquet by its suffix; columns `prompt` and `kind` go along. OPTIONs are
+    the metric's.
     """
     from dsc_hub.cli import screens as screen
     from dsc_hub.config.recipe_files import parse_options

@@ -81,15 +81,6 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _evaluates_on_something(self) -> Recipe:
-        if not getattr(self.prompts.split, self.evaluation.split):
-            raise ValueError(
-                f"evaluation.split: there is no prompt in the split '{self.evaluation.split}'; "
-                f"set prompts.split.{self.evaluation.split} above 0, or name another one"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _validates_on_something(self) -> Recipe:
         d = self.distill
         keeps_best = getattr(d, d.objective).get("load_best_model_at_end") or d.patience

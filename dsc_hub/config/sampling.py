@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -13,7 +14,13 @@ from pydantic import (
 from dsc_hub.config.section import RuleName, Section, auto_or, placeholders
 from dsc_hub.system.addresses import checked_address, checked_key_name
 
-TABLES = (".jsonl", ".csv", ".parquet")  # prompt files with columns; any other file has one prompt per line
+# Prompt files with columns; any other file has one prompt per line.
+TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+def table_suffix(name: str) -> str:
+    """Return the suffix by which a prompt file is read: in lower case, of a packed file the one before .gz."""
+    return PurePath(name.lower().removesuffix(".gz")).suffix
 
 
 TEMPLATE_SETTINGS = "chat_template_kwargs"  # parameter of servers, and column of trl
@@ -78,7 +85,9 @@ class SplitShares(Section):
 
     train: float = Field(0.7, gt=0, le=1, description="share of the groups whose chains become training rows")
     validation: float = Field(0.15, ge=0, lt=1, description="share to choose settings and checkpoints by")
-    test: float = Field(0.15, gt=0, lt=1, description="share that nothing is chosen by: only measured on")
+    test: float = Field(
+        0.15, ge=0, lt=1, description="share that nothing is chosen by: only measured on; 0 for who only samples"
+    )
 
     @model_validator(mode="after")
     def _sum(self) -> SplitShares:
@@ -93,7 +102,9 @@ class PromptsConfig(Section):
     """Where the prompts come from: a file, a dataset of the Hub, or templates crossed with a list of values (one value
     = one group)."""
 
-    path: str | None = Field(None, description="text (a prompt a line), .jsonl, .csv or .parquet, beside the recipe")
+    path: str | None = Field(
+        None, description="text (a prompt a line), JSON, JSON lines, CSV or Parquet, also as .gz, beside the recipe"
+    )
     dataset: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$", description="dataset of the Hub, USER/NAME")
     dataset_config: str | None = Field(None, description="its config; null: the default one")
     dataset_split: str = Field("train", description="which of its splits to read; ours are made anew, by group")
@@ -143,7 +154,7 @@ class PromptsConfig(Section):
             for k in ("column", "group_column", "kind_column", "tools_column", "drop_last_answer")
             if getattr(self, k) != type(self).model_fields[k].default
         ]
-        is_table = self.dataset or (self.path or "").endswith(TABLES)
+        is_table = self.dataset or table_suffix(self.path or "") in TABLES
         if named and not is_table:
             source = (
                 "templates have no columns: each value is a group"

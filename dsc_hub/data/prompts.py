@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsc_hub.config.sampling import TABLES, PromptsConfig, SplitShares
+from dsc_hub.config.sampling import TABLES, PromptsConfig, SplitShares, table_suffix
 from dsc_hub.data.conversations import json_objects, parse_conversation, parse_tools
-from dsc_hub.data.table_files import PromptCells, check_row, read_lines, read_table
+from dsc_hub.data.table_files import check_row, read_lines, read_table
 from dsc_hub.errors import DataError
-from dsc_hub.records import SPLITS, Message, Prompt, Split, Tool
+from dsc_hub.records import SPLITS, Message, Prompt, Split, Tool, prompt_id
 
 # Punctuation of sentences.
 EDGES = ".,;:!?()[]{}\"'\u2026\u2018\u2019\u201c\u201d\u00bf\u00a1\u3001\u3002\uff01\uff0c\uff1f"
@@ -39,6 +39,26 @@ def identify_prompts(section: PromptsConfig, base: Path) -> str:
         if name:
             h.update(_file(base, name).read_bytes())
     return h.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCells:
+    """What a row says of a prompt; `group` is "" if it names none, so that the prompt is its own group."""
+
+    text: str
+    group: str = ""
+    kind: str = ""
+    messages: tuple[Message, ...] = ()  # as in Prompt
+    tools: tuple[Tool, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return prompt_id(self.text, self.messages, self.tools)
+
+    @property
+    def split_group(self) -> str:
+        """The named group, or the prompt itself: its text, of a conversation its id."""
+        return self.group or (self.id if self.messages else self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +179,10 @@ def split_groups(groups: Iterable[str], shares: SplitShares, seed: int) -> dict[
             f"{len(ranked)} prompt group(s) can't be split into {', '.join(positive)}",
             f"Give at least {len(positive)} different groups, better 30 or more.",
         )
-    n_test = max(1, round(len(ranked) * shares.test))
+    n_test = max(1, round(len(ranked) * shares.test)) if shares.test else 0
     n_validation = max(1, round(len(ranked) * shares.validation)) if shares.validation else 0
     # Rounding must leave a group for each split; validation is reduced first.
-    n_validation = min(n_validation, len(ranked) - 2) if n_validation else 0
+    n_validation = min(n_validation, len(ranked) - 1 - bool(n_test))
     n_test = min(n_test, len(ranked) - n_validation - 1)
     n_train = len(ranked) - n_validation - n_test
     counts: tuple[tuple[Split, int], ...] = (("test", n_test), ("validation", n_validation), ("train", n_train))
@@ -241,10 +261,11 @@ def _from_templates(section: PromptsConfig, base: Path) -> Iterator[PromptCells]
 
 def _from_file(section: PromptsConfig, base: Path) -> Iterator[PromptCells]:
     path = _file(base, str(section.path))
-    if path.suffix not in TABLES:
-        yield from map(PromptCells, read_lines(path))
+    if (suffix := table_suffix(path.name)) not in TABLES:
+        yield from map(PromptCells, read_lines(path, section.column))
         return
-    yield from _from_rows(section, read_table(path), str(path), is_csv=path.suffix == ".csv")
+    columns = [c for c in (section.column, section.group_column, section.kind_column, section.tools_column) if c]
+    yield from _from_rows(section, read_table(path, columns), str(path), is_csv=suffix in (".csv", ".tsv"))
 
 
 def _from_dataset(section: PromptsConfig, revision: str) -> Iterator[PromptCells]:

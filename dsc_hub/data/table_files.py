@@ -1,72 +1,118 @@
-"""Read rows of CSV, JSON lines, Parquet and text files."""
+"""Read rows of CSV, JSON, Parquet and text files, packed with gzip or not."""
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from dsc_hub.config.sampling import TABLES
+from dsc_hub.config.sampling import TABLES, table_suffix
 from dsc_hub.errors import DataError
-from dsc_hub.records import Message, Tool, prompt_id
-from dsc_hub.system import parquet
+from dsc_hub.system import parquet, progress
+
+# Files of other programs, by suffix: their bytes are no text, or their lines are no prompts.
+_OTHERS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet: export it as CSV"),
+    **dict.fromkeys((".feather", ".arrow", ".orc", ".avro"), "another format of columns: save it as Parquet"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy"), "Python objects, which can run code: save it as JSON lines"),
+    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "packed: unpack it (gzip is read)"),
+    **dict.fromkeys((".db", ".sqlite", ".sqlite3"), "a database: export the table as CSV"),
+    **dict.fromkeys((".docx", ".pdf", ".html", ".xml"), "a document: save a prompt a line as .txt"),
+    **dict.fromkeys((".yaml", ".yml"), "YAML: save it as JSON lines"),
+}
+DELIMITERS = (",", ";", "\t", "|")
+LARGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
-@dataclass(frozen=True, slots=True)
-class PromptCells:
-    """What a row says of a prompt; `group` is "" if it names none, so that the prompt is its own group."""
-
-    text: str
-    group: str = ""
-    kind: str = ""
-    messages: tuple[Message, ...] = ()  # as in Prompt
-    tools: tuple[Tool, ...] = ()
-
-    @property
-    def id(self) -> str:
-        return prompt_id(self.text, self.messages, self.tools)
-
-    @property
-    def split_group(self) -> str:
-        """The named group, or the prompt itself: its text, of a conversation its id."""
-        return self.group or (self.id if self.messages else self.text)
+def _bytes(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix.lower() != ".gz":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+        raise DataError(f"{path} can't be unpacked as gzip: {e}", "Copy it anew, or unpack it yourself.") from None
 
 
 def _text(path: Path) -> str:
+    """Return the text of a file in UTF-8, or with a byte order mark in UTF-16; DataError if it is none."""
+    content = _bytes(path)
+    encoding = next((name for bom, name in _BOMS.items() if content.startswith(bom)), "utf-8")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = content.decode(encoding)
     except UnicodeDecodeError as e:
-        raise DataError(f"{path} is not UTF-8 text ({e.reason} at byte {e.start})", "Save it as UTF-8.") from None
+        shown = "UTF-8" if encoding.startswith("utf-8") else "UTF-16"
+        raise DataError(f"{path} is not {shown} text ({e.reason} at byte {e.start})", "Save it as UTF-8.") from None
+    if "\0" in text:
+        zeros = text.count("\0")
+        kind = "UTF-16 without a byte order mark" if 3 * zeros > len(text) else "a damaged or binary file"
+        raise DataError(f"{path} holds {zeros} zero bytes, as {kind} does", "Save it as UTF-8.")
+    return text
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path, column: str = "prompt") -> Iterator[str]:
+    """Yield the lines of a text file without blank ones; DataError if it is a table by its name or its look.
+
+    `column` is the one that a table would have.
+    """
+    if reason := _OTHERS.get(table_suffix(path.name)):
+        raise DataError(f"{path} is {reason}")
+    if table_suffix(path.name) in TABLES:
+        raise DataError(f"{path} is a table, expected a text file", "Save what is in its column a line each.")
     # Not splitlines(): it also splits at characters that can occur inside a prompt.
-    yield from (stripped for line in _text(path).split("\n") if (stripped := line.strip()))
+    lines = [stripped for line in _text(path).split("\n") if (stripped := line.strip())]
+    if lines and (kind := _looks_like(lines, column)):
+        raise DataError(
+            f"{path} is read a line each, and looks like {kind}: {lines[0][:60]!r}",
+            f"Give it the suffix of its kind ({', '.join(TABLES)}), or save one text a line.",
+        )
+    yield from lines
 
 
-def read_rows(path: Path, column: str) -> Iterator[dict[str, object]]:
-    """Yield the rows of a .jsonl, .csv or .parquet file, each with this column; DataError if the file cannot be read.
+def _looks_like(lines: list[str], column: str) -> str | None:
+    """Return what kind of table lines of text seem to be; None: texts."""
+    if all(map(_is_json, lines)) or (lines[0][0] in "[{" and _is_json("\n".join(lines))):
+        return "JSON"
+    header = next((cells for d in DELIMITERS if len(cells := _cells(lines[0], d)) > 1 and column in cells), None)
+    return "CSV" if header else None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+
+
+def read_rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, each with this column; DataError if the file cannot be read.
 
     Any other file is read as text: one row per line, with the line in this column.
     """
     if not path.is_file():
         raise DataError(f"file {path} not found")
-    if path.suffix not in TABLES:
-        for line in read_lines(path):
+    if table_suffix(path.name) not in TABLES:
+        for line in read_lines(path, column):
             yield {column: line}
         return
-    for number, row in enumerate(read_table(path), 1):
+    for number, row in enumerate(read_table(path, (column,)), 1):
         check_row(row, f"{path} row {number}", {"--column": column})
         yield row
 
 
-def check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | None]) -> None:
+def check_row(row: Mapping[str, Any], where: str, wanted: Mapping[str, str | None]) -> None:
     """Check that the row has the columns that settings name (setting -> column; None: not required); else DataError."""
-    if None in row:  # the csv module's key for cells beyond the header
-        raise DataError(f"{where} has more cells than the header", "Put texts with commas into double quotes.")
     for setting, column in wanted.items():
         if column and column not in row:
             raise DataError(
@@ -74,22 +120,100 @@ def check_row(row: Mapping[str, object], where: str, wanted: Mapping[str, str | 
             )
 
 
-def read_table(path: Path) -> Iterator[dict[str, object]]:
-    if path.suffix == ".parquet":
-        yield from parquet.rows(path)
-    elif path.suffix == ".csv":
+def read_table(path: Path, columns: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, by its suffix. `columns` are looked for in the header of a CSV, to tell by what its
+    cells are separated. DataError names the line that can't be read."""
+    suffix = table_suffix(path.name)
+    if suffix == ".parquet":
+        if path.suffix.lower() == ".gz":
+            raise DataError(f"{path} is a packed Parquet file", "Unpack it: Parquet is packed inside.")
+        return parquet.rows(path)
+    if suffix in (".csv", ".tsv"):
+        return _csv_rows(path, columns)
+    return _json_rows(path)
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON array, or of JSON lines, whatever the suffix says."""
+    text = _text(path)
+    if text.lstrip().startswith("["):
         try:
-            yield from map(dict, csv.DictReader(io.StringIO(_text(path), newline="")))
-        except csv.Error as e:
-            raise DataError(f"{path} is not valid CSV: {e}") from None
+            rows = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise DataError(f"{path} is not JSON: {e}") from None
+        for number, row in enumerate(rows, 1):
+            yield _object(row, f"{path} item {number}")
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            if number == 1 and _is_json(text):
+                break  # one object over several lines
+            raise DataError(f"{path} line {number} is not JSON: {e}") from None
+        yield _object(row, f"{path} line {number}")
     else:
-        for number, line in enumerate(_text(path).split("\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as e:
-                raise DataError(f"{path} line {number} is not JSON: {e}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path} line {number}: expected an object, got {type(row).__name__}")
-            yield row
+        return
+    raise DataError(
+        f"{path} holds one object with the keys {sorted(json.loads(text))}, expected a list of rows",
+        "Save the list alone, or one object a line.",
+    )
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected an object, got {type(row).__name__}")
+    return row
+
+
+def _csv_rows(path: Path, columns: Collection[str]) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(LARGEST_CELL)
+    text = _text(path)
+    delimiter = _delimiter(path, text, columns)
+    # Strict: else a quote that is never closed makes one cell of the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] = []
+    number = begin = 0
+    try:
+        for cells in reader:
+            if cells and not header:
+                header = _header(path, cells)
+            elif cells:
+                number += 1
+                yield _csv_row(header, cells, f"{path} row {number}")
+            begin = reader.line_num
+    except csv.Error as e:
+        what = "a quote is never closed" if "unexpected end" in str(e) else str(e)
+        raise DataError(
+            f"{path} is not valid CSV: {what}, in the row that begins at line {begin + 1}",
+            'A cell in double quotes writes a quote of its own twice: "She said ""no""."',
+        ) from None
+
+
+def _header(path: Path, cells: list[str]) -> list[str]:
+    if twice := sorted({cell for cell in cells if cells.count(cell) > 1}):
+        raise DataError(f"{path} has the column {twice[0]!r} {cells.count(twice[0])} times", "Rename or remove one.")
+    return cells
+
+
+def _csv_row(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
+    """Return a row by column; cells that it lacks are None."""
+    if len(cells) > len(header):
+        raise DataError(
+            f"{where} has {len(cells)} cells, more cells than the header, which has {len(header)}",
+            "Put texts that hold the separator into double quotes.",
+        )
+    return dict(zip(header, cells + [None] * (len(header) - len(cells)), strict=True))
+
+
+def _delimiter(path: Path, text: str, columns: Collection[str]) -> str:
+    """Return what separates the cells: a tab in .tsv; else a comma, unless another one gives more of the columns."""
+    if table_suffix(path.name) == ".tsv":
+        return "\t"
+    header = next((line for line in text.split("\n") if line.strip()), "")
+    best = max(DELIMITERS, key=lambda d: len(set(columns) & set(_cells(header, d))))
+    if best != ",":
+        progress.say(f"prompts  {path.name}: the cells are separated by {best!r}")
+    return best

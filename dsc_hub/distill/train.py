@@ -43,8 +43,9 @@ from dsc_hub.distill.launcher import ERROR_FILE, shown_error
 from dsc_hub.distill.mask import check_batches
 from dsc_hub.distill.model import adapter_weights, compute_dtype, load_base, widen_adapter
 from dsc_hub.distill.output import ProgressCallback, say_end, say_start
-from dsc_hub.distill.preflight import TrainingData, check_training, stop_tokens, tokenizer_of, training_rows
-from dsc_hub.distill.trainers import WEIGHT, build_trainer, effective_rows, row_weights, training_arguments
+from dsc_hub.distill.preflight import TrainingData, check_training
+from dsc_hub.distill.tokens import stop_tokens, tokenizer_of
+from dsc_hub.distill.trainers import build_trainer, effective_rows, row_weights, training_arguments
 from dsc_hub.distill.validation import REWARD, BestAdapter, ValidationReward
 from dsc_hub.errors import DataError, DscError, ModelError, RunError, disk_error
 from dsc_hub.runs.metrics_schema import Training
@@ -163,8 +164,7 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     recipe, folder = facts.recipe, facts.base.weights
     on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
     dtype = compute_dtype(on_cpu)
-    rows = training_rows(run, recipe)
-    weights = _weigh(rows["train"], recipe.distill.weight_temperature)
+    weights = _weights(data.rewards, recipe.distill.weight_temperature)
     _prepare_tracker(run, recipe)
     args = training_arguments(plan, data, run[checkpoints.CHECKPOINTS], on_cpu, dtype, recipe, _run_name(run))
 
@@ -179,7 +179,7 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     scoring = ValidationReward(run, recipe, tokenizer, count) if count else None
     # In this order: the best adapter goes by the reward, and a checkpoint includes the best adapter.
     callbacks = [ProgressCallback(line, plan.objective), *filter(None, (scoring, best)), keeper]
-    trainer = build_trainer(plan, model, args, rows, tokenizer, callbacks)
+    trainer = build_trainer(plan, model, args, data, weights, tokenizer, callbacks)
     if scoring:
         scoring.trainer = trainer
     if best:
@@ -267,20 +267,17 @@ def _prepare_tracker(run: Run, recipe: Recipe) -> None:
     os.environ.pop("WANDB_LOG_MODEL", None)
 
 
-def _weigh(rows: list[dict[str, Any]], temperature: float | None) -> list[float]:
-    """Give the rows their weights in place of their rewards; return the weights, none without a temperature."""
-    rewards = [row.pop("reward", None) for row in rows]
+def _weights(rewards: Sequence[float | None], temperature: float | None) -> list[float]:
+    """Return the weights of the training rows; none without a temperature. DataError for a row without a reward."""
     if temperature is None:
         return []
-    if None in rewards:
+    known = [reward for reward in rewards if reward is not None]
+    if len(known) < len(rewards):
         raise DataError(
             "distill.weight_temperature: a training row has no reward",
             "Leave weight_temperature out, or make the dataset again with `dsc run`.",
         )
-    weights = row_weights(rewards, temperature)
-    for row, weight in zip(rows, weights, strict=True):
-        row[WEIGHT] = weight
-    return weights
+    return row_weights(known, temperature)
 
 
 def _check_vocabulary(tokenizer: Any, before: int) -> None:

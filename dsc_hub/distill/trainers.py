@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from trl import DPOTrainer, KTOTrainer, SFTTrainer
@@ -36,9 +35,9 @@ def training_arguments(
     settings["logging_nan_inf_filter"] = False
     if not data.validation_rows:
         settings["eval_strategy"] = "no"
-    settings["max_length"] = data.max_length
-    if plan.objective == "sft":
-        settings["completion_only_loss"] = True
+    # With a limit, trl goes through tokenised rows once more to cut them, and none is too long.
+    is_whole = plan.objective == "sft" and not settings.get("packing") and not settings.get("padding_free")
+    settings["max_length"] = None if is_whole else data.max_length
     try:
         args = BY_OBJECTIVE[plan.objective].config(
             output_dir=str(folder),
@@ -68,32 +67,31 @@ def build_trainer(
     plan: Plan,
     model: Any,
     args: TrainingArguments,
-    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    data: TrainingData,
+    weights: Sequence[float],
     tokenizer: Any,
     callbacks: list[TrainerCallback],
 ) -> Trainer:
-    """Build the objective's trainer over the rows by split; ConfigError if the target modules do not fit the model.
+    """Build the objective's trainer over the checked rows; ConfigError if the target modules do not fit the model.
 
-    Rows with a WEIGHT are weighted in the loss. The reference model of dpo and kto is the base without the adapter.
+    `weights` are those of the training rows in the loss; empty: all alike. The reference model of dpo and kto is the
+    base without the adapter.
     """
-    is_weighted = WEIGHT in rows["train"][0]
-    trainer_class = _WeightedSFTTrainer if is_weighted else TRAINERS[plan.objective]
+    train, trainer_class = data.train, TRAINERS[plan.objective]
+    if weights:
+        train, trainer_class = train.add_column(WEIGHT, list(weights)), _WeightedSFTTrainer
     with checked_targets():
         trainer = trainer_class(
             model=model,
             args=args,
-            train_dataset=_dataset(rows["train"]),
-            eval_dataset=_dataset(rows["validation"]),
+            train_dataset=train,
+            eval_dataset=data.validation,
             processing_class=tokenizer,
             peft_config=lora_config(plan.lora, model),
             callbacks=callbacks,
         )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset | None:
-    return datasets.Dataset.from_list(list(rows)) if rows else None
 
 
 # -- weights of rows

@@ -40,7 +40,7 @@ class ScoredFile(BaseModel):
 def score_file(
     metric: str, file: Path, scorer: str | None, column: str, options: Mapping[str, Any], code: Code
 ) -> ScoredFile:
-    """Score every text of a file: one text per line, or `column` of .jsonl, .csv or .parquet.
+    """Score every text of a file: one text per line, or `column` of JSON, CSV or Parquet.
 
     The metric also gets `prompt` (a text, or a conversation) and `kind` of the rows. DataError for a file that cannot
     be read, MetricError for a scorer that is not available.

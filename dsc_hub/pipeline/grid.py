@@ -24,6 +24,7 @@ from dsc_hub.config.stages import up_to
 from dsc_hub.errors import ConfigError, DscError
 from dsc_hub.pipeline import resolve
 from dsc_hub.pipeline.context import RunContext
+from dsc_hub.pipeline.preflight import nothing_held_out
 from dsc_hub.pipeline.run import run_all
 from dsc_hub.runs.metrics_schema import Difference, Estimate, Scored, ScoreName
 from dsc_hub.runs.results import metrics_of
@@ -157,7 +158,10 @@ def _describe_cell(
     by_default = "evaluation.split" not in {**grid.fixed, **cell}
     settings = {"evaluation.split": "validation", **grid.fixed, **cell, "publish.to": "none"}
     try:
-        return resolve.resolve_recipe(reference, _overrides(settings), runs, allowed)
+        context = resolve.resolve_recipe(reference, _overrides(settings), runs, allowed)
+        if "evaluation" in up_to(grid.last) and (problems := nothing_held_out(context.recipe)):
+            raise ConfigError(problems[0])
+        return context
     except ConfigError as e:
         hint = "A grid compares on validation prompts; `fixed: {evaluation.split: test}` changes that."
         raise ConfigError(f"{shown(cell)}: {e.message}", e.hint or (hint if by_default else ""), e.problems) from None

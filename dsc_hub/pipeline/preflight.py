@@ -108,6 +108,17 @@ def without_group(recipe: Recipe, ungrouped: int) -> list[str]:
     ]
 
 
+def nothing_held_out(recipe: Recipe) -> list[str]:
+    """Return a problem if the split that is evaluated has no share of the prompts, as one who only samples may set."""
+    split = recipe.evaluation.split
+    if getattr(recipe.prompts.split, split):
+        return []
+    return [
+        f"evaluation.split: there is no prompt in the split '{split}'; set prompts.split.{split} above 0, or name"
+        " another one"
+    ]
+
+
 def disk(runs: Path, needed: int) -> list[str]:
     """Return a problem if the disk of the runs folder has less than `needed` bytes free."""
     folder = next(p for p in (runs, *runs.parents) if p.exists())
@@ -151,6 +162,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         ),
         *(problem for place, folder in folders.items() for problem in too_long(recipe, prompts, folder, place)),
         *without_group(recipe, dropped.ungrouped),
+        *(nothing_held_out(recipe) if "evaluation" in up_to(last) else ()),
         *disk(context.runs, estimate.disk_bytes),
         *_scorer_problems(context, prompts),
         *(threshold_problems(recipe) if "dataset" not in reusable else ()),

@@ -253,7 +253,8 @@ def _run_evaluation(context: RunContext) -> StageResult:
     from dsc_hub.metrics import loading
 
     e, identity, started = context.recipe.evaluation, context.run.facts.identity, time.monotonic()
-    held_out = context.prompts(e.split)
+    if not (held_out := context.prompts(e.split)):
+        raise RunError(f"there is no prompt in the split '{e.split}'", f"Set prompts.split.{e.split} above 0.")
     scorers = loading.load_all(context.recipe, identity, context.path.parent)
     score = {name: scorer.score for name, scorer in scorers.items()}
     served = {ADAPTER: context.run["adapter"]} if ADAPTER in models_of(e.arms) else None

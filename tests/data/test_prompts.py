@@ -221,7 +221,7 @@ def test_too_few_prompts_are_refused(tmp_path: Path, content: str, message: str)
 def test_a_missing_file_and_bytes_that_are_no_text_are_refused(tmp_path: Path):
     with pytest.raises(DataError, match="not found"):
         prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
-    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00bad")
+    (tmp_path / "p.txt").write_bytes(b"bad \xff\xfe")
     with pytest.raises(DataError, match="not UTF-8"):
         prompts.load_prompts(section(path="p.txt"), tmp_path, 0)
 

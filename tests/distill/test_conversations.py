@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from dsc_hub.distill import train as distill_train
-from dsc_hub.distill.preflight import check_training, training_rows
+from dsc_hub.distill.preflight import check_training
+from dsc_hub.distill.rows import training_rows
 from dsc_hub.errors import DataError, ModelError
 from dsc_hub.records import prompt_id
 from tests.data.test_conversations import TOOL, turns

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from transformers import (
@@ -16,13 +17,16 @@ from transformers import (
     PretrainedConfig,
     Qwen3Config,
 )
+from trl import SFTConfig, SFTTrainer
 
 from dsc_hub.distill import launcher
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
 from dsc_hub.distill.preflight import check_training
 from dsc_hub.distill.rehearsal import size_of
+from dsc_hub.distill.rows import training_rows
 from dsc_hub.errors import DataError, ModelError
+from dsc_hub.runs.run import Run
 from tests.distill.tiny import QUICK, make_run, row
 from tests.inference import chat_templates
 
@@ -80,6 +84,18 @@ def test_rows_are_trained_with_each_kind_of_template(tmp_path: Path, base: Path,
     trained = "".join(token.text for token in check_training(run).first_row if token.trained)
     assert row(0)["completion"][0]["content"] in trained and "Review film" not in trained
     assert distill_train.train(run).steps == 2
+    ours = check_training(run).train
+    theirs = tokenised_by_trl(run, model)
+    assert ours["input_ids"] == theirs["input_ids"] and ours["labels"] == theirs["labels"] and len(ours) == 6
+
+
+def tokenised_by_trl(run: Run, model: Path) -> datasets.Dataset:
+    """The training rows as trl tokenises and masks them itself."""
+    args = SFTConfig(output_dir=str(run.folder / "of trl"), use_cpu=True, bf16=False, max_length=None, report_to="none")
+    rows = datasets.Dataset.from_list(training_rows(run, run.facts.recipe)["train"])
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    base = AutoModelForCausalLM.from_pretrained(model)
+    return SFTTrainer(model=base, args=args, train_dataset=rows, processing_class=tokenizer).train_dataset
 
 
 def test_a_template_without_system_turn_is_refused_before_training(tmp_path: Path, base: Path):

@@ -19,8 +19,8 @@ from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill import checkpoints
 from dsc_hub.distill import train as distill_train
 from dsc_hub.distill.config import check_section
-from dsc_hub.distill.preflight import training_rows, unpaired
 from dsc_hub.distill.rehearsal import rehearse
+from dsc_hub.distill.rows import training_rows, unpaired
 from dsc_hub.distill.trainers import effective_rows, row_weights
 from dsc_hub.errors import ConfigError, DataError
 from dsc_hub.runs.run import Run
