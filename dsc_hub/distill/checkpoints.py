@@ -28,8 +28,9 @@ from dsc_hub.distill.validation import BEST
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import Run
 from dsc_hub.system import launch, machine
-from dsc_hub.system.files import locked, read_object, write_json
+from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import digest, file_hash
+from dsc_hub.system.locks import locked
 from dsc_hub.system.progress import say
 
 CHECKPOINTS = "checkpoints"  # in the run folder
@@ -196,7 +197,7 @@ def alone(run: Run) -> Iterator[None]:
     A training whose `dsc run` was killed ends its step and writes a checkpoint, while the folder's own lock is free.
     """
     waits = "distill  waits: a training of this run that was told to end is still at its last step"
-    with locked(run["distill.lock"], on_wait=lambda: say(waits)):
+    with locked(run["distill.lock"], on_wait=lambda _: say(waits)):
         yield
 
 

@@ -17,8 +17,9 @@ from dsc_hub.evaluation import arms
 from dsc_hub.records import Answer, Prompt, Score
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.test_sets import LEDGER, scored_adapters
-from dsc_hub.system.files import locked, read_json, write_json
+from dsc_hub.system.files import read_json, write_json
 from dsc_hub.system.hashing import file_hash
+from dsc_hub.system.locks import locked
 
 Scorers = Mapping[str, Callable[[Sequence[str], Sequence[Prompt]], list[Score]]]
 ANSWERS = pa.schema(

@@ -98,7 +98,7 @@ def replica_places(section: ServingConfig) -> list[tuple[str, ...]]:
     """
     replicas, per_replica = section.replicas, section.tensor_parallel
     if machine.vllm_on_cpu():
-        cores = sorted(os.sched_getaffinity(0))
+        cores = sorted(os.sched_getaffinity(0))[: machine.cores()]
         n = 1 if replicas == "auto" else replicas
         if per_replica > 1 or n > len(cores):
             raise ConfigError(

@@ -23,7 +23,7 @@ from dsc_hub.config.sampling import ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST
-from dsc_hub.system.machine import cores, cpu_dtype, for_child, openmp_library, vllm_on_cpu
+from dsc_hub.system.machine import cores, cpu_dtype, for_child, has_quota, openmp_library, vllm_on_cpu
 from dsc_hub.system.progress import duration
 
 BASE = "base"  # model name of the base model; adapters have names of their own
@@ -111,7 +111,7 @@ def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Se
     """Return the child's environment: without a launcher's variables, and without access to any Hub.
 
     `own`: numbers of the cores or GPUs reserved for this server; empty: on a CPU all cores, else the GPUs that the
-    environment selects.
+    environment selects. Under a quota of processors only the number of the cores counts.
     """
     env = for_child(os.environ)
     # The key is passed in the environment: a command line is readable by every user of the machine.
@@ -128,7 +128,9 @@ def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Se
             "OMP_NUM_THREADS": str(len(own) or cores()),
             "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         }
-        if own:
+        if has_quota():  # of processors, not of certain cores: other containers would be bound to the same ones
+            env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        elif own:
             env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(own)
         if library := openmp_library():
             env["LD_PRELOAD"] = ":".join(filter(None, [str(library), env.get("LD_PRELOAD")]))

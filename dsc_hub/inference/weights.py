@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ from dsc_hub.config.training import DistillConfig, quantization
 from dsc_hub.errors import ModelError
 from dsc_hub.system import machine
 from dsc_hub.system.cache import cache_home
-from dsc_hub.system.files import locked, read_object, write_json
+from dsc_hub.system.files import read_object, write_json
+from dsc_hub.system.locks import locked
 from dsc_hub.system.progress import say
 
 # What a tokenizer consists of, in whatever format.
@@ -92,7 +94,9 @@ def converted(name: str, function: str, arguments: list[str], about: Mapping[str
     """
     folder = cache_home() / "models" / name
     if not (folder / "complete.json").is_file():
-        with locked(folder.with_name(f".{name}.lock"), on_wait=lambda: say(f"waits: another process converts {what}")):
+        with locked(
+            folder.with_name(f".{name}.lock"), on_wait=lambda _: say(f"waits: another process converts {what}")
+        ):
             if not (folder / "complete.json").is_file():
                 _convert(folder, function, arguments, about, what)
     return folder
@@ -196,10 +200,15 @@ def copy_matching(source: Path, target: Path, patterns: Iterable[str]) -> None:
 
 def dequantise(gguf: str, target: str) -> None:
     """Write a GGUF file as a plain bf16 model folder: safetensors, tokenizer, chat template."""
+    import gguf as library
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
+    # transformers 5.19 reads the file anew for configuration, tokenizer and weights, and makes the table of tensor
+    # names for each module: a third of the time.
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        setattr(library, name, functools.cache(getattr(library, name)))
     folder, file = str(Path(gguf).parent), Path(gguf).name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     model = AutoModelForCausalLM.from_pretrained(

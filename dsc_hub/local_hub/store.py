@@ -15,7 +15,6 @@ are kept: history can still refer to them, and there is no garbage collection.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from dsc_hub.system.locks import locked
 
 from . import gitfiles
 
@@ -227,9 +228,7 @@ class Store:
     def locked(self, repo_type: str, repo_id: str) -> Iterator[None]:
         """Hold a repo's lock against other threads and processes; the lock ends with the process that holds it."""
         name = f"{repo_type}s--{repo_id.lower().replace('/', '--')}"
-        # Every call opens the file again: flock excludes per open file, so threads of one process exclude each other.
-        with open(self.root / "locks" / name, "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.root / "locks" / name):
             yield
 
     def write_json(self, path: Path, data: dict[str, Any]) -> None:

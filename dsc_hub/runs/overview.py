@@ -96,10 +96,11 @@ def _verdict(run: Run) -> str:
 def is_running(run: Run) -> bool:
     """Return whether a process of this machine holds the folder's lock; looked up without taking it."""
     try:
-        about, locks = run["lock"].stat(), Path("/proc/locks").read_text(encoding="ascii").splitlines()
+        nodes = {str(path.stat().st_ino) for path in (run["lock"], run.folder)}
+        held = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:  # no lock yet, or no such list
         return False
-    return any(line.split()[-3].endswith(f":{about.st_ino}") and "FLOCK" in line for line in locks if "->" not in line)
+    return any(line.split()[-3].rpartition(":")[2] in nodes and "FLOCK" in line for line in held if "->" not in line)
 
 
 def current_run(reference: str, runs: Path) -> Run:

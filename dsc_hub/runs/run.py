@@ -10,7 +10,6 @@ done.
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.facts import RunFacts, parse_facts
 from dsc_hub.runs.jsonl import RERUN, JsonlFile
 from dsc_hub.system.files import read_object, write_json
+from dsc_hub.system.locks import locked_folder
 
 
 class Run:
@@ -134,15 +134,16 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Lock the folder; RunError if another process holds the lock. The kernel releases it when a process dies."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with self["lock"].open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(
-                    f"{self.folder} is in use by another process",
-                    "Wait for it, or end it; two runs would write over each other.",
-                ) from None
+
+        def refuse(holder: str) -> None:
+            by = holder or "another process"
+            raise RunError(
+                f"{self.folder} is in use by {by}",
+                "Wait for it, or end it; two runs would write over each other."
+                + (" If it is gone, remove that file." if holder else ""),
+            )
+
+        with locked_folder(self.folder, "lock", refuse):
             yield
 
 

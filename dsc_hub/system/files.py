@@ -1,12 +1,10 @@
-"""Whole files: atomic reads and writes (a reader sees the old file or the new one, never a part), and lock files."""
+"""Whole files: atomic reads and writes (a reader sees the old file or the new one, never a part)."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,22 +50,6 @@ def read_json(path: Path) -> Any:
         ) from None
     except (ValueError, RecursionError) as e:
         raise RunError(f"{path} is damaged: {e}", "Move the whole run folder away and run the recipe again.") from None
-
-
-@contextmanager
-def locked(path: Path, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold a lock file; `on_wait` is called if another process or thread holds it, before waiting for the lock.
-
-    The kernel releases the lock when its process dies. The file stays: removing it would free a second lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def packaged_folder(name: str) -> Path:

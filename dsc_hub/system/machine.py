@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import platform
 import re
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub import __version__
+from dsc_hub.system import cgroup
 
 _SECRET = re.compile(
     r"PAT|CREDS?|\w*(?:KEY|APIKEYS|KEYS|TOKEN|SECRET|SECRETS|PASSWORD|PASSWD|PASSPHRASE|PASS|PWD|CREDENTIALS?)"
@@ -53,8 +56,13 @@ def _is_secret(name: str) -> bool:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of cores that this process may use: those it may run on, or the quota of its container."""
+    return min(len(os.sched_getaffinity(0)), cgroup.limits().cpus or sys.maxsize)
+
+
+def has_quota() -> bool:
+    """Return whether a container's quota allows less processors than there are cores to run on."""
+    return cores() < len(os.sched_getaffinity(0))
 
 
 @functools.cache
@@ -90,13 +98,21 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def memory_gib() -> float:
-    return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    """Return the memory of this machine, or the limit of its container, in GiB."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return round(min(physical, cgroup.limits().memory or sys.maxsize) / 2**30, 1)
 
 
-def process_started() -> float:
-    """Return when this process was started, in seconds since the epoch, to a hundredth."""
-    after_name = Path("/proc/self/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    started = int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # seconds after boot: field 22 of proc_pid_stat(5)
+def process_started(pid: int | None = None) -> float:
+    """Return when a process (None: this one) was started, in seconds since the epoch, to a hundredth.
+
+    OSError if it is gone, or dead and only waits for its parent to notice.
+    """
+    line = Path(f"/proc/{pid or 'self'}/stat").read_text(encoding="utf-8", errors="replace")
+    state, *fields = line.rpartition(")")[2].split()
+    if state in "ZX":
+        raise ProcessLookupError(errno.ESRCH, f"process {pid} is dead")
+    started = int(fields[18]) / os.sysconf("SC_CLK_TCK")  # seconds after boot: field 22 of proc_pid_stat(5)
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - started)
 
 

@@ -144,7 +144,14 @@ def test_sigterm_ends_it_after_the_step_with_a_checkpoint(tmp_path: Path, base: 
     assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
 
 
-@pytest.mark.parametrize("damage", ["adapter_model.safetensors", "optimizer.pt", checkpoints.MARKER, "half"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "half",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("adapter_model.safetensors", "optimizer.pt")),
+        pytest.param(checkpoints.MARKER, marks=pytest.mark.long),
+    ],
+)
 def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_taken(
     tmp_path: Path, base: Path, whole: Run, damage: str, monkeypatch: pytest.MonkeyPatch, capsys
 ):

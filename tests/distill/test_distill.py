@@ -620,7 +620,11 @@ def test_a_setting_that_is_read_without_end_is_an_error_and_not_a_hang(
 
 @pytest.mark.parametrize(
     ("objective", "fits", "rows", "accumulated"),
-    [("sft", 1, 1, 8), ("sft", 4, 4, 2), ("kto", 2, 2, 4), ("sft", 3, 2, 4)],
+    [
+        ("sft", 3, 2, 4),
+        ("kto", 2, 2, 4),
+        *(pytest.param("sft", *n, marks=pytest.mark.long) for n in ((1, 1, 8), (4, 4, 2))),
+    ],
 )
 def test_out_of_memory_halves_the_rows_at_once_and_keeps_those_of_a_step(
     tmp_path, base, monkeypatch, capsys, objective: str, fits: int, rows: int, accumulated: int

@@ -59,7 +59,9 @@ def model_of(kind: str, base: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["experts", *(pytest.param(k, marks=pytest.mark.long) for k in KINDS if k != "experts")]
+)
 def test_each_kind_of_model_trains_and_its_size_is_known_before(tmp_path: Path, base: Path, kind: str):
     model = model_of(kind, base, tmp_path / "model")
     run = make_run(tmp_path / "run", model, sft=ONE_STEP)
@@ -75,7 +77,10 @@ def test_each_kind_of_model_trains_and_its_size_is_known_before(tmp_path: Path, 
     assert (size.quantised > 0.9 * dense) is (kind != "experts")
 
 
-@pytest.mark.parametrize("name", ["GEMMA", "MISTRAL", "LLAMA3", "QWEN3", "R1", "HARMONY"])
+@pytest.mark.parametrize(
+    "name",
+    ["GEMMA", "QWEN3", *(pytest.param(n, marks=pytest.mark.long) for n in ("MISTRAL", "LLAMA3", "R1", "HARMONY"))],
+)
 def test_rows_are_trained_with_each_kind_of_template(tmp_path: Path, base: Path, name: str):
     model = tmp_path / "model"
     shutil.copytree(base, model)
@@ -115,7 +120,8 @@ def test_a_template_that_would_train_the_prompt_is_refused_before_training(tmp_p
         check_training(make_run(tmp_path / "run", model, system="Be brief."))
 
 
-@pytest.mark.parametrize("method", ["qlora", pytest.param("lora", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_the_estimated_memory_is_about_what_training_takes(tmp_path: Path, base: Path, method: str):
     """A model large enough for its activations and weights to count beside the libraries."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -191,6 +191,7 @@ def test_test_rows_among_the_pairs_are_refused(tmp_path: Path, base: Path):
         training_rows(run, run.facts.recipe)
 
 
+@pytest.mark.long
 def test_a_killed_dpo_training_goes_on(tmp_path: Path, base: Path):
     whole, killed = (pairs_run(tmp_path / name, base, "dpo", max_steps=8) for name in ("whole", "killed"))
     distill_train.train(whole)

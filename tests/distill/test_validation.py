@@ -113,7 +113,7 @@ def test_killed_after_the_best_step_it_goes_on_and_keeps_the_same(tmp_path: Path
 EACH_EPOCH = {"eval_strategy": "epoch", "eval_steps": None, "num_train_epochs": 3, "max_steps": -1}
 
 
-@pytest.mark.parametrize("ending", ["told", "killed"])
+@pytest.mark.parametrize("ending", [pytest.param("told", marks=pytest.mark.long), "killed"])
 def test_the_validation_of_an_epoch_at_whose_end_a_training_stops_is_not_lost(
     tmp_path: Path, base: Path, monkeypatch, ending: str
 ):

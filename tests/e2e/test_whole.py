@@ -476,6 +476,7 @@ def test_the_recipe_in_the_dataset_repo_can_be_planned_from_the_hub(place: Place
     assert str(len(rows(place.run / "chains.jsonl"))) in there and mine["model"]["commit"][:12] in there
 
 
+@pytest.mark.long
 def test_somebody_else_scores_the_adapter_from_the_hub_and_finds_the_same(
     place: Place, served_hub: str, tmp_path: Path
 ):
@@ -528,6 +529,7 @@ def test_a_wheel_brings_recipes_and_cards_and_runs_from_any_folder(place: Place,
     ).is_file()
 
 
+@pytest.mark.long
 def test_in_the_second_round_the_adapter_of_the_first_one_samples(place: Place, tmp_path: Path):
     """The first round's chains are those of the run without rounds: they are taken over."""
     runs = tmp_path / "runs"

@@ -60,7 +60,7 @@ def sampled(folder: Path, *faults: Fault, chains: int = CHAINS, **settings: Any)
         generator = Generator(endpoints, GenerationConfig(), 20, **{"concurrency": 16} | settings)
 
         async def go() -> Any:
-            async with asyncio.timeout(40), generator:
+            async with asyncio.timeout(120), generator:
                 return await sample.sample(
                     run, recipe, prompts, generator.complete, length_score, level=generator.level
                 )
