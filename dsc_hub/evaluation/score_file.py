@@ -49,9 +49,8 @@ def score_file(
     if not rows:
         raise DataError(f"{file} holds no texts")
     shipped = SHIPPED.get(metric)
-    section = ScorerConfig(
-        metric=metric, scorer=scorer or (next(iter(shipped.scorers)) if shipped else "default"), options=dict(options)
-    )
+    first = next(iter(shipped.scorers), "default") if shipped else "default"
+    section = ScorerConfig(metric=metric, scorer=scorer or first, options=dict(options))
     identity = registry.identify_scorer(section, code)
     loaded = loading.load_scorer(section, identity, code.folder, as_measured=True)
     prompts = [_prompt(row, f"{file} row {number}") for number, row in enumerate(rows, 1)]

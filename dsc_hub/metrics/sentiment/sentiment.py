@@ -24,13 +24,15 @@ minilm: mean over the text's sentences of the rating that people would give a fi
 4), read by a regression head from MiniLM sentence embeddings; no word list, but word by word praise sways it all the
 same.
 any other name: a text-classification model; labels POSITIVE/NEGATIVE (or LABEL_1/LABEL_0, or `positive_label`) give
-p(positive) - p(negative), labels of 1 to 5 stars give the expected stars mapped from 1..5 to -1..1.
+p(positive) - p(negative), labels of 1 to 5 stars, or from very negative to very positive, give the expected one mapped
+to -1..1; `values` says what each label of another model is worth. Of a long text it is the mean over its windows.
 Texts are scored in English; an empty text has no sentiment and is unscored (None), which is not zero.
 """
 _KWARGS = """
 Args:
     data: list of str, the texts.
     batch_size: int, texts (minilm: sentences) at once for a model (the scores don't depend on it). Default 32.
+    When loading: positive_label (str), or values ({label: number}, of every label) of a classifier.
 Returns:
     scores: list of float in [-1, 1] or None, one a text, in order.
     reasons: list of str, why a text is unscored ("" where it is scored).
@@ -45,6 +47,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _STARS = re.compile(r"^\s*([1-5])(?:\s*stars?)?\s*$", re.IGNORECASE)
 _POSITIVE = {"positive", "pos", "label_1"}
 _NEGATIVE = {"negative", "neg", "label_0"}
+_FIVE = {"very negative": -1.0, "negative": -0.5, "neutral": 0.0, "positive": 0.5, "very positive": 1.0}
+_WINDOW = 512  # tokens that a classifier reads at once; less for a model with a shorter limit
 Scores = Callable[[Sequence[str], int], list[float]]  # texts with words, batch size -> polarities
 _HEAD = ""  # minilm's regression head as JSON, if this file is published alone; "": the head of dsc_hub
 
@@ -54,9 +58,22 @@ def sentences(text: str) -> list[str]:
     return [s.strip() for s in _SENTENCE_END.split(text) if re.search(r"\w", s)]
 
 
-def label_values(labels: Sequence[str], positive_label: str | None = None) -> dict[str, float]:
-    """Return the polarity of each label of a classifier, {label: -1..1}; ValueError with the labels if unclear."""
+def label_values(
+    labels: Sequence[str], positive_label: str | None = None, values: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Return the value of each label of a classifier; ValueError with the labels if that is unclear.
+
+    Between -1 and 1, unless `values` names others.
+    """
     labels = list(labels)
+    if values is not None:
+        if missing := [name for name in labels if name not in values]:
+            raise ValueError(f"values has no number for the label {missing[0]!r}; the model's labels are {labels}")
+        if unknown := [name for name in values if name not in labels]:
+            raise ValueError(f"values: {unknown[0]!r} is not a label of the model; it has {labels}")
+        return {name: float(values[name]) for name in labels}
+    if len(labels) == 1:
+        raise ValueError(f"the model has one output, {labels}; if it gives a reward, use the metric reward_model")
     if positive_label is not None:
         if positive_label not in labels:
             raise ValueError(f"positive_label {positive_label!r} is not a label of the model; it has {labels}")
@@ -64,13 +81,17 @@ def label_values(labels: Sequence[str], positive_label: str | None = None) -> di
     stars = {name: _STARS.match(name) for name in labels}
     if all(stars.values()) and len(labels) == 5:
         return {name: (int(m.group(1)) - 3) / 2 for name, m in stars.items() if m}
+    plain = {name: re.sub(r"[\W_]+", " ", name).strip().lower() for name in labels}
+    if sorted(plain.values()) == sorted(_FIVE):
+        return {name: _FIVE[v] for name, v in plain.items()}
     lowered = {name: name.lower() for name in labels}
     if any(v in _POSITIVE for v in lowered.values()) and any(v in _NEGATIVE for v in lowered.values()):
         known_labels = _POSITIVE | _NEGATIVE | {"neutral", "neu", "label_2"}
         if all(v in known_labels for v in lowered.values()) and not (len(labels) > 2 and "label_2" in lowered.values()):
             return {name: 1.0 if v in _POSITIVE else -1.0 if v in _NEGATIVE else 0.0 for name, v in lowered.items()}
     raise ValueError(
-        f"can't tell which label is positive; the model's labels are {labels}. Set positive_label to one of them."
+        f"can't tell which label is positive; the model's labels are {labels}. Set positive_label to one of them, or "
+        "the option values to {label: number} for all"
     )
 
 
@@ -81,9 +102,20 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
     higher_is_better = True
 
     def __init__(
-        self, *args: Any, model_revision: str | None = None, positive_label: str | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        model_revision: str | None = None,
+        positive_label: str | None = None,
+        values: Mapping[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
-        self._revision, self._positive_label = model_revision, positive_label
+        if values is not None:
+            wrong = [v for v in values.values() if isinstance(v, bool) or not isinstance(v, (int, float))]
+            if wrong or not values:
+                raise ValueError(f"values should be {{label: number}}, got {values!r:.60}")
+            self.bounds = (float(min(values.values())), float(max(values.values())))
+            self.unit = f"expected value {self.bounds[0]:g}..{self.bounds[1]:g} of the labels"
+        self._revision, self._positive_label, self._values = model_revision, positive_label, values
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MeasurementInfo:
@@ -98,7 +130,10 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
     def _download_and_prepare(self, dl_manager: Any) -> None:
         name = "vader" if self.config_name == "default" else self.config_name
         packaged = {"vader": _vader, "textblob": _textblob, "minilm": _minilm}.get(name)
-        self._score = packaged() if packaged else _classifier(name, self._revision, self._positive_label)
+        if packaged and self._values is not None:
+            raise ValueError(f"values are those of a classifier's labels, and {name} has none")
+        labels = self._positive_label, self._values
+        self._score = packaged() if packaged else _classifier(name, self._revision, *labels)
 
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         indices = [i for i, text in enumerate(data) if text and re.search(r"\w", text)]
@@ -206,23 +241,37 @@ def _minilm() -> Scores:
     return score
 
 
-def _classifier(name: str, revision: str | None, positive_label: str | None) -> Scores:
+def _classifier(
+    name: str, revision: str | None, positive_label: str | None, values: Mapping[str, float] | None
+) -> Scores:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     load_options = {"revision": revision, "trust_remote_code": False}
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        name, use_safetensors=True, **load_options
+        name, use_safetensors=True, dtype=torch.float32, **load_options
     ).eval()
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    by_label = label_values(labels, positive_label)
-    polarities = torch.tensor([by_label[label] for label in labels])
+    by_label = label_values(labels, positive_label, values)
+    worth = torch.tensor([by_label[label] for label in labels])
+    longest = min(_WINDOW, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _WINDOW))
 
-    def batch(texts: list[str]) -> list[float]:
-        inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True)
-        with torch.inference_mode():
-            p = model(**inputs).logits.float().softmax(-1)
-        values: list[float] = (p @ polarities).tolist()
-        return values
+    def score(texts: Sequence[str], batch_size: int) -> list[float]:
+        encoded = tokenizer(
+            list(texts), truncation=True, max_length=longest, stride=longest // 8, return_overflowing_tokens=True
+        )
+        text_of = encoded.pop("overflow_to_sample_mapping")
+        sizes = [len(ids) for ids in encoded["input_ids"]]
+        order = sorted(range(len(sizes)), key=lambda k: -sizes[k])  # windows of similar length together
+        sums, tokens = [0.0] * len(texts), [0] * len(texts)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            inputs = tokenizer.pad({key: [encoded[key][k] for k in batch] for key in encoded}, return_tensors="pt")
+            with torch.inference_mode():
+                window_values = (model(**inputs).logits.softmax(-1) @ worth).tolist()
+            for k, value in zip(batch, window_values, strict=True):
+                sums[text_of[k]] += sizes[k] * value
+                tokens[text_of[k]] += sizes[k]
+        return [s / n for s, n in zip(sums, tokens, strict=True)]
 
-    return lambda texts, batch_size: _in_batches(texts, batch_size, batch)
+    return score
