@@ -159,12 +159,12 @@ def pulled(found: Pulled) -> None:
     terminal.out.print(table)
 
 
-def checks(found: Pulled, results: Sequence[Check]) -> None:
-    """Print the checks of `verify.verify` and their summary."""
-    terminal.out.print(Text(f"{found.kind} {found.repo} at {found.commit}"))
+def checks(title: str, results: Sequence[Check]) -> None:
+    """Print the checks of a repo or a run folder and their summary."""
+    terminal.out.print(Text(title))
     table = Table()
-    for title in ("what", "verdict", "found"):
-        table.add_column(title, overflow="fold")
+    for column in ("what", "verdict", "found"):
+        table.add_column(column, overflow="fold")
     words = {True: ("agrees", "green"), False: ("differs", "bold red"), None: ("not checked", "yellow")}
     for check in results:
         word, style = words[check.agrees]

@@ -49,23 +49,34 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("reference", metavar="REPO[@REV]")
+@click.argument("reference", metavar="REPO[@REV]|RUN")
 @click.option("--rescore", is_flag=True, help="Also score a dataset's answers again, with the packaged scorers.")
 @json_option
 def verify(reference: str, rescore: bool, as_json: bool) -> None:
     """Check a published dataset or adapter: files against its manifest, numbers and card made anew from its own rows.
+    Or a run folder RUN: whether its files are as their stages left them.
 
     Exit code 1 if something differs.
     """
     from dsc_hub.cli import screens
-    from dsc_hub.publish.verify import verify_repo as checked
+    from dsc_hub.publish.verify import verify_repo
+    from dsc_hub.publish.verify_run import verify_run
+    from dsc_hub.runs.run import Run
 
-    found, checks = checked(reference, rescore)
+    about: dict[str, str]
+    if (Path(reference) / "run.json").is_file():
+        if rescore:
+            raise click.UsageError("--rescore is for a published dataset; `dsc evaluate` scores a run's answers")
+        about, checks = {"run": reference}, verify_run(Run(Path(reference)))
+        title = f"run {reference}"
+    else:
+        found, checks = verify_repo(reference, rescore)
+        about, title = {"repo": found.repo, "commit": found.commit}, f"{found.kind} {found.repo} at {found.commit}"
     if as_json:
-        print_json({"repo": found.repo, "commit": found.commit, "checks": [asdict(c) for c in checks]})
+        print_json({**about, "checks": [asdict(c) for c in checks]})
     else:
         results_follow()
-        screens.checks(found, checks)
+        screens.checks(title, checks)
     if any(c.agrees is False for c in checks):
         sys.exit(1)
 

@@ -39,6 +39,7 @@ class Stage:
     version: int  # increase when a default of its settings or its behaviour changes: older runs then repeat it
     inputs: Callable[[Inputs], list[Any]]  # its own inputs to the fingerprint, in addition to those of earlier stages
     files: tuple[str, ...] = ()  # its outputs; not done if the first one is missing. Empty: never reused
+    sealed: tuple[str, ...] = ()  # those of its outputs that are final once it is done: its marker has their hashes
     sections: tuple[str, ...] = ()  # sections of metrics.json; the first one is its result
     stale_files: tuple[str, ...] = ()  # outputs of later stages that become invalid when it runs again
     shows_judgements: bool = False  # depends on human verdicts: repeated after `dsc blind`
@@ -105,6 +106,7 @@ STAGES = (
         version=3,
         inputs=lambda i: [i.section("prompts"), i.identity["prompts"], i.seed],
         files=("prompts.jsonl",),
+        sealed=("prompts.jsonl",),
         sections=("prompts",),
     ),
     Stage(
@@ -113,6 +115,7 @@ STAGES = (
         version=5,
         inputs=_sampling_inputs,
         files=("chains.jsonl", "turns.jsonl", "failed.jsonl", "sessions.jsonl"),
+        sealed=("chains.jsonl", "turns.jsonl"),
         sections=("sampling", "rounds"),
     ),
     Stage(
@@ -121,6 +124,7 @@ STAGES = (
         version=4,
         inputs=lambda i: [i.section("dataset")],
         files=("dataset/sft", "dataset/preference", "dataset/repairs", "dataset/chains"),
+        sealed=("dataset/sft", "dataset/preference", "dataset/repairs", "dataset/chains"),
         sections=("dataset",),
     ),
     Stage(
@@ -129,6 +133,7 @@ STAGES = (
         version=2,
         inputs=_distill_inputs,
         files=("adapter",),
+        sealed=("adapter",),
         sections=("distill",),
         stale_files=model_files(ADAPTER),
     ),
@@ -138,6 +143,7 @@ STAGES = (
         version=8,
         inputs=_evaluation_inputs,
         files=("evaluation", "dataset/evaluation"),
+        sealed=("dataset/evaluation",),  # human verdicts come to the other one
         sections=("evaluation", "test_set", "blind"),
     ),
     Stage(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -68,11 +67,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         )
 
     def _print(self, text: str) -> None:
-        # If the process that read this is gone, the training is about to be told to end; its checkpoint comes first.
-        # (rich ends the process for a broken pipe.)
-        with suppress(BrokenPipeError, SystemExit):
-            if self.line is not None:
-                self.line.show(text)
+        if self.line is not None:
+            self.line.show(text)
 
 
 def say_start(

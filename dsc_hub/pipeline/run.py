@@ -24,7 +24,7 @@ from dsc_hub.inference import adapters
 from dsc_hub.pipeline import rounds, stages
 from dsc_hub.pipeline.context import RunContext, hub_account, record, record_servers, set_owner
 from dsc_hub.pipeline.preflight import check_run
-from dsc_hub.runs import shards
+from dsc_hub.runs import seals, shards
 from dsc_hub.runs.reuse import adopt_rows, reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import digest
@@ -60,6 +60,7 @@ def run_one(context: RunContext, stage: str) -> None:
                 if is_new:  # the folder holds only reused stages: leaving it would look like a run
                     shutil.rmtree(context.run.folder)
                 raise context.run.not_done(earlier)
+        seals.check(context.run, before(stage))
         account = None
         if stage == "publish":
             account = stack.enter_context(hub_account(context.recipe))
@@ -210,6 +211,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
     elif context.run.is_done(stage, context.fingerprints[stage]) and not (
         retry_failed and _has_failures(context, stage)
     ):
+        seals.check(context.run, [stage])
         say(f"{stage}: done before")
         return
     elif not retry_failed and _take_over(context, stage):

@@ -11,6 +11,7 @@ from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import DscError
 from dsc_hub.runs.metrics_schema import SCHEMA
 from dsc_hub.runs.run import Run
+from dsc_hub.runs.seals import changes
 
 
 def reuse(run: Run, stage: str, fingerprint: str, before: Iterable[str], siblings: Iterable[Run]) -> Path | None:
@@ -57,7 +58,7 @@ def find_reusable(
     if stage == "evaluation" and run["evaluation/blind.jsonl"].is_file():
         return None  # the folder holds human verdicts, which cannot be recomputed
     for source in siblings:
-        if source.folder == run.folder or not source.is_done(stage, fingerprint):
+        if source.folder == run.folder or not source.is_done(stage, fingerprint) or changes(source, stage):
             continue
         if any(source.marker(b) != owner.marker(b) for b, owner in before.items()):
             continue

@@ -22,7 +22,10 @@ from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.facts import RunFacts, parse_facts
 from dsc_hub.runs.jsonl import RERUN, JsonlFile
 from dsc_hub.system.files import read_object, write_json
+from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.locks import locked_folder
+
+SEALS = "files"  # in a marker: hashes of what its stage wrote
 
 
 class Run:
@@ -88,7 +91,7 @@ class Run:
         return marker is not None and marker.get("fingerprint") == fingerprint and exists
 
     def finish(self, stage: str, fingerprint: str, seconds: float, result: Mapping[str, Any]) -> None:
-        """Write the stage's marker; the last action of a stage."""
+        """Write the stage's marker, with the hashes of what it wrote; the last action of a stage."""
         write_json(
             self[f"{stage}.done.json"],
             {
@@ -97,8 +100,15 @@ class Run:
                 "seconds": round(seconds, 2),
                 "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 **result,
+                SEALS: self.hashes(stage),
             },
         )
+
+    def hashes(self, stage: str) -> dict[str, str]:
+        """Return the SHA-256 of each file that is final once the stage is done, by its path in the run folder."""
+        present = [self[name] for name in BY_NAME[stage].sealed if self[name].exists()]
+        files = [file for path in present for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+        return {str(file.relative_to(self.folder)): file_hash(file) for file in files if file.is_file()}
 
     def unfinish(self, stage: str) -> None:
         self[f"{stage}.done.json"].unlink(missing_ok=True)

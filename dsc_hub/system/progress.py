@@ -6,12 +6,13 @@ goes to stderr, so that stdout is reserved for results.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,26 @@ def clean_json(text: str) -> str:
     return _OBEYED.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
 
 
+def stop_printing() -> None:
+    """Send what is still printed to stderr nowhere: its reader is gone, or its disk is full. Work goes on."""
+    with suppress(OSError, ValueError):  # a test's stderr has no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+@contextmanager
+def never_ends_work() -> Iterator[None]:
+    """Let a failure of stderr, which has nothing but progress, end nothing."""
+    try:
+        yield
+    except OSError:
+        stop_printing()
+
+
 class CleanConsole(Console):
-    """A console that cleans all text at rendering time, in any renderable; without markup and links."""
+    """A console that cleans all text at rendering time, in any renderable; without markup and links.
+
+    Where the reader of results (stdout) is gone the process ends, as rich does it; without one of progress it goes on.
+    """
 
     def __init__(self, **keys: Any) -> None:
         super().__init__(markup=False, highlight=False, **keys)
@@ -50,6 +69,11 @@ class CleanConsole(Console):
         for segment in super().render(renderable, options):
             style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
             yield segment if segment.control else Segment(clean(segment.text), style)
+
+    def on_broken_pipe(self) -> None:
+        if not self.stderr:
+            super().on_broken_pipe()
+        stop_printing()
 
 
 console = CleanConsole(stderr=True, soft_wrap=True)
@@ -64,7 +88,8 @@ def log_to(path: Path | None) -> None:
 
 def say(text: str) -> None:
     """Print one line for the user, and append it with a timestamp to the run's log. Markup is not interpreted."""
-    console.print(Text(text))
+    with never_ends_work():
+        console.print(Text(text))
     if _log is not None:
         with _log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {clean(text)}\n")
@@ -112,10 +137,11 @@ class Line:
         if now - self._last < (PLAIN_EVERY_S if self._live is None else 0.1):
             return
         self._last, message = now, text if isinstance(text, str) else text()
-        if self._live is not None:
-            self._live.update(Text(message, no_wrap=True, overflow="ellipsis"))
-        elif not console.quiet:
-            print(clean(message), file=sys.stderr, flush=True)
+        with never_ends_work():
+            if self._live is not None:
+                self._live.update(Text(message, no_wrap=True, overflow="ellipsis"))
+            elif not console.quiet:
+                print(clean(message), file=sys.stderr, flush=True)
 
 
 @contextmanager
