@@ -117,7 +117,16 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> St
     c, total = context.recipe.chain, len(wanted) * context.recipe.chain.chains_per_prompt
     chains = sample.read_chains(context.run)
     reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
-    numbers = summary.chain_numbers(chains, lambda i: wanted[i].group, total, c, reward.bounds)
+
+    def group_of(prompt_id: str) -> str:
+        if (prompt := wanted.get(prompt_id)) is None:
+            raise RunError(
+                f"{context.run['chains.jsonl']} holds a chain of {prompt_id}, which is no prompt to be sampled here",
+                "The row is of another run: remove its line, and run again.",
+            )
+        return prompt.group
+
+    numbers = summary.chain_numbers(chains, group_of, total, c, reward.bounds)
     numbers |= cost_of(context.run, "sampling", "turns.jsonl", context.recipe) | {"reused_turns": reused_turns}
     section = Sampling.model_validate(numbers)
     steps = "  ".join(f"step {s.step}: {s.accepted}/{s.proposals} accepted" for s in section.steps)

@@ -68,6 +68,21 @@ def test_a_changed_distill_section_does_not_sample_again(dsc, recipe_file: Path,
     assert done.returncode == 0 and "sampling: taken over from" in done.stderr, done.stderr
 
 
+def test_changed_and_foreign_rows_are_noticed_before_anything_builds_on_them(dsc, recipe_file: Path, server: str):
+    sample(dsc, recipe_file, server)
+    chains = the_run(dsc) / "chains.jsonl"
+    *others, last = chains.read_text().splitlines(keepends=True)
+    foreign = json.loads(last) | {"prompt_id": "0123456789abcdef"}
+    chains.write_text("".join([*others, last, json.dumps(foreign) + "\n"]))
+    done = dsc("dataset", str(recipe_file), f"serving.endpoints=[{server}]", code=2)
+    assert "chains.jsonl was changed since the stage 'sampling' was done" in done.stderr
+    (chains.parent / "sampling.done.json").unlink()
+    done = sample(dsc, recipe_file, server)
+    assert done.returncode == 2 and "holds a chain of 0123456789abcdef" in done.stderr and "Trace" not in done.stderr
+    chains.write_text("".join([*others, last, last]))  # twice is once
+    assert sample(dsc, recipe_file, server).returncode == 0
+
+
 def test_the_plan_counts_what_is_left_and_says_where_the_rest_is(dsc, recipe_file: Path, server: str):
     sample(dsc, recipe_file, server)
     arms = "evaluation.arms=[self_critique, base]"
