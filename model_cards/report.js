@@ -314,6 +314,16 @@ class Browser {
   }
 }
 
+/** Give the cells of tables of numbers their column's title, which a narrow page shows in each cell (report.css). */
+function labelCells() {
+  for (const table of document.querySelectorAll(".scroll > table:not(.words, .plain)")) {
+    const titles = [...table.querySelectorAll("thead th")].map((title) => title.innerText.replace(/\s+/g, " ").trim());
+    for (const row of table.querySelectorAll("tbody tr")) [...row.cells].forEach((cell, i) => { cell.dataset.title = titles[i] || ""; });
+    table.classList.add("titled");
+  }
+}
+
+labelCells();
 unpack($("data").textContent)
   .then((data) => {
     window.browser = new Browser(data);

@@ -165,6 +165,18 @@ def test_hostile_texts_are_shown_and_do_nothing(chromium, tmp_path: Path):
         opened.problems = [p for p in opened.problems if "Content Security Policy" not in p]
 
 
+def test_on_a_phone_each_number_stands_beside_what_it_is_of(chromium, run: Run):
+    """A table of numbers would scroll sideways in itself, and begin with what interests least."""
+    with Opened(chromium, run["report.html"], viewport={"width": 360, "height": 800}) as page:
+        shown = page.evaluate("""() => [...document.querySelectorAll('table.titled')].map((table) => ({
+            overflows: table.parentElement.scrollWidth > table.parentElement.clientWidth,
+            titles: [...table.rows[1].cells].slice(1).map((cell) => getComputedStyle(cell, '::before').content),
+        }))""")
+        assert len(shown) >= 3 and not any(table["overflows"] for table in shown)
+        assert shown[0]["titles"][0].startswith('"reward: ') and '"mean tokens"' in shown[0]["titles"]
+        assert all(title not in ('""', "none") for table in shown for title in table["titles"])
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_never_scrolls_sideways_and_has_no_serious_finding_of_axe(chromium, run: Run, width: int, scheme: str):
