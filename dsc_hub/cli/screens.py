@@ -60,15 +60,19 @@ def chains(recipe: Recipe, tried: Tried, *, shows_thoughts: bool = False) -> Non
         body.append(f"  {chain.answer_defect}\n" if chain.answer_defect else "\n", "yellow")
         add_thought(body, chain, 0, "answer")
         body.append(visible(chain.answer) + "\n")
+        is_clean = not chain.answer_defect
         for step in chain.steps:
             body.append(f"\ncritique {step.number}\n", "bold")
             add_thought(body, chain, step.number, "critique")
             body.append(visible(step.critique) + "\n", "dim")
             body.append(f"\nrevision {step.number}  {_score(step.score)}  ", "bold")
+            # Beside a text with a defect any clean one is accepted, whatever it scores.
+            accepted = "accepted" if is_clean or step.defect else "accepted: the first clean text"
             body.append(
-                "accepted\n" if step.accepted else f"rejected: {step.rejected}\n",
+                f"{accepted}\n" if step.accepted else f"rejected: {step.rejected}\n",
                 "green" if step.accepted else "yellow",
             )
+            is_clean = not step.defect if step.accepted else is_clean
             add_thought(body, chain, step.number, "revision")
             body.append(visible(step.revision) + "\n")
         final = f"final: {'first answer' if not chain.state_step else f'revision {chain.state_step}'}"
@@ -85,9 +89,9 @@ def chains(recipe: Recipe, tried: Tried, *, shows_thoughts: bool = False) -> Non
     steps = [s for _, c in tried.chains for s in c.steps]
     if tried.thoughts and not shows_thoughts:
         terminal.out.print(f"The model thought before {len(tried.thoughts)} turns; --thoughts shows what.")
-    accepted = sum(s.accepted for s in steps)
+    n_accepted = sum(s.accepted for s in steps)
     terminal.out.print(
-        f"{len(tried.chains)} chains, {tried.failed} failed, in {duration(tried.seconds)}; {accepted} of "
+        f"{len(tried.chains)} chains, {tried.failed} failed, in {duration(tried.seconds)}; {n_accepted} of "
         f"{len(steps)} revisions accepted ({recipe.chain.acceptance})"
     )
 

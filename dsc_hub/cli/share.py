@@ -54,21 +54,22 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
 @json_option
 def verify(reference: str, rescore: bool, as_json: bool) -> None:
     """Check a published dataset or adapter: files against its manifest, numbers and card made anew from its own rows.
-    Or a run folder RUN: whether its files are as their stages left them.
+    Or RUN, a run folder or a recipe's name: whether its files are as their stages left them.
 
     Exit code 1 if something differs.
     """
     from dsc_hub.cli import screens
     from dsc_hub.publish.verify import verify_repo
     from dsc_hub.publish.verify_run import verify_run
-    from dsc_hub.runs.run import Run
+    from dsc_hub.runs.run import find_run
 
     about: dict[str, str]
-    if (Path(reference) / "run.json").is_file():
+    # A repo is USER/REPO; a path that exists here is never looked for on the Hub.
+    if not reference.startswith("hub:") and ("/" not in reference or Path(reference.partition("@")[0]).exists()):
         if rescore:
             raise click.UsageError("--rescore is for a published dataset; `dsc evaluate` scores a run's answers")
-        about, checks = {"run": reference}, verify_run(Run(Path(reference)))
-        title = f"run {reference}"
+        run = find_run(reference, Path("runs"))
+        about, checks, title = {"run": str(run.folder)}, verify_run(run), f"run {run.folder}"
     else:
         found, checks = verify_repo(reference, rescore)
         about, title = {"repo": found.repo, "commit": found.commit}, f"{found.kind} {found.repo} at {found.commit}"

@@ -18,6 +18,18 @@ from dsc_hub.system.addresses import checked_address, checked_key_name
 TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
+# Files of other programs, by suffix: their bytes are no text, or their lines are no prompts.
+OTHER_FILES = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet: export it as CSV"),
+    **dict.fromkeys((".feather", ".arrow", ".orc", ".avro"), "another format of columns: save it as Parquet"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy"), "Python objects, which can run code: save it as JSON lines"),
+    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "packed: unpack it (gzip is read)"),
+    **dict.fromkeys((".db", ".sqlite", ".sqlite3"), "a database: export the table as CSV"),
+    **dict.fromkeys((".docx", ".pdf", ".html", ".xml"), "a document: save a prompt a line as .txt"),
+    **dict.fromkeys((".yaml", ".yml"), "YAML: save it as JSON lines"),
+}
+
+
 def table_suffix(name: str) -> str:
     """Return the suffix by which a prompt file is read: in lower case, of a packed file the one before .gz."""
     return PurePath(name.lower().removesuffix(".gz")).suffix
@@ -154,6 +166,8 @@ class PromptsConfig(Section):
             for k in ("column", "group_column", "kind_column", "tools_column", "drop_last_answer")
             if getattr(self, k) != type(self).model_fields[k].default
         ]
+        if reason := OTHER_FILES.get(table_suffix(self.path or "")):
+            raise ValueError(f"path: {self.path} is {reason}")
         is_table = self.dataset or table_suffix(self.path or "") in TABLES
         if named and not is_table:
             source = (

@@ -143,7 +143,7 @@ STAGES = (
         version=8,
         inputs=_evaluation_inputs,
         files=("evaluation", "dataset/evaluation"),
-        sealed=("dataset/evaluation",),  # human verdicts come to the other one
+        sealed=("evaluation", "dataset/evaluation"),
         sections=("evaluation", "test_set", "blind"),
     ),
     Stage(

@@ -12,27 +12,24 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.sampling import TABLES, table_suffix
+from dsc_hub.config.sampling import OTHER_FILES, TABLES, table_suffix
 from dsc_hub.errors import DataError
 from dsc_hub.system import parquet, progress
 
-# Files of other programs, by suffix: their bytes are no text, or their lines are no prompts.
-_OTHERS = {
-    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "a spreadsheet: export it as CSV"),
-    **dict.fromkeys((".feather", ".arrow", ".orc", ".avro"), "another format of columns: save it as Parquet"),
-    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy"), "Python objects, which can run code: save it as JSON lines"),
-    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz", ".bz2", ".xz", ".zst"), "packed: unpack it (gzip is read)"),
-    **dict.fromkeys((".db", ".sqlite", ".sqlite3"), "a database: export the table as CSV"),
-    **dict.fromkeys((".docx", ".pdf", ".html", ".xml"), "a document: save a prompt a line as .txt"),
-    **dict.fromkeys((".yaml", ".yml"), "YAML: save it as JSON lines"),
-}
 DELIMITERS = (",", ";", "\t", "|")
+FEWEST_LINES = 3  # lines of text with as many semicolons each that are taken for a table
 LARGEST_CELL = 2**31 - 1  # characters; the csv module's own limit is 131,072
+ARCHIVE = b"PK\x03\x04"
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 def _bytes(path: Path) -> bytes:
     content = path.read_bytes()
+    if content.startswith(ARCHIVE):
+        raise DataError(
+            f"{path} is an archive, as a spreadsheet (.xlsx) is one inside, whatever its name says",
+            "Export the spreadsheet as CSV UTF-8, or unpack the archive.",
+        )
     if path.suffix.lower() != ".gz":
         return content
     try:
@@ -49,7 +46,11 @@ def _text(path: Path) -> str:
         text = content.decode(encoding)
     except UnicodeDecodeError as e:
         shown = "UTF-8" if encoding.startswith("utf-8") else "UTF-16"
-        raise DataError(f"{path} is not {shown} text ({e.reason} at byte {e.start})", "Save it as UTF-8.") from None
+        line = content[: e.start].count(b"\n") + 1
+        raise DataError(
+            f"{path} is not {shown} text: {e.reason} in line {line}, {content[e.start : e.start + 1]!r}",
+            "Save it as UTF-8. Windows programs often write Windows-1252; Excel has a CSV UTF-8 of its own.",
+        ) from None
     if "\0" in text:
         zeros = text.count("\0")
         kind = "UTF-16 without a byte order mark" if 3 * zeros > len(text) else "a damaged or binary file"
@@ -62,7 +63,7 @@ def read_lines(path: Path, column: str = "prompt") -> Iterator[str]:
 
     `column` is the one that a table would have.
     """
-    if reason := _OTHERS.get(table_suffix(path.name)):
+    if reason := OTHER_FILES.get(table_suffix(path.name)):
         raise DataError(f"{path} is {reason}")
     if table_suffix(path.name) in TABLES:
         raise DataError(f"{path} is a table, expected a text file", "Save what is in its column a line each.")
@@ -80,8 +81,11 @@ def _looks_like(lines: list[str], column: str) -> str | None:
     """Return what kind of table lines of text seem to be; None: texts."""
     if all(map(_is_json, lines)) or (lines[0][0] in "[{" and _is_json("\n".join(lines))):
         return "JSON"
-    header = next((cells for d in DELIMITERS if len(cells := _cells(lines[0], d)) > 1 and column in cells), None)
-    return "CSV" if header else None
+    if any(len(cells := _cells(lines[0], d)) > 1 and column in cells for d in DELIMITERS):
+        return "CSV"
+    # Of texts not every line has the same number of semicolons, tabs or bars; commas are in every text.
+    widths = [{len(_cells(line, d)) for line in lines} for d in DELIMITERS if d != ","]
+    return "CSV" if len(lines) >= FEWEST_LINES and any(len(w) == 1 and w != {1} for w in widths) else None
 
 
 def _is_json(text: str) -> bool:
@@ -209,11 +213,13 @@ def _csv_row(header: list[str], cells: list[str], where: str) -> dict[str, Any]:
 
 
 def _delimiter(path: Path, text: str, columns: Collection[str]) -> str:
-    """Return what separates the cells: a tab in .tsv; else a comma, unless another one gives more of the columns."""
+    """Return what separates the cells: a tab in .tsv; else what gives most of the columns, or most cells in the header;
+    a comma if that is even."""
     if table_suffix(path.name) == ".tsv":
         return "\t"
     header = next((line for line in text.split("\n") if line.strip()), "")
-    best = max(DELIMITERS, key=lambda d: len(set(columns) & set(_cells(header, d))))
+    cells = {d: _cells(header, d) for d in DELIMITERS}
+    best = max(DELIMITERS, key=lambda d: (len(set(columns) & set(cells[d])), len(cells[d])))
     if best != ",":
         progress.say(f"prompts  {path.name}: the cells are separated by {best!r}")
     return best

@@ -275,7 +275,7 @@ def _cannot_load(section: ScorerConfig, e: BaseException) -> MetricError:
     shipped = SHIPPED.get(section.metric)
     if shipped is None:
         hint = EXAMPLE
-    elif shipped.models:
+    elif shipped.models and not section.options:
         hint = f"Name {', '.join(shipped.scorers)}, or {shipped.models} with safetensors."
     else:
         hint = "docs/reference/metrics.md says what its options are."

@@ -32,9 +32,12 @@ from dsc_hub.runs.metrics_schema import (
     Metrics,
     ScoreDescription,
     TestSet,
+    Training,
 )
 
 # -- the verdict
+
+FEW_ROWS = 50  # of training: fewer teach little, whatever the claim says
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,7 @@ def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[s
         *_left_out(arms),
         *_stripped(arms),
         *(_uncompared(metrics.dataset) if facts.recipe.distill.objective == "sft" else []),
+        *(_little_training(metrics.distill) if metrics.distill else []),
         *test_set_sentences(evaluation, metrics.test_set),
     ]
     out.append(
@@ -262,6 +266,24 @@ def _uncompared(dataset: Dataset | None) -> list[str]:
         "their first answer "
         "was not clean (or not scored), and the first clean revision was kept."
     ]
+
+
+def _little_training(training: Training) -> list[str]:
+    """Return a caveat on a training that can't have taught much, or that failed to."""
+    out = []
+    if training.rows < FEW_ROWS:
+        checked = "" if training.validation_rows else ", and no validation row shows what it learned"
+        out.append(
+            f"The adapter was trained on {many(training.rows, 'row')}{checked}: so few teach little. More rows come "
+            "from more prompts, chains or steps, or from a lower dataset.min_reward; more test groups would not help."
+        )
+    first, last = training.first_loss, training.final_loss
+    if measured(first) and measured(last) and last > first:
+        out.append(
+            f"The loss rose in training, from {number(first, 3)} to {number(last, 3)}: lower the learning rate, or "
+            "train on more rows."
+        )
+    return out
 
 
 def test_set_sentences(evaluation: Evaluation, test_set: TestSet | None) -> list[str]:

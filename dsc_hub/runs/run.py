@@ -22,9 +22,10 @@ from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.facts import RunFacts, parse_facts
 from dsc_hub.runs.jsonl import RERUN, JsonlFile
 from dsc_hub.system.files import read_object, write_json
-from dsc_hub.system.hashing import file_hash
+from dsc_hub.system.hashing import digest, file_hash
 from dsc_hub.system.locks import locked_folder
 
+COMES_LATER = ("blind",)  # files of human verdicts, beside those of the evaluation
 SEALS = "files"  # in a marker: hashes of what its stage wrote
 
 
@@ -108,7 +109,17 @@ class Run:
         """Return the SHA-256 of each file that is final once the stage is done, by its path in the run folder."""
         present = [self[name] for name in BY_NAME[stage].sealed if self[name].exists()]
         files = [file for path in present for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-        return {str(file.relative_to(self.folder)): file_hash(file) for file in files if file.is_file()}
+        files = [file for file in files if file.is_file() and not file.name.startswith(COMES_LATER)]
+        return {str(file.relative_to(self.folder)): file_hash(file) for file in files} | self._hash_of_numbers(stage)
+
+    def _hash_of_numbers(self, stage: str) -> dict[str, str]:
+        """Return the hash of a stage's own section of metrics.json; none if it can't be read."""
+        name = next(iter(BY_NAME[stage].sections), "")
+        try:
+            numbers = read_object(self["metrics.json"])
+        except RunError:
+            return {}
+        return {f"metrics.json, {name}": digest(numbers[name])} if BY_NAME[stage].sealed and name in numbers else {}
 
     def unfinish(self, stage: str) -> None:
         self[f"{stage}.done.json"].unlink(missing_ok=True)

@@ -79,7 +79,14 @@ def test_what_separates_the_cells_is_said_unless_it_is_a_comma(tmp_path: Path, c
 
 
 def test_lines_that_hold_brackets_commas_or_numbers_are_texts(tmp_path: Path):
-    lines = ["[Scene: a prompt, a stage] Go on.", "{name}, say hello", '{"a": 1}', "3", "prompt, please, the next one"]
+    lines = [
+        "One; two.",
+        "[Scene: a prompt, a stage] Go on.",
+        "{name}, say hello",
+        '{"a": 1}',
+        "3",
+        "prompt, please, the next one",
+    ]
     (tmp_path / "p.txt").write_text("\n".join(lines))
     assert [row["text"] for row in read_rows(tmp_path / "p.txt", "text")] == lines
     (tmp_path / "notes.prompts").write_text("A line.\n")
@@ -104,12 +111,19 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "array.txt": (json.dumps(ROWS, indent=2).encode(), "looks like JSON"),
     "comma.txt": (with_delimiter(",").encode(), "looks like CSV"),
     "tab": (with_delimiter("\t").encode(), "looks like CSV"),
+    "semicolons.txt": (
+        b"Text;Product\nA kettle; red;Aqua\n".replace(b"; red", b"") + b"A lamp;Lumen\n",
+        "looks like CSV",
+    ),
+    "tabs.txt": (b"Text\tProduct\tNote\nA kettle\tAqua\t1,5\nA lamp\tLumen\t2\n", "looks like CSV"),
+    "renamed.csv": (b"PK\x03\x04\x14", "is an archive, as a spreadsheet"),
+    "other.csv": (b'Text;Product\n"A; kettle";Aqua\n', r"no column 'prompt'; it has \['Product', 'Text'\]"),
     "twice.csv": (b"prompt,prompt\na,b\n", "has the column 'prompt' 2 times"),
     "open.csv": (b'prompt,topic\n"a",1\n"b,2\nc,3\n', "a quote is never closed, in the row that begins at line 3"),
     "quote.csv": (b'prompt,topic\n"a" he said,1\n', "row that begins at line 2"),
     "wide.csv": (b"prompt\nWrite a review, please\n", "2 cells, more cells than the header, which has 1"),
     "column.csv": (b"question;topic\na;b\n", "no column 'prompt'"),
-    "latin.csv": ("prompt\nécrire\n".encode("cp1252"), "not UTF-8"),
+    "latin.csv": ("prompt\nécrire\n".encode("cp1252"), r"not UTF-8 text: .* in line 2, b'\\xe9'"),
     "utf16.txt": ("Say a.\nSay b.\n".encode("utf-16-le"), "as UTF-16 without a byte order mark does"),
     "cut16.txt": (codecs.BOM_UTF16_LE + b"a", "not UTF-16 text"),
     "zeros.txt": (b"Say a.\nSay \0b.\n", "1 zero bytes, as a damaged or binary file does"),
@@ -129,7 +143,11 @@ def test_a_file_that_can_not_be_read_is_refused_with_what_to_do(tmp_path: Path, 
     def read() -> Any:
         if reads == "score":
             return list(read_rows(tmp_path / name, "prompt"))
-        return prompts.load_prompts(PromptsConfig.model_validate({"path": name}), tmp_path, 0)
+        try:
+            section = PromptsConfig.model_validate({"path": name})
+        except ValueError as e:  # by its name alone
+            raise DataError(str(e).split("[type=")[0]) from None
+        return prompts.load_prompts(section, tmp_path, 0)
 
     with pytest.raises(DataError, match=message) as error:
         read()

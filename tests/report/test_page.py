@@ -459,3 +459,21 @@ def test_the_page_shows_money_where_there_is_a_price_and_what_a_server_did_not_t
 )
 def test_small_amounts_never_look_like_nothing(usd, text):
     assert formatting.money(usd) == text
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, "trained on 6 rows: so few teach little"),
+        ({"rows": 1, "validation_rows": 0}, "trained on 1 row, and no validation row shows what it learned"),
+        ({"rows": 81}, ""),
+        ({"rows": 81, "final_loss": 4.153}, "The loss rose in training, from 2.114 to 4.153"),
+        ({"rows": 81, "first_loss": None, "final_loss": None}, ""),
+    ],
+)
+def test_a_training_that_can_not_have_taught_much_is_a_caveat(tmp_path, changed, told: str):
+    run = fixture_run.write(tmp_path)
+    metrics = run.metrics | {"distill": run.metrics["distill"] | changed}
+    sentences = verdicts.caveats(run.facts, Metrics.model_validate(metrics), evaluation_in(metrics))
+    found = [s for s in sentences if "adapter was trained on" in s or "loss rose" in s]
+    assert len(found) == bool(told) and all(told in s for s in found)

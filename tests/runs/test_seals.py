@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from dsc_hub.cli.main import cli
-from dsc_hub.errors import RunError
+from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.runs import seals
 from dsc_hub.runs.reuse import find_reusable
 from dsc_hub.runs.run import Run
@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Run:
         run[name].write_text('{"n": 1}\n{"n": 2}\n')
     run["adapter"].mkdir(exist_ok=True)
     run["adapter/adapter_model.safetensors"].write_bytes(b"weights")
-    for stage in ("prompts", "sampling", "distill"):
+    for stage in ("prompts", "sampling", "distill", "evaluation"):
         run.finish(stage, f"fingerprint of {stage}", 1.0, {"result": {}})
     return run
 
@@ -48,6 +48,23 @@ CHANGES: dict[str, tuple[str, Callable[[Run], None], str]] = {
         lambda run: run["adapter/adapter_model.safetensors"].write_bytes(b"others"),
         "adapter/adapter_model.safetensors was changed",
     ),
+    "a number": (
+        "sampling",
+        lambda run: run.add_metrics("sampling", run.metrics["sampling"] | {"chains": 999}),
+        "metrics.json, sampling was changed",
+    ),
+    "a verdict": (
+        "evaluation",
+        lambda run: run["metrics.json"].write_text(
+            run["metrics.json"].read_text().replace('"not enough data"', '"holds"').replace('"fails"', '"holds"')
+        ),
+        "metrics.json, evaluation was changed",
+    ),
+    "an answer": (
+        "evaluation",
+        lambda run: run["evaluation/answers.jsonl"].write_text(run["evaluation/answers.jsonl"].read_text()[:-9] + "\n"),
+        "evaluation/answers.jsonl was changed",
+    ),
     "a file more": ("distill", lambda run: run["adapter/x.bin"].write_bytes(b""), "adapter/x.bin was added"),
 }
 
@@ -55,12 +72,12 @@ CHANGES: dict[str, tuple[str, Callable[[Run], None], str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_of_what_a_stage_wrote_stops_what_builds_on_it(run: Run, name: str):
     stage, change, message = CHANGES[name]
-    seals.check(run, ["prompts", "sampling", "distill", "dataset"])
+    seals.check(run, ["prompts", "sampling", "distill", "dataset", "evaluation"])
     other = Run(run.folder.with_name("two"))
     assert find_reusable(other, stage, f"fingerprint of {stage}", {}, [run]) is run
     change(run)
     with pytest.raises(RunError, match=f"{message} since the stage '{stage}' was done") as error:
-        seals.check(run, ["prompts", "sampling", "distill"])
+        seals.check(run, ["prompts", "sampling", "distill", "evaluation"])
     assert f"{stage}.done.json" in str(error.value)
     assert find_reusable(other, stage, f"fingerprint of {stage}", {}, [run]) is None
     shown = CliRunner().invoke(cli, ["verify", str(run.folder), "--json"])
@@ -71,10 +88,23 @@ def test_a_change_of_what_a_stage_wrote_stops_what_builds_on_it(run: Run, name: 
 def test_what_comes_later_is_no_change(run: Run):
     run["failed.jsonl"].write_text("{}\n")
     run["log.txt"].write_text("more")
-    run.add_metrics("sampling", {"chains": 3})
-    seals.check(run, ["prompts", "sampling", "distill"])
+    run.add_metrics("stages", {"report": 3.0})
+    run["evaluation/blind.jsonl"].write_text("{}\n")
+    run["report.html"].write_text("made anew")
+    seals.check(run, ["prompts", "sampling", "distill", "evaluation"])
     shown = CliRunner().invoke(cli, ["verify", str(run.folder)])
-    assert shown.exit_code == 0 and "All that could be checked agrees" in shown.stdout
+    assert shown.exit_code == 0 and "All that could be checked agrees" in shown.stdout and "the rest" in shown.stdout
+
+
+def test_a_recipes_name_means_its_newest_run_and_what_is_here_is_not_looked_for_on_the_hub(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(run.folder.parents[2])
+    shown = CliRunner().invoke(cli, ["verify", "r", "--json"])
+    assert shown.exit_code == 0 and json.loads(shown.stdout)["run"] == str(run.folder.relative_to(Path.cwd()))
+    for wrong in ("no-such-recipe", "runs", "runs/r/one/metrics.json"):
+        shown = CliRunner().invoke(cli, ["verify", wrong])
+        assert isinstance(shown.exception, ConfigError), shown.exception
 
 
 def test_a_run_of_a_version_without_hashes_passes_and_says_so(run: Run):

@@ -201,6 +201,8 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
         self._person_labels = person_labels
         self._revision, self._per, self._entities = model_revision, per, set(entities or KINDS.values())
         super().__init__(*args, **kwargs)
+        if person_labels is not None and self.config_name in ("default", "spacy", "presidio", "rampart"):
+            raise ValueError(f"person_labels are those of a classifier, and {self.config_name} has its own")
         self.unit = f"mentions of {self._told()} per {per}"
 
     def _told(self) -> str:
@@ -219,8 +221,6 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
     def _download_and_prepare(self, dl_manager: Any) -> None:
         name = "spacy" if self.config_name == "default" else self.config_name
         packaged = {"spacy": _spacy, "presidio": _presidio, "rampart": _rampart}.get(name)
-        if packaged and self._person_labels is not None:
-            raise ValueError(f"person_labels are those of a classifier, and {name} has its own")
         self._find = packaged() if packaged else _classifier(name, self._revision, self._person_labels)
 
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:

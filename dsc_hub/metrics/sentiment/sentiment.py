@@ -117,6 +117,8 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
             self.unit = f"expected value {self.bounds[0]:g}..{self.bounds[1]:g} of the labels"
         self._revision, self._positive_label, self._values = model_revision, positive_label, values
         super().__init__(*args, **kwargs)
+        if values is not None and self.config_name in ("default", "vader", "textblob", "minilm"):
+            raise ValueError(f"values are those of a classifier's labels, and {self.config_name} has none")
 
     def _info(self) -> evaluate.MeasurementInfo:
         return evaluate.MeasurementInfo(
@@ -130,8 +132,6 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
     def _download_and_prepare(self, dl_manager: Any) -> None:
         name = "vader" if self.config_name == "default" else self.config_name
         packaged = {"vader": _vader, "textblob": _textblob, "minilm": _minilm}.get(name)
-        if packaged and self._values is not None:
-            raise ValueError(f"values are those of a classifier's labels, and {name} has none")
         labels = self._positive_label, self._values
         self._score = packaged() if packaged else _classifier(name, self._revision, *labels)
 
