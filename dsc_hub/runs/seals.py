@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import RunError
 from dsc_hub.runs.run import SEALS, Run
 
@@ -14,11 +15,17 @@ def changes(run: Run, stage: str) -> list[str]:
     if not recorded:
         return []
     present = run.hashes(stage)
+    # An earlier version may have hashed less: what it left out as a whole was not added.
+    sealed = [n for n in BY_NAME[stage].sealed if any(_is_in(name, n) for name in recorded)]
     return [
         *(f"{name} is gone" for name in recorded if name not in present),
         *(f"{name} was changed" for name, value in recorded.items() if present.get(name, value) != value),
-        *(f"{name} was added" for name in present if name not in recorded),
+        *(f"{n} was added" for n in present if n not in recorded and any(_is_in(n, s) for s in sealed)),
     ]
+
+
+def _is_in(name: str, sealed: str) -> bool:
+    return name == sealed or name.startswith(f"{sealed}/")
 
 
 def check(run: Run, stages: Iterable[str]) -> None:

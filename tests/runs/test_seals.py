@@ -117,3 +117,14 @@ def test_a_run_of_a_version_without_hashes_passes_and_says_so(run: Run):
     shown = CliRunner().invoke(cli, ["verify", str(run.folder), "--json"])
     (check,) = [c for c in json.loads(shown.stdout)["checks"] if c["name"] == "sampling"]
     assert check["agrees"] is None and "recorded no hashes" in check["detail"]
+
+
+def test_what_a_version_did_not_hash_at_all_was_not_added(run: Run):
+    for stage in ("sampling", "evaluation"):
+        marker = run.marker(stage)
+        assert marker is not None
+        marker["files"] = {
+            n: h for n, h in marker["files"].items() if not n.startswith(("metrics.json", "evaluation/"))
+        }
+        run[f"{stage}.done.json"].write_text(json.dumps(marker))
+    seals.check(run, ["sampling", "evaluation"])
