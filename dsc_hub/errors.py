@@ -12,6 +12,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+TERMINATED = 143  # exit code after SIGTERM
+
 
 class DscError(Exception):
     """Base class of all errors that the user or the environment can fix.

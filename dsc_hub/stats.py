@@ -36,7 +36,6 @@ ROUNDING = 1e-12  # relative
 RESAMPLE_TO = 5000  # groups; with more, the mean is normal to all digits shown, and resampling would take hours
 POWER = 0.8  # power for the minimum detectable difference
 CLAIM_GROUPS = 7  # with fewer, the sign-flip p of two scores can't both be 0.05 after Holm: 2 * 2 / 2**6 = 0.0625
-MOST_TIMES = 100  # a number of groups needed is given up to so many times those that there are
 ASSUMED_ICC = 0.3  # intraclass correlation assumed for rare events, for which it cannot be estimated ...
 ASSUMED_EVENTS = 4  # ... and the weight of that assumption, in events
 UNBOUNDED: Bounds = (None, None)
@@ -66,8 +65,13 @@ def estimate(values: Floats, groups: Groups, confidence: float = 0.95, bounds: B
     values, low and high with fewer than LEAST_GROUPS groups or if all group means are equal (an interval of zero width
     would claim too much).
     """
-    means = _group_means(values, groups)
-    out: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": len(values), "groups": len(means)}
+    out = _unclipped(len(values), _group_means(values, groups), confidence)
+    return out | {end: _clip(out[end], bounds) for end in ("low", "high") if out[end] is not None}
+
+
+def _unclipped(n: int, means: np.ndarray, confidence: float) -> dict[str, Any]:
+    """Return the `estimate` of `n` values with these group means, before it is clipped to their range."""
+    out: dict[str, Any] = {"mean": None, "low": None, "high": None, "n": n, "groups": len(means)}
     if not len(means):
         return out
     out["mean"] = float(means.mean())
@@ -76,7 +80,7 @@ def estimate(values: Floats, groups: Groups, confidence: float = 0.95, bounds: B
     if _spread(means) == 0:
         return out | {"reason": "all groups are alike"}
     low, high = mean_interval(means, confidence)
-    return out | {"low": _clip(low, bounds), "high": _clip(high, bounds)}
+    return out | {"low": low, "high": high}
 
 
 def _clip(value: float, bounds: Bounds) -> float:
@@ -147,23 +151,30 @@ def paired_difference(
     LEAST_GROUPS groups.
     effect: mean over standard deviation of the group means (Cohen's d_z); None if they are all equal.
     wins, ties, losses: pairs with a above, equal to, below b.
-    detectable: the difference that this number of groups with this spread detects (two-sided at `confidence`) with
-    probability POWER; None with fewer than LEAST_GROUPS groups, or if they are all equal.
+    detectable: the true difference with which this interval leaves out zero with probability POWER; None without an
+    interval.
     """
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
-    widest = None if None in bounds else float(bounds[1] - bounds[0])  # type: ignore[operator]
-    out = estimate(differences, groups, confidence, UNBOUNDED if widest is None else (-widest, widest))
     means = _group_means(differences, groups)
+    out = _unclipped(len(differences), means, confidence)
     spread, enough = _spread(means), len(means) >= LEAST_GROUPS
-    return out | {
+    tests = {
         "p": sign_flip(means) if enough else None,
         "p_t": _t_test(means, spread) if enough else None,
         "effect": float(means.mean()) / spread if spread else None,
         "wins": int((differences > 0).sum()),
         "ties": int((differences == 0).sum()),
         "losses": int((differences < 0).sum()),
-        "detectable": detectable(spread, len(means), confidence) if enough and spread else None,
+        "detectable": None,
     }
+    if out["low"] is not None:
+        half = max(out["mean"] - out["low"], out["high"] - out["mean"])
+        error = spread / math.sqrt(len(means))
+        tests["detectable"] = detectable(spread, len(means), critical=half / error)
+        if None not in bounds:
+            widest = float(bounds[1] - bounds[0])  # type: ignore[operator]
+            out |= {end: _clip(out[end], (-widest, widest)) for end in ("low", "high")}
+    return out | tests
 
 
 def _spread(means: np.ndarray) -> float:
@@ -210,44 +221,29 @@ def _t_test(means: np.ndarray, spread: float) -> float | None:
     return float(scipy.stats.ttest_1samp(means, 0.0).pvalue)
 
 
-def detectable(spread: float, groups: int, confidence: float = 0.95, power: float = POWER) -> float | None:
-    """Return the smallest true mean that a two-sided t test at 1 - `confidence` detects with probability `power`.
+def detectable(
+    spread: float, groups: int, confidence: float = 0.95, power: float = POWER, critical: float | None = None
+) -> float | None:
+    """Return the smallest true mean whose two-sided interval leaves out zero with probability `power`.
 
-    `spread`: standard deviation of the group means, in their unit. Uses the noncentral t distribution. None with fewer
-    than two groups; 0 without spread.
+    `spread`: standard deviation of the group means, in their unit. `critical`: half width of the interval in standard
+    errors; by default that of t at `confidence`. Uses the noncentral t distribution. None with fewer than two groups; 0
+    without spread.
     """
     if groups < 2:
         return None
     df = groups - 1
     # scipy.special and not scipy.stats, which takes a second to import: `dsc plan` calls this.
-    critical = scipy.special.stdtrit(df, (1 + confidence) / 2)
+    half = float(scipy.special.stdtrit(df, (1 + confidence) / 2)) if critical is None else critical
 
     def power_at(noncentrality: float) -> float:
-        right, wrong = scipy.special.nctdtr(df, noncentrality, [critical, -critical])
+        right, wrong = scipy.special.nctdtr(df, noncentrality, [half, -half])
         return float(1 - right + np.nan_to_num(wrong))  # NaN if it is practically zero
 
     upper = 2.0
     while power_at(upper) < power:
         upper *= 2
     return float(scipy.optimize.brentq(lambda x: power_at(x) - power, 0.0, upper)) * spread / math.sqrt(groups)
-
-
-def groups_needed(
-    estimate: Mapping[str, Any], limit: float, confidence: float = 0.95, power: float = POWER
-) -> int | None:
-    """Return the number of groups for which the interval would lie on its mean's side of `limit`.
-
-    This holds with probability `power` if the true mean is the estimated one; the half width of the interval, {mean,
-    low, high, groups}, shrinks with the square root of the number of groups. None without an interval, and if the mean
-    is so near to the limit that more than MOST_TIMES as many groups would be needed: that number says nothing.
-    """
-    mean, low, high = (estimate[k] for k in ("mean", "low", "high"))
-    if mean is None or low is None or high is None or mean == limit:
-        return None
-    half = mean - low if mean > limit else high - mean
-    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
-    needed: float = estimate["groups"] * (half / abs(mean - limit) * (1 + float(scipy.stats.norm.ppf(power)) / z)) ** 2
-    return max(LEAST_GROUPS, math.ceil(needed)) if needed <= MOST_TIMES * estimate["groups"] else None
 
 
 # -- rates

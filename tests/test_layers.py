@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "records",
     "stats",
+    "sample_size",
     "acceptance",
     "system",
     "local_hub",
@@ -168,3 +169,28 @@ def test_planning_and_sampling_load_no_torch():
         "from dsc_hub.distill import launcher; from dsc_hub.cli import screens; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_packaged_metric_is_loaded_without_torch_and_transformers_can_be_imported_afterwards():
+    """`import evaluate` alone would import both, 8 s of every command that scores."""
+    code = (
+        "import sys; from dsc_hub.records import Prompt; from dsc_hub.config.sampling import ScorerConfig; from dsc_hub.metrics import loading, registry; "
+        "section = ScorerConfig(metric='sentiment', scorer='vader'); "
+        "scorer = loading.load_scorer(section, registry.identify_scorer(section), None); "
+        "assert scorer.score(['I love it.'], [Prompt('', '', '', 'test')])[0].value > 0; "
+        "assert not {'torch', 'transformers'} & set(sys.modules); "
+        "from transformers.pipelines import SUPPORTED_TASKS"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
+def test_bitsandbytes_is_imported_without_the_compiler_which_works_afterwards():
+    code = (
+        "import os, sys; from dsc_hub.inference.bitsandbytes_import import import_bitsandbytes as get; get(); "
+        "assert 'torch._inductor.compile_fx' not in sys.modules and 'TORCHDYNAMO_DISABLE' not in os.environ; "
+        "import torch; assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2; "
+        "assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr

@@ -9,7 +9,9 @@ Commands parse, call one function of the pipeline and print the result; they imp
 
 from __future__ import annotations
 
+import atexit
 import codecs
+import contextlib
 import io
 import os
 import signal
@@ -20,6 +22,7 @@ import click
 
 from dsc_hub.cli import installation, look, parts, share, start  # the commands register themselves
 from dsc_hub.cli.base import cli
+from dsc_hub.errors import TERMINATED, DscError, disk_error
 
 __all__ = ["cli", "installation", "look", "main", "parts", "share", "start"]
 
@@ -43,35 +46,67 @@ def _safe_streams() -> None:
             stream.reconfigure(errors="dsc")
 
 
-def main() -> NoReturn:
-    """Entry point: turns errors into one message and an exit code."""
-    _safe_streams()
-    os.umask(os.umask(0) | 0o077)  # prompts, chains and adapters are private by default; share them with chmod
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that `with` blocks end their servers
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send nothing that the user did not request
-    # Servers started by dsc run on this machine: bypass proxies from the environment.
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+class _AtExit:
+    """Ends the process once everything that was registered to happen at its exit has happened.
+
+    Python would then look for garbage cycles among all objects, which takes 2 s where torch is loaded.
+    """
+
+    code = 1  # that of an exception which nobody expected
+
+    def __call__(self) -> None:
+        with contextlib.suppress(OSError):  # a pipe that nobody reads any more: Python ends with the code for that
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if "torch" in sys.modules:
+                os._exit(self.code)
+
+
+def _run_command() -> int:
+    """Run the command that the arguments name and return the exit code; errors become one message."""
+    kept = "what is finished is kept; the same command goes on from there"
     try:
         cli(standalone_mode=False, prog_name="dsc")
-        sys.exit(0)
+    except SystemExit as e:
+        if e.code == TERMINATED:
+            click.echo(f"terminated: {kept}", err=True)
+        if isinstance(e.code, str):
+            raise
+        return e.code or 0
     except click.exceptions.Abort as e:  # raised for an interrupt, and for EOFError, which would be a bug in dsc
         if isinstance(e.__cause__, EOFError):
             raise e.__cause__ from None
-        click.echo("\ninterrupted: what is finished is kept; the same command goes on from there", err=True)
-        sys.exit(130)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is ending: a further Ctrl-C would only add a traceback
+        click.echo(f"\ninterrupted: {kept}", err=True)
+        return 130
     except click.ClickException as e:
         e.show()
         if isinstance(e, click.NoSuchOption) and "." in e.option_name:
             key = e.option_name.lstrip("-")
             click.echo(f"Keys of a recipe are set without dashes: {key}=VALUE", err=True)
-        sys.exit(2)
+        return 2
     except Exception as e:
-        from dsc_hub.errors import DscError, disk_error
         from dsc_hub.system.progress import clean
 
         known = e if isinstance(e, DscError) else disk_error(e) if isinstance(e, OSError) else None
         if known is None:
             raise
         click.echo(clean(f"{type(known).__name__}: {known}"), err=True)
-        sys.exit(2)
+        return 2
+    return 0
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    at_exit = _AtExit()
+    atexit.register(at_exit)  # the first to be registered is the last to be called
+    _safe_streams()
+    os.umask(os.umask(0) | 0o077)  # prompts, chains and adapters are private by default; share them with chmod
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that `with` blocks end their servers
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # send nothing that the user did not request
+    # Servers started by dsc run on this machine: bypass proxies from the environment.
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
+    at_exit.code = _run_command()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(at_exit.code)

@@ -75,7 +75,10 @@ def _explain(error: Mapping[str, Any], top: type[BaseModel]) -> str:
     if kind in ("bool_type", "bool_parsing"):
         message = "should be true or false"
     shown = repr(value) if not isinstance(value, (dict, list)) else type(value).__name__
-    return f"{path}: {message}, got {shown[:80]}"
+    close = []
+    if kind in ("literal_error", "enum") and isinstance(value, str):
+        close = difflib.get_close_matches(value, re.findall(r"'([^']+)'", str(error["ctx"]["expected"])), n=1)
+    return f"{path}: {message}, got {shown[:80]}" + (f"; did you mean '{close[0]}'?" if close else "")
 
 
 def _section(top: type[BaseModel], loc: Sequence[str]) -> type[BaseModel] | None:

@@ -121,6 +121,8 @@ def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{path}: expected a mapping of sections, got {type(data).__name__}",
             "See `dsc recipes copy quickstart` for one to start from.",
         )
+    if {"recipe", "vary"} <= set(data):
+        raise ConfigError(f"{path} is a grid file, expected a recipe", f"Run it with `dsc grid {path}`.")
     problems = [p for o in overrides if (p := _apply_override(data, o))]
     try:
         recipe = Recipe.model_validate(data)

@@ -104,6 +104,8 @@ def read_rows(path: Path, column: str) -> Iterator[dict[str, Any]]:
 
     Any other file is read as text: one row per line, with the line in this column.
     """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, expected a file", "Name a file in it.")
     if not path.is_file():
         raise DataError(f"file {path} not found")
     if table_suffix(path.name) not in TABLES:

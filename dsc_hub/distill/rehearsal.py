@@ -25,6 +25,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dsc_hub.inference.bitsandbytes_import import import_bitsandbytes
+
+import_bitsandbytes()  # before transformers does
+
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.training import DistillConfig
 from dsc_hub.distill.config import BY_OBJECTIVE, check_section, checked_targets, has_fused_experts, lora_config, plan_of

@@ -13,7 +13,6 @@ rows are refused.
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import resource
 import shutil
@@ -29,8 +28,9 @@ from typing import Any
 import datasets
 import torch
 
-# On import bitsandbytes warns that an optional faster CPU kernel is missing; its own code suffices.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda r: "gemm_4bit_forward" not in r.getMessage())
+from dsc_hub.inference.bitsandbytes_import import import_bitsandbytes
+
+import_bitsandbytes()  # before transformers does
 
 from transformers import Trainer
 from transformers.utils import logging as transformers_logging
@@ -47,15 +47,13 @@ from dsc_hub.distill.preflight import TrainingData, check_training
 from dsc_hub.distill.tokens import stop_tokens, tokenizer_of
 from dsc_hub.distill.trainers import build_trainer, effective_rows, row_weights, training_arguments
 from dsc_hub.distill.validation import REWARD, BestAdapter, ValidationReward
-from dsc_hub.errors import DataError, DscError, ModelError, RunError, disk_error
+from dsc_hub.errors import TERMINATED, DataError, DscError, ModelError, RunError, disk_error
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import progress
 from dsc_hub.system.files import write_whole
 from dsc_hub.system.launch import rank, world_size
 from dsc_hub.system.progress import Line, moving_line, say
-
-TERMINATED = 143  # exit code after SIGTERM
 
 # -- training
 

@@ -210,10 +210,23 @@ def _share(
     note: str = "",
 ) -> Criterion:
     """Return the criterion that the share of answers with a property is worse by less than SHARE_MARGIN."""
-    difference = stats.rate_difference(distilled, base, groups, setting.confidence)
+
+    def of_groups(times: int) -> Row:
+        more = [f"{group}, {k}" for k in range(times) for group in groups]
+        return stats.rate_difference([*distilled] * times, [*base] * times, more, setting.confidence)
+
     limits = {"at_most": SHARE_MARGIN} if less_is_better else {"at_least": -SHARE_MARGIN}
     before, after = (sum(side) / len(side) if side else None for side in (base, distilled))
-    return within_limits(name, difference, setting.confidence, **limits, base=before, distilled=after, note=note)
+    return within_limits(
+        name,
+        of_groups(1),
+        setting.confidence,
+        **limits,
+        repeated=of_groups,
+        base=before,
+        distilled=after,
+        note=note,
+    )
 
 
 def _names_subject(pairs: Pairs, setting: Setting) -> Criterion:

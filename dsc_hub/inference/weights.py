@@ -150,6 +150,9 @@ def merge_adapter(source: str, adapter: str, target: str) -> None:
 
 def quantise_weights(source: str, settings: str, target: str) -> None:
     """Write a model folder whose linear layers were quantised by bitsandbytes and dequantised again."""
+    from dsc_hub.inference.bitsandbytes_import import import_bitsandbytes
+
+    import_bitsandbytes()  # before transformers does
     from dsc_hub.inference.rounding import round_model
 
     if not round_model(Path(source), json.loads(settings), Path(target)):

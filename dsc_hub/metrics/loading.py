@@ -24,6 +24,7 @@ from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.errors import DscError, MetricError, ServingError
 from dsc_hub.inference import external
 from dsc_hub.inference.base_model import WANTED
+from dsc_hub.metrics.evaluate_import import import_evaluate
 from dsc_hub.metrics.own_code import EXAMPLE, described
 from dsc_hub.metrics.registry import (
     SHIPPED,
@@ -127,8 +128,7 @@ def reward_bounds(recipe: Recipe) -> tuple[float | None, float | None]:
 def _declared_bounds(section: ScorerConfig) -> tuple[float | None, float | None]:
     if not is_shipped(section):
         return None, None
-    import evaluate
-
+    evaluate = import_evaluate()  # before the module, which imports it too
     module = importlib.import_module(f"dsc_hub.metrics.{section.metric}.{section.metric}")
     classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, evaluate.Measurement)]
     # Made, but not prepared: nothing is downloaded or loaded.
@@ -196,8 +196,7 @@ def load_veto_scorer(
 
 def _measurement(section: ScorerConfig, identity: str, folder: Path) -> Any:
     """Return the `evaluate` measurement of a section."""
-    import evaluate
-
+    evaluate = import_evaluate()
     options: dict[str, Any] = dict(section.options)
     downloaded = download_scorer(section, identity)
     if is_shipped(section):

@@ -101,6 +101,11 @@ def read_grid(path: Path) -> Grid:
             f"{path}: expected a mapping, got {type(data).__name__}",
             "A grid has `recipe: NAME` and `vary: {chain.steps: [1, 2], ...}`.",
         )
+    if "vary" not in data and {"model", "prompts", "chain"} & set(data):
+        raise ConfigError(
+            f"{path} is a recipe, expected a grid file",
+            f"A grid has `recipe: {path.name}` and `vary: {{chain.steps: [1, 2], ...}}`; `dsc run` takes a recipe.",
+        )
     try:
         grid = Grid.model_validate(data)
     except ValidationError as e:

@@ -44,6 +44,8 @@ from dsc_hub.system.hashing import file_hash
 
 CLOSE = 1e-6  # relative tolerance: other library versions round differently
 SHOWN_DIFFERENCES = 3  # number of differences shown per check
+# Advice on the number of groups, by last name: later versions advise better on the same numbers.
+ADVICE = frozenset({"detectable", "groups_needed"})
 # Values that cannot be recomputed from rows, by last name or section.
 NOT_RECOMPUTED = frozenset(
     {"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores", "cost_usd"}
@@ -271,7 +273,9 @@ def _check_sampling(rows: Rows) -> str:
     recorded = rows.metrics["sampling"]
     low, high = recorded.get("reward_range") or stats.UNBOUNDED
     recomputed = summary.chain_numbers(rows.chains, group_of, recorded["chains"], c, (low, high))
-    n = _same({k: v for k, v in recorded.items() if k not in NOT_RECOMPUTED_IN_SAMPLING}, recomputed, "sampling")
+    n = _same(
+        {k: v for k, v in recorded.items() if k not in NOT_RECOMPUTED_IN_SAMPLING}, recomputed, "sampling", ADVICE
+    )
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
 
 
@@ -282,7 +286,7 @@ def _check_evaluation(rows: Rows) -> str:
     recomputed = summarise_evaluation(
         checked, prompts, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look
     )
-    n = _same(recorded, recomputed | {"neutral": recorded["neutral"]}, "evaluation", NOT_RECOMPUTED)
+    n = _same(recorded, recomputed | {"neutral": recorded["neutral"]}, "evaluation", NOT_RECOMPUTED | ADVICE)
     claim = recorded["claim"]
     verdict = "" if claim is None else f"; claim: {claim['verdict']}"
     return f"{n} numbers made anew from {len(rows.answers)} answers agree{verdict}"

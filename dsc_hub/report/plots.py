@@ -20,6 +20,7 @@ from dsc_hub.report.formatting import SCORE_TITLES, arm_name, count, difference_
 from dsc_hub.report.style import ACCENT, ARM_COLOURS, LINE, MUTED, PLOT_STYLE, QUIET, REASON_COLOURS, SECOND
 from dsc_hub.runs.metrics_schema import Dataset, Estimate, Evaluation, Metrics, Sampling, StepNumbers
 
+NEARLY_ALIKE = 3  # costs within this factor are drawn on a linear axis
 MOST_LINES = 3  # lines of the unit label below an axis
 
 
@@ -81,7 +82,7 @@ def became_of_chains(dataset: Dataset | None) -> Figure | None:
 
 
 def cost(evaluation: Evaluation | None) -> Figure | None:
-    """Draw the mean reward of each arm against the tokens that an answer takes, on a logarithmic axis."""
+    """Draw the mean reward of each arm against the tokens of an answer (logarithmic if they differ much)."""
     if evaluation is None:
         return None
     points = [
@@ -98,8 +99,10 @@ def cost(evaluation: Evaluation | None) -> Figure | None:
         if measured(reward.low) and measured(reward.high):
             ax.plot([tokens, tokens], [reward.low, reward.high], color=colour, linewidth=3.2, alpha=0.45)
         ax.plot([tokens], [mean], "o", color=colour, markersize=8, label=arm_name(arm))
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+    # Within one step of 1, 2, 5 a logarithmic axis has no tick.
+    are_near = max(p[1] for p in points) < NEARLY_ALIKE * min(p[1] for p in points)
+    ax.set_xscale("linear" if are_near else "log")
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True) if are_near else LogLocator(subs=(1, 2, 5), numticks=8))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda value, _: count(round(value)))
     ax.margins(x=0.18, y=0.2)

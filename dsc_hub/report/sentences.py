@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from dsc_hub.report.formatting import count, many, measured, number, percent
 from dsc_hub.runs.metrics_schema import Claim, Criterion, Rounds, Sampling
+from dsc_hub.sample_size import MOST_TIMES
 
 # Kind of each criterion's value, limits and two numbers: a share of answers, a score's difference, words, or a ratio.
 SHARES = {
@@ -76,6 +78,15 @@ def criterion_sentence(c: Criterion) -> str:
         out.append(c.note)
     if measured(c.groups_needed):
         out.append(f"about {count(c.groups_needed)} groups would be needed")
+    elif c.verdict == "undecided" and measured(c.value) and measured(c.low):
+        lowest = -math.inf if c.at_least is None else c.at_least
+        highest = math.inf if c.at_most is None else c.at_most
+        is_beyond = not lowest < c.value < highest
+        out.append(
+            "what was seen is beyond the limit, so more groups alone would not help"
+            if is_beyond
+            else f"more than {MOST_TIMES} times as many groups would be needed"
+        )
     return "; ".join(out)
 
 

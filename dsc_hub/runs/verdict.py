@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsc_hub import stats
+from dsc_hub import sample_size, stats
 from dsc_hub.config.sampling import HygieneConfig
 from dsc_hub.runs.metrics_schema import ClaimVerdict, Criterion, CriterionVerdict
 
@@ -55,11 +55,13 @@ def within_limits(
     at_least: float | None = None,
     at_most: float | None = None,
     note: str = "",
+    repeated: Callable[[int], Row] | None = None,
     **more: Any,
 ) -> Criterion:
     """Return a criterion judged by its interval {mean, low, high, groups, reason}.
 
     "met" if the interval lies within the limits, "failed" if it lies wholly outside one of them, else "undecided".
+    `repeated(m)` is the estimate from m times the groups (see `sample_size.groups_needed`).
     """
     value, low, high = (estimate[k] for k in ("mean", "low", "high"))
     if value is None or low is None or high is None:
@@ -73,7 +75,8 @@ def within_limits(
     needed = None
     is_within = (at_least is None or value > at_least) and (at_most is None or value < at_most)
     if verdict == "undecided" and is_within:
-        each = [stats.groups_needed(estimate, limit, confidence) for limit in (at_least, at_most) if limit is not None]
+        limits = [limit for limit in (at_least, at_most) if limit is not None]
+        each = [sample_size.groups_needed(estimate, limit, confidence, repeated=repeated) for limit in limits]
         needed = None if None in each else max(n for n in each if n is not None)
     return Criterion(
         name=name,
@@ -120,8 +123,13 @@ def better(name: str, difference: Row | None, score: Row, setting: Setting) -> C
         few = (
             f"; with fewer than {stats.CLAIM_GROUPS} groups it can't be smaller" if groups < stats.CLAIM_GROUPS else ""
         )
-        note = f"p {p:.3f} after Holm for both scores{few}"
-        return criterion.model_copy(update={"verdict": "undecided", "note": note})
+        needed = sample_size.groups_for_p(difference["p"], p, groups, setting.confidence)
+        update = {
+            "verdict": "undecided",
+            "note": f"p {p:.3f} after Holm for both scores{few}",
+            "groups_needed": needed,
+        }
+        return criterion.model_copy(update=update)
     return criterion
 
 

@@ -75,6 +75,7 @@ def test_unknown_placeholders_and_settings_that_are_ours_are_refused(recipe_file
             "publish: expected a section (to, owner, dataset, adapter, ...), got False; set one as publish.to",
         ),
         ("distill.lora=8", "distill.lora: expected keys with values, as distill.lora.KEY=VALUE, got 8"),
+        ("evaluation.arms=[base, distiled]", "got 'distiled'; did you mean 'distilled'?"),
         ("budget_s.sampeling=8", "budget_s.sampeling: should be 'prompts', 'sampling'"),
         ("hygiene.subject=perhaps", "hygiene.subject: should be true or false, got 'perhaps'"),
         ("name=Mine", "name: expected small letters, digits"),
@@ -282,3 +283,9 @@ def test_a_list_item_that_is_no_section_is_said_with_its_place(recipe_file: Path
     with pytest.raises(ConfigError) as error:
         recipe_files.load_recipe_file(recipe_file, [f"reward.plus=[{item}]"])
     assert any(p.startswith("reward.plus.0: expected") for p in error.value.problems), error.value
+
+
+def test_a_grid_file_is_no_recipe(tmp_path: Path):
+    (tmp_path / "grid.yaml").write_text("{recipe: quickstart, vary: {chain.steps: [1, 2]}}")
+    with pytest.raises(ConfigError, match="is a grid file, expected a recipe"):
+        recipe_files.load_recipe_file(tmp_path / "grid.yaml")

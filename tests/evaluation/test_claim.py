@@ -160,7 +160,7 @@ def row(i: int, arm: str, text: str, finish: str = "stop", **more: Any) -> dict[
 
 
 def better(low: float, high: float, p: float = 0.01) -> dict[str, Any]:
-    return {"mean": (low + high) / 2, "low": low, "high": high, "p_holm": p, "groups": 100}
+    return {"mean": (low + high) / 2, "low": low, "high": high, "p": p / 2, "p_holm": p, "groups": 100}
 
 
 GOOD = {"reward": better(0.1, 0.3), "second": better(0.1, 0.2)}
@@ -361,6 +361,7 @@ def test_a_verdict_that_its_criteria_do_not_add_up_to_is_none(tmp_path, change: 
 def test_six_groups_can_not_show_that_both_scores_are_better():
     """The smallest p of a sign flip over six groups is 2 / 64, and after Holm for two scores 0.0625."""
     assert 2 * 2 / 2**stats.CLAIM_GROUPS <= 0.05 < 2 * 2 / 2 ** (stats.CLAIM_GROUPS - 1)
-    difference = {"mean": 0.5, "low": 0.4, "high": 0.6, "groups": 6, "p_holm": 0.0625}
+    difference = {"mean": 0.5, "low": 0.4, "high": 0.6, "groups": 6, "p": 0.03125, "p_holm": 0.0625}
     found = verdicts.better("reward", difference, {"higher_is_better": True}, Setting("test", look=1))
     assert found.verdict == "undecided" and "with fewer than 7 groups it can't be smaller" in found.note
+    assert found.groups_needed == 13

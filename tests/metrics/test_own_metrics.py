@@ -274,6 +274,7 @@ def test_a_file_is_scored_in_the_metrics_own_direction(tmp_path: Path):
     ("name", "text", "told"),
     [
         ("no.txt", None, "not found"),
+        (".", None, "is a folder, expected a file"),
         ("empty.txt", "\n", "holds no texts"),
         ("a.jsonl", '{"other": "x"}\n', r"row 1 has no column 'text'; it has \['other'\]"),
         ("a.jsonl", "{", "line 1 is not JSON"),

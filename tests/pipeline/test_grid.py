@@ -117,6 +117,7 @@ def test_only_the_critiques_are_asked_of_the_critic(recipe_file: Path, tmp_path:
         ("{recipe: privacy, vary: {chain.steps: [1]}, more: 1}", "more"),
         ("{recipe: privacy, vary: {a.b: [" + ", ".join(map(str, range(300))) + "]}}", "300 combinations"),
         ("{recipe: [", "not valid YAML"),
+        ("{name: x, model: {source: y}, prompts: {}}", "is a recipe, expected a grid file"),
     ],
 )
 def test_a_wrong_file_is_told(tmp_path: Path, text: str, told: str):

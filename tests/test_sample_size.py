@@ -1,0 +1,89 @@
+"""How many groups would be enough: by hand, and whether so many decide a criterion four times in five."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from dsc_hub import stats
+from dsc_hub.evaluation import claim
+from dsc_hub.runs import verdict
+from dsc_hub.runs.metrics_schema import Criterion
+from dsc_hub.sample_size import groups_for_p, groups_needed
+from tests.evaluation import test_gate_simulation as gate
+
+SETTING = verdict.Setting("test", look=1)
+
+
+def test_of_a_mean():
+    e = {"mean": 0.05, "low": -0.05, "high": 0.15, "groups": 20}
+    needed = groups_needed(e, 0.0)
+    assert needed == math.ceil(20 * (0.1 / 0.05 * (1 + 0.841621 / 1.959964)) ** 2) == 164
+    assert groups_needed(e, -0.95) == stats.LEAST_GROUPS and groups_needed(e, 0.05) is None
+    assert groups_needed(e, 0.035) == 1817 and groups_needed(e, 0.04) is None  # 4,087 of 20
+    # what so many groups of this spread detect is that very difference
+    spread = 0.1 / 1.96 * math.sqrt(20)
+    assert stats.detectable(spread, needed) == pytest.approx(0.05, rel=0.02)
+
+
+def test_an_interval_that_shrinks_faster_than_a_means():
+    """Half widths of 0.3 / m about 0.05, limit 0.2: 0.15 / 1.4294 is reached at m = 2.859."""
+    e = {"mean": 0.05, "low": -0.25, "high": 0.35, "groups": 10}
+
+    def repeated(times: int) -> dict[str, float]:
+        return e | {"low": 0.05 - 0.3 / times, "high": 0.05 + 0.3 / times}
+
+    factor = 1 + 0.841621 / 1.959964
+    assert groups_needed(e, 0.2, repeated=repeated) == math.ceil(10 * 0.3 * factor / 0.15) == 29
+    assert groups_needed(e, 0.2) == math.ceil(10 * (0.3 * factor / 0.15) ** 2) == 82
+    assert groups_needed(e, 0.0542, repeated=repeated) is None  # 102 times as many
+    assert groups_needed(e, 0.0543, repeated=repeated) == math.ceil(10 * 0.3 * factor / 0.0043)
+
+
+def test_of_an_adjusted_p():
+    """p 0.04 is 2.0537 standard errors; 0.025 (Holm, two scores) with power 0.8 needs 2.2414 + 0.8416."""
+    assert groups_for_p(0.04, 0.08, 12) == math.ceil(12 * ((2.241403 + 0.841621) / 2.053749) ** 2) == 28
+    assert groups_for_p(2 / 64, 4 / 64, 6) == math.ceil(6 * ((2.241403 + 0.841621) / 2.153875) ** 2) == 13
+    assert groups_for_p(1.0, 1.0, 12) is None and groups_for_p(0.8, 1.0, 12) is None
+
+
+@pytest.mark.parametrize(("groups", "hits"), [(7, 0), (12, 0), (20, 0), (20, 1)])
+def test_of_a_share_near_zero(groups: int, hits: int):
+    """Wilson's interval near 0 % shrinks like 1 / n: the number given is enough, one tenth less is not."""
+    names = [str(k) for k in range(groups)]
+    c = claim._share("share", [False] * groups, [k < hits for k in range(groups)], names, SETTING)
+    aim = (claim.SHARE_MARGIN - c.value) / (1 + 0.841621 / 1.959964)
+
+    def reach(n: float) -> float:
+        return stats.wilson(hits / groups * n, n)[1] - c.value
+
+    assert reach(c.groups_needed) <= 1.01 * aim and reach(0.9 * c.groups_needed) > aim
+    by_root = groups_needed({"mean": c.value, "low": c.low, "high": c.high, "groups": groups}, claim.SHARE_MARGIN)
+    assert c.groups_needed < by_root and (hits or (c.groups_needed < 60 and by_root > 60))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rate", [0.0, 0.02, 0.05, 0.1, 0.3])
+def test_if_what_was_seen_is_how_it_is_so_many_groups_decide_a_share_four_times_in_five(rate: float):
+    """Groups are drawn from those that were seen (12 of 4 prompts), as many as were said to be needed."""
+    rng, size = np.random.default_rng(1), gate.PROMPTS
+
+    def judged(sides: list[np.ndarray]) -> Criterion:
+        names = [f"g{k}" for k in range(len(sides[0]) // size) for _ in range(size)]
+        return claim._share("share", *(list(map(bool, side)) for side in sides), names, SETTING)
+
+    needed, met = [], []
+    while len(needed) < 40:
+        seen = [np.array(gate.shares(rng, rate, 12)) for _ in range(2)]
+        c = judged(seen)
+        if c.groups_needed is None or c.groups_needed > 400:
+            continue
+        needed.append(c.groups_needed)
+        for _ in range(10):
+            drawn = rng.integers(12, size=c.groups_needed)
+            again = judged([side.reshape(12, size)[drawn].ravel() for side in seen])
+            met.append(again.verdict == "met")
+    print(f"rate {rate:.0%}: {min(needed)} to {max(needed)} groups needed; with them {np.mean(met):.0%} are met")
+    assert 0.75 <= np.mean(met) <= (1.0 if rate < 0.05 else 0.95)
