@@ -11,6 +11,9 @@ VENV := .venv
 # The GPU lock where the driver shows a CUDA device, the CPU lock elsewhere.
 LOCK ?= requirements/$(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),gpu,cpu).txt
 
+# Tests start hundreds of processes: each would compile all modules anew where the environment says so.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Two test processes with half of the cores each; the first one gets the tests with a real vLLM.
 SIDE_BY_SIDE := -n 2 --no-loadscope-reorder
 
