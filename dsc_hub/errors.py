@@ -91,10 +91,13 @@ def gather(steps: Mapping[str, Callable[[], T]], summary: str) -> dict[str, T]:
     return done
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or what the user may have of it
+
+
 def disk_error(error: OSError) -> RunError | None:
     """Return the one-line error for a full disk or an unusable path; None for any other `OSError`."""
     where = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return RunError(
             f"no space left on the disk{where}", "Free some space and run the same command: what is done is kept."
         )

@@ -150,7 +150,7 @@ def _endpoints(run: Run, recipe: Recipe, folder: Path) -> Iterator[list[servers.
     identity = run.facts.identity[base_place(recipe)]
     weights, _ = evaluation_weights(folder, identity, recipe.distill, recipe.evaluation.weights)
     started = time.monotonic()
-    log = cache.cache_home() / "chat.vllm.log"
+    log = cache.writable_home() / "chat.vllm.log"
     more = thinking_models.vllm_arguments(weights, recipe.generation)
     with servers.serve_model(weights, section, log, {ADAPTER: run["adapter"]}, more=more) as endpoints:
         say(f"vLLM serves base and adapter, ready after {duration(time.monotonic() - started)}")

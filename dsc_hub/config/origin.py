@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.errors import ConfigError
-from dsc_hub.system.cache import recall_value, remember_value
+from dsc_hub.system.cache import recall_value, store_value
 from dsc_hub.system.progress import clean
 
 MARK = ".dsc-pulled.json"  # `dsc pull` downloads no hidden files, so no repo can contain a mark
@@ -63,7 +63,7 @@ def adopt(folder: Path) -> None:
     """Make a downloaded folder the user's own. ConfigError as in `to_adopt`."""
     downloaded_folder, origin = to_adopt(folder)
     mark(downloaded_folder, origin)  # a new mark: the id of a downloaded one could occur again
-    remember_value(ADOPTED, str(downloaded_folder), _mark(downloaded_folder)["id"])
+    store_value(ADOPTED, str(downloaded_folder), _mark(downloaded_folder)["id"])
 
 
 def _in_cache(path: Path) -> bool:

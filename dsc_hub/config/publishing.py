@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     Field,
     model_validator,
 )
@@ -14,6 +15,16 @@ from dsc_hub.config.section import Section
 
 # Keys of `publish:` that the publisher decides: no pulled recipe may set them, and no published recipe contains them.
 PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated", "metrics")
+
+
+Language = Annotated[str, Field(pattern=r"^([a-z]{2,3}(-[\w-]+)?|code|multilingual)$")]
+
+
+def _norwegian(value: Any) -> Any:
+    """Return the value with `no` as a language: YAML reads a bare one as false."""
+    if isinstance(value, (list, tuple)):
+        return [_norwegian(item) for item in value]
+    return "no" if value is False else value
 
 
 class PublishConfig(Section):
@@ -77,7 +88,9 @@ class PublishConfig(Section):
         ),
     )
     license: str | None = Field(None, description="licence of dataset and adapter; null: the base model's")
-    language: str = Field("en", description="language of the texts, for the cards (ISO 639-1)")
+    language: Annotated[Language | tuple[Language, ...], BeforeValidator(_norwegian)] = Field(
+        "en", description="language of the texts, for the cards: an ISO 639 code, or a list of them"
+    )
 
     @model_validator(mode="after")
     def _proposed_or_set(self) -> PublishConfig:
@@ -96,6 +109,11 @@ class PublishConfig(Section):
                     f"{key}: a name has letters, digits, '-', '_' and '.', at most 96, no owner; got {name[:99]!r}"
                 )
         return self
+
+
+def languages(publish: PublishConfig) -> list[str]:
+    """Return the codes of the languages of the texts."""
+    return [publish.language] if isinstance(publish.language, str) else list(publish.language)
 
 
 def publishes_rejected(publish: PublishConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,15 +32,17 @@ else:
 
 
 def placeholders(allowed: str) -> AfterValidator:
-    """Return a check of a text: it may have these placeholders, separated by spaces, and no others."""
-    names = set(allowed.split())
+    """Return a check of a text: it has no word in braces that is nearly one of these placeholders, given with spaces.
+
+    Other braces are text, as in LaTeX, code and JSON.
+    """
+    names = sorted(allowed.split())
 
     def check(text: str) -> str:
-        unknown = sorted(set(re.findall(r"\{(\w+)\}", text)) - names)
-        if unknown:
-            raise ValueError(
-                f"unknown placeholder {{{unknown[0]}}}; known here: {', '.join(f'{{{n}}}' for n in sorted(names))}"
-            )
+        for word in sorted(set(re.findall(r"\{(\w+)\}", text)) - set(names)):
+            if close := difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.7):
+                known = ", ".join(f"{{{n}}}" for n in names)
+                raise ValueError(f"unknown placeholder {{{word}}}; did you mean {{{close[0]}}}? Known here: {known}")
         return text
 
     return AfterValidator(check)

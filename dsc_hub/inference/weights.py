@@ -17,7 +17,7 @@ from typing import Any
 from dsc_hub.config.training import DistillConfig, quantization
 from dsc_hub.errors import ModelError
 from dsc_hub.system import machine
-from dsc_hub.system.cache import cache_home
+from dsc_hub.system.cache import cache_home, writable_home
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.locks import locked
 from dsc_hub.system.progress import say
@@ -94,6 +94,7 @@ def converted(name: str, function: str, arguments: list[str], about: Mapping[str
     """
     folder = cache_home() / "models" / name
     if not (folder / "complete.json").is_file():
+        writable_home()
         with locked(
             folder.with_name(f".{name}.lock"), on_wait=lambda _: say(f"waits: another process converts {what}")
         ):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.models import licences
+from dsc_hub.config.publishing import languages
 from dsc_hub.config.recipe import metric_files
 from dsc_hub.inference import base_model
 from dsc_hub.pipeline.context import RunContext, repos_of
@@ -40,7 +41,7 @@ def check_publishing(
         problems += hub_repos.collection_is_public(account, publish.collection)
     problems += hub_repos.oversized(f"base '{names['base']}'", base)
     for repo_type, license in zip(("dataset", "model"), licences(context.recipe, context.base.license), strict=True):
-        metadata = {"license": license or "unknown", "language": [publish.language]}
+        metadata = {"license": license or "unknown", "language": languages(publish)}
         problems += [p for p in hub_repos.check_card(account, repo_type, metadata) if p not in problems]
     total = f"at most about {disk_bytes / 1e9:.2f} GB together"
     # The weights of a Hub model are not downloaded for a plan.

@@ -240,7 +240,7 @@ def sample_a_few(context: RunContext, count: int) -> Tried:
         started = time.monotonic()
         reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
         veto = load_veto(context, context.identity)
-        with served(tried, folder=weights, log=cache.cache_home() / "try.vllm.log") as endpoints:
+        with served(tried, folder=weights, log=cache.writable_home() / "try.vllm.log") as endpoints:
             tally, seconds = sample_chains(tried, endpoints, tried_prompts, reward.score, veto)
             remember_sampling(tried, tally, seconds, time.monotonic() - started)
         by_id = {p.id: p for p in tried_prompts}

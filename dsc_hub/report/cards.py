@@ -26,7 +26,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dsc_hub.config.models import licences
-from dsc_hub.config.publishing import publishes_rejected
+from dsc_hub.config.publishing import languages, publishes_rejected
 from dsc_hub.config.recipe import generation_at_evaluation, scorers
 from dsc_hub.config.training import quantization
 from dsc_hub.errors import DataError
@@ -268,7 +268,7 @@ def _dataset_metadata(facts: RunFacts, files: Mapping[str, Any]) -> DatasetCardD
     rows = sum(n for config in files.values() for n in config["splits"].values())
     return DatasetCardData(
         pretty_name=f"{facts.recipe.name}: distilled self-critique",
-        language=[facts.recipe.publish.language],
+        language=languages(facts.recipe.publish),
         license=_licences(facts)[0],
         source_datasets=[source] if source else None,
         task_categories=["text-generation"],
@@ -288,7 +288,7 @@ def _adapter_metadata(facts: RunFacts, evaluation: Evaluation) -> ModelCardData:
         base_model=_base_id(facts),
         base_model_relation="adapter",
         datasets=[facts.repos.dataset],
-        language=[facts.recipe.publish.language],
+        language=languages(facts.recipe.publish),
         license=_licences(facts)[1],
         library_name="peft",
         pipeline_tag="text-generation",
@@ -340,7 +340,7 @@ def _result_entries(facts: RunFacts, evaluation: Evaluation) -> list[EvalResultE
 def _base_metadata(facts: RunFacts) -> ModelCardData:
     return ModelCardData(
         base_model=facts.base.upstream,
-        language=[facts.recipe.publish.language],
+        language=languages(facts.recipe.publish),
         license=facts.base.license or "unknown",
         library_name="transformers",
         pipeline_tag="text-generation",

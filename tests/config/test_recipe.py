@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from dsc_hub.config import fingerprints, recipe, recipe_files, stages
+from dsc_hub.chain.chain import Texts
+from dsc_hub.config import fingerprints, publishing, recipe, recipe_files, stages
 from dsc_hub.data import prompts
 from dsc_hub.errors import ConfigError
 from dsc_hub.metrics import registry
+from dsc_hub.records import Prompt
 from tests.conftest import RECIPE
 
 IDENTITY = {"prompts": "a", "model": "b", "reward": "c", "second_scorer": "", "third_scorer": ""}
@@ -40,6 +43,29 @@ def test_broken_yaml_names_file_line_and_column(recipe_file: Path):
     recipe_file.write_text("name: a\nchain: {critique: [\n")
     with pytest.raises(ConfigError, match=r"recipe.yaml:\d+:\d+: not valid YAML"):
         recipe_files.load_recipe_file(recipe_file)
+
+
+@pytest.mark.parametrize("text", [r"\\frac{1}{x} of {answer}", '{"score": {answer}}', "Use {braces} and {0} and {}"])
+def test_braces_that_are_no_placeholder_are_text(recipe_file: Path, text: str):
+    r = recipe_files.load_recipe_file(recipe_file, [f"chain.critique={json.dumps(text)}"])
+    filled = Texts.fill(r.chain.critique, Prompt("p", "Say it.", "g", "train"), "It.")
+    assert filled == r.chain.critique.replace("{answer}", "It.")
+
+
+@pytest.mark.parametrize("word", ["{anwser}", "{Answer}", "{prompts}", "{principal}", "{grp}"])
+def test_a_placeholder_with_a_typing_error_is_refused(recipe_file: Path, word: str):
+    with pytest.raises(ConfigError, match="did you mean"):
+        recipe_files.load_recipe_file(recipe_file, [f"chain.revision='Write {word} again'"])
+
+
+@pytest.mark.parametrize(
+    ("given", "codes"), [("no", ["no"]), ("'no'", ["no"]), ("de", ["de"]), ("[en, no, de]", ["en", "no", "de"])]
+)
+def test_the_languages_of_the_cards(recipe_file: Path, given: str, codes: list[str]):
+    r = recipe_files.load_recipe_file(recipe_file, [f"publish.language={given}"])
+    assert publishing.languages(r.publish) == codes
+    with pytest.raises(ConfigError, match=r"publish\.language"):
+        recipe_files.load_recipe_file(recipe_file, ["publish.language=true"])
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
