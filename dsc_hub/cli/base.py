@@ -25,7 +25,7 @@ SECTIONS = {
     "Look": ("watch", "runs", "show", "report", "check", "compare", "blind", "chat", "score"),
     "Share": ("publish", "pull", "verify", "publish-metric", "publish-report", "hub"),
     "Run parts": ("sample", "merge", "dataset", "distill", "evaluate", "import-reference"),
-    "This installation": ("env", "completion"),
+    "This installation": ("env", "cache", "completion"),
 }
 
 

@@ -71,6 +71,54 @@ def about_installation() -> dict[str, dict[str, Any]]:
     }
 
 
+@cli.group("cache", invoke_without_command=True)
+@click.pass_context
+@json_option
+def cache_(context: click.Context, as_json: bool) -> None:
+    """List the converted models in dsc's cache, with their size; remove some."""
+    if context.invoked_subcommand is None:
+        _list_cache(as_json)
+
+
+@cache_.command("list")
+@json_option
+def cache_list(as_json: bool) -> None:
+    """List the converted models."""
+    _list_cache(as_json)
+
+
+def _list_cache(as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from dsc_hub.cli.base import results_follow
+    from dsc_hub.inference.converted_models import converted_models
+    from dsc_hub.report.formatting import many, megabytes
+    from dsc_hub.system.cache import cache_home
+
+    models = converted_models()
+    if as_json:
+        print_json([asdict(model) for model in models])
+        return
+    results_follow()
+    for model in models:
+        about = model.about or "incomplete: its conversion was killed, or is going on"
+        click.echo(f"{model.name}  {megabytes(model.bytes)}  {about}")
+    total = megabytes(sum(model.bytes for model in models))
+    click.echo(f"{many(len(models), 'converted model')}, {total}, in {cache_home() / 'models'}")
+    click.echo("Downloads are in the Hub's own cache: `hf cache ls`. Run folders: `dsc runs`.", err=True)
+
+
+@cache_.command("remove")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+def cache_remove(names: tuple[str, ...]) -> None:
+    """Remove converted models. The next run that needs one makes it anew."""
+    from dsc_hub.inference.converted_models import remove_converted
+    from dsc_hub.report.formatting import megabytes
+
+    for model in remove_converted(list(dict.fromkeys(names))):
+        click.echo(f"removed {model.name}  {megabytes(model.bytes)}")
+
+
 def _without_password(value: str) -> str:
     """Return an address without user and password; other values as they are."""
     scheme, mark, rest = value.rpartition("://")

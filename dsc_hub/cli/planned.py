@@ -57,7 +57,7 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
         table.add_row("", Text(_training_need(e.training)))
     if r.rounds > 1:
         table.add_row("rounds", ROUNDS.format(r.rounds))
-    table.add_row("disk", f"about {e.disk_bytes / 1e9:.2f} GB under {context.runs}")
+    table.add_row("disk", "\n".join(map(str, e.disk)))
     publishes = "\n".join([*(e.repos or ()), "privately" if r.publish.private else "PUBLICLY"])
     table.add_row("publishes", publishes if e.repos else "nothing (publish.to is none)")
     if e.repos:

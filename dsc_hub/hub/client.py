@@ -58,7 +58,7 @@ def _repo_and_revision(reference: str) -> tuple[str, str]:
         repo = ""
     if repo.count("/") != 1 or (separator and not revision):
         raise HubError(
-            f"'hub:{reference:.200}' is not of the form hub:USER/REPO[@REVISION]",
+            f"'{reference:.200}' is not of the form USER/REPO[@REVISION]",
             "A revision is a branch, a tag or a commit.",
         )
     return repo, revision or "main"

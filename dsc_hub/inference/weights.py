@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "*.model",
 )
 FORMAT = 2  # of converted models; increase it when their files change
+COMPLETE = "complete.json"  # marker of a converted model, written last
 
 
 def evaluation_weights(folder: Path, identity: str, distill: DistillConfig, which: str = "rounded") -> tuple[Path, str]:
@@ -53,6 +54,17 @@ def evaluation_weights(folder: Path, identity: str, distill: DistillConfig, whic
     )
 
 
+def _rounded_name(identity: str, settings: Mapping[str, Any]) -> str:
+    settings_json = json.dumps(settings, sort_keys=True)
+    return f"rounded-{hashlib.sha256(f'{FORMAT} {identity} {settings_json}'.encode()).hexdigest()[:16]}"
+
+
+def is_rounded(identity: str, distill: DistillConfig) -> bool:
+    """Return whether the weights as training sees them are there: in the cache, or the model's own."""
+    settings = quantization(distill)
+    return settings is None or (cache_home() / "models" / _rounded_name(identity, settings) / COMPLETE).is_file()
+
+
 def quantise_roundtrip(folder: Path, identity: str, settings: Mapping[str, Any]) -> Path:
     """Return the model with its weights as QLoRA sees them: quantised by bitsandbytes and dequantised; bf16, cached.
 
@@ -60,7 +72,7 @@ def quantise_roundtrip(folder: Path, identity: str, settings: Mapping[str, Any])
     `settings` the arguments of BitsAndBytesConfig. ModelError if the conversion fails.
     """
     settings_json = json.dumps(settings, sort_keys=True)
-    name = f"rounded-{hashlib.sha256(f'{FORMAT} {identity} {settings_json}'.encode()).hexdigest()[:16]}"
+    name = _rounded_name(identity, settings)
     description = {"identity": identity, "quantization": dict(settings)}
     return converted(name, "quantise_weights", [str(folder), settings_json], description, f"the model in {folder}")
 
@@ -93,12 +105,12 @@ def converted(name: str, function: str, arguments: list[str], about: Mapping[str
     folder.
     """
     folder = cache_home() / "models" / name
-    if not (folder / "complete.json").is_file():
+    if not (folder / COMPLETE).is_file():
         writable_home()
         with locked(
             folder.with_name(f".{name}.lock"), on_wait=lambda _: say(f"waits: another process converts {what}")
         ):
-            if not (folder / "complete.json").is_file():
+            if not (folder / COMPLETE).is_file():
                 _convert(folder, function, arguments, about, what)
     return folder
 
@@ -112,7 +124,7 @@ def _convert(folder: Path, function: str, arguments: list[str], about: Mapping[s
     except ModelError:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    (part / "complete.json").write_text(json.dumps(about))
+    (part / COMPLETE).write_text(json.dumps(about))
     shutil.rmtree(folder, ignore_errors=True)  # without its marker: incomplete
     part.rename(folder)
 

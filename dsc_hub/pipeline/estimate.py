@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from dsc_hub.config.arms import ADAPTER, TEACHER, models_of
 from dsc_hub.config.models import is_at_endpoints, models_by_server, ways_by_model
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.stages import NAMES
 from dsc_hub.distill import launcher
 from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
 from dsc_hub.inference.base_model import TURN_OVERHEAD, estimated_counter
@@ -74,8 +75,9 @@ def estimate_run(
     chains_left: Sequence[int] | None = None,
     prompts_identity: str = "",
     base_identity: str = "",
+    stages: Collection[str] = NAMES,
 ) -> RunEstimate:
-    """Return the planned work. Stages in `done` make no requests.
+    """Return the planned work. Stages in `done` make no requests; only `stages` are to be done.
 
     `model_identity` is of the model that writes the chains; `base_identity` ("": the same one) of the base, whose files
     without the weights are in `base_folder` (None: there are none). `chains_left` are the chains that each unfinished
@@ -119,7 +121,7 @@ def estimate_run(
         requests=requests,
         new_tokens_at_most=tokens,
         seconds=seconds,
-        disk_bytes=_disk_bytes(recipe, sum(tokens.values()), base_folder),
+        disk_bytes=_disk_bytes(recipe, tokens, base_folder, [s for s in stages if s not in done]),
     )
 
 
@@ -130,15 +132,17 @@ def _requests_a_sample(recipe: Recipe, ways: Mapping[str | None, Collection[str]
     return sum(1 + more * ("chain" in w) + more * ("best" in w) for w in ways.values())
 
 
-def _disk_bytes(recipe: Recipe, new_tokens: int, base_folder: Path | None) -> int:
-    """Return about how many bytes a run writes, with so many generated tokens."""
+def _disk_bytes(recipe: Recipe, new_tokens: Mapping[str, int], base_folder: Path | None, left: Collection[str]) -> int:
+    """Return about how many bytes the stages that are `left` write to the run folder, with so many tokens of each."""
     weights = sum(p.stat().st_size for p in base_folder.iterdir() if p.is_file()) if base_folder else 0
     rank = recipe.distill.lora.get("r", launcher.DEFAULT_RANK)
     adapter = (base_folder and adapter_bytes(base_folder, rank)) or weights * WEIGHTS_SHARE
     # float32 from bfloat16, while the adapter is scored
     merged = 2 * weights if ADAPTER in models_of(recipe.evaluation.arms) and merges_adapters() else 0
     published = weights if recipe.publish.base else 0
-    return int(new_tokens * DISK_BYTES_PER_TOKEN + adapter + published + merged)
+    by_stage = {"distill": adapter, "evaluation": merged, "publish": published}
+    tokens = sum(n for stage, n in new_tokens.items() if stage in left)
+    return int(tokens * DISK_BYTES_PER_TOKEN + sum(size for stage, size in by_stage.items() if stage in left))
 
 
 def priced(

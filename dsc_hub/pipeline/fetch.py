@@ -124,17 +124,31 @@ def _models_of_hub(context: RunContext) -> Mapping[str, tuple[str, str]]:
     return models
 
 
-def _check_disk(context: RunContext) -> None:
-    """Say how much will be downloaded. ConfigError if the disk of the Hub's cache has less free than that."""
+def downloads(context: RunContext) -> dict[str, int]:
+    """Return the bytes of each model of the Hub that are still to be downloaded, by its place in the recipe."""
     from dsc_hub.hub import client
 
-    needed = 0
-    for place, (repo, commit) in _models_of_hub(context).items():
-        size = client.to_download(repo, commit, base_model.WANTED)
+    if client.is_offline():
+        return {}
+    models = _models_of_hub(context)
+    return {place: client.to_download(repo, commit, base_model.WANTED) for place, (repo, commit) in models.items()}
+
+
+def hub_cache() -> Path:
+    """Return the cache of the Hub's client."""
+    from dsc_hub.hub import client
+
+    return Path(client.cache_folders()[0])
+
+
+def _check_disk(context: RunContext) -> None:
+    """Say how much will be downloaded. ConfigError if the disk of the Hub's cache has less free than that."""
+    models, sizes = _models_of_hub(context), downloads(context)
+    for place, size in sizes.items():
         if size:
+            repo, commit = models[place]
             say(f"{place}  {repo} at {commit[:12]}: {megabytes(size)} to fetch")
-        needed += size
-    folder = Path(client.cache_folders()[0])
+    needed, folder = sum(sizes.values()), hub_cache()
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
     if free < needed:
         raise ConfigError(

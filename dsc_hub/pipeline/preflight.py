@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from dsc_hub.inference.base_model import TURN_OVERHEAD
 from dsc_hub.metrics import registry
 from dsc_hub.pipeline import fetch, rounds
 from dsc_hub.pipeline.context import RunContext, announce_servers
+from dsc_hub.pipeline.disk import DiskNeed, disk_needs, disk_problems
 from dsc_hub.pipeline.estimate import (
     RunEstimate,
     TrainingNeed,
@@ -54,6 +54,7 @@ class RunPlan(RunEstimate):
 
     training: TrainingNeed | None
 
+    disk: list[DiskNeed]
     dropped: Counts
     done: list[str]
     taken_over: dict[str, str]
@@ -119,18 +120,6 @@ def nothing_held_out(recipe: Recipe) -> list[str]:
     ]
 
 
-def disk(runs: Path, needed: int) -> list[str]:
-    """Return a problem if the disk of the runs folder has less than `needed` bytes free."""
-    folder = next(p for p in (runs, *runs.parents) if p.exists())
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        return [
-            f"disk: {free / 1e9:.2f} GB free at {folder}, about {needed / 1e9:.2f} GB needed; free some, or choose "
-            "another place with --runs"
-        ]
-    return []
-
-
 def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPlan:
     """Check the stages up to `last` before a long run and return its plan.
 
@@ -153,7 +142,9 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     left = rounds.chains_left(context, planned)
     share_left = sum(left) / (planned * recipe.rounds) if planned else 0.0
     identities = context.identity["prompts"], context.base.identity
-    estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities)
+    stages = up_to(last)
+    estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities, stages)
+    needs = disk_needs(context, estimate.disk_bytes, base, [s for s in stages if s not in reusable])
     problems = [
         *(
             problem
@@ -163,7 +154,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         *(problem for place, folder in folders.items() for problem in too_long(recipe, prompts, folder, place)),
         *without_group(recipe, dropped.ungrouped),
         *(nothing_held_out(recipe) if "evaluation" in up_to(last) else ()),
-        *disk(context.runs, estimate.disk_bytes),
+        *disk_problems(needs),
         *_scorer_problems(context, prompts),
         *(threshold_problems(recipe) if "dataset" not in reusable else ()),
         *_server_problems(recipe, [stage for stage in up_to(last) if stage not in reusable]),
@@ -183,6 +174,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     return RunPlan(
         **dict(estimate) | priced(recipe, prompts, folders.get("model"), reusable, share_left),
         training=training,
+        disk=needs,
         dropped=dropped,
         done=[stage for stage, source in reusable.items() if source is context.run],
         taken_over={stage: str(source.folder) for stage, source in reusable.items() if source is not context.run},

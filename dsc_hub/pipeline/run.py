@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dsc_hub.config.models import weights_loaded
 from dsc_hub.config.recipe import repo_names
 from dsc_hub.config.stages import BY_NAME, after, before, up_to
 from dsc_hub.distill import launcher, ranks
-from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.inference import adapters
 from dsc_hub.pipeline import rounds, stages
 from dsc_hub.pipeline.context import RunContext, hub_account, record, record_servers, set_owner
@@ -31,6 +32,26 @@ from dsc_hub.system.hashing import digest
 from dsc_hub.system.launch import world_size
 from dsc_hub.system.progress import say
 
+BOOKKEEPING = {"run.json", "lock", "log.txt"}  # files of a run folder that hold no work
+
+
+@contextmanager
+def _working_in(run: Run) -> Iterator[None]:
+    """Hold the run folder during the block. Of a new one nothing is left if an error comes before any work was done."""
+    run_folder = run.folder.absolute()
+    new = [folder for folder in (run_folder, *run_folder.parents) if not folder.exists()]
+    with run.lock():
+        try:
+            yield
+        except DscError:
+            if run_folder in new and run_folder.is_dir() and {p.name for p in run_folder.iterdir()} <= BOOKKEEPING:
+                shutil.rmtree(run_folder, ignore_errors=True)
+            raise
+        finally:
+            for folder in new:
+                with contextlib.suppress(OSError):  # not empty, or gone
+                    folder.rmdir()
+
 
 def run_all(context: RunContext, last: str = "publish", retry_failed: bool = False) -> None:
     """Run the stages up to `last`, skipping those that are done. The run folder stays locked throughout."""
@@ -39,7 +60,7 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
         raise ConfigError(
             "--retry-failed: later rounds depend on what an earlier one has", "Leave it out, or set rounds=1."
         )
-    with context.run.lock(), contextlib.ExitStack() as stack:
+    with _working_in(context.run), contextlib.ExitStack() as stack:
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
         check_run(context, account, last)
@@ -53,7 +74,7 @@ def run_one(context: RunContext, stage: str) -> None:
     """Run one stage; skip it if it is done. RunError if an earlier stage is neither done nor reusable."""
     _check_processes()
     is_new = not context.run["run.json"].exists()
-    with context.run.lock(), contextlib.ExitStack() as stack:
+    with _working_in(context.run), contextlib.ExitStack() as stack:
         record(context)
         for earlier in before(stage):
             if not context.run.is_done(earlier, context.fingerprints[earlier]) and not _take_over(context, earlier):
@@ -97,7 +118,7 @@ def evaluate_adapter(context: RunContext, reference: str) -> RunContext:
         / digest(context.fingerprints["evaluation"], commit)
     )
     context = replace(context, recipe=context.recipe.model_copy(update={"distill": distill}), run=Run(place))
-    with context.run.lock():
+    with _working_in(context.run):
         record(context)
         set_owner(context, None, ["evaluation"])
         context.run.add_facts(adapter={"repo": name, "commit": commit})
@@ -137,7 +158,7 @@ def report_run(run: Run) -> dict[str, Any]:
 
 def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
     """Merge finished shards (`dsc sample --shard`) into the run: those in `folders`, else those in the run folder."""
-    with context.run.lock():
+    with _working_in(context.run):
         again = context.command.replace("dsc run", "dsc sample", 1)
         shard_runs = shards.find_shards(context.run, folders, context.fingerprints["sampling"], again)
         record(context)

@@ -447,7 +447,7 @@ def test_what_can_be_named_instead_of_a_revision_that_is_not_there_is_told(addre
 @pytest.mark.parametrize("reference", ["a/b/c", "a", "a/b@", "@main", "a/-b", ""])
 def test_what_names_no_repo_is_told_with_the_form(reference: str):
     for look in (client.pull_adapter, client.pull_recipe):
-        with pytest.raises(HubError, match=rf"'hub:{reference}' is not of the form hub:USER/REPO\[@REVISION\]"):
+        with pytest.raises(HubError, match=rf"'{reference}' is not of the form USER/REPO\[@REVISION\]"):
             look(reference)
 
 
