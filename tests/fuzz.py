@@ -1,6 +1,7 @@
-"""Random damage to what strangers send: recipes, repos that are pulled and verified, requests to the embedded Hub.
+"""Random damage to what strangers send: recipes, repos that are pulled and verified, requests to the embedded Hub; and
+to what users bring and models say (tests/fuzz_files.py).
 
-    python -m tests.fuzz recipes|pull|verify|hub [--seconds 600] [--seed 0]
+    python -m tests.fuzz recipes|tables|texts|runs|pull|verify|hub [--seconds 600] [--seed 0]
 
 Each case is a valid input with a few changes. A finding is what a user would call a bug: a traceback, an answer of 500, a case that
 takes longer than `SLOWEST_S`, a file outside the folder that was asked for. It is printed with the number of the case, which makes
@@ -49,6 +50,7 @@ from tests.conftest import FILMS, RECIPE
 from tests.hub import at_hub
 
 SLOWEST_S = 20.0
+TARGETS = ("recipes", "tables", "texts", "runs", "pull", "verify", "hub")
 DEEP: Any = "x"
 for _ in range(400):
     DEEP = [DEEP]
@@ -400,8 +402,14 @@ _all: list[Any] | None = None
 @contextlib.contextmanager
 def prepared(target: str, place: Path) -> Iterator[Callable[[random.Random, Path], str]]:
     """What carries out one case of a target, with what it needs around it."""
-    if target == "recipes":
-        yield recipes
+    from tests import fuzz_files  # it takes from this module
+
+    alone = {"recipes": recipes, "tables": fuzz_files.tables, "texts": fuzz_files.texts}
+    if target in alone:
+        yield alone[target]
+        return
+    if target == "runs":
+        yield fuzz_files.SmallRun(place)
         return
     with running(place / "hub") as address, pytest.MonkeyPatch.context() as patch:
         at_hub.point(patch, address, place / "cache")
@@ -457,7 +465,7 @@ def remove(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("target", choices=("recipes", "pull", "verify", "hub"))
+    parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

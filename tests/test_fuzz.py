@@ -16,7 +16,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSC_HUB_HOME", str(tmp_path / "home"))
 
 
-@pytest.mark.parametrize(("target", "most"), [("recipes", 100), ("hub", 1000), ("pull", 10), ("verify", 10)])
+@pytest.mark.parametrize(
+    ("target", "most"),
+    [("recipes", 100), ("tables", 200), ("texts", 200), ("runs", 10), ("hub", 1000), ("pull", 10), ("verify", 10)],
+)
 def test_a_few_damaged_inputs_are_errors_for_users(target: str, most: int):
     n, findings = fuzz.fuzz(target, 120, seed=1, most=most)
     assert n and not findings, "\n\n".join(findings)
@@ -24,7 +27,7 @@ def test_a_few_damaged_inputs_are_errors_for_users(target: str, most: int):
 
 @pytest.mark.long
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("target", ["recipes", "hub", "pull", "verify"])
+@pytest.mark.parametrize("target", fuzz.TARGETS)
 def test_ten_minutes_of_damaged_inputs_are_errors_for_users(target: str):
     n, findings = fuzz.fuzz(target, 600, seed=random.randrange(10**6))
     print(f"{target}: {n} cases in 600 s, {len(findings)} findings")

@@ -96,7 +96,8 @@ def _is_json(text: str) -> bool:
 
 
 def _cells(line: str, delimiter: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
+    """Return the cells of the first row in a line, which may hold carriage returns alone as ends of rows."""
+    return [cell.strip() for cell in next(csv.reader([line.strip("\r").split("\r")[0]], delimiter=delimiter), [])]
 
 
 def read_rows(path: Path, column: str) -> Iterator[dict[str, Any]]:

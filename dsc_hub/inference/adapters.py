@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -13,7 +15,7 @@ from dsc_hub.config.untrusted import QUANTIZATION
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.base_model import BaseModel
 from dsc_hub.system import plain_yaml
-from dsc_hub.system.files import read_json, read_object
+from dsc_hub.system.files import read_object
 
 WEIGHTS = "adapter_model.safetensors"
 FILES = ("adapter_config.json", WEIGHTS)
@@ -27,12 +29,12 @@ def check_adapter(reference: str, folder: Path, model: BaseModel, published_as: 
     under which the recipe publishes it.
     """
     config = read_object(folder / "adapter_config.json")
-    rank = config.get("r")
-    if config.get("peft_type", "LORA") != "LORA" or not isinstance(rank, int) or rank < 1:
+    if config.get("peft_type", "LORA") != "LORA":
         raise ConfigError(
-            f"{reference} is no LoRA adapter (peft_type {config.get('peft_type')!r:.40}, r {rank!r:.40})",
+            f"{reference} is no LoRA adapter (peft_type {config.get('peft_type')!r:.40})",
             "vLLM serves LoRA adapters beside their base, and no others.",
         )
+    _largest_rank(reference, config)
     base_name = str(config.get("base_model_name_or_path") or "")
     names = {name.rstrip("/").lower() for name in (model.id, model.source, model.upstream, published_as) if name}
     is_on_hub = model.source == model.id
@@ -50,6 +52,20 @@ def check_adapter(reference: str, folder: Path, model: BaseModel, published_as: 
             f"{reference} was trained on {base_name} at {revision}, and the recipe's model is at {model.commit}",
             f"Score it on the weights that it was trained on: model.revision={revision}",
         )
+
+
+def _largest_rank(reference: str, config: Mapping[str, Any]) -> int:
+    """Return the largest rank that an adapter_config.json names; ConfigError if one is no whole number above 0."""
+    pattern = config.get("rank_pattern") or {}
+    largest = 0
+    for rank in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])):
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise ConfigError(
+                f"{reference} is no LoRA adapter: adapter_config.json has the rank {rank!r:.40}, expected a number",
+                "vLLM serves LoRA adapters beside their base, and no others.",
+            )
+        largest = max(largest, rank)
+    return largest
 
 
 def _last(name: str | None) -> str:
@@ -95,6 +111,5 @@ LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values that vLLM's --max
 
 def max_lora_rank(adapter: Path) -> int:
     """Return the smallest --max-lora-rank that serves an adapter folder, by its adapter_config.json."""
-    config = read_json(adapter / "adapter_config.json")
-    rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
+    rank = _largest_rank(str(adapter), read_object(adapter / "adapter_config.json"))
     return next((r for r in LORA_RANKS if r >= rank), rank)

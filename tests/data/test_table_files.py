@@ -86,8 +86,9 @@ def test_lines_that_hold_brackets_commas_or_numbers_are_texts(tmp_path: Path):
         '{"a": 1}',
         "3",
         "prompt, please, the next one",
+        "a carriage\rreturn, alone",
     ]
-    (tmp_path / "p.txt").write_text("\n".join(lines))
+    (tmp_path / "p.txt").write_bytes("\n".join(lines).encode())
     assert [row["text"] for row in read_rows(tmp_path / "p.txt", "text")] == lines
     (tmp_path / "notes.prompts").write_text("A line.\n")
     assert list(read_rows(tmp_path / "notes.prompts", "text")) == [{"text": "A line."}]

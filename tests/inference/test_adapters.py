@@ -75,7 +75,17 @@ def test_an_adapter_of_zeros_has_no_effect(tmp_path: Path, dtype: str, value: fl
     assert adapters.has_effect(tmp_path) == bool(value)
 
 
-@pytest.mark.parametrize("config", [{"peft_type": "IA3"}, {"r": None}, {"r": "8"}, {"r": 0}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"peft_type": "IA3"},
+        {"r": None},
+        {"r": "8"},
+        {"r": 0},
+        {"r": 8, "rank_pattern": {"q": "16"}},
+        {"r": 8, "rank_pattern": 3},
+    ],
+)
 def test_what_vllm_can_not_serve_is_refused(tmp_path: Path, config: dict):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": MODEL.id, "r": 8} | config))
     with pytest.raises(ConfigError, match="is no LoRA adapter"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,3 +55,18 @@ def test_what_is_no_parquet_is_an_error_of_the_file(tmp_path: Path, content: byt
     (tmp_path / "a.parquet").write_bytes(content)
     with pytest.raises(DataError, match="can't be read as Parquet"):
         list(parquet.rows(tmp_path / "a.parquet"))
+
+
+DAMAGED = Path(__file__).parent.parent / "data" / "damaged"
+
+
+@pytest.mark.parametrize("file", sorted(DAMAGED.glob("*.parquet")), ids=lambda p: p.stem)
+def test_a_damaged_file_is_an_error_and_does_not_abort_the_process(file: Path):
+    """Files that tests/fuzz.py found: the sizes of their columns, or what they hold, ended the process."""
+    code = (
+        "import sys; from dsc_hub.data import table_files; from dsc_hub.errors import DataError\n"
+        "try: list(table_files.read_rows(__import__('pathlib').Path(sys.argv[1]), 'text'))\n"
+        "except DataError as e: print(e)"
+    )
+    child = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True)
+    assert child.returncode == 0 and "can't be read as Parquet" in child.stdout, child.stderr
