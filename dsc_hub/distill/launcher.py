@@ -29,6 +29,7 @@ from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, machine, progress
+from dsc_hub.system.endings import shown_ending
 from dsc_hub.system.files import packaged_folder, read_json
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.launch import local_world_size, rank
@@ -97,7 +98,7 @@ def _run(command: list[str], environment: dict[str, str], log: Path) -> None:
     if code:
         tail = "\n  ".join(["", *last]) if last else ""
         raise RunError(
-            f"the training process failed with exit code {code}; its last lines:{tail or ' none'}",
+            f"the training process failed ({shown_ending(code)}); its last lines:{tail or ' none'}",
             f"All it printed is in {log}.",
         )
 

@@ -58,7 +58,7 @@ def _largest_rank(reference: str, config: Mapping[str, Any]) -> int:
     """Return the largest rank that an adapter_config.json names; ConfigError if one is no whole number above 0."""
     pattern = config.get("rank_pattern") or {}
     largest = 0
-    for rank in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])):
+    for rank in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [str(pattern)])):
         if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
             raise ConfigError(
                 f"{reference} is no LoRA adapter: adapter_config.json has the rank {rank!r:.40}, expected a number",

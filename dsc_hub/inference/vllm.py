@@ -23,6 +23,7 @@ from dsc_hub.config.sampling import ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST
+from dsc_hub.system.endings import shown_ending
 from dsc_hub.system.machine import cores, cpu_dtype, for_child, has_quota, openmp_library, vllm_on_cpu
 from dsc_hub.system.progress import duration
 
@@ -180,7 +181,7 @@ class VllmServer:
         """Raise ServingError with the last lines of the log if the server has ended."""
         if self._keeper.poll() is not None:
             raise ServingError(
-                f"vLLM ended by itself (exit code {self._keeper.returncode}). Its last lines:\n{self._tail()}",
+                f"vLLM ended by itself ({shown_ending(self._keeper.returncode)}). Its last lines:\n{self._tail()}",
                 f"The whole log: {self.log}",
             )
 

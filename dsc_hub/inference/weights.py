@@ -18,6 +18,7 @@ from dsc_hub.config.training import DistillConfig, quantization
 from dsc_hub.errors import ModelError
 from dsc_hub.system import machine
 from dsc_hub.system.cache import cache_home, writable_home
+from dsc_hub.system.endings import shown_ending
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.locks import locked
 from dsc_hub.system.progress import say
@@ -139,10 +140,10 @@ def _in_child(function: str, arguments: list[str], what: str) -> None:
         text=True,
         env={**machine.for_child(os.environ), "HF_HUB_OFFLINE": "1", **hidden},
     )
-    if child.returncode < 0:  # -9: most often the kernel, for memory
+    if child.returncode < 0:
         raise ModelError(
-            f"could not convert {what}: the process was ended by signal {-child.returncode}",
-            "Signal 9 is most often the kernel's answer to too little memory: free some, or choose a smaller model.",
+            f"could not convert {what}: the process was ended by {shown_ending(child.returncode)}",
+            "Free some memory, or choose a smaller model.",
         )
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]

@@ -18,6 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from dsc_hub.errors import FULL
+
 from . import access, answers, cards, collections, commits, files, pages, repos
 from .limits import HOSTS, LimitBody
 from .routing import REPO, RawPath
@@ -35,7 +37,11 @@ def make_app(store: Store, users: dict[str, str], rights: dict[str, dict[str, An
     """
     tables = (repos.ROUTES, commits.ROUTES, files.ROUTES, collections.ROUTES, ROUTES, pages.ROUTES)
     # Each handler takes its own exception class; starlette's types require that it accept any exception.
-    handlers: dict[Any, Any] = {Refusal: answers.refusal_response, HTTPException: _no_such_route}
+    handlers: dict[Any, Any] = {
+        Refusal: answers.refusal_response,
+        HTTPException: _no_such_route,
+        OSError: _no_space,
+    }
     app = Starlette(
         routes=[route for table in tables for route in table],
         middleware=[
@@ -98,6 +104,15 @@ def unsupported(what: str, hint: str = "") -> Callable[[Request], Response]:
         raise Refusal(501, f"{what}: not available on the local hub.{hint}")
 
     return endpoint
+
+
+async def _no_space(request: Request, error: OSError) -> Response:
+    """Refuse what does not fit on the disk; any other error is raised."""
+    if error.errno not in FULL:
+        raise error
+    where = f" ({error.filename})" if error.filename else ""
+    message = f"No space left on the disk of the local hub{where}. Free some and try again: nothing was changed."
+    return answers.refusal_response(request, Refusal(507, message))
 
 
 async def _no_such_route(request: Request, error: HTTPException) -> Response:

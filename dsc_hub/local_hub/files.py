@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import secrets
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs, quote
@@ -23,8 +22,6 @@ from . import access, answers
 from .routing import REPO, at_repo
 from .store import Commit, Entry, Refusal, Repo
 
-# Upload addresses contain no token, so they are signed. The key is valid for the life of this process.
-_KEY = secrets.token_bytes(32)
 # A stored page or script must never run with the reader's permissions.
 SAFE_HEADERS = {"Content-Security-Policy": "default-src 'none'; sandbox", "X-Content-Type-Options": "nosniff"}
 LFS_JSON = "application/vnd.git-lfs+json"
@@ -177,8 +174,8 @@ def lfs_batch(request: Request, body: dict[str, Any]) -> Response:
             href = f"{answers.base_url(request)}/_lfs/{oid}"
             # The clients send both requests without their token.
             row["actions"] = {
-                "upload": {"href": f"{href}?sig={_signature(oid)}"},
-                "verify": {"href": f"{href}/verify?sig={_signature(oid)}"},
+                "upload": {"href": f"{href}?sig={_signature(request, oid)}"},
+                "verify": {"href": f"{href}/verify?sig={_signature(request, oid)}"},
             }
         objects.append(row)
     return JSONResponse({"transfer": "basic", "objects": objects}, media_type=LFS_JSON)
@@ -206,13 +203,18 @@ def lfs_verify(request: Request, body: dict[str, Any]) -> Response:
 
 def _signed_oid(request: Request) -> str:
     oid: str = request.path_params["oid"]
-    if not hmac.compare_digest(request.query_params.get("sig", "").encode(), _signature(oid).encode()):
+    if not hmac.compare_digest(request.query_params.get("sig", "").encode(), _signature(request, oid).encode()):
         raise Refusal(403, "The upload address is not signed by this server")
     return oid
 
 
-def _signature(oid: str) -> str:
-    return hmac.new(_KEY, oid.encode(), "sha256").hexdigest()
+def _signature(request: Request, oid: str) -> str:
+    """Return the signature of an upload address, which contains no token.
+
+    The key is made from the hub's tokens, so that an address outlives a restart and is valid at each server of a root.
+    """
+    tokens = "\0".join(sorted(request.app.state.users))
+    return hmac.new(f"upload addresses\0{tokens}".encode(), oid.encode(), "sha256").hexdigest()
 
 
 ROUTES = [

@@ -20,6 +20,8 @@ import threading
 import time
 from pathlib import Path
 
+from dsc_hub.system.endings import BY_SIGNAL
+
 GRACE_S = 8.0
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -87,7 +89,9 @@ def main() -> int:
         pass
     code = child.returncode
     _end_all(grace_s)
-    return code if code is not None and code >= 0 else 1
+    if code is None:  # told to stop
+        return 1
+    return code if code >= 0 else BY_SIGNAL - code
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ an endpoint and plain HTTP requests run here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -532,6 +533,38 @@ def test_everything_is_still_there_after_a_restart(tmp_path):
         assert http(second, "GET", "/datasets/local/kept/resolve/v1/a/f.txt", second.token).content == b"text"
     with pytest.raises(httpx.ConnectError):
         http(second, "GET", "/")
+
+
+def test_an_upload_address_outlives_a_restart_and_is_of_no_use_at_another_hub(tmp_path):
+    data = b"large" * 1000
+    oid = hashlib.sha256(data).hexdigest()
+    wish = {"operation": "upload", "objects": [{"oid": oid, "size": len(data)}]}
+    with running(tmp_path / "hub") as first:
+        HfApi(endpoint=first.endpoint, token=first.token).create_repo("kept")
+        answer = http(first, "POST", "/local/kept.git/info/lfs/objects/batch", first.token, json=wish).json()
+        href = answer["objects"][0]["actions"]["upload"]["href"].removeprefix(first.endpoint)
+    with running(tmp_path / "hub") as second:
+        assert http(second, "PUT", href, content=data).status_code == 200
+        assert http(second, "PUT", href.replace(oid, "0" * 64), content=data).status_code == 403
+    with running(tmp_path / "other") as other:
+        assert http(other, "PUT", href, content=data).status_code == 403
+
+
+def test_a_full_disk_is_said_to_the_client_and_changes_nothing(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "hub"))
+
+    with running(tmp_path / "hub") as hub:
+        api = HfApi(endpoint=hub.endpoint, token=hub.token)
+        api.create_repo("kept")
+        before = api.model_info("local/kept").sha
+        monkeypatch.setattr(os, "replace", full)
+        with pytest.raises(HfHubHTTPError, match="No space left on the disk of the local hub") as e:
+            api.upload_file(path_or_fileobj=b"text", path_in_repo="f.txt", repo_id="local/kept")
+        assert e.value.response.status_code == 507
+        monkeypatch.undo()
+        assert api.model_info("local/kept").sha == before
+        api.upload_file(path_or_fileobj=b"text", path_in_repo="f.txt", repo_id="local/kept")
 
 
 def test_a_server_killed_in_the_middle_of_an_upload_loses_nothing_and_keeps_no_half_file(tmp_path):
