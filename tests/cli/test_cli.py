@@ -211,7 +211,7 @@ def test_a_prompt_longer_than_the_context_is_told_before_anything_runs(dsc, reci
     (recipe_file.parent / "films.txt").write_text("\n".join(["the long film " * 700, *(f"Film {i}" for i in range(9))]))
     message = error(sample(dsc, recipe_file, server))
     assert "2 of 20 don't fit a context of 2048 tokens" in message and "serving.context" in message
-    assert not (the_run(dsc) / "prompts.done.json").exists()
+    assert not (dsc.work / "runs").exists()
 
 
 def test_a_context_beyond_the_model_is_told(dsc, recipe_file: Path, server: str):
