@@ -185,7 +185,7 @@ def test_a_hub_that_can_not_be_reached_is_not_called_offline_nor_empty(dsc):
     assert "offline, and not in the cache" in told
     told = error(dsc("plan", "hub:a/b", **nowhere))
     assert "'hub:a/b': http://127.0.0.1:9 can't be reached" in told and "recipe.yaml" not in told
-    assert "hub:USER/REPO[@REVISION]" in error(dsc("plan", "hub:a/b/c", **nowhere))
+    assert "USER/REPO[@REVISION]" in error(dsc("plan", "hub:a/b/c", **nowhere))
 
 
 def test_a_stage_that_can_not_begin_leaves_no_run_folder(dsc):
