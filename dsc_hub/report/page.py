@@ -76,6 +76,9 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
             metrics=metrics,
             verdicts=_verdicts(evaluation),
             plots={n: Markup(style.as_svg(f, n, PLOT_TEXTS[n])) for n, f in figures.items()},
+            narrow_plots={
+                n: Markup(style.as_svg(f, f"narrow-{n}", PLOT_TEXTS[n])) for n, f in plots.draw_narrow(metrics).items()
+            },
             arms=tables.arm_rows(evaluation) if evaluation else [],
             differences=tables.difference_rows(evaluation) if evaluation else [],
             details=tables.detail_rows(evaluation) if evaluation else [],

@@ -38,12 +38,22 @@ def draw_all(metrics: Metrics, training_log: Iterable[Mapping[str, Any]]) -> dic
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def forest_plot(evaluation: Evaluation | None) -> Figure | None:
+def draw_narrow(metrics: Metrics) -> dict[str, Figure]:
+    """Return the plots of `draw_all` that a phone needs in another form, by name: their panels below each other."""
+    with matplotlib.rc_context(PLOT_STYLE):
+        drawn = {
+            "differences": forest_plot(metrics.evaluation, is_narrow=True),
+            "arms": arms(metrics.evaluation, is_narrow=True),
+        }
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def forest_plot(evaluation: Evaluation | None, is_narrow: bool = False) -> Figure | None:
     """Draw a forest plot: each difference between two arms with its interval around zero, one panel per score."""
     if evaluation is None or not evaluation.differences:
         return None
     pairs = list(evaluation.differences)
-    figure, panels = _panels(evaluation, len(pairs))
+    figure, panels = _panels(evaluation, len(pairs), is_narrow)
     for ax, s in zip(panels, evaluation.score_names, strict=True):
         ax.axvline(0, color=MUTED, linewidth=1)
         for y, pair in enumerate(pairs):
@@ -113,12 +123,12 @@ def cost(evaluation: Evaluation | None) -> Figure | None:
     return figure
 
 
-def arms(evaluation: Evaluation | None) -> Figure | None:
+def arms(evaluation: Evaluation | None, is_narrow: bool = False) -> Figure | None:
     """Draw a dot with its interval per arm, one panel per score."""
     if evaluation is None:
         return None
     names = list(evaluation.arms)
-    figure, panels = _panels(evaluation, len(names))
+    figure, panels = _panels(evaluation, len(names), is_narrow)
     for ax, s in zip(panels, evaluation.score_names, strict=True):
         score = evaluation.scores[s]
         for y, arm in enumerate(names):
@@ -129,11 +139,16 @@ def arms(evaluation: Evaluation | None) -> Figure | None:
     return figure
 
 
-def _panels(evaluation: Evaluation, rows: int) -> tuple[Figure, Sequence[Axes]]:
-    """Return a figure with one panel per score, which share their rows."""
+def _panels(evaluation: Evaluation, rows: int, is_narrow: bool) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure with one panel per score, which share their rows; side by side, or below each other."""
     scores = evaluation.score_names
-    figure = Figure(figsize=(9 + 2 * (len(scores) > 2), 1.25 + 0.46 * rows), layout="constrained")
-    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    height = 1.25 + 0.46 * rows
+    if is_narrow:
+        figure = Figure(figsize=(4.6, height * len(scores)), layout="constrained")
+        panels = list(figure.subplots(len(scores), 1, sharey=True, squeeze=False)[:, 0])
+    else:
+        figure = Figure(figsize=(9 + 2 * (len(scores) > 2), height), layout="constrained")
+        panels = list(figure.subplots(1, len(scores), sharey=True, squeeze=False)[0])
     for ax, s in zip(panels, scores, strict=True):
         ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short_reason(evaluation.scores[s].name)}")
         ax.grid(axis="y", visible=False)
