@@ -17,9 +17,6 @@ from dsc_hub.config.section import Section
 PUBLISHERS_OWN = ("owner", "private", "branch", "pull_request", "tag", "collection", "overwrite", "gated", "metrics")
 
 
-Language = Annotated[str, Field(pattern=r"^([a-z]{2,3}(-[\w-]+)?|code|multilingual)$")]
-
-
 def _norwegian(value: Any) -> Any:
     """Return the value with `no` as a language: YAML reads a bare one as false."""
     if isinstance(value, (list, tuple)):
@@ -88,7 +85,7 @@ class PublishConfig(Section):
         ),
     )
     license: str | None = Field(None, description="licence of dataset and adapter; null: the base model's")
-    language: Annotated[Language | tuple[Language, ...], BeforeValidator(_norwegian)] = Field(
+    language: Annotated[str | tuple[str, ...], BeforeValidator(_norwegian)] = Field(
         "en", description="language of the texts, for the cards: an ISO 639 code, or a list of them"
     )
 

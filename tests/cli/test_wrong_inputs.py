@@ -105,7 +105,6 @@ RECIPES = [
     ("plan recipe.yaml distill.report_to=wandbb", "report_to"),
     ("plan recipe.yaml publish.to=hubb", "did you mean 'hub'"),
     ("plan recipe.yaml publish.owner=a/b", "publish"),
-    ("plan recipe.yaml publish.language=English", "language"),
     ("plan recipe.yaml model.source=./nowhere", "not found"),
     ("plan recipe.yaml model.source=package:nosuch", "is not installed"),
     ("plan recipe.yaml model.source=folder", "folder"),
