@@ -18,7 +18,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("target", "most"),
-    [("recipes", 100), ("tables", 200), ("texts", 200), ("runs", 10), ("hub", 1000), ("pull", 10), ("verify", 10)],
+    [("recipes", 100), ("tables", 200), ("texts", 40), ("runs", 5), ("hub", 1000), ("pull", 10), ("verify", 10)],
 )
 def test_a_few_damaged_inputs_are_errors_for_users(target: str, most: int):
     n, findings = fuzz.fuzz(target, 120, seed=1, most=most)

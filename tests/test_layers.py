@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 import time
@@ -58,6 +59,7 @@ ABOUT = {
 }
 
 
+@functools.cache
 def modules() -> dict[str, ast.Module]:
     """Every module of the package, by its name below dsc_hub."""
     trees = {}
