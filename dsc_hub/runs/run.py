@@ -68,8 +68,19 @@ class Run:
     # -- finish markers
 
     def marker(self, stage: str) -> dict[str, Any] | None:
+        """Return what a finished stage recorded; None if it is not finished. RunError if that is damaged."""
         path = self[f"{stage}.done.json"]
-        return read_object(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        marker = read_object(path)
+        hashes = marker.get(SEALS) or {}
+        are_hashes = isinstance(hashes, dict) and all(isinstance(value, str) for value in hashes.values())
+        if not are_hashes or not isinstance(marker.get("result", {}), dict):
+            raise RunError(
+                f"{path} is damaged: expected an object for 'result', and hashes in '{SEALS}'",
+                "Remove it: the stage is done again, with what is left.",
+            )
+        return marker
 
     def result(self, stage: str) -> dict[str, Any]:
         """Return what a finished stage recorded in its marker; RunError if the stage is not finished."""

@@ -11,9 +11,11 @@ from click.testing import CliRunner
 
 from dsc_hub.cli.main import cli
 from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.publish.verify_run import verify_run
 from dsc_hub.runs import seals
 from dsc_hub.runs.reuse import find_reusable
 from dsc_hub.runs.run import Run
+from dsc_hub.system.files import read_json, write_json
 from tests import fixture_run
 
 
@@ -128,3 +130,15 @@ def test_what_a_version_did_not_hash_at_all_was_not_added(run: Run):
         }
         run[f"{stage}.done.json"].write_text(json.dumps(marker))
     seals.check(run, ["sampling", "evaluation"])
+
+
+@pytest.mark.parametrize("damage", [{"files": [{}]}, {"files": {"prompts.jsonl": 3}}, {"files": "x"}, {"result": []}])
+def test_a_damaged_marker_is_said_and_costs_one_file(tmp_path: Path, damage: dict):
+    run = Run(tmp_path)
+    run["prompts.jsonl"].write_text("{}\n")
+    run.finish("prompts", "f", 0.0, {"result": {}})
+    write_json(run["prompts.done.json"], read_json(run["prompts.done.json"]) | damage)
+    for look in (lambda: verify_run(run), lambda: run.result("prompts"), lambda: run.is_done("prompts", "f")):
+        with pytest.raises(RunError, match=r"prompts\.done\.json is damaged") as e:
+            look()
+        assert "Remove it" in e.value.hint
