@@ -65,8 +65,7 @@ def estimate(values: Floats, groups: Groups, confidence: float = 0.95, bounds: B
     values, low and high with fewer than LEAST_GROUPS groups or if all group means are equal (an interval of zero width
     would claim too much).
     """
-    out = _unclipped(len(values), _group_means(values, groups), confidence)
-    return out | {end: _clip(out[end], bounds) for end in ("low", "high") if out[end] is not None}
+    return _clipped(_unclipped(len(values), _group_means(values, groups), confidence), bounds)
 
 
 def _unclipped(n: int, means: np.ndarray, confidence: float) -> dict[str, Any]:
@@ -81,6 +80,10 @@ def _unclipped(n: int, means: np.ndarray, confidence: float) -> dict[str, Any]:
         return out | {"reason": "all groups are alike"}
     low, high = mean_interval(means, confidence)
     return out | {"low": low, "high": high}
+
+
+def _clipped(estimate: dict[str, Any], bounds: Bounds) -> dict[str, Any]:
+    return estimate | {end: _clip(estimate[end], bounds) for end in ("low", "high") if estimate[end] is not None}
 
 
 def _clip(value: float, bounds: Bounds) -> float:
@@ -171,10 +174,8 @@ def paired_difference(
         half = max(out["mean"] - out["low"], out["high"] - out["mean"])
         error = spread / math.sqrt(len(means))
         tests["detectable"] = detectable(spread, len(means), critical=half / error)
-        if None not in bounds:
-            widest = float(bounds[1] - bounds[0])  # type: ignore[operator]
-            out |= {end: _clip(out[end], (-widest, widest)) for end in ("low", "high")}
-    return out | tests
+    widest = None if None in bounds else float(bounds[1] - bounds[0])  # type: ignore[operator]
+    return _clipped(out, UNBOUNDED if widest is None else (-widest, widest)) | tests
 
 
 def _spread(means: np.ndarray) -> float:

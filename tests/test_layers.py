@@ -173,18 +173,24 @@ def test_planning_and_sampling_load_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def runs(code: str) -> None:
+    """A process of its own runs this code to its end."""
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+
+
 def test_a_packaged_metric_is_loaded_without_torch_and_transformers_can_be_imported_afterwards():
     """`import evaluate` alone would import both, 8 s of every command that scores."""
     code = (
-        "import sys; from dsc_hub.records import Prompt; from dsc_hub.config.sampling import ScorerConfig; from dsc_hub.metrics import loading, registry; "
+        "import sys; from dsc_hub.records import Prompt; from dsc_hub.config.sampling import ScorerConfig; "
+        "from dsc_hub.metrics import loading, registry; "
         "section = ScorerConfig(metric='sentiment', scorer='vader'); "
         "scorer = loading.load_scorer(section, registry.identify_scorer(section), None); "
         "assert scorer.score(['I love it.'], [Prompt('', '', '', 'test')])[0].value > 0; "
         "assert not {'torch', 'transformers'} & set(sys.modules); "
         "from transformers.pipelines import SUPPORTED_TASKS"
     )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
+    runs(code)
 
 
 def test_bitsandbytes_is_imported_without_the_compiler_which_works_afterwards():
@@ -194,5 +200,4 @@ def test_bitsandbytes_is_imported_without_the_compiler_which_works_afterwards():
         "import torch; assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)) == 2; "
         "assert torch._dynamo.utils.counters['stats']['unique_graphs'] == 1"
     )
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert child.returncode == 0, child.stderr
+    runs(code)

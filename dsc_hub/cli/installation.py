@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dsc_hub import __version__
-from dsc_hub.cli.base import cli, json_option, print_json
+from dsc_hub.cli.base import cli, json_option, print_json, results_follow
 
 # Variables that change what dsc does. Others, and the values of keys and tokens, are nobody's business.
 VARIABLES = {
@@ -90,7 +90,6 @@ def cache_list(as_json: bool) -> None:
 def _list_cache(as_json: bool) -> None:
     from dataclasses import asdict
 
-    from dsc_hub.cli.base import results_follow
     from dsc_hub.inference.converted_models import converted_models
     from dsc_hub.report.formatting import many, megabytes
     from dsc_hub.system.cache import cache_home

@@ -111,8 +111,8 @@ def runs_remove(folders: tuple[Path, ...], yes: bool) -> None:
 
     from dsc_hub.errors import ConfigError
     from dsc_hub.report.formatting import megabytes
-    from dsc_hub.runs.overview import size
     from dsc_hub.runs.run import Run
+    from dsc_hub.system.files import folder_bytes
 
     unique = list({folder.resolve(): folder for folder in folders}.values())
     problems = [f"{f}: no run folder (no run.json in it)" for f in unique if not (f / "run.json").is_file()]
@@ -120,7 +120,7 @@ def runs_remove(folders: tuple[Path, ...], yes: bool) -> None:
     if problems:
         raise ConfigError("not everything can be removed; nothing was", problems=problems)
     for folder in unique:
-        click.echo(f"{folder}  {megabytes(size(folder))}", err=True)
+        click.echo(f"{folder}  {megabytes(folder_bytes(folder))}", err=True)
     if not yes and not click.confirm(f"Remove {len(unique)} run folder{'s' * (len(unique) > 1)} for good?", err=True):
         raise ConfigError("nothing was removed", "Answer y, or give --yes.")
     for folder in unique:

@@ -10,7 +10,7 @@ from typing import Any
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.weights import COMPLETE
 from dsc_hub.system.cache import cache_home
-from dsc_hub.system.files import read_object
+from dsc_hub.system.files import folder_bytes, read_object
 from dsc_hub.system.locks import locked
 
 
@@ -27,7 +27,7 @@ class ConvertedModel:
 def converted_models() -> list[ConvertedModel]:
     """Return the converted models, largest first. What a killed conversion left is one, too."""
     folders = [p for p in (cache_home() / "models").glob("*") if p.is_dir() and not p.is_symlink()]
-    models = [ConvertedModel(p.name, p, _size(p), _about(p)) for p in folders]
+    models = [ConvertedModel(p.name, p, folder_bytes(p), _about(p)) for p in folders]
     return sorted(models, key=lambda m: (-m.bytes, m.name))
 
 
@@ -56,7 +56,3 @@ def _about(folder: Path) -> str:
     rounding = facts.get("quantization")
     kind = "rounded as training sees it" if rounding else "converted"
     return f"{facts.get('source') or facts.get('identity') or 'a model'}, {kind}"
-
-
-def _size(folder: Path) -> int:
-    return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())

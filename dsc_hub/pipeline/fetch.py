@@ -22,6 +22,7 @@ from dsc_hub.metrics import registry
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.report.formatting import megabytes
 from dsc_hub.system import addresses, cache
+from dsc_hub.system.files import existing
 from dsc_hub.system.progress import say
 
 
@@ -149,7 +150,7 @@ def _check_disk(context: RunContext) -> None:
             repo, commit = models[place]
             say(f"{place}  {repo} at {commit[:12]}: {megabytes(size)} to fetch")
     needed, folder = sum(sizes.values()), hub_cache()
-    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    free = shutil.disk_usage(existing(folder)).free
     if free < needed:
         raise ConfigError(
             f"disk: {megabytes(free)} free at {folder}, {megabytes(needed)} to fetch",

@@ -144,7 +144,8 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     identities = context.identity["prompts"], context.base.identity
     stages = up_to(last)
     estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities, stages)
-    needs = disk_needs(context, estimate.disk_bytes, base, [s for s in stages if s not in reusable])
+    stages_left = [stage for stage in stages if stage not in reusable]
+    needs = disk_needs(context, estimate.disk_bytes, base, stages_left)
     problems = [
         *(
             problem
@@ -153,11 +154,11 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         ),
         *(problem for place, folder in folders.items() for problem in too_long(recipe, prompts, folder, place)),
         *without_group(recipe, dropped.ungrouped),
-        *(nothing_held_out(recipe) if "evaluation" in up_to(last) else ()),
+        *(nothing_held_out(recipe) if "evaluation" in stages else ()),
         *disk_problems(needs),
         *_scorer_problems(context, prompts),
         *(threshold_problems(recipe) if "dataset" not in reusable else ()),
-        *_server_problems(recipe, [stage for stage in up_to(last) if stage not in reusable]),
+        *_server_problems(recipe, stages_left),
         *_process_problems(recipe),
     ]
     training = None

@@ -142,13 +142,10 @@ def arms(evaluation: Evaluation | None, is_narrow: bool = False) -> Figure | Non
 def _panels(evaluation: Evaluation, rows: int, is_narrow: bool) -> tuple[Figure, Sequence[Axes]]:
     """Return a figure with one panel per score, which share their rows; side by side, or below each other."""
     scores = evaluation.score_names
-    height = 1.25 + 0.46 * rows
-    if is_narrow:
-        figure = Figure(figsize=(4.6, height * len(scores)), layout="constrained")
-        panels = list(figure.subplots(len(scores), 1, sharey=True, squeeze=False)[:, 0])
-    else:
-        figure = Figure(figsize=(9 + 2 * (len(scores) > 2), height), layout="constrained")
-        panels = list(figure.subplots(1, len(scores), sharey=True, squeeze=False)[0])
+    n, height = len(scores), 1.25 + 0.46 * rows
+    figure = Figure(figsize=(4.6, height * n) if is_narrow else (9 + 2 * (n > 2), height), layout="constrained")
+    down, across = (n, 1) if is_narrow else (1, n)
+    panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
     for ax, s in zip(panels, scores, strict=True):
         ax.set_title(f"{SCORE_TITLES[s].capitalize()}: {_short_reason(evaluation.scores[s].name)}")
         ax.grid(axis="y", visible=False)

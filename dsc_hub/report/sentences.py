@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from dsc_hub.report.formatting import count, many, measured, number, percent
 from dsc_hub.runs.metrics_schema import Claim, Criterion, Rounds, Sampling
+from dsc_hub.runs.verdict import is_within
 from dsc_hub.sample_size import MOST_TIMES
 
 # Kind of each criterion's value, limits and two numbers: a share of answers, a score's difference, words, or a ratio.
@@ -79,13 +79,10 @@ def criterion_sentence(c: Criterion) -> str:
     if measured(c.groups_needed):
         out.append(f"about {count(c.groups_needed)} groups would be needed")
     elif c.verdict == "undecided" and measured(c.value) and measured(c.low):
-        lowest = -math.inf if c.at_least is None else c.at_least
-        highest = math.inf if c.at_most is None else c.at_most
-        is_beyond = not lowest < c.value < highest
         out.append(
-            "what was seen is beyond the limit, so more groups alone would not help"
-            if is_beyond
-            else f"more than {MOST_TIMES} times as many groups would be needed"
+            f"more than {MOST_TIMES} times as many groups would be needed"
+            if is_within(c.value, c.at_least, c.at_most)
+            else "what was seen is beyond the limit, so more groups alone would not help"
         )
     return "; ".join(out)
 

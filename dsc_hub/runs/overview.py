@@ -12,6 +12,7 @@ from typing import Any
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import DscError
 from dsc_hub.runs.run import Run, find_run, siblings
+from dsc_hub.system.files import folder_bytes
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def _of_recipe(runs: Sequence[Run], name: str) -> list[RunSummary]:
                 for k, v in settings[run.folder].items()
                 if json.dumps(v) != usual[k]
             ),
-            bytes=size(run.folder),
+            bytes=folder_bytes(run.folder),
         )
         for run in runs
     ]
@@ -138,8 +139,3 @@ def state_of(run: Run) -> str:
     if missing and run.marker("evaluation"):
         return "evaluated"
     return f"stopped at {missing[0].name}" if missing else "done"
-
-
-def size(folder: Path) -> int:
-    """Return the bytes of all files in a folder."""
-    return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())

@@ -47,6 +47,11 @@ def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> ClaimVerdic
     return "holds" if is_better and "undecided" not in verdicts.values() else "not enough data"
 
 
+def is_within(value: float, at_least: float | None, at_most: float | None) -> bool:
+    """Return whether a value lies between its limits, and on neither of them."""
+    return (at_least is None or value > at_least) and (at_most is None or value < at_most)
+
+
 def within_limits(
     name: str,
     estimate: Row,
@@ -73,8 +78,7 @@ def within_limits(
     is_failed = (at_least is not None and high < at_least) or (at_most is not None and low > at_most)
     verdict = "met" if is_met else "failed" if is_failed else "undecided"
     needed = None
-    is_within = (at_least is None or value > at_least) and (at_most is None or value < at_most)
-    if verdict == "undecided" and is_within:
+    if verdict == "undecided" and is_within(value, at_least, at_most):
         limits = [limit for limit in (at_least, at_most) if limit is not None]
         each = [sample_size.groups_needed(estimate, limit, confidence, repeated=repeated) for limit in limits]
         needed = None if None in each else max(n for n in each if n is not None)

@@ -32,7 +32,7 @@ def writable_home() -> Path:
 
 
 def _not_writable(error: OSError) -> RunError:
-    if full := (disk_error(error) if error.errno in FULL else None):
+    if error.errno in FULL and (full := disk_error(error)):
         return full
     return RunError(
         f"dsc's cache folder {cache_home()} can't be written: {error.strerror}",

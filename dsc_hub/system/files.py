@@ -56,3 +56,13 @@ def packaged_folder(name: str) -> Path:
     """Return the folder of packaged data (`recipes`, `model_cards`): in the wheel, or next to a checkout's package."""
     inside = Path(str(resources.files("dsc_hub"))) / name
     return inside if inside.is_dir() else inside.parent.parent / name
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the bytes of all files in a folder."""
+    return sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists: its file system is where the folder would be made."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
