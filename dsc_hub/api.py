@@ -170,7 +170,7 @@ def run(context: RunContext, until: str = "publish", retry_failed: bool = False)
 
 def load_run(reference: str | Path, runs: Path = RUNS) -> Results:
     """The results of a run folder, or of a recipe's newest run by the recipe's name. ConfigError if there is none."""
-    from dsc_hub.runs.run import find_run
+    from dsc_hub.runs.lookup import find_run
 
     return Results(find_run(str(reference), runs).folder)
 

@@ -26,18 +26,18 @@ def groups_needed(
     """Return the number of groups for which the interval would lie on its mean's side of `limit`.
 
     This holds with probability `power` if the true mean is the estimated one. `repeated(m)` is the estimate from m
-    times these groups; by default its half width shrinks with the square root of m, as that of a mean does. (Wilson's
-    interval of a rare event shrinks with m itself.) None without an interval, and if the mean is so near to the limit
-    that more than MOST_TIMES as many groups would be needed: that number says nothing.
+    times these groups; by default its half width is that of a mean (`_half_of_mean`). (Wilson's interval of a rare
+    event shrinks with m itself.) None without an interval, and if the mean is so near to the limit that more than
+    MOST_TIMES as many groups would be needed: that number says nothing.
     """
     mean, low, high = (estimate[k] for k in ("mean", "low", "high"))
     if mean is None or low is None or high is None or mean == limit:
         return None
 
     def half(times: int) -> float:
-        if repeated is None:
-            return _half(estimate, limit) / math.sqrt(times)
-        return _half(estimate if times == 1 else repeated(times), limit)
+        if times == 1:
+            return _half(estimate, limit)
+        return _half_of_mean(estimate, times, confidence) if repeated is None else _half(repeated(times), limit)
 
     z = float(scipy.special.ndtri((1 + confidence) / 2))
     aim = abs(mean - limit) / (1 + float(scipy.special.ndtri(power)) / z)
@@ -61,6 +61,17 @@ def _half(estimate: Interval, limit: float) -> float:
     """Return how far the interval reaches from its mean towards `limit`."""
     mean, low, high = (float(estimate[k]) for k in ("mean", "low", "high"))
     return mean - low if mean > limit else high - mean
+
+
+def _half_of_mean(estimate: Interval, times: int, confidence: float) -> float:
+    """Return the half width to expect of a mean's interval from so many times the groups.
+
+    It shrinks with the square root of their number and with t's quantile. The interval of a few groups, one of them far
+    off, is much wider on one side (`stats.mean_interval`), and that of more groups less so: the mean of both sides
+    counts. tests/test_sample_size.py has figures.
+    """
+    few, many = (float(scipy.special.stdtrit(n * estimate["groups"] - 1, (1 + confidence) / 2)) for n in (1, times))
+    return float(estimate["high"] - estimate["low"]) / 2 * many / few / math.sqrt(times)
 
 
 def groups_for_p(

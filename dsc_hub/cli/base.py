@@ -62,7 +62,8 @@ def cli() -> None:
     """Distilled self-critique: prompts in, a published and measured adapter out.
 
     RECIPE is a packaged recipe's name (`dsc recipes list`), a YAML file, or hub:USER/REPO[@REVISION]. Any key of it can
-    be overridden with KEY.SUB=VALUE behind it. RUN is a run folder, or a recipe's name for its newest run.
+    be overridden with KEY.SUB=VALUE behind it. RUN is a run folder, its name in `runs`, or a recipe's name or file for
+    its newest run.
 
     Exit codes: 0 done; 1 `check`, `verify` or `grid` found something against it; 2 something for you to mend; 130
     interrupted.

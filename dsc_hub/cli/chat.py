@@ -31,7 +31,7 @@ from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline.context import announce_servers
 from dsc_hub.records import Message, prompt_id
 from dsc_hub.runs.run import Run
-from dsc_hub.system import cache, event_loop, machine
+from dsc_hub.system import cache, event_loop
 from dsc_hub.system.progress import duration, moving_line, say
 
 # arm -> model name in the request (None: the endpoint's base model)
@@ -106,7 +106,7 @@ def start_chat(run: Run) -> None:
         )
     folder = run.facts.base.weights
     with _endpoints(run, recipe, folder) as endpoints:
-        at_once = not machine.vllm_on_cpu() and all(endpoint.restart for endpoint in endpoints)  # a GPU of our own
+        at_once = all(endpoint.restart for endpoint in endpoints)  # servers of our own
         talk = Talk(
             recipe.chain.system, recipe.serving.context, recipe.generation.most_tokens, estimated_counter(folder)
         )
@@ -172,8 +172,8 @@ def _answer(
 ) -> None:
     """Send the question to both arms and show the answers. Failed or cancelled exchanges are not added to the history.
 
-    `at_once` must be False on a CPU and for external servers: in a mixed batch, vLLM's CPU kernels apply the adapter to
-    the base's tokens too (their index -1 selects the last adapter; vllm-project/vllm#48421).
+    `at_once` must be False for external servers: on a CPU, vLLM's own kernels apply the adapter to the base's tokens of
+    the same batch, too (their index -1 selects the last adapter; vllm-project/vllm#48421).
     """
     if n := talk.make_room(question):
         subject = "the oldest exchange is" if n == 1 else f"the oldest {n} exchanges are"

@@ -31,11 +31,11 @@ from dsc_hub.cli.completing import complete_override, complete_run
 def report(reference: str, overrides: tuple[str, ...], opens: bool, runs: Path, as_json: bool) -> None:
     """Write the HTML report and the cards.
 
-    RUN is a run folder, or a recipe's name for its newest run; a run that goes on, was stopped or failed has a page of
-    what there is, and no cards. A recipe's file, or a name with overrides, means the run that it describes.
+    RUN is a run folder, or a recipe's name for the run started last; a run that goes on, was stopped or failed has a
+    page of what there is, and no cards. A recipe's file, or a name with overrides, means the run that it describes.
     """
     from dsc_hub.pipeline.run import report_run, run_one
-    from dsc_hub.runs.overview import current_run, names_run
+    from dsc_hub.runs.lookup import current_run, names_run
 
     if names_run(reference, runs) and not overrides:
         run = current_run(reference, runs)
@@ -57,7 +57,7 @@ def report(reference: str, overrides: tuple[str, ...], opens: bool, runs: Path, 
 def watch(reference: str, runs: Path, once: bool) -> None:
     """Watch RUN while it goes on: stage, counts, rate, reward so far, the last chain."""
     from dsc_hub.cli.watch import watch_run
-    from dsc_hub.runs.overview import current_run
+    from dsc_hub.runs.lookup import current_run
 
     watch_run(current_run(reference, runs), once)
 
@@ -134,11 +134,11 @@ def check(reference: str, runs: Path, as_json: bool) -> None:
     """Say whether "distilled is better than its base" may be claimed of RUN: holds, fails, or not enough data; exit
     code 1 unless it holds.
 
-    RUN is a run folder, or a recipe's name for its newest run.
+    RUN is a run folder, or a recipe's name for its newest evaluated run.
     """
     from dsc_hub.cli import screens
     from dsc_hub.evaluation.claim import claim_of
-    from dsc_hub.runs.run import find_run
+    from dsc_hub.runs.lookup import find_run
 
     run = find_run(reference, runs)
     claim = claim_of(run)
@@ -156,11 +156,11 @@ def check(reference: str, runs: Path, as_json: bool) -> None:
 def show(reference: str, runs: Path, as_json: bool) -> None:
     """Show the numbers of RUN: arms, differences, what else moved, what it cost.
 
-    RUN is a run folder, or a recipe's name for its newest run. With --json: the whole metrics.json.
+    RUN is a run folder, or a recipe's name for its newest evaluated run. With --json: the whole metrics.json.
     """
     from dsc_hub.cli import screens as screen
+    from dsc_hub.runs.lookup import find_run
     from dsc_hub.runs.results import evaluation_of
-    from dsc_hub.runs.run import find_run
 
     run = find_run(reference, runs)
     if as_json:
@@ -180,7 +180,7 @@ def compare(references: tuple[str, ...], page: Path | None, runs: Path, as_json:
     """Compare the arms of two or more runs, paired where their prompts agree; the first RUN is the baseline."""
     from dsc_hub.cli import screens as screen
     from dsc_hub.evaluation.compare import compare_runs as compared
-    from dsc_hub.runs.run import find_run
+    from dsc_hub.runs.lookup import find_run
 
     comparison = compared([find_run(r, runs) for r in references])
     if page:
@@ -201,11 +201,11 @@ def compare(references: tuple[str, ...], page: Path | None, runs: Path, as_json:
 def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> None:
     """Judge pairs of answers, base and distilled, without knowing which is which.
 
-    RUN is a run folder, or a recipe's name for its newest run.
+    RUN is a run folder, or a recipe's name for its newest evaluated run.
     """
     from dsc_hub.cli.blind import judge_pairs
     from dsc_hub.evaluation.blind import counts
-    from dsc_hub.runs.run import find_run
+    from dsc_hub.runs.lookup import find_run
 
     run = find_run(reference, runs)
     if as_json:
@@ -219,10 +219,10 @@ def blind(reference: str, runs: Path, count: int, judge: str, as_json: bool) -> 
 def chat(reference: str, runs: Path) -> None:
     """Talk to base and distilled at once, side by side.
 
-    RUN is a run folder, or a recipe's name for its newest run.
+    RUN is a run folder, or a recipe's name for its newest evaluated run.
     """
     from dsc_hub.cli.chat import start_chat
-    from dsc_hub.runs.run import find_run
+    from dsc_hub.runs.lookup import find_run
 
     start_chat(find_run(reference, runs))
 

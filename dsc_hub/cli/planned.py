@@ -18,6 +18,7 @@ from dsc_hub.pipeline.preflight import RunPlan
 from dsc_hub.report.formatting import money
 from dsc_hub.system.progress import duration
 
+GOOD_NUMBER = 40  # of groups: half a spread is shown four times in five
 LONGEST_PROMPT = 70  # characters shown of a dropped prompt
 
 ROUNDS = (
@@ -147,7 +148,10 @@ def _comparable(groups: int, recipe: Recipe) -> str:
     if groups < stats.CLAIM_GROUPS:
         advice = f"give more groups, or a larger share of them to {split} (all three of prompts.split add up to 1)"
         count = f"{groups} {split} group{'' if groups == 1 else 's'}"
-        return f"{count}; a verdict needs {stats.CLAIM_GROUPS}, and 40 are a good number; {advice}"
+        return f"{count}; a verdict needs {stats.CLAIM_GROUPS}, and {GOOD_NUMBER} are a good number; {advice}"
     smallest = stats.detectable(1.0, groups, recipe.evaluation.confidence)
-    unit = "standard deviations of the groups' differences"
-    return f"{groups} {split} groups show a difference of {smallest:.2f} {unit} four times in five"
+    few = f"; {GOOD_NUMBER} are a good number" if groups < GOOD_NUMBER else ""
+    return (
+        f"{groups} {split} groups: a mean difference of {smallest:.2f} times the groups' own spread (the standard "
+        f"deviation of their differences) is shown four times in five, a smaller one less often{few}"
+    )

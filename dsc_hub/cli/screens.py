@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from dsc_hub.chain.hygiene import CUT
 from dsc_hub.cli import terminal
 from dsc_hub.cli.terminal import visible
 from dsc_hub.config.recipe import Recipe
@@ -62,7 +64,8 @@ def chains(recipe: Recipe, tried: Tried, *, shows_thoughts: bool = False) -> Non
         body.append(visible(chain.answer) + "\n")
         is_clean = not chain.answer_defect
         for step in chain.steps:
-            body.append(f"\ncritique {step.number}\n", "bold")
+            body.append(f"\ncritique {step.number}", "bold")
+            body.append(f"  {CUT}\n" if (*chain.key, step.number, "critique") in tried.cut else "\n", "yellow")
             add_thought(body, chain, step.number, "critique")
             body.append(visible(step.critique) + "\n", "dim")
             body.append(f"\nrevision {step.number}  {_score(step.score)}  ", "bold")
@@ -90,6 +93,9 @@ def chains(recipe: Recipe, tried: Tried, *, shows_thoughts: bool = False) -> Non
     if tried.thoughts and not shows_thoughts:
         terminal.out.print(f"The model thought before {len(tried.thoughts)} turns; --thoughts shows what.")
     n_accepted = sum(s.accepted for s in steps)
+    if defects := Counter(c.answer_defect for _, c in tried.chains if c.answer_defect):
+        reasons = ", ".join(f"{reason} {n}" for reason, n in defects.most_common())
+        terminal.out.print(f"First answers with a defect: {defects.total()} of {len(tried.chains)} ({reasons})")
     terminal.out.print(
         f"{len(tried.chains)} chains, {tried.failed} failed, in {duration(tried.seconds)}; {n_accepted} of "
         f"{len(steps)} revisions accepted ({recipe.chain.acceptance})"
@@ -135,10 +141,12 @@ def numbers(run: Run) -> None:
 
 def comparison(compared: Comparison) -> None:
     """Print the result of `compare.compare_runs`: a table of the runs' arms and one of their differences."""
-    from dsc_hub.cli.tables import comparison_tables
+    from dsc_hub.cli.tables import comparison_sentences, comparison_tables
 
     for table in comparison_tables(compared):
         terminal.out.print(table)
+    for sentence in comparison_sentences(compared):
+        terminal.out.print(Text(sentence))
     for note in compared.notes:
         terminal.out.print(Text(note, "yellow"))
 

@@ -61,7 +61,7 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
     from dsc_hub.cli import screens
     from dsc_hub.publish.verify import verify_repo
     from dsc_hub.publish.verify_run import verify_run
-    from dsc_hub.runs.run import find_run
+    from dsc_hub.runs.lookup import find_run
 
     about: dict[str, str]
     # A repo is USER/REPO; a path that exists here is never looked for on the Hub.
@@ -117,7 +117,7 @@ def publish_report(
     """
     from dsc_hub.pipeline.context import account_at
     from dsc_hub.publish.report_space import publish_report as put
-    from dsc_hub.runs.run import find_run
+    from dsc_hub.runs.lookup import find_run
 
     run = find_run(reference, runs)
     with account_at(to, owner) as account:

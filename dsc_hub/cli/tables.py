@@ -11,7 +11,7 @@ from rich.text import Text
 
 from dsc_hub.evaluation.compare import Comparison
 from dsc_hub.pipeline.grid import GridRow
-from dsc_hub.report.formatting import ABSENT, arm_name, count, interval, megabytes, number, p_value
+from dsc_hub.report.formatting import ABSENT, arm_name, count, interval, measured, megabytes, number, p_value
 from dsc_hub.runs.metrics_schema import Estimate
 from dsc_hub.runs.overview import RunSummary
 from dsc_hub.stats import PRIMARY_SCORES
@@ -93,6 +93,23 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     return [arms, differences, spread]
 
 
+def comparison_sentences(comparison: Comparison) -> list[str]:
+    """Return what the runs differ in, and for each difference of the adapter's plain answers what it shows."""
+    out = [f"{run.name}: {', '.join(run.differs)}" for run in comparison.runs if run.differs]
+    for d in comparison.differences:
+        for score, e in d.by_score.items() if d.arm == "distilled" else ():
+            if not measured(e.mean):
+                continue
+            p, is_shown = e.p_holm, False
+            if measured(e.low) and measured(e.high) and measured(p):
+                is_shown = not e.low <= 0 <= e.high and p <= 1 - comparison.confidence
+            word = f"{'higher' if e.mean > 0 else 'lower'} than" if is_shown else "not shown to differ from"
+            out.append(
+                f"Distilled of {d.run} is {word} that of {d.against} on {score}: {interval(e)}, {p_value(p)} after Holm"
+            )
+    return out
+
+
 def comparison_page(path: Path, compared: Comparison) -> None:
     """Write a comparison as a page, with a forest plot of each score's differences."""
     from dsc_hub.report.table_page import forest, write_tables
@@ -102,8 +119,8 @@ def comparison_page(path: Path, compared: Comparison) -> None:
         for score, difference in d.by_score.items():
             by_score.setdefault(score, {})[f"{arm_name(d.arm)}: {d.run} \N{MINUS SIGN} {d.against}"] = difference
     plots = {score: figure for score, rows in by_score.items() if (figure := forest(score, rows))}
-    title = f"{len(compared.runs)} runs compared"
-    write_tables(path, title, comparison_tables(compared), plots, compared.notes)
+    title = f"{len(compared.runs)} runs compared: " + ", ".join(run.name for run in compared.runs)
+    write_tables(path, title, comparison_tables(compared), plots, [*comparison_sentences(compared), *compared.notes])
 
 
 def grid_page(path: Path, rows: Sequence[GridRow]) -> None:

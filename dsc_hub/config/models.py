@@ -11,7 +11,6 @@ from typing import Literal
 
 from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.system import machine
 
 Place = Literal["model", "student"]  # section of the recipe that names a model
 
@@ -52,18 +51,10 @@ def runs_chains(recipe: Recipe, place: Place) -> bool:
 
 
 def models_by_server(recipe: Recipe) -> list[tuple[str | None, ...]]:
-    """Return the models per server start: base and adapter together, or first the base on a server without adapter.
-
-    On a CPU, serving an adapter makes requests to the base take half as long again, which costs more than another
-    start; or the adapter is merged into a model of its own (`weights.merges_adapters`). A teacher has its own servers.
-    """
+    """Return the models per server start: base and adapter together; a teacher has its own servers."""
     models = models_of(recipe.evaluation.arms)
     trained = tuple(model for model in models if model != TEACHER)
-    separate = len(trained) > 1 and machine.vllm_on_cpu()
-    return [
-        *([(model,) for model in trained] if separate else [trained] if trained else []),
-        *([(TEACHER,)] if TEACHER in models else []),
-    ]
+    return [*([trained] if trained else []), *([(TEACHER,)] if TEACHER in models else [])]
 
 
 def weights_loaded(recipe: Recipe, stages: Iterable[str]) -> set[Place]:

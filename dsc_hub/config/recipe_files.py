@@ -96,14 +96,19 @@ def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     ConfigError lists every problem.
     """
+    text = ""
     try:
-        data = plain_yaml.load_own_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = plain_yaml.load_own_yaml(text)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        line = "".join(text.splitlines()[mark.line : mark.line + 1]) if mark else ""
         raise ConfigError(
             f"{path}{position}: not valid YAML: {getattr(e, 'problem', None) or e}",
-            "Mend that line; values with ':' or '#' need quotes.",
+            "YAML takes no tab here: indent with spaces."
+            if mark and line[mark.column :].startswith("\t")
+            else "Mend that line; values with ':' or '#' need quotes.",
         ) from None
     except UnicodeDecodeError as e:
         raise ConfigError(f"{path}: not UTF-8 text ({e.reason} at byte {e.start})") from None

@@ -35,6 +35,7 @@ def table_suffix(name: str) -> str:
     return PurePath(name.lower().removesuffix(".gz")).suffix
 
 
+PLACEHOLDERS = ("prompt", "answer", "group", "principle")  # of critique and revision
 TEMPLATE_SETTINGS = "chat_template_kwargs"  # parameter of servers, and column of trl
 
 
@@ -249,10 +250,10 @@ class CriticConfig(Section):
 class ChainConfig(Section):
     """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
 
-    critique: Annotated[str, placeholders("prompt answer group principle")] = Field(
+    critique: Annotated[str, placeholders(" ".join(PLACEHOLDERS))] = Field(
         min_length=1, description="text that asks for a critique of {answer} to {prompt}; {group}, {principle} too"
     )
-    revision: Annotated[str, placeholders("prompt answer group principle")] = Field(
+    revision: Annotated[str, placeholders(" ".join(PLACEHOLDERS))] = Field(
         min_length=1, description="text that asks for the revision, after the critique in the same conversation"
     )
     system: str | None = Field(None, description="system text of all conversations, training rows included; null: none")

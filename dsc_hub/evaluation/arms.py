@@ -8,9 +8,9 @@
     teacher         one plain answer of the model that writes the chains, where a student is trained
     teacher_self_critique     the chain with it
 
-The adapter is served beside its base, or merged where that changes nothing (`weights.merges_adapters`); all arms of one
-model run before those of the other. The first answer of every arm is the same request as the plain arm of its model, so
-it is generated once. answers.py scores the answers, summary.py computes the numbers.
+The adapter is served beside its base; all arms of one model run before those of the other. The first answer of every
+arm is the same request as the plain arm of its model, so it is generated once. answers.py scores the answers,
+summary.py computes the numbers.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ async def answer_prompts(
 ) -> None:
     """Generate the turns of the arms of `models` (None: all) under evaluation/. Stored turns are not generated again.
 
-    The arms run one after the other: on a CPU, vLLM lets an adapter leak into requests to the base in the same batch
-    (vllm-project/vllm#48421).
+    The arms run one after the other. On a CPU, vLLM's own operations let an adapter leak into requests to the base in
+    the same batch (vllm-project/vllm#48421); ours do not (inference/vllm_lora.py), servers of others may.
     """
     run["evaluation"].mkdir(exist_ok=True)
     planned = [name for name in ARMS if name in recipe.evaluation.arms]

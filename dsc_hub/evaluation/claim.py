@@ -90,7 +90,11 @@ def assess(
     both = [key for key in sorted(arms["base"]) if key in arms["distilled"]]
     pairs = Pairs([arms["base"][k] for k in both], [arms["distilled"][k] for k in both], [by_id[i] for i, _ in both])
     criteria = [
-        *(better(score, differences.get(score), scores.get(score, {}), setting) for score in BETTER),
+        *(
+            better(name, differences.get(name), score, setting, _repeated_score(name, score, pairs, setting))
+            for name in BETTER
+            for score in [scores.get(name, {})]
+        ),
         _on_test_prompts(setting),
         first_look(setting),
         _answered(arms, prompts, scores, setting),
@@ -115,6 +119,27 @@ def assess(
         groups_needed=max((n for n in needed if n is not None), default=None) if None not in needed else None,
         criteria=criteria,
     )
+
+
+def _repeated(values: Sequence[float], groups: Sequence[str], setting: Setting) -> Callable[[int], Row]:
+    """Return the function from m to the estimate of a mean from m times the groups (`sample_size.groups_needed`)."""
+
+    def of_groups(times: int) -> Row:
+        more = [f"{group}, {k}" for k in range(times) for group in groups]
+        return stats.estimate([*values] * times, more, setting.confidence)
+
+    return of_groups
+
+
+def _repeated_score(name: str, score: Row, pairs: Pairs, setting: Setting) -> Callable[[int], Row]:
+    """Return `_repeated` for the difference of a score, positive where distilled is better."""
+    sign = 1 if score.get("higher_is_better", True) else -1
+    scored = [
+        (sign * (after - before), group)
+        for b, d, group in zip(pairs.base, pairs.distilled, pairs.groups, strict=True)
+        if (before := b.score(name)) is not None and (after := d.score(name)) is not None
+    ]
+    return _repeated([value for value, _ in scored], [group for _, group in scored], setting)
 
 
 def where_alike(estimate: Row) -> dict[str, Any]:
@@ -152,7 +177,8 @@ def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Se
         margin = SPREAD_MARGIN * stats.spread_of_groups([v for v, _ in kept], [g for _, g in kept])
         note = f"margin: {SPREAD_MARGIN:g} standard deviations of the base's group means"
     upwards = where_alike(_upwards(difference, score))
-    criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note)
+    repeated = _repeated_score(name, score, pairs, setting)
+    criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note, repeated=repeated)
     # The recipe requested this scorer, so an unmeasured result leaves the claim undecided.
     return criterion.model_copy(update={"verdict": "undecided"}) if criterion.verdict == "unmeasured" else criterion
 
@@ -279,11 +305,14 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     ]
     kept = [(math.log(before), math.log(after), group) for before, after, group in sizes if before and after]
     groups = [group for *_, group in kept]
-    estimate = where_alike(stats.estimate([after - before for before, after, _ in kept], groups, setting.confidence))
+    repeated = _repeated([after - before for before, after, _ in kept], groups, setting)
+    estimate = where_alike(repeated(1))
     logs = ([before for before, _, _ in kept], [after for _, after, _ in kept])
     means = [stats.group_mean(side, groups) for side in logs]
     before, after = (None if mean is None else math.exp(mean) for mean in means)
-    return _ratio_within("as long", estimate, setting, SHORTEST, LONGEST, base=before, distilled=after)
+    return _ratio_within(
+        "as long", estimate, setting, SHORTEST, LONGEST, repeated=repeated, base=before, distilled=after
+    )
 
 
 def phrases_of(row: Answer, prompt: Prompt) -> set[str]:

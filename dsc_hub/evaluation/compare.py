@@ -23,18 +23,23 @@ from dsc_hub.evaluation.summary import score_difference
 from dsc_hub.records import Answer, AnswerKey
 from dsc_hub.runs.facts import RunFacts
 from dsc_hub.runs.metrics_schema import Difference, Evaluation, Scored, ScoreName
+from dsc_hub.runs.overview import flat_settings, shown_setting
 from dsc_hub.runs.results import answers, evaluation_of
 from dsc_hub.runs.run import Run
 
 
 class ComparedRun(BaseModel):
-    """One run of a comparison: its setting, and its arms' scores. `scores` has their titles."""
+    """One run of a comparison: its setting, and its arms' scores.
+
+    `scores` has their titles; `differs` has KEY=VALUE of the settings that the compared runs do not share.
+    """
 
     name: str
     folder: Path
     served_on: str
     split: str
     temperature: float
+    differs: tuple[str, ...]
     scores: dict[ScoreName, str]
     arms: dict[str, dict[ScoreName, Scored]]
 
@@ -93,7 +98,8 @@ def compare_runs(runs: Sequence[Run], confidence: float = 0.95) -> Comparison:
         )
     read = [_read_run(run) for run in runs]
     names = _run_names(runs)
-    shown = [_compared_run(name, run, r) for name, run, r in zip(names, runs, read, strict=True)]
+    differ = _settings_that_differ(runs)
+    shown = [_compared_run(*each) for each in zip(names, runs, read, differ, strict=True)]
     differences = [
         (name, other, arm)
         for name, other in zip(names[1:], read[1:], strict=True)
@@ -175,7 +181,15 @@ def _without_noise(difference: dict[str, Any]) -> dict[str, Any]:
     return difference | {key: None if value is None else round(value, 6) + 0.0 for key, value in ends.items()}
 
 
-def _compared_run(name: str, run: Run, r: _Evaluated) -> ComparedRun:
+def _settings_that_differ(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return KEY=VALUE of the settings that are not the same in all runs, for each run."""
+    settings = [flat_settings(run.raw_facts["recipe"]) for run in runs]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    return [tuple(shown_setting(key, each[key]) for key in differ if key in each) for each in settings]
+
+
+def _compared_run(name: str, run: Run, r: _Evaluated, differs: tuple[str, ...]) -> ComparedRun:
     arms = {arm: {s: numbers.score(s) for s in r.scores} for arm, numbers in r.evaluation.arms.items()}
     return ComparedRun(
         name=name,
@@ -183,6 +197,7 @@ def _compared_run(name: str, run: Run, r: _Evaluated) -> ComparedRun:
         served_on=r.evaluation.served_on,
         split=r.evaluation.split,
         temperature=r.temperature,
+        differs=differs,
         scores=r.scores,
         arms=arms,
     )

@@ -63,12 +63,11 @@ def serve_model(
     *,
     places: Sequence[Sequence[str]] = ((),),
     compiled: bool = False,
-    name: str = BASE,
     more: Sequence[str] = (),
 ) -> Iterator[list[Endpoint]]:
     """Start a vLLM server for each of `places` (see `replica_places`) and yield their endpoints.
 
-    `name` is the model's in requests; adapters keep theirs. `more` are further arguments of vLLM. The second
+    In requests the model is called BASE; adapters keep their names. `more` are further arguments of vLLM. The second
     server logs to `<log>-2`, and so on.
     ServingError with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
     """
@@ -76,7 +75,7 @@ def serve_model(
         engines = []
         for n, devices in enumerate(places, 1):
             replica_log = log if n == 1 else log.with_stem(f"{log.stem}-{n}")
-            options: dict[str, Any] = {"own": devices, "compiled": compiled, "name": name, "more": more}
+            options: dict[str, Any] = {"own": devices, "compiled": compiled, "more": more}
             engine = VllmServer(folder, section, replica_log, adapters or {}, **options)
             stack.callback(engine.end)
             engines.append(engine)
@@ -87,7 +86,7 @@ def serve_model(
                 sleep(0.25)
         limits = ENDS_THOUGHTS in more
         yield [
-            Endpoint(f"{e.url}/v1", name, e.api_key, e.check_after_loss, e.restart, e.is_ready, limits) for e in engines
+            Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check_after_loss, e.restart, e.is_ready, limits) for e in engines
         ]
 
 

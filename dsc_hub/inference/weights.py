@@ -9,8 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,27 +77,6 @@ def quantise_roundtrip(folder: Path, identity: str, settings: Mapping[str, Any])
     return converted(name, "quantise_weights", [str(folder), settings_json], description, f"the model in {folder}")
 
 
-def merges_adapters() -> bool:
-    """Return whether an adapter is served as a model of its own, with the weights of base and adapter merged.
-
-    Where a CPU computes in float32, sums in float32 change nothing (mean |Δ log p| 3e-6), and vLLM applies an adapter
-    that is not merged at a fraction of the base's speed. Merged in bfloat16, the sums are rounded: |Δ log p| 0.05.
-    """
-    return machine.vllm_on_cpu() and machine.cpu_dtype() == "float32"
-
-
-@contextmanager
-def merged(folder: Path, adapter: Path, target: Path) -> Iterator[Path]:
-    """Write base and adapter as one float32 model into `target`, and remove it at the end of the block."""
-    try:
-        shutil.rmtree(target, ignore_errors=True)  # of a process that was killed
-        target.mkdir(parents=True)
-        _in_child("merge_adapter", [str(folder), str(adapter), str(target)], f"the model in {folder} and its adapter")
-        yield target
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
-
-
 def converted(name: str, function: str, arguments: list[str], about: Mapping[str, Any], what: str) -> Path:
     """Return the cached folder `name`; if missing, create it with `function(*arguments, folder)` of this module.
 
@@ -148,18 +126,6 @@ def _in_child(function: str, arguments: list[str], what: str) -> None:
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         raise ModelError(f"could not convert {what}: {last}", "It needs the packages gguf, torch and transformers.")
-
-
-def merge_adapter(source: str, adapter: str, target: str) -> None:
-    """Write a model folder with the weights of a base and a LoRA adapter added up, in float32."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        source, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
-    _save(PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True), source, target)
 
 
 def quantise_weights(source: str, settings: str, target: str) -> None:

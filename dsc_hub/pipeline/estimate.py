@@ -10,14 +10,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dsc_hub.config.arms import ADAPTER, TEACHER, models_of
+from dsc_hub.config.arms import ADAPTER, TEACHER
 from dsc_hub.config.models import is_at_endpoints, models_by_server, ways_by_model
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import NAMES
 from dsc_hub.distill import launcher
 from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
 from dsc_hub.inference.base_model import TURN_OVERHEAD, estimated_counter
-from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.pipeline import pace, work
 from dsc_hub.records import SPLITS, Prompt
 from dsc_hub.system import machine
@@ -111,6 +110,7 @@ def estimate_run(
             recipe.generation.most_tokens,
             starts[k],
             pace.task_of(recipe, prompts_identity, k),
+            has_adapter=k == "evaluation" and ADAPTER in ways and machine.vllm_on_cpu(),
         )
         for k, n in requests.items()
     }
@@ -137,10 +137,8 @@ def _disk_bytes(recipe: Recipe, new_tokens: Mapping[str, int], base_folder: Path
     weights = sum(p.stat().st_size for p in base_folder.iterdir() if p.is_file()) if base_folder else 0
     rank = recipe.distill.lora.get("r", launcher.DEFAULT_RANK)
     adapter = (base_folder and adapter_bytes(base_folder, rank)) or weights * WEIGHTS_SHARE
-    # float32 from bfloat16, while the adapter is scored
-    merged = 2 * weights if ADAPTER in models_of(recipe.evaluation.arms) and merges_adapters() else 0
     published = weights if recipe.publish.base else 0
-    by_stage = {"distill": adapter, "evaluation": merged, "publish": published}
+    by_stage = {"distill": adapter, "publish": published}
     tokens = sum(n for stage, n in new_tokens.items() if stage in left)
     return int(tokens * DISK_BYTES_PER_TOKEN + sum(size for stage, size in by_stage.items() if stage in left))
 

@@ -13,15 +13,14 @@ from dataclasses import asdict, dataclass
 
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.inference.concurrency import FIRST
-from dsc_hub.inference.weights import merges_adapters
 from dsc_hub.system import cache
 from dsc_hub.system.hashing import digest
 
 PACE_FILE = "pace.json"
 KEPT_MEASUREMENTS = 8  # measurements kept per stage
 LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer tokens is unreliable
-# Speed of an unmerged adapter on a CPU as a fraction of the base's speed, used until an evaluation was measured.
-SLOWEST_ADAPTER = 0.15
+# Speed of an adapter on a CPU as a fraction of the base's (inference/vllm_lora.py), until an evaluation was measured.
+SLOWEST_ADAPTER = 0.5
 # Times of the same work on a quiet machine differ by up to 4 %, mean lengths of a hundred chains by as much.
 SPREAD = 1.1
 NEAR = 1.25  # factor between numbers of concurrent requests that count as alike
@@ -100,7 +99,14 @@ def task_of(recipe: Recipe, prompts_identity: str, stage: str) -> str:
 
 
 def expect(
-    paces: Sequence[Pace], stage: str, requests: int, at_once: int, max_new_tokens: int, starts: int, task: str = ""
+    paces: Sequence[Pace],
+    stage: str,
+    requests: int,
+    at_once: int,
+    max_new_tokens: int,
+    starts: int,
+    task: str = "",
+    has_adapter: bool = False,
 ) -> ExpectedTime | None:
     """Return the expected duration of a stage; None without data.
 
@@ -111,8 +117,8 @@ def expect(
 
     Texts are as long as the means that were measured of the same task, give or take SPREAD; of other tasks, low: as
     short as the shortest measured mean; high: of full length. `starts` is the number of engine starts; it is used if
-    the stage itself was never measured, and sampling's start time then stands for each. More than one start means that
-    an adapter runs on a CPU.
+    the stage itself was never measured, and sampling's start time then stands for each. `has_adapter`: an adapter, too,
+    is served on a CPU.
     """
     stage_paces = [p for p in paces if p.stage == stage]
     measured = stage_paces or [p for p in paces if p.stage == "sampling"]
@@ -124,7 +130,7 @@ def expect(
     ratios = [at_once / min(p.at_once, FIRST) for p in measured]
     fast = _upper_quartile([p.tokens_per_s * max(1.0, r) for p, r in zip(measured, ratios, strict=True)])
     slow = statistics.median_low(p.tokens_per_s * min(1.0, r) for p, r in zip(measured, ratios, strict=True))
-    slow *= 1 if stage_paces or starts == 1 or merges_adapters() else SLOWEST_ADAPTER
+    slow *= SLOWEST_ADAPTER if has_adapter and not stage_paces else 1
     other_times, n_starts = [p.other_s for p in measured], 1 if stage_paces else starts
     lengths = [p.new_tokens / p.requests for p in measured]
     spread = SPREAD if alike else 1.0

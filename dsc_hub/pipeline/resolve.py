@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,16 +13,19 @@ from typing import Any
 from dsc_hub.config import origin, recipe_files, untrusted
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.recipe import SCORERS, Recipe, all_scorers, repo_names
+from dsc_hub.config.sampling import PLACEHOLDERS
 from dsc_hub.data.prompts import identify_prompts
 from dsc_hub.distill import launcher, plugin
 from dsc_hub.errors import ConfigError, gather
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
 from dsc_hub.pipeline.context import RunContext
+from dsc_hub.runs.lookup import runs_elsewhere
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.shards import Shard
 from dsc_hub.system import hashing
 from dsc_hub.system.launch import world_size
+from dsc_hub.system.progress import say
 
 # Overrides for scoring a third-party adapter: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
@@ -38,6 +42,12 @@ def resolve_recipe(
     """
     path, checked = load_recipe(reference, overrides)
     checked = _with_processes(checked)
+    _check_braces(checked)
+    if beside := runs_elsewhere(path, checked.name, runs_folder):
+        say(
+            f"runs of this recipe are in {beside}, and none in {runs_folder.resolve()}, which this command looks at: "
+            f"--runs {beside} goes on with them"
+        )
     code = registry.Code(path.parent, allowed_code)
     models = {"model": checked.model} | ({"student": checked.student} if checked.student else {})
     resolvers: dict[str, Callable[[], Any]] = {
@@ -65,6 +75,27 @@ def resolve_recipe(
         names_by,
         student=identified.get("student"),
     )
+
+
+def _check_braces(recipe: Recipe) -> None:
+    """Say which words in braces of the chain's texts are sent as they are; ConfigError if one is a column's name.
+
+    A word behind a letter, a backslash or a brace is LaTeX or code.
+    """
+    p, problems = recipe.prompts, []
+    columns = {p.column: "prompt", p.kind_column: None, p.tools_column: None, p.group_column: "group"}
+    for key in ("critique", "revision"):
+        known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+        for word in dict.fromkeys(re.findall(r"(?<![\\\w{}])\{(\w{2,})\}(?!\})", getattr(recipe.chain, key))):
+            if word in PLACEHOLDERS:
+                continue
+            if word in columns:
+                instead = f"; that column is {{{columns[word]}}}" if columns[word] else ""
+                problems.append(f"chain.{key}: {{{word}}} is a column and no placeholder{instead}. There are {known}")
+            else:
+                say(f"chain.{key}  {{{word}}} is sent as it is: it is no placeholder. There are {known}")
+    if problems:
+        raise ConfigError("a text of the chain has a placeholder that is not known", problems=problems)
 
 
 def _with_processes(recipe: Recipe) -> Recipe:

@@ -42,10 +42,9 @@ def served(
 
     Servers are started here if the recipe names none, or if what is asked is not `at_endpoints`. They load the weights
     in `folder` of `model` (default: of the model that writes the chains) and write to `log` (default: vllm.log).
-    Where adapters are merged (`weights.merges_adapters`), the single one of `adapters` is all that they serve.
     `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
     """
-    from dsc_hub.inference import external, rendering, servers, thinking_models, vllm, weights
+    from dsc_hub.inference import external, rendering, servers, thinking_models
 
     section, model = context.recipe.serving, model or context.model
     if section.endpoints and at_endpoints:
@@ -57,25 +56,18 @@ def served(
     folder = folder or context.run.facts.model.weights
     places = servers.replica_places(section)
     compiled = servers.worth_compiling(new_tokens, pace.fastest(pace.known_paces(model.identity)))
-    started, what, name = time.monotonic(), " and the adapter" if adapters else "", vllm.BASE
-    with contextlib.ExitStack() as stack:
-        if adapters and weights.merges_adapters():
-            ((name, adapter),) = adapters.items()
-            folder = stack.enter_context(weights.merged(folder, adapter, context.run["merged"]))
-            adapters, what = None, " with the adapter merged"
-        endpoints = stack.enter_context(
-            servers.serve_model(
-                folder,
-                section,
-                log or context.run["vllm.log"],
-                adapters,
-                places=places,
-                compiled=compiled,
-                name=name,
-                more=thinking_models.vllm_arguments(folder, context.recipe.generation),
-            )
-        )
+    started = time.monotonic()
+    with servers.serve_model(
+        folder,
+        section,
+        log or context.run["vllm.log"],
+        adapters,
+        places=places,
+        compiled=compiled,
+        more=thinking_models.vllm_arguments(folder, context.recipe.generation),
+    ) as endpoints:
         replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
+        what = " and the adapter" if adapters else ""
         say(f"vLLM serves {model.id}{what}{replicas}, ready after {duration(time.monotonic() - started)}")
         rendering.check_rendering(endpoints, folder, context.recipe)
         yield endpoints
@@ -212,17 +204,20 @@ def processors(context: RunContext, at_endpoints: bool = True) -> tuple[int, str
 class Tried:
     """Whole chains with their prompts, sampled in `seconds`; `failed` chains were not finished.
 
-    `thoughts` are what the model thought before its turns, by the key of the turn.
+    `thoughts` are what the model thought before its turns, by the key of the turn; `cut` are the keys of the turns that
+    came to the length limit.
     """
 
     chains: list[tuple[Prompt, Chain]]
     thoughts: dict[TurnKey, str]
+    cut: set[TurnKey]
     seconds: float
     failed: int
 
 
 def sample_a_few(context: RunContext, count: int) -> Tried:
     """Sample the first `count` training prompts in a temporary folder."""
+    from dsc_hub.chain.hygiene import LENGTH
     from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample
 
@@ -246,6 +241,8 @@ def sample_a_few(context: RunContext, count: int) -> Tried:
         by_id = {p.id: p for p in tried_prompts}
         if failed := list(tried.run.rows("failed.jsonl")):
             say(f"{len(failed)} failed, the first: {failed[0]['reason']}")
-        thoughts = {t.key: t.thought for t in tried.run.rows("turns.jsonl").as_type(Turn) if t.thought}
+        turns = list(tried.run.rows("turns.jsonl").as_type(Turn))
+        thoughts = {t.key: t.thought for t in turns if t.thought}
+        cut = {t.key for t in turns if t.finish_reason == LENGTH}
         chains = [(by_id[c.prompt_id], c) for c in sample.read_chains(tried.run)]
-        return Tried(chains, thoughts, seconds, tally.failed)
+        return Tried(chains, thoughts, cut, seconds, tally.failed)

@@ -20,7 +20,7 @@ from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import RunError, ServingError
 from dsc_hub.inference.adapters import WEIGHTS, has_effect
-from dsc_hub.inference.weights import evaluation_weights, merges_adapters
+from dsc_hub.inference.weights import evaluation_weights
 from dsc_hub.pipeline import pace, session
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import SPLITS, Prompt
@@ -184,7 +184,7 @@ def _run_distill(context: RunContext) -> StageResult:
 
 def _should_differ_from_base(adapters: Mapping[str, Path] | None) -> bool:
     """Return whether a server has an adapter beside its base that changes the base's log-probabilities if applied."""
-    return adapters is not None and not merges_adapters() and has_effect(adapters[ADAPTER])
+    return adapters is not None and has_effect(adapters[ADAPTER])
 
 
 def _ask_arms(
@@ -363,7 +363,7 @@ def _served_on(context: RunContext, weights: str) -> str:
     """Describe in words the weights that the arms ran on and their compute dtype, without an address."""
     models = models_of(context.recipe.evaluation.arms)
     computed = ["computed in float32"] if machine.vllm_on_cpu() and machine.cpu_dtype() == "float32" else []
-    adapter = [f"adapter {'merged' if merges_adapters() else 'unmerged'}"] if ADAPTER in models else []
+    adapter = ["adapter unmerged"] if ADAPTER in models else []
     out = []
     for model, name, described in (
         (None, context.base.id, [weights, *adapter, *computed]),

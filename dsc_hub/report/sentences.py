@@ -45,13 +45,16 @@ def claim_sentence(claim: Claim | None) -> str:
             "The claim holds: distilled is better than its base, and what else was looked at stays within its limits"
             + (f" ({'; '.join(left)})." if left else ".")
         )
-    open_too = f" Undecided: {_named(by_verdict['undecided'])}." if "undecided" in by_verdict else ""
+    undecided = sorted((c for c in claim.criteria if c.verdict == "undecided"), key=_what_it_needs)
+    open_too = f" Undecided: {_named([c.name for c in undecided])}." if undecided else ""
     if claim.verdict == "fails":
         failed = _named(by_verdict["failed"])
         return f'The claim "distilled is better than its base" fails on: {failed}.{open_too}'
     missing = [c.name for c in claim.criteria if c.verdict == "unmeasured" and c.name.startswith("better")]
     unmeasured = f" Not measured: {', '.join(missing)}." if missing else ""
-    return f'Not enough data to say "distilled is better than its base".{unmeasured}{open_too}{_needed(claim)}'
+    return (
+        f'Not enough data to say "distilled is better than its base".{unmeasured}{open_too}{_needed(claim, undecided)}'
+    )
 
 
 def _named(criteria: Sequence[str]) -> str:
@@ -60,15 +63,31 @@ def _named(criteria: Sequence[str]) -> str:
     return ", ".join(criteria[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _needed(claim: Claim) -> str:
-    """Return a sentence about the number of groups needed; "" if it is unknown."""
-    if not measured(claim.groups_needed):
-        return ""
-    now = f"; there are {count(claim.groups)}" if measured(claim.groups) else ""
-    return (
-        f" If what was seen here is how it is, {count(claim.groups_needed)} test groups would be enough for the "
-        f"criterion that needs most, four times in five{now}."
-    )
+def _what_it_needs(c: Criterion) -> tuple[bool, bool, int]:
+    """Sort key of undecided criteria: what more groups can't mend, the scores, then the most groups needed first."""
+    return not _is_beyond(c), not c.name.startswith("better"), -(c.groups_needed or 0)
+
+
+def _is_beyond(c: Criterion) -> bool:
+    """Return whether what was measured of an undecided criterion lies on the wrong side of its limit."""
+    return measured(c.value) and measured(c.low) and not is_within(c.value, c.at_least, c.at_most)
+
+
+def _needed(claim: Claim, undecided: Sequence[Criterion]) -> str:
+    """Return what would decide the undecided criteria, as sentences; "" if that is unknown."""
+    needed = [c.groups_needed for c in undecided if measured(c.groups_needed)]
+    out = ""
+    if needed:
+        all_of_them = "it" if len(undecided) == 1 else "them"
+        which = all_of_them if len(needed) == len(undecided) else f"{len(needed)} of these {len(undecided)}"
+        now = f"; there are {count(claim.groups)}" if measured(claim.groups) else ""
+        out = (
+            f" If what was seen here is how it is, {count(max(needed))} test groups would decide {which}, four times "
+            f"in five{now}."
+        )
+    if beyond := [c.name for c in undecided if _is_beyond(c)]:
+        out += f" More groups alone would not help with: {_named(beyond)}."
+    return out
 
 
 def criterion_sentence(c: Criterion) -> str:
@@ -81,7 +100,7 @@ def criterion_sentence(c: Criterion) -> str:
     elif c.verdict == "undecided" and measured(c.value) and measured(c.low):
         out.append(
             f"more than {MOST_TIMES} times as many groups would be needed"
-            if is_within(c.value, c.at_least, c.at_most)
+            if not _is_beyond(c)
             else "what was seen is beyond the limit, so more groups alone would not help"
         )
     return "; ".join(out)

@@ -1,6 +1,6 @@
 """Sentences about the evaluation: one verdict per comparison, the headline, the caveats.
 
-Computes no statistics. Shared by the page, the cards and the terminal, so that the three never disagree.
+All numbers are recorded ones. Shared by the page, the cards and the terminal, so that the three never disagree.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+import scipy  # imports scipy.stats at its first use
 
 from dsc_hub.acceptance import RULES
 from dsc_hub.report.formatting import (
@@ -37,6 +39,7 @@ from dsc_hub.runs.metrics_schema import (
 
 # -- the verdict
 
+WEAKER_P = 0.001  # of chance alone, below which the base counts as weaker: chains of one prompt are alike
 FEW_ROWS = 50  # of training: fewer teach little, whatever the claim says
 
 
@@ -114,9 +117,9 @@ def verdicts(evaluation: Evaluation) -> list[ComparisonVerdict]:
 
 
 def headline(evaluation: Evaluation) -> str:
-    """Return the verdict in one sentence, plus one for each other scorer that does not follow the reward."""
+    """Return the verdict in one sentence, plus one for each other scorer with another conclusion."""
     (_, first), *others = zip(SCORE_TITLES.values(), verdicts(evaluation), strict=False)
-    apart = [f" The {title} does not follow: {v.sentence}" for title, v in others if v.kind != first.kind]
+    apart = [f" The {title} says otherwise: {v.sentence}" for title, v in others if v.kind != first.kind]
     return first.sentence + "".join(apart)
 
 
@@ -179,6 +182,7 @@ def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[s
             "kept, not that it is as good as its teacher."
         )
     arms = evaluation.arms
+    out[:0] = _weaker_than_sampled(facts, metrics, evaluation)
     out += [
         *_side_effects(arms),
         *_left_out(arms),
@@ -203,6 +207,32 @@ def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[s
         "not whether it is true or useful."
     )
     return out
+
+
+def _weaker_than_sampled(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[str]:
+    """Return the caveat that rounding made the base so weak that its own chains fail, where they do.
+
+    Accepted revisions of the chains that were sampled are compared with those of the arm `self_critique`, which the
+    same model wrote on rounded weights.
+    """
+    sampled, recipe = metrics.sampling, facts.recipe
+    chains = evaluation.differences.get("self_critique - base", {}).get("reward")
+    is_rounded = recipe.distill.method == "qlora" and recipe.evaluation.weights == "rounded" and not facts.student
+    if not is_rounded or sampled is None or not sampled.steps or not chains:
+        return []
+    before, changed = sampled.steps[0], chains.wins + chains.losses
+    if not before.proposals or not chains.n or changed / chains.n > before.accepted / before.proposals / 2:
+        return []
+    table = [[before.accepted, before.proposals - before.accepted], [changed, chains.n - changed]]
+    if scipy.stats.fisher_exact(table).pvalue > WEAKER_P:
+        return []
+    return [
+        f"The base is weaker here than where the chains were sampled: {before.accepted} of {before.proposals} first "
+        f"revisions were accepted there, and {changed} of {chains.n} chains of Self-critique changed an answer here. "
+        "The arms run on weights that were rounded as in training, so part of what Distilled gains on Base may be a "
+        "repair of the rounding. `evaluation.weights=original` compares on the weights that wrote the chains; "
+        "`distill.method=lora` rounds nothing."
+    ]
 
 
 def _too_small(evaluation: Evaluation) -> list[str]:

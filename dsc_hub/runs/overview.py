@@ -11,7 +11,7 @@ from typing import Any
 
 from dsc_hub.config.stages import STAGES
 from dsc_hub.errors import DscError
-from dsc_hub.runs.run import Run, find_run, siblings
+from dsc_hub.runs.run import Run, siblings
 from dsc_hub.system.files import folder_bytes
 
 
@@ -43,7 +43,7 @@ def _of_recipe(runs: Sequence[Run], name: str) -> list[RunSummary]:
     facts = {run.folder: _facts(run) for run in runs}
     # The oldest first: of values that are as frequent, the first one counts as usual.
     facts = dict(sorted(facts.items(), key=lambda item: str(item[1].get("started_at", ""))))
-    settings = {folder: dict(_flat(_recipe(f))) for folder, f in facts.items()}
+    settings = {folder: flat_settings(_recipe(f)) for folder, f in facts.items()}
     keys = dict.fromkeys(key for each in settings.values() for key in each)
     usual = {k: Counter(json.dumps(e[k]) for e in settings.values() if k in e).most_common(1)[0][0] for k in keys}
     summaries = [
@@ -53,11 +53,7 @@ def _of_recipe(runs: Sequence[Run], name: str) -> list[RunSummary]:
             started_at=str(facts[run.folder].get("started_at", "")),
             state=state_of(run),
             verdict=_verdict(run),
-            differs=tuple(
-                f"{k}={v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)}"
-                for k, v in settings[run.folder].items()
-                if json.dumps(v) != usual[k]
-            ),
+            differs=tuple(shown_setting(k, v) for k, v in settings[run.folder].items() if json.dumps(v) != usual[k]),
             bytes=folder_bytes(run.folder),
         )
         for run in runs
@@ -77,13 +73,22 @@ def _recipe(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return recipe if isinstance(recipe, Mapping) else {}
 
 
+def flat_settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all settings of a recipe by their dotted keys; a list is one value."""
+    return dict(_flat(recipe))
+
+
 def _flat(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of all settings; a list is one value."""
     for key, value in section.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
+
+
+def shown_setting(key: str, value: Any) -> str:
+    """Return KEY=VALUE as one would write it behind a command."""
+    return f"{key}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 def _verdict(run: Run) -> str:
@@ -102,28 +107,6 @@ def is_running(run: Run) -> bool:
     except OSError:  # no lock yet, or no such list
         return False
     return any(line.split()[-3].rpartition(":")[2] in nodes and "FLOCK" in line for line in held if "->" not in line)
-
-
-def current_run(reference: str, runs: Path) -> Run:
-    """Return the run that `reference` names; of several the one that is worked on, else the one started last.
-
-    `reference` is a run folder, a recipe's name, or the folder of a recipe's runs. ConfigError if there is none.
-    """
-    folder = Path(reference)
-    candidates = siblings(runs, reference) or siblings(folder.parent, folder.name)
-    if (folder / "run.json").is_file() or not candidates:
-        return find_run(reference, runs)
-    return max(candidates, key=lambda run: (is_running(run), str(_facts(run).get("started_at", ""))))
-
-
-def names_run(reference: str, runs: Path) -> bool:
-    """Return whether a reference names a run: a run folder, or a name (no path) of which there are runs.
-
-    A recipe of that name, packaged or in a folder here, does not count: everywhere a name means its newest run.
-    """
-    if (Path(reference) / "run.json").is_file():
-        return True
-    return Path(reference).name == reference and bool(siblings(runs, reference))
 
 
 def state_of(run: Run) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.stages import BY_NAME, STAGES
-from dsc_hub.errors import ConfigError, RunError
+from dsc_hub.errors import RunError
 from dsc_hub.runs import metrics_schema
 from dsc_hub.runs.facts import RunFacts, parse_facts
 from dsc_hub.runs.jsonl import RERUN, JsonlFile
@@ -183,29 +183,3 @@ def siblings(runs: Path, recipe_name: str) -> list[Run]:
     """Return all runs of a recipe under `runs`, newest first."""
     folders = [p for p in (runs / recipe_name).glob("*") if (p / "run.json").is_file()]
     return [Run(p) for p in sorted(folders, key=lambda p: p.stat().st_mtime, reverse=True)]
-
-
-def find_run(reference: str, runs: Path) -> Run:
-    """Return the run that `reference` names; ConfigError if there is none.
-
-    `reference` is a run folder, a recipe's name (its runs are looked up under `runs`), or the folder of a recipe's
-    runs. Of several runs the newest evaluated one is returned, or the newest if none is evaluated.
-    """
-    folder = Path(reference)
-    if (folder / "run.json").is_file():
-        return _readable(Run(folder))
-    if candidates := siblings(runs, reference) or siblings(folder.parent, folder.name):
-        done = [run for run in candidates if run.marker("evaluation")]  # skip unfinished variants
-        # Newest by start time, not by modification time: reading an old run may write into its folder.
-        return _readable(max(done or candidates, key=lambda run: str(run.raw_facts.get("started_at", ""))))
-    recipes = sorted(p.name for p in runs.glob("*") if siblings(runs, p.name)) if runs.is_dir() else []
-    raise ConfigError(
-        f"'{reference}' is neither a run folder (no run.json in it) nor a recipe with a run under {runs}",
-        f"Runs of these recipes are there: {', '.join(recipes)}." if recipes else "`dsc run RECIPE` makes one.",
-    )
-
-
-def _readable(run: Run) -> Run:
-    """Return the run if its run.json is valid; else RunError."""
-    _ = run.facts
-    return run

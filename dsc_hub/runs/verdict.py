@@ -104,10 +104,13 @@ def _upwards(difference: Row, score: Row) -> dict[str, Any]:
     return dict(difference) | {"mean": mean, "low": low, "high": high}
 
 
-def better(name: str, difference: Row | None, score: Row, setting: Setting) -> Criterion:
+def better(
+    name: str, difference: Row | None, score: Row, setting: Setting, repeated: Callable[[int], Row] | None = None
+) -> Criterion:
     """Return the criterion "distilled beats base" for a score of BETTER.
 
-    It is met if the interval excludes zero and the Holm-adjusted p is at most `1 - confidence`.
+    It is met if the interval excludes zero and the Holm-adjusted p is at most `1 - confidence`. `repeated`: as in
+    `within_limits`, of the difference as it is better.
     """
     label = BETTER[name]
     if difference is None:
@@ -116,7 +119,8 @@ def better(name: str, difference: Row | None, score: Row, setting: Setting) -> C
         )
     if setting.confidence < LEAST_CONFIDENCE:
         return Criterion(name=label, verdict="unmeasured", note=_loose(setting))
-    criterion = within_limits(label, _upwards(difference, score), setting.confidence, at_least=0.0)
+    upwards = _upwards(difference, score)
+    criterion = within_limits(label, upwards, setting.confidence, at_least=0.0, repeated=repeated)
     if criterion.verdict != "met":
         return criterion
     if criterion.low == 0:  # `within_limits` accepts an interval that touches its limit

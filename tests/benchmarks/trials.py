@@ -26,7 +26,7 @@ from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.inference.servers import serve_model
 from dsc_hub.metrics import loading
 from dsc_hub.records import Answer, AnswerKey, Prompt
-from dsc_hub.runs.run import find_run
+from dsc_hub.runs.lookup import find_run
 from dsc_hub.runs.verdict import Setting
 from dsc_hub.sampling.sample import fixed_level
 

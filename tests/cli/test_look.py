@@ -18,13 +18,16 @@ from dsc_hub.cli.watch import screen
 from dsc_hub.config.stages import BY_NAME, NAMES
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.pipeline.grid import GridRow
+from dsc_hub.pipeline.resolve import resolve_recipe
 from dsc_hub.runs.live import Watched, current
+from dsc_hub.runs.lookup import current_run, find_run, names_run
 from dsc_hub.runs.metrics_schema import Metrics
-from dsc_hub.runs.overview import current_run, is_running, summaries
+from dsc_hub.runs.overview import is_running, summaries
 from dsc_hub.runs.run import Run
 from dsc_hub.system import progress
 from dsc_hub.system.files import write_json
 from tests import fixture_run
+from tests.conftest import ROOT
 
 
 def run_with(folder: Path, started_at: str, **distill) -> Run:
@@ -84,6 +87,49 @@ def test_the_run_that_is_worked_on_is_watched_though_another_was_started_later(r
     with first.lock():
         assert current_run("quickstart", runs).folder == first.folder
         assert current_run(str(runs / "quickstart"), runs).folder == first.folder
+
+
+def test_a_run_is_named_by_its_folder_its_folders_name_or_its_recipe(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    newest = runs / "quickstart" / "run2"
+    (runs / "quickstart" / "run1").rename(runs / "quickstart" / "0a1b2c3d4e5f")
+    recipe = tmp_path / "quickstart.yaml"
+    recipe.write_text("name: quickstart\n")
+    for reference in (str(newest), "quickstart", str(runs / "quickstart"), str(recipe)):
+        assert find_run(reference, runs).folder.resolve() == newest
+    assert find_run("0a1b2c", runs).folder.name == find_run("0a1b2c3d4e5f", runs).folder.name == "0a1b2c3d4e5f"
+    assert names_run("0a1b2c", runs) and not names_run("0a1b", runs) and not names_run(str(recipe), runs)
+    monkeypatch.chdir(tmp_path)
+    assert find_run(str(recipe), Path("elsewhere")).folder.resolve() == newest  # its runs lie beside it
+    for wrong, told in (
+        ("quickstrat", "Did you mean 'quickstart'?"),
+        ("0a1b", "Runs of these recipes are there: quickstart."),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(f"a recipe with a run in {runs}")) as e:
+            find_run(wrong, runs)
+        assert e.value.hint == told
+
+
+def test_in_another_folder_it_is_said_where_the_runs_are(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    place = runs.parent / "own"
+    runs = runs.rename(place.mkdir() or place / "runs")
+    (place / "quickstart.yaml").write_text((ROOT / "recipes" / "quickstart" / "recipe.yaml").read_text())
+    for file in (ROOT / "recipes" / "quickstart").glob("*.txt"):
+        (place / file.name).write_bytes(file.read_bytes())
+    (place / "desk").mkdir()
+    for here, folder in (("desk", "../runs"), ("..", "own/runs")):
+        monkeypatch.chdir(place / here)
+        with pytest.raises(ConfigError) as e:
+            find_run("quickstart", Path("runs"))
+        assert e.value.hint == f"There are runs of 'quickstart' in {folder}: --runs {folder}"
+        resolve_recipe(str(place / "quickstart.yaml"), ["publish.to=none"], Path("runs"))
+        assert f"--runs {runs} goes on with them" in capsys.readouterr().err.replace("\n", " ")
+    monkeypatch.chdir(place)
+    resolve_recipe("quickstart.yaml", ["publish.to=none"], Path("runs"))
+    assert "goes on with them" not in capsys.readouterr().err
 
 
 def test_options_of_the_group_hold_for_its_list(runs: Path):
@@ -279,6 +325,8 @@ def test_a_comparison_is_a_page_too(runs: Path, tmp_path: Path):
     assert done.exit_code == 0, done.output
     text = page.read_text()
     assert text.count("<table>") >= 2 and "<svg" in text and "quickstart/run1" in text
+    for words in ("quickstart/run1: distill.seed=2", "is not shown to differ from that of quickstart/run0 on"):
+        assert words in text and words in " ".join(done.output.split())
     assert "script-src" not in text and "default-src 'none'" in text
 
 

@@ -30,6 +30,10 @@ FILES = {
     "few.yaml": RECIPE.replace("films.txt", "one.txt"),
     "one.txt": "Only one\n",
     "nothing.txt": "\n \n",
+    "column.yaml": RECIPE.replace("values: films.txt", "path: meals.csv\n  group_column: restaurant")
+    .replace('  templates: ["Say something about {value}.", "Describe {value} in a line."]\n', "")
+    .replace("What is wrong with it?", "What is good about {restaurant}?"),
+    "meals.csv": "prompt,restaurant\n" + "".join(f"Praise meal {n},place {n}\n" for n in range(12)),
     "empty.csv": "",
     "quote.csv": 'text\n"never closed\n',
     "twice.csv": "text,text\na,b\n",
@@ -61,7 +65,8 @@ RECIPES = [
     ("plan broken.yaml", "not valid YAML"),
     ("plan empty.yaml", "expected a mapping"),
     ("plan twice.yaml", "name"),
-    ("plan tabs.yaml", "not valid YAML"),
+    ("plan tabs.yaml", "indent with spaces"),
+    ("plan column.yaml", "{restaurant} is a column and no placeholder; that column is {group}"),
     ("plan unsafe.yaml", "not valid YAML"),
     ("plan grid.yaml", "is a grid file"),
     ("plan films.txt", "mapping"),
@@ -132,6 +137,7 @@ COMMANDS = [
     ("show damaged", "damaged"),
     ("report nosuch", "nosuch"),
     ("check nosuch", "nosuch"),
+    ("check recipe.yaml", "there is no run of the recipe 'little' in /"),
     ("compare folder", "neither a run folder"),
     ("compare folder nosuch", "folder"),
     ("watch nosuch", "nosuch"),

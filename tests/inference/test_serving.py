@@ -82,7 +82,7 @@ import sys
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 args = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
-print(args.max_model_len, args.enable_lora, args.max_lora_rank, args.enforce_eager, args.enable_chunked_prefill, [m.name for m in args.lora_modules or []])
+print(args.max_model_len, args.enable_lora, args.max_lora_rank, args.enforce_eager, args.enable_chunked_prefill, [m.name for m in args.lora_modules or []], args.worker_extension_cls)
 """
 
 
@@ -90,7 +90,7 @@ def test_vllms_own_parser_takes_our_command_lines(tmp_path: Path):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     (tmp_path / "adapter_config.json").write_text('{"r": 8, "rank_pattern": {"q_proj": 24}}')
     for on_cpu, adapters, expected in [
-        (True, {"distilled": tmp_path}, "2048 True 32 True False ['distilled']"),
+        (True, {"distilled": tmp_path}, f"2048 True 32 True False ['distilled'] {vllm.LORA_ON_CPU}"),
         (False, {}, "2048 None 16 False"),
     ]:
         command = vllm.vllm_command(tmp_path, ServingConfig(), 8000, adapters, on_cpu)

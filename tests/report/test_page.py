@@ -173,10 +173,38 @@ def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_bette
     ) == verdicts.ComparisonVerdict(kind, words)
 
 
+@pytest.mark.parametrize(
+    ("here", "update", "is_said"),
+    [
+        ((1, 20), {}, True),
+        ((14, 20), {}, False),  # as often as 300 of 512
+        ((3, 5), {}, False),
+        ((0, 3), {}, False),  # too few to say
+        ((1, 20), {"evaluation": {"weights": "original"}}, False),
+        ((1, 20), {"distill": {"method": "lora"}}, False),
+    ],
+)
+def test_a_base_that_rounding_made_weaker_is_told_first(here, update, is_said):
+    """Of the sampled chains' first revisions 300 of 512 were accepted; `here` changed an answer in the evaluation."""
+    data, facts = fixture_run.metrics(), fixture_run.facts()
+    data["sampling"]["steps"][0] |= {"proposals": 512, "accepted": 300, "rejected": {"not accepted by the rule": 212}}
+    wins, n = here
+    chains = difference(0.1, -0.1, 0.3, 0.5).model_dump() | {"wins": wins, "ties": n - wins, "losses": 0, "n": n}
+    data["evaluation"]["differences"]["self_critique - base"] = {"reward": chains, "second": chains, "third": chains}
+    for section, values in update.items():
+        facts["recipe"][section] |= values
+    metrics = Metrics.model_validate(data)
+    said = verdicts.caveats(RunFacts.model_validate(facts), metrics, metrics.evaluation)
+    assert [s.startswith("The base is weaker here than where the chains were sampled: 300 of 512") for s in said] == [
+        is_said,
+        *[False] * (len(said) - 1),
+    ]
+
+
 def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     metrics = fixture_run.metrics()
     metrics["evaluation"]["differences"]["distilled - base"]["second"] = difference(0.01, -0.04, 0.06, 0.7).model_dump()
-    assert "The second scorer does not follow: No difference shown" in verdicts.headline(evaluation_in(metrics))
+    assert "The second scorer says otherwise: No difference shown" in verdicts.headline(evaluation_in(metrics))
 
 
 @pytest.mark.parametrize(

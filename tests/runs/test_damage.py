@@ -23,7 +23,8 @@ from dsc_hub.pipeline import resolve
 from dsc_hub.pipeline.context import record
 from dsc_hub.report import cards, page, tables
 from dsc_hub.runs import metrics_schema, verdict
-from dsc_hub.runs.run import Run, find_run
+from dsc_hub.runs.lookup import find_run
+from dsc_hub.runs.run import Run
 from dsc_hub.system.files import write_json
 from tests import fixture_run
 from tests.conftest import ROOT

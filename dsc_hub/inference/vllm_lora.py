@@ -1,0 +1,90 @@
+"""LoRA adapters in vLLM's CPU engine as matrix products: fast, and for the adapter's own requests alone.
+
+For each token, vLLM 0.32 copies the adapter's weights, which takes longer than the base itself; and for a token of the
+base it takes those of the last adapter, since its index -1 selects the last row (vllm-project/vllm#48421). Here each
+adapter is multiplied with all tokens at once, and the rows of other requests are set to zero. The products are computed
+in float32: of so small matrices that is faster than bfloat16, too. `python -m tests.benchmarks.adapters` measures both.
+
+vLLM imports this module in the processes of its engine (`--worker-extension-cls`), and nothing else does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import linear
+from vllm.lora.punica_wrapper import punica_cpu
+
+
+class Worker:
+    """vLLM's worker gets this class as a base; it adds nothing, its module is what counts."""
+
+
+def add_lora_linear(
+    self: Any,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    lora_a_stacked: tuple[torch.Tensor, ...],
+    lora_b_stacked: tuple[torch.Tensor, ...],
+    scale: float,
+    output_slices: tuple[int, ...],
+    **_: Any,
+) -> None:
+    """Add `scale * x @ A[i].T @ B[i].T` of each token's adapter i to `y`, slice by slice of its columns.
+
+    Shapes: x (tokens, features), y (tokens, columns), A (adapters, 1, rank, features) and B (adapters, 1, columns of
+    the slice, rank) for each slice.
+    """
+    if self.no_lora and not torch.compiler.is_compiling():  # compiled code is for all batches
+        return
+    outputs, rows = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]).float()
+    indices = self._token_lora_indices[: rows.shape[0]]
+    for i in range(lora_a_stacked[0].shape[0]):
+        inner = linear(rows, torch.cat([a[i, 0] for a in lora_a_stacked]).float())
+        inner = inner * (scale * (indices == i)).unsqueeze(1)
+        start = 0
+        for part, b, width in zip(inner.chunk(len(lora_b_stacked), 1), lora_b_stacked, output_slices, strict=True):
+            outputs[:, start : start + width] += linear(part, b[i, 0].float())[:, :width].to(y.dtype)
+            start += width
+
+
+def bgmv_shrink(
+    inputs: torch.Tensor, weights: torch.Tensor, outputs: torch.Tensor, indices: torch.Tensor, scaling: float = 1.0
+) -> None:
+    """Write `scaling * inputs @ weights[i].T` of each token's adapter i into `outputs`; the base's rows become zero."""
+    product = scaling * _of_each_adapter(inputs, weights, indices)
+    outputs[:, : product.shape[1]] = product.to(outputs.dtype)
+
+
+def bgmv_expand(
+    inputs: torch.Tensor, weights: torch.Tensor, outputs: torch.Tensor, indices: torch.Tensor, add_inputs: bool = True
+) -> None:
+    """Add `inputs @ weights[i].T` of each token's adapter i to `outputs`, or write it there."""
+    product = _of_each_adapter(inputs, weights, indices)[:, : outputs.shape[1]].to(outputs.dtype)
+    columns = outputs[:, : product.shape[1]]  # model and adapter may be padded differently
+    columns.copy_(columns + product if add_inputs else product)
+
+
+def _of_each_adapter(inputs: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return (tokens, columns) in float32: each token's product with its adapter's weights; zero for the base's.
+
+    For the log-probabilities of a prompt's tokens, vLLM gives the indices of the batch's requests, and doesn't say
+    which request's prompt it is. That matters only to an adapter that changes the output layer.
+    """
+    matrices, rows = weights.flatten(0, -3).float(), inputs.float()
+    if len(indices) != len(rows):
+        if bool((indices != indices[0]).any()) and bool(matrices.any()):
+            raise RuntimeError("prompt log-probabilities in a batch with an adapter of the output layer and its base")
+        indices = indices[:1]
+    products = [linear(rows, matrix) * (indices == i).unsqueeze(1) for i, matrix in enumerate(matrices)]
+    return torch.stack(products).sum(0)
+
+
+def _put_into(module: Any) -> None:
+    """Replace vLLM's own operations; those without class are called for the output layer."""
+    module.PunicaWrapperCPU.add_lora_linear = add_lora_linear
+    module.bgmv_shrink, module.bgmv_expand = bgmv_shrink, bgmv_expand
+
+
+_put_into(punica_cpu)

@@ -1,0 +1,59 @@
+"""Adapters in vLLM's CPU engine: by hand, with requests of the base and of two adapters in one batch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+# In a process of its own: the module changes vLLM, and the tests' own process should not load it.
+BY_HAND = """
+import torch
+from vllm.lora.punica_wrapper import punica_cpu
+from dsc_hub.inference import vllm_lora
+
+class Mapping:
+    index_mapping, prompt_mapping, is_prefill = INDICES, INDICES, True
+
+torch.manual_seed(0)
+wrapper = punica_cpu.PunicaWrapperCPU(64, 8, "cpu", max_loras=2)
+assert type(wrapper).add_lora_linear is vllm_lora.add_lora_linear
+wrapper.update_metadata(Mapping, [11, 12], 2, 100)
+x = torch.randn(6, 32)
+a = tuple(torch.randn(2, 1, 8, 32) for _ in range(2))
+b = (torch.randn(2, 1, 24, 8), torch.randn(2, 1, 16, 8))
+y = torch.randn(6, 40)
+expected = y.clone()
+for row, adapter in enumerate(INDICES):
+    if adapter:
+        k = adapter - 11
+        for start, part in ((0, 0), (24, 1)):
+            change = 0.5 * b[part][k, 0] @ (a[part][k, 0] @ x[row])
+            expected[row, start : start + len(change)] += change
+wrapper.add_lora_linear(y, x, a, b, 0.5, (24, 16))
+torch.testing.assert_close(y, expected)
+
+output, expected = torch.randn(2, 1, 40, 8), torch.zeros(6, 40)
+for row, adapter in enumerate(INDICES):
+    if adapter:
+        expected[row] = output[adapter - 11, 0] @ (a[0][adapter - 11, 0] @ x[row])
+logits = torch.zeros(6, 40)
+wrapper.add_lora_logits(logits, x, a[0], output, 1.0)
+torch.testing.assert_close(logits, expected)
+
+# Of a prompt's tokens vLLM gives the indices of the batch's requests.
+zeros, more = torch.zeros(2, 1, 40, 8), torch.randn(9, 32)
+wrapper.add_lora_logits(logits := torch.zeros(9, 40), more, a[0] * 0, zeros, 1.0)
+assert not logits.any()
+print("right")
+"""
+
+
+@pytest.mark.parametrize("adapters", [[0, 11, 12, 0, 12, 11], [0] * 6, [11] * 6], ids=["mixed", "base alone", "one"])
+def test_each_request_gets_its_own_adapter_and_the_base_none(adapters: list[int]):
+    code = BY_HAND.replace("INDICES", str(adapters))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip().endswith("right"), done.stderr
