@@ -21,6 +21,10 @@ from dsc_hub.system.progress import duration
 GOOD_NUMBER = 40  # of groups: half a spread is shown four times in five
 LONGEST_PROMPT = 70  # characters shown of a dropped prompt
 
+AFTER_A_LOOK = (
+    "the claim stays undecided. Choose settings with evaluation.split=validation, and claim on test prompts that no "
+    "choice was made on"
+)
 ROUNDS = (
     "at most {} of sampling and training, until the validation reward no longer rises; requests and times above are of "
     "those that are left"
@@ -71,6 +75,9 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
         donors.setdefault(folder, []).append(stage)
     for folder, stages in donors.items():
         table.add_row("taken over", f"{', '.join(stages)}  from {folder}")
+    if e.looks:
+        others = "1 other adapter was" if e.looks == 1 else f"{e.looks} other adapters were"
+        table.add_row("first look", f"{others} scored on these test prompts before: {AFTER_A_LOOK}")
     if not judges_claim(r.evaluation.arms):
         table.add_row("claim", "none will be judged: it needs base as the first arm, and distilled")
     terminal.out.print(table)

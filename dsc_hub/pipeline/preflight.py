@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.config.arms import ADAPTER, models_of
 from dsc_hub.config.models import (
     Place,
     base_place,
@@ -38,6 +39,7 @@ from dsc_hub.pipeline.repos import check_publishing
 from dsc_hub.pipeline.thresholds import threshold_problems
 from dsc_hub.pipeline.work import opening_tokens
 from dsc_hub.records import Prompt
+from dsc_hub.runs import test_sets
 from dsc_hub.runs.reuse import reusable_stages
 from dsc_hub.runs.run import siblings
 from dsc_hub.system import machine, progress
@@ -49,7 +51,8 @@ class RunPlan(RunEstimate):
 
     `dropped` counts prompts that are left out; `done` are finished stages; `taken_over` maps stages to the folders of
     the runs whose results will be reused; `repos` says what is published, None: nothing is. `training` is None if there
-    is nothing to train, or where it could not be worked out.
+    is nothing to train, or where it could not be worked out. `looks` counts the adapters that were scored on the same
+    test prompts before; 0 if the evaluation is done, or not on test prompts.
     """
 
     training: TrainingNeed | None
@@ -60,6 +63,7 @@ class RunPlan(RunEstimate):
     taken_over: dict[str, str]
     repos: list[str] | None
     run: Path
+    looks: int
 
 
 def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, place: Place = "model") -> list[str]:
@@ -181,7 +185,16 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         taken_over={stage: str(source.folder) for stage, source in reusable.items() if source is not context.run},
         repos=repos,
         run=context.run.folder,
+        looks=_looks(context, prompts) if "evaluation" in stages_left else 0,
     )
+
+
+def _looks(context: RunContext, prompts: Sequence[Prompt]) -> int:
+    """Return how many adapters were scored on the test prompts before; 0 if this run scores none on them."""
+    e = context.recipe.evaluation
+    if e.split != "test" or ADAPTER not in models_of(e.arms):
+        return 0
+    return test_sets.looks(context.runs, (p.id for p in prompts if p.split == e.split))
 
 
 def _check_training(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from dsc_hub.runs.metrics_schema import Metrics
@@ -9,6 +12,17 @@ from dsc_hub.runs.run import Run
 from dsc_hub.system.files import read_object
 
 LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters, unordered}, see `scored_adapters`
+
+
+def test_set_id(prompt_ids: Iterable[str]) -> str:
+    """Return the name of a test set in the ledger: a hash of its prompts' ids."""
+    return hashlib.sha256("\n".join(sorted(prompt_ids)).encode()).hexdigest()[:12]
+
+
+def looks(runs: Path, prompt_ids: Iterable[str]) -> int:
+    """Return how many adapters were scored on a test set so far, by the ledger in the folder of the runs."""
+    ledger = runs / LEDGER
+    return len(scored_adapters(read_object(ledger).get(test_set_id(prompt_ids)))[0]) if ledger.is_file() else 0
 
 
 def scored_adapters(entry: Any) -> tuple[list[str], int]:

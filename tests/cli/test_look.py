@@ -15,7 +15,9 @@ from dsc_hub.cli import base, installation
 from dsc_hub.cli.main import cli
 from dsc_hub.cli.tables import grid_page
 from dsc_hub.cli.watch import screen
+from dsc_hub.config.recipe_files import load_recipe_file
 from dsc_hub.config.stages import BY_NAME, NAMES
+from dsc_hub.data.prompts import load_prompts
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.pipeline.grid import GridRow
 from dsc_hub.pipeline.resolve import resolve_recipe
@@ -24,6 +26,7 @@ from dsc_hub.runs.lookup import current_run, find_run, names_run
 from dsc_hub.runs.metrics_schema import Metrics
 from dsc_hub.runs.overview import is_running, summaries
 from dsc_hub.runs.run import Run
+from dsc_hub.runs.test_sets import LEDGER, test_set_id
 from dsc_hub.system import progress
 from dsc_hub.system.files import write_json
 from tests import fixture_run
@@ -350,3 +353,16 @@ def test_a_grid_is_a_page_too_and_its_values_are_escaped(tmp_path: Path):
     grid_page(tmp_path / "grid.html", rows)
     text = (tmp_path / "grid.html").read_text()
     assert "&lt;b&gt;kind&lt;/b&gt;" in text and "<b>kind" not in text and text.count("<svg") == 2
+
+
+def test_the_plan_says_how_often_the_test_prompts_were_scored(dsc, recipe_file: Path):
+    plan = ("plan", str(recipe_file), "--json")
+    assert json.loads(dsc(*plan, code=0).stdout)["looks"] == 0
+    prompts, _ = load_prompts(load_recipe_file(recipe_file).prompts, recipe_file.parent, 0, "")
+    test_set = test_set_id(p.id for p in prompts if p.split == "test")
+    (dsc.work / "runs").mkdir(exist_ok=True)
+    write_json(dsc.work / "runs" / LEDGER, {test_set: {"adapters": ["a", "b"], "unordered": 0}})
+    assert json.loads(dsc(*plan, code=0).stdout)["looks"] == 2
+    assert "2 other adapters were scored on these test prompts before" in dsc(*plan[:2], code=0).stdout
+    for other in ("evaluation.split=validation", "evaluation.arms=[base]", "seed=4"):
+        assert json.loads(dsc(*plan, other, code=0).stdout)["looks"] == 0
