@@ -22,8 +22,10 @@ from huggingface_hub.utils import disable_progress_bars
 from dsc_hub import __version__
 from dsc_hub.errors import HubError
 from dsc_hub.hub.errors import as_hub_error
+from dsc_hub.hub.retry import with_retries
 from dsc_hub.system.addresses import HUB_PORT
 
+LOGIN_TRIES = 3  # a few seconds: somebody waits, and a wrong address is no better after a minute
 # permissions of a fine-grained token, either of which is sufficient
 WRITING = frozenset({"repo.write", "repo.content.write"})
 
@@ -89,7 +91,8 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
             "the token holds spaces or other characters that no token has", "Set HF_TOKEN to the token alone."
         )
     with as_hub_error("token", endpoint):
-        user: dict[str, Any] = HfApi(endpoint=endpoint, token=token).whoami()
+        api = HfApi(endpoint=endpoint, token=token)
+        user: dict[str, Any] = with_retries("login", api.whoami, tries=LOGIN_TRIES)
     access = (user.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")

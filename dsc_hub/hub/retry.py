@@ -36,17 +36,17 @@ Result = TypeVar("Result")
 Passing = HfHubHTTPError | LocalEntryNotFoundError | httpx2.TransportError | json.JSONDecodeError
 
 
-def with_retries(what: str, attempt: Callable[[], Result]) -> Result:
-    """Return the result of `attempt`, called up to TRIES times while it fails with temporary errors."""
-    for number in range(1, TRIES + 1):
+def with_retries(what: str, attempt: Callable[[], Result], tries: int = TRIES) -> Result:
+    """Return the result of `attempt`, called up to `tries` times while it fails with temporary errors."""
+    for number in range(1, tries + 1):
         try:
             with bounded(REPLY_S, LONGEST_PAUSE_S):
                 return attempt()
         except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.TransportError, json.JSONDecodeError) as e:
-            if number == TRIES or not _may_pass(e):
+            if number == tries or not _may_pass(e):
                 raise
             pause = _pause(number, e)
-            say(f"{what}: {_reason(e)}; attempt {number + 1} of {TRIES} in {pause:.0f} s")
+            say(f"{what}: {_reason(e)}; attempt {number + 1} of {tries} in {pause:.0f} s")
             time.sleep(pause)
     raise AssertionError("unreachable")
 

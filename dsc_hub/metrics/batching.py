@@ -26,7 +26,12 @@ class BatchScorer(Generic[BatchResult]):
         self._worker: asyncio.Task[None] | None = None
         # One thread: scorers (tokenizers, evaluate's buffers) are not guaranteed to be thread-safe.
         self._thread = ThreadPoolExecutor(1, "scoring")
-        self.seconds = 0.0  # total time spent in the scorer
+        self.seconds = 0.0  # total time spent in the scorer, without the batch at work
+        self._began: float | None = None  # of that batch
+
+    def busy_seconds(self) -> float:
+        """Return the seconds that the scorer has worked so far, the batch at work included."""
+        return self.seconds + (0.0 if self._began is None else time.monotonic() - self._began)
 
     async def __call__(self, text: str, beside: Any) -> BatchResult:
         future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
@@ -39,7 +44,7 @@ class BatchScorer(Generic[BatchResult]):
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
-            started = time.monotonic()
+            started = self._began = time.monotonic()
             try:
                 texts, besides, _ = (list(part) for part in zip(*batch, strict=True))
                 scores = await loop.run_in_executor(self._thread, self._scorer, texts, besides)
@@ -52,6 +57,8 @@ class BatchScorer(Generic[BatchResult]):
                 if not isinstance(e, Exception):
                     raise
                 continue
+            finally:
+                self._began = None
             self.seconds += time.monotonic() - started
             for (*_, future), score in zip(batch, scores, strict=True):
                 if not future.done():

@@ -118,9 +118,15 @@ def sample_chains(
                     known=known,
                     reused=reused,
                     level=generator.level,
+                    scoring_s=scoring.busy_seconds,
                 ),
             )
         )
+        if tally.waits_for_scores:
+            say(
+                f"sampling  chains waited for their scores most of the time: the scorer worked "
+                f"{duration(scoring.seconds)}. A smaller scorer, or a judge behind a server, is faster"
+            )
     finally:  # a failed session has a cost too
         cached, looked_up = servers.cache_use(before, servers.prefix_cache(endpoints))
         seconds = round(time.monotonic() - started, 2)

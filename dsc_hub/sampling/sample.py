@@ -41,6 +41,7 @@ from dsc_hub.system.progress import Meter, moving_line, say
 
 Complete = Callable[..., Awaitable[Completion]]  # messages, seed; tools if the prompt has some (`tools_of`)
 MOST_FAILURES_IN_A_ROW = 20  # consecutive failures that count as a failure of the server
+BRAKE, BRAKE_S = 0.85, 20.0  # share of the time that the scorer works, after so many seconds, from which chains wait
 MOST_REFUSALS_IN_A_ROW = 200  # refusals of different prompts, by a server that has answered before
 
 
@@ -84,6 +85,7 @@ class SamplingProgress:
 
     total: int
     turns: int  # turns per chain
+    scoring_s: Callable[[], float] = float  # seconds that the scorer has worked since the start
     finished: int = 0
     failed: int = 0
     accepted: int = 0
@@ -104,6 +106,12 @@ class SamplingProgress:
         self.accepted += sum(s.accepted for s in chain.steps)
         self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
 
+    @property
+    def waits_for_scores(self) -> bool:
+        """Whether the scorer works nearly all of the time, so that chains wait for it and not for the model."""
+        seconds = time.monotonic() - self.started
+        return seconds >= BRAKE_S and self.scoring_s() >= BRAKE * seconds
+
     def line(self) -> str:
         """Return the current text of the progress line."""
         seconds = max(time.monotonic() - self.started, 1e-9)
@@ -111,7 +119,7 @@ class SamplingProgress:
         return (
             f"chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
             f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} "
-            f"tokens/s{self.meter.left()}"
+            f"tokens/s{self.meter.left()}{'  the scorer is the brake' * self.waits_for_scores}"
         )
 
 
@@ -230,13 +238,15 @@ async def sample(
     prefix: str = "",
     reused: Counter[str] | None = None,
     level: Callable[[], int] | None = None,
+    scoring_s: Callable[[], float] = float,
     show: Callable[[Callable[[], str]], None] = lambda text: None,
 ) -> SamplingProgress:
     """Run the unfinished chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
 
     `prompts` is iterated twice and not held in memory. `criticise` generates the critiques (None: `complete` does).
     `known` indexes turns of other runs by request and seed, which are reused; `reused` counts their {tokens}. `level`
-    returns the number of requests to keep in flight (None: the recipe's number).
+    returns the number of requests to keep in flight (None: the recipe's number), `scoring_s` the seconds that the
+    scorer has worked.
 
     Chains that fail individually are written to failed.jsonl with the reason and retried by the next run. Raises
     ServingError if the server is unreachable or refuses one request after the other. After Ctrl-C (task_pool.py) the
@@ -260,7 +270,7 @@ async def sample(
         score,
         veto,
         pool=TaskPool(level or (lambda: fixed_level(recipe))),
-        progress=SamplingProgress(pending, 1 + 2 * recipe.chain.steps, reused_turns=len(stored_turns)),
+        progress=SamplingProgress(pending, 1 + 2 * recipe.chain.steps, scoring_s, reused_turns=len(stored_turns)),
         failures=CircuitBreaker(formerly, works=bool(finished or stored_turns)),
         reused=Counter() if reused is None else reused,
         show=show,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dsc_hub.chain.chain import opening_of
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import GenerationConfig, ModelConfig, ScorerConfig, ServingConfig
 from dsc_hub.errors import ServingError
@@ -19,8 +20,10 @@ from dsc_hub.inference import base_model, rendering, servers, thinking_models
 from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import rating_of
-from dsc_hub.records import Prompt
+from dsc_hub.records import Prompt, Turn
+from dsc_hub.runs.run import Run
 from tests import fixture_run
+from tests.cli import test_conversations as conversations
 from tests.inference import chat_templates
 
 pytestmark = pytest.mark.engine
@@ -84,6 +87,30 @@ last: sampling
     # 14 chains of three turns: of two steps the first one is taken over, from the run with the same critic.
     assert [r["sampling"]["reused_turns"] for r in rows] == [0, 0, 42, 42]
     assert os.environ["SERVER_API_KEY"] not in done.stdout + done.stderr
+
+
+def test_conversations_are_asked_whole(dsc, tmp_path: Path, server: servers.Endpoint):
+    """Several turns with a system text of their own: the first answer reads as many tokens as the template makes of them."""
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    talks = [conversations.talk(n) for n in range(8)]
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
+    (folder / "recipe.yaml").write_text(conversations.RECIPE)
+    given = [f"serving.endpoints=[{server.url}]", "serving.api_key_env=SERVER_API_KEY", "generation.max_new_tokens=24"]
+    dsc("sample", str(folder / "recipe.yaml"), *given, code=0, SERVER_API_KEY=os.environ["SERVER_API_KEY"])
+    (folder,) = (dsc.work / "runs" / "talks").iterdir()
+    run = Run(folder)
+    prompts = {p.id: p for p in run.rows("prompts.jsonl").as_type(Prompt)}
+    answers = [t for t in run.rows("turns.jsonl").as_type(Turn) if t.role == "answer"]
+    assert len(answers) == len(list(run.rows("chains.jsonl"))) >= 4
+    from transformers import AutoTokenizer  # takes seconds
+
+    tokenizer = AutoTokenizer.from_pretrained(run.facts.model.weights)
+    for answer in answers:
+        asked = opening_of(prompts[answer.prompt_id], "Be brief.")
+        assert [m["role"] for m in asked] == ["system", "user", "assistant", "user"]
+        tokens = tokenizer.apply_chat_template(asked, add_generation_prompt=True)["input_ids"]
+        assert answer.prompt_tokens == len(tokens)
 
 
 def test_a_real_server_renders_as_the_template_and_ends_a_thought_at_its_limit(home, tmp_path, monkeypatch):

@@ -126,6 +126,21 @@ def test_what_does_not_pass_ends_with_what_to_do(account, files, faulty, tmp_pat
     assert ours(account.api, name) == [commit]
 
 
+def test_a_login_is_tried_again(served, faulty, capsys: pytest.CaptureFixture[str]):
+    address, whoami = served[0], "/api/whoami-v2"
+    faulty.faults = [Fault("GET", whoami, 503, times=2)]
+    assert login(None, address.endpoint, address.token).owner == "local"
+    assert "login: answered 503; attempt 2 of 3" in capsys.readouterr().err
+    faulty.faults = [Fault("GET", whoami, 503, times=99)]
+    with pytest.raises(HubError, match="answered 503") as e:
+        login(None, address.endpoint, address.token)
+    assert faulty.count("GET", whoami) == 6 and "Tried 6 times" not in str(e.value)
+    faulty.faults = [Fault("GET", whoami, 401, times=1)]  # a wrong token is no better after a pause
+    with pytest.raises(HubError):
+        login(None, address.endpoint, address.token)
+    assert faulty.faults[0].times == 0
+
+
 def test_a_repo_made_public_in_between_gets_nothing(account, files, faulty, tmp_path: Path):
     def open_it() -> None:
         account.api.update_repo_settings("local/opened", repo_type="dataset", private=False)

@@ -311,6 +311,30 @@ def test_scores_are_batched_and_come_back_to_their_own_text():
     assert sum(sizes) == 100 and len(sizes) < 10
 
 
+def test_a_scorer_that_works_all_of_the_time_is_the_brake():
+    busy = []
+
+    def scorer(texts, besides):
+        time.sleep(0.2)
+        return [Score(0.0) for _ in texts]
+
+    async def go():
+        scoring = BatchScorer(scorer)
+        task = asyncio.create_task(scoring("a", None))
+        await asyncio.sleep(0.1)
+        busy.append(scoring.busy_seconds())  # of the batch at work
+        await task
+        busy.append(scoring.busy_seconds())
+
+    asyncio.run(go())
+    assert 0.05 < busy[0] < busy[1] and 0.2 <= busy[1] < 1
+    for worked, seconds, is_brake in ((29.0, 30.0, True), (20.0, 30.0, False), (9.0, 9.5, False)):
+        progress = sample.SamplingProgress(4, 3, lambda worked=worked: worked)
+        progress.started -= seconds
+        assert progress.waits_for_scores is is_brake
+        assert ("the scorer is the brake" in progress.line()) is is_brake
+
+
 WORKER = """
 import asyncio, sys
 from pathlib import Path
