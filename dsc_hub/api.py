@@ -169,7 +169,10 @@ def run(context: RunContext, until: str = "publish", retry_failed: bool = False)
 
 
 def load_run(reference: str | Path, runs: Path = RUNS) -> Results:
-    """The results of a run folder, or of a recipe's newest run by the recipe's name. ConfigError if there is none."""
+    """The results of a run: its folder or the name of it, or a recipe's name or file for its newest evaluated run.
+
+    ConfigError if there is none.
+    """
     from dsc_hub.runs.lookup import find_run
 
     return Results(find_run(str(reference), runs).folder)

@@ -26,9 +26,9 @@ def groups_needed(
     """Return the number of groups for which the interval would lie on its mean's side of `limit`.
 
     This holds with probability `power` if the true mean is the estimated one. `repeated(m)` is the estimate from m
-    times these groups; by default its half width is that of a mean (`_half_of_mean`). (Wilson's interval of a rare
-    event shrinks with m itself.) None without an interval, and if the mean is so near to the limit that more than
-    MOST_TIMES as many groups would be needed: that number says nothing.
+    times these groups (Wilson's interval of a rare event shrinks with m, not with its root); without one, or without
+    its interval, the half width is that of a mean (`_half_of_mean`). None without an interval, and if the mean is so
+    near to the limit that more than MOST_TIMES as many groups would be needed: that number says nothing.
     """
     mean, low, high = (estimate[k] for k in ("mean", "low", "high"))
     if mean is None or low is None or high is None or mean == limit:
@@ -37,7 +37,10 @@ def groups_needed(
     def half(times: int) -> float:
         if times == 1:
             return _half(estimate, limit)
-        return _half_of_mean(estimate, times, confidence) if repeated is None else _half(repeated(times), limit)
+        again = repeated(times) if repeated else None
+        if again is None or again["low"] is None:
+            return _half_of_mean(estimate, times, confidence)
+        return _half(again, limit)
 
     z = float(scipy.special.ndtri((1 + confidence) / 2))
     aim = abs(mean - limit) / (1 + float(scipy.special.ndtri(power)) / z)

@@ -6,6 +6,7 @@ Prints its address. It ends when its standard input does.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import xllamacpp
@@ -21,6 +22,7 @@ def main() -> None:
     settings.model.path = options.file
     settings.hostnames, settings.port = ["127.0.0.1"], 0
     settings.n_parallel, settings.n_ctx = options.parallel, options.parallel * options.context
+    settings.cpuparams.n_threads = len(os.sched_getaffinity(0))  # more would wait for each other
     server = xllamacpp.Server(settings)
     print(server.listening_address, flush=True)
     sys.stdin.read()

@@ -9,6 +9,7 @@ import pytest
 
 from dsc_hub import stats
 from dsc_hub.evaluation import claim
+from dsc_hub.evaluation import repeated as again
 from dsc_hub.runs import verdict
 from dsc_hub.runs.metrics_schema import Criterion
 from dsc_hub.sample_size import groups_for_p, groups_needed
@@ -33,7 +34,7 @@ def test_of_a_mean():
 def test_one_group_far_off_does_not_make_the_number_as_wide_as_its_interval():
     """Seven differences with one far below: the interval reaches far down, and that of 30 such groups does not."""
     means = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.0, -0.71])
-    repeated = claim._repeated(means, [f"g{k}" for k in range(7)], SETTING)
+    repeated = again.of_mean(means, [f"g{k}" for k in range(7)], 0.95)
     seen = repeated(1)
     assert seen["low"] < -0.7 and seen["high"] < 1.0  # t alone: -0.14
     needed = groups_needed(seen, 0.0, repeated=repeated)
@@ -119,7 +120,7 @@ def test_if_what_was_seen_is_how_it_is_so_many_groups_decide_a_mean(groups: int,
     rng, needed, above = np.random.default_rng(1), [], []
     while len(needed) < 40:
         seen = draw(rng)
-        repeated = claim._repeated(seen, [f"g{k}" for k in range(groups)], SETTING)
+        repeated = again.of_mean(seen, [f"g{k}" for k in range(groups)], 0.95)
         estimate = repeated(1)
         number = groups_needed(estimate, 0.0, repeated=repeated)
         if estimate["mean"] <= 0 or estimate["low"] > 0 or number is None or number > 400:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from dsc_hub.cli.base import cli, json_option, print_json, results_follow, run_verb, stage_verb
+from dsc_hub.cli.base import cli, json_option, print_json, results_follow, run_verb, runs_option, stage_verb
 from dsc_hub.system.addresses import HUB_PORT
 
 
@@ -51,10 +51,11 @@ def pull(reference: str, folder: Path | None, as_json: bool) -> None:
 @cli.command()
 @click.argument("reference", metavar="REPO[@REV]|RUN")
 @click.option("--rescore", is_flag=True, help="Also score a dataset's answers again, with the packaged scorers.")
+@runs_option
 @json_option
-def verify(reference: str, rescore: bool, as_json: bool) -> None:
+def verify(reference: str, rescore: bool, runs: Path, as_json: bool) -> None:
     """Check a published dataset or adapter: files against its manifest, numbers and card made anew from its own rows.
-    Or RUN, a run folder or a recipe's name: whether its files are as their stages left them.
+    Or RUN, a run folder, its name, or a recipe's name or file: whether its files are as their stages left them.
 
     Exit code 1 if something differs.
     """
@@ -68,7 +69,7 @@ def verify(reference: str, rescore: bool, as_json: bool) -> None:
     if not reference.startswith("hub:") and ("/" not in reference or Path(reference.partition("@")[0]).exists()):
         if rescore:
             raise click.UsageError("--rescore is for a published dataset; `dsc evaluate` scores a run's answers")
-        run = find_run(reference, Path("runs"))
+        run = find_run(reference, runs)
         about, checks, title = {"run": str(run.folder)}, verify_run(run), f"run {run.folder}"
     else:
         found, checks = verify_repo(reference, rescore)

@@ -12,6 +12,7 @@ from rich.text import Text
 from dsc_hub.evaluation.compare import Comparison
 from dsc_hub.pipeline.grid import GridRow
 from dsc_hub.report.formatting import ABSENT, arm_name, count, interval, measured, megabytes, number, p_value
+from dsc_hub.report.verdicts import is_shown
 from dsc_hub.runs.metrics_schema import Estimate
 from dsc_hub.runs.overview import RunSummary
 from dsc_hub.stats import PRIMARY_SCORES
@@ -100,13 +101,10 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
         for score, e in d.by_score.items() if d.arm == "distilled" else ():
             if not measured(e.mean):
                 continue
-            p, is_shown = e.p_holm, False
-            if measured(e.low) and measured(e.high) and measured(p):
-                is_shown = not e.low <= 0 <= e.high and p <= 1 - comparison.confidence
-            word = f"{'higher' if e.mean > 0 else 'lower'} than" if is_shown else "not shown to differ from"
-            out.append(
-                f"Distilled of {d.run} is {word} that of {d.against} on {score}: {interval(e)}, {p_value(p)} after Holm"
-            )
+            side = "higher" if e.mean > 0 else "lower"
+            word = f"{side} than" if is_shown(e, comparison.confidence) else "not shown to differ from"
+            evidence = f"{interval(e)}, {p_value(e.p_holm)} after Holm"
+            out.append(f"Distilled of {d.run} is {word} that of {d.against} on {score}: {evidence}")
     return out
 
 
@@ -119,7 +117,7 @@ def comparison_page(path: Path, compared: Comparison) -> None:
         for score, difference in d.by_score.items():
             by_score.setdefault(score, {})[f"{arm_name(d.arm)}: {d.run} \N{MINUS SIGN} {d.against}"] = difference
     plots = {score: figure for score, rows in by_score.items() if (figure := forest(score, rows))}
-    title = f"{len(compared.runs)} runs compared: " + ", ".join(run.name for run in compared.runs)
+    title = "Compared: " + ", ".join(f"{run.folder.parent.name}/{run.folder.name}" for run in compared.runs)
     write_tables(path, title, comparison_tables(compared), plots, [*comparison_sentences(compared), *compared.notes])
 
 

@@ -16,7 +16,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.evaluation import arms
 from dsc_hub.records import Answer, Prompt, Score
 from dsc_hub.runs.run import Run
-from dsc_hub.runs.test_sets import LEDGER, scored_adapters, test_set_id
+from dsc_hub.runs.test_sets import LEDGER, scored_adapters, set_id
 from dsc_hub.system.files import read_json, write_json
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.locks import locked
@@ -107,7 +107,7 @@ def count_adapters(runs: Path, prompts: Sequence[Prompt], adapter: Path | None) 
     adapter in scoring order (1: the first; None without an adapter, or if its position is unknown)}. The more adapters
     are tried on a test set, the less its best number means.
     """
-    test_set = test_set_id(p.id for p in prompts)
+    test_set = set_id(p.id for p in prompts)
     ledger = runs / LEDGER
     with locked(runs / "test_sets.lock"):
         entries: dict[str, Any] = read_json(ledger) if ledger.is_file() else {}

@@ -19,7 +19,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from dsc_hub import stats
@@ -28,6 +28,8 @@ from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import phrases, words
 from dsc_hub.errors import RunError
+from dsc_hub.evaluation import repeated
+from dsc_hub.evaluation.repeated import Pairs
 from dsc_hub.evaluation.side_effects import variety
 from dsc_hub.records import Answer, AnswerKey, Prompt
 from dsc_hub.runs.metrics_schema import Claim, Criterion
@@ -57,19 +59,6 @@ SENTENCE_WORDS = 3  # minimum number of words of a sentence
 BLOCKS = 50  # maximum number of blocks of groups that the jackknife leaves out in turn
 
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """Aligned answers of base and distilled to the same prompts and samples, with the prompts."""
-
-    base: Sequence[Answer]
-    distilled: Sequence[Answer]
-    prompts: Sequence[Prompt]
-
-    @property
-    def groups(self) -> list[str]:
-        return [p.group for p in self.prompts]
-
-
 def assess(
     answers: Iterable[Answer],
     prompts: Sequence[Prompt],
@@ -90,11 +79,7 @@ def assess(
     both = [key for key in sorted(arms["base"]) if key in arms["distilled"]]
     pairs = Pairs([arms["base"][k] for k in both], [arms["distilled"][k] for k in both], [by_id[i] for i, _ in both])
     criteria = [
-        *(
-            better(name, differences.get(name), score, setting, _repeated_score(name, score, pairs, setting))
-            for name in BETTER
-            for score in [scores.get(name, {})]
-        ),
+        *(_better(name, pairs, differences.get(name), scores.get(name, {}), setting) for name in BETTER),
         _on_test_prompts(setting),
         first_look(setting),
         _answered(arms, prompts, scores, setting),
@@ -121,27 +106,6 @@ def assess(
     )
 
 
-def _repeated(values: Sequence[float], groups: Sequence[str], setting: Setting) -> Callable[[int], Row]:
-    """Return the function from m to the estimate of a mean from m times the groups (`sample_size.groups_needed`)."""
-
-    def of_groups(times: int) -> Row:
-        more = [f"{group}, {k}" for k in range(times) for group in groups]
-        return stats.estimate([*values] * times, more, setting.confidence)
-
-    return of_groups
-
-
-def _repeated_score(name: str, score: Row, pairs: Pairs, setting: Setting) -> Callable[[int], Row]:
-    """Return `_repeated` for the difference of a score, positive where distilled is better."""
-    sign = 1 if score.get("higher_is_better", True) else -1
-    scored = [
-        (sign * (after - before), group)
-        for b, d, group in zip(pairs.base, pairs.distilled, pairs.groups, strict=True)
-        if (before := b.score(name)) is not None and (after := d.score(name)) is not None
-    ]
-    return _repeated([value for value, _ in scored], [group for _, group in scored], setting)
-
-
 def where_alike(estimate: Row) -> dict[str, Any]:
     """Return the estimate with an interval of zero width if all groups have the same value.
 
@@ -164,6 +128,10 @@ def _ratio_within(name: str, logs: Row, setting: Setting, least: float, most: fl
 # -- scores
 
 
+def _better(name: str, pairs: Pairs, difference: Row | None, score: Row, setting: Setting) -> Criterion:
+    return better(name, difference, score, setting, repeated.of_score(name, score, pairs, setting.confidence))
+
+
 def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Setting) -> Criterion:
     label = f"not worse on the {name} scorer"
     if setting.confidence < LEAST_CONFIDENCE:
@@ -177,8 +145,8 @@ def _not_worse(name: str, pairs: Pairs, difference: Row, score: Row, setting: Se
         margin = SPREAD_MARGIN * stats.spread_of_groups([v for v, _ in kept], [g for _, g in kept])
         note = f"margin: {SPREAD_MARGIN:g} standard deviations of the base's group means"
     upwards = where_alike(_upwards(difference, score))
-    repeated = _repeated_score(name, score, pairs, setting)
-    criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note, repeated=repeated)
+    again = repeated.of_score(name, score, pairs, setting.confidence)
+    criterion = within_limits(label, upwards, setting.confidence, at_least=-margin, note=note, repeated=again)
     # The recipe requested this scorer, so an unmeasured result leaves the claim undecided.
     return criterion.model_copy(update={"verdict": "undecided"}) if criterion.verdict == "unmeasured" else criterion
 
@@ -238,7 +206,7 @@ def _share(
     """Return the criterion that the share of answers with a property is worse by less than SHARE_MARGIN."""
 
     def of_groups(times: int) -> Row:
-        more = [f"{group}, {k}" for k in range(times) for group in groups]
+        more = repeated.copies(groups, times)
         return stats.rate_difference([*distilled] * times, [*base] * times, more, setting.confidence)
 
     limits = {"at_most": SHARE_MARGIN} if less_is_better else {"at_least": -SHARE_MARGIN}
@@ -289,7 +257,7 @@ def _varied(pairs: Pairs, setting: Setting) -> Criterion:
         blocks[k % BLOCKS].add(group)
     replicates = [both(frozenset(block)) for block in blocks.values()] if len(blocks) > 1 else []
     logs = [math.log(r["distilled"] / r["base"]) for r in replicates if r["base"] and r["distilled"]]
-    estimate = stats.jackknife(math.log(after / before), logs, setting.confidence)
+    estimate = stats.jackknife(math.log(after / before), logs, setting.confidence) | {"groups": len(set(groups))}
     return _ratio_within(name, estimate, setting, LEAST_VARIETY, None, base=before, distilled=after)
 
 
@@ -305,14 +273,12 @@ def _long(pairs: Pairs, setting: Setting) -> Criterion:
     ]
     kept = [(math.log(before), math.log(after), group) for before, after, group in sizes if before and after]
     groups = [group for *_, group in kept]
-    repeated = _repeated([after - before for before, after, _ in kept], groups, setting)
-    estimate = where_alike(repeated(1))
+    again = repeated.of_mean([after - before for before, after, _ in kept], groups, setting.confidence)
+    estimate = where_alike(again(1))
     logs = ([before for before, _, _ in kept], [after for _, after, _ in kept])
     means = [stats.group_mean(side, groups) for side in logs]
     before, after = (None if mean is None else math.exp(mean) for mean in means)
-    return _ratio_within(
-        "as long", estimate, setting, SHORTEST, LONGEST, repeated=repeated, base=before, distilled=after
-    )
+    return _ratio_within("as long", estimate, setting, SHORTEST, LONGEST, repeated=again, base=before, distilled=after)
 
 
 def phrases_of(row: Answer, prompt: Prompt) -> set[str]:

@@ -8,6 +8,7 @@ prompts are never subtracted; a note reports if the arms ran on different weight
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from dsc_hub.runs.metrics_schema import Difference, Evaluation, Scored, ScoreNam
 from dsc_hub.runs.overview import flat_settings, shown_setting
 from dsc_hub.runs.results import answers, evaluation_of
 from dsc_hub.runs.run import Run
+
+LONGEST = 100  # characters of a setting that is shown
 
 
 class ComparedRun(BaseModel):
@@ -182,11 +185,11 @@ def _without_noise(difference: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings_that_differ(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return KEY=VALUE of the settings that are not the same in all runs, for each run."""
-    settings = [flat_settings(run.raw_facts["recipe"]) for run in runs]
-    keys = dict.fromkeys(key for each in settings for key in each)
+    """Return KEY=VALUE of the settings that are not the same in all runs, for each run; none about servers."""
+    settings = [flat_settings(run.facts.recipe.model_dump(mode="json")) for run in runs]
+    keys = dict.fromkeys(key for each in settings for key in each if not key.startswith("serving."))
     differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
-    return [tuple(shown_setting(key, each[key]) for key in differ if key in each) for each in settings]
+    return [tuple(textwrap.shorten(shown_setting(key, each.get(key)), LONGEST) for key in differ) for each in settings]
 
 
 def _compared_run(name: str, run: Run, r: _Evaluated, differs: tuple[str, ...]) -> ComparedRun:

@@ -25,7 +25,7 @@ from dsc_hub.hub.errors import as_hub_error
 from dsc_hub.hub.retry import with_retries
 from dsc_hub.system.addresses import HUB_PORT
 
-LOGIN_TRIES = 3  # a few seconds: somebody waits, and a wrong address is no better after a minute
+LOGIN_TRIES, LOGIN_REPLY_S = 3, 20.0  # somebody waits, and a wrong address is no better after a minute
 # permissions of a fine-grained token, either of which is sufficient
 WRITING = frozenset({"repo.write", "repo.content.write"})
 
@@ -92,7 +92,7 @@ def login(owner: str | None, endpoint: str | None = None, token: str | None = No
         )
     with as_hub_error("token", endpoint):
         api = HfApi(endpoint=endpoint, token=token)
-        user: dict[str, Any] = with_retries("login", api.whoami, tries=LOGIN_TRIES)
+        user: dict[str, Any] = with_retries("login", api.whoami, LOGIN_TRIES, LOGIN_REPLY_S)
     access = (user.get("auth") or {}).get("accessToken") or {}
     if access.get("role") == "read":
         raise HubError(f"the token for {endpoint} can only read", "Make one with write access and set HF_TOKEN.")

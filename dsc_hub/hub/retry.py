@@ -36,11 +36,14 @@ Result = TypeVar("Result")
 Passing = HfHubHTTPError | LocalEntryNotFoundError | httpx2.TransportError | json.JSONDecodeError
 
 
-def with_retries(what: str, attempt: Callable[[], Result], tries: int = TRIES) -> Result:
-    """Return the result of `attempt`, called up to `tries` times while it fails with temporary errors."""
+def with_retries(what: str, attempt: Callable[[], Result], tries: int = TRIES, reply_s: float | None = None) -> Result:
+    """Return the result of `attempt`, called up to `tries` times while it fails with temporary errors.
+
+    `reply_s` is the longest wait for a byte, in seconds; by default REPLY_S.
+    """
     for number in range(1, tries + 1):
         try:
-            with bounded(REPLY_S, LONGEST_PAUSE_S):
+            with bounded(REPLY_S if reply_s is None else reply_s, LONGEST_PAUSE_S):
                 return attempt()
         except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.TransportError, json.JSONDecodeError) as e:
             if number == tries or not _may_pass(e):

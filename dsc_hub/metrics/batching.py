@@ -58,8 +58,8 @@ class BatchScorer(Generic[BatchResult]):
                     raise
                 continue
             finally:
+                self.seconds += time.monotonic() - started
                 self._began = None
-            self.seconds += time.monotonic() - started
             for (*_, future), score in zip(batch, scores, strict=True):
                 if not future.done():
                     future.set_result(score)

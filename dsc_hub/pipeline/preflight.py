@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.arms import ADAPTER, models_of
+from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.models import (
     Place,
     base_place,
@@ -41,7 +41,7 @@ from dsc_hub.pipeline.work import opening_tokens
 from dsc_hub.records import Prompt
 from dsc_hub.runs import test_sets
 from dsc_hub.runs.reuse import reusable_stages
-from dsc_hub.runs.run import siblings
+from dsc_hub.runs.run import Run, siblings
 from dsc_hub.system import machine, progress
 from dsc_hub.system.launch import world_size
 
@@ -134,19 +134,15 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     announce_servers(recipe)
     _say_which_metrics_stay(recipe)
     prompts, dropped = load_prompts(recipe.prompts, context.path.parent, recipe.seed, context.identity["prompts"])
-    folders = {
-        place: base_model.materialize(model, weights=False)
-        for place, model in context.models.items()
-        if not model.is_behind_api
-    }
+    loaded = {place: model for place, model in context.models.items() if not model.is_behind_api}
+    folders = {place: base_model.materialize(model, weights=False) for place, model in loaded.items()}
     _say_who_teaches(context)
     base = folders.get(base_place(recipe))
     reusable = reusable_stages(context.run, NAMES, context.fingerprints, siblings(context.runs, recipe.name))
     planned = chain_count(recipe, prompts)
     left = rounds.chains_left(context, planned)
     share_left = sum(left) / (planned * recipe.rounds) if planned else 0.0
-    identities = context.identity["prompts"], context.base.identity
-    stages = up_to(last)
+    identities, stages = (context.identity["prompts"], context.base.identity), up_to(last)
     estimate = estimate_run(recipe, prompts, context.model.identity, base, reusable, left, *identities, stages)
     stages_left = [stage for stage in stages if stage not in reusable]
     needs = disk_needs(context, estimate.disk_bytes, base, stages_left)
@@ -173,8 +169,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     if account:
         repos, hub_problems = check_publishing(context, account, base, estimate.disk_bytes)
         problems += hub_problems
-    if problems:
-        n = len(problems)
+    if n := len(problems):
         raise ConfigError(f"{context.path} can't run here: {n} problem{'s' * (n > 1)}", problems=problems)
     return RunPlan(
         **dict(estimate) | priced(recipe, prompts, folders.get("model"), reusable, share_left),
@@ -185,16 +180,20 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
         taken_over={stage: str(source.folder) for stage, source in reusable.items() if source is not context.run},
         repos=repos,
         run=context.run.folder,
-        looks=_looks(context, prompts) if "evaluation" in stages_left else 0,
+        looks=_looks(context, prompts, reusable.get("distill")) if "evaluation" in stages_left else 0,
     )
 
 
-def _looks(context: RunContext, prompts: Sequence[Prompt]) -> int:
-    """Return how many adapters were scored on the test prompts before; 0 if this run scores none on them."""
+def _looks(context: RunContext, prompts: Sequence[Prompt], trained: Run | None) -> int:
+    """Return how many other adapters were scored on the test prompts before; 0 if no claim is judged on them.
+
+    `trained` is the run that has the adapter; None: it is still to be trained.
+    """
     e = context.recipe.evaluation
-    if e.split != "test" or ADAPTER not in models_of(e.arms):
+    if e.split != "test" or not judges_claim(e.arms):
         return 0
-    return test_sets.looks(context.runs, (p.id for p in prompts if p.split == e.split))
+    own = (trained.marker("distill") or {}).get("result", {}).get("adapter_sha256") if trained else None
+    return test_sets.looks_before(context.runs, (p.id for p in prompts if p.split == e.split), own)
 
 
 def _check_training(

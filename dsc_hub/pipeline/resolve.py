@@ -25,7 +25,7 @@ from dsc_hub.runs.run import Run
 from dsc_hub.runs.shards import Shard
 from dsc_hub.system import hashing
 from dsc_hub.system.launch import world_size
-from dsc_hub.system.progress import say
+from dsc_hub.system.progress import say_once
 
 # Overrides for scoring a third-party adapter: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
@@ -44,7 +44,7 @@ def resolve_recipe(
     checked = _with_processes(checked)
     _check_braces(checked)
     if beside := runs_elsewhere(path, checked.name, runs_folder):
-        say(
+        say_once(
             f"runs of this recipe are in {beside}, and none in {runs_folder.resolve()}, which this command looks at: "
             f"--runs {beside} goes on with them"
         )
@@ -84,16 +84,15 @@ def _check_braces(recipe: Recipe) -> None:
     """
     p, problems = recipe.prompts, []
     columns = {p.column: "prompt", p.kind_column: None, p.tools_column: None, p.group_column: "group"}
+    known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
     for key in ("critique", "revision"):
-        known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
+        for column, name in columns.items():
+            if column and column not in PLACEHOLDERS and f"{{{column}}}" in getattr(recipe.chain, key):
+                instead = f"; that column is {{{name}}}" if name else ""
+                problems.append(f"chain.{key}: {{{column}}} is a column and no placeholder{instead}. There are {known}")
         for word in dict.fromkeys(re.findall(r"(?<![\\\w{}])\{(\w{2,})\}(?!\})", getattr(recipe.chain, key))):
-            if word in PLACEHOLDERS:
-                continue
-            if word in columns:
-                instead = f"; that column is {{{columns[word]}}}" if columns[word] else ""
-                problems.append(f"chain.{key}: {{{word}}} is a column and no placeholder{instead}. There are {known}")
-            else:
-                say(f"chain.{key}  {{{word}}} is sent as it is: it is no placeholder. There are {known}")
+            if word not in (*PLACEHOLDERS, *columns):
+                say_once(f"chain.{key}  {{{word}}} is sent as it is: it is no placeholder. There are {known}")
     if problems:
         raise ConfigError("a text of the chain has a placeholder that is not known", problems=problems)
 

@@ -118,34 +118,47 @@ def sample_chains(
                     known=known,
                     reused=reused,
                     level=generator.level,
-                    scoring_s=scoring.busy_seconds,
+                    scoring_s=lambda: max(s.busy_seconds() for s in (scoring, veto) if isinstance(s, BatchScorer)),
                 ),
             )
         )
-        if tally.waits_for_scores:
-            say(
-                f"sampling  chains waited for their scores most of the time: the scorer worked "
-                f"{duration(scoring.seconds)}. A smaller scorer, or a judge behind a server, is faster"
-            )
     finally:  # a failed session has a cost too
-        cached, looked_up = servers.cache_use(before, servers.prefix_cache(endpoints))
         seconds = round(time.monotonic() - started, 2)
-        count, kind = processors(context)
-        session = {
-            "seconds": seconds,
-            "new_tokens": generator.new_tokens,
-            "reused_tokens": reused["tokens"],
-            "cached_tokens": cached,
-            "looked_up_tokens": looked_up,
-            "retries": generator.retries,
-            "scoring_s": round(scoring.seconds, 2),
-            "processors": count,
-            "kind": kind,
-        }
-        add_session(context.run, "sampling", session)
+        scoring_s = round(scoring.seconds, 2)
+        _add_cost(
+            context, generator, servers.cache_use(before, servers.prefix_cache(endpoints)), seconds, reused, scoring_s
+        )
+    if tally.waits_for_scores:
+        say(
+            "sampling  chains waited for their scores most of the time: a smaller scorer, or one at a server, is faster"
+        )
     if tally.interrupted:
         raise KeyboardInterrupt
     return tally, seconds
+
+
+def _add_cost(
+    context: RunContext,
+    generator: Any,
+    cache_use: tuple[int | None, int | None],
+    seconds: float,
+    reused: Mapping[str, int],
+    scoring_s: float,
+) -> None:
+    """Record what a session of sampling cost. `cache_use`: prompt tokens found in the prefix cache, and looked up."""
+    (cached, looked_up), (count, kind) = cache_use, processors(context)
+    session = {
+        "seconds": seconds,
+        "new_tokens": generator.new_tokens,
+        "reused_tokens": reused["tokens"],
+        "cached_tokens": cached,
+        "looked_up_tokens": looked_up,
+        "retries": generator.retries,
+        "scoring_s": scoring_s,
+        "processors": count,
+        "kind": kind,
+    }
+    add_session(context.run, "sampling", session)
 
 
 def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: float) -> None:

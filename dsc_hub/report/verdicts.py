@@ -1,6 +1,6 @@
 """Sentences about the evaluation: one verdict per comparison, the headline, the caveats.
 
-All numbers are recorded ones. Shared by the page, the cards and the terminal, so that the three never disagree.
+The numbers in them are recorded ones. Shared by the page, the cards and the terminal, so that the three never disagree.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from typing import Literal
 import scipy  # imports scipy.stats at its first use
 
 from dsc_hub.acceptance import RULES
+from dsc_hub.config.arms import ADAPTER, ARMS
+from dsc_hub.config.models import is_at_endpoints
+from dsc_hub.config.recipe import generation_at_evaluation
 from dsc_hub.report.formatting import (
     SCORE_TITLES,
     arm_name,
@@ -51,10 +54,18 @@ class ComparisonVerdict:
     sentence: str
 
 
+def is_shown(difference: Difference, confidence: float) -> bool:
+    """Return whether a difference counts as one: the interval leaves out zero, and p after Holm is small enough."""
+    low, high, p = difference.low, difference.high, difference.p_holm
+    if not (measured(low) and measured(high) and measured(p)):
+        return False
+    return not low <= 0 <= high and p <= 1 - confidence
+
+
 def judge_difference(key: str, difference: Difference, score: ScoreDescription, confidence: float) -> ComparisonVerdict:
     """Return the verdict on the difference `one - other` of a score.
 
-    It counts as a difference only if the interval excludes zero and the Holm-adjusted p is at most 1 - confidence.
+    `is_shown` says what counts as a difference.
     """
     one, other = (arm_name(a) for a in key.split(" - "))
     subject, name = one[:1].upper() + one[1:], score.name
@@ -69,8 +80,7 @@ def judge_difference(key: str, difference: Difference, score: ScoreDescription, 
             "unmeasured",
             f"{subject} minus {other} on {name} is {number(mean)}, without an interval: no difference can be claimed.",
         )
-    p = difference.p_holm
-    if low <= 0 <= high or not measured(p) or p > 1 - confidence:
+    if not is_shown(difference, confidence):
         return ComparisonVerdict(
             "unclear",
             f"No difference shown between {one} and {other} on {name}: "
@@ -119,7 +129,12 @@ def verdicts(evaluation: Evaluation) -> list[ComparisonVerdict]:
 def headline(evaluation: Evaluation) -> str:
     """Return the verdict in one sentence, plus one for each other scorer with another conclusion."""
     (_, first), *others = zip(SCORE_TITLES.values(), verdicts(evaluation), strict=False)
-    apart = [f" The {title} says otherwise: {v.sentence}" for title, v in others if v.kind != first.kind]
+    words = {"unclear": "shows none", "unmeasured": "says nothing"}
+    apart = [
+        f" The {title} {words.get(v.kind, 'says otherwise')}: {v.sentence}"
+        for title, v in others
+        if v.kind != first.kind
+    ]
     return first.sentence + "".join(apart)
 
 
@@ -210,27 +225,33 @@ def caveats(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[s
 
 
 def _weaker_than_sampled(facts: RunFacts, metrics: Metrics, evaluation: Evaluation) -> list[str]:
-    """Return the caveat that rounding made the base so weak that its own chains fail, where they do.
+    """Return the caveat that the base fails at its own chains in the evaluation, where it does: rounding may be why.
 
-    Accepted revisions of the chains that were sampled are compared with those of the arm `self_critique`, which the
-    same model wrote on rounded weights.
+    The revisions accepted while sampling are compared with the answers that the arm `self_critique` changed for the
+    better. Both are counts of the same only for the rule 'improve', and of the same model without later rounds.
     """
     sampled, recipe = metrics.sampling, facts.recipe
     chains = evaluation.differences.get("self_critique - base", {}).get("reward")
-    is_rounded = recipe.distill.method == "qlora" and recipe.evaluation.weights == "rounded" and not facts.student
-    if not is_rounded or sampled is None or not sampled.steps or not chains:
+    is_rounded = recipe.distill.method == "qlora" and recipe.evaluation.weights == "rounded"
+    is_rounded = is_rounded and any(ARMS[arm].model == ADAPTER for arm in evaluation.arms if arm in ARMS)
+    is_same_model = not facts.student and not is_at_endpoints(recipe, None) and recipe.rounds == 1
+    if not (is_rounded and is_same_model and recipe.chain.acceptance == "improve"):
+        return []
+    if sampled is None or not sampled.steps or not sampled.steps[0].proposals or not chains or not chains.n:
         return []
     before, changed = sampled.steps[0], chains.wins + chains.losses
-    if not before.proposals or not chains.n or changed / chains.n > before.accepted / before.proposals / 2:
+    if changed / chains.n > before.accepted / before.proposals / 2:
         return []
     table = [[before.accepted, before.proposals - before.accepted], [changed, chains.n - changed]]
     if scipy.stats.fisher_exact(table).pvalue > WEAKER_P:
         return []
+    sampled_at, drawn_at = recipe.generation.temperature, generation_at_evaluation(recipe).temperature
+    hotter = f", and draw at temperature {drawn_at:g} instead of {sampled_at:g}" if drawn_at != sampled_at else ""
     return [
         f"The base is weaker here than where the chains were sampled: {before.accepted} of {before.proposals} first "
-        f"revisions were accepted there, and {changed} of {chains.n} chains of Self-critique changed an answer here. "
-        "The arms run on weights that were rounded as in training, so part of what Distilled gains on Base may be a "
-        "repair of the rounding. `evaluation.weights=original` compares on the weights that wrote the chains; "
+        f"revisions were accepted there, and {changed} of {chains.n} chains of Self-critique got another reward here. "
+        f"The arms run on weights that were rounded as in training{hotter}, so part of what Distilled gains on Base "
+        "may be a repair of the rounding. `evaluation.weights=original` compares on the weights that wrote the chains; "
         "`distill.method=lora` rounds nothing."
     ]
 

@@ -59,27 +59,38 @@ def runs_named(reference: str, runs: Path) -> list[Run]:
     if named := siblings(runs, reference) or siblings(folder.parent, folder.name) or _with_id(reference, runs):
         return named
     name = _recipe_name(folder)
-    if name and (named := siblings(runs, name) or siblings(folder.parent / "runs", name)):
+    beside = (folder if folder.is_dir() else folder.parent) / "runs"
+    if name and (named := siblings(runs, name) or siblings(beside, name)):
         return named
     raise ConfigError(_not_there(reference, name, runs), _where_else(name or reference, runs))
 
 
 def _with_id(reference: str, runs: Path) -> list[Run]:
-    """Return the run whose folder's name begins with `reference`; [] if that is too short, or means several."""
-    if len(reference) < LEAST_ID or not reference.isalnum():
+    """Return the run whose folder has this name (also as RECIPE/NAME), or a name that begins with it; [] without one.
+
+    ConfigError if several runs do.
+    """
+    if (runs / reference / "run.json").is_file():
+        return [Run(runs / reference)]
+    if not reference or Path(reference).name != reference:
         return []
-    folders = [path for path in runs.glob(f"*/{reference}*") if (path / "run.json").is_file()]
-    return [Run(folders[0])] if len(folders) == 1 else []
+    folders = [path.parent for path in sorted(runs.glob("*/*/run.json"))]
+    exact = [folder for folder in folders if folder.name == reference]
+    begun = [f for f in folders if f.name.startswith(reference)] if len(reference) >= LEAST_ID else []
+    if len(named := exact or begun) > 1:
+        raise ConfigError(f"'{reference}' may be {len(named)} runs", f"Name one: {', '.join(map(str, named))}")
+    return [Run(folder) for folder in named]
 
 
 def _recipe_name(file: Path) -> str | None:
-    """Return the name in a recipe's file; None if it is none."""
+    """Return the name in a recipe's file, or in a folder's recipe.yaml; None if it is none."""
+    file = file / "recipe.yaml" if file.is_dir() else file
     if file.suffix not in (".yaml", ".yml") or not file.is_file():
         return None
     try:
-        recipe = plain_yaml.load_plain_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
+        recipe = plain_yaml.load_own_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as e:
+        raise ConfigError(f"{file} can't be read as a recipe: {e}", "`dsc plan` says more.") from None
     name = recipe.get("name") if isinstance(recipe, dict) else None
     return name if isinstance(name, str) else None
 
@@ -98,7 +109,11 @@ def _where_else(name: str, runs: Path) -> str:
         hints.append(f"Did you mean '{close[0]}'?")
     elif recipes:
         hints.append(f"Runs of these recipes are there: {', '.join(recipes)}.")
-    near = [Path("..") / "runs", *sorted(p / "runs" for p in Path().glob("*") if p.is_dir() and not p.is_symlink())]
+    near = [
+        Path("runs"),
+        Path("..") / "runs",
+        *sorted(p / "runs" for p in Path().glob("*") if p.is_dir() and not p.is_symlink()),
+    ]
     if other := next((folder for folder in near if siblings(folder, name)), None):
         hints.append(f"There are runs of '{name}' in {other}: --runs {other}")
     return " ".join(hints) or "`dsc run RECIPE` makes one; --runs names another folder of runs."

@@ -14,15 +14,21 @@ from dsc_hub.system.files import read_object
 LEDGER = "test_sets.json"  # beside the runs: hash of a test set -> {adapters, unordered}, see `scored_adapters`
 
 
-def test_set_id(prompt_ids: Iterable[str]) -> str:
+def set_id(prompt_ids: Iterable[str]) -> str:
     """Return the name of a test set in the ledger: a hash of its prompts' ids."""
     return hashlib.sha256("\n".join(sorted(prompt_ids)).encode()).hexdigest()[:12]
 
 
-def looks(runs: Path, prompt_ids: Iterable[str]) -> int:
-    """Return how many adapters were scored on a test set so far, by the ledger in the folder of the runs."""
+def looks_before(runs: Path, prompt_ids: Iterable[str], adapter_sha256: str | None) -> int:
+    """Return how many adapters were scored on a test set before one, by the ledger in the folder of the runs.
+
+    `adapter_sha256` None: one that is still to be trained.
+    """
     ledger = runs / LEDGER
-    return len(scored_adapters(read_object(ledger).get(test_set_id(prompt_ids)))[0]) if ledger.is_file() else 0
+    if not ledger.is_file():
+        return 0
+    scored, _ = scored_adapters(read_object(ledger).get(set_id(prompt_ids)))
+    return scored.index(adapter_sha256) if adapter_sha256 in scored else len(scored)
 
 
 def scored_adapters(entry: Any) -> tuple[list[str], int]:

@@ -248,13 +248,11 @@ async def sample(
     returns the number of requests to keep in flight (None: the recipe's number), `scoring_s` the seconds that the
     scorer has worked.
 
-    Chains that fail individually are written to failed.jsonl with the reason and retried by the next run. Raises
-    ServingError if the server is unreachable or refuses one request after the other. After Ctrl-C (task_pool.py) the
-    returned progress has `interrupted` set.
+    Chains that fail individually are written to failed.jsonl and retried by the next run. ServingError if the server is
+    unreachable or refuses one request after the other. After Ctrl-C (task_pool.py) `interrupted` is set.
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
     finished, each = RowIndex([chains], chain_key), recipe.chain.chains_per_prompt
-    formerly = RowIndex([failed], chain_key)  # retried now
     pending = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     # Only turns of unfinished chains are held: those of finished chains are not needed again.
     stored_turns = {t.key: t for t in _turns_outside(turns, finished)}
@@ -271,13 +269,13 @@ async def sample(
         veto,
         pool=TaskPool(level or (lambda: fixed_level(recipe))),
         progress=SamplingProgress(pending, 1 + 2 * recipe.chain.steps, scoring_s, reused_turns=len(stored_turns)),
-        failures=CircuitBreaker(formerly, works=bool(finished or stored_turns)),
+        failures=CircuitBreaker(RowIndex([failed], chain_key), works=bool(finished or stored_turns)),
         reused=Counter() if reused is None else reused,
         show=show,
     )
     todo = ((p, n) for p, n in planned_chains(prompts, each) if (p.id, n) not in finished)
     try:
-        async for _ in session.pool.over(partial(session.run_one, p, n) for p, n in todo):
+        async for _ in session.pool.over(partial(session.run_one, *key) for key in todo):
             pass
     except KeyboardInterrupt:
         session.progress.interrupted = True

@@ -95,6 +95,16 @@ def say(text: str) -> None:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {clean(text)}\n")
 
 
+_said: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """Do as `say`, unless this process has said the same before."""
+    if text not in _said:
+        _said.add(text)
+        say(text)
+
+
 def say_if_open(folder: Path) -> None:
     """Warn if all users of this machine can read a folder with the user's prompts, answers or repos."""
     if machine.is_open_to_all(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from dsc_hub.runs.lookup import current_run, find_run, names_run
 from dsc_hub.runs.metrics_schema import Metrics
 from dsc_hub.runs.overview import is_running, summaries
 from dsc_hub.runs.run import Run
-from dsc_hub.runs.test_sets import LEDGER, test_set_id
+from dsc_hub.runs.test_sets import LEDGER, looks_before, set_id
 from dsc_hub.system import progress
 from dsc_hub.system.files import write_json
 from tests import fixture_run
@@ -101,9 +102,19 @@ def test_a_run_is_named_by_its_folder_its_folders_name_or_its_recipe(
     recipe.write_text("name: quickstart\n")
     for reference in (str(newest), "quickstart", str(runs / "quickstart"), str(recipe)):
         assert find_run(reference, runs).folder.resolve() == newest
-    assert find_run("0a1b2c", runs).folder.name == find_run("0a1b2c3d4e5f", runs).folder.name == "0a1b2c3d4e5f"
+    for name in ("0a1b2c", "0a1b2c3d4e5f", "quickstart/0a1b2c3d4e5f"):
+        assert find_run(name, runs).folder.name == "0a1b2c3d4e5f"
+    assert find_run("run0", runs).folder.name == "run0"  # a whole name may be short
+    run_with(runs / "other" / "0a1b2c999999", "2026-11-20T10:00:00Z")
+    with pytest.raises(ConfigError, match="'0a1b2c' may be 2 runs") as e:
+        find_run("0a1b2c", runs)
+    assert str(runs / "other" / "0a1b2c999999") in e.value.hint
+    shutil.rmtree(runs / "other")
     assert names_run("0a1b2c", runs) and not names_run("0a1b", runs) and not names_run(str(recipe), runs)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text("name: &a quickstart\ndescription: *a\n")
+    assert find_run("mine", runs).folder.resolve() == newest
     assert find_run(str(recipe), Path("elsewhere")).folder.resolve() == newest  # its runs lie beside it
     for wrong, told in (
         ("quickstrat", "Did you mean 'quickstart'?"),
@@ -359,10 +370,12 @@ def test_the_plan_says_how_often_the_test_prompts_were_scored(dsc, recipe_file: 
     plan = ("plan", str(recipe_file), "--json")
     assert json.loads(dsc(*plan, code=0).stdout)["looks"] == 0
     prompts, _ = load_prompts(load_recipe_file(recipe_file).prompts, recipe_file.parent, 0, "")
-    test_set = test_set_id(p.id for p in prompts if p.split == "test")
+    ids = [p.id for p in prompts if p.split == "test"]
+    test_set = set_id(ids)
     (dsc.work / "runs").mkdir(exist_ok=True)
     write_json(dsc.work / "runs" / LEDGER, {test_set: {"adapters": ["a", "b"], "unordered": 0}})
     assert json.loads(dsc(*plan, code=0).stdout)["looks"] == 2
     assert "2 other adapters were scored on these test prompts before" in dsc(*plan[:2], code=0).stdout
+    assert [looks_before(dsc.work / "runs", ids, own) for own in ("a", "b", "c", None)] == [0, 1, 2, 2]
     for other in ("evaluation.split=validation", "evaluation.arms=[base]", "seed=4"):
         assert json.loads(dsc(*plan, other, code=0).stdout)["looks"] == 0

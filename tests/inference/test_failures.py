@@ -236,7 +236,6 @@ def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         adapters: Any,
         on_cpu: bool,
         compiled: bool,
-        name: str,
         more: Any,
     ) -> list[str]:
         return [
@@ -246,7 +245,7 @@ def scripted_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
             "--port",
             str(port),
             "--model",
-            name,
+            vllm.BASE,
             "--pause",
             "0.02",
         ]

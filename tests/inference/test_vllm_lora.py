@@ -44,10 +44,24 @@ logits = torch.zeros(6, 40)
 wrapper.add_lora_logits(logits, x, a[0], output, 1.0)
 torch.testing.assert_close(logits, expected)
 
-# Of a prompt's tokens vLLM gives the indices of the batch's requests.
-zeros, more = torch.zeros(2, 1, 40, 8), torch.randn(9, 32)
-wrapper.add_lora_logits(logits := torch.zeros(9, 40), more, a[0] * 0, zeros, 1.0)
+embedded, rows = torch.zeros(6, 40), torch.randn(6, 8)
+expected = torch.zeros(6, 40)
+for row, adapter in enumerate(INDICES):
+    if adapter:
+        expected[row] = output[adapter - 11, 0] @ rows[row]
+wrapper.add_lora_embedding(embedded, rows, output, True)
+torch.testing.assert_close(embedded, expected)
+
+# Of a prompt's tokens vLLM gives the indices of the batch's requests: clear only if they are all of one model.
+more, logits = torch.randn(9, 32), torch.zeros(9, 40)
+wrapper.add_lora_logits(logits, more, a[0] * 0, output * 0, 1.0)  # no adapted output layer
 assert not logits.any()
+try:
+    wrapper.add_lora_logits(logits, more, a[0], output, 1.0)
+except RuntimeError:
+    assert len(set(INDICES)) > 1
+else:
+    assert len(set(INDICES)) == 1 and logits.any() == (INDICES[0] > 0)
 print("right")
 """
 

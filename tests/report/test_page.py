@@ -182,6 +182,14 @@ def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_bette
         ((0, 3), {}, False),  # too few to say
         ((1, 20), {"evaluation": {"weights": "original"}}, False),
         ((1, 20), {"distill": {"method": "lora"}}, False),
+        ((1, 20), {"chain": {"acceptance": "always"}}, False),  # counts another thing
+        (
+            (1, 20),
+            {"serving": {"endpoints": ["http://127.0.0.1:1/v1"]}},
+            True,
+        ),  # where the adapter is, the base is, too
+        ((1, 20), {"arms": ["base", "self_critique"]}, False),  # no adapter, no rounding
+        ((1, 20), {"rounds": 2}, False),  # the chains may be of another model
     ],
 )
 def test_a_base_that_rounding_made_weaker_is_told_first(here, update, is_said):
@@ -192,8 +200,11 @@ def test_a_base_that_rounding_made_weaker_is_told_first(here, update, is_said):
     chains = difference(0.1, -0.1, 0.3, 0.5).model_dump() | {"wins": wins, "ties": n - wins, "losses": 0, "n": n}
     data["evaluation"]["differences"]["self_critique - base"] = {"reward": chains, "second": chains, "third": chains}
     for section, values in update.items():
-        facts["recipe"][section] |= values
+        if section != "arms":
+            facts["recipe"][section] = facts["recipe"][section] | values if isinstance(values, dict) else values
     metrics = Metrics.model_validate(data)
+    arms = {arm: metrics.evaluation.arms["base"] for arm in update.get("arms", metrics.evaluation.arms)}
+    metrics = metrics.model_copy(update={"evaluation": metrics.evaluation.model_copy(update={"arms": arms})})
     said = verdicts.caveats(RunFacts.model_validate(facts), metrics, metrics.evaluation)
     assert [s.startswith("The base is weaker here than where the chains were sampled: 300 of 512") for s in said] == [
         is_said,
@@ -204,7 +215,13 @@ def test_a_base_that_rounding_made_weaker_is_told_first(here, update, is_said):
 def test_the_headline_tells_when_the_second_scorer_does_not_follow():
     metrics = fixture_run.metrics()
     metrics["evaluation"]["differences"]["distilled - base"]["second"] = difference(0.01, -0.04, 0.06, 0.7).model_dump()
-    assert "The second scorer says otherwise: No difference shown" in verdicts.headline(evaluation_in(metrics))
+    assert "The second scorer shows none: No difference shown" in verdicts.headline(evaluation_in(metrics))
+    worse = difference(-0.1, -0.2, -0.05, 0.001).model_dump()
+    metrics["evaluation"]["differences"]["distilled - base"]["second"] = worse
+    assert "The second scorer says otherwise: Distilled is worse" in verdicts.headline(evaluation_in(metrics))
+    unmeasured = difference(None, None, None, None, reason="nothing scored").model_dump()
+    metrics["evaluation"]["differences"]["distilled - base"]["second"] = unmeasured
+    assert "The second scorer says nothing: Not measured" in verdicts.headline(evaluation_in(metrics))
 
 
 @pytest.mark.parametrize(

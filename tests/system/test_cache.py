@@ -35,7 +35,7 @@ def test_what_needs_it_names_the_variable(unwritable: Path, tmp_path: Path):
     for needs_it in (
         cache.writable_home,
         lambda: cache.store_value("adopted.json", "a", 1),
-        lambda: weights.converted("m", "merge_adapter", [], {}, "a model"),
+        lambda: weights.converted("m", "quantise_weights", [], {}, "a model"),
     ):
         with pytest.raises(RunError, match="can't be written") as e:
             needs_it()
