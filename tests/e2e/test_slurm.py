@@ -53,6 +53,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 ReturnToService=2
+SlurmdParameters=config_overrides
 KillWait=20
 InactiveLimit=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 State=UNKNOWN
@@ -156,7 +157,7 @@ def array_of_the_documentation() -> list[str]:
 
 
 def rows(name: str) -> list[dict[str, Any]]:
-    files = sorted(Path("runs/little").glob(f"*/{name}"))
+    files = sorted(Path("runs/little").glob(f"**/{name}"))
     return [
         json.loads(line) for file in files for line in file.read_bytes().splitlines(keepends=True) if line[-1:] == b"\n"
     ]
