@@ -73,6 +73,7 @@ def finished_run(dsc: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return tuple(json.loads((folder / name).read_text()) for name in ("run.json", "metrics.json"))
 
 
+@pytest.mark.long
 def test_llama_cpp_writes_the_chains_and_answers_for_the_base(dsc, recipe_file: Path, tmp_path: Path):
     with llama_cpp(tmp_path) as url:
         dsc(
