@@ -128,7 +128,7 @@ def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     if {"recipe", "vary"} <= set(data):
         raise ConfigError(f"{path} is a grid file, expected a recipe", f"Run it with `dsc grid {path}`.")
-    problems = [p for o in overrides if (p := _apply_override(data, o))]
+    problems = _apply_overrides(data, overrides)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as e:
@@ -145,6 +145,14 @@ def load_recipe_file(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         n = len(problems)
         raise ConfigError(f"{path} has {n} problem{'s' * (n > 1)}", problems=problems)
     return recipe
+
+
+def _apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Set each `a.b=value` in `data`; return the problems."""
+    if any(override.startswith("=") or override.endswith("=") for override in overrides) and len(overrides) > 1:
+        joined = " ".join(overrides)
+        return [f"overrides '{joined}': expected key.sub=value, without spaces around '='; quote a value with spaces"]
+    return [problem for override in overrides if (problem := _apply_override(data, override))]
 
 
 def _apply_override(data: dict[str, Any], override: str) -> str | None:
@@ -168,6 +176,6 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
     """Return the command line's OPTION=VALUE arguments as a mapping of YAML values. ConfigError lists all problems."""
     data: dict[str, Any] = {}
-    if problems := [p for option in given if (p := _apply_override(data, option))]:
+    if problems := _apply_overrides(data, given):
         raise ConfigError("options can't be read", problems=problems)
     return data

@@ -43,12 +43,11 @@ def add_lora_linear(
     outputs, rows = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]).float()
     indices = self._token_lora_indices[: rows.shape[0]]
     for i in range(lora_a_stacked[0].shape[0]):
-        inner = linear(rows, torch.cat([a[i, 0] for a in lora_a_stacked]).float())
-        inner = inner * (scale * (indices == i)).unsqueeze(1)
-        start = 0
-        for part, b, width in zip(inner.chunk(len(lora_b_stacked), 1), lora_b_stacked, output_slices, strict=True):
-            outputs[:, start : start + width] += linear(part, b[i, 0].float())[:, :width].to(y.dtype)
-            start += width
+        # All slices at once: two products take less time than one for each slice.
+        down = torch.cat([a[i, 0] for a in lora_a_stacked])
+        up = torch.block_diag(*(b[i, 0, :width] for b, width in zip(lora_b_stacked, output_slices, strict=True)))
+        inner = linear(rows, down.float()) * (scale * (indices == i)).unsqueeze(1)
+        outputs[:, : up.shape[0]] += linear(inner, up.float())
 
 
 def add_lora_embedding(

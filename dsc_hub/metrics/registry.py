@@ -163,6 +163,12 @@ def identify_scorer(section: ScorerConfig | None, code: Code | None = None) -> s
         checksum = _file_digest(code.folder / section.metric)
         check_source(code.folder / section.metric)
         return f"{Path(section.metric).name}/{section.scorer}{_options(section)} (file {checksum})"
+    packaged, _, scorer = section.metric.partition("/")
+    if packaged in SHIPPED and scorer in SHIPPED[packaged].scorers:
+        raise MetricError(
+            f"there is no metric '{section.metric}': {packaged} is the metric, and '{scorer}' may be its scorer",
+            f"Name both: metric {packaged}, scorer {scorer} (`dsc score {packaged} FILE --scorer {scorer}`).",
+        )
     if "/" in section.metric:
         return f"{section.scorer}{_options(section)} of {section.metric}@{_allowed(section, code.allowed)}"
     shipped = SHIPPED.get(section.metric)
