@@ -14,11 +14,12 @@ text says what was got, what was expected, and what to do next. Progress goes to
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dsc_hub.errors import RunError
+from dsc_hub.errors import HubError, RunError
 from dsc_hub.runs.run import Run
 
 if TYPE_CHECKING:
@@ -123,8 +124,13 @@ def plan(context: RunContext) -> RunPlan:
     from dsc_hub.pipeline.context import hub_account
     from dsc_hub.pipeline.preflight import check_run
 
-    with hub_account(context.recipe) as account:
-        return check_run(context, account)
+    with ExitStack() as stack:
+        account, known = None, []
+        try:
+            account = stack.enter_context(hub_account(context.recipe))
+        except HubError as e:  # said with everything else that stands in the way
+            known = [f"publish: {e.message}. {e.hint}"]
+        return check_run(context, account, known=known)
 
 
 def fetch(context: RunContext, adapter: str | None = None) -> Fetched:

@@ -90,7 +90,7 @@ def _asked(e: RunPlan, stage: str) -> str:
     s = e.seconds[stage]
     when = (
         f"about {duration(s.low)} to {duration(s.high)}, starts included "
-        f"(measured here: {s.slow:.0f} to {s.fast:.0f} tokens/s)"
+        f"(at {s.slow:.0f} to {s.fast:.0f} tokens/s with so many requests, from what was measured here)"
         if s is not None
         else "time unknown: too little of this model was sampled here yet (`dsc try -n 16` measures it)"
     )

@@ -28,7 +28,7 @@ from dsc_hub.runs.overview import flat_settings, shown_setting
 from dsc_hub.runs.results import answers, evaluation_of
 from dsc_hub.runs.run import Run
 
-LONGEST = 100  # characters of a setting that is shown
+LONGEST, MOST_SHOWN = 100, 8  # characters of a setting that is shown, and settings
 
 
 class ComparedRun(BaseModel):
@@ -189,7 +189,11 @@ def _settings_that_differ(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     settings = [flat_settings(run.facts.recipe.model_dump(mode="json")) for run in runs]
     keys = dict.fromkeys(key for each in settings for key in each if not key.startswith("serving."))
     differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
-    return [tuple(textwrap.shorten(shown_setting(key, each.get(key)), LONGEST) for key in differ) for each in settings]
+    more = (f"and {len(differ) - MOST_SHOWN} more",) if len(differ) > MOST_SHOWN else ()
+    return [
+        (*(textwrap.shorten(shown_setting(key, each.get(key)), LONGEST) for key in differ[:MOST_SHOWN]), *more)
+        for each in settings
+    ]
 
 
 def _compared_run(name: str, run: Run, r: _Evaluated, differs: tuple[str, ...]) -> ComparedRun:

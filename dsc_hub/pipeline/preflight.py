@@ -124,10 +124,10 @@ def nothing_held_out(recipe: Recipe) -> list[str]:
     ]
 
 
-def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPlan:
+def check_run(context: RunContext, account: Any, last: str = "publish", known: Sequence[str] = ()) -> RunPlan:
     """Check the stages up to `last` before a long run and return its plan.
 
-    ConfigError lists all problems. Model weights are not downloaded for the check.
+    ConfigError lists all problems, those `known` already too. Model weights are not downloaded for the check.
     """
     recipe = context.recipe
     fetch.check_fetched(context)
@@ -147,6 +147,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish") -> RunPl
     stages_left = [stage for stage in stages if stage not in reusable]
     needs = disk_needs(context, estimate.disk_bytes, base, stages_left)
     problems = [
+        *known,
         *(
             problem
             for place, folder in folders.items()

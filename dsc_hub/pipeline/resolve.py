@@ -27,6 +27,9 @@ from dsc_hub.system import hashing
 from dsc_hub.system.launch import world_size
 from dsc_hub.system.progress import say_once
 
+_IN_BRACES = re.compile(
+    r"(?<![\\\w{}])\{(\w{2,})\}(?!\})"
+)  # a word; behind a letter or a backslash it is LaTeX or code
 # Overrides for scoring a third-party adapter: nothing is trained or published.
 OF_ANOTHER = ("publish.to=none",)
 ARMS_OF_ANOTHER = ("evaluation.arms=[base, distilled]",)  # unless the user sets other arms
@@ -78,10 +81,7 @@ def resolve_recipe(
 
 
 def _check_braces(recipe: Recipe) -> None:
-    """Say which words in braces of the chain's texts are sent as they are; ConfigError if one is a column's name.
-
-    A word behind a letter, a backslash or a brace is LaTeX or code.
-    """
+    """Say which words in braces of the chain's texts are sent as they are; ConfigError if one is a column's name."""
     p, problems = recipe.prompts, []
     columns = {p.column: "prompt", p.kind_column: None, p.tools_column: None, p.group_column: "group"}
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
@@ -90,9 +90,11 @@ def _check_braces(recipe: Recipe) -> None:
             if column and column not in PLACEHOLDERS and f"{{{column}}}" in getattr(recipe.chain, key):
                 instead = f"; that column is {{{name}}}" if name else ""
                 problems.append(f"chain.{key}: {{{column}}} is a column and no placeholder{instead}. There are {known}")
-        for word in dict.fromkeys(re.findall(r"(?<![\\\w{}])\{(\w{2,})\}(?!\})", getattr(recipe.chain, key))):
+        for word in dict.fromkeys(_IN_BRACES.findall(getattr(recipe.chain, key))):
             if word not in (*PLACEHOLDERS, *columns):
                 say_once(f"chain.{key}  {{{word}}} is sent as it is: it is no placeholder. There are {known}")
+    for word in _IN_BRACES.findall(recipe.chain.system or ""):
+        say_once(f"chain.system  {{{word}}} is sent as it is: a system text has no placeholders")
     if problems:
         raise ConfigError("a text of the chain has a placeholder that is not known", problems=problems)
 

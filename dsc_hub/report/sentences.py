@@ -86,7 +86,7 @@ def _needed(claim: Claim, undecided: Sequence[Criterion]) -> str:
             f"in five{now}."
         )
     if beyond := [c.name for c in undecided if _is_beyond(c)]:
-        out += f" More groups alone would not help with: {_named(beyond)}."
+        out += f" Beyond its limit already, so that more groups may show a failure: {_named(beyond)}."
     return out
 
 
@@ -101,7 +101,7 @@ def criterion_sentence(c: Criterion) -> str:
         out.append(
             f"more than {MOST_TIMES} times as many groups would be needed"
             if not _is_beyond(c)
-            else "what was seen is beyond the limit, so more groups alone would not help"
+            else "what was seen is beyond the limit, so more groups may show a failure"
         )
     return "; ".join(out)
 

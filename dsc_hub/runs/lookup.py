@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from dsc_hub.errors import ConfigError, DscError
-from dsc_hub.runs.overview import is_running
+from dsc_hub.runs.overview import flat_settings, is_running
 from dsc_hub.runs.run import Run, siblings
 from dsc_hub.system import plain_yaml
+from dsc_hub.system.progress import say
 
 LEAST_ID = 6  # characters of a run folder's name that may stand for it
 
@@ -20,9 +22,12 @@ def find_run(reference: str, runs: Path) -> Run:
 
     `reference` is a run folder, or the name of one (or how it begins, with LEAST_ID characters); or a recipe's name,
     its file, or the folder of its runs. Runs are looked up under `runs`, those of a recipe's file beside it, too. Of a
-    recipe's runs the newest evaluated one is returned, or the newest if none is evaluated.
+    recipe's runs the newest evaluated one is returned, or the newest if none is evaluated; for a file those count whose
+    settings are the file's, or are nearest to them, which is said.
     """
     named = runs_named(reference, runs)
+    if recipe := _recipe(Path(reference)):
+        named = _nearest(named, recipe, reference)
     done = [run for run in named if run.marker("evaluation")]  # skip unfinished variants
     # Newest by start time, not by modification time: reading an old run may write into its folder.
     return _readable(max(done or named, key=_started))
@@ -58,7 +63,7 @@ def runs_named(reference: str, runs: Path) -> list[Run]:
         return [Run(folder)]
     if named := siblings(runs, reference) or siblings(folder.parent, folder.name) or _with_id(reference, runs):
         return named
-    name = _recipe_name(folder)
+    name = (_recipe(folder) or {}).get("name")
     beside = (folder if folder.is_dir() else folder.parent) / "runs"
     if name and (named := siblings(runs, name) or siblings(beside, name)):
         return named
@@ -82,8 +87,8 @@ def _with_id(reference: str, runs: Path) -> list[Run]:
     return [Run(folder) for folder in named]
 
 
-def _recipe_name(file: Path) -> str | None:
-    """Return the name in a recipe's file, or in a folder's recipe.yaml; None if it is none."""
+def _recipe(file: Path) -> dict[str, Any] | None:
+    """Return what a recipe's file, or a folder's recipe.yaml, holds; None if it is none. ConfigError: can't be read."""
     file = file / "recipe.yaml" if file.is_dir() else file
     if file.suffix not in (".yaml", ".yml") or not file.is_file():
         return None
@@ -91,8 +96,22 @@ def _recipe_name(file: Path) -> str | None:
         recipe = plain_yaml.load_own_yaml(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as e:
         raise ConfigError(f"{file} can't be read as a recipe: {e}", "`dsc plan` says more.") from None
-    name = recipe.get("name") if isinstance(recipe, dict) else None
-    return name if isinstance(name, str) else None
+    return recipe if isinstance(recipe, dict) and isinstance(recipe.get("name"), str) else None
+
+
+def _nearest(named: list[Run], recipe: dict[str, Any], reference: str) -> list[Run]:
+    """Return the runs whose settings differ least from those that a recipe's file holds, and say what differs."""
+    given = flat_settings(recipe)
+    differ = []
+    for run in named:
+        recorded = flat_settings(run.facts.recipe.model_dump(mode="json"))
+        differ.append([key for key, value in given.items() if key in recorded and recorded[key] != value])
+    least = min(map(len, differ))
+    nearest = [run for run, keys in zip(named, differ, strict=True) if len(keys) == least]
+    if least:
+        keys = differ[named.index(nearest[0])]
+        say(f"{reference}  no run has its settings; the nearest differs in {', '.join(keys[:4])}")
+    return nearest
 
 
 def _not_there(reference: str, name: str | None, runs: Path) -> str:

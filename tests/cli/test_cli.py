@@ -257,6 +257,13 @@ def test_a_missing_token_is_told_before_anything_runs(dsc, recipe_file: Path):
     assert "no token" in message and "HF_TOKEN" in message and "publish.to=local" in message
 
 
+def test_a_plan_lists_a_missing_token_with_all_other_problems(dsc, recipe_file: Path):
+    done = dsc("plan", str(recipe_file), "publish.to=hub", "generation.max_new_tokens=3000", "chain.system=Be {foo}.")
+    message = error(done)
+    assert "publish: no token for" in message and "don't fit a context" in message
+    assert "chain.system  {foo} is sent as it is: a system text has no placeholders" in " ".join(done.stderr.split())
+
+
 def test_a_plan_tells_how_much_goes_up(dsc, recipe_file: Path):
     told = " ".join(dsc("plan", str(recipe_file), "publish.to=local", "publish.base=b", code=0).stdout.split())
     assert "model local/b" in told and "GB together" in told and "of it the base model" in told

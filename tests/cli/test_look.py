@@ -94,7 +94,7 @@ def test_the_run_that_is_worked_on_is_watched_though_another_was_started_later(r
 
 
 def test_a_run_is_named_by_its_folder_its_folders_name_or_its_recipe(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     newest = runs / "quickstart" / "run2"
     (runs / "quickstart" / "run1").rename(runs / "quickstart" / "0a1b2c3d4e5f")
@@ -106,6 +106,12 @@ def test_a_run_is_named_by_its_folder_its_folders_name_or_its_recipe(
         assert find_run(name, runs).folder.name == "0a1b2c3d4e5f"
     assert find_run("run0", runs).folder.name == "run0"  # a whole name may be short
     run_with(runs / "other" / "0a1b2c999999", "2026-11-20T10:00:00Z")
+    (tmp_path / "seed.yaml").write_text("name: quickstart\ndistill: {seed: 2}\n")  # that of 0a1b2c3d4e5f
+    assert find_run(str(tmp_path / "seed.yaml"), runs).folder.name == "0a1b2c3d4e5f"
+    assert "no run has its settings" not in capsys.readouterr().err
+    (tmp_path / "seed.yaml").write_text("name: quickstart\ndistill: {seed: 7}\n")
+    assert find_run(str(tmp_path / "seed.yaml"), runs).folder.resolve() == newest
+    assert "no run has its settings; the nearest differs in distill.seed" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="'0a1b2c' may be 2 runs") as e:
         find_run("0a1b2c", runs)
     assert str(runs / "other" / "0a1b2c999999") in e.value.hint

