@@ -261,7 +261,7 @@ def test_a_plan_lists_a_missing_token_with_all_other_problems(dsc, recipe_file: 
     done = dsc("plan", str(recipe_file), "publish.to=hub", "generation.max_new_tokens=3000", "chain.system=Be {foo}.")
     message = error(done)
     assert "publish: no token for" in message and "don't fit a context" in message
-    assert "chain.system  {foo} is sent as it is: a system text has no placeholders" in " ".join(done.stderr.split())
+    assert "chain.system {foo} is sent as it is: a system text has no placeholders" in " ".join(done.stderr.split())
 
 
 def test_a_plan_tells_how_much_goes_up(dsc, recipe_file: Path):
