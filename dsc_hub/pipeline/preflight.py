@@ -124,10 +124,11 @@ def nothing_held_out(recipe: Recipe) -> list[str]:
     ]
 
 
-def check_run(context: RunContext, account: Any, last: str = "publish", known: Sequence[str] = ()) -> RunPlan:
+def check_run(context: RunContext, account: Any, last: str = "publish", problems_before: Sequence[str] = ()) -> RunPlan:
     """Check the stages up to `last` before a long run and return its plan.
 
-    ConfigError lists all problems, those `known` already too. Model weights are not downloaded for the check.
+    ConfigError lists all problems, with `problems_before`, which were met earlier. Model weights are not downloaded for
+    the check.
     """
     recipe = context.recipe
     fetch.check_fetched(context)
@@ -147,7 +148,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish", known: S
     stages_left = [stage for stage in stages if stage not in reusable]
     needs = disk_needs(context, estimate.disk_bytes, base, stages_left)
     problems = [
-        *known,
+        *problems_before,
         *(
             problem
             for place, folder in folders.items()
@@ -193,8 +194,8 @@ def _looks(context: RunContext, prompts: Sequence[Prompt], trained: Run | None) 
     e = context.recipe.evaluation
     if e.split != "test" or not judges_claim(e.arms):
         return 0
-    own = (trained.marker("distill") or {}).get("result", {}).get("adapter_sha256") if trained else None
-    return test_sets.looks_before(context.runs, (p.id for p in prompts if p.split == e.split), own)
+    adapter_sha256 = (trained.marker("distill") or {}).get("result", {}).get("adapter_sha256") if trained else None
+    return test_sets.looks_before(context.runs, (p.id for p in prompts if p.split == e.split), adapter_sha256)
 
 
 def _check_training(

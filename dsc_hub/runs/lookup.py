@@ -26,8 +26,6 @@ def find_run(reference: str, runs: Path) -> Run:
     settings are the file's, or are nearest to them, which is said.
     """
     named = runs_named(reference, runs)
-    if recipe := _recipe(Path(reference)):
-        named = _nearest(named, recipe, reference)
     done = [run for run in named if run.marker("evaluation")]  # skip unfinished variants
     # Newest by start time, not by modification time: reading an old run may write into its folder.
     return _readable(max(done or named, key=_started))
@@ -63,10 +61,10 @@ def runs_named(reference: str, runs: Path) -> list[Run]:
         return [Run(folder)]
     if named := siblings(runs, reference) or siblings(folder.parent, folder.name) or _with_id(reference, runs):
         return named
-    name = (_recipe(folder) or {}).get("name")
-    beside = (folder if folder.is_dir() else folder.parent) / "runs"
-    if name and (named := siblings(runs, name) or siblings(beside, name)):
-        return named
+    recipe = _recipe(folder) or {}
+    name, runs_beside = recipe.get("name"), (folder if folder.is_dir() else folder.parent) / "runs"
+    if name and (named := siblings(runs, name) or siblings(runs_beside, name)):
+        return _nearest(named, recipe, reference)
     raise ConfigError(_not_there(reference, name, runs), _where_else(name or reference, runs))
 
 
@@ -101,11 +99,11 @@ def _recipe(file: Path) -> dict[str, Any] | None:
 
 def _nearest(named: list[Run], recipe: dict[str, Any], reference: str) -> list[Run]:
     """Return the runs whose settings differ least from those that a recipe's file holds, and say what differs."""
-    given = flat_settings(recipe)
+    settings = flat_settings(recipe)
     differ = []
     for run in named:
         recorded = flat_settings(run.facts.recipe.model_dump(mode="json"))
-        differ.append([key for key, value in given.items() if key in recorded and recorded[key] != value])
+        differ.append([key for key, value in settings.items() if key in recorded and recorded[key] != value])
     least = min(map(len, differ))
     nearest = [run for run, keys in zip(named, differ, strict=True) if len(keys) == least]
     if least:

@@ -121,6 +121,10 @@ def test_a_run_is_named_by_its_folder_its_folders_name_or_its_recipe(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "recipe.yaml").write_text("name: &a quickstart\ndescription: *a\n")
     assert find_run("mine", runs).folder.resolve() == newest
+    # A name means its newest run, though a folder of that name has a recipe with the settings of an older one.
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "recipe.yaml").write_text("name: quickstart\ndistill: {seed: 2}\n")
+    assert find_run("quickstart", runs).folder.resolve() == newest
     assert find_run(str(recipe), Path("elsewhere")).folder.resolve() == newest  # its runs lie beside it
     for wrong, told in (
         ("quickstrat", "Did you mean 'quickstart'?"),
