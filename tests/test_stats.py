@@ -11,6 +11,7 @@ from statsmodels.stats import contingency_tables, multitest, proportion
 from statsmodels.stats.power import TTestPower
 
 from dsc_hub import stats
+from dsc_hub.publish import numbers
 from dsc_hub.stats import estimate, paired_difference, rate, rate_difference
 
 NAMES = [chr(ord("a") + i) for i in range(26)]
@@ -251,12 +252,32 @@ def test_wilson_agrees_with_statsmodels(hits: int, of: int):
 def test_with_few_groups_what_the_bootstrap_reaches_beyond_t_counts_up_to_twice(monkeypatch: pytest.MonkeyPatch):
     def beyond(n: int) -> float:
         """How far beyond the t interval the upper end is, for skewed values."""
-        means = np.resize([0.0, 0.1, 0.3, 0.0, 0.2, 4.0], n)
+        means = np.resize([0.0, 0.2, 0.5, 1.0, 2.0, 3.5], n)
         half = sps.t.ppf(0.975, n - 1) * means.std(ddof=1) / np.sqrt(n)
         return float(stats.mean_interval(means)[1] - means.mean() - half)
 
-    counted = {n: beyond(n) for n in (6, 12, 40)}
+    counted = {n: beyond(n) for n in (12, 40)}
     monkeypatch.setattr(stats, "FEW_GROUPS", 0)
     plain = {n: beyond(n) for n in counted}
     assert min(plain.values()) > 0
-    assert {n: counted[n] / plain[n] for n in plain} == pytest.approx({6: 2.0, 12: 1 + (10 / 12) ** 2, 40: 1.0625})
+    assert {n: counted[n] / plain[n] for n in plain} == pytest.approx({12: 1 + (10 / 12) ** 2, 40: 1.0625})
+
+
+def test_an_interval_reaches_no_farther_than_the_groups_unless_t_does():
+    """Seven groups, one far below: the bootstrap would reach -0.97."""
+    means = np.array([-0.71, 0.02, 0.34, 0.59, 0.77, 0.89, 0.90])
+    half = sps.t.ppf(0.975, 6) * means.std(ddof=1) / np.sqrt(7)
+    assert stats.mean_interval(means) == pytest.approx((-0.71, means.mean() + half))
+    alike = np.array([0.1, 0.1, 0.1, 0.1, 0.1, 0.2])  # t reaches beyond the lowest
+    low, _ = stats.mean_interval(alike)
+    assert low == pytest.approx(alike.mean() - sps.t.ppf(0.975, 5) * alike.std(ddof=1) / np.sqrt(6)) and low < 0.1
+    with stats.intervals_by(1):
+        assert stats.mean_interval(means)[0] < -0.9
+    assert stats.mean_interval(means)[0] == -0.71
+
+
+def test_a_rule_for_intervals_of_a_later_version_can_not_be_verified():
+    assert [numbers.interval_rule(section) for section in ({}, {"intervals": 2})] == [1, 2]
+    for rule in (0, 3, "2", None):
+        with pytest.raises(numbers.NotVerifiable, match="later version"):
+            numbers.interval_rule({"intervals": rule})

@@ -67,6 +67,7 @@ def summarise_evaluation(
     return {
         "split": e.split,
         "confidence": e.confidence,
+        "intervals": stats.interval_rule(),
         "prompts": len(prompts),
         "samples": e.samples,
         "groups": len({p.group for p in prompts}),

@@ -8,7 +8,6 @@ publisher sent, not that the publisher was honest: invented rows would agree wit
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import tempfile
 from collections import deque
@@ -33,6 +32,15 @@ from dsc_hub.errors import DscError, HubError
 from dsc_hub.evaluation.summary import summarise_evaluation
 from dsc_hub.hub import client
 from dsc_hub.hub.pull import Pulled, differences, kind_of, pull_repo
+from dsc_hub.publish import numbers
+from dsc_hub.publish.numbers import (
+    ADVICE,
+    NOT_RECOMPUTED,
+    NOT_RECOMPUTED_IN_SAMPLING,
+    SHOWN_DIFFERENCES,
+    Differs,
+    NotVerifiable,
+)
 from dsc_hub.records import Answer, Chain, Prompt, Score, from_row
 from dsc_hub.report import cards
 from dsc_hub.runs import metrics_schema
@@ -42,21 +50,6 @@ from dsc_hub.system import parquet
 from dsc_hub.system.files import read_object, write_json
 from dsc_hub.system.hashing import file_hash
 
-CLOSE = 1e-6  # relative tolerance: other library versions round differently
-SHOWN_DIFFERENCES = 3  # number of differences shown per check
-# Advice on the number of groups, by last name: later versions advise better on the same numbers.
-ADVICE = frozenset({"detectable", "groups_needed"})
-# Values that cannot be recomputed from rows, by last name or section.
-NOT_RECOMPUTED = frozenset(
-    {"seconds", "processor_hours", "processors", "neutral_texts", "served_on", "scores", "cost_usd"}
-)
-NOT_RECOMPUTED_IN_SAMPLING = frozenset(
-    (
-        "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries "
-        "reused_turns cost_usd"
-    ).split()
-)
-
 
 @dataclass(frozen=True)
 class Check:
@@ -65,10 +58,6 @@ class Check:
     name: str
     agrees: bool | None
     detail: str
-
-
-class NotVerifiable(Exception):
-    """Raised if a check lacks its inputs; the message says which."""
 
 
 def verify_repo(reference: str, rescore: bool = False) -> tuple[Pulled, list[Check]]:
@@ -96,10 +85,6 @@ def verify_repo(reference: str, rescore: bool = False) -> tuple[Pulled, list[Che
 
 
 Work = tuple[str, Callable[[], str]]  # name, function: returns a message or raises Differs or NotVerifiable
-
-
-class Differs(Exception):
-    """Raised if a check disagrees with the published data; the message says how."""
 
 
 def _run_check(works: Sequence[Work]) -> list[Check]:
@@ -230,7 +215,7 @@ def _check_prompts(rows: Rows) -> str:
         )
     counts = {s: sum(p.split == s for p in prompts) for s in ("train", "validation", "test")}
     groups = {s: len({p.group for p in prompts if p.split == s}) for s in counts}
-    _same(rows.metrics["prompts"], counts | {"groups": groups} | dropped.as_metrics(), "prompts")
+    numbers.same(rows.metrics["prompts"], counts | {"groups": groups} | dropped.as_metrics(), "prompts")
     return f"{len(prompts)} prompts, split as the recipe says; no chain on a test prompt"
 
 
@@ -244,7 +229,7 @@ def _row_counts(rows: Rows) -> str:
         }
         for config in recorded
     }
-    _same(recorded, counts, "dataset")
+    numbers.same(recorded, counts, "dataset")
     return ", ".join(f"{config} {sum(splits.values())}" for config, splits in counts.items())
 
 
@@ -257,7 +242,7 @@ def _training_rows(rows: Rows) -> str:
         raise NotVerifiable("its rows were selected by a later version of dsc_hub; install that one")
     counts = dataset.build_dataset(rebuilt, rows.recipe, prompts, rows.chains, selection)
     for key in ("dropped", "uncompared"):
-        _same(rows.metrics["dataset"][key], counts[key], f"dataset.{key}")
+        numbers.same(rows.metrics["dataset"][key], counts[key], f"dataset.{key}")
     for config in ("sft", "preference", "repairs"):
         for path in sorted(rebuilt["dataset"].glob(f"{config}/*.parquet")):
             published = rows.folder / config / path.name
@@ -272,10 +257,9 @@ def _check_sampling(rows: Rows) -> str:
     c, group_of = rows.recipe.chain, {p.id: p.group for p in rows.prompts[0]}.__getitem__
     recorded = rows.metrics["sampling"]
     low, high = recorded.get("reward_range") or stats.UNBOUNDED
-    recomputed = summary.chain_numbers(rows.chains, group_of, recorded["chains"], c, (low, high))
-    n = _same(
-        {k: v for k, v in recorded.items() if k not in NOT_RECOMPUTED_IN_SAMPLING}, recomputed, "sampling", ADVICE
-    )
+    with stats.intervals_by(rule := numbers.interval_rule(recorded)):
+        recomputed = summary.chain_numbers(rows.chains, group_of, recorded["chains"], c, (low, high))
+    n = numbers.same(recorded | {"intervals": rule}, recomputed, "sampling", NOT_RECOMPUTED_IN_SAMPLING | ADVICE)
     return f"{n} numbers made anew from {len(rows.chains)} chains agree; tokens and seconds are not in the rows"
 
 
@@ -283,10 +267,12 @@ def _check_evaluation(rows: Rows) -> str:
     recorded, checked = rows.metrics["evaluation"], rows.recipe
     prompts = [p for p in rows.prompts[0] if p.split == checked.evaluation.split]
     look = (rows.metrics.get("test_set") or {}).get("position")
-    recomputed = summarise_evaluation(
-        checked, prompts, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look
-    )
-    n = _same(recorded, recomputed | {"neutral": recorded["neutral"]}, "evaluation", NOT_RECOMPUTED | ADVICE)
+    with stats.intervals_by(rule := numbers.interval_rule(recorded)):
+        recomputed = summarise_evaluation(
+            checked, prompts, rows.answers, recorded["scores"], neutral=recorded["neutral"], look=look
+        )
+    recomputed |= {"neutral": recorded["neutral"]}
+    n = numbers.same(recorded | {"intervals": rule}, recomputed, "evaluation", NOT_RECOMPUTED | ADVICE)
     claim = recorded["claim"]
     verdict = "" if claim is None else f"; claim: {claim['verdict']}"
     return f"{n} numbers made anew from {len(rows.answers)} answers agree{verdict}"
@@ -308,7 +294,7 @@ def _check_scores(rows: Rows) -> str:
         local = {place: registry.identify_scorer(section) for place, section in terms.items()}
         recorded = {place: rows.facts["identity"][place] for place in terms}
         scored: list[Score] = loading.load_named(name, rows.recipe, local, rows.folder).score(texts, prompts)
-        differing = [i for i, s in enumerate(scored) if not _close(s.value, rows.answers[i].score(name))]
+        differing = [i for i, s in enumerate(scored) if not numbers.close(s.value, rows.answers[i].score(name))]
         if differing:
             versions = (
                 ""
@@ -384,7 +370,7 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
 
     def same_numbers() -> str:
         rows = data()
-        n = _same(rows.metrics, metrics, "metrics")
+        n = numbers.same(rows.metrics, metrics, "metrics")
         return (
             f"{n} numbers are those of its dataset {facts['repos']['dataset']} at"
             f" {facts['repos']['dataset_revision'][:12]}"
@@ -397,33 +383,3 @@ def _of_adapter(pulled: Pulled, work: Path) -> list[Work]:
         ("numbers of the evaluation", lambda: _check_evaluation(data())),
         ("card", lambda: _check_card(data(), "adapter", pulled.folder)),
     ]
-
-
-# -- comparing
-
-
-def _same(recorded: Any, found: Any, name: str, untold: frozenset[str] = frozenset()) -> int:
-    """Return how many numbers were compared; Differs with the first differences."""
-    found = json.loads(json.dumps(found))  # as it is stored
-    pairs = list(_leaves(recorded, found, name, untold))
-    if differing := [f"{path}: recorded {a!r:.40}, made anew {b!r:.40}" for path, a, b in pairs if not _close(a, b)]:
-        more = f" and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
-        raise Differs(f"{len(differing)} of {len(pairs)} differ: {'; '.join(differing[:SHOWN_DIFFERENCES])}{more}")
-    return len(pairs)
-
-
-def _leaves(a: Any, b: Any, path: str, untold: frozenset[str]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield pairs of values at the same location; a value on one side only is paired with None."""
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        for key in sorted({*a, *b} - untold):
-            yield from _leaves(a.get(key), b.get(key), f"{path}.{key}", untold)
-    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            yield from _leaves(x, y, f"{path}.{i}", untold)
-    else:
-        yield path, a, b
-
-
-def _close(a: Any, b: Any) -> bool:
-    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (a, b))
-    return math.isclose(a, b, rel_tol=CLOSE, abs_tol=1e-9) if numbers else a == b

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dsc_hub.config.stages import STAGES
-from dsc_hub.publish.verify import SHOWN_DIFFERENCES, Check
+from dsc_hub.publish.numbers import SHOWN_DIFFERENCES
+from dsc_hub.publish.verify import Check
 from dsc_hub.runs import seals
 from dsc_hub.runs.run import SEALS, Run
 

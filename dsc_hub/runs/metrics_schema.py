@@ -219,6 +219,7 @@ class Evaluation(Part):
 
     split: Literal["validation", "test"] = Field(description="which prompts")
     confidence: Share = Field(description="of all intervals here")
+    intervals: Count = Field(1, description="rule that made the intervals of means: `stats.INTERVALS`")
     prompts: Count = Field(description="prompts asked")
     samples: Count = Field(description="answers of each arm to each prompt")
     groups: Count = Field(description="split groups of the prompts")
@@ -344,6 +345,7 @@ class Sampling(Part):
     reward_range: list[float | None] | None = Field(
         None, description="[lowest, highest] reward, at which the intervals are cut; null: no limit, or not recorded"
     )
+    intervals: Count = Field(1, description="rule that made the intervals of means: `stats.INTERVALS`")
     first_reward: Estimate = Field(description="reward of clean, scored first answers")
     steps: list[StepNumbers] = Field(description="in their order")
     mixing: Mixing

@@ -35,7 +35,8 @@ def chain_numbers(
     Its cost is missing. `group_of` maps a prompt id to its group; `total` is the number of planned chains.
     Intervals of rewards are cut at `reward_range`.
     """
-    return summary(chains, group_of, total, chain.steps, reward_range) | diagnostics(chains, group_of, chain)
+    numbers = summary(chains, group_of, total, chain.steps, reward_range) | diagnostics(chains, group_of, chain)
+    return numbers | {"intervals": stats.interval_rule()}
 
 
 def summary(

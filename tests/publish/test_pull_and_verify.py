@@ -251,6 +251,7 @@ def _metrics(folder: Path) -> dict:
         "the card",
         "an answer",
         "a test prompt",
+        "an end of an interval by the earlier rule",
     ],
 )
 def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str):
@@ -264,6 +265,9 @@ def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str)
     elif lie == "the claim":
         claim = numbers["evaluation"]["claim"]
         claim["verdict"] = "holds" if claim["verdict"] != "holds" else "fails"
+    elif lie == "an end of an interval by the earlier rule":
+        del numbers["evaluation"]["intervals"]
+        numbers["evaluation"]["arms"]["distilled"]["reward"]["low"] += 0.01
     elif lie == "a count":
         numbers["sampling"]["steps"][0]["accepted"] += 1
     elif lie == "the card":
@@ -293,6 +297,7 @@ def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str)
     shows = {
         "a mean": "numbers of the evaluation",
         "the claim": "numbers of the evaluation",
+        "an end of an interval by the earlier rule": "numbers of the evaluation",
         "a count": "numbers of the chains",
         "a score": "numbers of the evaluation",
         "a training row": "training rows",

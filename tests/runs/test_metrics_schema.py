@@ -13,6 +13,7 @@ from dsc_hub import stats
 from dsc_hub.chain.chain import NOT_COMPARABLE
 from dsc_hub.cli.main import cli
 from dsc_hub.config import recipe_files
+from dsc_hub.config.sampling import ChainConfig
 from dsc_hub.errors import RunError
 from dsc_hub.evaluation import side_effects
 from dsc_hub.evaluation.summary import summarise_evaluation
@@ -75,10 +76,8 @@ def test_what_sampling_makes_fits(tmp_path: Path):
         for k in (0, 1)
     ]
     groups = {p.id: p.group for p in PROMPTS}
-    made = summary.summary(chains, groups.__getitem__, 17, 1) | {
-        "mixing": convergence.mixing(chains, "improve", 1, 2),
-        "last_step": convergence.last_step(chains, groups.__getitem__, 1),
-    }
+    chain = ChainConfig(critique="Criticise {answer}.", revision="Revise it.", chains_per_prompt=2)
+    made = summary.chain_numbers(chains, groups.__getitem__, 17, chain)
     run = Run(tmp_path)
     run.rows("turns.jsonl").append({"prompt_tokens": 1, "new_tokens": 2})
     cost = cost_of(run, "sampling", "turns.jsonl") | {"reused_turns": 0}
