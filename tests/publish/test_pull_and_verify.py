@@ -267,7 +267,7 @@ def test_whatever_is_changed_shows(published, address, tmp_path: Path, lie: str)
         claim["verdict"] = "holds" if claim["verdict"] != "holds" else "fails"
     elif lie == "an end of an interval by the earlier rule":
         del numbers["evaluation"]["intervals"]
-        numbers["evaluation"]["arms"]["distilled"]["reward"]["low"] += 0.01
+        numbers["evaluation"]["arms"]["distilled"]["reward"]["low"] = 0.0123
     elif lie == "a count":
         numbers["sampling"]["steps"][0]["accepted"] += 1
     elif lie == "the card":
@@ -601,7 +601,7 @@ def test_every_config_loads_with_its_types(published, address, tmp_path: Path):
         ("recipe.yaml", "a: &x [1]\nb: *x\n", "prompts", "YAML aliases"),
         ("run.json", "{}", "card", "can't be read: KeyError"),
         ("run.json", '{"identity": 5, "versions": null}', "card", "can't be read: TypeError"),
-        ("metrics.json", '{"schema": 4, "evaluation": 5}', "numbers of the evaluation", "can't be read: TypeError"),
+        ("metrics.json", '{"schema": 4, "evaluation": 5}', "numbers of the evaluation", "can't be read: AttributeError"),
         ("chains/train-00000-of-00001.parquet", "no parquet", "numbers of the chains", "can't be read"),
     ],
 )
