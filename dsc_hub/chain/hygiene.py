@@ -32,6 +32,7 @@ OFF = "does not name its subject"
 DEFECTS = (EMPTY, CUT, OTHER_LANGUAGE, META, REPEATS, COPIES, OFF)
 
 REPEATED_3GRAMS = HygieneConfig().repeated  # minimum share for which a text counts as repeating itself
+META_TALK_LANGUAGES = ("en",)  # of the phrases that talk about the conversation
 REPEATED_PAIR = 0.03  # minimum share of the text's words, for a pair of longer words that occurs at least three times
 COPIED_3GRAMS = 0.3  # minimum share of the text's 3-grams that also occur in the critique
 MOST_OPENINGS = 2  # maximum number of sentences or lines that `strip` removes

@@ -24,7 +24,7 @@ from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.chain import hygiene
-from dsc_hub.chain.language import in_another_language
+from dsc_hub.chain.language import foreign_prompts, in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import phrases, words
 from dsc_hub.errors import RunError
@@ -32,7 +32,7 @@ from dsc_hub.evaluation import repeated
 from dsc_hub.evaluation.repeated import Pairs
 from dsc_hub.evaluation.side_effects import variety
 from dsc_hub.records import Answer, AnswerKey, Prompt
-from dsc_hub.runs.metrics_schema import Claim, Criterion
+from dsc_hub.runs.metrics_schema import Claim, Criterion, CriterionVerdict
 from dsc_hub.runs.results import evaluation_of
 from dsc_hub.runs.run import Run
 from dsc_hub.runs.verdict import (
@@ -333,6 +333,10 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
         "no more unfinished answers": (lambda row, prompt: row.finish_reason != "stop", True),
     }
     out = []
+    if reason := foreign_prompts([p.text for p in pairs.prompts], hygiene.META_TALK_LANGUAGES):
+        name = "no more talk about the conversation"
+        verdict: CriterionVerdict = "unmeasured" if detectors.pop(name)[1] else "not judged"
+        out.append(Criterion(name=name, verdict=verdict, note=f"its phrases are English, the prompts are {reason}"))
     for name, (is_so, is_judged) in detectors.items():
         base, distilled = (
             [is_so(r, p) for r, p in zip(rows, pairs.prompts, strict=True)] for rows in (pairs.base, pairs.distilled)

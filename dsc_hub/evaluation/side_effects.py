@@ -14,8 +14,9 @@ from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.chain import hygiene, subject
+from dsc_hub.chain.language import foreign_prompts, language_name
 from dsc_hub.chain.text import distinct, ngrams, similarity, words
-from dsc_hub.metrics.safety.refusal import refuses
+from dsc_hub.metrics.safety import refusal
 from dsc_hub.records import Answer, AnswerKey, Prompt
 
 # name -> label, unit, and kind: share of answers ("rate"), mean, or one number for all answers ("whole")
@@ -85,7 +86,7 @@ def summarise_side_effects(
     separate from that of the scores.
     """
     by_id = {p.id: p for p in prompts}
-    measures = measures_of(prompts)
+    measures, not_read = measures_of(prompts), unread(prompts)
     kinds = {name: about["kind"] for name, about in measures.items()}
     rows = {arm: {(r.prompt_id, r.sample): r for r in answers if r.arm == arm} for arm in arms}
     base = rows[arms[0]]
@@ -100,6 +101,7 @@ def summarise_side_effects(
             name: {"mean": distinct_n[name][arm], "n": len(rows[arm]), **constants}
             if name in distinct_n
             else _one_arm(name, kind, rows[arm], values[arm], neutral.get(arm), confidence)
+            | ({"reason": reason} if (reason := not_read.get(name.partition("_")[0], not_read.get(name))) else {})
             for name, kind in kinds.items()
         }
     for a, b in pairs:
@@ -119,17 +121,33 @@ def _values(
     measures: dict[str, Callable[[AnswerKey, Answer], float | None]] = {
         "length": lambda k, r: len(words(r.text)),
         "stops": lambda k, r: r.finish_reason == "stop",
-        "refuses": lambda k, r: refuses(r.text),
+        "refuses": lambda k, r: refusal.refuses(r.text),
         "meta_talk": lambda k, r: hygiene.talks_about_the_conversation(r.text),
         "repeats": lambda k, r: hygiene.repeats_itself(r.text, subject.subject_of(by_id[r.prompt_id])),
         "similarity": lambda k, r: similarity(r.text, base[k].text) if k in base else None,
     }
+    for name in unread(list(by_id.values())):
+        measures[name] = lambda k, r: None
     values = {
         name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in measures.items()
     }
     for kind in {p.kind for p in by_id.values()} - {""}:
         values[f"refuses_{kind}"] = {k: v for k, v in values["refuses"].items() if by_id[k[0]].kind == kind}
     return values
+
+
+def unread(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return the measures by phrases of a language that the prompts are not in, with the reason: not zero but unknown.
+
+    Refusals of each kind go with refusals.
+    """
+    languages = {"refuses": refusal.LANGUAGES, "meta_talk": hygiene.META_TALK_LANGUAGES}
+    texts = [p.text for p in prompts]
+    return {
+        name: f"its phrases are {' or '.join(map(language_name, known))}, the prompts are {reason}"
+        for name, known in languages.items()
+        if (reason := foreign_prompts(texts, known))
+    }
 
 
 def _one_arm(

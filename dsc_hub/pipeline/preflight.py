@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.chain import hygiene
+from dsc_hub.chain.language import foreign_prompts
 from dsc_hub.config.arms import judges_claim
 from dsc_hub.config.models import (
     Place,
@@ -159,6 +161,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish", problems
         *(nothing_held_out(recipe) if "evaluation" in stages else ()),
         *disk_problems(needs),
         *_scorer_problems(context, prompts),
+        *hygiene_problems(recipe, prompts),
         *(threshold_problems(recipe) if "dataset" not in reusable else ()),
         *_server_problems(recipe, stages_left),
         *_process_problems(recipe),
@@ -277,13 +280,23 @@ def _scorer_problems(context: RunContext, prompts: Sequence[Prompt]) -> Iterator
     from dsc_hub.metrics import loading
 
     for place, section in all_scorers(context.recipe).items():
-        if wrong := registry.of_no_kind(section, prompts):
+        if wrong := registry.of_no_kind(section, prompts) or registry.of_no_language(section, prompts):
             yield f"{place}: {wrong}"
         if section.metric == "judge":  # the first request may be hours away
             try:
                 loading.load_scorer(section, context.identity[place], context.path.parent)
             except MetricError as e:
                 yield f"{place}: {e.one_line}"
+
+
+def hygiene_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:
+    """Yield the problem that hygiene looks for phrases of another language than the prompts'."""
+    reason = foreign_prompts([p.text for p in prompts], hygiene.META_TALK_LANGUAGES)
+    if reason and recipe.hygiene.meta_talk != "keep":
+        yield (
+            f"hygiene.meta_talk: {recipe.hygiene.meta_talk} knows talk about the conversation in English, and the "
+            f"prompts are {reason}; hygiene.meta_talk=keep does not look for it, and the claim does not judge it"
+        )
 
 
 def _server_problems(recipe: Recipe, stages: Collection[str]) -> Iterator[str]:

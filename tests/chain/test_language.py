@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dsc_hub.chain.language import foreign
+from dsc_hub.chain.language import foreign, foreign_prompts
 from tests.benchmarks.hygiene import labelled
 from tests.conftest import ROOT
 
@@ -71,3 +71,36 @@ def test_no_english_answer_of_a_small_model_is_foreign():
     assert len(english) > 500 and not [t for t in english if foreign(t, ("en",))]
     others = [r["text"] for r in rows if r["source"].startswith("foreign") and "language" not in r["labels"]]
     assert sum(bool(foreign(t, ("en",))) for t in others) >= 14  # of 34, most of them too short or no language at all
+
+
+FILMS = ("Amélie", "Le Samouraï", "Diva", "Playtime", "Orphée", "Jules et Jim")
+
+
+@pytest.mark.parametrize(
+    ("template", "languages", "reason"),
+    [
+        ("Écris une critique du film {}.", ("en",), "in French"),
+        ("Escribe una reseña de la película {}.", ("en",), "in Spanish"),
+        ("Schreibe eine kurze Meldung über einen Brand, den {} gelöscht hat.", ("en",), "in German"),
+        ("写一篇关于电影{}的评论", ("en",), "in Chinese"),
+        ("Écris une critique du film {}.", ("fr",), ""),
+        ("Écris une critique du film {}.", ("en", "fr"), ""),
+        ("Write a review of the film {}.", ("en",), ""),
+        ("Write a review of the film {}.", ("fr",), "in English"),
+        ("Review {}.", ("en",), ""),
+        ("{}", ("en",), ""),
+    ],
+)
+def test_prompts_are_foreign_if_they_certainly_are(template: str, languages: tuple[str, ...], reason: str):
+    assert foreign_prompts([template.format(film) for film in FILMS], languages) == reason
+
+
+def test_prompts_of_several_languages_are_foreign_only_if_most_are_in_one():
+    french, english = "Écris une critique du film {}.", "Write a review of the film {}."
+    mixed = [(french if i % 2 else english).format(film) for i, film in enumerate(FILMS)]
+    assert foreign_prompts(mixed, ("en",)) == "" and foreign_prompts([], ("en",)) == ""
+
+
+@pytest.mark.parametrize("file", ["quickstart/films.txt", "privacy/events.txt", "safety/prompts.csv"])
+def test_no_packaged_prompts_are_foreign(file: str):
+    assert foreign_prompts((ROOT / "recipes" / file).read_text().splitlines(), ("en",)) == ""

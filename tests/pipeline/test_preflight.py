@@ -9,8 +9,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from dsc_hub.config.recipe import Recipe
+from dsc_hub.config.sampling import RewardConfig
+from dsc_hub.metrics import registry
 from dsc_hub.pipeline.estimate import adapter_bytes
-from dsc_hub.pipeline.preflight import template_problems, too_long
+from dsc_hub.pipeline.preflight import hygiene_problems, template_problems, too_long
 from dsc_hub.records import Prompt
 from dsc_hub.system.files import write_json
 from tests import fixture_run
@@ -75,3 +77,30 @@ def test_a_thought_takes_room_in_the_context_once(tmp_path):
         )
         assert (too_long(recipe, [prompt], model) == []) is fits, (context, thinking)
         assert recipe.generation.most_tokens == 16 + (thinking or 0)
+
+
+FRENCH = [Prompt(f"p{i}", f"Écris une critique du film {film}.", film, "train") for i, film in enumerate("ABCDEF")]
+
+
+@pytest.mark.parametrize(
+    ("reward", "problem"),
+    [
+        ({"metric": "sentiment", "scorer": "vader"}, "sentiment/vader reads English, and the prompts are in French"),
+        ({"metric": "privacy", "scorer": "spacy"}, "the option model names a spaCy model of another language"),
+        ({"metric": "privacy", "scorer": "spacy", "options": {"model": "fr_core_news_sm"}}, ""),
+        ({"metric": "privacy", "scorer": "rampart"}, ""),
+        ({"metric": "sentiment", "scorer": "acme/polarity"}, ""),
+    ],
+)
+def test_a_scorer_that_can_not_read_the_prompts_is_a_problem_of_the_plan(reward: dict, problem: str):
+    found = registry.of_no_language(RewardConfig(**reward), FRENCH)
+    assert problem in found and bool(problem) == bool(found)
+
+
+def test_phrases_of_another_language_than_the_prompts_are_a_problem_of_the_plan():
+    (problem,) = hygiene_problems(recipe_with(), FRENCH)
+    assert "prompts are in French; hygiene.meta_talk=keep" in problem
+    assert not list(hygiene_problems(recipe_with(hygiene={"meta_talk": "keep"}), FRENCH))
+    assert not list(
+        hygiene_problems(recipe_with(), [Prompt("p", f"Write a review of {f}.", f, "train") for f in "ABC"])
+    )

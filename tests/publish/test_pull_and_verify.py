@@ -601,7 +601,12 @@ def test_every_config_loads_with_its_types(published, address, tmp_path: Path):
         ("recipe.yaml", "a: &x [1]\nb: *x\n", "prompts", "YAML aliases"),
         ("run.json", "{}", "card", "can't be read: KeyError"),
         ("run.json", '{"identity": 5, "versions": null}', "card", "can't be read: TypeError"),
-        ("metrics.json", '{"schema": 4, "evaluation": 5}', "numbers of the evaluation", "can't be read: AttributeError"),
+        (
+            "metrics.json",
+            '{"schema": 4, "evaluation": 5}',
+            "numbers of the evaluation",
+            "can't be read: AttributeError",
+        ),
         ("chains/train-00000-of-00001.parquet", "no parquet", "numbers of the chains", "can't be read"),
     ],
 )

