@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from dsc_hub import stats
+from dsc_hub import sample_size, stats
 from dsc_hub.evaluation import claim
 from dsc_hub.evaluation.summary import score_difference
 from dsc_hub.records import Prompt
@@ -65,11 +65,13 @@ def score(skewed: bool, worse: float) -> Draw:
 
     def draw(rng: np.random.Generator) -> Criterion:
         base, distilled = values(rng), values(rng)
-        margin = claim.SPREAD_MARGIN * stats.spread_of_groups(base, NAMES)
-        difference = stats.paired_difference(distilled - worse * margin, base, NAMES)
+        distilled -= worse * claim.SPREAD_MARGIN * stats.spread_of_groups(base, NAMES)
+        difference = stats.paired_difference(distilled, base, NAMES)
         prompts = [Prompt(f"p{i}", "", g, "test") for i, g in enumerate(NAMES)]
+        sides = (("base", base), ("distilled", distilled))
         pairs = claim.Pairs(
-            typed([{"arm": "base", "prompt_id": "p", "text": "", "third": float(v)} for v in base]), [], prompts
+            *(typed([{"arm": a, "prompt_id": "p", "text": "", "third": float(v)} for v in side]) for a, side in sides),
+            prompts,
         )
         return claim._not_worse("third", pairs, difference, {}, SETTING)
 
@@ -145,7 +147,8 @@ def test_a_share_that_is_worse_by_just_the_margin_is_met_in_few_of_a_hundred(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equal_models_seldom_fail_a_criterion_and_a_worse_one_seldom_meets_it(name: str):
+def test_equal_models_seldom_fail_a_criterion_and_a_worse_one_seldom_meets_it(name: str, monkeypatch):
+    monkeypatch.setattr(sample_size, "groups_needed", lambda *_, **__: None)  # advice: most of the time, no verdict
     equal, worse, rounds = CASES[name]
     rng = np.random.default_rng(11)
     of_equal = Counter(equal(rng).verdict for _ in range(rounds))

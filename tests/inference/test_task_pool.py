@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,19 @@ def test_after_ctrl_c_the_command_says_how_to_go_on_and_does(recipe_file: Path, 
     assert (run / "turns.jsonl").read_text().splitlines()[: len(turns)] == turns
     assert json.loads((run / "sampling.done.json").read_text())["result"]["seconds"] is not None
     server.shutdown()
+
+
+def test_garbage_of_one_pool_is_collected_by_the_time_of_the_next_one():
+    """It would be frozen along with the libraries' objects: a process of many pools grew without end."""
+
+    class Node:
+        itself: Any
+
+    async def job(flow: TaskPool) -> Any:
+        node = Node()
+        node.itself = node
+        return weakref.ref(node)
+
+    (node,) = run_jobs(lambda: 1, [job])
+    run_jobs(lambda: 1, [job])
+    assert node() is None
