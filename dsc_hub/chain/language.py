@@ -17,7 +17,7 @@ SURELY = 0.9  # minimum probability to treat a text as foreign, so that it is no
 FEWEST_LETTERS, TIMES = 5, 4  # minimum letters of another script in a foreign text, in total and per Latin letter
 FEWEST_WORDS = 10  # minimum number of different words in a foreign text
 LOOKED_AT = 200  # maximum number of prompts whose language is identified
-FEWEST_PROMPTS, SAME = 3, 0.75  # minimum number, and minimum share in one language, of short foreign prompts
+FEWEST_PROMPTS, SAME_LANGUAGE = 3, 0.75  # minimum number, and minimum share in one language, of short foreign prompts
 RUN = 3  # minimum length of a sequence of lower-case words in running text
 SHORT_WORDS = 0.25  # share of words of up to three letters: running text of any language has more, lists of names less
 ENGLISH_WORDS = 2  # number of different English-only words from which part of a foreign text may be English
@@ -130,15 +130,17 @@ def foreign(text: str, languages: Sequence[str]) -> str:
 def foreign_prompts(prompts: Sequence[str], languages: Sequence[str]) -> str:
     """Return how most prompts are certainly in none of `languages` ("in French"); "" if they may be in one of them.
 
-    Looks at `LOOKED_AT` of them. They are foreign if most of them are by themselves (`foreign`), or, for prompts that
-    are too short for that, if SAME of them are identified as one other language.
+    Looks at `LOOKED_AT` of them, spread evenly, without those that ask for a translation or name a language. They are
+    foreign if most of them are by themselves (`foreign`), or, for prompts that are too short for that, if
+    SAME_LANGUAGE of them are identified as one other language.
     """
-    texts = prompts[:: max(1, len(prompts) // LOOKED_AT)][:LOOKED_AT]
+    looked_at = prompts[:: max(1, -(-len(prompts) // LOOKED_AT))]
+    texts = [p for p in looked_at if not _TRANSLATE.search(p) and not _CODE_OF.keys() & set(words(p))]
     reasons = Counter(reason for text in texts if (reason := foreign(text, languages)))
     if 2 * reasons.total() > len(texts):
         return reasons.most_common(1)[0][0]
     code, count = Counter(map(language_of, texts)).most_common(1)[0] if len(texts) >= FEWEST_PROMPTS else ("", 0)
-    return f"in {language_name(code)}" if code and code not in languages and count >= SAME * len(texts) else ""
+    return f"in {language_name(code)}" if code and code not in languages and count >= SAME_LANGUAGE * len(texts) else ""
 
 
 def language_name(code: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.chain import hygiene
-from dsc_hub.chain.language import foreign_prompts, in_another_language
+from dsc_hub.chain.language import in_another_language
 from dsc_hub.chain.subject import names, subject_of, without
 from dsc_hub.chain.text import phrases, words
 from dsc_hub.errors import RunError
@@ -333,10 +333,11 @@ def _text_defects(pairs: Pairs, setting: Setting) -> list[Criterion]:
         "no more unfinished answers": (lambda row, prompt: row.finish_reason != "stop", True),
     }
     out = []
-    if reason := foreign_prompts([p.text for p in pairs.prompts], hygiene.META_TALK_LANGUAGES):
+    if reason := setting.unreadable.get("meta_talk"):
         name = "no more talk about the conversation"
-        verdict: CriterionVerdict = "unmeasured" if detectors.pop(name)[1] else "not judged"
-        out.append(Criterion(name=name, verdict=verdict, note=f"its phrases are English, the prompts are {reason}"))
+        # The recipe asks for it: what could not be measured leaves the claim undecided.
+        verdict: CriterionVerdict = "undecided" if detectors.pop(name)[1] else "not judged"
+        out.append(Criterion(name=name, verdict=verdict, note=reason))
     for name, (is_so, is_judged) in detectors.items():
         base, distilled = (
             [is_so(r, p) for r, p in zip(rows, pairs.prompts, strict=True)] for rows in (pairs.base, pairs.distilled)

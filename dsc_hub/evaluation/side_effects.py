@@ -78,19 +78,20 @@ def summarise_side_effects(
     pairs: Sequence[tuple[str, str]],
     neutral: Mapping[str, Mapping[str, float]],
     confidence: float,
+    unreadable: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return {measures, arms: {arm: {measure: estimate}}, differences: {"a - b": {measure: difference}}}.
 
     An estimate of something that was not measured holds None. `neutral` has nats per token by arm and neutral text, for
-    the arms that are one plain answer of their model. All differences of all measures here form one Holm family,
-    separate from that of the scores.
+    the arms that are one plain answer of their model. `unreadable`: see `unreadable_measures`. All differences of all
+    measures here form one Holm family, separate from that of the scores.
     """
     by_id = {p.id: p for p in prompts}
-    measures, not_read = measures_of(prompts), unread(prompts)
+    measures, not_read = measures_of(prompts), unreadable or {}
     kinds = {name: about["kind"] for name, about in measures.items()}
     rows = {arm: {(r.prompt_id, r.sample): r for r in answers if r.arm == arm} for arm in arms}
     base = rows[arms[0]]
-    values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id) for arm in arms}
+    values = {arm: _values(rows[arm], base if arm != arms[0] else {}, by_id, not_read) for arm in arms}
     samples = max((r.sample for r in answers), default=0) + 1
     in_order = {arm: [row for _, row in sorted(by_key.items())] for arm, by_key in rows.items()}
     distinct_n = {name: variety(in_order, n)[0] for name, n in (("distinct_1", 1), ("distinct_2", 2))}
@@ -115,7 +116,10 @@ def summarise_side_effects(
 
 
 def _values(
-    rows: Mapping[AnswerKey, Answer], base: Mapping[AnswerKey, Answer], by_id: Mapping[str, Prompt]
+    rows: Mapping[AnswerKey, Answer],
+    base: Mapping[AnswerKey, Answer],
+    by_id: Mapping[str, Prompt],
+    not_read: Iterable[str],
 ) -> dict[str, dict[AnswerKey, float]]:
     """Return the value of each measure for each answer."""
     measures: dict[str, Callable[[AnswerKey, Answer], float | None]] = {
@@ -126,7 +130,7 @@ def _values(
         "repeats": lambda k, r: hygiene.repeats_itself(r.text, subject.subject_of(by_id[r.prompt_id])),
         "similarity": lambda k, r: similarity(r.text, base[k].text) if k in base else None,
     }
-    for name in unread(list(by_id.values())):
+    for name in not_read:
         measures[name] = lambda k, r: None
     values = {
         name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in measures.items()
@@ -136,11 +140,13 @@ def _values(
     return values
 
 
-def unread(prompts: Sequence[Prompt]) -> dict[str, str]:
+def unreadable_measures(prompts: Sequence[Prompt], language: str) -> dict[str, str]:
     """Return the measures by phrases of a language that the prompts are not in, with the reason: not zero but unknown.
 
-    Refusals of each kind go with refusals.
+    Refusals of each kind go with refusals. `language` is that of the recipe's hygiene; none if answers may be in any.
     """
+    if language == "any":
+        return {}
     languages = {"refuses": refusal.LANGUAGES, "meta_talk": hygiene.META_TALK_LANGUAGES}
     texts = [p.text for p in prompts]
     return {

@@ -56,6 +56,9 @@ def summarise_evaluation(
     keys = [(p.id, k, p.group) for p in prompts for k in range(e.samples)]
     differences = {f"{a} - {b}": _differences(by_arm[a], by_arm[b], keys, ranges, e.confidence) for a, b in compared}
     primary = stats.adjust_scores(differences, "distilled - base" if judges_claim(e.arms) else None)
+    # Numbers by the first rule of intervals are of a time when such measures were shares of nothing.
+    is_first_rule = stats.interval_rule() == 1
+    unreadable = {} if is_first_rule else side_effects.unreadable_measures(prompts, recipe.hygiene.language)
     numbers: dict[str, Any] = {}
     for arm, by_key in by_arm.items():
         rows = list(by_key.values())
@@ -75,12 +78,12 @@ def summarise_evaluation(
         "differences": differences,
         "primary": primary,
         "side_effects": side_effects.summarise_side_effects(
-            answers, prompts, e.arms, compared, neutral or {}, e.confidence
+            answers, prompts, e.arms, compared, neutral or {}, e.confidence, unreadable
         ),
         "claim": claim.assess(
             answers,
             prompts,
-            verdict.Setting(e.split, e.samples, e.confidence, trained_here, look, recipe.hygiene),
+            verdict.Setting(e.split, e.samples, e.confidence, trained_here, look, recipe.hygiene, unreadable),
             differences["distilled - base"],
             scores,
         ).model_dump()

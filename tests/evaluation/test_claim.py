@@ -17,6 +17,7 @@ from dsc_hub.errors import RunError
 from dsc_hub.evaluation import claim, summary
 from dsc_hub.evaluation.answers import score_answers
 from dsc_hub.evaluation.repeated import Pairs
+from dsc_hub.evaluation.side_effects import unreadable_measures
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt
 from dsc_hub.runs import verdict as verdicts
@@ -368,7 +369,7 @@ def test_six_groups_can_not_show_that_both_scores_are_better():
     assert found.groups_needed == 13
 
 
-@pytest.mark.parametrize(("meta_talk", "verdict"), [("reject", "unmeasured"), ("keep", "not judged")])
+@pytest.mark.parametrize(("meta_talk", "verdict"), [("reject", "undecided"), ("keep", "not judged")])
 def test_talk_about_the_conversation_is_not_judged_by_phrases_of_another_language(meta_talk: str, verdict: str):
     prompts = [Prompt(f"p{i}", f"Écris une critique du film {i}.", f"{i}", "test") for i in range(8)]
     answers = [a for a, _ in zip(BASE, prompts, strict=False)]
@@ -377,7 +378,8 @@ def test_talk_about_the_conversation_is_not_judged_by_phrases_of_another_languag
         for a, p in zip(answers, prompts, strict=True)
     ]
     typed = fixture_run.typed(answers)
-    setting = Setting("test", 1, 0.95, hygiene=HygieneConfig(meta_talk=meta_talk))
+    unreadable = unreadable_measures(prompts, "prompt")
+    setting = Setting("test", 1, 0.95, hygiene=HygieneConfig(meta_talk=meta_talk), unreadable=unreadable)
     first = claim._text_defects(Pairs(typed, typed, prompts), setting)[0]
     assert (first.name, first.verdict) == ("no more talk about the conversation", verdict)
     assert first.note == "its phrases are English, the prompts are in French"

