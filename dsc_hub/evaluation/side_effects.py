@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from dsc_hub import stats
@@ -119,7 +119,7 @@ def _values(
     rows: Mapping[AnswerKey, Answer],
     base: Mapping[AnswerKey, Answer],
     by_id: Mapping[str, Prompt],
-    not_read: Iterable[str],
+    not_read: Collection[str],
 ) -> dict[str, dict[AnswerKey, float]]:
     """Return the value of each measure for each answer."""
     measures: dict[str, Callable[[AnswerKey, Answer], float | None]] = {
@@ -130,10 +130,9 @@ def _values(
         "repeats": lambda k, r: hygiene.repeats_itself(r.text, subject.subject_of(by_id[r.prompt_id])),
         "similarity": lambda k, r: similarity(r.text, base[k].text) if k in base else None,
     }
-    for name in not_read:
-        measures[name] = lambda k, r: None
     values = {
-        name: {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None} for name, f in measures.items()
+        name: {} if name in not_read else {k: float(v) for k, r in rows.items() if (v := f(k, r)) is not None}
+        for name, f in measures.items()
     }
     for kind in {p.kind for p in by_id.values()} - {""}:
         values[f"refuses_{kind}"] = {k: v for k, v in values["refuses"].items() if by_id[k[0]].kind == kind}

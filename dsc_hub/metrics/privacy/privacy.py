@@ -170,22 +170,21 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
 
 
 def _spacy(model: str) -> Any:
-    """Return the pipeline of an installed spaCy package; ValueError if it recognises no people."""
+    """Return the pipeline of an installed spaCy package; ValueError for anything else."""
     installed = importlib.import_module("importlib.metadata").entry_points(group="spacy_models").names
     if model not in installed:  # a folder, or another module, could hold code to be run
         raise ValueError(f"model: {model!r} is no installed package with a spaCy model")
     nlp = importlib.import_module(model).load(exclude=["tagger", "morphologizer", "lemmatizer", "attribute_ruler"])
-    if "ner" not in nlp.pipe_names or not _person_labels_of(nlp):
-        raise ValueError(f"model: {model} recognises no people (none of its labels means a person)")
     return nlp
 
 
-def _person_labels_of(nlp: Any) -> set[str]:
-    return {label for label in nlp.get_pipe("ner").labels if KINDS.get(label.upper()) == PERSON}
-
-
 def _people(nlp: Any) -> Find:
-    labels = _person_labels_of(nlp)
+    """Return the finder of people; ValueError if the pipeline has no label that means a person."""
+    labels = {label for label in nlp.pipe_labels.get("ner", ()) if KINDS.get(label.upper()) == PERSON}
+    if not labels:
+        raise ValueError(
+            f"model: {nlp.lang}_{nlp.meta['name']} recognises no people (none of its labels means a person)"
+        )
 
     def find(texts: list[str], batch_size: int) -> list[list[Span]]:
         return [
