@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,19 @@ def start() -> Iterator[Callable[..., Any]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+def interrupt_once(reached: Callable[[], bool]) -> None:
+    """Send Ctrl-C to this process as soon as `reached` is true: after a fixed time it may hit what comes before."""
+
+    def wait() -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            if reached():
+                return os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def end_of(server: Any) -> Endpoint:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import dsc_hub
 from dsc_hub.errors import ConfigError, RunError
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.system import event_loop
+from tests.conftest import interrupt_once
 
 
 @pytest.fixture
@@ -93,9 +92,10 @@ def test_a_coroutine_runs_with_and_without_a_loop_around_it():
 
 
 def test_an_interrupt_ends_the_coroutine_before_it_is_raised():
-    ended = []
+    ended, begun = [], []
 
     async def long() -> None:
+        begun.append(True)
         try:
             await asyncio.sleep(60)
         finally:
@@ -103,7 +103,7 @@ def test_an_interrupt_ends_the_coroutine_before_it_is_raised():
 
     async def cell() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        interrupt_once(lambda: bool(begun))
         with pytest.raises(KeyboardInterrupt):
             event_loop.run_coroutine(long())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ from dsc_hub.inference import base_model, servers
 from dsc_hub.inference.client import Completion
 from dsc_hub.runs.run import Run
 from tests import fixture_run, scripted_server
-from tests.conftest import ROOT
+from tests.conftest import ROOT, interrupt_once
 
 
 @contextlib.contextmanager
@@ -203,7 +202,7 @@ def test_ctrl_c_cancels_the_answer_and_not_the_program(tmp_path, screen, monkeyp
         run = run_of(tmp_path, url)
         started = time.monotonic()
         talk = talk_of(2048)
-        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        interrupt_once(lambda: len(bodies) >= 2)
         chat._answer(run.facts.recipe, [servers.Endpoint(url, "base", "key")], talk, "Hello?", True)
         assert time.monotonic() - started < 2.5 and len(bodies) == 2
     assert "cancelled" in said(screen) and not any(talk.said.values()) and talk.asked == 0

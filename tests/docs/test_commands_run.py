@@ -39,6 +39,9 @@ HERE = {
     "dsc compare RUN_A RUN_B": "dsc compare runs/quickstart/0a1b2c3d4e5f runs/quickstart/1a1b2c3d4e5f",
     "dsc runs remove runs/RECIPE/FINGERPRINT": "dsc runs remove --yes runs/quickstart/1a1b2c3d4e5f",
     "dsc score brevity.py texts.txt": "dsc score brevity.py texts.txt",
+    "dsc score privacy texts.txt --scorer spacy model=fr_core_news_sm": (
+        "dsc score privacy texts.txt --scorer spacy model=fr_core_news_sm"
+    ),
     "dsc plan RECIPE 'serving.endpoints=[https://api.example.com/v1]' serving.served_model=NAME": (
         f"dsc plan mine {SERVED} 'serving.price={{{{input: 0.5, output: 1.5}}}}' evaluation.arms=[base]"
     ),

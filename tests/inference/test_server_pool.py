@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import threading
 import time
@@ -29,7 +28,7 @@ from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Prompt
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample
-from tests.conftest import ScriptedModel, end_of, length_score
+from tests.conftest import ScriptedModel, end_of, interrupt_once, length_score
 from tests.sampling.test_sample import setup
 from tests.scripted_server import answer_to
 
@@ -372,6 +371,6 @@ def test_after_ctrl_c_what_waits_for_a_place_is_not_sent(recipe_file: Path, tmp_
         async with Generator([end_of(server)], GenerationConfig(), 20, concurrency=2) as g:
             return await sample.sample(run, r, some, g.complete, length_score, level=lambda: 50)
 
-    threading.Timer(0.6, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    interrupt_once(lambda: len(bodies) >= 2)
     assert asyncio.run(go()).interrupted and 2 <= len(bodies) <= 4
     assert len(list(run.rows("turns.jsonl"))) == len(bodies)
