@@ -2,8 +2,9 @@
 
 For each token, vLLM 0.32 copies the adapter's weights, which takes longer than the base itself; and for a token of the
 base it takes those of the last adapter, since its index -1 selects the last row (vllm-project/vllm#48421). Here each
-adapter is multiplied with all tokens at once, and the rows of other requests are set to zero. The products are computed
-in float32: of so small matrices that is faster than bfloat16, too. `python -m tests.benchmarks.adapters` measures both.
+adapter is multiplied with all tokens at once, and the rows of other requests are set to zero.
+`python -m tests.benchmarks.adapters` measures both. Servers with adapters aren't compiled: that would compute the
+adapter for the base's requests, too.
 
 vLLM imports this module in the processes of its engine (`--worker-extension-cls`), and nothing else does.
 """
@@ -38,16 +39,52 @@ def add_lora_linear(
     Shapes: x (tokens, features), y (tokens, columns), A (adapters, 1, rank, features) and B (adapters, 1, columns of
     the slice, rank) for each slice.
     """
-    if self.no_lora and not torch.compiler.is_compiling():  # compiled code is for all batches
+    if self.no_lora:
         return
-    outputs, rows = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]).float()
-    indices = self._token_lora_indices[: rows.shape[0]]
-    for i in range(lora_a_stacked[0].shape[0]):
-        # All slices at once: two products take less time than one for each slice.
-        down = torch.cat([a[i, 0] for a in lora_a_stacked])
-        up = torch.block_diag(*(b[i, 0, :width] for b, width in zip(lora_b_stacked, output_slices, strict=True)))
-        inner = linear(rows, down.float()) * (scale * (indices == i)).unsqueeze(1)
-        outputs[:, : up.shape[0]] += linear(inner, up.float())
+    outputs, rows = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+    factors = _factors(lora_a_stacked, lora_b_stacked, output_slices)
+    for i, mask in _adapters_of_rows(self, len(rows)):
+        down, up = factors[i]
+        inner = rows @ down
+        if mask is not None:
+            inner *= mask
+        outputs[:, : up.shape[1]].addmm_(inner, up, alpha=scale)
+
+
+Factors = list[tuple[torch.Tensor, torch.Tensor]]  # by adapter: (features, ranks) and (ranks, columns)
+
+
+def _factors(lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...], widths: tuple[int, ...]) -> Factors:
+    """Return all slices' weights as two matrices for each adapter, made anew only after vLLM has written others.
+
+    Two products take less time than two for each slice, and joining the weights takes longer than multiplying them.
+    """
+    versions = [tensor._version for tensor in (*lora_a, *lora_b)]  # torch counts what is written into a tensor
+    made_of, factors = getattr(lora_a[0], "dsc_factors", (None, []))
+    if made_of != versions:
+        factors = [
+            (
+                torch.cat([a[i, 0] for a in lora_a]).t().contiguous(),
+                torch.block_diag(*(b[i, 0, :width] for b, width in zip(lora_b, widths, strict=True))).t().contiguous(),
+            )
+            for i in range(len(lora_a[0]))
+        ]
+        lora_a[0].dsc_factors = versions, factors  # type: ignore[attr-defined]
+    return factors
+
+
+def _adapters_of_rows(wrapper: Any, rows: int) -> list[tuple[int, torch.Tensor | None]]:
+    """Return the adapters of a batch with the rows of each, found once a step, as a mask (rows, 1); None: all."""
+    batch = wrapper._token_lora_indices._version, rows
+    made_of, adapters = getattr(wrapper, "dsc_adapters", (None, []))
+    if made_of != batch:
+        indices = wrapper._token_lora_indices[:rows]
+        present = [i for i in indices.unique().tolist() if i >= 0]
+        adapters = [
+            (i, None if bool(mask.all()) else mask.unsqueeze(1)) for i, mask in ((i, indices == i) for i in present)
+        ]
+        wrapper.dsc_adapters = batch, adapters
+    return adapters
 
 
 def add_lora_embedding(

@@ -1,7 +1,7 @@
 """How fast and how exact are the ways to serve an adapter on a CPU?
 
     python -m tests.benchmarks.adapters RUN [--rounds 5] [--in-flight 64] [--tokens 96] [--texts 40]
-        [--dtype bfloat16|float32] [--compiled] [--ways ours vllm merged] [--json FILE]
+        [--dtype bfloat16|float32] [--ways ours vllm merged] [--json FILE]
 
 RUN is a run folder with an adapter. The ways: `ours` (vllm_lora.py), `vllm` (vLLM's own operations), `merged` (base and
 adapter added up in float32, served in --dtype). Speed: tokens a second of so many requests at once with so
@@ -45,7 +45,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--texts", type=int, default=40)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default=machine.cpu_dtype())
-    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -71,11 +70,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             more = ("--dtype", options.dtype, *(NOT_OURS if way == "vllm" else ()))
             section = recipe.serving.model_copy(update={"concurrency": options.in_flight})
             folder = merged if way == "merged" else base
-            how: dict[str, Any] = {"more": more, "compiled": options.compiled}
-            with servers.serve_model(folder, section, place / "vllm.log", beside, **how) as (endpoint,):
+            with servers.serve_model(folder, section, place / "vllm.log", beside, more=more) as (endpoint,):
                 out[way] = await measure_way(endpoint, way, texts, exact, options)
             print(way, out[way], flush=True)
-        with servers.serve_model(base, section, place / "vllm.log", **how) as (endpoint,):
+        with servers.serve_model(base, section, place / "vllm.log", more=("--dtype", options.dtype)) as (endpoint,):
             out["alone"] = {"base tokens/s": await speeds(endpoint, [BASE], options)}
     return out
 

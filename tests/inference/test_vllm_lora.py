@@ -18,6 +18,9 @@ from dsc_hub.inference import vllm_lora
 class Mapping:
     index_mapping, prompt_mapping, is_prefill = INDICES, INDICES, True
 
+class Turned:
+    index_mapping, prompt_mapping, is_prefill = INDICES[::-1], INDICES[::-1], True
+
 torch.manual_seed(0)
 wrapper = punica_cpu.PunicaWrapperCPU(64, 8, "cpu", max_loras=2)
 assert type(wrapper).add_lora_linear is vllm_lora.add_lora_linear
@@ -33,8 +36,23 @@ for row, adapter in enumerate(INDICES):
         for start, part in ((0, 0), (24, 1)):
             change = 0.5 * b[part][k, 0] @ (a[part][k, 0] @ x[row])
             expected[row, start : start + len(change)] += change
+before = y.clone()
 wrapper.add_lora_linear(y, x, a, b, 0.5, (24, 16))
 torch.testing.assert_close(y, expected)
+
+# Other weights in the same tensors, and other requests in the next batch, as vLLM writes them.
+with torch.inference_mode():
+    for part in (0, 1):
+        for k in (0, 1):
+            b[part][k].copy_(2 * b[part][k])
+    again = before.clone()
+    wrapper.add_lora_linear(again, x, a, b, 0.5, (24, 16))
+    torch.testing.assert_close(again, before + 2 * (expected - before))
+    wrapper.update_metadata(Turned, [11, 12], 2, 100)
+    again = before.clone()
+    wrapper.add_lora_linear(again, x.flip(0), a, b, 0.5, (24, 16))
+    torch.testing.assert_close(again, before + 2 * (expected - before).flip(0))
+wrapper.update_metadata(Mapping, [11, 12], 2, 100)
 
 output, expected = torch.randn(2, 1, 40, 8), torch.zeros(6, 40)
 for row, adapter in enumerate(INDICES):
