@@ -113,8 +113,11 @@ async def run_chain(
     veto: VetoText = no_veto,
     principle_dice: Dice = lambda prompt_id, chain, step: 0.0,
     aside: Aside = contextlib.nullcontext,
+    good_enough: float | None = None,
 ) -> Chain:
     """Run one chain of `steps` critiques and revisions and return it.
+
+    It ends earlier once the state is clean and its reward at least `good_enough`.
 
     The first answer is scored while its critique and revision are generated, which do not depend on the score. The
     context manager `aside` is entered while the chain waits only for a score.
@@ -132,6 +135,12 @@ async def run_chain(
         current: float | None = None
         done: list[Step] = []
         for i in range(1, steps + 1):
+            if good_enough is not None:
+                if i == 1:
+                    async with aside():
+                        current = -math.inf if answer.defect else (await first_score).value
+                if current is not None and current >= good_enough:
+                    break
             principle = texts.principle(principle_dice(prompt.id, number, i))
             request = texts.fill(texts.critique, prompt, state, principle)
             messages = [*opening, *exchange(state, request)]
@@ -142,7 +151,7 @@ async def run_chain(
             proposal = inspect(revision, prompt, critique.text)
             async with aside():
                 proposed = await score(proposal.text, prompt)
-                if i == 1:
+                if i == 1 and good_enough is None:
                     current = -math.inf if answer.defect else (await first_score).value
                 reward, rejected = proposed.value, proposal.defect
                 if not rejected:

@@ -47,9 +47,11 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     for line in _dropped(e.dropped):
         table.add_row("", Text(line, "dim"))
     table.add_row("to compare", _comparable(e.groups[r.evaluation.split], r))
+    at_most = "at most " if r.ends_early else ""
     table.add_row(
         "chains",
-        f"{e.chains} of {r.chain.steps} step(s), {r.chain.acceptance}, requests in flight: {r.serving.concurrency}",
+        f"{at_most}{e.chains} of {r.chain.steps} step(s), {r.chain.acceptance}, "
+        f"requests in flight: {r.serving.concurrency}",
     )
     for stage in ("sampling", "evaluation"):
         table.add_row(stage, _asked(e, stage))

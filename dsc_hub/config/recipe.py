@@ -21,6 +21,7 @@ from dsc_hub.acceptance import RULES
 from dsc_hub.config.arms import TEACHER, models_of
 from dsc_hub.config.publishing import PublishConfig
 from dsc_hub.config.sampling import (
+    BudgetConfig,
     ChainConfig,
     GenerationConfig,
     HygieneConfig,
@@ -69,6 +70,7 @@ class Recipe(Section):
         None, description="a score that chooses nothing and shows whether the reward was gamed; null: none"
     )
     third_scorer: ScorerConfig | None = Field(None, description="another one; null: none")
+    budget: BudgetConfig | None = Field(None, description="what sampling may use; null: what the chains take")
     dataset: DatasetConfig = Field(DatasetConfig(), description="which chains become training rows")
     distill: DistillConfig = Field(DistillConfig(), description="the training of the adapter")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="what is compared on held-out prompts")
@@ -98,6 +100,17 @@ class Recipe(Section):
                 "rounds: serving.endpoints don't have the adapters of earlier rounds; leave endpoints empty"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_sampling_to_end(self) -> Recipe:
+        if self.ends_early and self.rounds > 1:
+            raise ValueError("dataset.rows and budget are of one sampling; leave them out, or rounds")
+        return self
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether sampling may end before all chains of all prompts are finished."""
+        return self.dataset.rows is not None or self.budget is not None
 
     @model_validator(mode="before")
     @classmethod

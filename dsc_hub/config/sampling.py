@@ -11,6 +11,7 @@ from pydantic import (
     model_validator,
 )
 
+from dsc_hub.acceptance import RULES
 from dsc_hub.config.section import RuleName, Section, auto_or, placeholders
 from dsc_hub.system.addresses import checked_address, checked_key_name
 
@@ -268,6 +269,11 @@ class ChainConfig(Section):
         ),
     )
     temperature: float = Field(0.1, gt=0, description="T of the metropolis rule, in the reward's unit")
+    good_enough: float | None = Field(
+        None,
+        description="reward from which a clean answer is not revised any more, which saves its further steps; null: "
+        "each chain has all steps",
+    )
     critic: CriticConfig | None = Field(None, description="who criticises; null: the base itself")
     principles: tuple[str, ...] = Field(
         (), description="one of them, drawn anew for each step, stands for {principle} in both texts"
@@ -282,8 +288,26 @@ class ChainConfig(Section):
             raise ValueError("principles and the placeholder {principle} go together: one is there without the other")
         return self
 
+    @model_validator(mode="after")
+    def _may_end_early(self) -> ChainConfig:
+        if self.good_enough is not None and RULES[self.acceptance].can_descend:
+            raise ValueError(
+                f"good_enough: under {self.acceptance} the states are draws from a distribution, which ending chains "
+                "early would change; leave it out, or use acceptance: improve"
+            )
+        return self
+
     def asks_for_group(self) -> bool:
         return "{group}" in self.critique + self.revision
+
+
+class BudgetConfig(Section):
+    """What sampling may use, over all its sessions. What was sampled by then becomes the dataset."""
+
+    tokens: int | None = Field(
+        None, ge=1, description="new tokens; no chain begins that would go beyond them, by the mean of those before"
+    )
+    hours: float | None = Field(None, gt=0, description="hours; a chain that has begun is finished. null: no limit")
 
 
 class HygieneConfig(Section):

@@ -73,7 +73,15 @@ def _sampling_inputs(i: Inputs) -> list[Any]:
         i.identity["reward"],
         *i.more_scorers,
         *trained,
+        *_ends_inputs(i),
     ]
+
+
+def _ends_inputs(i: Inputs) -> list[Any]:
+    # Where sampling ends when there are enough rows, it depends on what makes a row.
+    if "rows" in i.section("dataset") or i.section("budget"):
+        return [["ends", i.section("dataset"), i.section("budget")]]
+    return []
 
 
 def _distill_inputs(i: Inputs) -> list[Any]:

@@ -62,6 +62,14 @@ class DatasetConfig(Section):
     rows_per_prompt: int | None = Field(
         None, ge=1, description="at most so many rows per prompt, those with the highest reward. null: all"
     )
+    rows: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "so many training rows are wanted: sampling ends when they are there, and chain.chains_per_prompt is the "
+            "most that a prompt gets. null: all chains of all prompts"
+        ),
+    )
 
 
 class DistillConfig(Section):

@@ -30,6 +30,7 @@ from dsc_hub.config.recipe import Recipe, least_gain
 from dsc_hub.errors import DataError
 from dsc_hub.records import SPLITS, Chain, Prompt, Split, from_row
 from dsc_hub.runs.run import Run
+from dsc_hub.system.hashing import digest
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _STEP = pa.struct(
@@ -130,7 +131,7 @@ def why_dropped(chain: Chain, min_reward: float | None, min_gain: float | None) 
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
     """What decides whether a chain with a good enough answer becomes a row. Texts are kept as hashes."""
 
     reward: float
@@ -145,10 +146,13 @@ class _Candidate:
         return self.prompt_id, self.number
 
 
-def _candidate(chain: Chain, prompt: Prompt, recipe: Recipe) -> _Candidate:
+def candidate_of(chain: Chain, prompt: Prompt, recipe: Recipe) -> Candidate | str:
+    """Return the candidate that a chain is for a row, or why it is none (`why_dropped`)."""
+    if reason := why_dropped(chain, recipe.dataset.min_reward, least_gain(recipe)):
+        return reason
     # The subject's name counts as one word, so that "X is a masterpiece of" is the same phrase for every X.
     words = without(chain.final, subject_of(prompt)) if recipe.dataset.phrase_limit else []
-    return _Candidate(
+    return Candidate(
         reward=chain.final_score.value or 0.0,
         prompt_id=chain.prompt_id,
         number=chain.number,
@@ -158,14 +162,20 @@ def _candidate(chain: Chain, prompt: Prompt, recipe: Recipe) -> _Candidate:
     )
 
 
-def _select(
-    candidates: Iterable[_Candidate], recipe: Recipe, selection: int
+def select_rows(
+    candidates: Iterable[Candidate], recipe: Recipe, selection: int = SELECTION, limited: bool = True
 ) -> tuple[set[tuple[str, int]], Counter[str]]:
-    """Return the keys of the candidates that become rows, and the number of others by reason; the first ones win."""
+    """Return the keys of the candidates that become rows, and the number of others by reason.
+
+    Of rows that are alike, or too many of one prompt, those with the highest reward win (`selection` 1: the first
+    ones). More training rows than `dataset.rows` are left out by chance, not by reward; not `limited`: they are not.
+    """
     section = recipe.dataset
+    if selection > 1:
+        candidates = sorted(candidates, key=lambda c: (-c.reward, c.key))
     # Draws from a target distribution repeat themselves where it is high: without repetition they are none.
     keep_duplicates = RULES[recipe.chain.acceptance].can_descend or selection == 1
-    chosen, dropped = set[tuple[str, int]](), Counter[str]()
+    chosen, of_train, dropped = set[tuple[str, int]](), list[tuple[str, int]](), Counter[str]()
     texts, rows = set[tuple[str, int]](), Counter[str]()  # (prompt id, text); rows by prompt id
     seen = {split: Counter[int]() for split in SPLITS}  # rows that contain a phrase
     for c in candidates:
@@ -180,6 +190,11 @@ def _select(
             rows[c.prompt_id] += 1
             seen[c.split].update(c.phrases)
             chosen.add(c.key)
+            of_train += [c.key] * (c.split == "train")
+    if limited and section.rows is not None and len(of_train) > section.rows:
+        by_chance = sorted(of_train, key=lambda key: digest("row", *key))
+        chosen -= set(by_chance[section.rows :])
+        dropped[f"more than {section.rows} rows"] += len(of_train) - section.rows
     return chosen, dropped
 
 
@@ -194,16 +209,15 @@ def build_dataset(
     their chain (`is_compared`). Raises DataError if a chain belongs to a test prompt or to no prompt, or if no training
     row is left.
     """
-    dropped, candidates = Counter[str](), list[_Candidate]()
+    dropped, candidates = Counter[str](), list[Candidate]()
     for chain in chains:
-        if reason := why_dropped(chain, recipe.dataset.min_reward, least_gain(recipe)):
-            dropped[reason] += 1
+        candidate = candidate_of(chain, _prompt_of(chain, prompts), recipe)
+        if isinstance(candidate, Candidate):
+            candidates.append(candidate)
         else:
-            candidates.append(_candidate(chain, _prompt_of(chain, prompts), recipe))
-    if selection > 1:
-        candidates.sort(key=lambda c: (-c.reward, c.key))
-    chosen, too_alike = _select(candidates, recipe, selection)
-    dropped += too_alike
+            dropped[candidate] += 1
+    chosen, left_out = select_rows(candidates, recipe, selection)
+    dropped += left_out
     uncompared = Counter[str]()
     has_tools = any(prompt.tools for prompt in prompts.values())
     writers = {name: _Writer(run["dataset"], name, schema) for name, schema in _schemas(has_tools).items()}

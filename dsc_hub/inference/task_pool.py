@@ -11,7 +11,7 @@ import gc
 import signal
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -56,8 +56,10 @@ class TaskPool:
         self._wake = asyncio.Event()
         self.stopping = False
 
-    async def over(self, jobs: Iterable[Callable[[], Coroutine[Any, Any, Any]]]) -> AsyncIterator[Any]:
+    async def over(self, jobs: Iterable[Callable[[], Coroutine[Any, Any, Any]] | None]) -> AsyncGenerator[Any]:
         """Run the jobs and yield their results as they finish; the first error ends all of them.
+
+        A job that is None means that there is none now: the next one is asked for when another has finished.
 
         KeyboardInterrupt after Ctrl-C, once the jobs in flight are finished (pressed once) or cancelled (pressed
         twice).

@@ -69,7 +69,7 @@ def _factors(lora_a: tuple[torch.Tensor, ...], lora_b: tuple[torch.Tensor, ...],
             )
             for i in range(len(lora_a[0]))
         ]
-        lora_a[0].dsc_factors = versions, factors  # type: ignore[attr-defined]
+        lora_a[0].dsc_factors = versions, factors
     return factors
 
 

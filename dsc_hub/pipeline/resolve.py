@@ -126,9 +126,15 @@ def _with_processes(recipe: Recipe) -> Recipe:
 
 
 def of_shard(context: RunContext, shard: Shard) -> RunContext:
-    """Return the context for sampling one shard, in its own run folder. ConfigError for a recipe with rounds."""
+    """Return the context for sampling one shard, in its own run folder. ConfigError for a recipe with rounds, rows
+    or a budget."""
     if context.recipe.rounds > 1:
         raise ConfigError("rounds: each round samples and trains, so shards can't be put together", "Set rounds=1.")
+    if context.recipe.ends_early:
+        raise ConfigError(
+            "dataset.rows and budget: a shard doesn't know what the others have sampled",
+            "Set dataset.rows=null and budget=null, and chain.chains_per_prompt to what is wanted.",
+        )
     fingerprints = dict(context.fingerprints) | {"sampling": shard.fingerprint(context.fingerprints["sampling"])}
     return replace(context, run=Run(shard.folder(context.run)), fingerprints=fingerprints, shard=shard)
 

@@ -21,7 +21,7 @@ from dsc_hub.inference import base_model
 from dsc_hub.pipeline import pace
 from dsc_hub.pipeline.context import RunContext, announce_servers
 from dsc_hub.records import Chain, Prompt, Turn, TurnKey
-from dsc_hub.runs.cost import add_session
+from dsc_hub.runs.cost import add_session, spent_of
 from dsc_hub.runs.row_index import RowIndex
 from dsc_hub.runs.run import Run
 from dsc_hub.system import cache, event_loop, machine
@@ -91,18 +91,27 @@ def sample_chains(
     veto: VetoText,
     known: RowIndex | None = None,
     model: str | None = None,
+    ending_early: Mapping[str, Prompt] | None = None,
 ) -> tuple[Any, float]:
     """Sample the prompts' chains into the run folder and record the session's cost; return the tally and the seconds.
 
     `model` is the name at the servers of the model that answers, criticises and revises; None: the base.
+    `ending_early` are the same prompts by id, if the recipe's number of rows or budget may end the sampling.
     KeyboardInterrupt after Ctrl-C; finished chains are on disk then.
     """
     from dsc_hub.inference import servers
     from dsc_hub.metrics.batching import BatchScorer
-    from dsc_hub.sampling import sample
+    from dsc_hub.sampling import sample, schedule
 
     generator, scoring, before = generator_of(context, endpoints), BatchScorer(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
+    spent_before = spent_of(context.run, "sampling", "turns.jsonl")
+
+    def spent() -> schedule.Spent:
+        tokens, hours = spent_before
+        return schedule.Spent(tokens + generator.new_tokens, hours + (time.monotonic() - started) / 3600)
+
+    plan = schedule.Schedule(context.recipe, ending_early, spent) if ending_early is not None else None
     try:
         tally = event_loop.run_coroutine(
             within(
@@ -116,6 +125,7 @@ def sample_chains(
                     veto=veto,
                     criticise=partial(generator.criticise, model=model),
                     known=known,
+                    schedule=plan,
                     reused=reused,
                     level=generator.level,
                     scoring_s=lambda: max(s.busy_seconds() for s in (scoring, veto) if isinstance(s, BatchScorer)),
@@ -164,7 +174,8 @@ def _add_cost(
 def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: float) -> None:
     """Store the pace of a sampling for later estimates, if servers started here generated all of it in one session."""
     turns = 1 + 2 * context.recipe.chain.steps
-    if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed):
+    may_end_early = context.recipe.ends_early or context.recipe.chain.good_enough is not None
+    if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed or may_end_early):
         other_s = max(0.0, total_s - seconds)
         pace.remember_pace(
             context.model.identity,

@@ -31,6 +31,7 @@ from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.runs.results import current_metrics
 from dsc_hub.runs.row_index import StoredPrompts
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling.schedule import Ending
 from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
@@ -96,11 +97,18 @@ def _run_sampling(context: RunContext) -> StageResult:
                 session.within(generator, partial(arms.check_adapter_acts, generator, arms.neutral_texts()))
             )
         tally, seconds = session.sample_chains(
-            context, endpoints, prompts.values(), reward.score, veto, stored_turns, model
+            context,
+            endpoints,
+            prompts.values(),
+            reward.score,
+            veto,
+            stored_turns,
+            model,
+            ending_early=prompts if context.recipe.ends_early else None,
         )
         if context.adapter is None:
             session.remember_sampling(context, tally, seconds, time.monotonic() - started)
-    return sampled(context, prompts, tally.reused_turns)
+    return sampled(context, prompts, tally.reused_turns, tally.ending)
 
 
 def prompts_to_sample(context: RunContext) -> StoredPrompts:
@@ -109,12 +117,16 @@ def prompts_to_sample(context: RunContext) -> StoredPrompts:
     return StoredPrompts(context.run.rows("prompts.jsonl"), "train", "validation", keep=keep)
 
 
-def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> StageResult:
-    """Compute, print and return the numbers of the chains in the run folder. ServingError if no chain finished."""
+def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int, ending: Ending | None = None) -> StageResult:
+    """Compute, print and return the numbers of the chains in the run folder. ServingError if no chain finished.
+
+    `ending`: how the sampling ended, if not by having sampled all chains of all `wanted` prompts.
+    """
     from dsc_hub.metrics import loading
     from dsc_hub.sampling import sample, summary
 
-    c, total = context.recipe.chain, len(wanted) * context.recipe.chain.chains_per_prompt
+    c = context.recipe.chain
+    total = ending.chains if ending else len(wanted) * c.chains_per_prompt
     chains = sample.read_chains(context.run)
     reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
 
@@ -128,6 +140,7 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> St
 
     numbers = summary.chain_numbers(chains, group_of, total, c, reward.bounds)
     numbers |= cost_of(context.run, "sampling", "turns.jsonl", context.recipe) | {"reused_turns": reused_turns}
+    numbers |= {"ended_by": ending.by} if ending else {}
     section = Sampling.model_validate(numbers)
     steps = "  ".join(f"step {s.step}: {s.accepted}/{s.proposals} accepted" for s in section.steps)
     say(
@@ -140,6 +153,8 @@ def sampled(context: RunContext, wanted: StoredPrompts, reused_turns: int) -> St
     if section.stripped:
         say(f"  {section.stripped:>8,}  of these texts lost an opening that talked about the task")
     say(sentences.last_step_sentence(section))
+    if ending:
+        say(f"  {sentences.ending_sentence(section, context.recipe)}")
     if not section.finished and total:
         raise ServingError(
             f"not one of {total} chains could be finished", f"The reasons are in {context.run['failed.jsonl']}."

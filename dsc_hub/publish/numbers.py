@@ -20,7 +20,7 @@ NOT_RECOMPUTED = frozenset(
 NOT_RECOMPUTED_IN_SAMPLING = frozenset(
     (
         "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries "
-        "reused_turns cost_usd"
+        "reused_turns cost_usd ended_by"
     ).split()
 )
 

@@ -121,6 +121,7 @@ def _context(
         "side_effect_note": tables.SIDE_EFFECT_NOTE,
         "side_effects": tables.side_effect_rows(evaluation),
         "costs": tables.cost_rows(evaluation),
+        "ending": sentences.ending_sentence(sampling, facts.recipe),
         "last_step": sentences.last_step_sentence(sampling),
         "mixing": sentences.mixing_sentence(sampling),
         "verdict": " ".join(filter(None, (sentences.claim_sentence(evaluation.claim), verdicts.headline(evaluation)))),

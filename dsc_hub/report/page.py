@@ -85,6 +85,7 @@ def build_page(run: Run, folder: Path | None = None, has_texts: bool = True) -> 
             side_effect_note=tables.SIDE_EFFECT_NOTE,
             side_effects=tables.side_effect_rows(evaluation) if evaluation else [],
             costs=tables.cost_rows(evaluation) if evaluation else [],
+            ending=sentences.ending_sentence(sampling, facts.recipe) if sampling else "",
             last_step=sentences.last_step_sentence(sampling) if sampling else "",
             mixing=sentences.mixing_sentence(sampling) if sampling else "",
             blind=verdicts.blind_lines(metrics.blind),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dsc_hub.config.recipe import Recipe
 from dsc_hub.report.formatting import count, many, measured, number, percent
 from dsc_hub.runs.metrics_schema import Claim, Criterion, Rounds, Sampling
 from dsc_hub.runs.verdict import is_within
@@ -151,6 +152,34 @@ def last_step_sentence(sampling: Sampling) -> str:
     within = f" ({number(gain.low)} to {number(gain.high)})" if measured(gain.low) else ""
     change = f"{number(gain.mean)}{within}{f' and {new}' if new else ''}"
     return f"Step {steps} changed the reward of the {count(gain.n)} chains that were clean before it by {change}."
+
+
+def ending_sentence(sampling: Sampling, recipe: Recipe) -> str:
+    """Return how a sampling for a number of rows or a budget ended, and what to change if rows are missing; "" if
+    neither was asked for.
+    """
+    rows, budget, chains = recipe.dataset.rows, recipe.budget, many(sampling.chains, "chain")
+    wanted = f"the {count(rows)} training rows that are wanted" if rows else ""
+    if sampling.ended_by == "rows":
+        return f"Sampling ended after {chains}, with {wanted}."
+    if sampling.ended_by == "budget" and budget:
+        limits = " or ".join(
+            part
+            for part in (
+                f"{count(budget.tokens)} tokens" if budget.tokens else "",
+                f"{budget.hours:g} hours" if budget.hours else "",
+            )
+            if part
+        )
+        missing = f", before it had {wanted}; raise budget for more" if rows else ""
+        return f"Sampling ended after {chains} with its budget of {limits}{missing}."
+    if sampling.ended_by == "chains" and rows:
+        return (
+            f"Sampling ended after {chains} without {wanted}: each prompt had its "
+            f"{recipe.chain.chains_per_prompt}, gave as many rows as it may, or was given up because its chains gave "
+            "none. Raise chain.chains_per_prompt, add prompts, or lower dataset.min_reward."
+        )
+    return ""
 
 
 def mixing_sentence(sampling: Sampling) -> str:

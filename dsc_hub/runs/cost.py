@@ -58,6 +58,16 @@ def add_session(run: Run, stage: str, cost: Mapping[str, Any]) -> None:
     rows.close()
 
 
+def spent_of(run: Run, stage: str, turns: str) -> tuple[int, float]:
+    """Return the new tokens and hours that a stage has used; turns taken over from other runs are not counted.
+
+    The tokens of a killed session are counted, its hours are not recorded.
+    """
+    sessions = [row for row in run.rows("sessions.jsonl") if row["stage"] == stage]
+    made = sum(row["new_tokens"] for row in run.rows(turns)) - sum(row.get("reused_tokens") or 0 for row in sessions)
+    return max(made, sum(row["new_tokens"] for row in sessions)), sum(row["seconds"] for row in sessions) / 3600
+
+
 def cost_of(run: Run, stage: str, turns: str, recipe: Recipe | None = None) -> dict[str, Any]:
     """Return the token counts of all turns and the summed cost of all sessions of a stage.
 

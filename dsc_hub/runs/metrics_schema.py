@@ -368,6 +368,11 @@ class Sampling(Part):
     cost_usd: float | None = Field(
         None, description="USD by the recipe's prices, turns taken over from other runs included; null: no price"
     )
+    ended_by: Literal["", "rows", "budget", "chains"] = Field(
+        "",
+        description="what ended a sampling for `dataset.rows` or a `budget`: the rows were there, the budget was used "
+        'up, no prompt had another chain; "": neither was asked for',
+    )
     reused_turns: Count = Field(
         description="turns that the last session found made, by one that was broken off or by another run"
     )

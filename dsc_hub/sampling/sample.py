@@ -7,6 +7,7 @@ requests that were in flight. Neither prompts nor texts of finished chains are h
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ from dsc_hub.records import Chain, Message, Prompt, Role, Tool, Turn, from_row
 from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.runs.row_index import Key, OrderedRows, RowIndex, chain_key, request_key
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling.schedule import ROWS, Ending, Schedule
 from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.progress import Meter, moving_line, say
@@ -93,6 +95,8 @@ class SamplingProgress:
     unscored: int = 0
     new_tokens: int = 0
     reused_turns: int = 0
+    ending: Ending | None = None  # if a schedule ended it
+    rows: str = ""  # training rows so far, of those that are wanted; "": no number is asked for
     interrupted: bool = False
     meter: Meter = field(init=False)
     started: float = field(default_factory=time.monotonic)
@@ -106,6 +110,13 @@ class SamplingProgress:
         self.accepted += sum(s.accepted for s in chain.steps)
         self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
 
+    def expect(self, schedule: Schedule) -> None:
+        """Take over how many chains there will be, and the rows."""
+        turns = self.meter.total / max(1, self.total)
+        self.total = max(self.finished + self.failed, schedule.expected - schedule.before)
+        self.meter.total = round(self.total * turns)
+        self.rows = f"rows {schedule.rows}/{schedule.wanted}  " if schedule.wanted else ""
+
     @property
     def waits_for_scores(self) -> bool:
         """Whether the scorer works nearly all of the time, so that chains wait for it and not for the model."""
@@ -117,7 +128,7 @@ class SamplingProgress:
         seconds = max(time.monotonic() - self.started, 1e-9)
         share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
         return (
-            f"chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
+            f"{self.rows}chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
             f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} "
             f"tokens/s{self.meter.left()}{'  the scorer is the brake' * self.waits_for_scores}"
         )
@@ -151,6 +162,7 @@ class _Session:
     progress: SamplingProgress
     failures: CircuitBreaker
     reused: Counter[str]
+    schedule: Schedule | None
     show: Callable[[Callable[[], str]], None]
 
     def __post_init__(self) -> None:
@@ -210,15 +222,21 @@ class _Session:
                 principle_dice=self._principle_dice,
                 inspect=self._inspect,
                 aside=self.pool.aside,
+                good_enough=self.recipe.chain.good_enough,
             )
         except RequestFailed as e:
             self.failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
             self.progress.failed += 1
+            if self.schedule is not None:
+                self.schedule.failed((prompt.id, number))
             hint = f"See {self.failed.path}; run the same command again when the cause is gone."
             self.failures.failed((prompt.id, number), e, hint)
             return
         self.chains.append(chain)
         self.progress.chain_done(chain)
+        if self.schedule is not None:
+            self.schedule.finished(chain)
+            self.progress.expect(self.schedule)
         self.show(self.progress.line)
 
     def _inspect(self, turn: Turn, prompt: Prompt, critique: str) -> Finding:
@@ -235,6 +253,7 @@ async def sample(
     veto: VetoText = no_veto,
     criticise: Complete | None = None,
     known: RowIndex | None = None,
+    schedule: Schedule | None = None,
     prefix: str = "",
     reused: Counter[str] | None = None,
     level: Callable[[], int] | None = None,
@@ -244,7 +263,8 @@ async def sample(
     """Run the unfinished chains and append their rows (`<prefix>turns.jsonl`, `<prefix>chains.jsonl`).
 
     `prompts` is iterated twice and not held in memory. `criticise` generates the critiques (None: `complete` does).
-    `known` indexes turns of other runs by request and seed, which are reused; `reused` counts their {tokens}. `level`
+    `known` indexes turns of other runs by request and seed, which are reused; `reused` counts their {tokens}.
+    `schedule` decides which chains are run, and when it has ended; None: all chains of all prompts. `level`
     returns the number of requests to keep in flight (None: the recipe's number), `scoring_s` the seconds that the
     scorer has worked.
 
@@ -253,7 +273,11 @@ async def sample(
     """
     turns, chains, failed = (run.rows(f"{prefix}{name}.jsonl") for name in ("turns", "chains", "failed"))
     finished, each = RowIndex([chains], chain_key), recipe.chain.chains_per_prompt
-    pending = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
+    if schedule is None:
+        pending = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
+    else:
+        schedule.known(chains.as_type(Chain))
+        pending = schedule.expected - schedule.before
     # Only turns of unfinished chains are held: those of finished chains are not needed again.
     stored_turns = {t.key: t for t in _turns_outside(turns, finished)}
     session = _Session(
@@ -271,17 +295,29 @@ async def sample(
         progress=SamplingProgress(pending, 1 + 2 * recipe.chain.steps, scoring_s, reused_turns=len(stored_turns)),
         failures=CircuitBreaker(RowIndex([failed], chain_key), works=bool(finished or stored_turns)),
         reused=Counter() if reused is None else reused,
+        schedule=schedule,
         show=show,
     )
-    todo = ((p, n) for p, n in planned_chains(prompts, each) if (p.id, n) not in finished)
+    todo: Iterable[tuple[Prompt, int] | None] = schedule or (
+        (p, n) for p, n in planned_chains(prompts, each) if (p.id, n) not in finished
+    )
+    jobs = (None if key is None else partial(session.run_one, *key) for key in todo)
     try:
-        async for _ in session.pool.over(partial(session.run_one, *key) for key in todo):
-            pass
+        async with contextlib.aclosing(session.pool.over(jobs)) as results:
+            async for _ in results:
+                if schedule is not None and schedule.ended == ROWS:
+                    break  # chains in flight are behind those that were needed
     except KeyboardInterrupt:
         session.progress.interrupted = True
     finally:
         for rows in (turns, chains, failed):
             rows.close()
+    if schedule is not None and schedule.ended:
+        kept = set(schedule.kept)
+        session.progress.ending = Ending(schedule.ended, len(kept))
+        index = RowIndex([chains], lambda row: key if (key := chain_key(row)) in kept else None)
+        if len(index) < len(RowIndex([chains], chain_key)):
+            write_lines(chains.path, index.lines())
     _drop_finished(failed, chains)
     return session.progress
 

@@ -69,12 +69,16 @@ def summary(
         counts["unscored"] += chain.answer_score.value is None
         counts["usable"] += not chain.final_defect
         counts["stripped"] += bool(chain.answer_raw)
-        for i, s in enumerate(chain.steps):
+        for i in range(steps):
+            states[i + 1].append(_or_nan(chain.reward_after(i + 1)))
+            if i >= len(chain.steps):  # it was good enough before
+                proposed[i].append(math.nan)
+                continue
+            s = chain.steps[i]
             counts["unscored"] += s.score.value is None
             counts["stripped"] += bool(s.raw)
             rejected[i].update([s.rejected])
             proposed[i].append(_or_nan(None if s.defect else s.score.value))
-            states[i + 1].append(_or_nan(chain.reward_after(i + 1)))
     return {
         "chains": total,
         "finished": counts["finished"],

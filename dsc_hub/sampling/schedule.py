@@ -1,0 +1,234 @@
+"""Which chain comes next, where a recipe asks for a number of rows (`dataset.rows`) or sets a budget.
+
+The chains are in an order that depends on the recipe and on earlier chains of this order, never on time: the same
+recipe samples the same chains, however many requests are in flight and however often it is interrupted. The order goes
+round the prompts, each time one chain of each, and leaves out prompts from which nothing more is to be had. It is laid
+down in waves; a wave depends on the chains up to `AHEAD` waves before it, so that the waves between keep the server
+busy.
+
+`dataset.rows` are reached by the shortest beginning of this order whose chains give so many training rows. What is
+behind it is not kept, so that quick chains are not preferred.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from dsc_hub.chain.chain import seed_of
+from dsc_hub.config.recipe import Recipe, chain_seed
+from dsc_hub.data.dataset import Candidate, candidate_of, select_rows
+from dsc_hub.records import Chain, Prompt
+from dsc_hub.runs.row_index import Key
+
+AHEAD = 3  # waves between a wave and the chains that it depends on
+SMALLEST_WAVE, LARGEST_WAVE = 32, 1024  # chains; between them an eighth of the rows that are asked for
+# A prompt is given up after so many times the chains that a row takes on average, if none of them gave one: as if all
+# prompts were alike, this ends one in twenty of those that would give a row some day.
+PATIENCE = 3.0
+SPARE = 1.2  # times the chains that the missing rows take on average are begun at once
+FEWEST_AT_ONCE = 16  # chains
+MEASURED = 16  # finished chains from which the mean tokens of a chain are known
+
+ROWS, BUDGET, CHAINS = "rows", "budget", "chains"  # why a sampling ended: of `dataset.rows`, `budget`, the chains
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What sampling has used so far, in all sessions: new tokens and hours."""
+
+    tokens: int
+    hours: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a sampling ended: `by` ROWS, BUDGET or CHAINS, after so many `chains`, failed ones included."""
+
+    by: str
+    chains: int
+
+
+class Schedule:
+    """Iterator of the chains to run, as (prompt, number); None: none now, since it depends on chains in flight.
+
+    `prompts` are those to sample, `spent` returns what was used. Every chain must be reported, with `finished` or
+    `failed`; `known` takes those of earlier sessions first. A failed chain gives no row.
+    """
+
+    def __init__(self, recipe: Recipe, prompts: Mapping[str, Prompt], spent: Callable[[], Spent]) -> None:
+        self._recipe, self._prompts, self._spent, self._target = recipe, prompts, spent, recipe.dataset.rows
+        seed = chain_seed(recipe)
+        self._splits = {p.id: p.split for p in prompts.values()}
+        ids = sorted(self._splits, key=lambda id_: seed_of(seed, id_, 0, 0, "order"))
+        of_split = Counter(self._splits.values())
+        share = of_split["validation"] / max(1, of_split["train"])
+        self._validation_target = math.ceil((self._target or 0) * share)
+        self._round = ((id_, n) for n in range(recipe.chain.chains_per_prompt) for id_ in ids if self._is_open(id_))
+        self._wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, (self._target or LARGEST_WAVE * 8) // 8))
+        self._order: list[Key] = []
+        self._is_whole = False  # whether the order has its end
+        self._next = 0  # position of the next chain to begin
+        self._results: dict[Key, Candidate | None] = {}  # of chains behind the first one that is not finished
+        self._outcomes: list[Candidate | None] = []  # of the beginning of the order, as far as it is finished
+        self._counted = 0  # outcomes that `_is_open` knows
+        self._chains, self._rows_of = Counter[str](), Counter[str]()  # by prompt, of the counted outcomes
+        self._validation_rows = self._all_rows = 0  # of the same
+        self._candidates: list[Candidate] = []
+        self._check_at = self._target or math.inf  # candidates at which rows are selected again
+        self._begun: dict[Key, float] = {}  # chains in flight
+        self._seconds = 0.0  # of all chains finished in this session, from their beginning to their end
+        self._done = 0  # chains that were finished, in all sessions
+        self._timed = 0  # those of this session
+        self.before = 0  # chains that earlier sessions finished
+        self.rows = 0  # training rows when they were last selected
+        self.ended = ""  # ROWS, BUDGET or CHAINS; "": not yet
+
+    def known(self, chains: Iterator[Chain] | list[Chain]) -> None:
+        """Take the chains that earlier sessions finished."""
+        for chain in chains:
+            if chain.prompt_id in self._splits:
+                self._results[chain.prompt_id, chain.number] = self._candidate(chain)
+                self.before += 1
+        self._done = self.before
+        self._advance()
+
+    def finished(self, chain: Chain) -> None:
+        self._put((chain.prompt_id, chain.number), self._candidate(chain))
+
+    def failed(self, key: Key) -> None:
+        self._put(key, None)
+
+    @property
+    def wanted(self) -> int | None:
+        """Training rows that are asked for; None: as many as there are."""
+        return self._target
+
+    @property
+    def kept(self) -> list[Key]:
+        """The chains that count, in their order; those behind the last one that was needed are left out."""
+        return self._order[: len(self._outcomes)]
+
+    @property
+    def expected(self) -> int:
+        """About how many chains there will be."""
+        passed = len(self._outcomes)
+        if self._target is None or not self.rows:
+            return self._at_most()
+        return min(self._at_most(), math.ceil(passed * self._target / self.rows))
+
+    def __iter__(self) -> Schedule:
+        return self
+
+    def __next__(self) -> tuple[Prompt, int] | None:
+        if not self.ended and not self._is_affordable():
+            if not self._begun:
+                self.ended = BUDGET
+            return None
+        while not self.ended and self._next < self._limit():
+            if self._next == len(self._order) and not self._lay_down():
+                return None
+            key = self._order[self._next]
+            self._next += 1
+            if key not in self._results and self._next > len(self._outcomes):
+                self._begun[key] = time.monotonic()
+                return self._prompts[key[0]], key[1]
+        return None
+
+    def _candidate(self, chain: Chain) -> Candidate | None:
+        candidate = candidate_of(chain, self._prompts[chain.prompt_id], self._recipe)
+        return candidate if isinstance(candidate, Candidate) else None
+
+    def _put(self, key: Key, result: Candidate | None) -> None:
+        self._results[key] = result
+        self._seconds += time.monotonic() - self._begun.pop(key)
+        self._done, self._timed = self._done + 1, self._timed + 1
+        self._advance()
+
+    def _advance(self) -> None:
+        """Take the results that follow without a gap; lay down waves that became known."""
+        while not self.ended:
+            if len(self._outcomes) == len(self._order) and not self._lay_down():
+                break
+            if len(self._outcomes) == len(self._order) or self._order[len(self._outcomes)] not in self._results:
+                break
+            result = self._results.pop(self._order[len(self._outcomes)])
+            self._outcomes.append(result)
+            if result is not None:
+                self._candidates.append(result)
+                self._select()
+        if not self.ended and self._is_whole and len(self._outcomes) == len(self._order):
+            self._select(at_the_end=True)
+            self.ended = self.ended or CHAINS
+
+    def _select(self, at_the_end: bool = False) -> None:
+        """Count the training rows, if there are enough candidates for those that are missing."""
+        if self._target is None or (len(self._candidates) < self._check_at and not at_the_end):
+            return
+        chosen, _ = select_rows(self._candidates, self._recipe, limited=False)
+        self.rows = sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
+        self._check_at = len(self._candidates) + max(1, self._target - self.rows)
+        if self.rows >= self._target:
+            self.ended = ROWS
+
+    def _lay_down(self) -> bool:
+        """Append the next wave to the order; False if it depends on chains that are not finished, or there is none."""
+        known = max(0, len(self._order) - AHEAD * self._wave)
+        if self._is_whole or len(self._outcomes) < known:
+            return False
+        for position in range(self._counted, known):
+            prompt_id, _ = self._order[position]
+            is_row = self._outcomes[position] is not None
+            self._chains[prompt_id] += 1
+            self._rows_of[prompt_id] += is_row
+            self._all_rows += is_row
+            self._validation_rows += is_row and self._splits[prompt_id] == "validation"
+        self._counted = known
+        wave = list(islice(self._round, self._wave))
+        self._order += wave
+        self._is_whole = len(wave) < self._wave
+        return bool(wave)
+
+    def _is_open(self, prompt_id: str) -> bool:
+        """Return whether another chain of a prompt may be worth its tokens."""
+        if self._target is None:
+            return True
+        most = self._recipe.dataset.rows_per_prompt
+        if most and self._rows_of[prompt_id] >= most:
+            return False
+        if self._splits[prompt_id] == "validation" and self._validation_rows >= self._validation_target:
+            return False
+        if self._rows_of[prompt_id] or not self._all_rows:
+            return True
+        return self._chains[prompt_id] < PATIENCE * self._counted / self._all_rows
+
+    def _limit(self) -> int:
+        """Return the position before which chains may begin: near the end no more than the missing rows need."""
+        if self._target is None:
+            return len(self._order) + 1
+        passed = len(self._outcomes)
+        estimate = self.rows or len(self._candidates)
+        if not estimate:
+            return len(self._order) + 1
+        missing = max(1, self._target - estimate)
+        return passed + max(FEWEST_AT_ONCE, math.ceil(SPARE * missing * passed / estimate))
+
+    def _is_affordable(self) -> bool:
+        """Return whether the budget has room for another chain beside those in flight."""
+        if (budget := self._recipe.budget) is None:
+            return True
+        spent = self._spent()
+        chain = self._recipe.chain
+        most = (1 + 2 * chain.steps) * self._recipe.generation.most_tokens
+        tokens = spent.tokens / self._done if self._done >= MEASURED else most
+        hours = self._seconds / self._timed / 3600 if self._timed else 0.0
+        return (budget.tokens is None or spent.tokens + tokens * (1 + len(self._begun)) <= budget.tokens) and (
+            budget.hours is None or spent.hours + hours <= budget.hours
+        )
+
+    def _at_most(self) -> int:
+        return len(self._splits) * self._recipe.chain.chains_per_prompt

@@ -1,0 +1,269 @@
+"""Sampling for a number of rows, or within a budget: exactly so many, the same ones at any speed, and none preferred."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import statistics
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dsc_hub.chain.chain import NOT_BETTER
+from dsc_hub.config import recipe_files
+from dsc_hub.config.recipe import Recipe
+from dsc_hub.data.dataset import build_dataset
+from dsc_hub.errors import ConfigError
+from dsc_hub.inference.client import Completion
+from dsc_hub.inference.retries import RequestFailed
+from dsc_hub.records import Chain, Prompt, Score, Step
+from dsc_hub.runs.run import Run
+from dsc_hub.sampling import sample, schedule
+from tests.conftest import ScriptedModel, length_score
+from tests.sampling.test_sample import setup, sorted_rows
+
+
+def no_limit() -> schedule.Spent:
+    return schedule.Spent(0, 0.0)
+
+
+class Uneven(ScriptedModel):
+    """Answers after a time that depends on the request and on this model's own chance."""
+
+    def __init__(self, rng: random.Random, most_s: float = 0.004, answers: int = 10**9) -> None:
+        super().__init__()
+        self._rng, self._most_s, self.left = rng, most_s, answers
+
+    async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("killed")
+        self.pause = self._rng.uniform(0, self._most_s)
+        return await super().__call__(messages, seed)
+
+
+def run_to_its_end(folder: Path, recipe_file: Path, model: ScriptedModel, level: int, *overrides: str):
+    run, r, some = setup(recipe_file, folder, "chain.chains_per_prompt=40", *overrides)
+    plan = schedule.Schedule(r, {p.id: p for p in some}, no_limit)
+    tally = asyncio.run(sample.sample(run, r, some, model, length_score, schedule=plan, level=lambda: level))
+    return run, r, {p.id: p for p in some}, tally
+
+
+@pytest.mark.parametrize("limit", ["dataset.phrase_limit=null", "dataset.rows_per_prompt=2"])
+def test_exactly_so_many_rows_of_the_same_chains_however_many_are_in_flight(
+    recipe_file: Path, tmp_path: Path, limit: str
+):
+    files, turns = [], []
+    for level in (1, 7, 60):
+        run, r, prompts, tally = run_to_its_end(
+            tmp_path / f"run{level}", recipe_file, Uneven(random.Random(level)), level, "dataset.rows=9", limit
+        )
+        chains = list(sample.read_chains(run))
+        assert tally.ending == schedule.Ending("rows", len(chains)) and tally.failed == 0
+        counts = build_dataset(run, r, prompts, chains)
+        assert counts["sft"]["train"] == 9
+        files.append(sorted_rows(run["chains.jsonl"]))
+        turns.append(len(list(run.rows("turns.jsonl"))))
+    assert files[0] == files[1] == files[2]
+    assert turns[0] <= turns[2]
+
+
+def test_after_any_number_of_kills_the_rows_are_the_same(recipe_file: Path, tmp_path: Path):
+    whole, *_ = run_to_its_end(tmp_path / "whole", recipe_file, Uneven(random.Random(0)), 8, "dataset.rows=9")
+    rng, kills = random.Random(1), 0
+    while True:
+        model = Uneven(rng, answers=rng.randint(5, 40))
+        try:
+            run, r, prompts, _ = run_to_its_end(tmp_path / "killed", recipe_file, model, 8, "dataset.rows=9")
+            break
+        except RuntimeError:
+            kills += 1
+    assert kills >= 2 and sorted_rows(run["chains.jsonl"]) == sorted_rows(whole["chains.jsonl"])
+    assert build_dataset(run, r, prompts, list(sample.read_chains(run)))["sft"]["train"] == 9
+    again, *_ = run_to_its_end(tmp_path / "killed", recipe_file, Uneven(rng, answers=0), 8, "dataset.rows=9")
+    assert sorted_rows(again["chains.jsonl"]) == sorted_rows(whole["chains.jsonl"])  # and asks nothing more
+
+
+def test_a_failed_request_is_no_end(recipe_file: Path, tmp_path: Path):
+    class Failing(ScriptedModel):
+        async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
+            if seed % 5 == 0:
+                failed = RequestFailed("refused", refused=True)
+                failed.others_answered = True
+                raise failed
+            return await super().__call__(messages, seed)
+
+    run, _, _, tally = run_to_its_end(tmp_path / "run", recipe_file, Failing(), 8, "dataset.rows=9")
+    assert tally.ending and tally.ending.by == "rows" and tally.failed
+    assert tally.ending.chains > len(list(sample.read_chains(run)))
+
+
+# -- simulated chains
+
+
+def chain_of(key: tuple[str, int], reward: float, is_better: bool = True) -> Chain:
+    step = Step(1, "why", f"text {key} {reward}", Score(reward), "", "" if is_better else NOT_BETTER)
+    return Chain(key[0], key[1], "first", Score(-1.0), "", (step,))
+
+
+def recipe_of(recipe_file: Path, *overrides: str) -> Recipe:
+    return recipe_files.load_recipe_file(recipe_file, ["chain.chains_per_prompt=200", *overrides])
+
+
+def prompts_of(count: int) -> dict[str, Prompt]:
+    return {f"p{i}": Prompt(f"p{i}", f"Tell of {i}.", f"g{i}", "train") for i in range(count)}
+
+
+def simulate(plan: schedule.Schedule, rng: random.Random, level: int, outcome, seconds) -> list[Chain]:
+    """Run a schedule with `level` chains at once: `outcome(key)` is a chain, which takes `seconds(chain)`."""
+    plan.known([])
+    now, in_flight, done = 0.0, [], {}
+    while True:
+        while len(in_flight) < level and (job := next(plan)) is not None:
+            chain = outcome((job[0].id, job[1]))
+            heapq.heappush(in_flight, (now + seconds(chain), rng.random(), chain))
+        if not in_flight or plan.ended == "rows":
+            break
+        now, _, chain = heapq.heappop(in_flight)
+        done[chain.prompt_id, chain.number] = chain
+        plan.finished(chain)
+    return [done[key] for key in plan.kept]
+
+
+def test_quick_chains_are_not_preferred(recipe_file: Path):
+    """Chains with high rewards are slow: whoever takes the first rows to come takes the bad ones."""
+    recipe = recipe_of(recipe_file, "dataset.rows=60", "dataset.min_gain=null")
+    kept, quickest, grid = [], [], []
+    for seed in range(60):
+        rng = random.Random(seed)
+        rewards: dict[tuple[str, int], float] = {}
+
+        def outcome(key, rng=rng, rewards=rewards):
+            rewards[key] = rng.gauss(0, 1)
+            return chain_of(key, rewards[key], is_better=rng.random() < 0.5)
+
+        finished: list[Chain] = []
+
+        def seconds(chain, finished=finished):
+            return 2.0 ** (chain.steps[0].score.value or 0)
+
+        plan = schedule.Schedule(recipe, prompts_of(30), no_limit)
+        chains = simulate(plan, rng, 50, outcome, seconds)
+        kept += [c.final_score.value for c in chains if c.state_step]
+        plan = schedule.Schedule(recipe, prompts_of(30), no_limit)
+        everything = [outcome((f"p{i}", n)) for i in range(30) for n in range(8)]
+        grid += [c.final_score.value for c in everything if c.state_step]
+        first = sorted(everything[:150], key=seconds)
+        quickest += [c.final_score.value for c in first if c.state_step][:60]
+    error = statistics.stdev(grid) * (1 / len(kept) + 1 / len(grid)) ** 0.5
+    assert abs(statistics.mean(kept) - statistics.mean(grid)) < 3 * error
+    assert abs(statistics.mean(quickest) - statistics.mean(grid)) > 6 * error  # what the rule prevents
+
+
+def test_a_prompt_that_gives_no_row_is_given_up(recipe_file: Path):
+    recipe, prompts = recipe_of(recipe_file, "dataset.rows=400"), prompts_of(40)
+    barren = {f"p{i}" for i in range(10)}
+    rng = random.Random(0)
+    plan = schedule.Schedule(recipe, prompts, no_limit)
+    chains = simulate(
+        plan,
+        rng,
+        40,
+        lambda key: chain_of(key, 1.0 + rng.random(), is_better=key[0] not in barren and rng.random() < 0.5),
+        lambda chain: rng.random(),
+    )
+    each = Counter(c.prompt_id for c in chains)
+    assert plan.ended == "rows" and plan.rows == 400
+    assert max(each[p] for p in barren) < min(each[p] for p in prompts if p not in barren)
+    assert not any(p in each and each[p] > 14 for p in barren)
+
+
+def test_where_no_prompt_gives_enough_it_ends_with_all_chains(recipe_file: Path):
+    recipe = recipe_of(recipe_file, "dataset.rows=400", "chain.chains_per_prompt=3")
+    plan = schedule.Schedule(recipe, prompts_of(20), no_limit)
+    chains = simulate(plan, random.Random(0), 16, lambda key: chain_of(key, 1.0), lambda chain: 1.0)
+    assert plan.ended == "chains" and len(chains) == 60 and plan.rows == 60
+
+
+def test_near_the_end_no_more_chains_begin_than_the_missing_rows_need(recipe_file: Path):
+    begun = Counter[str]()
+
+    def outcome(key):
+        begun["chains"] += 1
+        return chain_of(key, begun["chains"] / 1e4)
+
+    rng = random.Random(0)
+    plan = schedule.Schedule(recipe_of(recipe_file, "dataset.rows=200"), prompts_of(100), no_limit)
+    chains = simulate(plan, rng, 256, outcome, lambda chain: rng.random())
+    assert len(chains) == 200 and begun["chains"] <= 200 + 2 * schedule.FEWEST_AT_ONCE
+
+
+def test_the_budget_is_kept(recipe_file: Path):
+    used = Counter[str]()
+
+    def spent() -> schedule.Spent:
+        return schedule.Spent(used["tokens"], 0.0)
+
+    def outcome(key):
+        return chain_of(key, 1.0)
+
+    def seconds(chain):
+        used["tokens"] += 100  # counted while a chain is in flight, as the client does
+        return 1.0
+
+    recipe = recipe_of(recipe_file, "budget.tokens=20000", "generation.max_new_tokens=128")
+    plan = schedule.Schedule(recipe, prompts_of(50), spent)
+    chains = simulate(plan, random.Random(0), 64, outcome, seconds)
+    assert plan.ended == "budget" and 100 * len(chains) == used["tokens"] <= 20000 and len(chains) > 120
+
+
+def test_a_spent_budget_begins_nothing(recipe_file: Path):
+    plan = schedule.Schedule(recipe_of(recipe_file, "budget.hours=2"), prompts_of(5), lambda: schedule.Spent(0, 2.5))
+    assert simulate(plan, random.Random(0), 4, lambda key: pytest.fail("it began"), lambda c: 1.0) == []
+    assert plan.ended == "budget"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["dataset.rows=5", "rounds=2"], "dataset.rows and budget are of one sampling"),
+        (["budget.tokens=0"], "budget.tokens"),
+        (["dataset.rows=0"], "dataset.rows"),
+        (["chain.acceptance=metropolis", "chain.good_enough=0.5"], "good_enough"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(recipe_file: Path, overrides: list[str], named: str):
+    with pytest.raises(ConfigError, match=named):
+        recipe_files.load_recipe_file(recipe_file, overrides)
+
+
+# -- an answer that is good enough
+
+
+def test_a_good_answer_is_not_revised(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(
+        recipe_file, tmp_path / "run", "chain.chains_per_prompt=8", "chain.steps=3", "chain.good_enough=0.8"
+    )
+    tally = asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score))
+    chains = list(sample.read_chains(run))
+    assert {len(c.steps) for c in chains} == {0, 1, 2, 3}
+    for chain in chains:
+        before_last = chain.reward_after(len(chain.steps) - 1) if chain.steps else None
+        assert before_last is None or before_last < 0.8
+        assert len(chain.steps) == 3 or (chain.final_score.value or 0) >= 0.8
+    assert len(list(run.rows("turns.jsonl"))) == sum(1 + 2 * len(c.steps) for c in chains)
+    group_of = {p.id: p.group for p in some}.__getitem__
+    from dsc_hub.sampling import summary
+
+    numbers = summary.chain_numbers(sample.read_chains(run), group_of, tally.total, r.chain)
+    proposals = [step["proposals"] for step in numbers["steps"]]
+    assert proposals == [sum(len(c.steps) > i for c in chains) for i in range(3)] and proposals[0] < len(chains)
+    assert numbers["steps"][2]["reward_state"]["n"] == sum(c.reward_after(3) is not None for c in chains)
+
+
+def test_a_run_without_a_number_of_rows_is_as_before(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=3")
+    tally = asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score))
+    assert tally.ending is None and tally.finished == 3 * len(some) and isinstance(run, Run)
