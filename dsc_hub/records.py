@@ -119,7 +119,7 @@ class Step:
     `defect` is the hygiene reason against the revision ("" if it is clean). `rejected` is the reason why the chain kept
     its state ("" if the revision was accepted): a defect, "unscored", a veto, or the reason of the acceptance rule.
     `raw` is the model's whole text if an opening was stripped ("" otherwise); defect and score refer to the stripped
-    text.
+    text. `pair` is the number of the recipe's pair of texts that asked for it, from 0.
     """
 
     number: int
@@ -129,6 +129,7 @@ class Step:
     defect: str
     rejected: str
     raw: str = ""
+    pair: int = 0
 
     @property
     def accepted(self) -> bool:
@@ -184,7 +185,12 @@ class Chain:
         return None if self.answer_defect else self.answer_score.value
 
     def as_row(self) -> dict[str, Any]:
-        return asdict(self)
+        """Return the row of chains.jsonl; steps with the first pair of texts don't say so."""
+        row = asdict(self)
+        for step in row["steps"]:
+            if not step["pair"]:
+                del step["pair"]
+        return row
 
 
 AnswerKey = tuple[str, int]  # prompt id, sample

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from dsc_hub.acceptance import Rule
 from dsc_hub.chain.hygiene import Finding
+from dsc_hub.config.sampling import ChainConfig
 from dsc_hub.records import Chain, Message, Prompt, Role, Score, Step, Turn
 
 Generate = Callable[[list[Message], Prompt, int, int, Role], Awaitable[Turn]]  # messages, prompt, chain, step, role
@@ -24,6 +25,7 @@ ScoreText = Callable[[str, Prompt], Awaitable[Score]]
 VetoText = Callable[[str, str], Awaitable[str]]  # revision, first answer -> reason to reject ("": none)
 Inspect = Callable[[Turn, Prompt, str], Finding]  # turn, its prompt, its critique ("": none)
 Dice = Callable[[str, int, int], float]  # prompt id, chain, step -> u in [0, 1)
+ChoosePair = Callable[[str, int, int], int]  # prompt id, chain, step -> which of the pairs of texts
 Aside = Callable[[], contextlib.AbstractAsyncContextManager[None]]
 
 NOT_BETTER = "not accepted by the rule"
@@ -55,13 +57,18 @@ class Texts:
     """Prompt templates of a chain: the critique and revision requests, an optional system message, and the principles.
 
     Placeholders are {prompt} (of a conversation the last user turn), {answer}, {group} and {principle}, which is one of
-    `principles`.
+    `principles`. `others` are further pairs of critique and revision.
     """
 
     critique: str
     revision: str
     system: str | None = None
     principles: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        return ((self.critique, self.revision), *self.others)
 
     def opening(self, prompt: Prompt) -> list[Message]:
         """Return the conversation that the first answer continues, as `opening_of`."""
@@ -82,6 +89,18 @@ class Texts:
                 return out + rest
             out, rest = out + rest[:start] + parts[name], rest[start + len(name) :]
         return out
+
+
+def texts_of(chain: ChainConfig) -> Texts:
+    """Return the texts of a recipe's section `chain`."""
+    (critique, revision), *others = chain.pairs
+    return Texts(critique, revision, chain.system, chain.principles, tuple(others))
+
+
+def draw_evenly(run_seed: int, count: int) -> ChoosePair:
+    """Return the draws of one of `count` pairs of texts, all with the same probability."""
+    dice = dice_of(run_seed, "texts")
+    return lambda prompt_id, chain, step: int(dice(prompt_id, chain, step) * count)
 
 
 def opening_of(prompt: Prompt, system: str | None) -> list[Message]:
@@ -114,10 +133,12 @@ async def run_chain(
     principle_dice: Dice = lambda prompt_id, chain, step: 0.0,
     aside: Aside = contextlib.nullcontext,
     good_enough: float | None = None,
+    choose: ChoosePair = lambda prompt_id, chain, step: 0,
 ) -> Chain:
     """Run one chain of `steps` critiques and revisions and return it.
 
-    It ends earlier once the state is clean and its reward at least `good_enough`.
+    It ends earlier once the state is clean and its reward at least `good_enough`. `choose` draws the pair of texts of a
+    step.
 
     The first answer is scored while its critique and revision are generated, which do not depend on the score. The
     context manager `aside` is entered while the chain waits only for a score.
@@ -142,10 +163,12 @@ async def run_chain(
                 if current is not None and current >= good_enough:
                     break
             principle = texts.principle(principle_dice(prompt.id, number, i))
-            request = texts.fill(texts.critique, prompt, state, principle)
+            pair = choose(prompt.id, number, i)
+            to_critic, to_reviser = texts.pairs[pair]
+            request = texts.fill(to_critic, prompt, state, principle)
             messages = [*opening, *exchange(state, request)]
             critique = await generate(messages, prompt, number, i, "critique")
-            request = texts.fill(texts.revision, prompt, state, principle)
+            request = texts.fill(to_reviser, prompt, state, principle)
             messages = [*messages, *exchange(critique.text, request)]
             revision = await generate(messages, prompt, number, i, "revision")
             proposal = inspect(revision, prompt, critique.text)
@@ -160,7 +183,7 @@ async def run_chain(
                 rejected = NOT_COMPARABLE if current is None else NOT_BETTER
             if not rejected:
                 state, current = proposal.text, reward
-            done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw))
+            done.append(Step(i, critique.text, proposal.text, proposed, proposal.defect, rejected, proposal.raw, pair))
         return Chain(prompt.id, number, answer.text, await first_score, answer.defect, tuple(done), answer.raw)
     finally:
         first_score.cancel()

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from dsc_hub.acceptance import RULES
-from dsc_hub.config.section import RuleName, Section, auto_or, placeholders
+from dsc_hub.config.section import RuleName, Section, auto_or, placeholders, text_or_texts
 from dsc_hub.system.addresses import checked_address, checked_key_name
 
 # Prompt files with columns; any other file has one prompt per line.
@@ -251,11 +251,13 @@ class CriticConfig(Section):
 class ChainConfig(Section):
     """The Gibbs chain: the two texts, how many steps, how many chains a prompt, and when a revision is kept."""
 
-    critique: Annotated[str, placeholders(" ".join(PLACEHOLDERS))] = Field(
-        min_length=1, description="text that asks for a critique of {answer} to {prompt}; {group}, {principle} too"
+    critique: Annotated[str | tuple[str, ...], text_or_texts(" ".join(PLACEHOLDERS))] = Field(
+        description="text that asks for a critique of {answer} to {prompt}; {group}, {principle} too. A list: one of "
+        "them, drawn anew for each step, with the revision at the same place"
     )
-    revision: Annotated[str, placeholders(" ".join(PLACEHOLDERS))] = Field(
-        min_length=1, description="text that asks for the revision, after the critique in the same conversation"
+    revision: Annotated[str | tuple[str, ...], text_or_texts(" ".join(PLACEHOLDERS))] = Field(
+        description="text that asks for the revision, after the critique in the same conversation; a list as above. "
+        "With dataset.rows or budget, texts that give more rows are drawn more often"
     )
     system: str | None = Field(None, description="system text of all conversations, training rows included; null: none")
     seed: int | None = Field(None, ge=0, lt=2**32, description="of the texts that are drawn; null: the recipe's seed")
@@ -283,8 +285,17 @@ class ChainConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _as_many(self) -> ChainConfig:
+        counts = [1 if isinstance(t, str) else len(t) for t in (self.critique, self.revision)]
+        if min(counts) > 1 and counts[0] != counts[1]:
+            raise ValueError(
+                f"{counts[0]} critiques and {counts[1]} revisions: give as many of both, or one text that goes with all"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _principled(self) -> ChainConfig:
-        if ("{principle}" in self.critique + self.revision) != bool(self.principles):
+        if ("{principle}" in str(self.pairs)) != bool(self.principles):
             raise ValueError("principles and the placeholder {principle} go together: one is there without the other")
         return self
 
@@ -298,7 +309,15 @@ class ChainConfig(Section):
         return self
 
     def asks_for_group(self) -> bool:
-        return "{group}" in self.critique + self.revision
+        return "{group}" in str(self.pairs)
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The texts of critique and revision that belong together."""
+        lists = [(t,) if isinstance(t, str) else t for t in (self.critique, self.revision)]
+        most = max(map(len, lists))
+        critiques, revisions = (t * most if len(t) == 1 else t for t in lists)
+        return tuple(zip(critiques, revisions, strict=True))
 
 
 class BudgetConfig(Section):

@@ -48,6 +48,23 @@ def placeholders(allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def text_or_texts(allowed: str) -> BeforeValidator:
+    """Accept a text, or a list of texts, which becomes a tuple; a list of one is that text. Each as `placeholders`."""
+    one = placeholders(allowed).func
+
+    def check(value: Any) -> Any:
+        texts = value if isinstance(value, (list, tuple)) else (value,)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"should be a text, or a list of texts, got {value!r:.60}")
+        if not all(text.strip() for text in texts):
+            raise ValueError("should not be empty")
+        for text in texts:
+            one(text)  # type: ignore[call-arg]
+        return texts[0] if len(texts) == 1 else tuple(texts)
+
+    return BeforeValidator(check)
+
+
 def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names; ValueError if one stands there twice."""
     if len(set(names)) < len(names):

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dsc_hub.acceptance import RULES
-from dsc_hub.chain.chain import NOT_BETTER, Texts
+from dsc_hub.chain.chain import NOT_BETTER, texts_of
 from dsc_hub.chain.subject import subject_of, without
 from dsc_hub.chain.text import phrases
 from dsc_hub.config.recipe import Recipe, least_gain
@@ -218,9 +218,10 @@ def build_dataset(
             dropped[candidate] += 1
     chosen, left_out = select_rows(candidates, recipe, selection)
     dropped += left_out
-    uncompared = Counter[str]()
+    uncompared, texts = Counter[str](), texts_of(recipe.chain)
     has_tools = any(prompt.tools for prompt in prompts.values())
-    writers = {name: _Writer(run["dataset"], name, schema) for name, schema in _schemas(has_tools).items()}
+    schemas = _schemas(has_tools, has_pairs=len(texts.pairs) > 1)
+    writers = {name: _Writer(run["dataset"], name, schema) for name, schema in schemas.items()}
     try:
         for chain in chains:
             prompt = _prompt_of(chain, prompts)
@@ -228,7 +229,7 @@ def build_dataset(
             if (chain.prompt_id, chain.number) not in chosen:
                 continue
             uncompared[prompt.split] += bool(chain.state_step) and not is_compared(chain)
-            opening = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system).opening(prompt)
+            opening = texts.opening(prompt)
             for config, row in _rows_of(chain, prompt, opening, selection):
                 writers[config].add(prompt.split, row)
     finally:
@@ -243,11 +244,18 @@ def build_dataset(
     return counts | others
 
 
-def _schemas(has_tools: bool) -> dict[str, pa.Schema]:
-    """Return the schemas of the configs; training rows have a column of tools if any prompt has some."""
-    if not has_tools:
-        return SCHEMAS
-    return {name: schema if name == "chains" else schema.append(pa.field(*_TOOLS)) for name, schema in SCHEMAS.items()}
+def _schemas(has_tools: bool, has_pairs: bool) -> dict[str, pa.Schema]:
+    """Return the schemas of the configs; training rows have a column of tools if any prompt has some, steps of chains
+    the number of their pair of texts if there are several."""
+    schemas = dict(SCHEMAS)
+    if has_tools:
+        schemas = {name: schema.append(pa.field(*_TOOLS)) for name, schema in SCHEMAS.items() if name != "chains"}
+        schemas["chains"] = SCHEMAS["chains"]
+    if has_pairs:
+        at = schemas["chains"].get_field_index("steps")
+        step = pa.struct([*_STEP, ("pair", pa.int32())])
+        schemas["chains"] = schemas["chains"].set(at, pa.field("steps", pa.list_(step)))
+    return schemas
 
 
 def _prompt_of(chain: Chain, prompts: Mapping[str, Prompt]) -> Prompt:
@@ -297,6 +305,7 @@ def _chain_row(prompt: Prompt, chain: Chain) -> dict[str, Any]:
             "unscored_reason": s.score.reason,
             "defect": s.defect,
             "rejected": s.rejected,
+            "pair": s.pair,
         }
         for s in chain.steps
     ]
@@ -327,6 +336,7 @@ def chain_of(row: Mapping[str, Any]) -> tuple[Prompt, Chain]:
     """
     steps = [
         {key: s[key] for key in ("number", "critique", "revision", "raw", "defect", "rejected")}
+        | {"pair": s.get("pair", 0)}
         | {"score": {"value": s["reward"], "reason": s["unscored_reason"]}}
         for s in row["steps"]
     ]

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.chain.chain import ScoreText, Texts, VetoText, no_veto, seed_of
+from dsc_hub.chain.chain import ScoreText, VetoText, no_veto, seed_of, texts_of
 from dsc_hub.chain.hygiene import inspect
 from dsc_hub.config.arms import ADAPTER, ARMS, Arm, models_of, name_at_server
 from dsc_hub.config.recipe import Recipe
@@ -238,7 +238,7 @@ async def _draw_answers(
     rows = run.rows(file)
     done = {(row["prompt_id"], row["chain"], row["step"]) for row in rows if row["role"] == "answer"}
     pending = [(p, k, j) for p, k, j in todo if (p.id, k, j) not in done]
-    texts = Texts(recipe.chain.critique, recipe.chain.revision, recipe.chain.system)
+    texts = texts_of(recipe.chain)
     unanswered = run.rows(file.replace("turns", "unanswered"))
     failures = CircuitBreaker({(row["prompt_id"], row["number"]) for row in unanswered}, works=bool(done))
     meter, failed, name = Meter(len(pending)), 0, model or "base"

@@ -85,8 +85,9 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, plac
     fixed += recipe.generation.max_thinking_tokens or 0  # of this turn; those of earlier ones are not shown
     if runs_chains(recipe, place):
         # The last request has prompt, answer, critique request, critique and revision request; the revision must fit.
-        texts = c.critique + c.revision
-        fixed += 2 * new + count(c.critique) + count(c.revision) + 4 * TURN_OVERHEAD + new * texts.count("{answer}")
+        critique, revision = max(c.pairs, key=lambda pair: count(pair[0]) + count(pair[1]))
+        texts = critique + revision
+        fixed += 2 * new + count(critique) + count(revision) + 4 * TURN_OVERHEAD + new * texts.count("{answer}")
     times = texts.count("{prompt}") + texts.count("{group}")  # a group's name is rarely longer than its prompt
     worst = [(fixed + opening_tokens(p, system, count) + times * count(p.text), p) for p in prompts]
     over = [(n, p) for n, p in worst if n > recipe.serving.context]

@@ -108,7 +108,8 @@ def _chain_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], 
     c, new, most = recipe.chain, recipe.generation.max_new_tokens, recipe.serving.context
     answer, written = _answer_work(recipe, count), recipe.generation.most_tokens
     principle = max(map(count, c.principles), default=0)
-    fixed = {text: count(text) + text.count("{principle}") * principle for text in (c.critique, c.revision)}
+    pairs = c.pairs
+    fixed = {text: count(text) + text.count("{principle}") * principle for pair in pairs for text in pair}
 
     def request(text: str, n: int) -> int:
         # A group's name is rarely longer than its prompt.
@@ -116,8 +117,10 @@ def _chain_work(recipe: Recipe, count: Callable[[str], int]) -> Callable[[int], 
 
     def work(n: int) -> StageWork:
         opening = answer(n)
-        to_critic = opening.base.prompt_tokens + new + request(c.critique, n) + 2 * TURN_OVERHEAD
-        to_reviser = to_critic + new + request(c.revision, n) + 2 * TURN_OVERHEAD
+        to_critic = (
+            opening.base.prompt_tokens + new + max(request(critique, n) for critique, _ in pairs) + 2 * TURN_OVERHEAD
+        )
+        to_reviser = to_critic + new + max(request(revision, n) for _, revision in pairs) + 2 * TURN_OVERHEAD
         critique, revision = ServerWork(1, min(most, to_critic), written), ServerWork(1, min(most, to_reviser), written)
         step = StageWork(revision, critique) if c.critic else StageWork(revision + critique, ServerWork())
         return opening + step.times(c.steps)

@@ -16,15 +16,7 @@ from functools import partial
 from typing import Any
 
 from dsc_hub.acceptance import make_rule
-from dsc_hub.chain.chain import (
-    ScoreText,
-    Texts,
-    VetoText,
-    dice_of,
-    no_veto,
-    run_chain,
-    seed_of,
-)
+from dsc_hub.chain.chain import ScoreText, VetoText, dice_of, draw_evenly, no_veto, run_chain, seed_of, texts_of
 from dsc_hub.chain.hygiene import Finding, inspect
 from dsc_hub.config.recipe import Recipe, chain_seed
 from dsc_hub.errors import RunError, ServingError
@@ -167,7 +159,9 @@ class _Session:
 
     def __post_init__(self) -> None:
         chain, self._seed = self.recipe.chain, chain_seed(self.recipe)
-        self._texts = Texts(chain.critique, chain.revision, chain.system, chain.principles)
+        self._texts = texts_of(chain)
+        evenly = draw_evenly(self._seed, len(self._texts.pairs))
+        self._choose = evenly if self.schedule is None else self.schedule.choose
         self._rule = make_rule(chain.acceptance, chain.temperature)
         self._dice, self._principle_dice = dice_of(self._seed), dice_of(self._seed, "principle")
 
@@ -223,6 +217,7 @@ class _Session:
                 inspect=self._inspect,
                 aside=self.pool.aside,
                 good_enough=self.recipe.chain.good_enough,
+                choose=self._choose,
             )
         except RequestFailed as e:
             self.failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})

@@ -13,6 +13,7 @@ behind it is not kept, so that quick chains are not preferred.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,16 @@ class Ending:
     chains: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What a chain gave: the candidate for a row (None: none), the pairs of texts of its steps, and the pair whose
+    revision the candidate is (None: it is the first answer, or there is no candidate)."""
+
+    candidate: Candidate | None
+    tried: tuple[int, ...] = ()
+    gave: int | None = None
+
+
 class Schedule:
     """Iterator of the chains to run, as (prompt, number); None: none now, since it depends on chains in flight.
 
@@ -62,7 +73,7 @@ class Schedule:
 
     def __init__(self, recipe: Recipe, prompts: Mapping[str, Prompt], spent: Callable[[], Spent]) -> None:
         self._recipe, self._prompts, self._spent, self._target = recipe, prompts, spent, recipe.dataset.rows
-        seed = chain_seed(recipe)
+        self._seed = seed = chain_seed(recipe)
         self._splits = {p.id: p.split for p in prompts.values()}
         ids = sorted(self._splits, key=lambda id_: seed_of(seed, id_, 0, 0, "order"))
         of_split = Counter(self._splits.values())
@@ -73,11 +84,15 @@ class Schedule:
         self._order: list[Key] = []
         self._is_whole = False  # whether the order has its end
         self._next = 0  # position of the next chain to begin
-        self._results: dict[Key, Candidate | None] = {}  # of chains behind the first one that is not finished
-        self._outcomes: list[Candidate | None] = []  # of the beginning of the order, as far as it is finished
+        self._results: dict[Key, _Outcome] = {}  # of chains behind the first one that is not finished
+        self._outcomes: list[_Outcome] = []  # of the beginning of the order, as far as it is finished
         self._counted = 0  # outcomes that `_is_open` knows
         self._chains, self._rows_of = Counter[str](), Counter[str]()  # by prompt, of the counted outcomes
         self._validation_rows = self._all_rows = 0  # of the same
+        self._pairs = len(recipe.chain.pairs)
+        self._tried, self._gave = [0] * self._pairs, [0] * self._pairs  # steps by pair of texts; those that gave rows
+        self._known_at: list[tuple[list[int], list[int]]] = []  # the same for each wave, when it was laid down
+        self._wave_of: dict[Key, int] = {}
         self._candidates: list[Candidate] = []
         self._check_at = self._target or math.inf  # candidates at which rows are selected again
         self._begun: dict[Key, float] = {}  # chains in flight
@@ -92,16 +107,29 @@ class Schedule:
         """Take the chains that earlier sessions finished."""
         for chain in chains:
             if chain.prompt_id in self._splits:
-                self._results[chain.prompt_id, chain.number] = self._candidate(chain)
+                self._results[chain.prompt_id, chain.number] = self._outcome(chain)
                 self.before += 1
         self._done = self.before
         self._advance()
 
     def finished(self, chain: Chain) -> None:
-        self._put((chain.prompt_id, chain.number), self._candidate(chain))
+        self._put((chain.prompt_id, chain.number), self._outcome(chain))
 
     def failed(self, key: Key) -> None:
-        self._put(key, None)
+        self._put(key, _Outcome(None))
+
+    def choose(self, prompt_id: str, number: int, step: int) -> int:
+        """Return which pair of texts a step gets, by Thompson sampling.
+
+        For each pair, draw from Beta(1 + steps that gave a row, 1 + steps that gave none), as known when the chain's
+        wave was laid down; the highest draw wins.
+        """
+        if self._pairs == 1:
+            return 0
+        gave, tried = self._known_at[self._wave_of[prompt_id, number]]
+        rng = random.Random(seed_of(self._seed, prompt_id, number, step, "texts"))
+        draws = [rng.betavariate(1 + g, 1 + t - g) for g, t in zip(gave, tried, strict=True)]
+        return draws.index(max(draws))
 
     @property
     def wanted(self) -> int | None:
@@ -139,11 +167,15 @@ class Schedule:
                 return self._prompts[key[0]], key[1]
         return None
 
-    def _candidate(self, chain: Chain) -> Candidate | None:
+    def _outcome(self, chain: Chain) -> _Outcome:
         candidate = candidate_of(chain, self._prompts[chain.prompt_id], self._recipe)
-        return candidate if isinstance(candidate, Candidate) else None
+        tried = tuple(step.pair for step in chain.steps)
+        if not isinstance(candidate, Candidate):
+            return _Outcome(None, tried)
+        state = chain.state_step
+        return _Outcome(candidate, tried, chain.steps[state - 1].pair if state else None)
 
-    def _put(self, key: Key, result: Candidate | None) -> None:
+    def _put(self, key: Key, result: _Outcome) -> None:
         self._results[key] = result
         self._seconds += time.monotonic() - self._begun.pop(key)
         self._done, self._timed = self._done + 1, self._timed + 1
@@ -158,8 +190,8 @@ class Schedule:
                 break
             result = self._results.pop(self._order[len(self._outcomes)])
             self._outcomes.append(result)
-            if result is not None:
-                self._candidates.append(result)
+            if result.candidate is not None:
+                self._candidates.append(result.candidate)
                 self._select()
         if not self.ended and self._is_whole and len(self._outcomes) == len(self._order):
             self._select(at_the_end=True)
@@ -182,16 +214,32 @@ class Schedule:
             return False
         for position in range(self._counted, known):
             prompt_id, _ = self._order[position]
-            is_row = self._outcomes[position] is not None
+            is_row = self._outcomes[position].candidate is not None
             self._chains[prompt_id] += 1
             self._rows_of[prompt_id] += is_row
             self._all_rows += is_row
             self._validation_rows += is_row and self._splits[prompt_id] == "validation"
         self._counted = known
         wave = list(islice(self._round, self._wave))
+        self._weigh_pairs()
+        self._wave_of |= dict.fromkeys(wave, len(self._known_at))
+        self._known_at.append((self._gave, self._tried))
         self._order += wave
         self._is_whole = len(wave) < self._wave
         return bool(wave)
+
+    def _weigh_pairs(self) -> None:
+        """Count, of the outcomes that are known, the steps with each pair and those whose revision is a row."""
+        if self._pairs == 1:
+            return
+        outcomes = self._outcomes[: self._counted]
+        chosen, _ = select_rows((o.candidate for o in outcomes if o.candidate), self._recipe, limited=False)
+        self._gave, self._tried = [0] * self._pairs, [0] * self._pairs
+        for outcome in outcomes:
+            for pair in outcome.tried:
+                self._tried[pair] += 1
+            if outcome.gave is not None and outcome.candidate and outcome.candidate.key in chosen:
+                self._gave[outcome.gave] += 1
 
     def _is_open(self, prompt_id: str) -> bool:
         """Return whether another chain of a prompt may be worth its tokens."""

@@ -14,7 +14,8 @@ import pytest
 from dsc_hub.chain.chain import NOT_BETTER
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.data.dataset import build_dataset
+from dsc_hub.data.dataset import build_dataset, read_dataset
+from dsc_hub.data.dataset import chain_of as chain_of_row
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.client import Completion
 from dsc_hub.inference.retries import RequestFailed
@@ -51,7 +52,10 @@ def run_to_its_end(folder: Path, recipe_file: Path, model: ScriptedModel, level:
     return run, r, {p.id: p for p in some}, tally
 
 
-@pytest.mark.parametrize("limit", ["dataset.phrase_limit=null", "dataset.rows_per_prompt=2"])
+PAIRS = "chain.critique=['What is wrong?', 'Who is hurt?', 'Is it kind?']"
+
+
+@pytest.mark.parametrize("limit", ["dataset.phrase_limit=null", "dataset.rows_per_prompt=2", PAIRS])
 def test_exactly_so_many_rows_of_the_same_chains_however_many_are_in_flight(
     recipe_file: Path, tmp_path: Path, limit: str
 ):
@@ -103,8 +107,9 @@ def test_a_failed_request_is_no_end(recipe_file: Path, tmp_path: Path):
 # -- simulated chains
 
 
-def chain_of(key: tuple[str, int], reward: float, is_better: bool = True) -> Chain:
-    step = Step(1, "why", f"text {key} {reward}", Score(reward), "", "" if is_better else NOT_BETTER)
+def chain_of(key: tuple[str, int], reward: float, is_better: bool = True, pair: int = 0) -> Chain:
+    rejected = "" if is_better else NOT_BETTER
+    step = Step(1, "why", f"text {key} {reward}", Score(reward), "", rejected, pair=pair)
     return Chain(key[0], key[1], "first", Score(-1.0), "", (step,))
 
 
@@ -237,6 +242,56 @@ def test_a_spent_budget_begins_nothing(recipe_file: Path):
 def test_what_does_not_go_together_is_refused(recipe_file: Path, overrides: list[str], named: str):
     with pytest.raises(ConfigError, match=named):
         recipe_files.load_recipe_file(recipe_file, overrides)
+
+
+# -- several texts
+
+
+def test_texts_that_give_more_rows_are_drawn_more_often(recipe_file: Path):
+    gives, rng = [0.1, 0.6, 0.2], random.Random(0)
+    plan = schedule.Schedule(recipe_of(recipe_file, "dataset.rows=400", PAIRS), prompts_of(60), no_limit)
+
+    def outcome(key):
+        pair = plan.choose(*key, 1)
+        return chain_of(key, rng.random(), rng.random() < gives[pair], pair)
+
+    chains = simulate(plan, rng, 60, outcome, lambda chain: rng.random())
+    drawn = [Counter(c.steps[0].pair for c in part) for part in (chains[:100], chains[-300:])]
+    assert max(drawn[0].values()) < 60 and drawn[1][1] > 240
+    assert len(chains) < 400 / 0.45  # an even choice takes 400 / 0.3
+
+
+def test_without_a_number_of_rows_they_are_drawn_evenly(recipe_file: Path, tmp_path: Path):
+    run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=20", PAIRS)
+    asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score))
+    chains = list(sample.read_chains(run))
+    drawn = Counter(step.pair for c in chains for step in c.steps)
+    assert sorted(drawn) == [0, 1, 2] and min(drawn.values()) > 0.8 * max(drawn.values())
+    prompts = {p.id: p for p in some}
+    build_dataset(run, r, prompts, chains)
+    rows = [row for split in ("train", "validation") for row in read_dataset(run["dataset"], "chains", split)]
+    assert sorted(map(str, (chain_of_row(row)[1] for row in rows))) == sorted(map(str, chains))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[a, b, c]", "3 critiques and 2 revisions"),
+        ("[]", "a text, or a list of texts"),
+        ("[a, 3]", "a text, or a list of texts"),
+        ("3", "a text, or a list of texts"),
+        ("['', b]", "should not be empty"),
+        ("['look at {anwser}', b]", "did you mean {answer}"),
+    ],
+)
+def test_lists_of_texts_that_do_not_fit_are_refused(recipe_file: Path, text: str, named: str):
+    with pytest.raises(ConfigError, match=named):
+        recipe_files.load_recipe_file(recipe_file, [f"chain.critique={text}", "chain.revision=[one, two]"])
+
+
+def test_a_list_of_one_text_is_that_text(recipe_file: Path):
+    r = recipe_files.load_recipe_file(recipe_file, ["chain.critique=['Why?']"])
+    assert r.chain.critique == "Why?" and len(r.chain.pairs) == 1
 
 
 # -- an answer that is good enough
