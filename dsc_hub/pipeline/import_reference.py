@@ -166,7 +166,9 @@ def import_rows(
     data["chain"] |= {"steps": 1, "chains_per_prompt": max(Counter(r.prompt for r in rows).values())}
     data.get("hygiene", {}).pop("subject", None)  # prompts of the rows have no group
     for key in ("critique", "revision"):
-        data["chain"][key] = data["chain"][key].replace("{group}", "{prompt}")
+        texts = data["chain"][key]
+        replaced = [t.replace("{group}", "{prompt}") for t in ([texts] if isinstance(texts, str) else texts)]
+        data["chain"][key] = replaced[0] if isinstance(texts, str) else replaced
     prompts = dict.fromkeys(row.prompt for row in rows)
     write_whole(
         folder / "prompts.jsonl", "".join(json.dumps({"prompt": p}, ensure_ascii=False) + "\n" for p in prompts)

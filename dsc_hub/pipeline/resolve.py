@@ -85,12 +85,12 @@ def _check_braces(recipe: Recipe) -> None:
     p, problems = recipe.prompts, []
     columns = {p.column: "prompt", p.kind_column: None, p.tools_column: None, p.group_column: "group"}
     known = ", ".join(f"{{{name}}}" for name in PLACEHOLDERS)
-    for key in ("critique", "revision"):
+    for key, texts in zip(("critique", "revision"), map(" ".join, zip(*recipe.chain.pairs, strict=True)), strict=True):
         for column, name in columns.items():
-            if column and column not in PLACEHOLDERS and f"{{{column}}}" in getattr(recipe.chain, key):
+            if column and column not in PLACEHOLDERS and f"{{{column}}}" in texts:
                 instead = f"; that column is {{{name}}}" if name else ""
                 problems.append(f"chain.{key}: {{{column}}} is a column and no placeholder{instead}. There are {known}")
-        for word in dict.fromkeys(_IN_BRACES.findall(getattr(recipe.chain, key))):
+        for word in dict.fromkeys(_IN_BRACES.findall(texts)):
             if word not in (*PLACEHOLDERS, *columns):
                 say_once(f"chain.{key}  {{{word}}} is sent as it is: it is no placeholder. There are {known}")
     for word in _IN_BRACES.findall(recipe.chain.system or ""):

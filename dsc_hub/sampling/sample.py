@@ -308,9 +308,8 @@ async def sample(
         for rows in (turns, chains, failed):
             rows.close()
     if schedule is not None and schedule.ended:
-        kept = set(schedule.kept)
-        session.progress.ending = Ending(schedule.ended, len(kept))
-        index = RowIndex([chains], lambda row: key if (key := chain_key(row)) in kept else None)
+        session.progress.ending = Ending(schedule.ended, len(schedule.kept))
+        index = RowIndex([chains], lambda row: None if schedule.is_superfluous(chain_key(row)) else chain_key(row))
         if len(index) < len(RowIndex([chains], chain_key)):
             write_lines(chains.path, index.lines())
     _drop_finished(failed, chains)

@@ -92,9 +92,10 @@ class Schedule:
         self._pairs = len(recipe.chain.pairs)
         self._tried, self._gave = [0] * self._pairs, [0] * self._pairs  # steps by pair of texts; those that gave rows
         self._known_at: list[tuple[list[int], list[int]]] = []  # the same for each wave, when it was laid down
-        self._wave_of: dict[Key, int] = {}
+        self._position: dict[Key, int] = {}  # in the order
         self._candidates: list[Candidate] = []
         self._check_at = self._target or math.inf  # candidates at which rows are selected again
+        self._show_at = 1  # candidates at which rows are counted for display
         self._begun: dict[Key, float] = {}  # chains in flight
         self._seconds = 0.0  # of all chains finished in this session, from their beginning to their end
         self._done = 0  # chains that were finished, in all sessions
@@ -126,7 +127,7 @@ class Schedule:
         """
         if self._pairs == 1:
             return 0
-        gave, tried = self._known_at[self._wave_of[prompt_id, number]]
+        gave, tried = self._known_at[self._position[prompt_id, number] // self._wave]
         rng = random.Random(seed_of(self._seed, prompt_id, number, step, "texts"))
         draws = [rng.betavariate(1 + g, 1 + t - g) for g, t in zip(gave, tried, strict=True)]
         return draws.index(max(draws))
@@ -140,6 +141,11 @@ class Schedule:
     def kept(self) -> list[Key]:
         """The chains that count, in their order; those behind the last one that was needed are left out."""
         return self._order[: len(self._outcomes)]
+
+    def is_superfluous(self, key: Key) -> bool:
+        """Return whether a chain of these prompts does not count. A chain of another prompt is left to other checks."""
+        position = self._position.get(key, math.inf)
+        return key[0] in self._splits and position >= len(self._outcomes)
 
     @property
     def expected(self) -> int:
@@ -193,6 +199,7 @@ class Schedule:
             if result.candidate is not None:
                 self._candidates.append(result.candidate)
                 self._select()
+                self._count_for_display()
         if not self.ended and self._is_whole and len(self._outcomes) == len(self._order):
             self._select(at_the_end=True)
             self.ended = self.ended or CHAINS
@@ -201,11 +208,20 @@ class Schedule:
         """Count the training rows, if there are enough candidates for those that are missing."""
         if self._target is None or (len(self._candidates) < self._check_at and not at_the_end):
             return
-        chosen, _ = select_rows(self._candidates, self._recipe, limited=False)
-        self.rows = sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
+        self.rows = self._training_rows()
         self._check_at = len(self._candidates) + max(1, self._target - self.rows)
         if self.rows >= self._target:
             self.ended = ROWS
+
+    def _count_for_display(self) -> None:
+        """Count the rows so far, now and then; it decides nothing about which chains count."""
+        if self._target and not self.ended and len(self._candidates) >= self._show_at:
+            self.rows = self._training_rows()
+            self._show_at = len(self._candidates) + max(4, self._target // 20)
+
+    def _training_rows(self) -> int:
+        chosen, _ = select_rows(self._candidates, self._recipe, limited=False)
+        return sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
 
     def _lay_down(self) -> bool:
         """Append the next wave to the order; False if it depends on chains that are not finished, or there is none."""
@@ -222,7 +238,7 @@ class Schedule:
         self._counted = known
         wave = list(islice(self._round, self._wave))
         self._weigh_pairs()
-        self._wave_of |= dict.fromkeys(wave, len(self._known_at))
+        self._position |= {key: len(self._order) + i for i, key in enumerate(wave)}
         self._known_at.append((self._gave, self._tried))
         self._order += wave
         self._is_whole = len(wave) < self._wave

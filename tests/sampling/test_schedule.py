@@ -9,6 +9,7 @@ import statistics
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from dsc_hub.chain.chain import NOT_BETTER
@@ -52,6 +53,19 @@ def run_to_its_end(folder: Path, recipe_file: Path, model: ScriptedModel, level:
     return run, r, {p.id: p for p in some}, tally
 
 
+def rebuilt(run: Run, recipe: Recipe, prompts: dict[str, Prompt], folder: Path) -> dict:
+    """Make the dataset anew from the chains that are published with it, as `dsc verify` does."""
+    rows = [row for split in ("train", "validation") for row in read_dataset(run["dataset"], "chains", split)]
+    again = build_dataset(Run(folder), recipe, prompts, [chain_of_row(row)[1] for row in rows])
+    for file in run["dataset/sft"].iterdir():
+        assert read_sorted(folder / "dataset" / "sft" / file.name) == read_sorted(file)
+    return again
+
+
+def read_sorted(file: Path) -> list[str]:
+    return sorted(map(str, pq.read_table(file).to_pylist()))
+
+
 PAIRS = "chain.critique=['What is wrong?', 'Who is hurt?', 'Is it kind?']"
 
 
@@ -68,6 +82,7 @@ def test_exactly_so_many_rows_of_the_same_chains_however_many_are_in_flight(
         assert tally.ending == schedule.Ending("rows", len(chains)) and tally.failed == 0
         counts = build_dataset(run, r, prompts, chains)
         assert counts["sft"]["train"] == 9
+        assert rebuilt(run, r, prompts, tmp_path / f"again{level}") == counts
         files.append(sorted_rows(run["chains.jsonl"]))
         turns.append(len(list(run.rows("turns.jsonl"))))
     assert files[0] == files[1] == files[2]
