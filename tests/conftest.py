@@ -33,7 +33,7 @@ import signal
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from dsc_hub.config.sampling import ServingConfig
+from dsc_hub.config.serving import ServingConfig
 from dsc_hub.distill import launcher
 from dsc_hub.inference import external
 from dsc_hub.inference.client import Completion

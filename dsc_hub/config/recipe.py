@@ -2,7 +2,7 @@
 
 A recipe is data, never code: numbers, texts, ids. `recipe_files.load(path, overrides)` returns a frozen `Recipe` or
 raises one `ConfigError` that lists every problem. `fingerprints.stage_fingerprints` shows which work a changed recipe
-would invalidate. Its sections are in section.py, sampling.py, training.py and publishing.py.
+would invalidate. Its sections are in section.py, sampling.py, serving.py, training.py and publishing.py.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ from dsc_hub.config.publishing import PublishConfig
 from dsc_hub.config.sampling import (
     BudgetConfig,
     ChainConfig,
-    GenerationConfig,
     HygieneConfig,
     ModelConfig,
     PromptsConfig,
     RewardConfig,
     ScorerConfig,
-    ServingConfig,
     StudentConfig,
     VetoConfig,
 )
 from dsc_hub.config.section import Section, StageName, seconds_given
+from dsc_hub.config.serving import (
+    GenerationConfig,
+    ServingConfig,
+)
 from dsc_hub.config.training import DatasetConfig, DistillConfig, EvaluationConfig
 from dsc_hub.system.hashing import digest
 

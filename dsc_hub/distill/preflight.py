@@ -11,7 +11,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import TEMPLATE_SETTINGS
+from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.distill.config import plan_of
 from dsc_hub.distill.rows import ANSWER_COLUMNS, tools_of, training_rows
 from dsc_hub.distill.tokens import RowTokens, stop_tokens, tokenise_rows, tokenised_dataset, tokenizer_of

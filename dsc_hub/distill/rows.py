@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from dsc_hub.config.recipe import Recipe, training_seed
-from dsc_hub.config.sampling import TEMPLATE_SETTINGS
+from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.distill.config import BY_OBJECTIVE
 from dsc_hub.errors import DataError
 from dsc_hub.records import Message, Tool, prompt_id

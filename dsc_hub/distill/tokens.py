@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from trl.data_utils import common_prefix_length
 
-from dsc_hub.config.sampling import TEMPLATE_SETTINGS
+from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.distill.rows import ANSWER_COLUMNS, tools_of
 from dsc_hub.errors import ModelError
 from dsc_hub.records import Message, Tool

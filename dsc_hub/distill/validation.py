@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from dsc_hub.chain.chain import opening_of
 from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.recipe import Recipe, generation_at_evaluation, training_seed
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.distill.model import adapter_weights, set_adapter_weights
 from dsc_hub.metrics import loading
 from dsc_hub.records import Prompt

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.chain.chain import exchange, opening_of
-from dsc_hub.config.sampling import TEMPLATE_SETTINGS
+from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.errors import ModelError
 from dsc_hub.records import Message, Prompt
 

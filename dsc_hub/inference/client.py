@@ -22,7 +22,7 @@ import aiohttp  # the vendors' client library needs ten times as long per reques
 
 from dsc_hub.chain.hygiene import LENGTH, STOP, THINKING
 from dsc_hub.chain.thinking import split_thought
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import replies
 from dsc_hub.inference.pacing import Pacer, StatedQuota, expected_tokens

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dsc_hub.chain.chain import exchange, system_turn
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import TEMPLATE_SETTINGS
+from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.chat_template import Refused, load_template
 from dsc_hub.inference.http import open_url

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 
 # Our parameter -> the name under which it is sent; None: it is not sent. A parameter that is missing keeps its name.
 RequestForm = Mapping[str, str | None]

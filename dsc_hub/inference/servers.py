@@ -16,7 +16,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
-from dsc_hub.config.sampling import ServingConfig
+from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.http import open_url
 from dsc_hub.inference.requests import RequestForm

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.inference.chat_template import THINKING, ChatTemplate, load_template
 from dsc_hub.inference.vllm import ENDS_THOUGHTS
 

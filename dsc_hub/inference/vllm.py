@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from dsc_hub.config.sampling import ServingConfig
+from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from dsc_hub.chain import hygiene
 from dsc_hub.chain.language import foreign_prompts, language_name
-from dsc_hub.config.sampling import SERVERS, ScorerConfig
+from dsc_hub.config.sampling import ScorerConfig
+from dsc_hub.config.serving import SERVERS
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.own_code import check_source
 from dsc_hub.metrics.safety import refusal

@@ -15,7 +15,7 @@ from typing import Any
 from dsc_hub.chain.chain import VetoText, no_veto
 from dsc_hub.config.recipe import effective_veto as veto_of
 from dsc_hub.config.recipe import model_server
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.data import prompts
 from dsc_hub.inference import base_model
 from dsc_hub.pipeline import pace

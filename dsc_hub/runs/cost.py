@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import PriceConfig
+from dsc_hub.config.serving import PriceConfig
 from dsc_hub.runs.run import Run
 
 MILLION = 1_000_000

@@ -26,8 +26,10 @@ from dsc_hub.data.dataset import Candidate, candidate_of, select_rows
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs.row_index import Key
 
-AHEAD = 3  # waves between a wave and the chains that it depends on
-SMALLEST_WAVE, LARGEST_WAVE = 32, 1024  # chains; between them an eighth of the rows that are asked for
+# Waves between a wave and the chains that it depends on. Chains that began together end together, so a server of 128
+# requests stands still unless twice as many chains may begin: four waves of 32 kept 4 to 85 requests running.
+AHEAD = 8
+SMALLEST_WAVE, LARGEST_WAVE = 32, 256  # chains; between them a sixteenth of the rows that are asked for
 # A prompt is given up after so many times the chains that a row takes on average, if none of them gave one: as if all
 # prompts were alike, this ends one in twenty of those that would give a row some day.
 PATIENCE = 3.0
@@ -80,7 +82,7 @@ class Schedule:
         share = of_split["validation"] / max(1, of_split["train"])
         self._validation_target = math.ceil((self._target or 0) * share)
         self._round = ((id_, n) for n in range(recipe.chain.chains_per_prompt) for id_ in ids if self._is_open(id_))
-        self._wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, (self._target or LARGEST_WAVE * 8) // 8))
+        self._wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, (self._target or LARGEST_WAVE * 16) // 16))
         self._order: list[Key] = []
         self._is_whole = False  # whether the order has its end
         self._next = 0  # position of the next chain to begin
@@ -102,6 +104,7 @@ class Schedule:
         self._timed = 0  # those of this session
         self.before = 0  # chains that earlier sessions finished
         self.rows = 0  # training rows when they were last selected
+        self._passed_then = 0  # outcomes at that moment
         self.ended = ""  # ROWS, BUDGET or CHAINS; "": not yet
 
     def known(self, chains: Iterator[Chain] | list[Chain]) -> None:
@@ -150,10 +153,9 @@ class Schedule:
     @property
     def expected(self) -> int:
         """About how many chains there will be."""
-        passed = len(self._outcomes)
         if self._target is None or not self.rows:
             return self._at_most()
-        return min(self._at_most(), math.ceil(passed * self._target / self.rows))
+        return min(self._at_most(), math.ceil(self._passed_then * self._target / self.rows))
 
     def __iter__(self) -> Schedule:
         return self
@@ -208,7 +210,7 @@ class Schedule:
         """Count the training rows, if there are enough candidates for those that are missing."""
         if self._target is None or (len(self._candidates) < self._check_at and not at_the_end):
             return
-        self.rows = self._training_rows()
+        self._count_rows()
         self._check_at = len(self._candidates) + max(1, self._target - self.rows)
         if self.rows >= self._target:
             self.ended = ROWS
@@ -216,12 +218,13 @@ class Schedule:
     def _count_for_display(self) -> None:
         """Count the rows so far, now and then; it decides nothing about which chains count."""
         if self._target and not self.ended and len(self._candidates) >= self._show_at:
-            self.rows = self._training_rows()
+            self._count_rows()
             self._show_at = len(self._candidates) + max(4, self._target // 20)
 
-    def _training_rows(self) -> int:
+    def _count_rows(self) -> None:
         chosen, _ = select_rows(self._candidates, self._recipe, limited=False)
-        return sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
+        self.rows = sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
+        self._passed_then = len(self._outcomes)
 
     def _lay_down(self) -> bool:
         """Append the next wave to the order; False if it depends on chains that are not finished, or there is none."""
@@ -275,11 +278,11 @@ class Schedule:
         if self._target is None:
             return len(self._order) + 1
         passed = len(self._outcomes)
-        estimate = self.rows or len(self._candidates)
-        if not estimate:
-            return len(self._order) + 1
-        missing = max(1, self._target - estimate)
-        return passed + max(FEWEST_AT_ONCE, math.ceil(SPARE * missing * passed / estimate))
+        if not self.rows:  # no chain gives more than one row
+            return passed + max(FEWEST_AT_ONCE, self._target)
+        chains_a_row = self._passed_then / self.rows
+        missing = max(1.0, self._target - passed / chains_a_row)
+        return passed + max(FEWEST_AT_ONCE, math.ceil(SPARE * missing * chains_a_row))
 
     def _is_affordable(self) -> bool:
         """Return whether the budget has room for another chain beside those in flight."""

@@ -11,7 +11,8 @@ import yaml
 
 from dsc_hub.config import origin, recipe, untrusted
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import ScorerConfig, ServingConfig
+from dsc_hub.config.sampling import ScorerConfig
+from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ConfigError, MetricError
 from dsc_hub.metrics.registry import identify_scorer
 from dsc_hub.pipeline import grid, resolve

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.config.sampling import ModelConfig, ServingConfig
+from dsc_hub.config.sampling import ModelConfig
+from dsc_hub.config.serving import ServingConfig
 from dsc_hub.inference import base_model, servers
 from dsc_hub.system.supervisor import descendants
 from tests.conftest import ROOT

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.inference import pacing
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.pacing import MINUTE_S, Pacer, StatedQuota

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.config import recipe_files
-from dsc_hub.config.sampling import ServingConfig
+from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference import servers, vllm
 from dsc_hub.inference.client import Generator

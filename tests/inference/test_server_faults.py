@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import retries
 from dsc_hub.inference.client import Generator

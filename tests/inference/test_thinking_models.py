@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from dsc_hub.config.sampling import GenerationConfig
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.inference import thinking_models
 from dsc_hub.inference.chat_template import ChatTemplate
 from tests.inference import chat_templates

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.sampling import ServingConfig
+from dsc_hub.config.serving import ServingConfig
 from dsc_hub.inference import servers
 from dsc_hub.inference.vllm import vllm_environment
 from dsc_hub.system import cgroup, machine
