@@ -107,7 +107,16 @@ class Recipe(Section):
     def _one_sampling_to_end(self) -> Recipe:
         if self.ends_early and self.rounds > 1:
             raise ValueError("dataset.rows and budget are of one sampling; leave them out, or rounds")
+        if self.budget and self.budget.tokens is not None and self.budget.tokens < self.most_tokens_of_chain:
+            raise ValueError(
+                f"budget.tokens: {self.budget.tokens} is less than one chain may take ({self.most_tokens_of_chain})"
+            )
         return self
+
+    @property
+    def most_tokens_of_chain(self) -> int:
+        """New tokens of a chain whose turns are all of full length."""
+        return (1 + 2 * self.chain.steps) * self.generation.most_tokens
 
     @property
     def ends_early(self) -> bool:

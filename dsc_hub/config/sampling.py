@@ -279,12 +279,23 @@ class ChainConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What sampling may use, over all its sessions. What was sampled by then becomes the dataset."""
+    """What sampling may use, over all its sessions. What was sampled by then becomes the dataset. (`budget_s` limits
+    nothing: it is shown beside what a stage took.)"""
 
     tokens: int | None = Field(
-        None, ge=1, description="new tokens; no chain begins that would go beyond them, by the mean of those before"
+        None,
+        ge=1,
+        description="new tokens; no chain begins unless it fits at its full length. Turns of other runs cost nothing",
     )
-    hours: float | None = Field(None, gt=0, description="hours; a chain that has begun is finished. null: no limit")
+    hours: float | None = Field(
+        None, gt=0, description="hours of sampling, without the server's start; a chain that has begun is finished"
+    )
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> BudgetConfig:
+        if self.tokens is None and self.hours is None:
+            raise ValueError("give tokens, hours or both; null stands for no budget")
+        return self
 
 
 class HygieneConfig(Section):

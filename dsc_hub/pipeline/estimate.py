@@ -93,6 +93,8 @@ def estimate_run(
     }
     requests = {stage: 0 if stage in done else n for stage, n in requests.items()}
     tokens = {k: v * recipe.generation.most_tokens for k, v in requests.items()}
+    if recipe.budget and recipe.budget.tokens is not None:
+        tokens["sampling"] = min(tokens["sampling"], recipe.budget.tokens)
     stored = {
         "sampling": [] if recipe.serving.endpoints else pace.known_paces(model_identity),
         "evaluation": []

@@ -164,6 +164,8 @@ def import_rows(
     split = data["prompts"].get("split")
     data |= {"name": name or "imported", "prompts": {"path": "prompts.jsonl"} | ({"split": split} if split else {})}
     data["chain"] |= {"steps": 1, "chains_per_prompt": max(Counter(r.prompt for r in rows).values())}
+    for section, key in (("chain", "good_enough"), ("dataset", "rows"), ("", "budget")):  # of sampling
+        (data.get(section, {}) if section else data).pop(key, None)
     data.get("hygiene", {}).pop("subject", None)  # prompts of the rows have no group
     for key in ("critique", "revision"):
         texts = data["chain"][key]
@@ -191,7 +193,7 @@ def _write_chains(context: RunContext, rows: Sequence[ResultRow], imported: Mapp
             raise DataError("no row's prompt is left to train on", "Give more prompts, or another prompts.split.")
         file = context.run.rows("chains.jsonl")
         for chain in chains:
-            file.append(chain)
+            file.append(chain.as_row())
         file.close()
         group_of = {p.id: p.group for p in prompts}.__getitem__
         numbers = summary.chain_numbers(chains, group_of, len(chains), context.recipe.chain)

@@ -105,13 +105,9 @@ def sample_chains(
 
     generator, scoring, before = generator_of(context, endpoints), BatchScorer(score), servers.prefix_cache(endpoints)
     started, reused = time.monotonic(), Counter[str]()
-    spent_before = spent_of(context.run, "sampling", "turns.jsonl")
-
-    def spent() -> schedule.Spent:
-        tokens, hours = spent_before
-        return schedule.Spent(tokens + generator.new_tokens, hours + (time.monotonic() - started) / 3600)
-
-    plan = schedule.Schedule(context.recipe, ending_early, spent) if ending_early is not None else None
+    plan = None
+    if ending_early is not None:
+        plan = schedule.Schedule(context.recipe, ending_early, *spent_of(context.run, "sampling", "turns.jsonl"))
     try:
         tally = event_loop.run_coroutine(
             within(
@@ -174,7 +170,7 @@ def _add_cost(
 def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: float) -> None:
     """Store the pace of a sampling for later estimates, if servers started here generated all of it in one session."""
     turns = 1 + 2 * context.recipe.chain.steps
-    may_end_early = context.recipe.ends_early or context.recipe.chain.good_enough is not None
+    may_end_early = tally.ending is not None or context.recipe.chain.good_enough is not None
     if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed or may_end_early):
         other_s = max(0.0, total_s - seconds)
         pace.remember_pace(

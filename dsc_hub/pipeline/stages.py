@@ -85,7 +85,9 @@ def _run_sampling(context: RunContext) -> StageResult:
     ):
         say(f"sampling  {len(stored_turns):,} turns of other runs with this model and these settings are at hand")
     c = context.recipe.chain
-    new_tokens = len(prompts) * c.chains_per_prompt * (1 + 2 * c.steps) * context.recipe.generation.most_tokens
+    new_tokens = len(prompts) * c.chains_per_prompt * context.recipe.most_tokens_of_chain
+    if context.recipe.budget and context.recipe.budget.tokens is not None:
+        new_tokens = min(new_tokens, context.recipe.budget.tokens)
     folder, adapters, model = None, None, None
     if context.adapter is not None:
         base, adapters, model = context.run.facts.model.weights, {ADAPTER: context.adapter}, ADAPTER

@@ -177,7 +177,8 @@ def ending_sentence(sampling: Sampling, recipe: Recipe) -> str:
         return (
             f"Sampling ended after {chains} without {wanted}: each prompt had its "
             f"{recipe.chain.chains_per_prompt}, gave as many rows as it may, or was given up because its chains gave "
-            "none. Raise chain.chains_per_prompt, add prompts, or lower dataset.min_reward."
+            "none. `dsc dataset` says why chains gave no row. Raise chain.chains_per_prompt, add prompts, or loosen "
+            "what a row must be (dataset)."
         )
     return ""
 

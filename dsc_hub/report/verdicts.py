@@ -235,7 +235,9 @@ def _weaker_than_sampled(facts: RunFacts, metrics: Metrics, evaluation: Evaluati
     is_rounded = recipe.distill.method == "qlora" and recipe.evaluation.weights == "rounded"
     is_rounded = is_rounded and any(ARMS[arm].model == ADAPTER for arm in evaluation.arms if arm in ARMS)
     is_same_model = not facts.student and not is_at_endpoints(recipe, None) and recipe.rounds == 1
-    if not (is_rounded and is_same_model and recipe.chain.acceptance == "improve"):
+    # Chains that ended early, or had the better texts more often, are no chains of the evaluation.
+    is_same_chain = recipe.chain.good_enough is None and not (recipe.ends_early and len(recipe.chain.pairs) > 1)
+    if not (is_rounded and is_same_model and is_same_chain and recipe.chain.acceptance == "improve"):
         return []
     if sampled is None or not sampled.steps or not sampled.steps[0].proposals or not chains or not chains.n:
         return []

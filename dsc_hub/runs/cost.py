@@ -11,6 +11,7 @@ from dsc_hub.config.serving import PriceConfig
 from dsc_hub.runs.run import Run
 
 MILLION = 1_000_000
+TAKEN_OVER = "taken_over"  # key of a turn that another run generated and paid for
 
 
 def usd(price: PriceConfig | None, prompt_tokens: int, new_tokens: int) -> float | None:
@@ -64,8 +65,8 @@ def spent_of(run: Run, stage: str, turns: str) -> tuple[int, float]:
     The tokens of a killed session are counted, its hours are not recorded.
     """
     sessions = [row for row in run.rows("sessions.jsonl") if row["stage"] == stage]
-    made = sum(row["new_tokens"] for row in run.rows(turns)) - sum(row.get("reused_tokens") or 0 for row in sessions)
-    return max(made, sum(row["new_tokens"] for row in sessions)), sum(row["seconds"] for row in sessions) / 3600
+    tokens = sum(row["new_tokens"] for row in run.rows(turns) if not row.get(TAKEN_OVER))
+    return tokens, sum(row["seconds"] for row in sessions) / 3600
 
 
 def cost_of(run: Run, stage: str, turns: str, recipe: Recipe | None = None) -> dict[str, Any]:

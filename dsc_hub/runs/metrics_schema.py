@@ -289,6 +289,13 @@ class StepNumbers(Part):
     )
 
 
+class PairNumbers(Part):
+    """One pair of texts for critique and revision, over all steps."""
+
+    proposals: Count = Field(description="revisions proposed")
+    accepted: Count = Field(description="revisions that became their chain's state")
+
+
 class Agreement(Part):
     """R-hat over the prompts."""
 
@@ -348,6 +355,7 @@ class Sampling(Part):
     intervals: Count = Field(1, description="rule that made the intervals of means: `stats.INTERVALS`")
     first_reward: Estimate = Field(description="reward of clean, scored first answers")
     steps: list[StepNumbers] = Field(description="in their order")
+    pairs: list[PairNumbers] = Field([], description="by pair of texts, in the recipe's order; empty: there is one")
     mixing: Mixing
     last_step: LastStep
     prompt_tokens: Count | None = Field(description="tokens read, cached ones included; null: imported chains")

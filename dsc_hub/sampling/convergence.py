@@ -53,9 +53,10 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
         return {"estimable": False, "reason": "; ".join(reasons)}
     from arviz_stats.base import array_stats
 
-    r_hats, sizes, left_out, stuck = [], [], 0, 0
+    r_hats, sizes, left_out, stuck, most_chains = [], [], 0, 0, 0
     for _, prompt_chains in itertools.groupby(chains, lambda c: c.prompt_id):
         rows = [[chain.reward_after(i) for i in range(1, steps + 1)] for chain in prompt_chains]
+        most_chains = max(most_chains, len(rows))
         draws = np.array(rows, dtype=float)  # [chains, steps]; NaN if a state has no reward
         if len(rows) < LEAST_CHAINS or not np.isfinite(draws).all() or (draws == draws[0, 0]).all():
             left_out += 1
@@ -74,7 +75,7 @@ def mixing(chains: Iterable[Chain], acceptance: str, steps: int, chains_per_prom
         "prompts": len(r_hats),
         "left_out": left_out,
         "stuck": stuck,
-        "draws": steps * chains_per_prompt,
+        "draws": steps * most_chains,
         "r_hat": {
             "median": float(np.median(r_hats)),
             "highest": max(r_hats),
@@ -95,6 +96,8 @@ def last_step(chains: Iterable[Chain], group_of: Callable[[str], str], steps: in
     first_clean = total = 0
     for chain in chains:
         total += 1
+        if len(chain.steps) < steps:  # it was good enough before
+            continue
         previous, final = chain.reward_after(steps - 1), chain.reward_after(steps)
         if previous is not None and final is not None:
             before.append(previous)

@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from dsc_hub.inference.concurrency import FIRST
 from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.task_pool import TaskPool, raise_if_stopped
 from dsc_hub.records import Chain, Message, Prompt, Role, Tool, Turn, from_row
+from dsc_hub.runs.cost import TAKEN_OVER
 from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.runs.row_index import Key, OrderedRows, RowIndex, chain_key, request_key
 from dsc_hub.runs.run import Run
@@ -177,6 +178,7 @@ class _Session:
             turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
             self.progress.reused_turns += 1
             self.reused["tokens"] += turn.new_tokens
+            self.turns.append(asdict(turn) | {TAKEN_OVER: True})
         else:
             raise_if_stopped()
             c = await (self.criticise if role == "critique" else self.complete)(messages, seed, **tools)
@@ -194,8 +196,10 @@ class _Session:
                 c.thought,
             )
             self.progress.new_tokens += c.new_tokens
+            if self.schedule is not None:
+                self.schedule.used((prompt.id, number), c.new_tokens)
             self.failures.answered()
-        self.turns.append(turn)
+            self.turns.append(turn)
         self.progress.meter.done += 1
         self.show(self.progress.line)
         return turn
@@ -227,7 +231,7 @@ class _Session:
             hint = f"See {self.failed.path}; run the same command again when the cause is gone."
             self.failures.failed((prompt.id, number), e, hint)
             return
-        self.chains.append(chain)
+        self.chains.append(chain.as_row())
         self.progress.chain_done(chain)
         if self.schedule is not None:
             self.schedule.finished(chain)
@@ -304,26 +308,38 @@ async def sample(
                     break  # chains in flight are behind those that were needed
     except KeyboardInterrupt:
         session.progress.interrupted = True
+    else:
+        session.progress.interrupted = session.pool.stopping  # the rows were reached while requests were finished
     finally:
         for rows in (turns, chains, failed):
             rows.close()
-    if schedule is not None and schedule.ended:
-        session.progress.ending = Ending(schedule.ended, len(schedule.kept))
-        index = RowIndex([chains], lambda row: None if schedule.is_superfluous(chain_key(row)) else chain_key(row))
-        if len(index) < len(RowIndex([chains], chain_key)):
-            write_lines(chains.path, index.lines())
-    _drop_finished(failed, chains)
+    if schedule is None or not schedule.ended:
+        _drop_finished(failed, chains)
+        return session.progress
+    counting = RowIndex([chains], lambda row: None if schedule.is_superfluous(chain_key(row)) else chain_key(row))
+    if len(counting) < len(RowIndex([chains], chain_key)):
+        write_lines(chains.path, counting.lines())
+    _drop_finished(failed, chains, schedule.is_superfluous)
+    counted = sum(len(RowIndex([rows], chain_key)) for rows in (chains, failed))
+    session.progress.ending = Ending(schedule.ended, counted)
     return session.progress
 
 
-def _drop_finished(failed: JsonlFile, chains: JsonlFile) -> None:
-    """Reduce failed.jsonl to the last reason of each chain that is still unfinished.
+def _drop_finished(
+    failed: JsonlFile, chains: JsonlFile, is_superfluous: Callable[[Key], bool] = lambda key: False
+) -> None:
+    """Reduce failed.jsonl to the last reason of each chain that is still unfinished, and not superfluous.
 
     Called only at the end of a session, so that an interrupted session loses no records.
     """
     if failed.path.exists():
         finished = RowIndex([chains], chain_key)
-        remaining = RowIndex([failed], lambda row: None if chain_key(row) in finished else chain_key(row))
+
+        def key_of(row: Mapping[str, Any]) -> Key | None:
+            key = chain_key(row)
+            return None if key in finished or is_superfluous(key) else key
+
+        remaining = RowIndex([failed], key_of)
         if remaining:
             write_lines(failed.path, remaining.lines())
         else:

@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -35,17 +35,9 @@ SMALLEST_WAVE, LARGEST_WAVE = 32, 256  # chains; between them a sixteenth of the
 PATIENCE = 3.0
 SPARE = 1.2  # times the chains that the missing rows take on average are begun at once
 FEWEST_AT_ONCE = 16  # chains
-MEASURED = 16  # finished chains from which the mean tokens of a chain are known
+RELEARN = 1.1  # times the outcomes of the last time, at which rows are counted again by prompt and pair of texts
 
 ROWS, BUDGET, CHAINS = "rows", "budget", "chains"  # why a sampling ended: of `dataset.rows`, `budget`, the chains
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What sampling has used so far, in all sessions: new tokens and hours."""
-
-    tokens: int
-    hours: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +61,14 @@ class _Outcome:
 class Schedule:
     """Iterator of the chains to run, as (prompt, number); None: none now, since it depends on chains in flight.
 
-    `prompts` are those to sample, `spent` returns what was used. Every chain must be reported, with `finished` or
-    `failed`; `known` takes those of earlier sessions first. A failed chain gives no row.
+    `prompts` are those to sample; `tokens` and `hours` were used by earlier sessions. Every chain must be reported,
+    with `finished` or `failed`, and its new tokens with `used`; `known` takes the chains of earlier sessions first. A
+    failed chain gives no row.
     """
 
-    def __init__(self, recipe: Recipe, prompts: Mapping[str, Prompt], spent: Callable[[], Spent]) -> None:
-        self._recipe, self._prompts, self._spent, self._target = recipe, prompts, spent, recipe.dataset.rows
+    def __init__(self, recipe: Recipe, prompts: Mapping[str, Prompt], tokens: int = 0, hours: float = 0.0) -> None:
+        self._recipe, self._prompts, self._target = recipe, prompts, recipe.dataset.rows
+        self._tokens, self._hours, self._started = tokens, hours, time.monotonic()
         self._seed = seed = chain_seed(recipe)
         self._splits = {p.id: p.split for p in prompts.values()}
         ids = sorted(self._splits, key=lambda id_: seed_of(seed, id_, 0, 0, "order"))
@@ -82,15 +76,16 @@ class Schedule:
         share = of_split["validation"] / max(1, of_split["train"])
         self._validation_target = math.ceil((self._target or 0) * share)
         self._round = ((id_, n) for n in range(recipe.chain.chains_per_prompt) for id_ in ids if self._is_open(id_))
-        self._wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, (self._target or LARGEST_WAVE * 16) // 16))
+        self._wave = min(LARGEST_WAVE, max(SMALLEST_WAVE, min(self._target or self._at_most(), self._at_most()) // 16))
         self._order: list[Key] = []
         self._is_whole = False  # whether the order has its end
         self._next = 0  # position of the next chain to begin
         self._results: dict[Key, _Outcome] = {}  # of chains behind the first one that is not finished
         self._outcomes: list[_Outcome] = []  # of the beginning of the order, as far as it is finished
         self._counted = 0  # outcomes that `_is_open` knows
-        self._chains, self._rows_of = Counter[str](), Counter[str]()  # by prompt, of the counted outcomes
-        self._validation_rows = self._all_rows = 0  # of the same
+        self._chains, self._rows_of = Counter[str](), Counter[str]()  # by prompt; of the outcomes at the last learning
+        self._validation_rows = self._candidates_then = 0  # of the same
+        self._barren: set[str] = set()  # prompts with chains and without a candidate
         self._pairs = len(recipe.chain.pairs)
         self._tried, self._gave = [0] * self._pairs, [0] * self._pairs  # steps by pair of texts; those that gave rows
         self._known_at: list[tuple[list[int], list[int]]] = []  # the same for each wave, when it was laid down
@@ -99,9 +94,9 @@ class Schedule:
         self._check_at = self._target or math.inf  # candidates at which rows are selected again
         self._show_at = 1  # candidates at which rows are counted for display
         self._begun: dict[Key, float] = {}  # chains in flight
+        self._used = Counter[Key]()  # tokens of chains in flight
         self._seconds = 0.0  # of all chains finished in this session, from their beginning to their end
-        self._done = 0  # chains that were finished, in all sessions
-        self._timed = 0  # those of this session
+        self._timed = 0  # number of these
         self.before = 0  # chains that earlier sessions finished
         self.rows = 0  # training rows when they were last selected
         self._passed_then = 0  # outcomes at that moment
@@ -113,7 +108,6 @@ class Schedule:
             if chain.prompt_id in self._splits:
                 self._results[chain.prompt_id, chain.number] = self._outcome(chain)
                 self.before += 1
-        self._done = self.before
         self._advance()
 
     def finished(self, chain: Chain) -> None:
@@ -121,6 +115,11 @@ class Schedule:
 
     def failed(self, key: Key) -> None:
         self._put(key, _Outcome(None))
+
+    def used(self, key: Key, tokens: int) -> None:
+        """Take the new tokens of a turn of a chain in flight."""
+        self._tokens += tokens
+        self._used[key] += tokens
 
     def choose(self, prompt_id: str, number: int, step: int) -> int:
         """Return which pair of texts a step gets, by Thompson sampling.
@@ -142,13 +141,16 @@ class Schedule:
 
     @property
     def kept(self) -> list[Key]:
-        """The chains that count, in their order; those behind the last one that was needed are left out."""
-        return self._order[: len(self._outcomes)]
+        """The chains that count, in their order: when the rows are there, those behind the last one do not."""
+        if self.ended == ROWS:
+            return self._order[: len(self._outcomes)]
+        return [*self._order[: len(self._outcomes)], *self._results]
 
     def is_superfluous(self, key: Key) -> bool:
         """Return whether a chain of these prompts does not count. A chain of another prompt is left to other checks."""
-        position = self._position.get(key, math.inf)
-        return key[0] in self._splits and position >= len(self._outcomes)
+        if self.ended != ROWS or key[0] not in self._splits:
+            return False
+        return self._position.get(key, math.inf) >= len(self._outcomes)
 
     @property
     def expected(self) -> int:
@@ -186,7 +188,8 @@ class Schedule:
     def _put(self, key: Key, result: _Outcome) -> None:
         self._results[key] = result
         self._seconds += time.monotonic() - self._begun.pop(key)
-        self._done, self._timed = self._done + 1, self._timed + 1
+        self._used.pop(key, None)
+        self._timed += 1
         self._advance()
 
     def _advance(self) -> None:
@@ -231,28 +234,25 @@ class Schedule:
         known = max(0, len(self._order) - AHEAD * self._wave)
         if self._is_whole or len(self._outcomes) < known:
             return False
-        for position in range(self._counted, known):
-            prompt_id, _ = self._order[position]
-            is_row = self._outcomes[position].candidate is not None
-            self._chains[prompt_id] += 1
-            self._rows_of[prompt_id] += is_row
-            self._all_rows += is_row
-            self._validation_rows += is_row and self._splits[prompt_id] == "validation"
-        self._counted = known
+        if known >= self._counted * RELEARN + 1:
+            self._learn(known)
         wave = list(islice(self._round, self._wave))
-        self._weigh_pairs()
         self._position |= {key: len(self._order) + i for i, key in enumerate(wave)}
         self._known_at.append((self._gave, self._tried))
         self._order += wave
         self._is_whole = len(wave) < self._wave
         return bool(wave)
 
-    def _weigh_pairs(self) -> None:
-        """Count, of the outcomes that are known, the steps with each pair and those whose revision is a row."""
-        if self._pairs == 1:
-            return
-        outcomes = self._outcomes[: self._counted]
-        chosen, _ = select_rows((o.candidate for o in outcomes if o.candidate), self._recipe, limited=False)
+    def _learn(self, known: int) -> None:
+        """Count chains and rows by prompt and by pair of texts, of so many outcomes."""
+        outcomes = self._outcomes[:known]
+        candidates = [o.candidate for o in outcomes if o.candidate]
+        chosen, _ = select_rows(candidates, self._recipe, limited=False)
+        self._counted, self._candidates_then = known, len(candidates)
+        self._chains = Counter(prompt_id for prompt_id, _ in self._order[:known])
+        self._rows_of = Counter(prompt_id for prompt_id, _ in chosen)
+        self._validation_rows = sum(self._splits[prompt_id] == "validation" for prompt_id, _ in chosen)
+        self._barren = self._chains.keys() - {c.prompt_id for c in candidates}
         self._gave, self._tried = [0] * self._pairs, [0] * self._pairs
         for outcome in outcomes:
             for pair in outcome.tried:
@@ -269,9 +269,9 @@ class Schedule:
             return False
         if self._splits[prompt_id] == "validation" and self._validation_rows >= self._validation_target:
             return False
-        if self._rows_of[prompt_id] or not self._all_rows:
+        if prompt_id not in self._barren or not self._candidates_then:
             return True
-        return self._chains[prompt_id] < PATIENCE * self._counted / self._all_rows
+        return self._chains[prompt_id] < PATIENCE * self._counted / self._candidates_then
 
     def _limit(self) -> int:
         """Return the position before which chains may begin: near the end no more than the missing rows need."""
@@ -288,13 +288,11 @@ class Schedule:
         """Return whether the budget has room for another chain beside those in flight."""
         if (budget := self._recipe.budget) is None:
             return True
-        spent = self._spent()
-        chain = self._recipe.chain
-        most = (1 + 2 * chain.steps) * self._recipe.generation.most_tokens
-        tokens = spent.tokens / self._done if self._done >= MEASURED else most
-        hours = self._seconds / self._timed / 3600 if self._timed else 0.0
-        return (budget.tokens is None or spent.tokens + tokens * (1 + len(self._begun)) <= budget.tokens) and (
-            budget.hours is None or spent.hours + hours <= budget.hours
+        # Each chain may still use what it has not used of its full length.
+        tokens = self._tokens + self._recipe.most_tokens_of_chain * (1 + len(self._begun)) - self._used.total()
+        seconds = time.monotonic() - self._started + (self._seconds / self._timed if self._timed else 0.0)
+        return (budget.tokens is None or tokens <= budget.tokens) and (
+            budget.hours is None or self._hours + seconds / 3600 <= budget.hours
         )
 
     def _at_most(self) -> int:

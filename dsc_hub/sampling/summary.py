@@ -36,7 +36,18 @@ def chain_numbers(
     Intervals of rewards are cut at `reward_range`.
     """
     numbers = summary(chains, group_of, total, chain.steps, reward_range) | diagnostics(chains, group_of, chain)
+    if (count := len(chain.pairs)) > 1:
+        numbers["pairs"] = _by_pair(chains, count)
     return numbers | {"intervals": stats.interval_rule()}
+
+
+def _by_pair(chains: Iterable[Chain], count: int) -> list[dict[str, int]]:
+    """Return the proposals and accepted revisions of each of `count` pairs of texts."""
+    proposals, accepted = Counter[int](), Counter[int]()
+    for step in (step for chain in chains for step in chain.steps):
+        proposals[step.pair] += 1
+        accepted[step.pair] += step.accepted
+    return [{"proposals": proposals[pair], "accepted": accepted[pair]} for pair in range(count)]
 
 
 def summary(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import os
 import random
+import signal
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -15,20 +17,18 @@ import pytest
 from dsc_hub.chain.chain import NOT_BETTER
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.data.dataset import build_dataset, read_dataset
+from dsc_hub.data.dataset import build_dataset, candidate_of, read_dataset, select_rows
 from dsc_hub.data.dataset import chain_of as chain_of_row
 from dsc_hub.errors import ConfigError
 from dsc_hub.inference.client import Completion
 from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.records import Chain, Prompt, Score, Step
+from dsc_hub.runs.cost import spent_of
+from dsc_hub.runs.row_index import RowIndex, request_key
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample, schedule
 from tests.conftest import ScriptedModel, length_score
 from tests.sampling.test_sample import setup, sorted_rows
-
-
-def no_limit() -> schedule.Spent:
-    return schedule.Spent(0, 0.0)
 
 
 class Uneven(ScriptedModel):
@@ -48,7 +48,7 @@ class Uneven(ScriptedModel):
 
 def run_to_its_end(folder: Path, recipe_file: Path, model: ScriptedModel, level: int, *overrides: str):
     run, r, some = setup(recipe_file, folder, "chain.chains_per_prompt=40", *overrides)
-    plan = schedule.Schedule(r, {p.id: p for p in some}, no_limit)
+    plan = schedule.Schedule(r, {p.id: p for p in some})
     tally = asyncio.run(sample.sample(run, r, some, model, length_score, schedule=plan, level=lambda: level))
     return run, r, {p.id: p for p in some}, tally
 
@@ -169,10 +169,10 @@ def test_quick_chains_are_not_preferred(recipe_file: Path):
         def seconds(chain, finished=finished):
             return 2.0 ** (chain.steps[0].score.value or 0)
 
-        plan = schedule.Schedule(recipe, prompts_of(30), no_limit)
+        plan = schedule.Schedule(recipe, prompts_of(30))
         chains = simulate(plan, rng, 50, outcome, seconds)
         kept += [c.final_score.value for c in chains if c.state_step]
-        plan = schedule.Schedule(recipe, prompts_of(30), no_limit)
+        plan = schedule.Schedule(recipe, prompts_of(30))
         everything = [outcome((f"p{i}", n)) for i in range(30) for n in range(8)]
         grid += [c.final_score.value for c in everything if c.state_step]
         first = sorted(everything[:150], key=seconds)
@@ -186,7 +186,7 @@ def test_a_prompt_that_gives_no_row_is_given_up(recipe_file: Path):
     recipe, prompts = recipe_of(recipe_file, "dataset.rows=1000"), prompts_of(100)
     barren = {f"p{i}" for i in range(25)}
     rng = random.Random(0)
-    plan = schedule.Schedule(recipe, prompts, no_limit)
+    plan = schedule.Schedule(recipe, prompts)
     chains = simulate(
         plan,
         rng,
@@ -202,7 +202,7 @@ def test_a_prompt_that_gives_no_row_is_given_up(recipe_file: Path):
 
 def test_where_no_prompt_gives_enough_it_ends_with_all_chains(recipe_file: Path):
     recipe = recipe_of(recipe_file, "dataset.rows=400", "chain.chains_per_prompt=3")
-    plan = schedule.Schedule(recipe, prompts_of(20), no_limit)
+    plan = schedule.Schedule(recipe, prompts_of(20))
     chains = simulate(plan, random.Random(0), 16, lambda key: chain_of(key, 1.0), lambda chain: 1.0)
     assert plan.ended == "chains" and len(chains) == 60 and plan.rows == 60
 
@@ -215,34 +215,107 @@ def test_near_the_end_no_more_chains_begin_than_the_missing_rows_need(recipe_fil
         return chain_of(key, begun["chains"] / 1e4)
 
     rng = random.Random(0)
-    plan = schedule.Schedule(recipe_of(recipe_file, "dataset.rows=200"), prompts_of(100), no_limit)
+    plan = schedule.Schedule(recipe_of(recipe_file, "dataset.rows=200"), prompts_of(100))
     chains = simulate(plan, rng, 256, outcome, lambda chain: rng.random())
     assert len(chains) == 200 and begun["chains"] <= schedule.SPARE * 200
 
 
-def test_the_budget_is_kept(recipe_file: Path):
-    used = Counter[str]()
-
-    def spent() -> schedule.Spent:
-        return schedule.Spent(used["tokens"], 0.0)
+@pytest.mark.parametrize("level", [1, 16, 64, 256])
+@pytest.mark.parametrize("budget", [20_000, 100_000])
+def test_the_budget_is_kept_however_long_the_chains_in_flight_are(recipe_file: Path, level: int, budget: int):
+    """Nine of ten chains have one turn, the others thirteen: those in flight are the long ones."""
+    recipe = recipe_of(recipe_file, f"budget.tokens={budget}", "generation.max_new_tokens=100", "chain.steps=6")
+    rng, used = random.Random(level), Counter[str]()
+    plan = schedule.Schedule(recipe, prompts_of(50), tokens=1000)
 
     def outcome(key):
         return chain_of(key, 1.0)
 
     def seconds(chain):
-        used["tokens"] += 100  # counted while a chain is in flight, as the client does
-        return 1.0
+        turns = 1 if rng.random() < 0.9 else 13
+        for _ in range(turns):
+            plan.used(chain.key, 100)
+            used["tokens"] += 100
+        return turns
 
-    recipe = recipe_of(recipe_file, "budget.tokens=20000", "generation.max_new_tokens=128")
-    plan = schedule.Schedule(recipe, prompts_of(50), spent)
-    chains = simulate(plan, random.Random(0), 64, outcome, seconds)
-    assert plan.ended == "budget" and 100 * len(chains) == used["tokens"] <= 20000 and len(chains) > 120
+    chains = simulate(plan, rng, level, outcome, seconds)
+    assert plan.ended == "budget" and used["tokens"] + 1000 <= budget and len(chains) == len(plan.kept)
+    assert used["tokens"] + 1000 > budget - 14 * 100
 
 
 def test_a_spent_budget_begins_nothing(recipe_file: Path):
-    plan = schedule.Schedule(recipe_of(recipe_file, "budget.hours=2"), prompts_of(5), lambda: schedule.Spent(0, 2.5))
+    plan = schedule.Schedule(recipe_of(recipe_file, "budget.hours=2"), prompts_of(5), hours=2.5)
     assert simulate(plan, random.Random(0), 4, lambda key: pytest.fail("it began"), lambda c: 1.0) == []
     assert plan.ended == "budget"
+
+
+def test_a_budget_that_is_used_up_loses_no_chain_at_the_next_start(recipe_file: Path, tmp_path: Path):
+    """Some failed, so that there are gaps in the order, and nothing is left to ask for them again."""
+    override = ("budget.tokens=3000", "chain.chains_per_prompt=40", "generation.max_new_tokens=20")
+    run, r, some = setup(recipe_file, tmp_path / "run", *override)
+    prompts = {p.id: p for p in some}
+
+    class Failing(ScriptedModel):
+        async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
+            if seed % 9 == 0:
+                failed = RequestFailed("refused", refused=True)
+                failed.others_answered = True
+                raise failed
+            return await super().__call__(messages, seed)
+
+    plan = schedule.Schedule(r, prompts)
+    first = asyncio.run(sample.sample(run, r, some, Failing(), length_score, schedule=plan, level=lambda: 8))
+    assert first.ending and first.ending.by == "budget" and first.failed > 3
+    tokens, _ = spent_of(run, "sampling", "turns.jsonl")
+    assert 2500 < tokens <= 3000
+    before = sorted_rows(run["chains.jsonl"])
+    assert first.ending.chains == len(before) + len(list(run.rows("failed.jsonl")))
+    plan = schedule.Schedule(r, prompts, tokens=3000)
+    again = asyncio.run(sample.sample(run, r, some, Failing(), length_score, schedule=plan, level=lambda: 8))
+    assert again.ending == first.ending and sorted_rows(run["chains.jsonl"]) == before
+
+
+def test_turns_of_other_runs_are_no_part_of_the_budget(recipe_file: Path, tmp_path: Path):
+    other, r, some = setup(recipe_file, tmp_path / "other", "chain.chains_per_prompt=3")
+    asyncio.run(sample.sample(other, r, some, ScriptedModel(), length_score))
+    known = RowIndex([other.rows("turns.jsonl")], request_key)
+    run, r, some = setup(
+        recipe_file, tmp_path / "run", "chain.chains_per_prompt=6", "budget.tokens=1000", "generation.max_new_tokens=20"
+    )
+    plan = schedule.Schedule(r, {p.id: p for p in some})
+    tally = asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score, known=known, schedule=plan))
+    assert tally.reused_turns >= 100 and tally.new_tokens <= 1000
+    assert spent_of(run, "sampling", "turns.jsonl")[0] == tally.new_tokens
+
+
+def test_ctrl_c_while_the_last_rows_come_is_still_ctrl_c(recipe_file: Path, tmp_path: Path):
+    class Pressed(ScriptedModel):
+        async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
+            if len(self.seeds) == 30:
+                os.kill(os.getpid(), signal.SIGINT)
+            return await super().__call__(messages, seed)
+
+    for rows in (1, 3, 9):
+        _, _, _, tally = run_to_its_end(tmp_path / f"run{rows}", recipe_file, Pressed(), 40, f"dataset.rows={rows}")
+        assert tally.interrupted
+
+
+def test_a_prompt_with_all_its_rows_is_one_with_rows_and_not_with_candidates(recipe_file: Path):
+    """Twenty phrases, each in three rows at most: of all candidates few are rows."""
+    recipe = recipe_of(recipe_file, "dataset.rows=55", "dataset.rows_per_prompt=1", "dataset.phrase_limit=3")
+    rng, prompts = random.Random(0), prompts_of(60)
+
+    def outcome(key):
+        name = "abcdefghijklmnopqrst"[rng.randrange(20)]
+        text = f"{name}one {name}two {name}three {name}four word{rng.randrange(10**9)}"
+        step = Step(1, "why", text, Score(rng.random()), "", "")
+        return Chain(key[0], key[1], "first", Score(-1.0), "", (step,))
+
+    plan = schedule.Schedule(recipe, prompts)
+    chains = simulate(plan, rng, 64, outcome, lambda chain: rng.random())
+    everything = [outcome((p, n)) for p in prompts for n in range(200)]
+    chosen, _ = select_rows([c for x in everything if (c := candidate_of(x, prompts[x.prompt_id], recipe))], recipe)
+    assert len(chosen) >= 55 and plan.ended == "rows" and len(chains) < 3000
 
 
 @pytest.mark.parametrize(
@@ -250,6 +323,9 @@ def test_a_spent_budget_begins_nothing(recipe_file: Path):
     [
         (["dataset.rows=5", "rounds=2"], "dataset.rows and budget are of one sampling"),
         (["budget.tokens=0"], "budget.tokens"),
+        (["budget.tokens=600"], r"less than one chain may take \(640\)"),
+        (["budget={}"], "give tokens, hours or both"),
+        (["budget={tokens: null}"], "give tokens, hours or both"),
         (["dataset.rows=0"], "dataset.rows"),
         (["chain.acceptance=metropolis", "chain.good_enough=0.5"], "good_enough"),
     ],
@@ -264,7 +340,7 @@ def test_what_does_not_go_together_is_refused(recipe_file: Path, overrides: list
 
 def test_texts_that_give_more_rows_are_drawn_more_often(recipe_file: Path):
     gives, rng = [0.1, 0.6, 0.2], random.Random(0)
-    plan = schedule.Schedule(recipe_of(recipe_file, "dataset.rows=400", PAIRS), prompts_of(60), no_limit)
+    plan = schedule.Schedule(recipe_of(recipe_file, "dataset.rows=400", PAIRS), prompts_of(60))
 
     def outcome(key):
         pair = plan.choose(*key, 1)
@@ -336,4 +412,7 @@ def test_a_good_answer_is_not_revised(recipe_file: Path, tmp_path: Path):
 def test_a_run_without_a_number_of_rows_is_as_before(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=3")
     tally = asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score))
-    assert tally.ending is None and tally.finished == 3 * len(some) and isinstance(run, Run)
+    assert tally.ending is None and tally.finished == 3 * len(some)
+    step = next(iter(run.rows("chains.jsonl")))["steps"][0]
+    assert list(step) == ["number", "critique", "revision", "score", "defect", "rejected", "raw"]
+    assert not any("taken_over" in row for row in run.rows("turns.jsonl"))
