@@ -224,6 +224,20 @@ def test_another_objective_and_what_chose_the_adapter_are_on_its_card(tmp_path):
     assert "the `preference` config of" in text
 
 
+def test_how_a_sampling_ended_and_what_each_pair_of_texts_gave_is_on_the_card(tmp_path):
+    facts, metrics = fixture_run.facts(), fixture_run.metrics()
+    facts["recipe"]["chain"] |= {"critique": ["Why so harsh?", "Who is hurt?"], "good_enough": 0.75}
+    facts["recipe"]["dataset"] |= {"rows": 40, "rows_per_prompt": 2}
+    metrics["sampling"] |= {
+        "ended_by": "rows",
+        "pairs": [{"proposals": 90, "accepted": 30}, {"proposals": 7, "accepted": 1}],
+    }
+    text = card(written_run(tmp_path, run_facts=facts, run_metrics=metrics), "dataset")
+    assert "with the 40 training rows that are wanted" in text and "not the best of many" in text
+    assert "by pair: 90, 30; 7, 1." in text and "Why so harsh?" in text and "Who is hurt?" in text
+    assert "has a reward of 0.75 or more" in text
+
+
 def test_what_was_not_measured_is_a_dash_with_its_reason_and_no_result(tmp_path):
     metrics = fixture_run.metrics()
     metrics["distill"]["validation_loss"] = None
