@@ -23,6 +23,7 @@ LEAST_TOKENS = 1000  # new tokens; a speed measured on fewer tokens is unreliabl
 SLOWEST_ADAPTER = 0.5
 # Times of the same work on a quiet machine differ by up to 4 %, mean lengths of a hundred chains by as much.
 SPREAD = 1.1
+USUAL_LENGTH = 0.5  # mean length of a text as a share of its limit, if none was measured; three quickstart runs: 0.45
 NEAR = 1.25  # factor between numbers of concurrent requests that count as alike
 
 
@@ -87,6 +88,18 @@ class ExpectedTime:
 def fastest(paces: Sequence[Pace]) -> float | None:
     """Return the new tokens per second of the fastest sampling; None if none was measured."""
     return max((p.tokens_per_s for p in paces if p.stage == "sampling"), default=None)
+
+
+def likely_tokens(paces: Sequence[Pace], requests: int, max_new_tokens: int, task: str) -> int:
+    """Return about how many new tokens so many requests of a sampling write.
+
+    Texts are as long as those of the last sampling of the same task, else of this model, else USUAL_LENGTH of the
+    limit.
+    """
+    sampled = [p for p in paces if p.stage == "sampling"]
+    measured = [p for p in sampled if p.task == task] or sampled
+    length = measured[-1].new_tokens / measured[-1].requests if measured else USUAL_LENGTH * max_new_tokens
+    return round(requests * min(length, max_new_tokens))
 
 
 def task_of(recipe: Recipe, prompts_identity: str, stage: str) -> str:

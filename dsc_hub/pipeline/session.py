@@ -34,7 +34,7 @@ def served(
     adapters: Mapping[str, Path] | None = None,
     log: Path | None = None,
     folder: Path | None = None,
-    new_tokens: int = 0,
+    requests: int = 0,
     model: base_model.BaseModel | None = None,
     at_endpoints: bool = True,
 ) -> Iterator[list[Any]]:
@@ -42,7 +42,7 @@ def served(
 
     Servers are started here if the recipe names none, or if what is asked is not `at_endpoints`. They load the weights
     in `folder` of `model` (default: of the model that writes the chains) and write to `log` (default: vllm.log).
-    `new_tokens` is the expected number of generated tokens, which decides whether compilation is worthwhile.
+    `requests` is the number of requests of a sampling, which decides whether compilation is worthwhile.
     """
     from dsc_hub.inference import external, rendering, servers, thinking_models
 
@@ -55,9 +55,11 @@ def served(
         return
     folder = folder or context.run.facts.model.weights
     places = servers.replica_places(section)
-    fastest = pace.fastest(pace.known_paces(model.identity))
+    paces = pace.known_paces(model.identity)
+    task = pace.task_of(context.recipe, context.identity["prompts"], "sampling")
+    new_tokens = pace.likely_tokens(paces, requests, context.recipe.generation.most_tokens, task)
     # Compiled code multiplies an adapter's weights for the base's requests, too: 440 tokens/s, and 745 without one.
-    compiled = not adapters and servers.worth_compiling(new_tokens, fastest)
+    compiled = not adapters and servers.worth_compiling(new_tokens, pace.fastest(paces))
     started = time.monotonic()
     with servers.serve_model(
         folder,

@@ -36,6 +36,7 @@ from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
 
 StageResult = dict[str, Any]
+CHAINS_A_ROW = 5  # about; the quickstart takes 4 to 7
 COST = (
     "prompt_tokens new_tokens seconds tokens_per_s cache_rate processor_hours processors scoring_s retries cost_usd"
 ).split()
@@ -84,15 +85,11 @@ def _run_sampling(context: RunContext) -> StageResult:
         stored_turns := sample.turns_of_others(context.run, rounds.sampled_by_the_base(context))
     ):
         say(f"sampling  {len(stored_turns):,} turns of other runs with this model and these settings are at hand")
-    c = context.recipe.chain
-    new_tokens = len(prompts) * c.chains_per_prompt * context.recipe.most_tokens_of_chain
-    if context.recipe.budget and context.recipe.budget.tokens is not None:
-        new_tokens = min(new_tokens, context.recipe.budget.tokens)
     folder, adapters, model = None, None, None
     if context.adapter is not None:
         base, adapters, model = context.run.facts.model.weights, {ADAPTER: context.adapter}, ADAPTER
         folder, _ = evaluation_weights(base, context.model.identity, context.recipe.distill)
-    with session.served(context, adapters, folder=folder, new_tokens=new_tokens) as endpoints:
+    with session.served(context, adapters, folder=folder, requests=_requests_left(context, len(prompts))) as endpoints:
         if _should_differ_from_base(adapters):
             generator = session.generator_of(context, endpoints)
             event_loop.run_coroutine(
@@ -111,6 +108,19 @@ def _run_sampling(context: RunContext) -> StageResult:
         if context.adapter is None:
             session.remember_sampling(context, tally, seconds, time.monotonic() - started)
     return sampled(context, prompts, tally.reused_turns, tally.ending)
+
+
+def _requests_left(context: RunContext, prompts: int) -> int:
+    """Return about how many requests a sampling still makes, at most."""
+    from dsc_hub.sampling import sample
+
+    recipe, each = context.recipe, 1 + 2 * context.recipe.chain.steps
+    requests = (prompts * recipe.chain.chains_per_prompt - len(sample.read_chains(context.run))) * each
+    if recipe.dataset.rows is not None:
+        requests = min(requests, recipe.dataset.rows * CHAINS_A_ROW * each)
+    if recipe.budget and recipe.budget.tokens is not None:
+        requests = min(requests, recipe.budget.tokens // recipe.generation.most_tokens)
+    return max(0, requests)
 
 
 def prompts_to_sample(context: RunContext) -> StoredPrompts:

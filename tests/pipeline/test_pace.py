@@ -29,6 +29,17 @@ def test_the_same_task_is_expected_as_it_was_measured():
     assert expect([long], "sampling", 2560, 512, 128, 1, "u").high <= 2560 * 128 / long.tokens_per_s + 98
 
 
+def test_likely_tokens_are_of_lengths_that_were_measured():
+    """Whether compiling pays was decided from texts of full length: 327,680 tokens for a run that wrote 147,578."""
+    assert pace.likely_tokens([], 2560, 128, "t") == 2560 * 64
+    assert pace.likely_tokens([QUIET], 2560, 128, "t") == 147_578
+    long = replace(QUIET, task="t", new_tokens=2560 * 100)
+    assert pace.likely_tokens([long, QUIET], 2560, 128, "t") == 2560 * 100
+    assert pace.likely_tokens([long], 2560, 64, "t") == 2560 * 64  # no longer than the limit
+    evaluated = replace(QUIET, stage="evaluation", new_tokens=2560)
+    assert pace.likely_tokens([evaluated], 10, 128, "t") == 640
+
+
 def test_measurements_with_about_as_many_requests_in_flight_count():
     few = Pace("sampling", 140, 28, 8064, 60.0, 20.0)  # 134 tokens/s
     assert expect([QUIET, few], "sampling", 140, 28, 128, 1) == expect([few], "sampling", 140, 28, 128, 1)
