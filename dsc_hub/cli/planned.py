@@ -54,7 +54,7 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
         f"requests in flight: {r.serving.concurrency}",
     )
     for stage in ("sampling", "evaluation"):
-        table.add_row(stage, _asked(e, stage))
+        table.add_row(stage, _asked(e, stage, may_end_early=r.ends_early and stage == "sampling"))
     for title, text in _priced_rows(e, r):
         table.add_row(title, text)
     trained = "distill" in (*e.done, *e.taken_over)
@@ -85,18 +85,19 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     terminal.out.print(table)
 
 
-def _asked(e: RunPlan, stage: str) -> str:
+def _asked(e: RunPlan, stage: str, may_end_early: bool) -> str:
     """Return what a stage asks of its servers, and how long that takes."""
     if not e.requests[stage]:
         return "nothing left to ask for"
     s = e.seconds[stage]
     when = (
-        f"about {duration(s.low)} to {duration(s.high)}, starts included "
+        f"{'at most ' if may_end_early else ''}about {duration(s.low)} to {duration(s.high)}, starts included "
         f"(at {s.slow:.0f} to {s.fast:.0f} tokens/s with so many requests, from what was measured here)"
         if s is not None
         else "time unknown: too little of this model was sampled here yet (`dsc try -n 16` measures it)"
     )
-    return f"{e.requests[stage]} requests, at most {e.new_tokens_at_most[stage]:,} new tokens; {when}"
+    at_most = "at most " if may_end_early else ""
+    return f"{at_most}{e.requests[stage]} requests, at most {e.new_tokens_at_most[stage]:,} new tokens; {when}"
 
 
 def _training_need(need: TrainingNeed) -> str:

@@ -46,7 +46,8 @@ def screen(run: Run, view: View) -> RenderableType:
     table.add_row("stage", Text(f"{stage}; finished stages: {', '.join(view.done) or 'none'}"))
     if view.planned:
         rate = f", {view.per_minute:.0f} a minute" if view.per_minute else ""
-        table.add_row("chains", Text(f"{count(view.chains)} of {count(view.planned)}{rate}"))
+        of = "of at most" if run.facts.recipe.ends_early else "of"
+        table.add_row("chains", Text(f"{count(view.chains)} {of} {count(view.planned)}{rate}"))
         table.add_row("", ProgressBar(total=view.planned, completed=min(view.chains, view.planned), width=40))
     if view.proposals:
         share = f"{100 * view.accepted / view.proposals:.0f} %"

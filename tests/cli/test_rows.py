@@ -46,7 +46,8 @@ def test_too_few_chains_say_what_to_raise(dsc, recipe_file: Path, server: str):
 
 def test_the_plan_says_the_most_and_a_shard_is_refused(dsc, recipe_file: Path, server: str):
     at = [str(recipe_file), f"serving.endpoints=[{server}]", "dataset.rows=3"]
-    assert "at most 14 of 2 step(s)" in dsc("plan", *at, code=0).stdout
+    plan = dsc("plan", *at, code=0).stdout
+    assert "at most 14 of 2 step(s)" in plan and "at most 70 requests" in plan
     done = dsc("sample", *at, "--shard", "1/2", code=2)
     assert "a shard doesn't know what the others have sampled" in done.stderr and schedule.ROWS == "rows"
 
