@@ -30,8 +30,8 @@ from dsc_hub.runs.row_index import Key
 # requests stands still unless twice as many chains may begin: four waves of 32 kept 4 to 85 requests running.
 AHEAD = 8
 SMALLEST_WAVE, LARGEST_WAVE = 32, 256  # chains; between them a sixteenth of the rows that are asked for
-# A prompt is given up after so many times the chains that a row takes on average, if none of them gave one: as if all
-# prompts were alike, this ends one in twenty of those that would give a row some day.
+# A prompt is given up after so many times the chains that a candidate takes on average, if none of them gave one. If
+# all prompts are alike, this ends one in twenty, each of which would give one some day.
 PATIENCE = 3.0
 SPARE = 1.2  # times the chains that the missing rows take on average are begun at once
 FEWEST_AT_ONCE = 16  # chains

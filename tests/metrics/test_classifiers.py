@@ -198,3 +198,41 @@ def test_labels_of_persons_can_be_named(
             loaded("privacy", str(tmp_path), person_labels=["B-MAN"])
     (found,) = scores("privacy", str(tmp_path), ["anna smith"], per="text", **options)
     assert found.value is not None and found.value < 0
+
+
+# -- devices
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+@pytest.mark.parametrize(
+    ("metric", "labels"),
+    [("sentiment", ["NEGATIVE", "POSITIVE"]), ("safety", ["SAFE", "TOXIC"]), ("reward_model", ["LABEL_0"])],
+)
+@pytest.mark.parametrize(
+    ("device", "named"), [("gpu", "device should be cpu, cuda or cuda:N"), ("cuda:0", "PyTorch sees no GPU here")]
+)
+def test_a_device_that_is_not_there_is_said(classifier, metric: str, labels: list[str], device: str, named: str):
+    if device.startswith("cuda") and has_gpu():
+        pytest.skip("a GPU is here")
+    with pytest.raises(MetricError, match=named):
+        loaded(metric, classifier(labels), device=device)
+
+
+@pytest.mark.parametrize(("metric", "scorer"), [("sentiment", "vader"), ("safety", "rule"), ("privacy", "spacy")])
+def test_a_packaged_scorer_has_no_device(metric: str, scorer: str):
+    with pytest.raises(MetricError, match=f"{scorer} runs on the CPU"):
+        loaded(metric, scorer, device="cuda")
+
+
+def test_on_a_gpu_the_scores_are_nearly_the_same(classifier):
+    if not has_gpu():
+        pytest.skip("no GPU")
+    folder = classifier(["NEGATIVE", "POSITIVE"])
+    assert values("sentiment", folder, TEXTS, device="cuda") == pytest.approx(
+        values("sentiment", folder, TEXTS), abs=0.02
+    )

@@ -105,19 +105,22 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
         entities: Iterable[str] | None = None,
         person_labels: Sequence[str] | None = None,
         model: str | None = None,
+        device: str = "cpu",
         **kwargs: Any,
     ) -> None:
         if per not in ("100 words", "text"):
             raise ValueError(f"per should be '100 words' or 'text', got {per!r}")
         if unknown := sorted(set(entities or ()) - set(KINDS.values())):
             raise ValueError(f"entities: {unknown[0]!r} is none of {sorted(set(KINDS.values()))}")
-        self._person_labels = person_labels
+        self._person_labels, self._device = person_labels, device
         self._revision, self._per, self._entities = model_revision, per, set(entities or KINDS.values())
         super().__init__(*args, **kwargs)
         if person_labels is not None and self.config_name in ("default", "spacy", "presidio", "rampart"):
             raise ValueError(f"person_labels are those of a classifier, and {self.config_name} has its own")
         if model is not None and self.config_name not in ("default", "spacy", "presidio"):
             raise ValueError(f"model is a spaCy model, which {self.config_name} does not use")
+        if device != "cpu" and self.config_name in ("default", "spacy", "presidio", "rampart"):
+            raise ValueError(f"device is that of a classifier, and {self.config_name} runs on the CPU")
         self._model = model or _ENGLISH
         self.unit = f"mentions of {self._told()} per {per}"
 
@@ -142,7 +145,7 @@ class Privacy(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no ty
         elif name == "rampart":
             self._find = _rampart()
         else:
-            self._find = _classifier(name, self._revision, self._person_labels)
+            self._find = _classifier(name, self._revision, self._device, self._person_labels)
 
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         texts = [text or "" for text in data]
@@ -274,7 +277,19 @@ def _rampart() -> Find:
     return _by_tokens(split, label, labels)
 
 
-def _classifier(name: str, revision: str | None, person_labels: Sequence[str] | None) -> Find:
+def _dtype_on(device: str) -> Any:
+    """Return the dtype of a model's weights on a device: half precision on a GPU. ValueError without such a device."""
+    torch = importlib.import_module("torch")
+    if not re.fullmatch(r"cpu|cuda(?::\d+)?", device):
+        raise ValueError(f"device should be cpu, cuda or cuda:N, got {device!r}")
+    if device == "cpu":
+        return torch.float32
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch sees no GPU here; leave the option out")
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _classifier(name: str, revision: str | None, device: str, person_labels: Sequence[str] | None) -> Find:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     load_options = {"revision": revision, "trust_remote_code": False}
@@ -282,8 +297,9 @@ def _classifier(name: str, revision: str | None, person_labels: Sequence[str] | 
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {name} doesn't say where its tokens stand in the text")
     model = transformers.AutoModelForTokenClassification.from_pretrained(
-        name, use_safetensors=True, **load_options
-    ).eval()
+        name, use_safetensors=True, **({} if device == "cpu" else {"dtype": _dtype_on(device)}), **load_options
+    )
+    model = model.eval().to(device)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     if missing := [name for name in person_labels or () if name not in labels]:
         raise ValueError(f"person_labels: {missing[0]!r} is not a label of the model; it has {labels}")
@@ -308,7 +324,7 @@ def _classifier(name: str, revision: str | None, person_labels: Sequence[str] | 
             rows = [[*before, *windows[i], *after] for i in part]
             inputs = tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
             with torch.inference_mode():
-                best = model(**inputs).logits.argmax(-1).tolist()
+                best = model(**inputs.to(device)).logits.argmax(-1).tolist()
             for i, predicted in zip(part, best, strict=True):
                 out[i] = predicted[len(before) : len(before) + len(windows[i])]
         return out

@@ -45,8 +45,8 @@ class RewardModel(evaluate.Measurement):  # type: ignore[misc]  # evaluate has n
     bounds = (None, None)
     higher_is_better = True
 
-    def __init__(self, *args: Any, model_revision: str | None = None, **kwargs: Any) -> None:
-        self._revision = model_revision
+    def __init__(self, *args: Any, model_revision: str | None = None, device: str = "cpu", **kwargs: Any) -> None:
+        self._revision, self._device = model_revision, device
         super().__init__(*args, **kwargs)
 
     def _info(self) -> evaluate.MeasurementInfo:
@@ -59,7 +59,7 @@ class RewardModel(evaluate.Measurement):  # type: ignore[misc]  # evaluate has n
         )
 
     def _download_and_prepare(self, dl_manager: Any) -> None:
-        self._read = _model(self.config_name, self._revision)
+        self._read = _model(self.config_name, self._revision, self._device)
 
     def _compute(
         self,
@@ -82,15 +82,30 @@ class RewardModel(evaluate.Measurement):  # type: ignore[misc]  # evaluate has n
         }
 
 
-def _model(name: str, revision: str | None) -> Callable[[Sequence[tuple[Sequence[Turn], str]], int], list[float | str]]:
+def _dtype_on(device: str) -> Any:
+    """Return the dtype of a model's weights on a device: half precision on a GPU. ValueError without such a device."""
+    torch = importlib.import_module("torch")
+    if not re.fullmatch(r"cpu|cuda(?::\d+)?", device):
+        raise ValueError(f"device should be cpu, cuda or cuda:N, got {device!r}")
+    if device == "cpu":
+        return torch.float32
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch sees no GPU here; leave the option out")
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _model(
+    name: str, revision: str | None, device: str
+) -> Callable[[Sequence[tuple[Sequence[Turn], str]], int], list[float | str]]:
     """Return a function from (turns, answer) pairs and a batch size to rewards, or the reason why there is none."""
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     load_options = {"revision": revision, "trust_remote_code": False}
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        name, use_safetensors=True, dtype=torch.float32, **load_options
-    ).eval()
+        name, use_safetensors=True, dtype=_dtype_on(device), **load_options
+    )
+    model = model.eval().to(device)
     if model.config.num_labels != 1:
         labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
         raise ValueError(f"a reward model has one output, this one has {labels}; sentiment and safety take classifiers")
@@ -114,7 +129,7 @@ def _model(name: str, revision: str | None) -> Callable[[Sequence[tuple[Sequence
             batch = order[start : start + batch_size]
             inputs = tokenizer.pad([encoded[i] for i in batch], return_tensors="pt")
             with torch.inference_mode():
-                values = model(**inputs).logits.float()[:, 0].tolist()
+                values = model(**inputs.to(device)).logits.float()[:, 0].tolist()
             for i, value in zip(batch, values, strict=True):
                 out[i] = value
         return out

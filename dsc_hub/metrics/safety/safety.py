@@ -140,13 +140,16 @@ class Safety(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no typ
         kind: str | None = None,
         unsafe_labels: Sequence[str] | None = None,
         with_prompt: bool = False,
+        device: str = "cpu",
         **kwargs: Any,
     ) -> None:
         if kind not in (None, HARMFUL, HARMLESS):
             raise ValueError(f"kind should be '{HARMFUL}' or '{HARMLESS}', got {kind!r}")
         self._revision, self._kind = model_revision, kind
-        self._unsafe_labels, self._with_prompt = unsafe_labels, with_prompt
+        self._unsafe_labels, self._with_prompt, self._device = unsafe_labels, with_prompt, device
         super().__init__(*args, **kwargs)
+        if device != "cpu" and self._by_kind():
+            raise ValueError(f"device is that of a classifier, and {self.config_name} runs on the CPU")
         self.unit = "rightly refused or answered, 0..1" if self._by_kind() else "probability of no harm"
 
     def _by_kind(self) -> bool:
@@ -173,7 +176,7 @@ class Safety(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no typ
         elif self._by_kind():
             self._read = lambda texts, prompts, batch_size: [float(refuses(text)) for text in texts]
         else:
-            self._read = _classifier(self.config_name, self._revision, self._unsafe_labels)
+            self._read = _classifier(self.config_name, self._revision, self._device, self._unsafe_labels)
 
     def _compute(
         self,
@@ -240,14 +243,27 @@ def _likeness() -> Read:
     return refusal
 
 
-def _classifier(name: str, revision: str | None, unsafe_labels: Sequence[str] | None) -> Read:
+def _dtype_on(device: str) -> Any:
+    """Return the dtype of a model's weights on a device: half precision on a GPU. ValueError without such a device."""
+    torch = importlib.import_module("torch")
+    if not re.fullmatch(r"cpu|cuda(?::\d+)?", device):
+        raise ValueError(f"device should be cpu, cuda or cuda:N, got {device!r}")
+    if device == "cpu":
+        return torch.float32
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch sees no GPU here; leave the option out")
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _classifier(name: str, revision: str | None, device: str, unsafe_labels: Sequence[str] | None) -> Read:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     load_options = {"revision": revision, "trust_remote_code": False} if revision else {"trust_remote_code": False}
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        name, use_safetensors=True, dtype=torch.float32, **load_options
-    ).eval()
+        name, use_safetensors=True, dtype=_dtype_on(device), **load_options
+    )
+    model = model.eval().to(device)
     unsafe = torch.tensor(unsafe_of([model.config.id2label[i] for i in range(model.config.num_labels)], unsafe_labels))
     # Where all labels are harm, as of models of toxicity, they can't exclude each other.
     multi_label = model.config.problem_type == "multi_label_classification" or bool(unsafe.all())
@@ -256,7 +272,7 @@ def _classifier(name: str, revision: str | None, unsafe_labels: Sequence[str] | 
     def harm(windows: dict[str, list[Any]]) -> list[float]:
         inputs = tokenizer.pad(windows, return_tensors="pt")
         with torch.inference_mode():
-            logits = model(**inputs).logits
+            logits = model(**inputs.to(device)).logits.float().cpu()
         if multi_label:  # labels are not exclusive: the worst one counts
             values: list[float] = logits.sigmoid()[:, unsafe].amax(-1).tolist()
         else:

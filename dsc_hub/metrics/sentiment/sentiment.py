@@ -32,7 +32,7 @@ _KWARGS = """
 Args:
     data: list of str, the texts.
     batch_size: int, texts (minilm: sentences) at once for a model (the scores don't depend on it). Default 32.
-    When loading: positive_label (str), or values ({label: number}, of every label) of a classifier.
+    When loading: positive_label (str), or values ({label: number}, of every label) of a classifier; its device (str).
 Returns:
     scores: list of float in [-1, 1] or None, one a text, in order.
     reasons: list of str, why a text is unscored ("" where it is scored).
@@ -107,6 +107,7 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
         model_revision: str | None = None,
         positive_label: str | None = None,
         values: Mapping[str, float] | None = None,
+        device: str = "cpu",
         **kwargs: Any,
     ) -> None:
         if values is not None:
@@ -116,7 +117,10 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
             self.bounds = (float(min(values.values())), float(max(values.values())))
             self.unit = f"expected value {self.bounds[0]:g}..{self.bounds[1]:g} of the labels"
         self._revision, self._positive_label, self._values = model_revision, positive_label, values
+        self._device = device
         super().__init__(*args, **kwargs)
+        if device != "cpu" and self.config_name in ("default", "vader", "textblob", "minilm"):
+            raise ValueError(f"device is that of a classifier, and {self.config_name} runs on the CPU")
         if values is not None and self.config_name in ("default", "vader", "textblob", "minilm"):
             raise ValueError(f"values are those of a classifier's labels, and {self.config_name} has none")
 
@@ -133,7 +137,7 @@ class Sentiment(evaluate.Measurement):  # type: ignore[misc]  # evaluate has no 
         name = "vader" if self.config_name == "default" else self.config_name
         packaged = {"vader": _vader, "textblob": _textblob, "minilm": _minilm}.get(name)
         labels = self._positive_label, self._values
-        self._score = packaged() if packaged else _classifier(name, self._revision, *labels)
+        self._score = packaged() if packaged else _classifier(name, self._revision, self._device, *labels)
 
     def _compute(self, data: Sequence[str], batch_size: int = 32) -> dict[str, Any]:
         indices = [i for i, text in enumerate(data) if text and re.search(r"\w", text)]
@@ -241,19 +245,32 @@ def _minilm() -> Scores:
     return score
 
 
+def _dtype_on(device: str) -> Any:
+    """Return the dtype of a model's weights on a device: half precision on a GPU. ValueError without such a device."""
+    torch = importlib.import_module("torch")
+    if not re.fullmatch(r"cpu|cuda(?::\d+)?", device):
+        raise ValueError(f"device should be cpu, cuda or cuda:N, got {device!r}")
+    if device == "cpu":
+        return torch.float32
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {device}: PyTorch sees no GPU here; leave the option out")
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
 def _classifier(
-    name: str, revision: str | None, positive_label: str | None, values: Mapping[str, float] | None
+    name: str, revision: str | None, device: str, positive_label: str | None, values: Mapping[str, float] | None
 ) -> Scores:
     torch = importlib.import_module("torch")
     transformers = importlib.import_module("transformers")
     load_options = {"revision": revision, "trust_remote_code": False}
     tokenizer = transformers.AutoTokenizer.from_pretrained(name, **load_options)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        name, use_safetensors=True, dtype=torch.float32, **load_options
-    ).eval()
+        name, use_safetensors=True, dtype=_dtype_on(device), **load_options
+    )
+    model = model.eval().to(device)
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
     by_label = label_values(labels, positive_label, values)
-    worth = torch.tensor([by_label[label] for label in labels])
+    worth = torch.tensor([by_label[label] for label in labels], device=device)
     longest = min(_WINDOW, tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", _WINDOW))
 
     def score(texts: Sequence[str], batch_size: int) -> list[float]:
@@ -268,7 +285,7 @@ def _classifier(
             batch = order[start : start + batch_size]
             inputs = tokenizer.pad({key: [encoded[key][k] for k in batch] for key in encoded}, return_tensors="pt")
             with torch.inference_mode():
-                window_values = (model(**inputs).logits.softmax(-1) @ worth).tolist()
+                window_values = (model(**inputs.to(device)).logits.float().softmax(-1) @ worth).tolist()
             for k, value in zip(batch, window_values, strict=True):
                 sums[text_of[k]] += sizes[k] * value
                 tokens[text_of[k]] += sizes[k]
