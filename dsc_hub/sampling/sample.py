@@ -178,7 +178,8 @@ class _Session:
             turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
             self.progress.reused_turns += 1
             self.reused["tokens"] += turn.new_tokens
-            self.turns.append(asdict(turn) | {TAKEN_OVER: True})
+            # A budget is not charged for it; without one the row is as its run wrote it.
+            self.turns.append(turn if self.schedule is None else asdict(turn) | {TAKEN_OVER: True})
         else:
             raise_if_stopped()
             c = await (self.criticise if role == "critique" else self.complete)(messages, seed, **tools)

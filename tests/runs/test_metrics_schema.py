@@ -81,8 +81,13 @@ def test_what_sampling_makes_fits(tmp_path: Path):
     run = Run(tmp_path)
     run.rows("turns.jsonl").append({"prompt_tokens": 1, "new_tokens": 2})
     cost = cost_of(run, "sampling", "turns.jsonl") | {"reused_turns": 0}
-    assert set(made) | set(cost) == set(Sampling.model_fields)
+    of_some_recipes = {"ended_by", "pairs"}  # which ask for rows or a budget, or have several texts
+    assert set(made) | set(cost) == set(Sampling.model_fields) - of_some_recipes
     Sampling.model_validate(json.loads(json.dumps(made | cost)))
+    several = chain.model_copy(update={"critique": ("Criticise {answer}.", "Who is hurt?")})
+    pairs = summary.chain_numbers(chains, groups.__getitem__, 17, several)["pairs"]
+    assert pairs == [{"proposals": len(chains), "accepted": len(chains)}, {"proposals": 0, "accepted": 0}]
+    Sampling.model_validate(json.loads(json.dumps(made | cost | {"ended_by": "budget", "pairs": pairs})))
 
 
 def old_numbers() -> dict:
