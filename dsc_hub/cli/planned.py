@@ -53,6 +53,8 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
         f"{at_most}{e.chains} of {r.chain.steps} step(s), {r.chain.acceptance}, "
         f"requests in flight: {r.serving.concurrency}",
     )
+    if wanted := _wanted(r):
+        table.add_row("until", wanted)
     for stage in ("sampling", "evaluation"):
         table.add_row(stage, _asked(e, stage, may_end_early=r.ends_early and stage == "sampling"))
     for title, text in _priced_rows(e, r):
@@ -83,6 +85,16 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     if not judges_claim(r.evaluation.arms):
         table.add_row("claim", "none will be judged: it needs base as the first arm, and distilled")
     terminal.out.print(table)
+
+
+def _wanted(r: Recipe) -> str:
+    """Return what ends the sampling before all chains are finished; "" if nothing does."""
+    limits = [f"{r.dataset.rows:,} training rows"] if r.dataset.rows else []
+    if r.budget and r.budget.tokens:
+        limits.append(f"{r.budget.tokens:,} new tokens")
+    if r.budget and r.budget.hours:
+        limits.append(f"{r.budget.hours:g} hours of sampling")
+    return " or ".join(limits)
 
 
 def _asked(e: RunPlan, stage: str, may_end_early: bool) -> str:

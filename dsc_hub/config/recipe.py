@@ -107,6 +107,11 @@ class Recipe(Section):
     def _one_sampling_to_end(self) -> Recipe:
         if self.ends_early and self.rounds > 1:
             raise ValueError("dataset.rows and budget are of one sampling; leave them out, or rounds")
+        enough, least = self.chain.good_enough, self.dataset.min_reward
+        if enough is not None and least is not None and enough < least:
+            raise ValueError(
+                f"chain.good_enough: {enough:g} ends chains below dataset.min_reward ({least:g}), which gives no row"
+            )
         if self.budget and self.budget.tokens is not None and self.budget.tokens < self.most_tokens_of_chain:
             raise ValueError(
                 f"budget.tokens: {self.budget.tokens} is less than one chain may take ({self.most_tokens_of_chain})"

@@ -67,7 +67,7 @@ class DatasetConfig(Section):
         ge=1,
         description=(
             "so many training rows are wanted: sampling ends when they are there, and chain.chains_per_prompt is the "
-            "most that a prompt gets; with rows_per_prompt, the first rows of a prompt then count, not the best. null: "
+            "most that a prompt gets; with rows_per_prompt, a prompt that has its rows gets no further chain. null: "
             "all chains of all prompts"
         ),
     )

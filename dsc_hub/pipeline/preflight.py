@@ -38,7 +38,7 @@ from dsc_hub.pipeline.estimate import (
     training_need,
 )
 from dsc_hub.pipeline.repos import check_publishing
-from dsc_hub.pipeline.thresholds import threshold_problems
+from dsc_hub.pipeline.thresholds import missing_rows, threshold_problems
 from dsc_hub.pipeline.work import opening_tokens
 from dsc_hub.records import Prompt
 from dsc_hub.runs import test_sets
@@ -159,6 +159,7 @@ def check_run(context: RunContext, account: Any, last: str = "publish", problems
         ),
         *(problem for place, folder in folders.items() for problem in too_long(recipe, prompts, folder, place)),
         *without_group(recipe, dropped.ungrouped),
+        *missing_rows(recipe, prompts),
         *(nothing_held_out(recipe) if "evaluation" in stages else ()),
         *disk_problems(needs),
         *_scorer_problems(context, prompts),

@@ -191,6 +191,8 @@ def _run_dataset(context: RunContext) -> StageResult:
         context.run.add_metrics("sampling", sampled | diagnosed)
     counts = dataset.build_dataset(context.run, context.recipe, prompts, chains)
     dropped = ", ".join(f"{n} {why}" for why, n in counts["dropped"].items()) or "none"
+    if (wanted := context.recipe.dataset.rows) and (made := counts["sft"]["train"]) < wanted:
+        say(f"dataset  {made} of the {wanted} training rows that are wanted (dataset.rows); why not more is below")
     say(
         f"dataset  sft {counts['sft'].get('train', 0)} train, {counts['sft'].get('validation', 0)} validation  "
         f"preference {counts['preference'].get('train', 0)}, {counts['preference'].get('validation', 0)}  "

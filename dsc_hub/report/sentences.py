@@ -167,7 +167,7 @@ def ending_sentence(sampling: Sampling, recipe: Recipe) -> str:
             part
             for part in (
                 f"{count(budget.tokens)} tokens" if budget.tokens else "",
-                f"{budget.hours:g} hours" if budget.hours else "",
+                f"{budget.hours:g} hour{'s' * (budget.hours != 1)}" if budget.hours else "",
             )
             if part
         )

@@ -23,6 +23,7 @@ from itertools import islice
 from dsc_hub.chain.chain import seed_of
 from dsc_hub.config.recipe import Recipe, chain_seed
 from dsc_hub.data.dataset import Candidate, candidate_of, select_rows
+from dsc_hub.errors import RunError
 from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs.row_index import Key
 
@@ -180,6 +181,12 @@ class Schedule:
     def _outcome(self, chain: Chain) -> _Outcome:
         candidate = candidate_of(chain, self._prompts[chain.prompt_id], self._recipe)
         tried = tuple(step.pair for step in chain.steps)
+        if wrong := [pair for pair in tried if not 0 <= pair < self._pairs]:
+            raise RunError(
+                f"chains.jsonl: chain {chain.number} of {chain.prompt_id} has the pair of texts {wrong[0]}, and the "
+                f"recipe has {self._pairs}",
+                "The row was changed, or is of another recipe: remove its line, and run again.",
+            )
         if not isinstance(candidate, Candidate):
             return _Outcome(None, tried)
         state = chain.state_step

@@ -233,7 +233,7 @@ def test_how_a_sampling_ended_and_what_each_pair_of_texts_gave_is_on_the_card(tm
         "pairs": [{"proposals": 90, "accepted": 30}, {"proposals": 7, "accepted": 1}],
     }
     text = card(written_run(tmp_path, run_facts=facts, run_metrics=metrics), "dataset")
-    assert "with the 40 training rows that are wanted" in text and "not the best of many" in text
+    assert "with the 40 training rows that are wanted" in text and "the best of the few chains" in text
     assert "by pair: 90, 30; 7, 1." in text and "Why so harsh?" in text and "Who is hurt?" in text
     assert "has a reward of 0.75 or more" in text
 

@@ -324,6 +324,7 @@ def test_a_prompt_with_all_its_rows_is_one_with_rows_and_not_with_candidates(rec
         (["dataset.rows=5", "rounds=2"], "dataset.rows and budget are of one sampling"),
         (["budget.tokens=0"], "budget.tokens"),
         (["budget.tokens=600"], r"less than one chain may take \(640\)"),
+        (["chain.good_enough=0.1", "dataset.min_reward=0.5"], "which gives no row"),
         (["budget={}"], "give tokens, hours or both"),
         (["budget={tokens: null}"], "give tokens, hours or both"),
         (["dataset.rows=0"], "dataset.rows"),
