@@ -151,6 +151,10 @@ async def run_chain(
     first = await generate(opening, prompt, number, 0, "answer")
     answer = inspect(first, prompt, "")
     first_score = asyncio.ensure_future(score(answer.text, prompt))
+
+    async def first_reward() -> float | None:
+        return -math.inf if answer.defect else (await first_score).value
+
     try:
         state: str = answer.text
         current: float | None = None
@@ -159,7 +163,7 @@ async def run_chain(
             if good_enough is not None:
                 if i == 1:
                     async with aside():
-                        current = -math.inf if answer.defect else (await first_score).value
+                        current = await first_reward()
                 if current is not None and current >= good_enough:
                     break
             principle = texts.principle(principle_dice(prompt.id, number, i))
@@ -175,7 +179,7 @@ async def run_chain(
             async with aside():
                 proposed = await score(proposal.text, prompt)
                 if i == 1 and good_enough is None:
-                    current = -math.inf if answer.defect else (await first_score).value
+                    current = await first_reward()
                 reward, rejected = proposed.value, proposal.defect
                 if not rejected:
                     rejected = UNSCORED if reward is None else await veto(proposal.text, answer.text)

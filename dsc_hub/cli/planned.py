@@ -53,8 +53,8 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
         f"{at_most}{e.chains} of {r.chain.steps} step(s), {r.chain.acceptance}, "
         f"requests in flight: {r.serving.concurrency}",
     )
-    if wanted := _wanted(r):
-        table.add_row("until", wanted)
+    if limits := _limits(r):
+        table.add_row("until", limits)
     for stage in ("sampling", "evaluation"):
         table.add_row(stage, _asked(e, stage, may_end_early=r.ends_early and stage == "sampling"))
     for title, text in _priced_rows(e, r):
@@ -87,7 +87,7 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     terminal.out.print(table)
 
 
-def _wanted(r: Recipe) -> str:
+def _limits(r: Recipe) -> str:
     """Return what ends the sampling before all chains are finished; "" if nothing does."""
     limits = [f"{r.dataset.rows:,} training rows"] if r.dataset.rows else []
     if r.budget and r.budget.tokens:
@@ -101,14 +101,13 @@ def _asked(e: RunPlan, stage: str, may_end_early: bool) -> str:
     """Return what a stage asks of its servers, and how long that takes."""
     if not e.requests[stage]:
         return "nothing left to ask for"
-    s = e.seconds[stage]
+    s, at_most = e.seconds[stage], "at most " if may_end_early else ""
     when = (
-        f"{'at most ' if may_end_early else ''}about {duration(s.low)} to {duration(s.high)}, starts included "
+        f"{at_most}about {duration(s.low)} to {duration(s.high)}, starts included "
         f"(at {s.slow:.0f} to {s.fast:.0f} tokens/s with so many requests, from what was measured here)"
         if s is not None
         else "time unknown: too little of this model was sampled here yet (`dsc try -n 16` measures it)"
     )
-    at_most = "at most " if may_end_early else ""
     return f"{at_most}{e.requests[stage]} requests, at most {e.new_tokens_at_most[stage]:,} new tokens; {when}"
 
 

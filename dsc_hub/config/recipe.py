@@ -32,10 +32,7 @@ from dsc_hub.config.sampling import (
     VetoConfig,
 )
 from dsc_hub.config.section import Section, StageName, seconds_given
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.config.training import DatasetConfig, DistillConfig, EvaluationConfig
 from dsc_hub.system.hashing import digest
 

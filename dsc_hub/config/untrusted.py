@@ -17,13 +17,7 @@ from dsc_hub.config import recipe, recipe_files
 from dsc_hub.config.publishing import PUBLISHERS_OWN, PublishConfig
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import ScorerConfig
-from dsc_hub.config.serving import (
-    CRITICS_OWN,
-    SERVERS,
-    SERVERS_OWN,
-    CriticConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import CRITICS_OWN, SERVERS, SERVERS_OWN, CriticConfig, ServingConfig
 from dsc_hub.config.training import OBJECTIVES
 from dsc_hub.errors import ConfigError
 from dsc_hub.system import plain_yaml

@@ -15,12 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsc_hub.config.sampling import (
-    TABLES,
-    PromptsConfig,
-    SplitShares,
-    table_suffix,
-)
+from dsc_hub.config.sampling import TABLES, PromptsConfig, SplitShares, table_suffix
 from dsc_hub.data.conversations import json_objects, parse_conversation, parse_tools
 from dsc_hub.data.table_files import check_row, read_lines, read_table
 from dsc_hub.errors import DataError

@@ -12,11 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsc_hub.config.sampling import (
-    OTHER_FILES,
-    TABLES,
-    table_suffix,
-)
+from dsc_hub.config.sampling import OTHER_FILES, TABLES, table_suffix
 from dsc_hub.errors import DataError
 from dsc_hub.system import parquet, progress
 

@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.recipe import is_folder
-from dsc_hub.config.sampling import (
-    API,
-    ModelConfig,
-)
+from dsc_hub.config.sampling import API, ModelConfig
 from dsc_hub.errors import ModelError
 from dsc_hub.inference.weights import FORMAT, converted
 from dsc_hub.system import packaged

@@ -21,10 +21,7 @@ from typing import Any
 
 from dsc_hub.chain.chain import exchange, system_turn
 from dsc_hub.config.recipe import Recipe, Server, generation_at_evaluation, servers
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.inference import replies, requests
 from dsc_hub.inference.http import open_url

@@ -13,11 +13,7 @@ import yaml
 from dsc_hub.config.publishing import PUBLISHERS_OWN, publishes_rejected
 from dsc_hub.config.recipe import SCORERS, is_folder, scorers
 from dsc_hub.config.sampling import ScorerConfig
-from dsc_hub.config.serving import (
-    CRITICS_OWN,
-    SERVERS,
-    SERVERS_OWN,
-)
+from dsc_hub.config.serving import CRITICS_OWN, SERVERS, SERVERS_OWN
 from dsc_hub.errors import RunError
 from dsc_hub.inference.base_model import WANTED
 from dsc_hub.metrics.registry import commit_of

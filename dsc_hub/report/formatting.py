@@ -8,10 +8,7 @@ from typing import TypeGuard
 
 from dsc_hub.acceptance import RULES
 from dsc_hub.config.arms import ARMS
-from dsc_hub.config.sampling import (
-    API,
-    ChainConfig,
-)
+from dsc_hub.config.sampling import API, ChainConfig
 from dsc_hub.runs.facts import ModelFacts, ServerFacts
 from dsc_hub.runs.metrics_schema import Estimate, Evaluation, Sampling, ScoreName
 from dsc_hub.system.progress import duration

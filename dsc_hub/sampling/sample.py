@@ -108,7 +108,7 @@ class SamplingProgress:
         turns = self.meter.total / max(1, self.total)
         self.total = max(self.finished + self.failed, schedule.expected - schedule.before)
         self.meter.total = round(self.total * turns)
-        self.rows = f"rows {schedule.rows}/{schedule.wanted}  " if schedule.wanted else ""
+        self.rows = f"rows {schedule.rows}/{schedule.target}  " if schedule.target else ""
 
     @property
     def waits_for_scores(self) -> bool:
@@ -276,7 +276,7 @@ async def sample(
     if schedule is None:
         pending = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     else:
-        schedule.known(chains.as_type(Chain))
+        schedule.resume(chains.as_type(Chain))
         pending = schedule.expected - schedule.before
     # Only turns of unfinished chains are held: those of finished chains are not needed again.
     stored_turns = {t.key: t for t in _turns_outside(turns, finished)}

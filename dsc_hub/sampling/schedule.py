@@ -63,7 +63,7 @@ class Schedule:
     """Iterator of the chains to run, as (prompt, number); None: none now, since it depends on chains in flight.
 
     `prompts` are those to sample; `tokens` and `hours` were used by earlier sessions. Every chain must be reported,
-    with `finished` or `failed`, and its new tokens with `used`; `known` takes the chains of earlier sessions first. A
+    with `finished` or `failed`, and its new tokens with `used`; `resume` takes the chains of earlier sessions first. A
     failed chain gives no row.
     """
 
@@ -103,7 +103,7 @@ class Schedule:
         self._passed_then = 0  # outcomes at that moment
         self.ended = ""  # ROWS, BUDGET or CHAINS; "": not yet
 
-    def known(self, chains: Iterator[Chain] | list[Chain]) -> None:
+    def resume(self, chains: Iterator[Chain] | list[Chain]) -> None:
         """Take the chains that earlier sessions finished."""
         for chain in chains:
             if chain.prompt_id in self._splits:
@@ -136,7 +136,7 @@ class Schedule:
         return draws.index(max(draws))
 
     @property
-    def wanted(self) -> int | None:
+    def target(self) -> int | None:
         """Training rows that are asked for; None: as many as there are."""
         return self._target
 

@@ -23,10 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import external
 from dsc_hub.inference.client import Generator

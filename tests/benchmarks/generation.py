@@ -33,10 +33,7 @@ import yaml
 
 from dsc_hub.chain.chain import Texts
 from dsc_hub.config.sampling import ModelConfig
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.inference import base_model, servers, vllm
 from dsc_hub.inference.client import Generator
 from dsc_hub.records import Prompt, Turn

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.config import recipe_files
-from dsc_hub.config.sampling import (
-    PromptsConfig,
-    SplitShares,
-)
+from dsc_hub.config.sampling import PromptsConfig, SplitShares
 from dsc_hub.data import prompts
 from dsc_hub.errors import DataError
 from dsc_hub.pipeline import preflight

@@ -14,14 +14,8 @@ import pytest
 
 from dsc_hub.chain.chain import opening_of
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import (
-    ModelConfig,
-    ScorerConfig,
-)
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.sampling import ModelConfig, ScorerConfig
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import base_model, rendering, servers, thinking_models
 from dsc_hub.inference.client import Completion, Generator

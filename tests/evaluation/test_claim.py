@@ -12,10 +12,7 @@ from dsc_hub import stats
 from dsc_hub.cli import screens
 from dsc_hub.cli.main import cli
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import (
-    HygieneConfig,
-    RewardConfig,
-)
+from dsc_hub.config.sampling import HygieneConfig, RewardConfig
 from dsc_hub.errors import RunError
 from dsc_hub.evaluation import claim, summary
 from dsc_hub.evaluation.answers import score_answers

@@ -17,10 +17,7 @@ from typing import Any
 
 import pytest
 
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import external, retries, server_pool, servers, vllm
 from dsc_hub.inference.client import Generator

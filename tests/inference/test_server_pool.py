@@ -17,10 +17,7 @@ import pytest
 
 from dsc_hub.config import recipe_files
 from dsc_hub.config.arms import ARMS
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import arms
 from dsc_hub.inference import external, retries, server_pool

@@ -18,10 +18,7 @@ import pytest
 
 from dsc_hub.config.recipe import Server
 from dsc_hub.config.sampling import ScorerConfig
-from dsc_hub.config.serving import (
-    GenerationConfig,
-    ServingConfig,
-)
+from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.distill import launcher
 from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.inference import external, vllm

@@ -8,10 +8,7 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from dsc_hub.config.sampling import (
-    RewardConfig,
-    ScorerConfig,
-)
+from dsc_hub.config.sampling import RewardConfig, ScorerConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
 from dsc_hub.records import Prompt, Score

@@ -10,10 +10,7 @@ import pytest
 from dsc_hub.chain.chain import LOST_MEANING, TOO_SHORT
 from dsc_hub.config import recipe
 from dsc_hub.config.recipe import Recipe
-from dsc_hub.config.sampling import (
-    RewardConfig,
-    VetoConfig,
-)
+from dsc_hub.config.sampling import RewardConfig, VetoConfig
 from dsc_hub.errors import ConfigError, DataError, MetricError
 from dsc_hub.evaluation.score_file import score_file
 from dsc_hub.metrics import loading, registry

@@ -46,6 +46,21 @@ class Uneven(ScriptedModel):
         return await super().__call__(messages, seed)
 
 
+class Failing(ScriptedModel):
+    """Refuses the requests whose seed is a multiple of a number."""
+
+    def __init__(self, each: int) -> None:
+        super().__init__()
+        self._each = each
+
+    async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
+        if seed % self._each == 0:
+            failed = RequestFailed("refused", refused=True)
+            failed.others_answered = True
+            raise failed
+        return await super().__call__(messages, seed)
+
+
 def run_to_its_end(folder: Path, recipe_file: Path, model: ScriptedModel, level: int, *overrides: str):
     run, r, some = setup(recipe_file, folder, "chain.chains_per_prompt=40", *overrides)
     plan = schedule.Schedule(r, {p.id: p for p in some})
@@ -106,15 +121,7 @@ def test_after_any_number_of_kills_the_rows_are_the_same(recipe_file: Path, tmp_
 
 
 def test_a_failed_request_is_no_end(recipe_file: Path, tmp_path: Path):
-    class Failing(ScriptedModel):
-        async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
-            if seed % 5 == 0:
-                failed = RequestFailed("refused", refused=True)
-                failed.others_answered = True
-                raise failed
-            return await super().__call__(messages, seed)
-
-    run, _, _, tally = run_to_its_end(tmp_path / "run", recipe_file, Failing(), 8, "dataset.rows=9")
+    run, _, _, tally = run_to_its_end(tmp_path / "run", recipe_file, Failing(5), 8, "dataset.rows=9")
     assert tally.ending and tally.ending.by == "rows" and tally.failed
     assert tally.ending.chains > len(list(sample.read_chains(run)))
 
@@ -138,7 +145,7 @@ def prompts_of(count: int) -> dict[str, Prompt]:
 
 def simulate(plan: schedule.Schedule, rng: random.Random, level: int, outcome, seconds) -> list[Chain]:
     """Run a schedule with `level` chains at once: `outcome(key)` is a chain, which takes `seconds(chain)`."""
-    plan.known([])
+    plan.resume([])
     now, in_flight, done = 0.0, [], {}
     while True:
         while len(in_flight) < level and (job := next(plan)) is not None:
@@ -255,23 +262,15 @@ def test_a_budget_that_is_used_up_loses_no_chain_at_the_next_start(recipe_file: 
     run, r, some = setup(recipe_file, tmp_path / "run", *override)
     prompts = {p.id: p for p in some}
 
-    class Failing(ScriptedModel):
-        async def __call__(self, messages: list[dict[str, str]], seed: int) -> Completion:
-            if seed % 9 == 0:
-                failed = RequestFailed("refused", refused=True)
-                failed.others_answered = True
-                raise failed
-            return await super().__call__(messages, seed)
-
     plan = schedule.Schedule(r, prompts)
-    first = asyncio.run(sample.sample(run, r, some, Failing(), length_score, schedule=plan, level=lambda: 8))
+    first = asyncio.run(sample.sample(run, r, some, Failing(9), length_score, schedule=plan, level=lambda: 8))
     assert first.ending and first.ending.by == "budget" and first.failed > 3
     tokens, _ = spent_of(run, "sampling", "turns.jsonl")
     assert 2500 < tokens <= 3000
     before = sorted_rows(run["chains.jsonl"])
     assert first.ending.chains == len(before) + len(list(run.rows("failed.jsonl")))
     plan = schedule.Schedule(r, prompts, tokens=3000)
-    again = asyncio.run(sample.sample(run, r, some, Failing(), length_score, schedule=plan, level=lambda: 8))
+    again = asyncio.run(sample.sample(run, r, some, Failing(9), length_score, schedule=plan, level=lambda: 8))
     assert again.ending == first.ending and sorted_rows(run["chains.jsonl"]) == before
 
 

@@ -13,10 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dsc_hub.config.sampling import (
-    ModelConfig,
-    ScorerConfig,
-)
+from dsc_hub.config.sampling import ModelConfig, ScorerConfig
 from dsc_hub.errors import MetricError, ModelError
 from dsc_hub.inference import base_model
 from dsc_hub.metrics import registry
