@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+import pytest
+
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "dsc_hub"
@@ -183,16 +185,18 @@ def runs(code: str) -> None:
     assert child.returncode == 0, child.stderr
 
 
-def test_a_packaged_metric_is_loaded_without_torch_and_transformers_can_be_imported_afterwards():
-    """`import evaluate` alone would import both, 8 s of every command that scores."""
+@pytest.mark.parametrize("before", ["", "from transformers.utils import chat_template_utils"])
+def test_a_packaged_metric_is_loaded_without_torch_and_pipelines_can_be_imported_afterwards(before: str):
+    """`import evaluate` alone would import both, 8 s of every command that scores; of templates transformers is known before."""
     code = (
+        f"{before}\n"
         "import sys; from dsc_hub.records import Prompt; from dsc_hub.config.sampling import ScorerConfig; "
         "from dsc_hub.metrics import loading, registry; "
         "section = ScorerConfig(metric='sentiment', scorer='vader'); "
         "scorer = loading.load_scorer(section, registry.identify_scorer(section), None); "
         "assert scorer.score(['I love it.'], [Prompt('', '', '', 'test')])[0].value > 0; "
-        "assert not {'torch', 'transformers'} & set(sys.modules); "
-        "from transformers.pipelines import SUPPORTED_TASKS"
+        "assert not {'torch', 'transformers.pipelines', 'scipy.stats'} & set(sys.modules); "
+        "import scipy.stats; from transformers import pipeline; from transformers.pipelines import SUPPORTED_TASKS"
     )
     runs(code)
 

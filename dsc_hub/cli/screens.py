@@ -209,7 +209,7 @@ def closing(context: RunContext, hub_port: int) -> None:
         terminal.out.print(Text(headline(evaluation)))
     stages = {s: marker["seconds"] for s in NAMES if (marker := context.run.marker(s))}
     terminal.out.print()
-    terminal.out.print(_times(stages, context.recipe.budget_s))
+    terminal.out.print(_times(stages, metrics.server_starts, context.recipe.budget_s))
     terminal.out.print()
     table = grid()
     if sampling := metrics.sampling:
@@ -248,17 +248,21 @@ def closing(context: RunContext, hub_port: int) -> None:
         )
 
 
-def _times(stages: Mapping[str, float], budget: Mapping[str, float]) -> Table:
-    """Return the table of seconds by stage, with the recipe's budget if it has one."""
+def _times(stages: Mapping[str, float], starts: Mapping[str, float], budget: Mapping[str, float]) -> Table:
+    """Return the table of seconds by stage: of it vLLM's starts, and the recipe's budget, where there are any."""
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     table.add_column("stage", style="bold")
     table.add_column("took", justify="right")
+    if starts:
+        table.add_column("start of vLLM", justify="right")
     if budget:
         table.add_column("budget", justify="right")
     rows = [(s, stages[s], budget.get(s)) for s in NAMES if s in stages]
     rows.append(("together", sum(stages.values()), sum(budget.values()) or None))
+    started = {**starts, "together": sum(starts.values())}
     for name, took, allowed in rows:
-        shown = [duration(allowed) if allowed else ""] if budget else []
+        shown = [duration(started[name]) if name in started else ""] if starts else []
+        shown += [duration(allowed) if allowed else ""] if budget else []
         table.add_row(name, Text(duration(took), "red" if allowed and took > allowed else ""), *shown)
     return table
 

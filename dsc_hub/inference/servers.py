@@ -64,11 +64,12 @@ def serve_model(
     places: Sequence[Sequence[str]] = ((),),
     compiled: bool = False,
     more: Sequence[str] = (),
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> Iterator[list[Endpoint]]:
     """Start a vLLM server for each of `places` (see `replica_places`) and yield their endpoints.
 
     In requests the model is called BASE; adapters keep their names. `more` are further arguments of vLLM. The second
-    server logs to `<log>-2`, and so on.
+    server logs to `<log>-2`, and so on. `meanwhile` is called while they start.
     ServingError with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
     """
     with ExitStack() as stack:
@@ -81,6 +82,8 @@ def serve_model(
             engines.append(engine)
         with moving_line() as line:
             started = monotonic()
+            line.show(f"vLLM is starting -> {log}")
+            meanwhile()
             while not all([engine.is_ready() for engine in engines]):
                 line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
                 sleep(0.25)

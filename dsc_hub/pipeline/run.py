@@ -239,6 +239,8 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
         return
     context.run.unfinish(stage)
     _forget_after(context, stage)
+    if stage in (starts := context.run.metrics.get("server_starts", {})):  # of an earlier session
+        context.run.add_metrics("server_starts", {k: v for k, v in starts.items() if k != stage})
     if (
         stage == "sampling"
         and not _has_rounds(context, stage)

@@ -37,12 +37,15 @@ def served(
     requests: int = 0,
     model: base_model.BaseModel | None = None,
     at_endpoints: bool = True,
+    meanwhile: Callable[[], object] = lambda: None,
+    stage: str = "",
 ) -> Iterator[list[Any]]:
     """Yield endpoints: those that the recipe names, or vLLM servers started here.
 
     Servers are started here if the recipe names none, or if what is asked is not `at_endpoints`. They load the weights
     in `folder` of `model` (default: of the model that writes the chains) and write to `log` (default: vllm.log).
-    `requests` is the number of requests of a sampling, which decides whether compilation is worthwhile.
+    `requests` is the number of requests of a sampling, which decides whether compilation is worthwhile. `meanwhile` is
+    work that needs no server; it is done while they start. How long that takes is recorded for the `stage`.
     """
     from dsc_hub.inference import external, rendering, servers, thinking_models
 
@@ -51,6 +54,7 @@ def served(
         endpoints = external.external(model_server(context.recipe))
         if not (context.student or model.is_behind_api):  # else its template is not that of the training rows
             rendering.check_rendering(endpoints, base_model.materialize(model, weights=False), context.recipe)
+        meanwhile()
         yield endpoints
         return
     folder = folder or context.run.facts.model.weights
@@ -69,10 +73,15 @@ def served(
         places=places,
         compiled=compiled,
         more=thinking_models.vllm_arguments(folder, context.recipe.generation),
+        meanwhile=meanwhile,
     ) as endpoints:
         replicas = f" in {len(places)} replicas" if len(places) > 1 else ""
         what = " and the adapter" if adapters else ""
-        say(f"vLLM serves {model.id}{what}{replicas}, ready after {duration(time.monotonic() - started)}")
+        seconds = time.monotonic() - started
+        say(f"vLLM serves {model.id}{what}{replicas}, ready after {duration(seconds)}")
+        if stage:
+            starts = context.run.metrics.get("server_starts", {})
+            context.run.add_metrics("server_starts", starts | {stage: round(starts.get(stage, 0.0) + seconds, 1)})
         rendering.check_rendering(endpoints, folder, context.recipe)
         yield endpoints
 

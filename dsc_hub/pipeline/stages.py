@@ -6,13 +6,15 @@ Modules that do the work are imported inside the functions, so that a finished s
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dsc_hub.chain.chain import VetoText
 from dsc_hub.config.arms import ADAPTER, ARMS, TEACHER, models_of
 from dsc_hub.config.fingerprints import stage_fingerprints
 from dsc_hub.config.models import is_at_endpoints, is_priced, models_by_server
@@ -34,6 +36,9 @@ from dsc_hub.runs.run import Run
 from dsc_hub.sampling.schedule import Ending
 from dsc_hub.system import event_loop, hashing, machine
 from dsc_hub.system.progress import say
+
+if TYPE_CHECKING:
+    from dsc_hub.metrics.loading import LoadedScorer
 
 StageResult = dict[str, Any]
 CHAINS_A_ROW = 5  # about; the quickstart takes 4 to 7
@@ -78,8 +83,13 @@ def _run_sampling(context: RunContext) -> StageResult:
         return sampled(context, prompts_to_sample(context), 0)
     started = time.monotonic()
     prompts = prompts_to_sample(context)
-    reward = loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
-    veto = session.load_veto(context, context.run.facts.identity)
+    identity = context.run.facts.identity
+
+    @functools.cache
+    def reward_and_veto() -> tuple[Any, VetoText]:
+        reward = loading.load_named("reward", context.recipe, identity, context.path.parent)
+        return reward.score, session.load_veto(context, identity)
+
     stored_turns = None
     if context.adapter is None and (
         stored_turns := sample.turns_of_others(context.run, rounds.sampled_by_the_base(context))
@@ -89,7 +99,10 @@ def _run_sampling(context: RunContext) -> StageResult:
     if context.adapter is not None:
         base, adapters, model = context.run.facts.model.weights, {ADAPTER: context.adapter}, ADAPTER
         folder, _ = evaluation_weights(base, context.model.identity, context.recipe.distill)
-    with session.served(context, adapters, folder=folder, requests=_requests_left(context, len(prompts))) as endpoints:
+    requests = _requests_left(context, len(prompts))
+    with session.served(
+        context, adapters, folder=folder, requests=requests, meanwhile=reward_and_veto, stage="sampling"
+    ) as endpoints:
         if _should_differ_from_base(adapters):
             generator = session.generator_of(context, endpoints)
             event_loop.run_coroutine(
@@ -99,8 +112,7 @@ def _run_sampling(context: RunContext) -> StageResult:
             context,
             endpoints,
             prompts.values(),
-            reward.score,
-            veto,
+            *reward_and_veto(),
             stored_turns,
             model,
             ending_early=prompts if context.recipe.ends_early else None,
@@ -219,16 +231,16 @@ def _should_differ_from_base(adapters: Mapping[str, Path] | None) -> bool:
 def _ask_arms(
     context: RunContext,
     held_out: Sequence[Prompt],
-    reward: Any,
+    scorers: Callable[[], Mapping[str, LoadedScorer]],
     folder: Path | None,
     adapters: Mapping[str, Path] | None,
     digests: Mapping[str | None, str],
 ) -> tuple[dict[str, dict[str, float]], pace.Pace | None]:
     """Generate the answers of the arms; those of base and teacher are reused if another run has them complete.
 
-    `folder` has the base's weights, `digests` are those of the arms by model (`reuse.arms_digest`). Return the nats of
-    neutral texts by arm, and the pace without the rest of the stage; the pace is None if it is not representative of
-    the base (reused or resumed work, external servers, a teacher).
+    `scorers` loads the scorers while a server starts. `folder` has the base's weights, `digests` are those of the arms
+    by model (`reuse.arms_digest`). Return the nats of neutral texts by arm, and the pace without the rest of the stage;
+    the pace is None if it is not representative of the base (reused or resumed work, external servers, a teacher).
     """
     from dsc_hub.evaluation import arms, reuse
     from dsc_hub.metrics.batching import BatchScorer
@@ -255,6 +267,8 @@ def _ask_arms(
             folder=None if is_teacher else folder,
             model=context.model if is_teacher else context.base,
             at_endpoints=is_at_endpoints(recipe, models[0]),
+            meanwhile=scorers,
+            stage="evaluation",
         ) as servers:
             generator = session.generator_of(context, servers, generation_at_evaluation(context.recipe))
             started = time.monotonic()
@@ -264,7 +278,7 @@ def _ask_arms(
                 context.recipe,
                 held_out,
                 generator,
-                BatchScorer(reward),
+                BatchScorer(scorers()["reward"].score),
                 veto,
                 models,
                 beside_base=_should_differ_from_base(adapters),
@@ -293,15 +307,15 @@ def _run_evaluation(context: RunContext) -> StageResult:
     e, identity, started = context.recipe.evaluation, context.run.facts.identity, time.monotonic()
     if not (held_out := context.prompts(e.split)):
         raise RunError(f"there is no prompt in the split '{e.split}'", f"Set prompts.split.{e.split} above 0.")
-    scorers = loading.load_all(context.recipe, identity, context.path.parent)
-    score = {name: scorer.score for name, scorer in scorers.items()}
+    scorers = functools.cache(partial(loading.load_all, context.recipe, identity, context.path.parent))
     served = {ADAPTER: context.run["adapter"]} if ADAPTER in models_of(e.arms) else None
     folder, weights = _base_weights(context)
     digests = {
         model: reuse.arms_digest(context.recipe, model, sampling_of_base(context), identity.get("student", ""))
         for model in reuse.reusable_models(context.recipe)
     }
-    neutral, measured = _ask_arms(context, held_out, score["reward"], folder, served, digests)
+    neutral, measured = _ask_arms(context, held_out, scorers, folder, served, digests)
+    score = {name: scorer.score for name, scorer in scorers().items()}
     answers = collect_answers(context.run, context.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a.arm == arm for a in answers)]:
         raise ServingError(
@@ -312,7 +326,7 @@ def _run_evaluation(context: RunContext) -> StageResult:
         reuse.finish_arms(context.run, context.recipe, model, inputs, answers, len(held_out), neutral)
     own = {arm: not is_at_endpoints(context.recipe, ARMS[arm].model) for arm in e.arms}
     count, kind = session.processors(context, at_endpoints=not any(own.values()))
-    about = {name: _described(scorer) for name, scorer in scorers.items()}
+    about = {name: _described(scorer) for name, scorer in scorers().items()}
     trained = context.run["adapter"] / WEIGHTS if served else None
     looks = count_adapters(context.runs, held_out, trained) if e.split == "test" else {}
     numbers = summarise_evaluation(

@@ -508,6 +508,9 @@ class Metrics(Part):
     test_set: TestSet | None = None
     blind: Blind | None = None
     stages: dict[str, Seconds] = Field({}, description="seconds of each stage")
+    server_starts: dict[str, Seconds] = Field(
+        {}, description="of the stages' seconds, those until vLLM was ready; without stages that started none"
+    )
 
     @model_validator(mode="before")
     @classmethod

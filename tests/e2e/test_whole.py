@@ -146,6 +146,9 @@ def test_every_stage_left_its_marker_and_its_numbers(place: Place):
     assert [s for s in stages if (place.run / f"{s}.done.json").is_file()] == stages
     metrics = json.loads((place.run / "metrics.json").read_text())
     assert set(metrics["stages"]) == set(stages) - {"publish"}
+    starts = metrics["server_starts"]
+    assert set(starts) == {"sampling", "evaluation"}
+    assert all(0 < seconds < metrics["stages"][stage] for stage, seconds in starts.items())
     sampling = metrics["sampling"]
     assert sampling["chains"] == sampling["finished"] + sampling["failed"] and sampling["reused_turns"] > 0
     (step,) = sampling["steps"]
@@ -265,6 +268,7 @@ def test_the_closing_screen_has_table_times_addresses_and_the_report(place: Plac
         "/datasets/local/quickstart-dsc",
         "report.html",
         "dsc hub serve",
+        "start of vLLM",
     ):
         assert word in place.output, word
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dsc_hub.config.serving import GenerationConfig, ServingConfig
-from dsc_hub.errors import ServingError
+from dsc_hub.errors import MetricError, ServingError
 from dsc_hub.inference import external, retries, server_pool, servers, vllm
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.servers import Endpoint
@@ -270,6 +270,32 @@ def pids_of(url: str) -> list[int]:
         ):
             found.append(int(folder.name))
     return found
+
+
+def test_what_needs_no_server_is_done_while_one_starts_and_its_error_ends_it(
+    tmp_path: Path, scripted_vllm: None, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+    started: list[vllm.VllmServer] = []
+
+    def noted(name: str) -> None:
+        do = getattr(vllm.VllmServer, name)
+        monkeypatch.setattr(vllm.VllmServer, name, lambda s: [seen.append(name), started.append(s), do(s)][-1])
+
+    def broken() -> None:
+        raise MetricError("no such scorer")
+
+    noted("start")
+    noted("is_ready")
+    log = tmp_path / "vllm.log"
+    with servers.serve_model(tmp_path, ServingConfig(), log, meanwhile=lambda: seen.append("meanwhile")):
+        assert seen[:3] == ["start", "meanwhile", "is_ready"] and seen.count("meanwhile") == 1
+    with (
+        pytest.raises(MetricError, match="no such scorer"),
+        servers.serve_model(tmp_path, ServingConfig(), log, meanwhile=broken),
+    ):
+        pytest.fail("served in spite of the error")
+    assert seen[-1] == "start" and not any(pids_of(server.url) for server in started)
 
 
 def test_a_replica_that_dies_is_started_again_and_nothing_is_lost(
