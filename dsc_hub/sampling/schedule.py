@@ -91,7 +91,9 @@ class Schedule:
         self._tried, self._gave = [0] * self._pairs, [0] * self._pairs  # steps by pair of texts; those that gave rows
         self._known_at: list[tuple[list[int], list[int]]] = []  # the same for each wave, when it was laid down
         self._position: dict[Key, int] = {}  # in the order
-        self._candidates: list[Candidate] = []
+        self._candidates: list[Candidate] = []  # of the outcomes
+        self._candidates_behind = 0  # of the results
+        self._candidates_counted = 0  # candidates when the rows were last selected
         self._check_at = self._target or math.inf  # candidates at which rows are selected again
         self._show_at = 1  # candidates at which rows are counted for display
         self._begun: dict[Key, float] = {}  # chains in flight
@@ -107,7 +109,7 @@ class Schedule:
         """Take the chains that earlier sessions finished."""
         for chain in chains:
             if chain.prompt_id in self._splits:
-                self._results[chain.prompt_id, chain.number] = self._outcome(chain)
+                self._keep((chain.prompt_id, chain.number), self._outcome(chain))
                 self.before += 1
         self._advance()
 
@@ -168,7 +170,7 @@ class Schedule:
             if not self._begun:
                 self.ended = BUDGET
             return None
-        while not self.ended and self._next < self._limit():
+        while not self.ended and len(self._begun) < self._most_in_flight():
             if self._next == len(self._order) and not self._lay_down():
                 return None
             key = self._order[self._next]
@@ -192,8 +194,12 @@ class Schedule:
         state = chain.state_step
         return _Outcome(candidate, tried, chain.steps[state - 1].pair if state else None)
 
-    def _put(self, key: Key, result: _Outcome) -> None:
+    def _keep(self, key: Key, result: _Outcome) -> None:
         self._results[key] = result
+        self._candidates_behind += result.candidate is not None
+
+    def _put(self, key: Key, result: _Outcome) -> None:
+        self._keep(key, result)
         self._seconds += time.monotonic() - self._begun.pop(key)
         self._used.pop(key, None)
         self._timed += 1
@@ -209,6 +215,7 @@ class Schedule:
             result = self._results.pop(self._order[len(self._outcomes)])
             self._outcomes.append(result)
             if result.candidate is not None:
+                self._candidates_behind -= 1
                 self._candidates.append(result.candidate)
                 self._select()
                 self._count_for_display()
@@ -234,7 +241,7 @@ class Schedule:
     def _count_rows(self) -> None:
         chosen, _ = select_rows(self._candidates, self._recipe, limited=False)
         self.rows = sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
-        self._passed_then = len(self._outcomes)
+        self._passed_then, self._candidates_counted = len(self._outcomes), len(self._candidates)
 
     def _lay_down(self) -> bool:
         """Append the next wave to the order; False if it depends on chains that are not finished, or there is none."""
@@ -280,16 +287,21 @@ class Schedule:
             return True
         return self._chains[prompt_id] < PATIENCE * self._counted / self._candidates_then
 
-    def _limit(self) -> int:
-        """Return the position before which chains may begin: near the end no more than the missing rows need."""
+    def _most_in_flight(self) -> float:
+        """Return how many chains may be in flight: near the end no more than the missing rows need.
+
+        This decides when chains begin and not which of them count, so all that are finished are looked at, those behind
+        a slow one too. Before anything is known, each chain is expected to give a row.
+        """
         if self._target is None:
-            return len(self._order) + 1
-        passed = len(self._outcomes)
-        if not self.rows:  # no chain gives more than one row
-            return passed + max(FEWEST_AT_ONCE, self._target)
-        chains_a_row = self._passed_then / self.rows
-        missing = max(1.0, self._target - passed / chains_a_row)
-        return passed + max(FEWEST_AT_ONCE, math.ceil(SPARE * missing * chains_a_row))
+            return math.inf
+        rows_a_candidate = self.rows / self._candidates_counted if self._candidates_counted else 1.0
+        rows = (len(self._candidates) + self._candidates_behind) * rows_a_candidate
+        missing = self._target - rows
+        if missing <= 0 and self._begun:
+            return 0  # what is in flight decides whether these rows are enough
+        chains_a_row = (len(self._outcomes) + len(self._results) + 1) / (rows + 1)
+        return max(FEWEST_AT_ONCE, math.ceil(SPARE * missing * chains_a_row))
 
     def _is_affordable(self) -> bool:
         """Return whether the budget has room for another chain beside those in flight."""

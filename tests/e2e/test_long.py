@@ -27,6 +27,7 @@ SMALL = (
     "prompts.limit=60",
     "chain.steps=2",
     "chain.chains_per_prompt=1",
+    "dataset.rows=null",
     "generation.max_new_tokens=48",
     "publish.to=none",
 )

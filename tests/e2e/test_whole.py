@@ -32,6 +32,7 @@ TINY = (
     "prompts.split={train: 0.6, validation: 0.15, test: 0.25}",
     "chain.steps=1",
     "chain.chains_per_prompt=1",
+    "dataset.rows=null",
     "hygiene.subject=false",
     "chain.acceptance=always",
     "dataset.min_reward=null",

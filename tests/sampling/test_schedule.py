@@ -227,6 +227,26 @@ def test_near_the_end_no_more_chains_begin_than_the_missing_rows_need(recipe_fil
     assert len(chains) == 200 and begun["chains"] <= schedule.SPARE * 200
 
 
+def test_one_slow_chain_does_not_let_the_server_stand_still(recipe_file: Path):
+    begun: list[tuple[str, int]] = []
+    finished: list[tuple[str, int]] = []
+    rng = random.Random(0)
+
+    def outcome(key):
+        begun.append(key)
+        return chain_of(key, rng.random(), is_better=rng.random() < 0.3)
+
+    def seconds(chain):
+        return 1000.0 if chain.key == begun[0] else 1.0
+
+    plan = schedule.Schedule(recipe_of(recipe_file, "dataset.rows=72"), prompts_of(50))
+    put = plan.finished
+    plan.finished = lambda chain: (finished.append(chain.key), put(chain))
+    chains = simulate(plan, rng, 64, outcome, seconds)
+    # All that the rows take is finished when the slow one is, but for what the gap in front of it makes uncertain.
+    assert finished.index(begun[0]) > 0.8 * len(chains) and plan.rows == 72
+
+
 @pytest.mark.parametrize("level", [1, 16, 64, 256])
 @pytest.mark.parametrize("budget", [20_000, 100_000])
 def test_the_budget_is_kept_however_long_the_chains_in_flight_are(recipe_file: Path, level: int, budget: int):
