@@ -134,7 +134,11 @@ def foreign_prompts(prompts: Sequence[str], languages: Sequence[str]) -> str:
     foreign if most of them are by themselves (`foreign`), or, for prompts that are too short for that, if
     SAME_LANGUAGE of them are identified as one other language.
     """
-    looked_at = prompts[:: max(1, -(-len(prompts) // LOOKED_AT))]
+    return _foreign_prompts(tuple(prompts[:: max(1, -(-len(prompts) // LOOKED_AT))]), tuple(languages))
+
+
+@functools.lru_cache(maxsize=8)  # each scorer of a recipe asks the same
+def _foreign_prompts(looked_at: tuple[str, ...], languages: tuple[str, ...]) -> str:
     texts = [p for p in looked_at if not _TRANSLATE.search(p) and not _CODE_OF.keys() & set(words(p))]
     reasons = Counter(reason for text in texts if (reason := foreign(text, languages)))
     if 2 * reasons.total() > len(texts):
