@@ -54,12 +54,18 @@ def text_or_texts(allowed: str) -> BeforeValidator:
 
     def check(value: Any) -> Any:
         texts = value if isinstance(value, (list, tuple)) else (value,)
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"should be a text, or a list of texts, got {value!r:.60}")
-        if not all(text.strip() for text in texts):
-            raise ValueError("should not be empty")
-        for text in texts:
-            one(text)  # type: ignore[call-arg]
+        if not texts:
+            raise ValueError("should be a text, or a list of texts, got an empty list")
+        for number, text in enumerate(texts, 1):
+            which = f"text {number} of {len(texts)}: " if len(texts) > 1 else ""
+            if not isinstance(text, str):
+                raise ValueError(f"{which}should be a text, or a list of texts, got {text!r:.60}")
+            if not text.strip():
+                raise ValueError(f"{which}should not be empty")
+            try:
+                one(text)  # type: ignore[call-arg]
+            except ValueError as e:
+                raise ValueError(f"{which}{e}") from None
         return texts[0] if len(texts) == 1 else tuple(texts)
 
     return BeforeValidator(check)

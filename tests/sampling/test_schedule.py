@@ -389,10 +389,10 @@ def test_without_a_number_of_rows_they_are_drawn_evenly(recipe_file: Path, tmp_p
     [
         ("[a, b, c]", "3 critiques and 2 revisions"),
         ("[]", "a text, or a list of texts"),
-        ("[a, 3]", "a text, or a list of texts"),
+        ("[a, 3]", "text 2 of 2: should be a text, or a list of texts, got 3"),
         ("3", "a text, or a list of texts"),
-        ("['', b]", "should not be empty"),
-        ("['look at {anwser}', b]", "did you mean {answer}"),
+        ("['', b]", "text 1 of 2: should not be empty"),
+        ("['look at {anwser}', b]", "text 1 of 2: unknown placeholder {anwser}; did you mean {answer}"),
     ],
 )
 def test_lists_of_texts_that_do_not_fit_are_refused(recipe_file: Path, text: str, named: str):
