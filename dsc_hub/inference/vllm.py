@@ -83,8 +83,8 @@ def vllm_command(
     ]
     if on_cpu:
         # The combination of chunked prefill and a per-request seed crashes the CPU engine.
-        # Without a process of its own for the worker (`uni`, VLLM_ENABLE_V1_MULTIPROCESSING=0) the server is ready in 40
-        # s instead of 55, and writes 0.65 to 0.75 as many tokens/s.
+        # Without a process of its own for the worker (`uni`, VLLM_ENABLE_V1_MULTIPROCESSING=0) the server is ready
+        # after 40 s instead of 55, and writes 0.65 to 0.75 as many tokens/s.
         command += [
             "--dtype",
             cpu_dtype(),

@@ -108,7 +108,7 @@ class SamplingProgress:
         turns = self.meter.total / max(1, self.total)
         self.total = max(self.finished + self.failed, schedule.expected - schedule.before)
         self.meter.total = round(self.total * turns)
-        self.rows = f"rows {schedule.rows}/{schedule.target}  " if schedule.target else ""
+        self.rows = f"rows {min(schedule.rows_so_far, schedule.target)}/{schedule.target}  " if schedule.target else ""
 
     @property
     def waits_for_scores(self) -> bool:

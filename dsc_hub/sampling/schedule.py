@@ -92,24 +92,23 @@ class Schedule:
         self._known_at: list[tuple[list[int], list[int]]] = []  # the same for each wave, when it was laid down
         self._position: dict[Key, int] = {}  # in the order
         self._candidates: list[Candidate] = []  # of the outcomes
-        self._candidates_behind = 0  # of the results
-        self._candidates_counted = 0  # candidates when the rows were last selected
         self._check_at = self._target or math.inf  # candidates at which rows are selected again
-        self._show_at = 1  # candidates at which rows are counted for display
+        self.rows_so_far = 0  # about: training rows of all finished chains, those behind a slow one too
+        self._finished_then = 0  # chains that they are of
+        self._estimate_at = 1  # finished chains at which they are counted again
         self._begun: dict[Key, float] = {}  # chains in flight
         self._used = Counter[Key]()  # tokens of chains in flight
         self._seconds = 0.0  # of all chains finished in this session, from their beginning to their end
         self._timed = 0  # number of these
         self.before = 0  # chains that earlier sessions finished
-        self.rows = 0  # training rows when they were last selected
-        self._passed_then = 0  # outcomes at that moment
+        self.rows = 0  # training rows when those that count were last selected
         self.ended = ""  # ROWS, BUDGET or CHAINS; "": not yet
 
     def resume(self, chains: Iterator[Chain] | list[Chain]) -> None:
         """Take the chains that earlier sessions finished."""
         for chain in chains:
             if chain.prompt_id in self._splits:
-                self._keep((chain.prompt_id, chain.number), self._outcome(chain))
+                self._results[chain.prompt_id, chain.number] = self._outcome(chain)
                 self.before += 1
         self._advance()
 
@@ -158,9 +157,9 @@ class Schedule:
     @property
     def expected(self) -> int:
         """About how many chains there will be."""
-        if self._target is None or not self.rows:
+        if self._target is None or not self.rows_so_far:
             return self._at_most()
-        return min(self._at_most(), math.ceil(self._passed_then * self._target / self.rows))
+        return min(self._at_most(), math.ceil(self._finished_then * self._target / self.rows_so_far))
 
     def __iter__(self) -> Schedule:
         return self
@@ -194,12 +193,8 @@ class Schedule:
         state = chain.state_step
         return _Outcome(candidate, tried, chain.steps[state - 1].pair if state else None)
 
-    def _keep(self, key: Key, result: _Outcome) -> None:
-        self._results[key] = result
-        self._candidates_behind += result.candidate is not None
-
     def _put(self, key: Key, result: _Outcome) -> None:
-        self._keep(key, result)
+        self._results[key] = result
         self._seconds += time.monotonic() - self._begun.pop(key)
         self._used.pop(key, None)
         self._timed += 1
@@ -215,33 +210,33 @@ class Schedule:
             result = self._results.pop(self._order[len(self._outcomes)])
             self._outcomes.append(result)
             if result.candidate is not None:
-                self._candidates_behind -= 1
                 self._candidates.append(result.candidate)
                 self._select()
-                self._count_for_display()
         if not self.ended and self._is_whole and len(self._outcomes) == len(self._order):
             self._select(at_the_end=True)
             self.ended = self.ended or CHAINS
+        self._estimate()
 
     def _select(self, at_the_end: bool = False) -> None:
         """Count the training rows, if there are enough candidates for those that are missing."""
         if self._target is None or (len(self._candidates) < self._check_at and not at_the_end):
             return
-        self._count_rows()
+        self.rows = self._training_rows(self._candidates)
         self._check_at = len(self._candidates) + max(1, self._target - self.rows)
         if self.rows >= self._target:
             self.ended = ROWS
 
-    def _count_for_display(self) -> None:
-        """Count the rows so far, now and then; it decides nothing about which chains count."""
-        if self._target and not self.ended and len(self._candidates) >= self._show_at:
-            self._count_rows()
-            self._show_at = len(self._candidates) + max(4, self._target // 20)
+    def _estimate(self) -> None:
+        """Count the rows of all finished chains, now and then; it decides nothing about which chains count."""
+        finished = len(self._outcomes) + len(self._results)
+        if self._target and not self.ended and finished >= self._estimate_at:
+            behind = [o.candidate for o in self._results.values() if o.candidate]
+            self.rows_so_far, self._finished_then = self._training_rows([*self._candidates, *behind]), finished
+            self._estimate_at = finished + max(4, self._target // 20)
 
-    def _count_rows(self) -> None:
-        chosen, _ = select_rows(self._candidates, self._recipe, limited=False)
-        self.rows = sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
-        self._passed_then, self._candidates_counted = len(self._outcomes), len(self._candidates)
+    def _training_rows(self, candidates: list[Candidate]) -> int:
+        chosen, _ = select_rows(candidates, self._recipe, limited=False)
+        return sum(self._splits[prompt_id] == "train" for prompt_id, _ in chosen)
 
     def _lay_down(self) -> bool:
         """Append the next wave to the order; False if it depends on chains that are not finished, or there is none."""
@@ -295,12 +290,10 @@ class Schedule:
         """
         if self._target is None:
             return math.inf
-        rows_a_candidate = self.rows / self._candidates_counted if self._candidates_counted else 1.0
-        rows = (len(self._candidates) + self._candidates_behind) * rows_a_candidate
-        missing = self._target - rows
+        chains_a_row = (self._finished_then + 1) / (self.rows_so_far + 1)
+        missing = self._target - (len(self._outcomes) + len(self._results)) / chains_a_row
         if missing <= 0 and self._begun:
             return 0  # what is in flight decides whether these rows are enough
-        chains_a_row = (len(self._outcomes) + len(self._results) + 1) / (rows + 1)
         return max(FEWEST_AT_ONCE, math.ceil(SPARE * missing * chains_a_row))
 
     def _is_affordable(self) -> bool:
