@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from dsc_hub.errors import HubError
 from dsc_hub.hub.account import Account
 from dsc_hub.hub.errors import as_hub_error
 from dsc_hub.hub.retry import GO_ON, LONGEST_PAUSE_S, PASSING, REPLY_S, WORK_IS_KEPT, bounded, with_retries
+from dsc_hub.system.files import parse_json
 from dsc_hub.system.hashing import file_hash
 
 LARGEST_FILE = 50 * 10**9  # bytes; limit of the public Hub
@@ -321,7 +321,7 @@ def _manifest(api: HfApi, repo_type: str, repo: str, revision: str, there: Colle
         return None
     path = api.hf_hub_download(repo, MANIFEST, repo_type=repo_type, revision=revision)
     try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        manifest = parse_json(Path(path).read_text(encoding="utf-8"))
     except ValueError:
         return None
     fits = isinstance(manifest, dict) and manifest.get("made_by") == "dsc_hub"

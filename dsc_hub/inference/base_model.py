@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from dsc_hub.config.sampling import API, ModelConfig
 from dsc_hub.errors import ModelError
 from dsc_hub.inference.weights import FORMAT, converted
 from dsc_hub.system import packaged
+from dsc_hub.system.files import parse_json
 from dsc_hub.system.hashing import file_hash, folder_hash
 
 # File patterns of a model on the Hub that are downloaded; the first one is the weights.
@@ -106,9 +106,22 @@ def has_chat_template(folder: Path) -> bool:
     if not config.is_file():
         return False
     try:
-        return bool(json.loads(config.read_text(encoding="utf-8")).get("chat_template"))
+        return bool(parse_json(config.read_text(encoding="utf-8")).get("chat_template"))
     except ValueError as e:
         raise ModelError(f"{config} is damaged: {e}") from None
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return a model's config.json, {} if there is none; ModelError if it is no JSON object."""
+    if not (file := folder / "config.json").is_file():
+        return {}
+    try:
+        value = parse_json(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ModelError(f"{file} is damaged: {e}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} is damaged: expected an object, got {type(value).__name__}")
+    return value
 
 
 def _expand_folder(source: str) -> Path:

@@ -6,7 +6,6 @@ Jinja alone, without a tokenizer object, so that a check takes a second and not 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from dsc_hub.chain.chain import exchange, opening_of
 from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.errors import ModelError
 from dsc_hub.records import Message, Prompt
+from dsc_hub.system.files import parse_json
 
 THINKING = ("enable_thinking", "thinking")  # settings by which templates switch thinking on or off
 _OPENED = ("<think>", "<thinking>", "<|channel>thought")  # a template may end the prompt with one of them
@@ -97,7 +97,7 @@ def load_template(folder: Path) -> ChatTemplate:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        value = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as e:
         raise ModelError(f"{file} is damaged: {e}") from None
     return value if isinstance(value, dict) else {}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dsc_hub.config.serving import GenerationConfig
+from dsc_hub.inference import base_model
 from dsc_hub.inference.chat_template import THINKING, ChatTemplate, load_template
 from dsc_hub.inference.vllm import ENDS_THOUGHTS
 
@@ -45,7 +46,7 @@ def vllm_arguments(folder: Path, settings: GenerationConfig) -> list[str]:
     template = load_template(folder)
     if not template.may_think or _is_off(settings):
         return []
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = base_model.config_of(folder)
     parser, mark = parser_of(str(config.get("model_type", "")), template)
     arguments = ["--reasoning-parser", parser] if parser and _vocabulary(folder)(mark) else []
     if settings.max_thinking_tokens and "<think>" in template.source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import NAMES
 from dsc_hub.distill import launcher
 from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
+from dsc_hub.inference import base_model
 from dsc_hub.inference.base_model import TURN_OVERHEAD, estimated_counter
 from dsc_hub.pipeline import pace, work
 from dsc_hub.records import SPLITS, Prompt
@@ -194,8 +194,7 @@ def adapter_bytes(model_folder: Path, rank: Any) -> float | None:
 
     Sizes are those of a Llama-like block: attention with key and value heads, and a gated MLP.
     """
-    file = model_folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = base_model.config_of(model_folder)
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     sizes = [n for n in (*map(config.get, names), rank) if isinstance(n, int) and n > 0]
     if len(sizes) < 5:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +73,7 @@ def too_long(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path, plac
     `place` is the recipe's section of that model.
     """
     problems = []
-    config = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    config = base_model.config_of(model_folder)
     if (most := config.get("max_position_embeddings")) and recipe.serving.context > most:
         problems.append(f"serving.context: {recipe.serving.context} is more than the {place}'s {most} positions")
     count = base_model.token_counter(model_folder)
@@ -343,8 +342,7 @@ def _server_problems(recipe: Recipe, stages: Collection[str]) -> Iterator[str]:
 
 def _quantised_by(model_folder: Path) -> str:
     """Return the method by which a model's weights are quantised (awq, gptq, fp8, ...); "" if they are not."""
-    file = model_folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = base_model.config_of(model_folder)
     section = config.get("quantization_config") or config.get("compression_config") or {}
     return str(section.get("quant_method") or "unknown method") if section else ""
 

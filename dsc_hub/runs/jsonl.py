@@ -6,7 +6,6 @@ it is truncated before the next row is appended.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 
 from dsc_hub.errors import RunError
 from dsc_hub.records import from_row
+from dsc_hub.system.files import parse_json
 
 T = TypeVar("T")
 RERUN = "Run the stage that writes it again."
@@ -75,7 +75,7 @@ class JsonlFile:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError:
                     raise self.damaged(offset, "not JSON") from None
                 if not isinstance(row, dict):

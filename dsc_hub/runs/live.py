@@ -5,7 +5,6 @@ Reads only what was appended since the last look.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dsc_hub.config.stages import STAGES
 from dsc_hub.records import Chain
 from dsc_hub.runs.overview import is_running, state_of
 from dsc_hub.runs.run import Run
+from dsc_hub.system.files import parse_json
 
 RATE_OVER_S = 60.0
 _TAIL_BYTES = 4096
@@ -90,7 +90,7 @@ class Watched:
                 if not line.endswith(b"\n"):  # being written
                     return
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                 except ValueError:
                     raise rows.damaged(self.offset, "not JSON") from None
                 chain = rows.typed(Chain, self.offset, row)

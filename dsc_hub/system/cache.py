@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.errors import FULL, RunError, disk_error
+from dsc_hub.system.files import parse_json
 
 
 def cache_home() -> Path:
@@ -47,7 +48,7 @@ def recall_value(name: str, key: str) -> Any:
 
 def _recall(name: str) -> dict[str, Any]:
     try:
-        value = json.loads((cache_home() / name).read_text(encoding="utf-8"))
+        value = parse_json((cache_home() / name).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a damaged cache counts as empty
         return {}
     return value if isinstance(value, dict) else {}

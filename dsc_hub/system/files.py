@@ -43,13 +43,21 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_json(path: Path) -> Any:
     """Return the JSON value in a file; RunError with the file's name if it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(
             f"{path} is missing", "Run the stage that writes it, or the whole recipe with `dsc run`."
         ) from None
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise RunError(f"{path} is damaged: {e}", "Move the whole run folder away and run the recipe again.") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; ValueError if it is none, or if it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def packaged_folder(name: str) -> Path:

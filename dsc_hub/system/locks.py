@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dsc_hub.system.files import parse_json
 from dsc_hub.system.machine import process_started
 
 HAS_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -96,7 +97,7 @@ def _named(path: Path, on_wait: Callable[[str], None]) -> Iterator[None]:
 def _holder(path: Path) -> str | None:
     """Return who holds a file, in words; None if it was a process of this machine that is gone."""
     try:
-        named = json.loads(path.read_text(encoding="utf-8"))
+        named = parse_json(path.read_text(encoding="utf-8"))
         host, pid, started = str(named["host"]), int(named["pid"]), float(named["started"])
     except FileNotFoundError:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from dsc_hub.config.sampling import ScorerConfig
 from dsc_hub.errors import MetricError
 from dsc_hub.metrics import loading, registry
-from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of
+from dsc_hub.metrics.judge.judge import GUARDS, guard_of, rating_of, without_thoughts
 from dsc_hub.records import Prompt
 from tests.cli.test_cli import error
 from tests.conftest import ROOT
@@ -522,3 +523,11 @@ def test_a_guard_gets_the_turns_of_user_and_assistant():
     with judging(lambda body: "safe") as (endpoint, bodies):
         assert load(endpoint, "guard").score(["Fine."], [TALK])[0].value == 1.0
     assert bodies[0]["messages"] == [*TALK.messages[1:], {"role": "assistant", "content": "Fine."}]
+
+
+@pytest.mark.parametrize("tag", ["<think>", "</think>", "<think>a</think>", "[THOUGHT]"])
+def test_a_reply_of_nothing_but_thoughts_is_read_in_a_moment(tag: str):
+    """A pattern from tag to tag took the square of their number: 100,000 tags would be hours."""
+    before = time.process_time()
+    without_thoughts(tag * 100_000)
+    assert time.process_time() - before < 5

@@ -19,13 +19,15 @@ from dsc_hub.cli import screens
 from dsc_hub.cli.main import cli
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.evaluation import blind, compare
+from dsc_hub.inference import base_model, chat_template
 from dsc_hub.pipeline import resolve
 from dsc_hub.pipeline.context import record
 from dsc_hub.report import cards, page, tables
 from dsc_hub.runs import metrics_schema, verdict
+from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.runs.lookup import find_run
 from dsc_hub.runs.run import Run
-from dsc_hub.system.files import write_json
+from dsc_hub.system.files import read_object, write_json
 from tests import fixture_run
 from tests.conftest import ROOT
 
@@ -230,3 +232,26 @@ def test_a_run_whose_history_is_lost_gets_no_invented_one(tmp_path: Path, recipe
     with pytest.raises(RunError, match=r"run\.json is missing, but these stages are finished: prompts"):
         record(context)
     assert not context.run["run.json"].exists()
+
+
+DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
+READERS = {
+    "rows": lambda file: list(JsonlFile(file)),
+    "config.json of a model": lambda file: base_model.config_of(file.parent),
+    "chat template": lambda file: chat_template.load_template(file.parent),
+    "tokenizer_config.json": lambda file: base_model.has_chat_template(file.parent),
+    "an object": read_object,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("text", [DEEP, "{", "\udcff"])
+def test_json_that_is_damaged_or_nested_too_deeply_is_an_error_that_names_the_file(
+    tmp_path: Path, reader: str, text: str
+):
+    name = {"config.json of a model": "config.json", "rows": "chains.jsonl"}.get(reader, "tokenizer_config.json")
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    if reader == "rows" and not text.endswith("\n"):
+        (tmp_path / name).write_text(text + "\n", errors="surrogateescape")
+    with pytest.raises(DscError, match=name):
+        READERS[reader](tmp_path / name)

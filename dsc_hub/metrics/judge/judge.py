@@ -83,9 +83,9 @@ _FIRST = 8  # failures alike, before any reply, that are the judge's and not tho
 _SHOWN = 3  # maximum number of replies that a reason describes
 
 _TAG = r"(?:think|thinking|thought|reasoning)"
-_OPENED = re.compile(rf"[<\[]{_TAG}[>\]]", re.IGNORECASE)
-_CLOSED = re.compile(rf"[<\[]/{_TAG}[>\]]", re.IGNORECASE)
-_THOUGHT = re.compile(f"{_OPENED.pattern}.*?{_CLOSED.pattern}", re.IGNORECASE | re.DOTALL)
+_TAGS = re.compile(
+    rf"[<\[](?P<end>/?){_TAG}[>\]]", re.IGNORECASE
+)  # of an opening, and with "/" of the end of a thought
 
 
 class GuardFormat(NamedTuple):
@@ -142,8 +142,15 @@ def without_thoughts(text: str) -> str | None:
 
     The opening tag may be missing, since a chat template may have written it.
     """
-    rest = _CLOSED.split(_THOUGHT.sub("", text))[-1]
-    return None if _OPENED.search(rest) else rest
+    outside: list[str] = []
+    since, thinks = 0, False
+    for tag in _TAGS.finditer(text):  # in one pass: a pattern from tag to tag takes the square of their number
+        if not tag["end"]:
+            outside += [] if thinks else [text[since : tag.start()]]
+            thinks = True
+        else:
+            outside, since, thinks = outside if thinks else [], tag.end(), False
+    return None if thinks else "".join([*outside, text[since:]])
 
 
 def rating_of(text: str, scale: Sequence[int], cut: bool = False) -> Vote:
