@@ -83,9 +83,7 @@ _FIRST = 8  # failures alike, before any reply, that are the judge's and not tho
 _SHOWN = 3  # maximum number of replies that a reason describes
 
 _TAG = r"(?:think|thinking|thought|reasoning)"
-_TAGS = re.compile(
-    rf"[<\[](?P<end>/?){_TAG}[>\]]", re.IGNORECASE
-)  # of an opening, and with "/" of the end of a thought
+_TAGS = re.compile(rf"[<\[](?P<end>/?){_TAG}[>\]]", re.IGNORECASE)  # of the beginning and of the end of a thought
 
 
 class GuardFormat(NamedTuple):
