@@ -254,7 +254,8 @@ async def _alone(endpoint: servers.Endpoint, given: argparse.Namespace, seed: in
     texts, tokens, started = Texts(CRITIQUE, REVISION), 0, time.monotonic()
     async with Generator([endpoint], GenerationConfig(**_settings(given)), 600) as generator:
         for n in range(HEAD_LINE):
-            talk = texts.opening(f"Write a review of the {n}. novel of a trilogy about two sisters in the mountains.")
+            asked = f"Write a review of the {n}. novel of a trilogy about two sisters in the mountains."
+            talk = texts.opening(Prompt("", asked, "", "train"))
             for request in (CRITIQUE, REVISION, None):
                 c = await generator.complete(talk, seed=seed * 1000 + n)
                 tokens += c.new_tokens

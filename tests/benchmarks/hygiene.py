@@ -19,13 +19,14 @@ from typing import Any
 
 from dsc_hub import stats
 from dsc_hub.chain import hygiene
+from dsc_hub.chain.language import in_another_language
 
 DATA = Path(__file__).parent.parent / "data" / "labelled_texts.jsonl"
 DETECTORS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "meta": lambda t: hygiene.talks_about_the_conversation(t["text"]),
     "repeats": lambda t: hygiene.repeats_itself(t["text"], t["subject"]),
     "copies": lambda t: hygiene.copies(t["text"], t["critique"]),
-    "language": lambda t: hygiene.in_another_language(t["text"], t["prompt"]),
+    "language": lambda t: in_another_language(t["text"], t["prompt"]),
 }
 
 

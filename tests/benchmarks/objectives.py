@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dsc_hub.report.formatting import duration, interval, number
+from dsc_hub.report.formatting import interval, number
 from dsc_hub.runs.metrics_schema import Metrics
 from dsc_hub.runs.results import metrics_of
 from dsc_hub.runs.run import Run
+from dsc_hub.system.progress import duration
 
 COLUMNS = ("training", "rows", "reward", "second scorer", "variety of the base's", "repeats itself", "words", "time")
 

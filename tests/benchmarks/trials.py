@@ -58,7 +58,7 @@ def main() -> None:
                 print(f"\n== {run.folder.name}  T {temperature}  {' '.join(run.facts.command.split()[2:])}", flush=True)
                 _judge(answered, name, prompts, scored)
                 for row in answered[name][0][: given.show]:
-                    print(f"   [{row['prompt']}] {' '.join(row['text'].split())}")
+                    print(f"   [{row.prompt}] {' '.join(row.text.split())}")
 
 
 async def _answers(
@@ -96,9 +96,9 @@ def _judge(answered: Any, name: str, prompts: list[Prompt], scored: dict[str, An
         for arm, of in by_arm.items():
             pooled[arm] |= {(i, k): r for (i, _), r in of.items()}
         scales = {n: {"name": n, "unit": "", "higher_is_better": True} for n in scored}
-        for c in claim.assess(rows, prompts, Setting("validation"), differences, scales)["criteria"]:
-            value = "" if c["value"] is None else f" {c['value']:.2f}"
-            totals.setdefault(c["name"], []).append(f"{c['verdict']}{value} {c['note'].split(';')[0]}".strip())
+        for c in claim.assess(rows, prompts, Setting("validation"), differences, scales).criteria:
+            value = "" if c.value is None else f" {c.value:.2f}"
+            totals.setdefault(c.name, []).append(f"{c.verdict}{value} {c.note.split(';')[0]}".strip())
     for n in scored:
         d = score_difference(pooled["distilled"], pooled["base"], n)
         means = {arm: stats.estimate(*zip(*_scored(of, n), strict=True))["mean"] for arm, of in pooled.items()}
