@@ -1,5 +1,6 @@
-"""Take the pictures of the documentation from a finished run:  python docs/take_pictures.py RUN_FOLDER
+"""Take the pictures of the documentation from a finished run:  python docs/take_pictures.py RUN_FOLDER [WORDS]
 
+The picture of the chains shows the one with the largest gain whose texts have these words.
 Needs Chromium on the path. The report is built first; the terminal's picture is what `dsc check` prints.
 """
 
@@ -29,9 +30,11 @@ def report(page: Page, run: Run, name: str, width: int, height: int, scheme: str
     page.screenshot(path=PICTURES / f"{name}.png")
 
 
-def chains(page: Page, run: Run) -> None:
+def chains(page: Page, run: Run, words: str) -> None:
     report(page, run, "report-light", 1180, 800, "light")
     page.select_option("#sort", "largest gain")
+    page.fill("#search", words)
+    page.wait_for_timeout(500)
     page.locator("#chains").screenshot(path=PICTURES / "chains-light.png")
 
 
@@ -45,7 +48,7 @@ def terminal(page: Page, run: Run) -> None:
     page.locator("#t").screenshot(path=PICTURES / "terminal.png")
 
 
-def main(folder: str) -> None:
+def main(folder: str, words: str = "") -> None:
     run = Run(Path(folder))
     build_page(run)
     PICTURES.mkdir(exist_ok=True)
@@ -54,7 +57,7 @@ def main(folder: str) -> None:
         page = browser.new_page()
         report(page, run, "report-dark", 1180, 800, "dark")
         report(page, run, "report-phone", 360, 760, "light")
-        chains(page, run)
+        chains(page, run, words)
         terminal(page, run)
         site = Path(__file__).parent / "_build" / "html" / "index.html"
         if site.is_file():  # `make docs` was run before
@@ -65,4 +68,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
