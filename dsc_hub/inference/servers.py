@@ -69,9 +69,13 @@ def serve_model(
     """Start a vLLM server for each of `places` (see `replica_places`) and yield their endpoints.
 
     In requests the model is called BASE; adapters keep their names. `more` are further arguments of vLLM. The second
-    server logs to `<log>-2`, and so on. `meanwhile` is called while they start.
+    server logs to `<log>-2`, and so on. `meanwhile` is called while they start; on GPUs before, since what it loads may
+    take memory there, and vLLM measures what is free.
     ServingError with the last lines of its log if a server dies or is not ready within `start_timeout_s`.
     """
+    on_cpu = machine.vllm_on_cpu()
+    if not on_cpu:
+        meanwhile()
     with ExitStack() as stack:
         engines = []
         for n, devices in enumerate(places, 1):
@@ -82,8 +86,8 @@ def serve_model(
             engines.append(engine)
         with moving_line() as line:
             started = monotonic()
-            line.show(f"vLLM is starting -> {log}")
-            meanwhile()
+            if on_cpu:
+                meanwhile()
             while not all([engine.is_ready() for engine in engines]):
                 line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
                 sleep(0.25)

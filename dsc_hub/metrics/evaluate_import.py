@@ -26,11 +26,11 @@ class _Without(MetaPathFinder):
 
 
 def import_evaluate() -> Any:
-    """Return the module `evaluate`. If this process has not imported it before, it has no evaluators.
+    """Return the module `evaluate`. If this process has imported neither it nor PyTorch before, it has no evaluators.
 
     `evaluate` itself allows that: it works where transformers and SciPy are not installed.
     """
-    if "evaluate" in sys.modules:
+    if {"evaluate", "torch"} & sys.modules.keys():
         import evaluate
 
         return evaluate

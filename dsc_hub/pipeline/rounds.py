@@ -69,6 +69,12 @@ def run_rounds(context: RunContext, run_stage: RunStage) -> Rounds:
     return rounds
 
 
+def seconds_of_starts(run: Run, done: Rounds) -> float | None:
+    """Return how long these rounds waited for vLLM's starts; None if they started none."""
+    starts = [round_run(run, r.round).metrics.get("server_starts", {}) for r in done.rounds]
+    return sum(sum(s.values()) for s in starts) if any(starts) else None
+
+
 def chains_left(context: RunContext, chains: int) -> list[int]:
     """Return how many of a round's `chains` are left to sample, for each round that has some left.
 

@@ -166,6 +166,7 @@ def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
         run_stage(context, "prompts")
         started = time.monotonic()
         _forget_after(context, "prompts")
+        _note_start(context.run, "sampling", None)
         shards.join(context.run, shard_runs)
         reused = sum(shard.result("sampling")["reused_turns"] for shard in shard_runs)
         result = stages.sampled(context, stages.prompts_to_sample(context), reused)
@@ -201,6 +202,7 @@ def _take_over(context: RunContext, stage: str) -> bool:
     marker = context.run.marker(stage)
     assert marker, "a stage that was reused has its marker"
     _note_time(context.run, stage, marker["seconds"])
+    _note_start(context.run, stage, marker.get("server_start_s"))
     say(f"{stage}: taken over from {_name(context, source)}, whose inputs were the same")
     return True
 
@@ -223,6 +225,14 @@ def _note_time(run: Run, stage: str, seconds: float) -> None:
         run.add_metrics("stages", run.metrics.get("stages", {}) | {stage: round(seconds, 1)})
 
 
+def _note_start(run: Run, stage: str, seconds: float | None) -> None:
+    """Record how long a stage waited for vLLM's start; None: not at all."""
+    before = run.metrics.get("server_starts", {})
+    starts = {k: v for k, v in before.items() if k != stage} | ({} if seconds is None else {stage: seconds})
+    if starts != before:
+        run.add_metrics("server_starts", starts)
+
+
 def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed: bool = False) -> None:
     """Run one stage: skip it if its marker matches, reuse it from another run with the same inputs, or execute it."""
     if stage == "publish":
@@ -239,8 +249,7 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
         return
     context.run.unfinish(stage)
     _forget_after(context, stage)
-    if stage in (starts := context.run.metrics.get("server_starts", {})):  # of an earlier session
-        context.run.add_metrics("server_starts", {k: v for k, v in starts.items() if k != stage})
+    _note_start(context.run, stage, None)  # of an earlier session
     if (
         stage == "sampling"
         and not _has_rounds(context, stage)
@@ -253,13 +262,16 @@ def run_stage(context: RunContext, stage: str, account: Any = None, retry_failed
         # A round's own stages are taken over where another run has them, or an earlier session.
         done = rounds.run_rounds(context, run_stage)
         before_s, started = sum(r.seconds for r in done.rounds), time.monotonic()
+        _note_start(context.run, stage, rounds.seconds_of_starts(context.run, done))
     result = stages.publish_stage(context, account) if stage == "publish" else stages.STAGE[stage](context)
     record_servers(context)  # a stage that was run alone had no check before it
     seconds = before_s + time.monotonic() - started
     if BY_NAME[stage].sections:
         context.run.add_metrics(stage, result)
     _note_time(context.run, stage, seconds)
-    context.run.finish(stage, context.fingerprints[stage], seconds, {"result": result})
+    start_s = context.run.metrics.get("server_starts", {}).get(stage)
+    more = {} if start_s is None else {"server_start_s": start_s}
+    context.run.finish(stage, context.fingerprints[stage], seconds, {"result": result, **more})
 
 
 def _has_rounds(context: RunContext, stage: str) -> bool:

@@ -152,7 +152,7 @@ class Schedule:
         """Return whether a chain of these prompts does not count. A chain of another prompt is left to other checks."""
         if self.ended != ROWS or key[0] not in self._splits:
             return False
-        return self._position.get(key, math.inf) >= len(self._outcomes)
+        return self._place(key) >= len(self._outcomes)
 
     @property
     def expected(self) -> int:
@@ -228,11 +228,18 @@ class Schedule:
 
     def _estimate(self) -> None:
         """Count the rows of all finished chains, now and then; it decides nothing about which chains count."""
-        finished = len(self._outcomes) + len(self._results)
-        if self._target and not self.ended and finished >= self._estimate_at:
-            behind = [o.candidate for o in self._results.values() if o.candidate]
-            self.rows_so_far, self._finished_then = self._training_rows([*self._candidates, *behind]), finished
-            self._estimate_at = finished + max(4, self._target // 20)
+        if self.ended == ROWS:
+            self.rows_so_far, self._finished_then = self.rows, len(self._outcomes)
+        elif self._target and not self.ended and self._reached >= self._estimate_at:
+            behind = [o.candidate for key, o in self._results.items() if o.candidate and self._place(key) < self._next]
+            self._finished_then = self._reached
+            self.rows_so_far = self._training_rows([*self._candidates, *behind])
+            # Rows become rarer towards the end, so the count has to be of the moment there.
+            left = (self._target - self.rows_so_far) * (self._reached + 1) / (self.rows_so_far + 1)
+            self._estimate_at = self._reached + max(4, min(self._target // 20, math.ceil(left)))
+
+    def _place(self, key: Key) -> float:
+        return self._position.get(key, math.inf)
 
     def _training_rows(self, candidates: list[Candidate]) -> int:
         chosen, _ = select_rows(candidates, self._recipe, limited=False)
@@ -291,10 +298,15 @@ class Schedule:
         if self._target is None:
             return math.inf
         chains_a_row = (self._finished_then + 1) / (self.rows_so_far + 1)
-        missing = self._target - (len(self._outcomes) + len(self._results)) / chains_a_row
+        missing = self._target - self._reached / chains_a_row
         if missing <= 0 and self._begun:
             return 0  # what is in flight decides whether these rows are enough
         return max(FEWEST_AT_ONCE, math.ceil(SPARE * missing * chains_a_row))
+
+    @property
+    def _reached(self) -> int:
+        """The finished chains that this session has come to: not those behind chains that it has yet to begin."""
+        return max(self._next - len(self._begun), len(self._outcomes))
 
     def _is_affordable(self) -> bool:
         """Return whether the budget has room for another chain beside those in flight."""

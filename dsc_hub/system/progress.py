@@ -6,6 +6,7 @@ goes to stderr, so that stdout is reserved for results.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -140,7 +141,7 @@ class Line:
     """The progress line. `show(text)` may be called at any rate; redraws are throttled."""
 
     def __init__(self, live: Live | None) -> None:
-        self._live, self._last = live, time.monotonic()
+        self._live, self._last = live, time.monotonic() if live is None else -math.inf
 
     def show(self, text: str | Callable[[], str]) -> None:
         now = time.monotonic()

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.start [--times 5] [--json FILE] [--profile FILE]
 
-`first` is a start with an empty home and no bytecode of this package's own; the others are medians of further starts, each with a
-run folder of its own. The server answers at once. Nothing else should run on the machine meanwhile. `--profile` writes what cProfile says
+`first` is the first start of each, with a home that is empty for the first of all: it converts the packaged model. The others are
+medians of further starts, each with a run folder of its own. The server answers at once. Nothing else should run on the machine meanwhile. `--profile` writes what cProfile says
 of one more `dsc sample` (python -m pstats FILE).
 """
 

@@ -247,6 +247,54 @@ def test_one_slow_chain_does_not_let_the_server_stand_still(recipe_file: Path):
     assert finished.index(begun[0]) > 0.8 * len(chains) and plan.rows == 72
 
 
+def timed(plan: schedule.Schedule, rng: random.Random, level: int, outcome) -> tuple[list[Chain], float, int]:
+    """Run a schedule with chains of about one second: the chains that count, the seconds, how many chains ran alone."""
+    now, alone, in_flight, done = 0.0, 0, [], []
+    while True:
+        while len(in_flight) < level and (job := next(plan)) is not None:
+            heapq.heappush(in_flight, (now + rng.uniform(0.6, 1.4), rng.random(), (job[0].id, job[1])))
+        if not in_flight or plan.ended:
+            return done, now, alone
+        alone += len(in_flight) == 1
+        now, _, key = heapq.heappop(in_flight)
+        if (chain := outcome(key)) is None:
+            plan.failed(key)
+        else:
+            done.append(chain)
+            plan.finished(chain)
+
+
+def test_failed_chains_that_are_retried_are_retried_together(recipe_file: Path):
+    recipe, prompts, rng = recipe_of(recipe_file, "dataset.rows=400"), prompts_of(200), random.Random(0)
+    good = {(id_, n): rng.random() < 0.3 for id_ in prompts for n in range(8)}
+    fails = {key for key in good if rng.random() < 0.1}
+    plan = schedule.Schedule(recipe, prompts)
+    plan.resume([])
+    done, seconds, _ = timed(plan, rng, 128, lambda key: None if key in fails else chain_of(key, 1.0, good[key]))
+    assert plan.ended == "rows" and plan.rows_so_far == plan.rows == 400
+    plan = schedule.Schedule(recipe, prompts)
+    plan.resume(done)
+    _, again, _ = timed(plan, rng, 128, lambda key: chain_of(key, 1.0, good[key]))
+    # A tenth of the chains is sampled again: one after the other they would take ten times as long as all of them.
+    assert plan.ended == "rows" and again < seconds
+
+
+def test_where_rows_become_rarer_the_server_does_not_stand_still_at_the_end(recipe_file: Path):
+    recipe, prompts, rng = (
+        recipe_of(recipe_file, "dataset.rows=2000", "chain.chains_per_prompt=64"),
+        prompts_of(200),
+        random.Random(0),
+    )
+
+    def outcome(key):
+        return chain_of(key, rng.random(), is_better=rng.random() < 0.6 * max(0.15, 1 - key[1] / 30))
+
+    plan = schedule.Schedule(recipe, prompts)
+    plan.resume([])
+    _, _, alone = timed(plan, rng, 128, outcome)
+    assert plan.ended == "rows" and alone < 8
+
+
 @pytest.mark.parametrize("level", [1, 16, 64, 256])
 @pytest.mark.parametrize("budget", [20_000, 100_000])
 def test_the_budget_is_kept_however_long_the_chains_in_flight_are(recipe_file: Path, level: int, budget: int):
