@@ -64,8 +64,18 @@ def test_a_changed_distill_section_does_not_sample_again(dsc, recipe_file: Path,
     sample(dsc, recipe_file, server)
     done = sample(dsc, recipe_file, "http://127.0.0.1:1/v1")
     assert done.returncode == 2  # another endpoint may hold another model: not taken over
+    first = the_run(dsc)
+    marker = json.loads((first / "sampling.done.json").read_text())
+    assert "server_start_s" not in marker  # of a server that was up
+    (first / "sampling.done.json").write_text(json.dumps(marker | {"server_start_s": 12.5}))
     done = sample(dsc, recipe_file, server, "distill.lora.r=4")
     assert done.returncode == 0 and "sampling: taken over from" in done.stderr, done.stderr
+    (other,) = [folder for folder in first.parent.iterdir() if folder.name != first.name]
+    assert json.loads((other / "metrics.json").read_text())["server_starts"] == {"sampling": 12.5}
+    (other / "sampling.done.json").unlink()
+    (first / "sampling.done.json").unlink()
+    assert sample(dsc, recipe_file, server, "distill.lora.r=4").returncode == 0
+    assert not json.loads((other / "metrics.json").read_text())["server_starts"]  # what is done anew has its own
 
 
 def test_changed_and_foreign_rows_are_noticed_before_anything_builds_on_them(dsc, recipe_file: Path, server: str):
