@@ -1,10 +1,11 @@
-"""How long commands take to begin: `dsc sample` until its first request reaches a server that is up, `dsc plan`, `dsc --version`.
+"""How long commands take to begin: `dsc sample` until its first request reaches a server, `dsc plan`, `dsc --version`.
 
     python -m tests.benchmarks.start [--times 5] [--json FILE] [--profile FILE]
 
-`first` is the first start of each, with a home that is empty for the first of all: it converts the packaged model. The others are
-medians of further starts, each with a run folder of its own. The server answers at once. Nothing else should run on the machine meanwhile. `--profile` writes what cProfile says
-of one more `dsc sample` (python -m pstats FILE).
+`first` is the first start of each, with a home that is empty for the first of all: it converts the packaged model. The
+others are medians of further starts, each with a run folder of its own. The server is up and answers at once. Nothing
+else should run on the machine meanwhile. `--profile` writes what cProfile says of one more `dsc sample` (python -m
+pstats FILE).
 """
 
 from __future__ import annotations
