@@ -2,7 +2,8 @@
 
 `connect` sends a chat completion of the form that the run sends. What the server refuses of it is left out or renamed
 (requests.py), for the rest of the process; `connections` tells what was learned, for run.json. The list of models is a
-courtesy: it is read only to find a name that the recipe does not give, and for the text of an error.
+courtesy: it is read to find a name that the recipe does not give, for the text of an error, and to see whether the
+server is one that batches continuously.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from dsc_hub.config.recipe import Recipe, Server, generation_at_evaluation, serv
 from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.inference import replies, requests
+from dsc_hub.inference.concurrency import FIRST, FIRST_BATCHED
 from dsc_hub.inference.http import open_url
 from dsc_hub.inference.requests import SEED, generation_parameters
 from dsc_hub.inference.servers import Endpoint
@@ -31,6 +33,8 @@ from dsc_hub.system import addresses
 from dsc_hub.system.progress import say
 
 LISTING_S = 20.0  # seconds to wait for the list of models
+OWNER_S = 5.0  # the same, where only its owner is of interest
+BATCHING = {"vllm", "sglang"}  # owners in the lists of models of servers that batch continuously
 BUSY_TRIES = 4  # requests before a server that is busy, or loads its model, counts as unusable
 BUSY_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # pause before the next of them, longer each time, and its maximum
 BASE, CRITIC = "serving.endpoints", "chain.critic"  # `Server.place`
@@ -62,7 +66,13 @@ def external(section: ServingConfig) -> list[Endpoint]:
     """
     key = key_in(section.api_key_env)
     return [
-        Endpoint(url, section.served_model or _only_model(url, key, section), key, check=partial(check_up, url, key))
+        Endpoint(
+            url,
+            section.served_model or _only_model(url, key, section),
+            key,
+            check=partial(check_up, url, key),
+            first_limit=FIRST_BATCHED if _batches(url, key) else FIRST,
+        )
         for url in (url.rstrip("/") for url in section.endpoints)
     ]
 
@@ -352,10 +362,24 @@ def _listed(url: str, key: str) -> list[str] | None:
         return None
 
 
+def _batches(url: str, key: str) -> bool:
+    """Return whether a server says in its list of models that it is one that batches continuously."""
+    try:
+        owners = {row.get("owned_by") for row in _read_models(url, key, OWNER_S) if isinstance(row, dict)}
+    except (OSError, HTTPException, ValueError, TypeError, AttributeError):
+        return False
+    return not owners.isdisjoint(BATCHING)
+
+
 def _read_names(url: str, key: str) -> list[str]:
     """Return the names in the answer to /models: of OpenAI's form, a bare list, or of plain names."""
+    return [row if isinstance(row, str) else str(row.get("id") or row["name"]) for row in _read_models(url, key)]
+
+
+def _read_models(url: str, key: str, timeout_s: float = LISTING_S) -> list[Any]:
+    """Return the entries of the answer to /models."""
     request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
-    with open_url(request, timeout_s=LISTING_S) as answer:
+    with open_url(request, timeout_s=timeout_s) as answer:
         try:
             value = json.load(answer)
         except RecursionError:
@@ -363,7 +387,7 @@ def _read_names(url: str, key: str) -> list[str]:
     rows = value if isinstance(value, list) else value.get("data", value.get("models"))
     if not isinstance(rows, list):
         raise TypeError("no list of models")
-    return [row if isinstance(row, str) else str(row.get("id") or row["name"]) for row in rows]
+    return rows
 
 
 def _names_at(url: str, key: str, section: ServingConfig) -> list[str]:

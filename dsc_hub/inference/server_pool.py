@@ -106,7 +106,7 @@ class ServerPool:
     def __post_init__(self) -> None:
         limits = self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency,) * len(self.endpoints)
         self.all = [
-            PooledServer(self, e, ConcurrencyLimit(n), _proxy_of(e.url))
+            PooledServer(self, e, ConcurrencyLimit(n, e.first_limit), _proxy_of(e.url))
             for e, n in zip(self.endpoints, limits, strict=True)
         ]
         self._waiting: list[_Waiter] = []

@@ -18,6 +18,7 @@ from typing import Any
 
 from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ConfigError
+from dsc_hub.inference.concurrency import FIRST, FIRST_BATCHED
 from dsc_hub.inference.http import open_url
 from dsc_hub.inference.requests import RequestForm
 from dsc_hub.inference.vllm import BASE, ENDS_THOUGHTS, VllmServer
@@ -52,6 +53,7 @@ class Endpoint:
     ends_thoughts: bool = False  # whether it takes `thinking_token_budget`
     form: RequestForm = field(default_factory=dict, hash=False)
     extra: Mapping[str, Any] | None = field(default=None, hash=False)
+    first_limit: int = FIRST  # requests in flight at which the concurrency `auto` begins
 
 
 @contextmanager
@@ -91,9 +93,18 @@ def serve_model(
             while not all([engine.is_ready() for engine in engines]):
                 line.show(f"vLLM is starting  {duration(monotonic() - started)}  -> {log}")
                 sleep(0.25)
-        limits = ENDS_THOUGHTS in more
         yield [
-            Endpoint(f"{e.url}/v1", BASE, e.api_key, e.check_after_loss, e.restart, e.is_ready, limits) for e in engines
+            Endpoint(
+                f"{e.url}/v1",
+                BASE,
+                e.api_key,
+                e.check_after_loss,
+                e.restart,
+                e.is_ready,
+                ends_thoughts=ENDS_THOUGHTS in more,
+                first_limit=FIRST_BATCHED,
+            )
+            for e in engines
         ]
 
 

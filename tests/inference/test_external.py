@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +11,11 @@ import pytest
 
 from dsc_hub.config import recipe_files
 from dsc_hub.config.recipe import Server
+from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import external, requests
+from dsc_hub.inference.client import Generator
+from dsc_hub.inference.concurrency import FIRST, FIRST_BATCHED
 from dsc_hub.inference.servers import Endpoint
 from tests.scripted_server import REFUSING
 
@@ -174,6 +178,26 @@ def test_a_list_of_models_is_a_courtesy(start: Callable[..., Any], connect: Call
     elif kind != "other models":
         assert external.external(section)[0].model == "scripted"
     external.check_up(url, "k")  # it is there, whatever it lists
+
+
+@pytest.mark.parametrize(
+    ("owner", "first"),
+    [("vllm", FIRST_BATCHED), ("sglang", FIRST_BATCHED), ("llamacpp", FIRST), (None, FIRST), (["vllm"], FIRST)],
+)
+def test_a_server_that_batches_continuously_gets_more_requests_from_the_start(
+    start: Callable[..., Any], owner: Any, first: int
+):
+    entry = {"id": "m", "object": "model"} | ({} if owner is None else {"owned_by": owner})
+    url = f"http://127.0.0.1:{start(listing=lambda: (200, {'data': [entry]})).server_port}/v1"
+    for name in ("m", None):  # whether or not the recipe names the model
+        section = external.ServingConfig(endpoints=(url,), served_model=name)
+        (endpoint,) = external.external(section)
+
+        async def level(endpoint: Endpoint = endpoint) -> int:
+            async with Generator([endpoint], GenerationConfig(), 5.0) as generator:
+                return generator.level()
+
+        assert asyncio.run(level()) == first
 
 
 def test_what_is_wrong_is_said_with_key_address_and_what_to_do(
