@@ -17,6 +17,7 @@ from typing import Any
 
 from dsc_hub.errors import ConfigError
 from dsc_hub.system.cache import recall_value, store_value
+from dsc_hub.system.files import parse_json
 from dsc_hub.system.progress import clean
 
 MARK = ".dsc-pulled.json"  # `dsc pull` downloads no hidden files, so no repo can contain a mark
@@ -114,7 +115,7 @@ def _mark(folder: Path) -> dict[str, Any]:
 def _read_mark(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if the file is missing or invalid."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -12,6 +12,7 @@ from typing import Any
 
 from dsc_hub.errors import DataError
 from dsc_hub.records import Message, Tool
+from dsc_hub.system.files import parse_json
 
 ROLES = ("system", "user", "assistant", "tool", "function")
 SHAREGPT = {"human": "user", "gpt": "assistant"}  # its names of roles; others are the same
@@ -105,8 +106,8 @@ def parse_tools(cell: Any) -> tuple[Tool, ...]:
 def json_objects(text: str) -> list[Any] | str:
     """Return the list of objects that a text is the JSON of; any other text as it is."""
     try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
+        value = parse_json(text) if text.lstrip().startswith("[") else None
+    except ValueError:
         return text
     return value if isinstance(value, list) and all(isinstance(item, dict) for item in value) else text
 

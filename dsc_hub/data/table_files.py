@@ -15,6 +15,7 @@ from typing import Any
 from dsc_hub.config.sampling import OTHER_FILES, TABLES, table_suffix
 from dsc_hub.errors import DataError
 from dsc_hub.system import parquet, progress
+from dsc_hub.system.files import parse_json
 
 DELIMITERS = (",", ";", "\t", "|")
 FEWEST_LINES = 3  # lines of text with as many semicolons each that are taken for a table
@@ -90,8 +91,8 @@ def _looks_like(lines: list[str], column: str) -> str | None:
 
 def _is_json(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), (dict, list))
-    except (ValueError, RecursionError):
+        return isinstance(parse_json(text), (dict, list))
+    except ValueError:
         return False
 
 
@@ -145,8 +146,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     text = _text(path)
     if text.lstrip().startswith("["):
         try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as e:
+            rows = parse_json(text)
+        except ValueError as e:
             raise DataError(f"{path} is not JSON: {e}") from None
         for number, row in enumerate(rows, 1):
             yield _object(row, f"{path} item {number}")
@@ -155,8 +156,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as e:
+            row = parse_json(line)
+        except ValueError as e:
             if number == 1 and _is_json(text):
                 break  # one object over several lines
             raise DataError(f"{path} line {number} is not JSON: {e}") from None

@@ -48,6 +48,9 @@ REHEARSES = "rehearses"  # what a check prints when it begins to train
 _SHAPES_TRAINING = ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
 # Limits of a settings check: a library may open a value that looks like a file and read it to the end.
 CHECKED_WITHIN_S, CHECKED_IN_BYTES = 300, 8 << 30
+# With Intel's OpenMP that spins for 1 ms only, and with freed memory that is kept instead of being unmapped, and zeroed
+# by the kernel at its next use, a step takes 0.76 of the time on two cores (0.94 beside a busy process; with 5 ms 1.3).
+ON_CPU = {"KMP_BLOCKTIME": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot allocate memory")
 _KEPT_LINES = 15
 
@@ -293,6 +296,10 @@ def _for_training(environment: dict[str, str], processes: int) -> dict[str, str]
     environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))
     # OpenMP threads spin while they wait for each other; beside another busy process, steps get many times slower.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if machine.vllm_on_cpu():
+        environment |= machine.openmp_preload(environment)
+        for name, value in ON_CPU.items():
+            environment.setdefault(name, value)
     # torchrun kills its workers after 30 s by default, which may be less than a step and its checkpoint.
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STEP_GRACE_S - 10)
     # trl sends telemetry by default; a run must not send anything that its user did not request.

@@ -113,7 +113,12 @@ def has_chat_template(folder: Path) -> bool:
 
 def config_of(folder: Path) -> dict[str, Any]:
     """Return a model's config.json, {} if there is none; ModelError if it is no JSON object."""
-    if not (file := folder / "config.json").is_file():
+    return json_object(folder / "config.json")
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """Return the object in a file of a model, {} if there is no such file; ModelError if it is no JSON object."""
+    if not file.is_file():
         return {}
     try:
         value = parse_json(file.read_text(encoding="utf-8"))

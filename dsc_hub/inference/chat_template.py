@@ -15,8 +15,8 @@ from typing import Any
 from dsc_hub.chain.chain import exchange, opening_of
 from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.errors import ModelError
+from dsc_hub.inference.base_model import json_object
 from dsc_hub.records import Message, Prompt
-from dsc_hub.system.files import parse_json
 
 THINKING = ("enable_thinking", "thinking")  # settings by which templates switch thinking on or off
 _OPENED = ("<think>", "<thinking>", "<|channel>thought")  # a template may end the prompt with one of them
@@ -84,7 +84,7 @@ class Findings:
 
 def load_template(folder: Path) -> ChatTemplate:
     """Return the chat template of a model's folder, as transformers chooses it; ModelError if there is none."""
-    config = _json(folder / "tokenizer_config.json")
+    config = json_object(folder / "tokenizer_config.json")
     source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
         source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
@@ -92,15 +92,7 @@ def load_template(folder: Path) -> ChatTemplate:
         source = own.read_text(encoding="utf-8")
     if not source:
         raise ModelError(f"the model in {folder} has no chat template", "Add chat_template.jinja to its folder.")
-    return ChatTemplate(source, _special_tokens(_json(folder / "special_tokens_map.json") | config))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        value = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as e:
-        raise ModelError(f"{file} is damaged: {e}") from None
-    return value if isinstance(value, dict) else {}
+    return ChatTemplate(source, _special_tokens(json_object(folder / "special_tokens_map.json") | config))
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

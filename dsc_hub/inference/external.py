@@ -30,6 +30,7 @@ from dsc_hub.inference.http import open_url
 from dsc_hub.inference.requests import SEED, generation_parameters
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.system import addresses
+from dsc_hub.system.files import parse_json
 from dsc_hub.system.progress import say
 
 LISTING_S = 20.0  # seconds to wait for the list of models
@@ -381,9 +382,9 @@ def _read_models(url: str, key: str, timeout_s: float = LISTING_S) -> list[Any]:
     request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
     with open_url(request, timeout_s=timeout_s) as answer:
         try:
-            value = json.load(answer)
-        except RecursionError:
-            raise TypeError("no list of models, but deeply nested JSON") from None
+            value = parse_json(answer.read())
+        except ValueError:
+            raise TypeError("no list of models") from None
     rows = value if isinstance(value, list) else value.get("data", value.get("models"))
     if not isinstance(rows, list):
         raise TypeError("no list of models")
@@ -399,7 +400,7 @@ def _names_at(url: str, key: str, section: ServingConfig) -> list[str]:
         name = "Name the model with serving.served_model: its list of models can't be read."
         hint = f"Put its key into {section.api_key_env}." if e.code in (401, 403) else name
         raise ServingError(f"endpoint {url} answered {e.code} {e.reason} to /models: {said}", hint) from None
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
+    except (KeyError, TypeError, AttributeError):
         raise ServingError(
             f"endpoint {url} answers to /models with something else than a list of models",
             "Name the model with serving.served_model.",

@@ -22,6 +22,7 @@ from dsc_hub.inference.chat_template import Refused, load_template
 from dsc_hub.inference.http import open_url
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.records import Message
+from dsc_hub.system.files import parse_json
 
 _SHOWN = 160  # characters of each rendering in the message, from a little before the first difference
 _BEFORE = 40
@@ -70,8 +71,8 @@ def _tokens_at(endpoint: Endpoint, messages: Sequence[Message], settings: dict[s
     url = f"{endpoint.url.removesuffix('/v1')}/tokenize"
     try:
         with open_url(urllib.request.Request(url, json.dumps(body).encode(), headers), timeout_s=20) as answer:
-            tokens = json.load(answer)["tokens"]
-    except (OSError, HTTPException, ValueError, KeyError, TypeError, RecursionError):
+            tokens = parse_json(answer.read())["tokens"]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return None
     is_ids = isinstance(tokens, list) and all(isinstance(t, int) and 0 <= t < 1 << 31 for t in tokens)
     return tokens if is_ids and tokens else None

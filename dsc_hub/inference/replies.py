@@ -5,10 +5,11 @@ Nothing else in the package reads a server's JSON about an answer.
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, Field, FiniteFloat, ValidationError
+
+from dsc_hub.system.files import parse_json
 
 MOST_TOKENS = 100_000_000  # a larger count is nonsense
 MOST_BYTES = 64 * 2**20  # of one reply
@@ -77,8 +78,8 @@ R = TypeVar("R", bound=BaseModel)
 def parse_object(data: bytes) -> dict[str, Any]:
     """Return the JSON object in a reply. BadReply if it is none."""
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
+        value = parse_json(data)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise BadReply(f"what is no JSON object: {data[:100]!r}")

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dsc_hub.config.serving import GenerationConfig
+from dsc_hub.system.files import parse_json
 
 # Our parameter -> the name under which it is sent; None: it is not sent. A parameter that is missing keeps its name.
 RequestForm = Mapping[str, str | None]
@@ -147,8 +148,8 @@ def mask(text: str, key: str) -> str:
 def _fields(data: bytes) -> set[str]:
     """Return the names in an error's fields `param` (a text) and `loc` (a path, as pydantic gives it), at any depth."""
     try:
-        pending, names = [json.loads(data)], set[str]()
-    except (ValueError, RecursionError):
+        pending, names = [parse_json(data)], set[str]()
+    except ValueError:
         return set()
     while pending:
         value = pending.pop()

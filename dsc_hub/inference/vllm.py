@@ -24,7 +24,7 @@ from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST
 from dsc_hub.system.endings import shown_ending
-from dsc_hub.system.machine import cores, cpu_dtype, for_child, has_quota, openmp_library, vllm_on_cpu
+from dsc_hub.system.machine import cores, cpu_dtype, for_child, has_quota, openmp_preload, vllm_on_cpu
 from dsc_hub.system.progress import duration
 
 BASE = "base"  # model name of the base model; adapters have names of their own
@@ -136,8 +136,7 @@ def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Se
             env.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         elif own:
             env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(own)
-        if library := openmp_library():
-            env["LD_PRELOAD"] = ":".join(filter(None, [str(library), env.get("LD_PRELOAD")]))
+        env |= openmp_preload(env)
     elif own:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return env

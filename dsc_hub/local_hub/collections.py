@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from dsc_hub.system.files import parse_json
 
 from . import access, answers
 from .routing import PARTS
@@ -34,9 +35,9 @@ def _collection_file(request: Request, namespace: str, slug: str) -> Path:
 def _stored(file: Path) -> dict[str, Any] | None:
     """Return a stored collection; None if the file is missing or invalid: a damaged file must not hide the others."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
         return value if {"title", "private"} <= value.keys() and value["owner"]["name"] else None
-    except (OSError, ValueError, RecursionError, AttributeError, LookupError, TypeError):
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
         return None
 
 

@@ -30,6 +30,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dsc_hub.system.files import parse_json
 from dsc_hub.system.locks import locked
 
 from . import gitfiles
@@ -366,10 +367,10 @@ class Repo:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = parse_json((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise Refusal(404, "Repository not found", "RepoNotFound") from None
-        except (ValueError, RecursionError):
+        except ValueError:
             value = None
         if not isinstance(value, dict) or not NEEDED.get(name, frozenset()) <= value.keys():
             raise Refusal(500, f"This repository can't be read: its {name} is damaged ({self.path})")

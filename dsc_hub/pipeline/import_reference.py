@@ -28,7 +28,7 @@ from dsc_hub.records import SPLITS, Chain, Message, Prompt, Role, Score, Turn
 from dsc_hub.runs.metrics_schema import Sampling
 from dsc_hub.sampling import summary
 from dsc_hub.system import event_loop
-from dsc_hub.system.files import write_whole
+from dsc_hub.system.files import parse_json, write_whole
 from dsc_hub.system.hashing import file_hash
 from dsc_hub.system.progress import say
 
@@ -54,10 +54,10 @@ class ResultRow:
 def read_result_rows(file: Path) -> list[ResultRow]:
     """Read the rows of a file. DataError if it is no JSON list of rows; ConfigError with the first SHOWN bad rows."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{file} not found", "Name the file of result rows, a JSON list.") from None
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         raise DataError(f"{file} is not JSON: {e}", "Expected a JSON list of result rows.") from None
     if not isinstance(data, list) or not data:
         raise DataError(

@@ -176,6 +176,14 @@ def openmp_library() -> Path | None:
     return Path(str(library.locate())).resolve() if library else None
 
 
+def openmp_preload(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the LD_PRELOAD by which a child that computes on the CPU loads Intel's OpenMP, if it is installed."""
+    library = openmp_library()
+    if library is None:
+        return {}
+    return {"LD_PRELOAD": ":".join(filter(None, [str(library), environment.get("LD_PRELOAD")]))}
+
+
 def is_open_to_all(folder: Path) -> bool:
     """Return whether any user of this machine may list the folder, by its mode and those of its parents."""
     try:

