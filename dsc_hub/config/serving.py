@@ -114,7 +114,7 @@ class ServingConfig(Section):
         Field(
             "auto",
             description=(
-                "requests in flight at each server; auto: it begins with 128 (256 with vLLM and SGLang) and doubles as"
+                "requests in flight at each server; auto: it begins with 128 (short texts at vLLM and SGLang: 256) and doubles as"
                 " long as that brings more tokens a second. A list: one for each of `endpoints`"
             ),
         )

@@ -48,9 +48,9 @@ REHEARSES = "rehearses"  # what a check prints when it begins to train
 _SHAPES_TRAINING = ("config.json", "tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
 # Limits of a settings check: a library may open a value that looks like a file and read it to the end.
 CHECKED_WITHIN_S, CHECKED_IN_BYTES = 300, 8 << 30
-# With Intel's OpenMP that spins for 1 ms only, and with freed memory that is kept instead of being unmapped, and zeroed
-# by the kernel at its next use, a step takes 0.76 of the time on two cores (0.94 beside a busy process; with 5 ms 1.3).
-ON_CPU = {"KMP_BLOCKTIME": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
+# Beside Intel's OpenMP: it spins for 1 ms only, and freed memory is kept instead of being unmapped, and zeroed by the
+# kernel at its next use. On two cores a step takes 0.76 of the time; beside a busy process 0.94 (spinning 5 ms: 1.3).
+_CPU_ENVIRONMENT = {"KMP_BLOCKTIME": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 _NO_MEMORY = ("MemoryError", "bad_alloc", "can't allocate memory", "Cannot allocate memory")
 _KEPT_LINES = 15
 
@@ -69,7 +69,7 @@ def launch(run: Run, joins: bool = False) -> Training:
     if joins:
         launch_part(run.folder, LOG)
     else:
-        environment = _child_environment(section.processes) | _keys(run.facts.recipe)
+        environment = _child_environment(section.processes, _is_on_cpu(section)) | _keys(run.facts.recipe)
         _run(_command(run, section), environment, run[LOG])
     training = Training.model_validate(read_json(run["adapter"] / "summary.json"))
     if training.world_size != section.processes:
@@ -85,7 +85,8 @@ def launch_part(run_folder: Path, log: str = "") -> None:
     `log`: name of the log in the run folder; "": distill.RANK.log.
     """
     command = [sys.executable, "-m", "dsc_hub.distill.train", str(run_folder)]
-    environment = _for_training(machine.for_child(os.environ, of_launcher=True), local_world_size())
+    on_cpu = not machine.visible_gpus() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    environment = _for_training(machine.for_child(os.environ, of_launcher=True), local_world_size(), on_cpu)
     environment |= _keys(Run(run_folder).facts.recipe)
     _run(command, environment, run_folder / (log or f"distill.{rank()}.log"))
 
@@ -181,7 +182,7 @@ def rehearse_in_child(recipe: Recipe, model_folder: Path, has_validation: bool) 
 def _check(about: str, given: dict[str, Any]) -> Checked:
     if known := cache.recall_value(KNOWN_GOOD, about):
         return Checked([], TrainingSize.model_validate(known) if isinstance(known, dict) else None)
-    environment = _child_environment(1) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    environment = _child_environment(1, on_cpu=True) | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     limits = f"within {CHECKED_WITHIN_S} s and {CHECKED_IN_BYTES >> 30} GiB of memory"
     endless = ConfigError(
         f"the libraries that train did not come to an end {limits} with the settings of `distill` as they are",
@@ -266,6 +267,11 @@ def _command(run: Run, section: DistillConfig) -> list[str]:
     ]
 
 
+def _is_on_cpu(section: DistillConfig) -> bool:
+    """Return whether the processes that `_command` starts train on the CPU."""
+    return not machine.visible_gpus() or (section.launch is not None and _is_for_cpu(section.launch))
+
+
 def _is_for_cpu(launch: str) -> bool:
     settings = yaml.safe_load(configuration(launch).read_text(encoding="utf-8"))
     return bool(settings.get("use_cpu")) or settings.get("distributed_type") == "MULTI_CPU"
@@ -275,9 +281,9 @@ def _packaged(name: str) -> Path:
     return packaged_folder("recipes") / "accelerate" / f"{name}.yaml"
 
 
-def _child_environment(processes: int) -> dict[str, str]:
+def _child_environment(processes: int, on_cpu: bool) -> dict[str, str]:
     """Return the environment without an outer launcher's variables: its rank would make the children wait for peers."""
-    return _for_training(machine.for_child(os.environ), processes)
+    return _for_training(machine.for_child(os.environ), processes, on_cpu)
 
 
 def _keys(recipe: Recipe) -> dict[str, str]:
@@ -289,17 +295,15 @@ def _keys(recipe: Recipe) -> dict[str, str]:
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
-def _for_training(environment: dict[str, str], processes: int) -> dict[str, str]:
+def _for_training(environment: dict[str, str], processes: int, on_cpu: bool) -> dict[str, str]:
     """Return the environment for one of `processes` training processes on this machine."""
     environment["PYTHONUNBUFFERED"] = "1"
     # accelerate sets its own value (see `_command`); torchrun defaults to one thread per process, with a long warning.
     environment["OMP_NUM_THREADS"] = str(max(1, machine.cores() // processes))
     # OpenMP threads spin while they wait for each other; beside another busy process, steps get many times slower.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if machine.vllm_on_cpu():
-        environment |= machine.openmp_preload(environment)
-        for name, value in ON_CPU.items():
-            environment.setdefault(name, value)
+    if on_cpu:
+        environment |= machine.openmp_preload(environment) | _CPU_ENVIRONMENT
     # torchrun kills its workers after 30 s by default, which may be less than a step and its checkpoint.
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STEP_GRACE_S - 10)
     # trl sends telemetry by default; a run must not send anything that its user did not request.

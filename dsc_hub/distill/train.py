@@ -25,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# accelerate sets it on a CPU; with Intel's OpenMP it would bind this process, and what it starts, to one core.
+os.environ.pop("KMP_AFFINITY", None)
+
 import datasets
 import torch
 

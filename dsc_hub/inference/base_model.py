@@ -100,15 +100,9 @@ def materialize(model: BaseModel, weights: bool = True) -> Path:
 
 
 def has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    config = folder / "tokenizer_config.json"
-    if not config.is_file():
-        return False
-    try:
-        return bool(parse_json(config.read_text(encoding="utf-8")).get("chat_template"))
-    except ValueError as e:
-        raise ModelError(f"{config} is damaged: {e}") from None
+    """Return whether a model's folder has a chat template; ModelError if its file is damaged."""
+    has_own = (folder / "chat_template.jinja").is_file()
+    return has_own or bool(json_object(folder / "tokenizer_config.json").get("chat_template"))
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from dsc_hub.chain.thinking import split_thought
 from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import replies
+from dsc_hub.inference.concurrency import first_of_many
 from dsc_hub.inference.pacing import Pacer, StatedQuota, expected_tokens
 from dsc_hub.inference.prompt_lengths import PromptLengths
 from dsc_hub.inference.requests import chat_body, error_message, generation_parameters
@@ -95,8 +96,9 @@ class Generator:
     new_tokens: int = 0
 
     async def __aenter__(self) -> Generator:
-        self._pool = ServerPool(self.endpoints, self.concurrency, self.retries)
-        self._critic = ServerPool([self.critic] if self.critic else [], "auto", self.retries)
+        first = first_of_many(self.settings.most_tokens, self.timeout_s)
+        self._pool = ServerPool(self.endpoints, self.concurrency, self.retries, first)
+        self._critic = ServerPool([self.critic] if self.critic else [], "auto", self.retries, first)
         self._alone = asyncio.Lock()
         self._lengths = PromptLengths()
         self._pacers = {id(s): Pacer(replace(self.quota)) for s in self._pool.all} if self.quota else {}

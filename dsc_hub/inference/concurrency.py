@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-# First values of `auto`: of any server, and of one that is known to batch continuously (vLLM, SGLang). With vLLM on two
-# cores 256 requests in flight gave 1.1 times the tokens per second of 128; other servers may have a few slots only.
-FIRST, FIRST_BATCHED = 128, 256
+# First values of `auto`: of any server, which may have a few slots only, and of one that is known to take many requests
+# at once (vLLM, SGLang): with vLLM on two cores 256 in flight gave 1.12 times the tokens per second of 128.
+FIRST, FIRST_OF_MANY = 128, 256
+SLOW = 100.0  # tokens per second of a server on a slow CPU; a first value must not make its requests time out
 MOST = 1024  # maximum of `auto`
 GROWTH = 1.05  # minimum throughput gain of a doubled limit, as a factor
 LEAST_S = 5.0  # minimum duration of a measurement, in seconds
@@ -20,6 +21,11 @@ USED = 0.9  # share of the limit that must be in flight, else the measurement is
 BACK = 0.7  # factor by which the limit is lowered if nothing shows what the server can carry
 RISE = 0.05  # share of the limit by which it rises after as many requests as the limit; twice as much each time
 MOST_ROUNDS = 32  # a limit that rose in vain rises again after twice as many requests, and so on up to this factor
+
+
+def first_of_many(most_tokens: int, timeout_s: float) -> int:
+    """Return the first value of `auto` at a server that takes many requests, of up to `most_tokens` new tokens."""
+    return FIRST_OF_MANY if FIRST_OF_MANY * most_tokens <= SLOW * timeout_s else FIRST
 
 
 class ConcurrencyLimit:

@@ -3,7 +3,7 @@
 `connect` sends a chat completion of the form that the run sends. What the server refuses of it is left out or renamed
 (requests.py), for the rest of the process; `connections` tells what was learned, for run.json. The list of models is a
 courtesy: it is read to find a name that the recipe does not give, for the text of an error, and to see whether the
-server is one that batches continuously.
+server is vLLM or SGLang.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from dsc_hub.config.recipe import Recipe, Server, generation_at_evaluation, serv
 from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ConfigError, ServingError
 from dsc_hub.inference import replies, requests
-from dsc_hub.inference.concurrency import FIRST, FIRST_BATCHED
 from dsc_hub.inference.http import open_url
 from dsc_hub.inference.requests import SEED, generation_parameters
 from dsc_hub.inference.servers import Endpoint
@@ -35,7 +34,7 @@ from dsc_hub.system.progress import say
 
 LISTING_S = 20.0  # seconds to wait for the list of models
 OWNER_S = 5.0  # the same, where only its owner is of interest
-BATCHING = {"vllm", "sglang"}  # owners in the lists of models of servers that batch continuously
+TAKING_MANY = {"vllm", "sglang"}  # owners in the lists of models of servers that work at many requests at once
 BUSY_TRIES = 4  # requests before a server that is busy, or loads its model, counts as unusable
 BUSY_WAIT_S, LONGEST_WAIT_S = 1.0, 30.0  # pause before the next of them, longer each time, and its maximum
 BASE, CRITIC = "serving.endpoints", "chain.critic"  # `Server.place`
@@ -58,6 +57,7 @@ class Connection:
 # What was learned in this process, by everything that the trial depended on.
 _forms: dict[str, requests.RequestForm] = {}
 _connections: dict[str, Connection] = {}
+_owned: dict[str, bool] = {}  # whether it takes many requests, by address
 
 
 def external(section: ServingConfig) -> list[Endpoint]:
@@ -72,7 +72,7 @@ def external(section: ServingConfig) -> list[Endpoint]:
             section.served_model or _only_model(url, key, section),
             key,
             check=partial(check_up, url, key),
-            first_limit=FIRST_BATCHED if _batches(url, key) else FIRST,
+            takes_many=_takes_many(url, key),
         )
         for url in (url.rstrip("/") for url in section.endpoints)
     ]
@@ -123,7 +123,8 @@ def critic_endpoint(recipe: Recipe, settings: GenerationConfig | None = None) ->
             "Give one: chain.critic.endpoint=http://host:8000/v1",
         )
     server = Server(CRITIC, critic.endpoint, critic.api_key_env, critic.model)
-    endpoint = replace(endpoint_of(server), extra=critic.extra)
+    endpoint = endpoint_of(server)
+    endpoint = replace(endpoint, extra=critic.extra, takes_many=_takes_many(endpoint.url, endpoint.api_key))
     parameters = generation_parameters(settings or recipe.generation)
     extra = {**critic.extra, **trial_tools(recipe)}
     return connect(endpoint, server, parameters, trial_messages(recipe), extra, recipe.serving.request_timeout_s)
@@ -363,13 +364,15 @@ def _listed(url: str, key: str) -> list[str] | None:
         return None
 
 
-def _batches(url: str, key: str) -> bool:
-    """Return whether a server says in its list of models that it is one that batches continuously."""
-    try:
-        owners = {row.get("owned_by") for row in _read_models(url, key, OWNER_S) if isinstance(row, dict)}
-    except (OSError, HTTPException, ValueError, TypeError, AttributeError):
-        return False
-    return not owners.isdisjoint(BATCHING)
+def _takes_many(url: str, key: str) -> bool:
+    """Return whether a server's list of models names vLLM or SGLang as owner; it is asked once in a process."""
+    if url not in _owned:
+        try:
+            owners = {row.get("owned_by") for row in _read_models(url, key, OWNER_S) if isinstance(row, dict)}
+        except (OSError, HTTPException, ValueError, TypeError, AttributeError):
+            owners = set()
+        _owned[url] = not owners.isdisjoint(TAKING_MANY)
+    return _owned[url]
 
 
 def _read_names(url: str, key: str) -> list[str]:
@@ -382,7 +385,7 @@ def _read_models(url: str, key: str, timeout_s: float = LISTING_S) -> list[Any]:
     request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
     with open_url(request, timeout_s=timeout_s) as answer:
         try:
-            value = parse_json(answer.read())
+            value = parse_json(answer.read(replies.MOST_BYTES))
         except ValueError:
             raise TypeError("no list of models") from None
     rows = value if isinstance(value, list) else value.get("data", value.get("models"))

@@ -21,7 +21,7 @@ from typing import Literal, TypeVar
 
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import retries
-from dsc_hub.inference.concurrency import BACK, ConcurrencyLimit
+from dsc_hub.inference.concurrency import BACK, FIRST, ConcurrencyLimit
 from dsc_hub.inference.quota import Quota
 from dsc_hub.inference.rests import RESTS, FailureStreak
 from dsc_hub.inference.retries import Again, RequestFailed, ServerGone
@@ -87,7 +87,8 @@ class _Waiter:
 
 @dataclass(eq=False)
 class ServerPool:
-    """Servers of the same model. `concurrency`: limit of each, or a tuple with one per server.
+    """Servers of the same model. `concurrency`: limit of each, or a tuple with one per server; `first_of_many` is where
+    `auto` begins for one that takes many requests.
 
     `retries` is the generator's counter, in which "server back" is counted; `answered` counts the answered requests,
     `failed_in_a_row` the requests that failed for good since the last answer. `known` sends a request again that was
@@ -97,6 +98,7 @@ class ServerPool:
     endpoints: Sequence[Endpoint]
     concurrency: Concurrency | tuple[Concurrency, ...]
     retries: Counter[str]
+    first_of_many: int = FIRST
     answered: int = 0
     failed_in_a_row: int = 0
     known: Callable[[PooledServer], Awaitable[object]] | None = None
@@ -106,7 +108,7 @@ class ServerPool:
     def __post_init__(self) -> None:
         limits = self.concurrency if isinstance(self.concurrency, tuple) else (self.concurrency,) * len(self.endpoints)
         self.all = [
-            PooledServer(self, e, ConcurrencyLimit(n, e.first_limit), _proxy_of(e.url))
+            PooledServer(self, e, ConcurrencyLimit(n, self.first_of_many if e.takes_many else FIRST), _proxy_of(e.url))
             for e, n in zip(self.endpoints, limits, strict=True)
         ]
         self._waiting: list[_Waiter] = []

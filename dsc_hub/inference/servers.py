@@ -18,7 +18,6 @@ from typing import Any
 
 from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ConfigError
-from dsc_hub.inference.concurrency import FIRST, FIRST_BATCHED
 from dsc_hub.inference.http import open_url
 from dsc_hub.inference.requests import RequestForm
 from dsc_hub.inference.vllm import BASE, ENDS_THOUGHTS, VllmServer
@@ -53,7 +52,7 @@ class Endpoint:
     ends_thoughts: bool = False  # whether it takes `thinking_token_budget`
     form: RequestForm = field(default_factory=dict, hash=False)
     extra: Mapping[str, Any] | None = field(default=None, hash=False)
-    first_limit: int = FIRST  # requests in flight at which the concurrency `auto` begins
+    takes_many: bool = False  # whether it is known to work at many requests at once
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def serve_model(
                 e.restart,
                 e.is_ready,
                 ends_thoughts=ENDS_THOUGHTS in more,
-                first_limit=FIRST_BATCHED,
+                takes_many=True,
             )
             for e in engines
         ]

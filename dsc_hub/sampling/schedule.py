@@ -28,7 +28,8 @@ from dsc_hub.records import Chain, Prompt
 from dsc_hub.runs.row_index import Key
 
 # Waves between a wave and the chains that it depends on. Chains that began together end together, so a server of 128
-# requests stands still unless twice as many chains may begin: four waves of 32 kept 4 to 85 requests running.
+# requests stands still unless twice as many chains may begin: four waves of 32 kept 4 to 85 requests running. With
+# fewer than about 1,000 rows, 256 requests are not always in flight; more waves would learn later.
 AHEAD = 8
 SMALLEST_WAVE, LARGEST_WAVE = 32, 256  # chains; between them a sixteenth of the rows that are asked for
 # A prompt is given up after so many times the chains that a candidate takes on average, if none of them gave one. If

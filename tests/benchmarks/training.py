@@ -78,7 +78,7 @@ def run_folder(folder: Path, model: Path, rows: int, steps: int) -> Any:
 
 
 def one_round(model: Path, work: Path, steps: int, longest: int, dsc_first: bool, as_started: bool) -> dict[str, Any]:
-    environment = _for_training(machine.for_child(os.environ), 1)
+    environment = _for_training(machine.for_child(os.environ), 1, on_cpu=True)
     of_bare = machine.for_child(os.environ) if as_started else environment
     run = run_folder(work / "run", model, ROWS, steps)
     rows = run["dataset"] / "sft" / "train-00000-of-00001.parquet"

@@ -666,18 +666,33 @@ def test_a_gpu_that_only_emulates_bfloat16_trains_in_float32(monkeypatch):
 
 
 def test_a_training_on_the_cpu_keeps_its_memory_and_loads_the_faster_openmp(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("MALLOC_MMAP_MAX_", "7")  # the user's own setting stays
     monkeypatch.setenv("LD_PRELOAD", "libmine.so")
-    monkeypatch.setattr(machine, "vllm_on_cpu", lambda: True)
-    environment = launcher._child_environment(1)
-    assert environment | launcher.ON_CPU | {"MALLOC_MMAP_MAX_": "7"} == environment
-    assert environment["LD_PRELOAD"] == f"{machine.openmp_library()}:libmine.so"
-    monkeypatch.setattr(machine, "vllm_on_cpu", lambda: False)
-    monkeypatch.delenv("MALLOC_MMAP_MAX_")
-    on_gpu = launcher._child_environment(1)
+    monkeypatch.setattr(machine, "openmp_library", lambda: Path("/lib/libiomp5.so"))
+    environment = launcher._child_environment(1, on_cpu=True)
+    assert environment["LD_PRELOAD"] == "/lib/libiomp5.so:libmine.so" and environment["KMP_BLOCKTIME"] == "1"
+    monkeypatch.setattr(machine, "openmp_library", lambda: None)  # as with the GPU lock
+    assert launcher._child_environment(1, on_cpu=True)["LD_PRELOAD"] == "libmine.so"
+    on_gpu = launcher._child_environment(1, on_cpu=False)
     assert on_gpu["LD_PRELOAD"] == "libmine.so" and "MALLOC_MMAP_MAX_" not in on_gpu
 
 
+@pytest.mark.parametrize(("launch", "gpus", "on_cpu"), [(None, 0, True), (None, 1, False), ("one_cpu", 1, True)])
+def test_where_a_training_runs_decides_its_environment(
+    monkeypatch: pytest.MonkeyPatch, launch: str | None, gpus: int, on_cpu: bool
+):
+    monkeypatch.setattr(machine, "visible_gpus", lambda: ("0",) * gpus)
+    assert launcher._is_on_cpu(DistillConfig(launch=launch)) == on_cpu
+
+
+def printed(code: str, environment: dict[str, str]) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+needs_openmp = pytest.mark.skipif(machine.openmp_library() is None, reason="Intel's OpenMP comes with the CPU lock")
+
+
+@needs_openmp
 def test_what_the_environment_of_a_training_sets_is_in_effect_there():
     """A large block comes out of the heap, and not from the kernel, in a process with this environment."""
     code = (
@@ -687,6 +702,15 @@ def test_what_the_environment_of_a_training_sets_is_in_effect_there():
         "heap = next(l for l in open('/proc/self/maps') if '[heap]' in l).split()[0].split('-')\n"
         "print('libiomp5.so' in maps, int(heap[0], 16) <= block.data_ptr() < int(heap[1], 16))"
     )
-    for environment, seen in ((launcher._child_environment(1), "True True"), (dict(os.environ), "False False")):
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == seen.split()
+    assert printed(code, launcher._child_environment(1, on_cpu=True)) == ["True", "True"]
+    assert printed(code, launcher._child_environment(1, on_cpu=False)) == ["False", "False"]
+
+
+@needs_openmp
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="of one core nothing can be taken away")
+def test_a_training_is_not_bound_to_one_core_by_what_accelerate_sets():
+    code = "import os\n{}\nimport torch\nx = torch.ones(2000, 2000)\n(x @ x).sum()\nprint(len(os.sched_getaffinity(0)))"
+    environment = launcher._child_environment(1, on_cpu=True) | {"KMP_AFFINITY": "granularity=fine,compact,1,0"}
+    assert printed(code.format(""), environment) == ["1"]
+    imported = code.format("from dsc_hub.distill import train")
+    assert printed(imported, environment) == [str(len(os.sched_getaffinity(0)))]

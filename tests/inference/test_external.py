@@ -15,7 +15,7 @@ from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference import external, requests
 from dsc_hub.inference.client import Generator
-from dsc_hub.inference.concurrency import FIRST, FIRST_BATCHED
+from dsc_hub.inference.concurrency import FIRST, FIRST_OF_MANY
 from dsc_hub.inference.servers import Endpoint
 from tests.scripted_server import REFUSING
 
@@ -28,6 +28,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(external, "BUSY_WAIT_S", 0.01)
     monkeypatch.setattr(external, "_forms", {})
     monkeypatch.setattr(external, "_connections", {})
+    monkeypatch.setattr(external, "_owned", {})
 
 
 @pytest.fixture
@@ -182,22 +183,43 @@ def test_a_list_of_models_is_a_courtesy(start: Callable[..., Any], connect: Call
 
 @pytest.mark.parametrize(
     ("owner", "first"),
-    [("vllm", FIRST_BATCHED), ("sglang", FIRST_BATCHED), ("llamacpp", FIRST), (None, FIRST), (["vllm"], FIRST)],
+    [("vllm", FIRST_OF_MANY), ("sglang", FIRST_OF_MANY), ("llamacpp", FIRST), (None, FIRST), (["vllm"], FIRST)],
 )
-def test_a_server_that_batches_continuously_gets_more_requests_from_the_start(
-    start: Callable[..., Any], owner: Any, first: int
-):
+def test_a_server_that_takes_many_requests_gets_more_from_the_start(start: Callable[..., Any], owner: Any, first: int):
     entry = {"id": "m", "object": "model"} | ({} if owner is None else {"owned_by": owner})
     url = f"http://127.0.0.1:{start(listing=lambda: (200, {'data': [entry]})).server_port}/v1"
     for name in ("m", None):  # whether or not the recipe names the model
         section = external.ServingConfig(endpoints=(url,), served_model=name)
         (endpoint,) = external.external(section)
 
-        async def level(endpoint: Endpoint = endpoint) -> int:
-            async with Generator([endpoint], GenerationConfig(), 5.0) as generator:
-                return generator.level()
+        assert level_of(endpoint, tokens=128) == first
+        assert level_of(endpoint, tokens=1024) == FIRST  # on a slow CPU 256 such requests would time out
 
-        assert asyncio.run(level()) == first
+
+def level_of(endpoint: Endpoint, tokens: int) -> int:
+    async def level() -> int:
+        async with Generator([endpoint], GenerationConfig(max_new_tokens=tokens), 600.0) as generator:
+            return generator.level()
+
+    return asyncio.run(level())
+
+
+def test_who_owns_a_servers_models_is_asked_once_and_each_server_by_itself(start: Callable[..., Any]):
+    asked: list[int] = []
+
+    def listing() -> tuple[int, Any]:
+        asked.append(1)
+        return 200, {"data": [{"id": "m", "owned_by": "vllm"}]}
+
+    def missing() -> tuple[int, Any]:
+        asked.append(1)
+        return 404, {"detail": "Not Found"}
+
+    urls = [f"http://127.0.0.1:{start(listing=one).server_port}/v1" for one in (listing, missing)]
+    section = external.ServingConfig(endpoints=tuple(urls), served_model="m")
+    for _ in range(3):
+        assert [endpoint.takes_many for endpoint in external.external(section)] == [True, False]
+    assert len(asked) == 2
 
 
 def test_what_is_wrong_is_said_with_key_address_and_what_to_do(

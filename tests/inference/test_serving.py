@@ -126,7 +126,7 @@ def test_no_secret_reaches_a_child(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv(name, value)
     for env in (
         vllm.vllm_environment(ServingConfig(), on_cpu=True, api_key="k"),
-        launcher._child_environment(1),
+        launcher._child_environment(1, on_cpu=True),
         machine.for_child(os.environ),
     ):
         assert "hush-hush" not in env.values() and kept.items() <= env.items()

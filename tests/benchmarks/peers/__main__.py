@@ -100,7 +100,9 @@ def installed(name: str, environments: Path) -> Path:
     if not (environments / name / "installed").exists():
         print(f"installing {name} ...", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(environments / name)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEERS[name]], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:", *PEERS[name]], check=True
+        )
         (environments / name / "installed").touch()
     return python
 
@@ -163,7 +165,7 @@ def run_tool(name: str, python: Path, url: str, work: Path, run: str, chains: in
     """Run one tool on the first so many prompts; return tokens and chains a second, and seconds."""
     place = work / run
     place.mkdir()
-    env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    env = {k: v for k, v in machine.for_child(os.environ).items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
     env |= {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -195,7 +197,7 @@ def run_tool(name: str, python: Path, url: str, work: Path, run: str, chains: in
         "tokens/s": round(tokens / seconds, 1),
         "chains/s": round(chains / seconds, 3),
         "seconds": round(seconds, 2),
-        "start": round(start[0], 2),
+        "start": round(start[0], 2) if start else float("nan"),
         "new tokens": tokens,
     }
 
