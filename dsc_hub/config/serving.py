@@ -114,8 +114,8 @@ class ServingConfig(Section):
         Field(
             "auto",
             description=(
-                "requests in flight at each server; auto: it begins with 128 (short texts at vLLM and SGLang: 256) and doubles as"
-                " long as that brings more tokens a second. A list: one for each of `endpoints`"
+                "requests in flight at each server; auto: it begins with 128 (short texts at vLLM and SGLang: 256) and"
+                " doubles as long as that brings more tokens a second. A list: one for each of `endpoints`"
             ),
         )
     )
