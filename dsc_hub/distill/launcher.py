@@ -303,7 +303,7 @@ def _for_training(environment: dict[str, str], processes: int, on_cpu: bool) -> 
     # OpenMP threads spin while they wait for each other; beside another busy process, steps get many times slower.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if on_cpu:
-        environment |= machine.openmp_preload(environment) | _CPU_ENVIRONMENT
+        environment = _CPU_ENVIRONMENT | environment | machine.openmp_preload(environment)
     # torchrun kills its workers after 30 s by default, which may be less than a step and its checkpoint.
     environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(STEP_GRACE_S - 10)
     # trl sends telemetry by default; a run must not send anything that its user did not request.

@@ -14,7 +14,7 @@ from dsc_hub.config.models import is_at_endpoints, models_by_server, ways_by_mod
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.stages import NAMES
 from dsc_hub.distill import launcher
-from dsc_hub.distill.memory import GIB, TrainingSize, peak_bytes
+from dsc_hub.distill.memory import GIB, KEPT_ON_CPU, TrainingSize, peak_bytes
 from dsc_hub.inference import base_model
 from dsc_hub.inference.base_model import TURN_OVERHEAD, estimated_counter
 from dsc_hub.pipeline import pace, work
@@ -178,7 +178,7 @@ def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path,
     on_cpu = not machine.gpus()
     wide = 4 if on_cpu and machine.cpu_dtype() == "float32" else 2
     available = machine.memory_gib() if on_cpu else machine.gpu_memory_gib()
-    peak = peak_bytes(size, rows, length, wide) * (recipe.distill.processes if on_cpu else 1)
+    peak = peak_bytes(size, rows, length, wide) * (recipe.distill.processes * KEPT_ON_CPU if on_cpu else 1)
     return TrainingNeed(
         parameters=size.parameters,
         trained=size.trained,

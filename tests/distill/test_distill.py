@@ -671,7 +671,10 @@ def test_a_training_on_the_cpu_keeps_its_memory_and_loads_the_faster_openmp(monk
     environment = launcher._child_environment(1, on_cpu=True)
     assert environment["LD_PRELOAD"] == "/lib/libiomp5.so:libmine.so" and environment["KMP_BLOCKTIME"] == "1"
     monkeypatch.setattr(machine, "openmp_library", lambda: None)  # as with the GPU lock
-    assert launcher._child_environment(1, on_cpu=True)["LD_PRELOAD"] == "libmine.so"
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "65536")  # the user's own
+    without = launcher._child_environment(1, on_cpu=True)
+    assert without["LD_PRELOAD"] == "libmine.so" and without["MALLOC_MMAP_MAX_"] == "65536"
+    monkeypatch.delenv("MALLOC_MMAP_MAX_")
     on_gpu = launcher._child_environment(1, on_cpu=False)
     assert on_gpu["LD_PRELOAD"] == "libmine.so" and "MALLOC_MMAP_MAX_" not in on_gpu
 
