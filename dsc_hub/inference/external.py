@@ -385,7 +385,7 @@ def _read_models(url: str, key: str, timeout_s: float = LISTING_S) -> list[Any]:
     request = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {key}"})
     with open_url(request, timeout_s=timeout_s) as answer:
         try:
-            value = parse_json(answer.read(replies.MOST_BYTES))
+            value = parse_json(answer.read())
         except ValueError:
             raise TypeError("no list of models") from None
     rows = value if isinstance(value, list) else value.get("data", value.get("models"))
