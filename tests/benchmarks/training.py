@@ -3,12 +3,13 @@
     python -m tests.benchmarks.training [--rounds 5] [--steps 10] [--as-started] [--json FILE]
     python -m tests.benchmarks.training --overhead [--rows 100000] [--json FILE]
 
-Each round trains both, one after the other, in processes of their own, on the packaged SmolLM2-135M in NF4: tokens a second of
-the steps (loading left out) and the most resident memory. The ratio of each round is dsc / bare, so above 1 is faster; the
-interval is a t interval over the rounds. `--as-started`: the bare script in the environment of this process, without what dsc
-sets for a training on the CPU (OpenMP, memory). `--overhead` takes, for so many rows, the seconds before the first step that go by the number
-of rows: of dsc reading, preflight, trainer, check of the batches, and its callbacks for so many steps; of the bare script reading and
-trainer. Both tokenise each row; the difference is what dsc adds.
+Each round trains both, one after the other, in processes of their own, on the packaged SmolLM2-135M in NF4: tokens a
+second of the steps (loading left out) and the most resident memory. The ratio of each round is dsc / bare, so above 1
+is faster; the interval is a t interval over the rounds. `--as-started`: the bare script in the environment of this
+process, without what dsc sets for a training on the CPU (OpenMP, memory). `--overhead` takes, for so many rows, the
+seconds before the first step that go by the number of rows: of dsc reading, preflight, trainer, check of the batches,
+and its callbacks for so many steps; of the bare script reading and trainer. Both tokenise each row; the difference is
+what dsc adds.
 """
 
 from __future__ import annotations

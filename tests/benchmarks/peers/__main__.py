@@ -2,12 +2,12 @@
 
     python -m tests.benchmarks.peers [--rounds 3] [--chains 256] [--in-flight 256] [--environments FOLDER] [--json FILE]
 
-Each tool is installed in a virtual environment of its own (in FOLDER, if it shall be kept) and writes the same chains of
-three turns (answer, critique, revision) of the same prompts at natural lengths. A round runs all, each in a process of
-its own, in an order that changes. `tokens/s` are the new tokens that vLLM counted over the seconds from the start of the
-process to its end, so dsc's scores, hygiene and acceptance count, and so do the files of each. `start` is the time to
-the first request. dsc finds the number of requests in flight itself; the others get --in-flight. Nothing else should run
-on the machine meanwhile.
+Each tool is installed in a virtual environment of its own (in FOLDER, if it shall be kept) and writes the same chains
+of three turns (answer, critique, revision) of the same prompts at natural lengths. A round runs all, each in a
+process of its own, in an order that changes. `tokens/s` are the new tokens that vLLM counted over the seconds from
+the start of the process to its end, so dsc's scores, hygiene and acceptance count, and so do the files of each.
+`start` is the time to the first request. dsc finds the number of requests in flight itself; the others get
+--in-flight. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dsc_hub.inference import base_model, vllm
 from dsc_hub.system import machine
 
 ROOT = Path(__file__).parents[3]
-# What each needs for this and does not name itself is listed, too: datatrove's extra `inference` installs vLLM and sglang.
+# With what each needs for this and does not name itself; datatrove's extra `inference` would install vLLM and sglang.
 PEERS = {
     "distilabel": ["distilabel[openai]==1.5.3", "requests"],
     "datatrove": ["datatrove==0.10.1", "aiofiles", "aiosqlite", "httpx", "orjson", "pyyaml"],

@@ -1,4 +1,4 @@
-"""Chains of three turns with datatrove, in an environment of its own: python with_datatrove.py TASK.json URL CHAINS"""
+"""Chains of three turns with datatrove, in its own environment: python with_datatrove.py TASK.json URL CHAINS"""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Chains of three turns with distilabel, in an environment of its own: python with_distilabel.py TASK.json URL CHAINS"""
+"""Chains of three turns with distilabel, in its own environment: python with_distilabel.py TASK.json URL CHAINS"""
 
 import json
 import sys
