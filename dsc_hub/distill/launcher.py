@@ -32,7 +32,7 @@ from dsc_hub.system import cache, machine, progress
 from dsc_hub.system.endings import shown_ending
 from dsc_hub.system.files import packaged_folder, read_json
 from dsc_hub.system.hashing import digest
-from dsc_hub.system.launch import local_world_size, rank
+from dsc_hub.system.launch import local_world_size, rank, uses_cpu
 
 # Variable with the path of the file to which a training process writes its final DscError: accelerate and torchrun
 # replace every exit code by 1 and drop messages.
@@ -85,7 +85,7 @@ def launch_part(run_folder: Path, log: str = "") -> None:
     `log`: name of the log in the run folder; "": distill.RANK.log.
     """
     command = [sys.executable, "-m", "dsc_hub.distill.train", str(run_folder)]
-    on_cpu = not machine.visible_gpus() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    on_cpu = not machine.visible_gpus() or uses_cpu()
     environment = _for_training(machine.for_child(os.environ, of_launcher=True), local_world_size(), on_cpu)
     environment |= _keys(Run(run_folder).facts.recipe)
     _run(command, environment, run_folder / (log or f"distill.{rank()}.log"))

@@ -55,7 +55,7 @@ from dsc_hub.runs.metrics_schema import Training
 from dsc_hub.runs.run import Run
 from dsc_hub.system import progress
 from dsc_hub.system.files import write_whole
-from dsc_hub.system.launch import rank, world_size
+from dsc_hub.system.launch import rank, uses_cpu, world_size
 from dsc_hub.system.progress import Line, moving_line, say
 
 # -- training
@@ -163,7 +163,7 @@ def _prepare(run: Run, plan: Plan, data: TrainingData, line: Line | None) -> _Pr
     """Load the model, build the trainer and check its batches against the preflight's result."""
     facts = run.facts
     recipe, folder = facts.recipe, facts.base.weights
-    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+    on_cpu = not torch.cuda.is_available() or uses_cpu()
     dtype = compute_dtype(on_cpu)
     weights = _weights(data.rewards, recipe.distill.weight_temperature)
     _prepare_tracker(run, recipe)

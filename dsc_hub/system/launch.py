@@ -28,3 +28,8 @@ def world_size(environment: Mapping[str, str] = os.environ) -> int:
 def local_world_size(environment: Mapping[str, str] = os.environ) -> int:
     """Return the number of processes of the launcher on this machine; 1 without a launcher."""
     return _first_set(_LOCAL_WORLD_SIZE, environment, world_size(environment))
+
+
+def uses_cpu(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether accelerate's configuration keeps this process off the GPUs."""
+    return environment.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
