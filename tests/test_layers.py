@@ -41,6 +41,7 @@ ORDER = (
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
 # Modules that are about a heavy library, and import it at their top; all others import it where they use it.
+IN_VLLM = {"inference.vllm_lora", "inference.vllm_parent", "inference.vllm_start"}
 ABOUT = {
     "distill.adapter_files": {"transformers", "peft"},
     "distill.checkpoints": {"torch", "transformers"},
@@ -54,6 +55,7 @@ ABOUT = {
     "distill.tokens": {"transformers", "trl", "datasets"},
     "inference.rounding": {"torch", "transformers"},
     "inference.vllm_lora": {"torch", "vllm"},
+    "inference.vllm_parent": {"vllm"},
     **dict.fromkeys(
         ("hub.account", "hub.client", "hub.errors", "hub.push", "hub.repos", "hub.retry"), {"huggingface_hub"}
     ),
@@ -151,9 +153,12 @@ def test_a_heavy_library_is_imported_at_the_top_of_the_modules_about_it_only():
             continue
         assert heavy <= ABOUT.get(name, set()), name
         imported = list(imports(tree))
-        # vLLM imports the one module that changes it, in its own processes.
-        assert name == "inference.vllm_lora" or "vllm" not in {target.split(".")[0] for target in imported}, name
-        assert not [target for target in imported if target.startswith("dsc_hub.inference.vllm_lora")], name
+        # What changes vLLM is imported in its own processes, and by nothing else.
+        assert name in IN_VLLM or "vllm" not in {target.split(".")[0] for target in imported}, name
+        assert not {target.removeprefix("dsc_hub.") for target in imported} & {
+            "inference.vllm_lora",
+            "inference.vllm_parent",
+        }, name
 
 
 def test_help_is_instant_and_loads_nothing_heavy():

@@ -23,12 +23,14 @@ from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST
+from dsc_hub.inference.vllm_start import SERVER
 from dsc_hub.system.endings import shown_ending
 from dsc_hub.system.machine import cores, cpu_dtype, for_child, has_quota, openmp_preload, vllm_on_cpu
 from dsc_hub.system.progress import duration
 
 BASE = "base"  # model name of the base model; adapters have names of their own
 ENDS_THOUGHTS = "--reasoning-config"  # with it, a request can limit its thought
+START = "dsc_hub.inference.vllm_start"  # of the server on a CPU
 BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of the common prefix of turns fills no whole block
 LORA_ON_CPU = "dsc_hub.inference.vllm_lora.Worker"  # faster than vLLM's own, and never applied to the base's requests
 GOING_S = 15.0  # maximum seconds from the death of one vLLM process to the end of all of them
@@ -64,7 +66,7 @@ def vllm_command(
     command = [
         sys.executable,
         "-m",
-        "vllm.entrypoints.openai.api_server",
+        START if on_cpu else SERVER,
         "--model",
         str(folder),
         "--served-model-name",

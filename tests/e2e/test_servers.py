@@ -23,6 +23,7 @@ from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import rating_of
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.run import Run
+from dsc_hub.system import supervisor
 from tests import fixture_run
 from tests.cli import test_conversations as conversations
 from tests.inference import chat_templates
@@ -55,6 +56,32 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
     assert all((s.value is None) == bool(s.reason) and (s.value is None or 0 <= s.value <= 1) for s in found)
     assert [s.reason for s in found[2::3]] == ["no words"] * 4
     assert rating_of("[[7]]", (1, 5)).value is None  # what it may well say
+
+
+def test_the_engine_and_its_worker_are_forks_whose_threads_have_a_core_each(server: servers.Endpoint):
+    """Of a process that had imported vLLM; if OpenMP's settings did not reach the worker, it would compute on one core."""
+    forker, engine, worker = (
+        process(words) for words in ("multiprocessing.forkserver", "VLLM::EngineCore", "VLLM::Worker")
+    )
+    assert [parent_of(engine), parent_of(worker)] == [forker, engine]
+    cores = os.sched_getaffinity(0)
+    masks = [os.sched_getaffinity(int(task)) for task in os.listdir(f"/proc/{worker}/task")]
+    assert {core for mask in masks if len(mask) == 1 for core in mask} == cores
+    assert os.sched_getaffinity(worker) == {min(cores)} and os.sched_getaffinity(engine) == cores
+
+
+def process(words: str) -> int:
+    """Return the process of this test whose command line has some words."""
+    (only,) = (
+        pid
+        for pid in supervisor.descendants(os.getpid())
+        if words in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    )
+    return only
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_vllm_that_dies_at_start_shows_its_last_lines(dsc, recipe_file: Path):

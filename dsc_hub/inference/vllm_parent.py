@@ -1,0 +1,30 @@
+"""Imported by the fork server of vllm_start.py, whose child is vLLM's engine: imports what the engine and its worker
+need. The engine forks the worker, so that it gets the settings of OpenMP that vLLM then has in the environment."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from multiprocessing import context
+from typing import Any
+
+from vllm.utils import system_utils
+
+from dsc_hub.inference.vllm_start import Kwargs, begin
+
+
+class Context(context.ForkContext):
+    """Starts processes as forks of this one, with its cores."""
+
+    def Process(  # type: ignore[override]  # a class in the base
+        self, *, target: Callable[..., object], args: Sequence[Any] = (), kwargs: Kwargs | None = None, **more: Any
+    ) -> context.ForkProcess:
+        what = (target, args, kwargs or {}, os.sched_getaffinity(0))
+        return context.ForkProcess(target=begin, args=what, **more)
+
+
+_forks = Context()
+system_utils.get_mp_context = lambda: _forks
+for _name in ("engine.async_llm", "engine.core", "executor.multiproc_executor", "worker.cpu_worker"):
+    importlib.import_module(f"vllm.v1.{_name}")
