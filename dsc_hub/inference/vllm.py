@@ -113,10 +113,12 @@ def vllm_command(
     return [*command, *more]
 
 
-def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Sequence[str] = ()) -> dict[str, str]:
+def vllm_environment(
+    section: ServingConfig, on_cpu: bool, api_key: str, own: Sequence[str] = (), compiled: bool = False
+) -> dict[str, str]:
     """Return the child's environment: without a launcher's variables, and without access to any Hub.
 
-    `own`: numbers of the cores or GPUs reserved for this server; empty: on a CPU all cores, else the GPUs that the
+    `compiled`: as in `vllm_command`. `own`: numbers of the cores or GPUs reserved for this server; empty: on a CPU all cores, else the GPUs that the
     environment selects. Under a quota of processors only the number of the cores counts.
     """
     env = for_child(os.environ)
@@ -139,6 +141,10 @@ def vllm_environment(section: ServingConfig, on_cpu: bool, api_key: str, own: Se
         elif own:
             env["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(own)
         env |= openmp_preload(env)
+        if (
+            not compiled
+        ):  # --enforce-eager leaves out single functions: the first log-probabilities of a prompt took 9 s
+            env.setdefault("TORCH_COMPILE_DISABLE", "1")
     elif own:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     return env
@@ -162,7 +168,7 @@ class VllmServer:
         self._port, self.api_key = _free_port(), secrets.token_urlsafe(24)
         self.url, self.log, self._timeout_s = f"http://127.0.0.1:{self._port}", log, section.start_timeout_s
         self._command = vllm_command(folder, section, self._port, adapters, on_cpu, compiled, more)
-        self._environment = vllm_environment(section, on_cpu, self.api_key, own)
+        self._environment = vllm_environment(section, on_cpu, self.api_key, own, compiled)
         log.parent.mkdir(parents=True, exist_ok=True)
         self.start()
 

@@ -69,6 +69,17 @@ def test_no_variable_of_a_launcher_reaches_vllm(monkeypatch: pytest.MonkeyPatch)
     assert vllm.vllm_environment(ServingConfig(), on_cpu=True, api_key="k")["OMP_NUM_THREADS"] == str(machine.cores())
 
 
+def test_what_is_not_compiled_compiles_nothing(monkeypatch: pytest.MonkeyPatch):
+    """vLLM compiles a few functions by themselves, --enforce-eager or not, at their first use."""
+    name = "TORCH_COMPILE_DISABLE"
+    monkeypatch.delenv(name, raising=False)
+    assert vllm.vllm_environment(ServingConfig(), True, "k")[name] == "1"
+    for on_cpu, compiled in [(True, True), (False, False)]:
+        assert name not in vllm.vllm_environment(ServingConfig(), on_cpu, "k", compiled=compiled)
+    monkeypatch.setenv(name, "0")
+    assert vllm.vllm_environment(ServingConfig(), True, "k")[name] == "0"
+
+
 def test_the_key_is_on_no_command_line():
     command = vllm.vllm_command(Path("/m"), ServingConfig(), 1, {}, True)
     assert (
