@@ -69,7 +69,7 @@ def launch(run: Run, joins: bool = False) -> Training:
     if joins:
         launch_part(run.folder, LOG)
     else:
-        environment = _child_environment(section.processes, _is_on_cpu(section)) | _keys(run.facts.recipe)
+        environment = _child_environment(section.processes, is_on_cpu(section)) | _keys(run.facts.recipe)
         _run(_command(run, section), environment, run[LOG])
     training = Training.model_validate(read_json(run["adapter"] / "summary.json"))
     if training.world_size != section.processes:
@@ -267,7 +267,7 @@ def _command(run: Run, section: DistillConfig) -> list[str]:
     ]
 
 
-def _is_on_cpu(section: DistillConfig) -> bool:
+def is_on_cpu(section: DistillConfig) -> bool:
     """Return whether the processes that `_command` starts train on the CPU."""
     return not machine.visible_gpus() or (section.launch is not None and _is_for_cpu(section.launch))
 

@@ -118,8 +118,9 @@ def vllm_environment(
 ) -> dict[str, str]:
     """Return the child's environment: without a launcher's variables, and without access to any Hub.
 
-    `compiled`: as in `vllm_command`. `own`: numbers of the cores or GPUs reserved for this server; empty: on a CPU all cores, else the GPUs that the
-    environment selects. Under a quota of processors only the number of the cores counts.
+    `own`: numbers of the cores or GPUs reserved for this server; empty: on a CPU all cores, else the GPUs that the
+    environment selects. Under a quota of processors only the number of the cores counts. `compiled`: see
+    `vllm_command`.
     """
     env = for_child(os.environ)
     # The key is passed in the environment: a command line is readable by every user of the machine.

@@ -175,7 +175,7 @@ def training_need(recipe: Recipe, prompts: Sequence[Prompt], model_folder: Path,
     settings = getattr(recipe.distill, recipe.distill.objective)
     rows = settings.get("per_device_train_batch_size", ROWS_A_STEP) * (2 if recipe.distill.objective == "dpo" else 1)
     length = min(longest + 2 * TURN_OVERHEAD, settings.get("max_length") or recipe.serving.context)
-    on_cpu = not machine.gpus()
+    on_cpu = launcher.is_on_cpu(recipe.distill)
     wide = 4 if on_cpu and machine.cpu_dtype() == "float32" else 2
     available = machine.memory_gib() if on_cpu else machine.gpu_memory_gib()
     peak = peak_bytes(size, rows, length, wide) * (recipe.distill.processes * KEPT_ON_CPU if on_cpu else 1)

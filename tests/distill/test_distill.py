@@ -684,7 +684,7 @@ def test_where_a_training_runs_decides_its_environment(
     monkeypatch: pytest.MonkeyPatch, launch: str | None, gpus: int, on_cpu: bool
 ):
     monkeypatch.setattr(machine, "visible_gpus", lambda: ("0",) * gpus)
-    assert launcher._is_on_cpu(DistillConfig(launch=launch)) == on_cpu
+    assert launcher.is_on_cpu(DistillConfig(launch=launch)) == on_cpu
 
 
 def printed(code: str, environment: dict[str, str]) -> list[str]:

@@ -288,8 +288,9 @@ def test_what_needs_no_server_is_done_while_one_starts_and_its_error_ends_it(
     noted("start")
     noted("is_ready")
     log = tmp_path / "vllm.log"
-    with servers.serve_model(tmp_path, ServingConfig(), log, meanwhile=lambda: seen.append("meanwhile")):
+    with servers.serve_model(tmp_path, ServingConfig(), log, meanwhile=lambda: seen.append("meanwhile")) as (end,):
         assert seen[:3] == ["start", "meanwhile", "is_ready"] and seen.count("meanwhile") == 1
+        assert end.takes_many
     with (
         pytest.raises(MetricError, match="no such scorer"),
         servers.serve_model(tmp_path, ServingConfig(), log, meanwhile=broken),

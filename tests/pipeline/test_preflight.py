@@ -10,10 +10,12 @@ from tokenizers.models import WordLevel
 
 from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import RewardConfig
+from dsc_hub.distill.memory import TrainingSize
 from dsc_hub.metrics import registry
-from dsc_hub.pipeline.estimate import adapter_bytes
+from dsc_hub.pipeline.estimate import adapter_bytes, training_need
 from dsc_hub.pipeline.preflight import hygiene_problems, template_problems, too_long
 from dsc_hub.records import Prompt
+from dsc_hub.system import machine
 from dsc_hub.system.files import write_json
 from tests import fixture_run
 from tests.inference import chat_templates
@@ -41,6 +43,18 @@ def test_the_disk_for_checkpoints_is_planned_for_the_adapter_that_will_be_traine
 def recipe_with(**sections: dict) -> Recipe:
     facts = fixture_run.facts()["recipe"]
     return Recipe.model_validate(facts | {name: facts[name] | section for name, section in sections.items()})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "launch", "available"), [((), None, 24.0), (("0",), None, 80.0), (("0",), "one_cpu", 24.0)]
+)
+def test_the_training_is_held_against_the_memory_of_where_it_runs(tmp_path, monkeypatch, gpus, launch, available):
+    """A GPU that is hidden, or that the launch file leaves out, is not where it runs."""
+    for name, value in {"gpus": ("H200",), "visible_gpus": gpus, "memory_gib": 24.0, "gpu_memory_gib": 80.0}.items():
+        monkeypatch.setattr(machine, name, lambda value=value: value)
+    shapes = {"parameters": 9, "quantised": 8, "bits": 4, "trained": 1, "layers": 1, "hidden": 8, "inner": 8}
+    size = TrainingSize(**shapes, vocabulary=9, recomputes=False)
+    assert training_need(recipe_with(distill={"launch": launch}), [], tmp_path, size).memory_available_gib == available
 
 
 @pytest.mark.parametrize(
