@@ -55,7 +55,7 @@ ABOUT = {
     "distill.tokens": {"transformers", "trl", "datasets"},
     "inference.rounding": {"torch", "transformers"},
     "inference.vllm_lora": {"torch", "vllm"},
-    "inference.vllm_parent": {"vllm"},
+    "inference.vllm_parent": {"torch", "vllm"},
     **dict.fromkeys(
         ("hub.account", "hub.client", "hub.errors", "hub.push", "hub.repos", "hub.retry"), {"huggingface_hub"}
     ),

@@ -42,8 +42,8 @@ TRAINER = frozenset(
     " gradient_accumulation_steps warmup_steps warmup_ratio lr_scheduler_type weight_decay adam_beta1 adam_beta2"
     " adam_epsilon max_grad_norm optim max_length packing packing_strategy padding_free logging_steps eval_strategy"
     " eval_steps load_best_model_at_end metric_for_best_model gradient_checkpointing label_smoothing_factor"
-    " neftune_noise_alpha group_by_length loss_type tf32 seed beta label_smoothing disable_dropout desirable_weight"
-    " undesirable_weight".split()
+    " neftune_noise_alpha train_sampling_strategy loss_type tf32 seed beta label_smoothing disable_dropout"
+    " desirable_weight undesirable_weight".split()
 )
 LORA = frozenset("r lora_alpha lora_dropout bias use_rslora use_dora target_modules modules_to_save".split())
 MOST_OF_A_JUDGE = {"votes": 16, "max_tokens": 8192}

@@ -32,6 +32,7 @@ BASE = "base"  # model name of the base model; adapters have names of their own
 ENDS_THOUGHTS = "--reasoning-config"  # with it, a request can limit its thought
 START = "dsc_hub.inference.vllm_start"  # of the server on a CPU
 BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of the common prefix of turns fills no whole block
+NORMS_ON_CPU = '{"rms_norm": ["vllm_c", "native"], "fused_add_rms_norm": ["vllm_c", "native"]}'  # see vllm_parent.py
 LORA_ON_CPU = "dsc_hub.inference.vllm_lora.Worker"  # faster than vLLM's own, and never applied to the base's requests
 GOING_S = 15.0  # maximum seconds from the death of one vLLM process to the end of all of them
 ON_CPU_AT_ONCE = 256  # maximum number of sequences in a batch
@@ -95,7 +96,7 @@ def vllm_command(
             str(BLOCK_ON_CPU),
             "--max-num-batched-tokens",
             str(max(section.context, 4096)),
-            *([] if compiled else ["--enforce-eager"]),
+            *([] if compiled else ["--enforce-eager", "--ir-op-priority", NORMS_ON_CPU]),
         ]
     else:
         command += ["--gpu-memory-utilization", str(section.gpu_memory_utilization)]

@@ -13,6 +13,7 @@ from dsc_hub.config.models import base_place, is_at_endpoints, licences, weights
 from dsc_hub.config.recipe import Recipe, model_server, servers
 from dsc_hub.config.stages import NAMES
 from dsc_hub.errors import ConfigError
+from tests.conftest import ROOT
 
 STUDENT = "student.source=org/small"
 ENDPOINTS = "serving.endpoints=[http://127.0.0.1:9/v1]"
@@ -127,6 +128,13 @@ def test_a_recipe_of_others_may_name_models_and_no_folders(tmp_path: Path, load,
         assert [p.partition(":")[0] for p in refused.value.problems] == ["student.source"]
     else:
         untrusted.check_untrusted("hub:a/b", written)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "recipes").glob("[!ag]*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.name}"
+)
+def test_a_packaged_recipe_that_others_publish_can_be_pulled(file: Path):
+    untrusted.check_untrusted("hub:a/b", recipe_files.load_recipe_file(file))
 
 
 def test_every_arm_names_a_model_that_can_be_served():

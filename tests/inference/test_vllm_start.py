@@ -10,6 +10,19 @@ from multiprocessing.connection import Connection
 
 from dsc_hub.inference import vllm_start
 
+NORMS = """
+import torch
+from vllm import ir
+from dsc_hub.inference import vllm_parent
+
+torch.manual_seed(0)
+x, residual, weight = torch.randn(7, 576).bfloat16(), torch.randn(7, 576).bfloat16(), torch.randn(576).bfloat16()
+for op, given in [(ir.ops.rms_norm, (x, weight, 1e-5)), (ir.ops.fused_add_rms_norm, (x, residual, weight, 1e-5))]:
+    expected = op.impls["native"].impl_fn(*(g.clone() if torch.is_tensor(g) else g for g in given))
+    with op.set_priority(["vllm_c", "native"]):
+        assert op.dispatch(*given).provider == "vllm_c"
+        torch.testing.assert_close(op(*given), expected)
+"""
 CORES = sorted(os.sched_getaffinity(0))
 
 
@@ -50,3 +63,8 @@ def test_the_first_thread_is_bound_where_openmp_binds_the_others():
 
     assert cores_with(f"granularity=fine,explicit,proclist=[{CORES[-1]}]") == str({CORES[-1]})
     assert cores_with("none") == str(set(CORES))
+
+
+def test_vllms_own_kernels_for_norms_are_those_of_pytorch():
+    done = subprocess.run([sys.executable, "-c", NORMS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
