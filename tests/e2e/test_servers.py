@@ -59,7 +59,7 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
 
 
 def test_the_engine_and_its_worker_are_forks_whose_threads_have_a_core_each(server: servers.Endpoint):
-    """Of a process that had imported vLLM; if OpenMP's settings did not reach the worker, it would compute on one core."""
+    """Of a process that had imported vLLM. Without OpenMP's settings the worker would compute on one core."""
     forker, engine, worker = (
         process(words) for words in ("multiprocessing.forkserver", "VLLM::EngineCore", "VLLM::Worker")
     )
