@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST
+from dsc_hub.inference.vllm_process import START, importing_early, start_process
 from dsc_hub.inference.vllm_start import SERVER
 from dsc_hub.system.endings import shown_ending
 from dsc_hub.system.machine import cores, cpu_dtype, for_child, has_quota, openmp_preload, vllm_on_cpu
@@ -30,7 +30,6 @@ from dsc_hub.system.progress import duration
 
 BASE = "base"  # model name of the base model; adapters have names of their own
 ENDS_THOUGHTS = "--reasoning-config"  # with it, a request can limit its thought
-START = "dsc_hub.inference.vllm_start"  # of the server on a CPU
 BLOCK_ON_CPU = 32  # tokens; with the default of 128 most of the common prefix of turns fills no whole block
 NORMS_ON_CPU = '{"rms_norm": ["vllm_c", "native"], "fused_add_rms_norm": ["vllm_c", "native"]}'  # see vllm_parent.py
 LORA_ON_CPU = "dsc_hub.inference.vllm_lora.Worker"  # faster than vLLM's own, and never applied to the base's requests
@@ -152,6 +151,19 @@ def vllm_environment(
     return env
 
 
+@contextmanager
+def imported_early(section: ServingConfig, log: Path) -> Iterator[None]:
+    """Import vLLM while the block does what must be done before a server starts (vllm_process.importing_early).
+
+    Nothing is done on a GPU, or for replicas, which have cores of their own.
+    """
+    if not vllm_on_cpu() or section.replicas not in ("auto", 1):
+        yield
+        return
+    with importing_early(vllm_environment(section, True, ""), log):
+        yield
+
+
 class VllmServer:
     """One server of a model folder; adapters keep their names. The constructor starts it."""
 
@@ -171,28 +183,18 @@ class VllmServer:
         self.url, self.log, self._timeout_s = f"http://127.0.0.1:{self._port}", log, section.start_timeout_s
         self._command = vllm_command(folder, section, self._port, adapters, on_cpu, compiled, more)
         self._environment = vllm_environment(section, on_cpu, self.api_key, own, compiled)
-        log.parent.mkdir(parents=True, exist_ok=True)
         self.start()
 
     def start(self) -> None:
         """Start the server; it is ready when `is_ready` returns True."""
-        with self.log.open("ab") as out:
-            self._log_from = out.tell()  # anything before belongs to an earlier server
-            self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "dsc_hub.system.supervisor", *self._command],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-                env=self._environment,
-            )
+        self._process = start_process(self._command, self._environment, self.log)
         self.started = time.monotonic()
 
     def check(self) -> None:
         """Raise ServingError with the last lines of the log if the server has ended."""
-        if self._keeper.poll() is not None:
+        if (code := self._process.exit_code) is not None:
             raise ServingError(
-                f"vLLM ended by itself ({shown_ending(self._keeper.returncode)}). Its last lines:\n{self._tail()}",
+                f"vLLM ended by itself ({shown_ending(code)}). Its last lines:\n{self._tail()}",
                 f"The whole log: {self.log}",
             )
 
@@ -240,18 +242,12 @@ class VllmServer:
         return False
 
     def end(self) -> None:
-        """Close the pipe, so that the supervisor ends the server and its children. Kill the rest if that hangs."""
-        if self._keeper.stdin:
-            self._keeper.stdin.close()
-        try:
-            self._keeper.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._keeper.pid, signal.SIGKILL)
-            self._keeper.wait()
+        """End the server and all its processes."""
+        self._process.end()
 
     def _tail(self) -> str:
         with self.log.open("rb") as file:
-            file.seek(self._log_from)
+            file.seek(self._process.log_from)
             return last_words(file.read().decode("utf-8", "replace").splitlines())
 
 

@@ -1,6 +1,9 @@
 """Start vLLM's API server on a CPU; its other processes are forked from one that has imported vLLM.
 
     python -m dsc_hub.inference.vllm_start ARGUMENTS OF THE SERVER
+    python -m dsc_hub.inference.vllm_start --arguments-later
+
+The second way imports vLLM, then reads the arguments and the API key from standard input: a line of JSON.
 
 On a CPU vLLM starts its engine, and the engine its worker, as new interpreters: each imports vLLM again, one after the
 other, for 8 s. Forks of a fork server (vllm_parent.py) have imported it. vLLM forbids them on a CPU, since OpenMP reads
@@ -11,15 +14,19 @@ the server starts without forks there.
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import runpy
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from multiprocessing import context, forkserver
 from typing import Any
 
 SERVER = "vllm.entrypoints.openai.api_server"
 PARENT = "dsc_hub.inference.vllm_parent"
+LATER = "--arguments-later"
 Kwargs = Mapping[str, Any]
 
 
@@ -65,6 +72,14 @@ def main() -> None:
         from vllm.utils import system_utils
 
         system_utils.get_mp_context = lambda: forks
+    if sys.argv[1:] == [LATER]:
+        importlib.import_module(SERVER)
+        del sys.modules[SERVER]  # which runs as __main__ below; what it imports stays
+        if not (line := sys.stdin.readline()):
+            return  # no server is wanted any more
+        given = json.loads(line)
+        sys.argv[1:] = given["arguments"]
+        os.environ["VLLM_API_KEY"] = given["api_key"]
     runpy.run_module(SERVER, run_name="__main__")
 
 

@@ -18,15 +18,15 @@ from typing import Any
 
 from dsc_hub.config.models import weights_loaded
 from dsc_hub.config.recipe import repo_names
-from dsc_hub.config.stages import BY_NAME, after, before, up_to
+from dsc_hub.config.stages import BY_NAME, NAMES, after, before, up_to
 from dsc_hub.distill import launcher, ranks
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.inference import adapters
-from dsc_hub.pipeline import rounds, stages
+from dsc_hub.pipeline import rounds, session, stages
 from dsc_hub.pipeline.context import RunContext, hub_account, record, record_servers, set_owner
 from dsc_hub.pipeline.preflight import check_run
 from dsc_hub.runs import seals, shards
-from dsc_hub.runs.reuse import adopt_rows, reuse
+from dsc_hub.runs.reuse import adopt_rows, reusable_stages, reuse
 from dsc_hub.runs.run import Run
 from dsc_hub.system.hashing import digest
 from dsc_hub.system.launch import world_size
@@ -63,11 +63,19 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
     with _working_in(context.run), contextlib.ExitStack() as stack:
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
+        if _samples_first(context):
+            stack.enter_context(session.vllm_imported_early(context, "sampling"))
         check_run(context, account, last)
         record_servers(context)
         set_owner(context, account, up_to(last))
         for stage in up_to(last):
             run_stage(context, stage, account, retry_failed)
+
+
+def _samples_first(context: RunContext) -> bool:
+    """Return whether sampling, in a single round, is the first stage with work to do."""
+    done = reusable_stages(context.run, NAMES, context.fingerprints, rounds.all_siblings(context))
+    return "sampling" not in done and context.recipe.rounds == 1
 
 
 def run_one(context: RunContext, stage: str) -> None:

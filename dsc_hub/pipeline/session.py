@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.chain.chain import VetoText, no_veto
+from dsc_hub.config.models import weights_loaded
 from dsc_hub.config.recipe import effective_veto as veto_of
 from dsc_hub.config.recipe import model_server
 from dsc_hub.config.serving import GenerationConfig
@@ -84,6 +85,18 @@ def served(
             context.run.add_metrics("server_starts", starts | {stage: round(starts.get(stage, 0.0) + seconds, 1)})
         rendering.check_rendering(endpoints, folder, context.recipe)
         yield endpoints
+
+
+@contextlib.contextmanager
+def vllm_imported_early(context: RunContext, stage: str, log: Path | None = None) -> Iterator[None]:
+    """Import vLLM while the block prepares what `stage` needs, if it starts a server in the block (vllm.py)."""
+    if not weights_loaded(context.recipe, [stage]):
+        yield
+        return
+    from dsc_hub.inference import vllm
+
+    with vllm.imported_early(context.recipe.serving, log or context.run["vllm.log"]):
+        yield
 
 
 def load_veto(context: RunContext, identity: Mapping[str, str]) -> VetoText:
@@ -270,11 +283,13 @@ def sample_a_few(context: RunContext, count: int) -> Tried:
     )
     with tempfile.TemporaryDirectory(prefix="dsc-try-") as folder:
         tried = replace(context, recipe=recipe, run=Run(Path(folder)))
-        weights = None if recipe.serving.endpoints else base_model.materialize(context.model)
-        started = time.monotonic()
-        reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
-        veto = load_veto(context, context.identity)
-        with served(tried, folder=weights, log=cache.writable_home() / "try.vllm.log") as endpoints:
+        started, log = time.monotonic(), cache.writable_home() / "try.vllm.log"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(vllm_imported_early(tried, "sampling", log))
+            weights = None if recipe.serving.endpoints else base_model.materialize(context.model)
+            reward = loading.load_named("reward", context.recipe, context.identity, context.path.parent)
+            veto = load_veto(context, context.identity)
+            endpoints = stack.enter_context(served(tried, folder=weights, log=log))
             tally, seconds = sample_chains(tried, endpoints, tried_prompts, reward.score, veto)
             remember_sampling(tried, tally, seconds, time.monotonic() - started)
         by_id = {p.id: p for p in tried_prompts}

@@ -309,12 +309,13 @@ def _run_evaluation(context: RunContext) -> StageResult:
         raise RunError(f"there is no prompt in the split '{e.split}'", f"Set prompts.split.{e.split} above 0.")
     scorers = functools.cache(partial(loading.load_all, context.recipe, identity, context.path.parent))
     served = {ADAPTER: context.run["adapter"]} if ADAPTER in models_of(e.arms) else None
-    folder, weights = _base_weights(context)
     digests = {
         model: reuse.arms_digest(context.recipe, model, sampling_of_base(context), identity.get("student", ""))
         for model in reuse.reusable_models(context.recipe)
     }
-    neutral, measured = _ask_arms(context, held_out, scorers, folder, served, digests)
+    with session.vllm_imported_early(context, "evaluation"):
+        folder, weights = _base_weights(context)
+        neutral, measured = _ask_arms(context, held_out, scorers, folder, served, digests)
     score = {name: scorer.score for name, scorer in scorers().items()}
     answers = collect_answers(context.run, context.recipe, held_out, score)
     if silent := [arm for arm in e.arms if not any(a.arm == arm for a in answers)]:

@@ -1,16 +1,17 @@
 """Run a command; terminate it and all its descendants on a signal or when the parent process is gone.
 
-    python -m dsc_hub.system.supervisor [--grace SECONDS] COMMAND ...
+    python -m dsc_hub.system.supervisor [--grace SECONDS] [--pass-input] COMMAND ...
 
-`--grace` is the time between TERM and KILL.
+`--grace` is the time between TERM and KILL. With `--pass-input` the command gets what the parent writes.
 
-Standard input is a pipe that the parent holds open and never writes to. The kernel closes the pipe however
-the parent dies, SIGKILL included; that triggers the cleanup. As a "subreaper" the supervisor inherits orphaned
+Standard input is a pipe that the parent holds open. The kernel closes the pipe however the parent dies, SIGKILL
+included; that triggers the cleanup. As a "subreaper" the supervisor inherits orphaned
 descendants, so that engine processes in their own sessions are found too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -74,14 +75,19 @@ def main() -> int:
     command, grace_s = sys.argv[1:], GRACE_S
     if command[0] == "--grace":
         grace_s, command = float(command[1]), command[2:]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    if passes_input := command[0] == "--pass-input":
+        command = command[1:]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE if passes_input else subprocess.DEVNULL)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
 
     def watch_parent() -> None:
-        while os.read(0, 1):
-            pass
+        while written := os.read(0, 1 << 16):
+            if child.stdin:
+                with contextlib.suppress(BrokenPipeError):  # the command has ended, which is seen below
+                    child.stdin.write(written)
+                    child.stdin.flush()
         stop.set()
 
     threading.Thread(target=watch_parent, daemon=True).start()
