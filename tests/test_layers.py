@@ -40,7 +40,7 @@ ORDER = (
     "cli",
 )
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "evaluate", "vllm", "matplotlib", "huggingface_hub"}
-IN_VLLM = {"inference.vllm_lora", "inference.vllm_parent", "inference.vllm_start"}
+IN_VLLM = {"inference.vllm_forks", "inference.vllm_lora", "inference.vllm_parent", "inference.vllm_start"}
 # Modules that are about a heavy library, and import it at their top; all others import it where they use it.
 ABOUT = {
     "distill.adapter_files": {"transformers", "peft"},

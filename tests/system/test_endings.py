@@ -33,3 +33,22 @@ def test_a_conversion_that_is_killed_says_so(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ModelError) as e:
         weights._in_child("x; kill -9 $$; #", [], "the model")
     assert "signal 9, SIGKILL: most often the system, for want of memory" in str(e.value)
+
+
+def test_the_supervisor_passes_on_what_is_written_where_it_shall():
+    echoes = "import sys; line = sys.stdin.readline(); print(line, end='', flush=True); print(sys.stdin.read())"
+    supervised = [sys.executable, "-m", "dsc_hub.system.supervisor"]
+    with subprocess.Popen(
+        [*supervised, "--grace", "1", "--pass-input", sys.executable, "-c", echoes],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as child:
+        assert child.stdin and child.stdout
+        child.stdin.write("a line\n")
+        child.stdin.flush()
+        assert child.stdout.readline() == "a line\n"
+        child.stdin.close()
+        assert child.wait(30) == 1
+    done = subprocess.run([*supervised, sys.executable, "-c", echoes], stdin=subprocess.DEVNULL, capture_output=True)
+    assert b"line" not in done.stdout

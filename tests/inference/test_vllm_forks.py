@@ -8,7 +8,7 @@ import subprocess
 import sys
 from multiprocessing.connection import Connection
 
-from dsc_hub.inference import vllm_start
+from dsc_hub.inference import vllm_forks
 
 NORMS = """
 import torch
@@ -31,7 +31,7 @@ def tell(pipe: Connection) -> None:
 
 
 def test_a_child_has_the_environment_and_the_cores_of_the_process_that_starts_it(monkeypatch):
-    context = vllm_start.Context()
+    context = vllm_forks.Context()
     monkeypatch.setenv("OF_THE_FORK_SERVER", "1")
     multiprocessing.forkserver.ensure_running()
     try:
@@ -51,7 +51,7 @@ def test_a_child_has_the_environment_and_the_cores_of_the_process_that_starts_it
 
 def test_the_first_thread_is_bound_where_openmp_binds_the_others():
     code = (
-        "import os; from dsc_hub.inference.vllm_start import begin; "
+        "import os; from dsc_hub.inference.vllm_forks import begin; "
         f"begin(lambda: print(os.sched_getaffinity(0)), (), {{}}, {set(CORES)})"
     )
 
