@@ -22,7 +22,7 @@ from dsc_hub.config.stages import BY_NAME, NAMES, after, before, up_to
 from dsc_hub.distill import launcher, ranks
 from dsc_hub.errors import ConfigError, DscError, RunError
 from dsc_hub.inference import adapters
-from dsc_hub.pipeline import rounds, session, stages
+from dsc_hub.pipeline import rounds, sampling_stage, session, stages
 from dsc_hub.pipeline.context import RunContext, hub_account, record, record_servers, set_owner
 from dsc_hub.pipeline.preflight import check_run
 from dsc_hub.runs import seals, shards
@@ -177,7 +177,7 @@ def merge_shards(context: RunContext, folders: Sequence[Path]) -> None:
         _note_start(context.run, "sampling", None)
         shards.join(context.run, shard_runs)
         reused = sum(shard.result("sampling")["reused_turns"] for shard in shard_runs)
-        result = stages.sampled(context, stages.prompts_to_sample(context), reused)
+        result = sampling_stage.sampled(context, sampling_stage.prompts_to_sample(context), reused)
         if (present := result["finished"] + sum(1 for _ in context.run.rows("failed.jsonl"))) != result["chains"]:
             raise RunError(
                 f"of {result['chains']} chains {present} are in the shards",

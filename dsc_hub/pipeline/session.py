@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dsc_hub.chain.chain import VetoText, no_veto
+from dsc_hub.config.arms import ADAPTER
 from dsc_hub.config.models import weights_loaded
 from dsc_hub.config.recipe import effective_veto as veto_of
 from dsc_hub.config.recipe import model_server
 from dsc_hub.config.serving import GenerationConfig
 from dsc_hub.data import prompts
 from dsc_hub.inference import base_model
+from dsc_hub.inference.adapters import has_effect
 from dsc_hub.pipeline import pace
 from dsc_hub.pipeline.context import RunContext, announce_servers
 from dsc_hub.records import Chain, Prompt, Turn, TurnKey
@@ -46,7 +48,8 @@ def served(
     Servers are started here if the recipe names none, or if what is asked is not `at_endpoints`. They load the weights
     in `folder` of `model` (default: of the model that writes the chains) and write to `log` (default: vllm.log).
     `requests` is the number of requests of a sampling, which decides whether compilation is worthwhile. `meanwhile` is
-    work that needs no server; it is done while they start. How long that takes is recorded for the `stage`.
+    work that needs no server; it is done while they start, and left out if they run already. How long that takes is
+    recorded for the `stage`.
     """
     from dsc_hub.inference import external, rendering, servers, thinking_models
 
@@ -55,7 +58,6 @@ def served(
         endpoints = external.external(model_server(context.recipe))
         if not (context.student or model.is_behind_api):  # else its template is not that of the training rows
             rendering.check_rendering(endpoints, base_model.materialize(model, weights=False), context.recipe)
-        meanwhile()
         yield endpoints
         return
     folder = folder or context.run.facts.model.weights
@@ -97,6 +99,11 @@ def vllm_imported_early(context: RunContext, stage: str, log: Path | None = None
 
     with vllm.imported_early(context.recipe.serving, log or context.run["vllm.log"]):
         yield
+
+
+def should_differ_from_base(adapters: Mapping[str, Path] | None) -> bool:
+    """Return whether a server has an adapter beside its base that changes the base's log-probabilities if applied."""
+    return adapters is not None and has_effect(adapters[ADAPTER])
 
 
 def load_veto(context: RunContext, identity: Mapping[str, str]) -> VetoText:

@@ -18,7 +18,7 @@ from dsc_hub.config.stages import BY_NAME
 from dsc_hub.errors import ServingError
 from dsc_hub.evaluation import answers, arms, reuse, summary
 from dsc_hub.inference.retries import RequestFailed
-from dsc_hub.pipeline import estimate, stages
+from dsc_hub.pipeline import estimate, evaluation_stage
 from dsc_hub.pipeline.context import RunContext
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.metrics_schema import SCHEMA, Metrics
@@ -392,7 +392,7 @@ def test_rounds_and_the_chains_seed_do_not_change_the_base_s_answers(tmp_path: P
         recipe = recipe_with(recipe_file, *overrides)
         identity = dict.fromkeys(("prompts", "model", "reward", "second_scorer", "third_scorer", "chain.veto"), "x")
         context = RunContext(recipe, recipe_file, Run(tmp_path), tmp_path, None, identity, {}, "dsc run")
-        return stages.sampling_of_base(context)
+        return evaluation_stage.sampling_of_base(context)
 
     assert sampling() == sampling(override) != sampling("seed=5")
 

@@ -92,7 +92,7 @@ def test_a_merge_that_is_broken_off_leaves_nothing_that_passes_for_done(place, m
         here.sample(f"{i}/2")
     here.merge()
     with monkeypatch.context() as broken:
-        broken.setattr("dsc_hub.pipeline.stages.sampled", lambda *_: 1 / 0)
+        broken.setattr("dsc_hub.pipeline.sampling_stage.sampled", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             here.merge()
     assert not here.run.is_done("sampling", here.context.fingerprints["sampling"])
