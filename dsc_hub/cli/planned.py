@@ -56,7 +56,8 @@ def show_plan(context: RunContext, e: RunPlan) -> None:
     if limits := _limits(r):
         table.add_row("until", limits)
     for stage in ("sampling", "evaluation"):
-        table.add_row(stage, _asked(e, stage, may_end_early=r.ends_early and stage == "sampling"))
+        may_end_early = stage == "sampling" and (r.ends_early or r.chain.good_enough is not None)
+        table.add_row(stage, _asked(e, stage, may_end_early))
     for title, text in _priced_rows(e, r):
         table.add_row(title, text)
     trained = "distill" in (*e.done, *e.taken_over)

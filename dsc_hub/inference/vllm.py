@@ -246,6 +246,8 @@ class VllmServer:
         self._process.end()
 
     def _tail(self) -> str:
+        if not self.log.exists():  # a log of several processes, which another one removed
+            return ""
         with self.log.open("rb") as file:
             file.seek(self._process.log_from)
             return last_words(file.read().decode("utf-8", "replace").splitlines())

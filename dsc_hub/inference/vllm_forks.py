@@ -19,7 +19,7 @@ from typing import Any
 
 SERVER = "vllm.entrypoints.openai.api_server"
 Kwargs = Mapping[str, Any]
-of_server: Context | None = None  # starts the engine; None: this process is the engine, or forks start nothing
+starts_engine: Context | None = None  # in the API server; None: this process is another one
 
 
 class Context(context.ForkServerContext):
@@ -58,8 +58,8 @@ def begin(
 
 def serve(arguments: Sequence[str], forks: Context | None = None) -> None:
     """Run the server in this process. `forks` start its engine; None: it is started as vLLM does it."""
-    global of_server
-    of_server = forks
+    global starts_engine
+    starts_engine = forks
     if forks:  # a child of a fork server knows its address, and would yet start another one (Python 3.11 to 3.13)
         forkserver._forkserver.ensure_running = lambda: None  # type: ignore[method-assign]
         from vllm.utils.system_utils import set_process_title

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from vllm import ir
+from vllm.model_executor.models import registry
 from vllm.utils import system_utils
 
 from dsc_hub.inference import vllm_forks
@@ -34,11 +35,12 @@ class Context(context.ForkContext):
 
 
 _forks = Context()
-system_utils.get_mp_context = lambda: vllm_forks.of_server or _forks
+system_utils.get_mp_context = lambda: vllm_forks.starts_engine or _forks
 importlib.import_module(SERVER)
 del sys.modules[SERVER]  # which runs as __main__; what it imports stays
 for _name in ("engine.async_llm", "engine.core", "executor.multiproc_executor", "worker.cpu_worker"):
     importlib.import_module(f"vllm.v1.{_name}")
+registry._run_in_subprocess = lambda fn: fn()  # looks at the model's class; in a new interpreter for GPUs alone
 importlib.import_module("vllm.kernels.vllm_c")
 for _op in (ir.ops.rms_norm, ir.ops.fused_add_rms_norm):
     if _kernel := _op.impls.get("vllm_c"):

@@ -11,8 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsc_hub.inference.vllm_start import LATER
@@ -25,7 +26,7 @@ class VllmProcess:
     """A supervised process of vLLM. Its output is in `log`, from the byte `log_from` on."""
 
     supervisor: subprocess.Popen[bytes]
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(repr=False)  # with the key
     log: Path
     log_from: int
 
@@ -47,13 +48,12 @@ class VllmProcess:
 
 
 _early: VllmProcess | None = None  # has imported vLLM, or does so now, and waits for the arguments of a server
+_lock = threading.Lock()  # of _early
 
 
 def start_process(command: Sequence[str], environment: Mapping[str, str], log: Path) -> VllmProcess:
     """Start a server (`vllm.vllm_command`), in the process that has imported vLLM if there is one for it."""
-    global _early
-    early, _early = _early, None
-    if early:
+    if early := _take():
         fits = early.log == log and _without_key(early.environment) == _without_key(environment) and START in command
         if fits and early.exit_code is None:
             arguments = command[command.index(START) + 1 :]
@@ -68,22 +68,30 @@ def importing_early(environment: Mapping[str, str], log: Path) -> Iterator[None]
     """Import vLLM on a CPU while the block works. The first server that is started in the block goes on from there.
 
     It must have the same log and, but for the key, the same environment; another one, which is compiled or has cores
-    of its own, starts as ever. In a block within such a block nothing is imported.
+    of its own, starts as ever. While such a process waits, no other one is started.
     """
     global _early
-    if _early:
-        yield
-        return
-    is_new = not log.exists()
-    mine = _early = _begin([sys.executable, "-m", START, LATER], environment, log, "--pass-input")
+    with _lock:
+        mine, is_new = None, not log.exists()
+        if not _early:
+            mine = _early = _begin([sys.executable, "-m", START, LATER], environment, log, "--pass-input")
     try:
         yield
     finally:
-        if _early is mine:  # no server was started
-            _early = None
+        if mine and _take(mine):  # no server was started
             mine.end()
             if is_new:
                 log.unlink(missing_ok=True)
+
+
+def _take(only: VllmProcess | None = None) -> VllmProcess | None:
+    """Return the process that waits for arguments, if it is `only` (None: any), so that nobody else gets it."""
+    global _early
+    with _lock:
+        if only and _early is not only:
+            return None
+        taken, _early = _early, None
+        return taken
 
 
 def _begin(command: Sequence[str], environment: Mapping[str, str], log: Path, *options: str) -> VllmProcess:

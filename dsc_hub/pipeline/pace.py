@@ -107,8 +107,9 @@ def task_of(recipe: Recipe, prompts_identity: str, stage: str) -> str:
     chain, prompts = recipe.chain, recipe.prompts
     texts = [chain.critique, chain.revision, chain.system, chain.principles, chain.steps]
     evaluated = [recipe.evaluation.arms, recipe.evaluation.temperature] if stage == "evaluation" else []
+    ended = [chain.good_enough] if stage == "sampling" and chain.good_enough is not None else []
     generation = recipe.generation.model_dump(mode="json")
-    return digest(stage, prompts_identity, prompts.templates, prompts.column, texts, generation, evaluated)
+    return digest(stage, prompts_identity, prompts.templates, prompts.column, texts, generation, evaluated + ended)
 
 
 def expect(

@@ -2,7 +2,7 @@
 
     prompts -> sampling -> dataset -> distill -> evaluation -> report -> cards -> publish
 
-stages.py implements the stages.
+stages.py, sampling_stage.py and evaluation_stage.py implement the stages.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
     with _working_in(context.run), contextlib.ExitStack() as stack:
         record(context)
         account = stack.enter_context(hub_account(context.recipe)) if last == "publish" else None
-        if _samples_first(context):
+        if _samples_first(context, last):
             stack.enter_context(session.vllm_imported_early(context, "sampling"))
         check_run(context, account, last)
         record_servers(context)
@@ -72,10 +72,11 @@ def run_all(context: RunContext, last: str = "publish", retry_failed: bool = Fal
             run_stage(context, stage, account, retry_failed)
 
 
-def _samples_first(context: RunContext) -> bool:
-    """Return whether sampling, in a single round, is the first stage with work to do."""
-    done = reusable_stages(context.run, NAMES, context.fingerprints, rounds.all_siblings(context))
-    return "sampling" not in done and context.recipe.rounds == 1
+def _samples_first(context: RunContext, last: str) -> bool:
+    """Return whether the first stage with work for a model, of those up to `last`, is a sampling in a single round."""
+    if "sampling" not in up_to(last) or context.recipe.rounds > 1 or not weights_loaded(context.recipe, ["sampling"]):
+        return False
+    return "sampling" not in reusable_stages(context.run, NAMES, context.fingerprints, rounds.all_siblings(context))
 
 
 def run_one(context: RunContext, stage: str) -> None:

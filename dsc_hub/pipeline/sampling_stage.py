@@ -48,6 +48,7 @@ def run_sampling(context: RunContext) -> dict[str, Any]:
     started = time.monotonic()
     prompts = prompts_to_sample(context)
     load_reward = functools.cache(partial(_load_reward, context))
+    load_veto = functools.cache(partial(session.load_veto, context, context.run.facts.identity))
     stored_turns = None
     if context.adapter is None and (
         stored_turns := sample.turns_of_others(context.run, rounds.sampled_by_the_base(context))
@@ -59,7 +60,12 @@ def run_sampling(context: RunContext) -> dict[str, Any]:
         folder, _ = evaluation_weights(base, context.model.identity, context.recipe.distill)
     requests = _requests_left(context, len(prompts))
     with session.served(
-        context, adapters, folder=folder, requests=requests, meanwhile=load_reward, stage="sampling"
+        context,
+        adapters,
+        folder=folder,
+        requests=requests,
+        meanwhile=lambda: (load_reward(), load_veto()),
+        stage="sampling",
     ) as endpoints:
         if session.should_differ_from_base(adapters):
             generator = session.generator_of(context, endpoints)
@@ -73,7 +79,7 @@ def run_sampling(context: RunContext) -> dict[str, Any]:
             endpoints,
             prompts.values(),
             lambda texts, prompts: load_reward().score(texts, prompts),
-            session.load_veto(context, context.run.facts.identity),
+            load_veto(),
             stored_turns,
             model,
             ending_early=prompts if context.recipe.ends_early else None,

@@ -199,10 +199,13 @@ def _add_cost(
 
 
 def remember_sampling(context: RunContext, tally: Any, seconds: float, total_s: float) -> None:
-    """Store the pace of a sampling for later estimates, if servers started here generated all of it in one session."""
+    """Store the pace of a sampling for later estimates, if servers started here generated all of it in one session.
+
+    Requests are those of whole chains: of chains that end early (`chain.good_enough`) each then takes less, as it will
+    again.
+    """
     turns = 1 + 2 * context.recipe.chain.steps
-    may_end_early = tally.ending is not None or context.recipe.chain.good_enough is not None
-    if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed or may_end_early):
+    if not (context.recipe.serving.endpoints or tally.reused_turns or tally.failed or tally.ending is not None):
         other_s = max(0.0, total_s - seconds)
         pace.remember_pace(
             context.model.identity,

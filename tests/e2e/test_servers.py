@@ -7,6 +7,8 @@ import asyncio
 import json
 import os
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +71,11 @@ def test_vllms_processes_are_forks_and_the_workers_threads_have_a_core_each(serv
     masks = [os.sched_getaffinity(int(task)) for task in os.listdir(f"/proc/{worker}/task")]
     assert {core for mask in masks if len(mask) == 1 for core in mask} == cores
     assert os.sched_getaffinity(worker) == {min(cores)} and os.sched_getaffinity(engine) == cores
+
+
+def test_a_server_that_was_imported_early_wants_its_key(server: servers.Endpoint):
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{server.url}/models", timeout=20)
 
 
 def process(words: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from dsc_hub.config.serving import ServingConfig
-from dsc_hub.inference import vllm, vllm_process
+from dsc_hub.inference import vllm, vllm_forks, vllm_process, vllm_start
+from dsc_hub.system import supervisor
+from tests.conftest import ROOT
 
 STARTS = """
 import sys, time
@@ -54,10 +57,11 @@ def test_the_server_is_the_process_that_was_there_before(environment, tmp_path: 
     assert word == "given" and json.loads(given) == {"arguments": ["--model", "a folder"], "api_key": "secret"}
     assert server.exit_code is None and second.exit_code is None
     assert (server.log_from, second.log_from > 0) == (0, True)
+    lines = [Path(f"/proc/{pid}/cmdline").read_text() for pid in supervisor.descendants(os.getpid())]
+    assert len(lines) >= 4 and "secret" not in "".join(lines) + repr(server)
     for process in (server, second):
         process.end()
         assert process.exit_code is not None
-    assert b"secret" not in Path(f"/proc/{os.getpid()}/cmdline").read_bytes()
 
 
 @pytest.mark.parametrize("other", ["environment", "log", "it has ended", "command"])
@@ -101,3 +105,54 @@ def test_only_on_a_cpu_and_for_one_server(environment, monkeypatch, tmp_path: Pa
     monkeypatch.setattr(vllm, "vllm_environment", lambda *_: environment)
     with vllm.imported_early(ServingConfig(replicas=replicas), tmp_path / "vllm.log"):
         assert bool(vllm_process._early) == imports
+
+
+# What `vllm_start` runs in these tests: the server prints its arguments, and what it is a fork of can't be imported.
+START = """
+import os, sys
+from dsc_hub.inference import vllm_forks, vllm_start
+vllm_forks.SERVER = vllm_start.SERVER = "server_here"
+vllm_start.PARENT = "parent_here"
+vllm_start.main()
+"""
+
+
+@pytest.mark.parametrize("preload", ["", "/lib/of/libiomp5.so"])
+@pytest.mark.parametrize("later", [False, True])
+def test_where_nothing_can_be_forked_the_server_starts_without_forks(tmp_path: Path, preload: str, later: bool):
+    """So the reason why vLLM can't be imported is in the log's last lines, if there is one."""
+    assert vllm_start.SERVER == vllm_forks.SERVER
+    (tmp_path / "parent_here.py").write_text("raise RuntimeError('a library is missing')")
+    (tmp_path / "server_here.py").write_text(
+        "import os, sys\nif __name__ == '__main__': print(sys.argv[1:], os.environ['VLLM_API_KEY'])"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}", "VLLM_API_KEY": "key", "LD_PRELOAD": preload}
+    done = subprocess.run(
+        [sys.executable, "-c", START, *([vllm_start.LATER] if later else ["--model", "a"])],
+        env=environment,
+        input=json.dumps({"arguments": ["--model", "a"], "api_key": "key"}) + "\n" if later else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.returncode) == ("['--model', 'a'] key\n", 0), done.stderr
+    assert ("a library is missing" in done.stderr) == bool(preload)
+
+
+@pytest.mark.parametrize("code", [0, 3, -9])
+def test_the_process_ends_as_its_server_did(code: int):
+    ends = f"from dsc_hub.inference import vllm_start; vllm_start._end_like({code})"
+    assert subprocess.run([sys.executable, "-c", ends], cwd=ROOT).returncode == code
+
+
+def test_the_end_of_a_fork_server_is_told_by_its_signal():
+    ends = """
+import os, signal, time
+from multiprocessing import forkserver
+from dsc_hub.inference import vllm_start
+forkserver.ensure_running()
+os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+time.sleep(0.5)
+vllm_start._end_like(255)
+"""
+    assert subprocess.run([sys.executable, "-c", ends], cwd=ROOT).returncode == -9

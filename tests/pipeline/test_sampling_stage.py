@@ -29,7 +29,15 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def imports(context, stage: str) -> Iterator[None]:
         done.append(f"imported for {stage}")
         yield
+        done.append("block left")
 
+    check = run.check_run
+
+    def checks(*args):
+        done.append("checked")
+        return check(*args)
+
+    monkeypatch.setattr(run, "check_run", checks)
     monkeypatch.setattr(loading, "load_named", loads)
     monkeypatch.setattr(session, "vllm_imported_early", imports)
     return done
@@ -60,7 +68,7 @@ def sample(recipe_file: Path, tmp_path: Path, home: Path, monkeypatch: pytest.Mo
 
 def test_a_server_that_runs_is_asked_before_a_packaged_reward_is_loaded(sample, events: list[str]):
     context = sample()
-    asked = [event for event in events if not event.startswith("imported")]
+    asked = [event for event in events if event in ("loaded", "asked")]
     assert asked[0] == "asked" and "loaded" in asked and asked.count("asked") > 20
     assert context.run.result("sampling")["unscored"] == 0
 
@@ -68,14 +76,31 @@ def test_a_server_that_runs_is_asked_before_a_packaged_reward_is_loaded(sample, 
 def test_a_reward_of_the_users_own_is_loaded_before_anything_is_asked(sample, recipe_file: Path, events: list[str]):
     (recipe_file.parent / "own.py").write_text(OWN)
     sample("reward={metric: own.py, scorer: default}")
-    assert [event for event in events if not event.startswith("imported")][:2] == ["loaded", "asked"]
+    assert [event for event in events if event in ("loaded", "asked")][:2] == ["loaded", "asked"]
 
 
 def test_vllm_is_imported_while_a_run_is_checked_whose_first_work_is_sampling(
-    sample, events: list[str], recipe_file: Path, tmp_path: Path
+    recipe_file: Path, tmp_path: Path, home: Path, server: str, events: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    context = sample()
-    assert events[0] == "imported for sampling"
-    del events[:]
-    run.run_all(context, "dataset")  # its sampling is done
-    assert not [event for event in events if event.startswith("imported")]
+    monkeypatch.setenv("DSC_HUB_HOME", str(home))
+
+    class Stopped(Exception):
+        pass
+
+    def stops(context, stage, *_):
+        raise Stopped(stage)
+
+    def events_of(last: str, *overrides: str, done: tuple[str, ...] = ()) -> list[str]:
+        del events[:]
+        monkeypatch.setattr(run, "run_stage", stops)
+        monkeypatch.setattr(run, "reusable_stages", lambda *_: dict.fromkeys(done))
+        with pytest.raises(Stopped):
+            run.run_all(resolve.resolve_recipe(str(recipe_file), overrides, tmp_path / "runs"), last)
+        return events
+
+    assert events_of("sampling")[:2] == ["imported for sampling", "checked"]
+    assert events_of("sampling", done=("prompts",))[0] == "imported for sampling"
+    assert events_of("dataset", done=("prompts", "sampling")) == ["checked"]
+    assert events_of("prompts") == ["checked"]
+    assert events_of("sampling", "rounds=2") == ["checked"]
+    assert events_of("sampling", f"serving.endpoints=[{server}]") == ["checked"]

@@ -50,5 +50,10 @@ def test_the_supervisor_passes_on_what_is_written_where_it_shall():
         assert child.stdout.readline() == "a line\n"
         child.stdin.close()
         assert child.wait(30) == 1
-    done = subprocess.run([*supervised, sys.executable, "-c", echoes], stdin=subprocess.DEVNULL, capture_output=True)
-    assert b"line" not in done.stdout
+    with subprocess.Popen(
+        [*supervised, sys.executable, "-c", echoes], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin and other.stdout
+        other.stdin.write("a line\n")
+        other.stdin.flush()
+        assert other.wait(30) == 0 and other.stdout.read() == "\n"  # its standard input is empty
