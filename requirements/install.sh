@@ -39,10 +39,12 @@ if [ -n "$torch" ] && [ "$version" != 3.11 ]; then
 fi
 "${uv[@]}" "${checked[@]}" "${from[@]}" -r "$lock"
 "${uv[@]}" --no-deps --no-build-isolation -e .
-# What a run imports most of is compiled now, on all cores: where Python may not write beside the sources, each start of
-# vLLM would compile it anew, which takes a minute. The rest (two thirds) is compiled when it is first imported.
-imported=(torch vllm scipy sympy pandas transformers matplotlib networkx numpy peft datasets huggingface_hub mpmath pydantic accelerate trl)
+# What a run imports is compiled now, on all cores: where Python may not write beside the sources, each start of vLLM would
+# compile it anew, which takes a minute. The rest, two thirds of what is installed, is compiled when it is first imported.
+imported=(torch vllm scipy sympy pandas transformers matplotlib networkx numpy peft datasets huggingface_hub mpmath pydantic
+  accelerate trl openai opentelemetry fastapi urllib3 aiohttp rich jinja2 evaluate)
 compiler=$(cd "$venv/bin" && pwd)/python
-(cd "$("$compiler" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && "$compiler" -W ignore -m compileall -q -j 0 -x '/(tests?|testing|models)/' "${imported[@]}")
+(cd "$("$compiler" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
+  "$compiler" -W ignore -m compileall -q -j 0 -x '/(tests?|testing|models)/' "${imported[@]}")
 echo "$want" > "$stamp"
 echo "installed in $((SECONDS - started)) s"
