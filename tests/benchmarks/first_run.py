@@ -4,7 +4,7 @@
 
 Each run is a fresh clone of this repository's HEAD with a virtual environment and a home of its own, one after the other; packages
 come from where pip is told to look. Medians over the runs. Nothing else should run on the machine meanwhile. `--keep` copies the last
-clone and its home, without the environment, to a folder.
+clone and its home, without what was installed, to a folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
             runs.append(first_run(Path(place)))
             if options.keep:
                 shutil.rmtree(options.keep, ignore_errors=True)
-                shutil.copytree(place, options.keep, symlinks=True, ignore=shutil.ignore_patterns(".venv"))
+                shutil.copytree(place, options.keep, symlinks=True, ignore=shutil.ignore_patterns(".venv", "uv"))
         print(json.dumps(runs[-1], indent=2), flush=True)
     medians = {key: round(statistics.median(run[key] for run in runs), 1) for key in runs[0]}
     numbers = {"medians": medians, "runs": runs, "hardware": machine.hardware(), "versions": machine.versions()}

@@ -477,6 +477,24 @@ def test_a_good_answer_is_not_revised(recipe_file: Path, tmp_path: Path):
     assert numbers["steps"][2]["reward_state"]["n"] == sum(c.reward_after(3) is not None for c in chains)
 
 
+def test_ending_chains_at_the_highest_reward_there_is_changes_no_final_answer(recipe_file: Path, tmp_path: Path):
+    """As the recipes `privacy` and `safety` do: a revision replaces an answer for a higher reward alone."""
+
+    async def score(text: str, prompt: object = None) -> Score:
+        return Score(min(0.5, (await length_score(text)).value or 0.0))  # half of the texts have the highest one
+
+    ends, turns = [], []
+    for enough in ("null", "0.5"):
+        given = ["chain.chains_per_prompt=8", "chain.steps=3", f"chain.good_enough={enough}"]
+        run, r, some = setup(recipe_file, tmp_path / enough, *given)
+        asyncio.run(sample.sample(run, r, some, ScriptedModel(), score))
+        chains = list(sample.read_chains(run))
+        ends.append({(c.prompt_id, c.number): (c.final, c.final_score, c.answer, c.state_step) for c in chains})
+        turns.append(len(list(run.rows("turns.jsonl"))))
+    assert ends[0] == ends[1] and len(ends[0]) == 8 * len(some)
+    assert {final_score.value for _, final_score, *_ in ends[0].values()} > {0.5} and turns[1] < 0.7 * turns[0]
+
+
 def test_a_run_without_a_number_of_rows_is_as_before(recipe_file: Path, tmp_path: Path):
     run, r, some = setup(recipe_file, tmp_path / "run", "chain.chains_per_prompt=3")
     tally = asyncio.run(sample.sample(run, r, some, ScriptedModel(), length_score))
