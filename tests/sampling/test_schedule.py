@@ -492,7 +492,7 @@ def test_ending_chains_at_the_highest_reward_there_is_changes_no_final_answer(re
         ends.append({(c.prompt_id, c.number): (c.final, c.final_score, c.answer, c.state_step) for c in chains})
         turns.append(len(list(run.rows("turns.jsonl"))))
     assert ends[0] == ends[1] and len(ends[0]) == 8 * len(some)
-    assert {final_score.value for _, final_score, *_ in ends[0].values()} > {0.5} and turns[1] < 0.7 * turns[0]
+    assert {final_score.value for _, final_score, *_ in ends[0].values()} > {0.5} and turns[1] < turns[0]
 
 
 def test_a_run_without_a_number_of_rows_is_as_before(recipe_file: Path, tmp_path: Path):
