@@ -19,7 +19,7 @@ import pytest
 
 from dsc_hub.config.serving import GenerationConfig, ServingConfig
 from dsc_hub.errors import MetricError, ServingError
-from dsc_hub.inference import external, retries, server_pool, servers, vllm
+from dsc_hub.inference import external, retries, server_pool, servers, vllm, vllm_process
 from dsc_hub.inference.client import Generator
 from dsc_hub.inference.servers import Endpoint
 from dsc_hub.pipeline import resolve
@@ -346,14 +346,14 @@ def test_a_replica_that_cannot_be_started_again_stops_the_run(
                 os.kill(pid, signal.SIGKILL)
 
         broken = {"now": False}
-        real = vllm.subprocess.Popen
+        real = vllm_process.subprocess.Popen
 
         def popen(command: list[str], **keys: Any) -> Any:
             if broken["now"]:
                 command = [command[0], "-c", "import sys; print('out of memory, say'); sys.exit(7)"]
             return real(command, **keys)
 
-        monkeypatch.setattr(vllm.subprocess, "Popen", popen)
+        monkeypatch.setattr(vllm_process.subprocess, "Popen", popen)
         once_begun(tmp_path / "run", kill)
         with pytest.raises(
             ServingError, match="did not come back in 4 tries: vLLM ended by itself(.|\n)*out of memory, say"
