@@ -32,10 +32,10 @@ from dsc_hub.inference.retries import RequestFailed
 from dsc_hub.inference.task_pool import TaskPool
 from dsc_hub.records import Prompt, Turn
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling.progress import SamplingProgress
 from dsc_hub.sampling.sample import (
     CircuitBreaker,
     Complete,
-    SamplingProgress,
     fixed_level,
     read_chains,
     run_with_line,

@@ -8,10 +8,9 @@ requests that were in flight. Neither prompts nor texts of finished chains are h
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,14 +28,14 @@ from dsc_hub.runs.cost import TAKEN_OVER
 from dsc_hub.runs.jsonl import JsonlFile
 from dsc_hub.runs.row_index import Key, OrderedRows, RowIndex, chain_key, request_key
 from dsc_hub.runs.run import Run
+from dsc_hub.sampling.progress import SamplingProgress
 from dsc_hub.sampling.schedule import ROWS, Ending, Schedule
 from dsc_hub.system.files import write_lines
 from dsc_hub.system.hashing import digest
-from dsc_hub.system.progress import Meter, moving_line, say
+from dsc_hub.system.progress import moving_line, say
 
 Complete = Callable[..., Awaitable[Completion]]  # messages, seed; tools if the prompt has some (`tools_of`)
 MOST_FAILURES_IN_A_ROW = 20  # consecutive failures that count as a failure of the server
-BRAKE, BRAKE_S = 0.85, 20.0  # share of the time that the scorer works, after so many seconds, from which chains wait
 MOST_REFUSALS_IN_A_ROW = 200  # refusals of different prompts, by a server that has answered before
 
 
@@ -72,59 +71,6 @@ class CircuitBreaker:
         if len(self._failed) >= MOST_FAILURES_IN_A_ROW or len(self._refused) >= most:
             n = len(self._failed) + len(self._refused)
             raise ServingError(f"{n} requests failed one after the other; the last: {error}", hint) from None
-
-
-@dataclass
-class SamplingProgress:
-    """Counts of the progress line: finished + failed + pending = total. Remaining time is estimated by turns."""
-
-    total: int
-    turns: int  # turns per chain
-    scoring_s: Callable[[], float] = float  # seconds that the scorer has worked since the start
-    finished: int = 0
-    failed: int = 0
-    accepted: int = 0
-    proposals: int = 0
-    unscored: int = 0
-    new_tokens: int = 0
-    reused_turns: int = 0
-    ending: Ending | None = None  # if a schedule ended it
-    rows: str = ""  # training rows so far, of those that are wanted; "": no number is asked for
-    interrupted: bool = False
-    meter: Meter = field(init=False)
-    started: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        self.meter = Meter(self.total * self.turns - self.reused_turns)
-
-    def chain_done(self, chain: Chain) -> None:
-        self.finished += 1
-        self.proposals += len(chain.steps)
-        self.accepted += sum(s.accepted for s in chain.steps)
-        self.unscored += (chain.answer_score.value is None) + sum(s.score.value is None for s in chain.steps)
-
-    def expect(self, schedule: Schedule) -> None:
-        """Take over how many chains there will be, and the rows."""
-        turns = self.meter.total / max(1, self.total)
-        self.total = max(self.finished + self.failed, schedule.expected - schedule.before)
-        self.meter.total = round(self.total * turns)
-        self.rows = f"rows {min(schedule.rows_so_far, schedule.target)}/{schedule.target}  " if schedule.target else ""
-
-    @property
-    def waits_for_scores(self) -> bool:
-        """Whether the scorer works nearly all of the time, so that chains wait for it and not for the model."""
-        seconds = time.monotonic() - self.started
-        return seconds >= BRAKE_S and self.scoring_s() >= BRAKE * seconds
-
-    def line(self) -> str:
-        """Return the current text of the progress line."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
-        return (
-            f"{self.rows}chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
-            f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} "
-            f"tokens/s{self.meter.left()}{'  the scorer is the brake' * self.waits_for_scores}"
-        )
 
 
 def tools_of(prompt: Prompt) -> dict[str, Sequence[Tool]]:
@@ -165,6 +111,7 @@ class _Session:
         self._choose = evenly if self.schedule is None else self.schedule.choose
         self._rule = make_rule(chain.acceptance, chain.temperature)
         self._dice, self._principle_dice = dice_of(self._seed), dice_of(self._seed, "principle")
+        self._turns_made = Counter[Key]()  # of chains in flight, those of earlier sessions included
 
     async def generate(self, messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
         """Return the turn of a request: an earlier session's, another run's, or a new one; append it if it is not
@@ -173,6 +120,7 @@ class _Session:
         request = digest(role, messages, *tools.values())
         old = self.stored_turns.pop((prompt.id, number, step, role), None)
         if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
+            self._turns_made[prompt.id, number] += 1
             return old
         if self.known is not None and (other := self.known.get((request, seed))) is not None:
             turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
@@ -202,42 +150,46 @@ class _Session:
             self.failures.answered()
             self.turns.append(turn)
         self.progress.meter.done += 1
+        self._turns_made[prompt.id, number] += 1
         self.show(self.progress.line)
         return turn
 
     async def run_one(self, prompt: Prompt, number: int) -> None:
         """Run one chain and append it, or the reason of its failure."""
         try:
-            chain = await run_chain(
-                prompt,
-                number,
-                texts=self._texts,
-                steps=self.recipe.chain.steps,
-                generate=self.generate,
-                score=self.score,
-                rule=self._rule,
-                dice=self._dice,
-                veto=self.veto,
-                principle_dice=self._principle_dice,
-                inspect=self._inspect,
-                aside=self.pool.aside,
-                good_enough=self.recipe.chain.good_enough,
-                choose=self._choose,
-            )
+            chain = await self._run_chain(prompt, number)
         except RequestFailed as e:
             self.failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
-            self.progress.failed += 1
+            self.progress.chain_failed(self._turns_made.pop((prompt.id, number), 0))
             if self.schedule is not None:
                 self.schedule.failed((prompt.id, number))
             hint = f"See {self.failed.path}; run the same command again when the cause is gone."
             self.failures.failed((prompt.id, number), e, hint)
             return
         self.chains.append(chain.as_row())
-        self.progress.chain_done(chain)
+        self.progress.chain_done(chain, self._turns_made.pop((prompt.id, number), 0))
         if self.schedule is not None:
             self.schedule.finished(chain)
             self.progress.expect(self.schedule)
         self.show(self.progress.line)
+
+    async def _run_chain(self, prompt: Prompt, number: int) -> Chain:
+        return await run_chain(
+            prompt,
+            number,
+            texts=self._texts,
+            steps=self.recipe.chain.steps,
+            generate=self.generate,
+            score=self.score,
+            rule=self._rule,
+            dice=self._dice,
+            veto=self.veto,
+            principle_dice=self._principle_dice,
+            inspect=self._inspect,
+            aside=self.pool.aside,
+            good_enough=self.recipe.chain.good_enough,
+            choose=self._choose,
+        )
 
     def _inspect(self, turn: Turn, prompt: Prompt, critique: str) -> Finding:
         return inspect(turn.text, turn.finish_reason, prompt, critique, self.recipe.hygiene)

@@ -32,6 +32,7 @@ from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.metrics_schema import Metrics, Sampling
 from dsc_hub.runs.run import Run
 from dsc_hub.sampling import sample, summary
+from dsc_hub.sampling.progress import SamplingProgress
 from tests import fixture_run
 from tests.conftest import ROOT, ScriptedModel, length_score
 
@@ -74,6 +75,23 @@ def test_every_chain_and_turn_is_written_once_and_counts_add_up(recipe_file: Pat
     for step in numbers["steps"]:
         assert step["proposals"] == step["accepted"] + sum(step["rejected"].values()) == tally.total
     assert_it_adds_up(summary.waterfall(section(numbers)))
+
+
+def test_turns_that_chains_do_not_ask_for_are_not_waited_for(recipe_file: Path, tmp_path: Path):
+    overrides = ("chain.chains_per_prompt=3", "chain.steps=2", "chain.acceptance=improve", "chain.good_enough=0.6")
+    run, r, some = setup(recipe_file, tmp_path / "run", *overrides)
+    model = ScriptedModel()
+
+    async def one_in_seven_fails(messages: list[dict[str, str]], seed: int) -> Completion:
+        if seed % 7 == 0:
+            raise RequestFailed("too long")
+        return await model(messages, seed)
+
+    first = asyncio.run(sample.sample(run, r, some, one_in_seven_fails, length_score))
+    assert first.failed and first.meter.done == first.meter.total < first.total * 5
+    second = asyncio.run(sample.sample(run, r, some, model, length_score))
+    assert second.total == first.failed == second.finished and second.reused_turns
+    assert second.meter.done == second.meter.total < second.total * 5 - second.reused_turns
 
 
 def section(numbers: dict[str, Any]) -> Sampling:
@@ -329,7 +347,7 @@ def test_a_scorer_that_works_all_of_the_time_is_the_brake():
     asyncio.run(go())
     assert 0.05 < busy[0] < busy[1] and 0.2 <= busy[1] < 1
     for worked, seconds, is_brake in ((29.0, 30.0, True), (20.0, 30.0, False), (9.0, 9.5, False)):
-        progress = sample.SamplingProgress(4, 3, lambda worked=worked: worked)
+        progress = SamplingProgress(4, 3, lambda worked=worked: worked)
         progress.started -= seconds
         assert progress.waits_for_scores is is_brake
         assert ("the scorer is the brake" in progress.line()) is is_brake
