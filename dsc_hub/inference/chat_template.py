@@ -1,6 +1,6 @@
 """A model's chat template: what it does with the conversations of a chain and with a training row.
 
-Jinja alone, without a tokenizer object, so that a check takes a second and not the import of torch.
+Jinja alone (template_jinja.py), without a tokenizer object, so that a check takes no time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dsc_hub.chain.chain import exchange, opening_of
 from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.errors import ModelError
 from dsc_hub.inference.base_model import json_object
+from dsc_hub.inference.template_jinja import compile_template
 from dsc_hub.records import Message, Prompt
 
 THINKING = ("enable_thinking", "thinking")  # settings by which templates switch thinking on or off
@@ -42,18 +43,12 @@ class ChatTemplate:
 
         `Refused` if the template raises an error for this conversation.
         """
-        from transformers.utils.chat_template_utils import render_jinja_template
-
+        conversation = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        values = {"tools": None, "documents": None, **self.special, **settings, **conversation}
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[list(messages)],
-                chat_template=self.source,
-                add_generation_prompt=add_generation_prompt,
-                **{**self.special, **settings},
-            )
+            return compile_template(self.source).render(values)
         except Exception as e:  # a template is a program that came with the model
             raise Refused(" ".join(str(e).split()) or type(e).__name__) from None
-        return str(rendered[0])
 
     def renders(self, messages: Sequence[Message], **settings: Any) -> bool:
         """Return whether the template takes a conversation."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from dsc_hub.config.sampling import ModelConfig
 from dsc_hub.errors import ModelError
 from dsc_hub.inference import base_model, chat_template
 from dsc_hub.inference.base_model import token_counter
-from dsc_hub.inference.chat_template import ChatTemplate, check_template, load_template
+from dsc_hub.inference.chat_template import ChatTemplate, Refused, check_template, load_template
 from dsc_hub.records import Prompt
 from tests.data.test_conversations import TOOL, turns
 from tests.inference import chat_templates
@@ -128,6 +130,45 @@ def test_a_rendering_is_that_of_transformers(home: Path, monkeypatch: pytest.Mon
         text = tokenizer.apply_chat_template(conversation, tokenize=False, **more)
         assert template.render(conversation, **more) == text
         assert count is not None and count(text) == len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+WRITTEN = {
+    name: source for name, source in vars(chat_templates).items() if name.isupper() and isinstance(source, str)
+} | {
+    "marks": "{% for m in messages %}{% set x = m.role %}{% generation %}{% set x = 'y' %}{{ m.content }}\n"
+    "  {%- endgeneration %}\n{{ x }}{% endfor %}",
+    "breaks": "{% for m in messages %}\n  {% if loop.index0 == 1 %}{% break %}{% endif %}\n{{ m.content }}{% endfor %}",
+    "json": "{{ messages | tojson }}{{ tools | tojson(indent=2) }}{{ {'b': 'ä<&', 'a': 1} | tojson(sort_keys=true) }}"
+    "{{ [1, 2] | tojson(separators=(',', ':')) }}{{ 'ä' | tojson(ensure_ascii=true) }}",
+    "date": "{{ strftime_now('%Y-%m') }}",
+    "unset": "{{ documents }}{{ tools }}{{ unknown }}{% if unknown is defined %}a{% endif %}{{ bos_token }}",
+    "raises": "{{ raise_exception('no ' + messages[0].role) }}",
+    "changes": "{% set _ = messages.append(1) %}",
+    "escapes": "{{ messages.__class__.__mro__ }}",
+    "broken": "{% if %}",
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN))
+@pytest.mark.parametrize("tools", [None, [TOOL]], ids=["", "tools"])
+def test_a_template_is_rendered_as_transformers_renders_it(name: str, tools: list | None):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    conversations = [
+        turns("<&>\n", "ä", "c"),
+        turns(""),
+        [{"role": "system", "content": "s"}, *turns("a", "b", "c", "d")],
+        turns("a", "b")[1:],
+    ]
+    for conversation, start, more in itertools.product(conversations, (False, True), ({}, OFF)):
+        settings = {"add_generation_prompt": start, "tools": tools, **more}
+        try:
+            (expected,), _ = render_jinja_template([conversation], chat_template=WRITTEN[name], **settings, **BOS)
+        except Exception as e:
+            with pytest.raises(Refused, match=re.escape(" ".join(str(e).split()))):
+                ChatTemplate(WRITTEN[name], BOS).render(conversation, **settings)
+        else:
+            assert ChatTemplate(WRITTEN[name], BOS).render(conversation, **settings) == expected
 
 
 def problems(template: str, *conversations: list[dict[str, str]], tools: tuple = (), system: str | None = None):
