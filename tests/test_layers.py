@@ -192,7 +192,7 @@ def runs(code: str) -> None:
     ("before", "unwanted"),
     [
         ("", {"torch", "transformers", "scipy.stats"}),
-        # as the check of a chat template does
+        # as a user's own metric may do
         ("from transformers.utils import chat_template_utils", {"torch", "transformers.pipelines", "scipy.stats"}),
     ],
 )

@@ -36,6 +36,11 @@ class PriceConfig(Section):
 
 # Parameters of a request that the recipe's other keys decide.
 OWNED = frozenset("model messages prompt seed temperature top_p max_tokens max_completion_tokens n stream".split())
+# What a caller of a chat template decides, and no setting does: servers refuse it, or do something else than training.
+NO_TEMPLATE_SETTINGS = frozenset(
+    "chat_template tokenize conversation conversations messages add_generation_prompt continue_final_message"
+    " return_assistant_tokens_mask".split()
+)
 _WithExtra = TypeVar("_WithExtra", "CriticConfig", "GenerationConfig")
 
 
@@ -43,6 +48,9 @@ def _without_owned(section: _WithExtra) -> _WithExtra:
     """Return the section; ValueError if its `extra` sets what dsc sets itself."""
     if taken := sorted(OWNED & section.extra.keys()):
         raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
+    settings = section.extra.get(TEMPLATE_SETTINGS)
+    if isinstance(settings, dict) and (taken := sorted(NO_TEMPLATE_SETTINGS & settings.keys())):
+        raise ValueError(f"extra.{TEMPLATE_SETTINGS}.{taken[0]} is no setting of a chat template; remove it")
     return section
 
 

@@ -1,6 +1,6 @@
 """A model's chat template: what it does with the conversations of a chain and with a training row.
 
-Jinja alone (template_jinja.py), without a tokenizer object, so that a check takes no time.
+Jinja alone (jinja_environment.py), without a tokenizer object, so that a check imports neither transformers nor torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dsc_hub.chain.chain import exchange, opening_of
 from dsc_hub.config.serving import TEMPLATE_SETTINGS
 from dsc_hub.errors import ModelError
 from dsc_hub.inference.base_model import json_object
-from dsc_hub.inference.template_jinja import compile_template
+from dsc_hub.inference.jinja_environment import compile_template
 from dsc_hub.records import Message, Prompt
 
 THINKING = ("enable_thinking", "thinking")  # settings by which templates switch thinking on or off
@@ -263,7 +263,9 @@ def _own_text_note(
 
 
 def _day_note(template: ChatTemplate, chain: Sequence[Message], settings: Mapping[str, Any]) -> str:
-    days = {template.render(chain, **{**settings, "strftime_now": lambda _, day=day: day}) for day in ("zq1", "zq2")}
+    days = {
+        template.render(chain, **{**settings, "strftime_now": lambda format, day=day: day}) for day in ("zq1", "zq2")
+    }
     if len(days) == 1:
         return ""
     fix = "give it a copy of the model whose chat_template.jinja has a fixed date"

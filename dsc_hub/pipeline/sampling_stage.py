@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,7 @@ def run_sampling(context: RunContext) -> dict[str, Any]:
 def _load_reward(context: RunContext) -> LoadedScorer:
     from dsc_hub.metrics import loading
 
+    importlib.import_module("scipy.stats")  # for the numbers at the end: a second in which the server would stand still
     return loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
 
 

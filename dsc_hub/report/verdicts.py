@@ -235,23 +235,24 @@ def _weaker_than_sampled(facts: RunFacts, metrics: Metrics, evaluation: Evaluati
     is_rounded = recipe.distill.method == "qlora" and recipe.evaluation.weights == "rounded"
     is_rounded = is_rounded and any(ARMS[arm].model == ADAPTER for arm in evaluation.arms if arm in ARMS)
     is_same_model = not facts.student and not is_at_endpoints(recipe, None) and recipe.rounds == 1
-    # Chains that ended early, or had the better texts more often, are no chains of the evaluation.
-    is_same_chain = recipe.chain.good_enough is None and not (recipe.ends_early and len(recipe.chain.pairs) > 1)
+    # The evaluation draws its pairs of texts evenly, and a sampling that learns draws the better ones more often.
+    is_same_chain = not (recipe.ends_early and len(recipe.chain.pairs) > 1)
     if not (is_rounded and is_same_model and is_same_chain and recipe.chain.acceptance == "improve"):
         return []
-    if sampled is None or not sampled.steps or not sampled.steps[0].proposals or not chains or not chains.n:
+    if sampled is None or not sampled.steps or not sampled.finished or not chains or not chains.n:
         return []
-    before, changed = sampled.steps[0], chains.wins + chains.losses
-    if changed / chains.n > before.accepted / before.proposals / 2:
+    # Of all chains, since those that are good enough at once propose nothing, here and there.
+    accepted, finished, changed = sampled.steps[0].accepted, sampled.finished, chains.wins + chains.losses
+    if changed / chains.n > accepted / finished / 2:
         return []
-    table = [[before.accepted, before.proposals - before.accepted], [changed, chains.n - changed]]
+    table = [[accepted, finished - accepted], [changed, chains.n - changed]]
     if scipy.stats.fisher_exact(table).pvalue > WEAKER_P:
         return []
     sampled_at, drawn_at = recipe.generation.temperature, generation_at_evaluation(recipe).temperature
     hotter = f", and draw at temperature {drawn_at:g} instead of {sampled_at:g}" if drawn_at != sampled_at else ""
     return [
-        f"The base is weaker here than where the chains were sampled: {before.accepted} of {before.proposals} first "
-        f"revisions were accepted there, and {changed} of {chains.n} chains of Self-critique got another reward here. "
+        f"The base is weaker here than where the chains were sampled: {accepted} of {finished} chains accepted their "
+        f"first revision there, and {changed} of {chains.n} chains of Self-critique got another reward here. "
         f"The arms run on weights that were rounded as in training{hotter}, so part of what Distilled gains on Base "
         "may be a repair of the rounding. `evaluation.weights=original` compares on the weights that wrote the chains; "
         "`distill.method=lora` rounds nothing."

@@ -111,16 +111,15 @@ class _Session:
         self._choose = evenly if self.schedule is None else self.schedule.choose
         self._rule = make_rule(chain.acceptance, chain.temperature)
         self._dice, self._principle_dice = dice_of(self._seed), dice_of(self._seed, "principle")
-        self._turns_made = Counter[Key]()  # of chains in flight, those of earlier sessions included
 
     async def generate(self, messages: list[Message], prompt: Prompt, number: int, step: int, role: Role) -> Turn:
         """Return the turn of a request: an earlier session's, another run's, or a new one; append it if it is not
         stored yet."""
+        self.progress.left.ask((prompt.id, number))
         seed, tools = seed_of(self._seed, prompt.id, number, step, role), tools_of(prompt)
         request = digest(role, messages, *tools.values())
         old = self.stored_turns.pop((prompt.id, number, step, role), None)
         if old is not None and old.request in ("", request):  # skip a turn that answers an outdated text
-            self._turns_made[prompt.id, number] += 1
             return old
         if self.known is not None and (other := self.known.get((request, seed))) is not None:
             turn = replace(from_row(Turn, other), prompt_id=prompt.id, chain=number, step=step, role=role)
@@ -150,7 +149,6 @@ class _Session:
             self.failures.answered()
             self.turns.append(turn)
         self.progress.meter.done += 1
-        self._turns_made[prompt.id, number] += 1
         self.show(self.progress.line)
         return turn
 
@@ -160,14 +158,14 @@ class _Session:
             chain = await self._run_chain(prompt, number)
         except RequestFailed as e:
             self.failed.append({"prompt_id": prompt.id, "number": number, "reason": str(e)})
-            self.progress.chain_failed(self._turns_made.pop((prompt.id, number), 0))
+            self.progress.chain_failed((prompt.id, number))
             if self.schedule is not None:
                 self.schedule.failed((prompt.id, number))
             hint = f"See {self.failed.path}; run the same command again when the cause is gone."
             self.failures.failed((prompt.id, number), e, hint)
             return
         self.chains.append(chain.as_row())
-        self.progress.chain_done(chain, self._turns_made.pop((prompt.id, number), 0))
+        self.progress.chain_done(chain)
         if self.schedule is not None:
             self.schedule.finished(chain)
             self.progress.expect(self.schedule)
@@ -229,7 +227,7 @@ async def sample(
         pending = sum(key not in finished for p in prompts for key in ((p.id, n) for n in range(each)))
     else:
         schedule.resume(chains.as_type(Chain))
-        pending = schedule.expected - schedule.before
+        pending = max(0, schedule.expected - schedule.before)
     # Only turns of unfinished chains are held: those of finished chains are not needed again.
     stored_turns = {t.key: t for t in _turns_outside(turns, finished)}
     session = _Session(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,14 +135,23 @@ def test_a_rendering_is_that_of_transformers(home: Path, monkeypatch: pytest.Mon
 
 
 WRITTEN = {
-    name: source for name, source in vars(chat_templates).items() if name.isupper() and isinstance(source, str)
+    name: source for name, source in vars(chat_templates).items() if name.isupper() and not name.startswith("_")
 } | {
     "marks": "{% for m in messages %}{% set x = m.role %}{% generation %}{% set x = 'y' %}{{ m.content }}\n"
     "  {%- endgeneration %}\n{{ x }}{% endfor %}",
     "breaks": "{% for m in messages %}\n  {% if loop.index0 == 1 %}{% break %}{% endif %}\n{{ m.content }}{% endfor %}",
     "json": "{{ messages | tojson }}{{ tools | tojson(indent=2) }}{{ {'b': 'ä<&', 'a': 1} | tojson(sort_keys=true) }}"
     "{{ [1, 2] | tojson(separators=(',', ':')) }}{{ 'ä' | tojson(ensure_ascii=true) }}",
-    "date": "{{ strftime_now('%Y-%m') }}",
+    "json, indented": "{{ tools | tojson(indent=4) }}{% for t in tools or [] %}{{ t.function.parameters | tojson }}{% endfor %}",
+    "date": "{{ strftime_now('%Y-%m') }}{{ strftime_now(format='%Y') }}",
+    "jinja": "{%- macro turn(m, name='x') -%}\n  {{- name }}: {{ m.content | trim ~ '!' }}\n{%- endmacro %}\n"
+    "{%- set ns = namespace(last=-1, seen=[]) %}\n{%- for m in messages[::-1] %}\n"
+    "  {%- if m.role == 'system' or m is not mapping or m.content is not string %}{% continue %}{% endif %}\n"
+    "  {%- if ns.last < 0 and m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}\n{%- endfor %}\n"
+    "{% set text %}{{ ns.last }} of {{ messages | length }}{% endset %}{{ text | upper }}\n"
+    "{% for m in messages | selectattr('role', 'equalto', 'user') %}{{ turn(m, name=m['role']) }}\n{% endfor %}"
+    "{{ messages | map(attribute='role') | join(', ') }}{{ range(3) | list }}{{ dict(a=1).items() | list }}",
+    "includes": "{% include 'other' %}",
     "unset": "{{ documents }}{{ tools }}{{ unknown }}{% if unknown is defined %}a{% endif %}{{ bos_token }}",
     "raises": "{{ raise_exception('no ' + messages[0].role) }}",
     "changes": "{% set _ = messages.append(1) %}",
@@ -169,6 +180,15 @@ def test_a_template_is_rendered_as_transformers_renders_it(name: str, tools: lis
                 ChatTemplate(WRITTEN[name], BOS).render(conversation, **settings)
         else:
             assert ChatTemplate(WRITTEN[name], BOS).render(conversation, **settings) == expected
+
+
+def test_a_rendering_imports_neither_transformers_nor_torch():
+    code = (
+        "import sys; from dsc_hub.inference.chat_template import ChatTemplate, check_template; "
+        f"check_template(ChatTemplate({chat_templates.LLAMA3!r}), None, {{}}); "
+        "assert not {'transformers', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def problems(template: str, *conversations: list[dict[str, str]], tools: tuple = (), system: str | None = None):

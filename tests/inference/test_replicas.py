@@ -234,6 +234,10 @@ def test_further_parameters_are_sent_as_they_are_and_ours_are_not_to_be_set(reci
     with pytest.raises(ConfigError) as e:
         recipe_files.load_recipe_file(recipe_file, ["generation.extra={seed: 1, top_k: 20}"])
     assert "extra.seed is set by dsc itself" in str(e.value)
+    for section in ("generation.extra", "chain.critic.extra"):
+        override = f"{section}={{chat_template_kwargs: {{enable_thinking: false, continue_final_message: true}}}}"
+        with pytest.raises(ConfigError, match="extra.chat_template_kwargs.continue_final_message is no setting"):
+            recipe_files.load_recipe_file(recipe_file, [override, "chain.critic.model=critic"])
     server.shutdown()
 
 

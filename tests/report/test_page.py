@@ -190,12 +190,19 @@ def test_only_an_interval_without_zero_is_called_a_difference(d, higher_is_bette
         ),  # where the adapter is, the base is, too
         ((1, 20), {"arms": ["base", "self_critique"]}, False),  # no adapter, no rounding
         ((1, 20), {"rounds": 2}, False),  # the chains may be of another model
+        ((1, 20), {"chain": {"good_enough": 0.9}}, True),  # in the evaluation, too
+        (
+            (1, 20),
+            {"dataset": {"rows": 72}, "chain": {"critique": ["a", "b"], "revision": ["c", "d"]}},
+            False,
+        ),  # the better pair of texts was drawn more often
     ],
 )
 def test_a_base_that_rounding_made_weaker_is_told_first(here, update, is_said):
-    """Of the sampled chains' first revisions 300 of 512 were accepted; `here` changed an answer in the evaluation."""
+    """Of 512 sampled chains 300 accepted their first revision; `here` changed an answer in the evaluation."""
     data, facts = fixture_run.metrics(), fixture_run.facts()
-    data["sampling"]["steps"][0] |= {"proposals": 512, "accepted": 300, "rejected": {"not accepted by the rule": 212}}
+    data["sampling"] |= {"chains": 512, "finished": 512}
+    data["sampling"]["steps"][0] |= {"proposals": 450, "accepted": 300, "rejected": {"not accepted by the rule": 150}}
     wins, n = here
     chains = difference(0.1, -0.1, 0.3, 0.5).model_dump() | {"wins": wins, "ties": n - wins, "losses": 0, "n": n}
     data["evaluation"]["differences"]["self_critique - base"] = {"reward": chains, "second": chains, "third": chains}

@@ -31,8 +31,8 @@ from dsc_hub.metrics.batching import BatchScorer
 from dsc_hub.records import Prompt, Score
 from dsc_hub.runs.metrics_schema import Metrics, Sampling
 from dsc_hub.runs.run import Run
-from dsc_hub.sampling import sample, summary
-from dsc_hub.sampling.progress import SamplingProgress
+from dsc_hub.sampling import sample, schedule, summary
+from dsc_hub.sampling.progress import SamplingProgress, TurnsLeft
 from tests import fixture_run
 from tests.conftest import ROOT, ScriptedModel, length_score
 
@@ -88,10 +88,53 @@ def test_turns_that_chains_do_not_ask_for_are_not_waited_for(recipe_file: Path, 
         return await model(messages, seed)
 
     first = asyncio.run(sample.sample(run, r, some, one_in_seven_fails, length_score))
-    assert first.failed and first.meter.done == first.meter.total < first.total * 5
+    assert first.failed and first.meter.done < first.total * 5 and first.left.count(first.total) == 0
+    stored = len(list(run.rows("turns.jsonl")))
     second = asyncio.run(sample.sample(run, r, some, model, length_score))
     assert second.total == first.failed == second.finished and second.reused_turns
-    assert second.meter.done == second.meter.total < second.total * 5 - second.reused_turns
+    assert second.left.count(second.total) == 0
+    assert second.meter.done == len(list(run.rows("turns.jsonl"))) - stored
+
+
+@pytest.mark.parametrize("rows", [4, 9])
+def test_the_turns_left_of_a_schedule_are_known_after_a_kill_too(recipe_file: Path, tmp_path: Path, rows: int):
+    overrides = ("chain.chains_per_prompt=6", "chain.steps=2", "chain.good_enough=0.6", "dataset.min_gain=null")
+    run, r, some = setup(recipe_file, tmp_path / "run", *overrides, "dataset.phrase_limit=null")
+    prompts = {p.id: p for p in some}
+    with pytest.raises(ServingError):
+        asyncio.run(sample.sample(run, r, some, Breaking(40, ServingError("gone")), length_score))
+    r = recipe_files.load_recipe_file(recipe_file, (*overrides, "dataset.phrase_limit=null", f"dataset.rows={rows}"))
+    tally = asyncio.run(
+        sample.sample(run, r, some, ScriptedModel(), length_score, schedule=schedule.Schedule(r, prompts))
+    )
+    assert tally.total >= tally.finished >= 0 and tally.ending
+    assert 0 <= tally.left.count(tally.total) <= 5 * len(prompts) * 6
+
+
+def test_the_turns_left_are_about_right_while_chains_that_end_early_have_ended_and_others_last():
+    """400 chains, 100 at once, of which six in ten end after their first turn, and three in ten of the rest at the third."""
+    dice, turns = random.Random(4), {}
+    for n in range(400):
+        turns[n] = 1 if dice.random() < 0.6 else 3 if dice.random() < 0.3 else 5
+    ends, left, made, wrong = dict.fromkeys(range(100), 0), TurnsLeft(5), Counter(), []
+    clock = {n: dice.expovariate(1) for n in ends}
+    for n in ends:
+        left.ask((str(n), 0))
+    while clock:
+        n = min(clock, key=clock.__getitem__)
+        made[n] += 1
+        if made[n] < turns[n]:
+            left.ask((str(n), 0))
+            clock[n] += dice.expovariate(1)
+        else:
+            left.end((str(n), 0))
+            now = clock.pop(n)
+            if (begun := len(made.keys() | clock.keys())) < 400:
+                left.ask((str(begun), 0))
+                clock[begun] = now + dice.expovariate(1)
+        wrong.append(left.count(400) / max(1, sum(turns.values()) - made.total()))
+    assert made == turns and left.count(400) == 0
+    assert all(0.8 < ratio < 1.25 for ratio in wrong[200:600]), wrong[100:700:20]
 
 
 def section(numbers: dict[str, Any]) -> Sampling:

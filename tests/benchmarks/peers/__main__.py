@@ -6,9 +6,9 @@ Each tool is installed in a virtual environment of its own (in FOLDER, if it sha
 of three turns (answer, critique, revision) of the same prompts at natural lengths. A round runs all, each in a
 process of its own, in an order that changes. `tokens/s` are the new tokens that vLLM counted over the seconds from
 the start of the process to its end, so dsc's scores, hygiene and acceptance count, and so do the files of each.
-`start` is the time to the first request, `processor` the seconds of processor time that the tool took beside the server
-(on a CPU both share the cores). dsc finds the number of requests in flight itself; the others get
---in-flight. Nothing else should run on the machine meanwhile.
+`start` is the time to the first request, `cpu_s` the CPU time of the tool in seconds (on a CPU it shares the cores with
+the server). dsc finds the number of requests in flight itself; the others get --in-flight. Nothing else should run on
+the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def compare(options: argparse.Namespace, work: Path) -> dict[str, Any]:
             for name in order:
                 rounds[-1][name] = run_tool(name, pythons[name], url, work, f"{name}-{i}", chains=options.chains)
                 print(f"round {i + 1}  {name}  {json.dumps(rounds[-1][name])}", flush=True)
-    keys = ("tokens/s", "chains/s", "seconds", "start", "processor")
+    keys = ("tokens/s", "chains/s", "seconds", "start", "cpu_s")
     medians = {name: {k: statistics.median(r[name][k] for r in rounds) for k in keys} for name in pythons}
     ratios = {f"dsc / {name}": [round(r["dsc"]["tokens/s"] / r[name]["tokens/s"], 3) for r in rounds] for name in PEERS}
     summary = {
@@ -181,12 +181,12 @@ def run_tool(name: str, python: Path, url: str, work: Path, run: str, chains: in
         command += [f"serving.endpoints=[{url}/v1]"]
     else:
         command = [str(Path(__file__).parent / f"with_{name}.py"), str(work / "task.json"), url, str(chains)]
-    before, began, spent = _counted(url), time.monotonic(), _processor_s()
+    before, began, spent = _counted(url), time.monotonic(), _cpu_seconds()
     start: list[float] = []
     watch = threading.Thread(target=_watch_first, args=(url, before["prompt"], began, start), daemon=True)
     watch.start()
     done = subprocess.run([str(python), *command], cwd=place, env=env, capture_output=True, text=True)
-    seconds, processor = time.monotonic() - began, _processor_s() - spent
+    seconds, cpu_s = time.monotonic() - began, _cpu_seconds() - spent
     if done.returncode:
         raise SystemExit(f"{name}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     after = _counted(url)
@@ -200,13 +200,13 @@ def run_tool(name: str, python: Path, url: str, work: Path, run: str, chains: in
         "chains/s": round(chains / seconds, 3),
         "seconds": round(seconds, 2),
         "start": round(start[0], 2) if start else float("nan"),
-        "processor": round(processor, 2),
+        "cpu_s": round(cpu_s, 2),
         "new tokens": tokens,
     }
 
 
-def _processor_s() -> float:
-    """Return the processor time of all processes that were waited for, in seconds."""
+def _cpu_seconds() -> float:
+    """Return the CPU time of all processes that were waited for, in seconds."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
