@@ -132,7 +132,11 @@ def _expand_folder(source: str) -> Path:
 
 def _check_folder(folder: Path, weights: bool = True) -> None:
     if not folder.is_dir():
-        raise ModelError(f"model folder {folder} not found", "A Hub id is org/name; a packaged model is package:NAME.")
+        raise ModelError(
+            f"model folder {folder.resolve()} not found",
+            "A relative path begins in the folder where dsc is started. A Hub id is org/name; a packaged model is "
+            "package:NAME.",
+        )
     if not (folder / "config.json").is_file() or (weights and not any(folder.glob("*.safetensors"))):
         raise ModelError(
             f"{folder} is no model: expected config.json and *.safetensors",

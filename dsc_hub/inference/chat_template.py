@@ -177,6 +177,11 @@ def _refusal(template: ChatTemplate, chain: Sequence[Message], settings: Mapping
             f"chain.system: the model's chat template takes no system turn ({reason}); leave chain.system out, and put "
             "what it says into the prompts"
         )
+    if not template.renders([{"role": "user", "content": _ASKED[0]}], add_generation_prompt=True, **settings):
+        return (
+            f"model.source: the model's chat template fails with a single turn, too: {reason}; mend chat_template.jinja"
+            " in the model's folder, or use another model"
+        )
     return (
         "model.source: the model's chat template refuses the conversation of a chain (user, assistant, user, assistant,"
         f" user): {reason}; use a model whose template takes several turns"

@@ -94,7 +94,12 @@ def test_a_system_text_that_replaces_the_templates_own_is_no_finding():
 @pytest.mark.parametrize("broken", ["{{ messages[9].content }}", "{{ 1 / 0 }}", "{% if %}"])
 def test_a_template_that_fails_is_a_problem_and_no_traceback(broken: str):
     problems, _ = said(broken + chat_templates.PLAIN)
-    assert "refuses the conversation of a chain" in problems
+    assert "the model's chat template fails with a single turn, too: " in problems and "mend chat_template" in problems
+
+
+def test_a_template_of_single_turns_is_no_broken_one():
+    one = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
+    assert "refuses the conversation of a chain (user, assistant, user, " in said(one + chat_templates.PLAIN)[0]
 
 
 def folder_with(tmp_path: Path, config: dict, template: str | None = None) -> Path:
