@@ -38,7 +38,7 @@ class PriceConfig(Section):
 OWNED = frozenset("model messages prompt seed temperature top_p max_tokens max_completion_tokens n stream".split())
 # What a caller of a chat template decides, and no setting does: servers refuse it, or do something else than training.
 NO_TEMPLATE_SETTINGS = frozenset(
-    "chat_template tokenize conversation conversations messages add_generation_prompt continue_final_message"
+    "chat_template tokenize tools conversation conversations messages add_generation_prompt continue_final_message"
     " return_assistant_tokens_mask".split()
 )
 _WithExtra = TypeVar("_WithExtra", "CriticConfig", "GenerationConfig")
@@ -49,7 +49,11 @@ def _without_owned(section: _WithExtra) -> _WithExtra:
     if taken := sorted(OWNED & section.extra.keys()):
         raise ValueError(f"extra.{taken[0]} is set by dsc itself; remove it")
     settings = section.extra.get(TEMPLATE_SETTINGS)
-    if isinstance(settings, dict) and (taken := sorted(NO_TEMPLATE_SETTINGS & settings.keys())):
+    if settings is None:
+        return section
+    if not (isinstance(settings, dict) and all(isinstance(name, str) for name in settings)):
+        raise ValueError(f"extra.{TEMPLATE_SETTINGS}: expected names with a value each, got {settings!r:.60}")
+    if taken := sorted(NO_TEMPLATE_SETTINGS & settings.keys()):
         raise ValueError(f"extra.{TEMPLATE_SETTINGS}.{taken[0]} is no setting of a chat template; remove it")
     return section
 

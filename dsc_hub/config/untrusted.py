@@ -47,8 +47,8 @@ TRAINER = frozenset(
 )
 LORA = frozenset("r lora_alpha lora_dropout bias use_rslora use_dora target_modules modules_to_save".split())
 MOST_OF_A_JUDGE = {"votes": 16, "max_tokens": 8192}
-# Keys of chat_template_kwargs that a template or a server treats as more than a setting, beside NO_TEMPLATE_SETTINGS.
-_NOT_FOR_TEMPLATES = frozenset("tools documents".split())
+# A key of chat_template_kwargs that a server treats as more than a setting, beside NO_TEMPLATE_SETTINGS.
+_NOT_FOR_TEMPLATES = frozenset({"documents"})
 
 
 def check_downloaded(path: Path, where: str, overrides: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ class ChatTemplate:
     source: str
     special: Mapping[str, str] = field(default_factory=dict)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **settings: Any) -> str:
+    def render(self, messages: Sequence[Message], /, *, add_generation_prompt: bool = False, **settings: Any) -> str:
         """Return the text that the model reads; as transformers' `apply_chat_template` with `tokenize=False`.
 
         `Refused` if the template raises an error for this conversation.
@@ -50,7 +50,7 @@ class ChatTemplate:
         except Exception as e:  # a template is a program that came with the model
             raise Refused(" ".join(str(e).split()) or type(e).__name__) from None
 
-    def renders(self, messages: Sequence[Message], **settings: Any) -> bool:
+    def renders(self, messages: Sequence[Message], /, **settings: Any) -> bool:
         """Return whether the template takes a conversation."""
         try:
             self.render(messages, **settings)

@@ -122,7 +122,7 @@ def nothing_held_out(recipe: Recipe) -> list[str]:
         return []
     return [
         f"evaluation.split: there is no prompt in the split '{split}'; set prompts.split.{split} above 0, or name"
-        " another one"
+        " another one; to sample alone (`dsc sample`, then `dsc dataset`), leave it so"
     ]
 
 

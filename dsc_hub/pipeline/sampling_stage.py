@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import time
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,13 @@ def _load_reward(context: RunContext) -> LoadedScorer:
     return loading.load_named("reward", context.recipe, context.run.facts.identity, context.path.parent)
 
 
+def _nothing_finished(context: RunContext, total: int) -> ServingError:
+    failed = context.run.rows("failed.jsonl")
+    reasons = Counter(str(row.get("reason")) for row in failed).most_common(1)
+    most = f"; {reasons[0][1]} times: {reasons[0][0]}" if reasons else ""
+    return ServingError(f"not one of {total} chains could be finished{most}", f"All reasons are in {failed.path}.")
+
+
 def _requests_left(context: RunContext, prompts: int) -> int:
     """Return about how many requests a sampling still makes, at most."""
     from dsc_hub.sampling import sample
@@ -152,12 +160,10 @@ def sampled(
         say(line)
     if section.stripped:
         say(f"  {section.stripped:>8,}  of these texts lost an opening that talked about the task")
+    if not section.finished and total:
+        raise _nothing_finished(context, total)
     say(sentences.last_step_sentence(section))
     if ending:
         say(f"  {sentences.ending_sentence(section, context.recipe)}")
-    if not section.finished and total:
-        raise ServingError(
-            f"not one of {total} chains could be finished", f"The reasons are in {context.run['failed.jsonl']}."
-        )
     context.run.add_facts(cost=context.run.facts.cost | {"sampling": {k: numbers[k] for k in COST}})
     return numbers

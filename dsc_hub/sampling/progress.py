@@ -37,6 +37,11 @@ class TurnsLeft:
         """Record that a chain has finished or failed."""
         self._ended[self._turn.pop(chain, 0)] += 1
 
+    @property
+    def in_flight(self) -> int:
+        """Chains that have begun and not ended."""
+        return len(self._turn)
+
     def count(self, chains: int) -> float:
         """Return how many turns are expected if there will be so many chains, without those that were made."""
         left, rest = 0.0, 0.0  # `rest`: turns from turn k + 1 on of a chain that asks for it
@@ -100,7 +105,8 @@ class SamplingProgress:
         share = f" ({self.accepted / self.proposals:.0%})" if self.proposals else ""
         self.meter.total = self.meter.done + round(self.left.count(self.total))
         return (
-            f"{self.rows}chains {self.finished + self.failed}/{self.total}  failed {self.failed}  revisions accepted "
-            f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}  {self.new_tokens / seconds:.0f} "
-            f"tokens/s{self.meter.left()}{'  the scorer is the brake' * self.waits_for_scores}"
+            f"{self.rows}chains {self.finished + self.failed}/{self.total}  failed {self.failed}"
+            f"{self.meter.left(self.left.in_flight)}  {self.new_tokens / seconds:.0f} tokens/s  revisions accepted "
+            f"{self.accepted}/{self.proposals}{share}  unscored {self.unscored}"
+            f"{'  the scorer is the brake' * self.waits_for_scores}"
         )

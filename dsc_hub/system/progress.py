@@ -129,12 +129,17 @@ class Meter:
     def __init__(self, total: int) -> None:
         self.total, self.done, self.started = total, 0, time.monotonic()
 
-    def left(self) -> str:
-        """Return the remaining time at the mean rate so far; "" before there is one."""
+    def left(self, begun: int = 0) -> str:
+        """Return the remaining time at the mean rate so far; "" before there is one.
+
+        `begun` counts what is at work, which is half done on average: without it the first seconds of many requests at
+        once would count for nothing.
+        """
         seconds = time.monotonic() - self.started
         if not self.done or seconds < 1:
             return ""
-        return f"  left {duration(max(0.0, seconds / self.done * (self.total - self.done)))}"
+        done = self.done + begun / 2
+        return f"  left {duration(max(0.0, seconds / done * (self.total - done)))}"
 
 
 class Line:

@@ -108,7 +108,7 @@ def test_a_plain_one_is_taken_with_its_prompts_and_overrides(address: Address):
             {"chat_template_kwargs": {"chat_template": "x"}},
             "chat_template_kwargs.chat_template is no setting",
         ),
-        ("generation.extra", {"chat_template_kwargs": {"tools": "x"}}, "chat_template_kwargs: not a setting"),
+        ("generation.extra", {"chat_template_kwargs": {"documents": "x"}}, "chat_template_kwargs: not a setting"),
         ("generation.extra", {"chat_template_kwargs": {"a": "{% for %}"}}, "chat_template_kwargs: expected numbers"),
         ("metric_code", "hub:evil/metric", "metric_code: unknown key"),
         ("reward", {"metric": "evil.py"}, "reward.metric: 'evil.py' is code"),

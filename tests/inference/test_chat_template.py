@@ -97,6 +97,11 @@ def test_a_template_that_fails_is_a_problem_and_no_traceback(broken: str):
     assert "the model's chat template fails with a single turn, too: " in problems and "mend chat_template" in problems
 
 
+def test_a_setting_may_have_any_name():
+    names = {"self": 1, "template": 2, "no name": 3, "system": "x", "count": 4}
+    assert said(chat_templates.PLAIN, settings=names) == ("", "")
+
+
 def test_a_template_of_single_turns_is_no_broken_one():
     one = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
     assert "refuses the conversation of a chain (user, assistant, user, " in said(one + chat_templates.PLAIN)[0]

@@ -238,6 +238,9 @@ def test_further_parameters_are_sent_as_they_are_and_ours_are_not_to_be_set(reci
         override = f"{section}={{chat_template_kwargs: {{enable_thinking: false, continue_final_message: true}}}}"
         with pytest.raises(ConfigError, match="extra.chat_template_kwargs.continue_final_message is no setting"):
             recipe_files.load_recipe_file(recipe_file, [override, "chain.critic.model=critic"])
+    for value in ("[1, 2]", "hello", "{1: 2}"):
+        with pytest.raises(ConfigError, match="extra.chat_template_kwargs: expected names with a value each, got"):
+            recipe_files.load_recipe_file(recipe_file, [f"generation.extra.chat_template_kwargs={value}"])
     server.shutdown()
 
 

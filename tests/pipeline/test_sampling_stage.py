@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dsc_hub.errors import ServingError
 from dsc_hub.metrics import loading
 from dsc_hub.pipeline import resolve, run, session
 from tests.metrics.test_own_metrics import OWN
-from tests.scripted_server import TRIAL, answer_to, make_server
+from tests.scripted_server import TRIAL, answer_to, is_trial, make_server
 
 
 @pytest.fixture
@@ -104,3 +105,22 @@ def test_vllm_is_imported_while_a_run_is_checked_whose_first_work_is_sampling(
     assert events_of("prompts") == ["checked"]
     assert events_of("sampling", "rounds=2") == ["checked"]
     assert events_of("sampling", f"serving.endpoints=[{server}]") == ["checked"]
+
+
+def test_if_no_chain_could_be_finished_the_reason_is_said_and_no_advice_about_rows(
+    recipe_file: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("DSC_HUB_HOME", str(home))
+
+    def refuse(body: dict):
+        return None if is_trial(body) else (400, {"error": {"message": "no such weather"}})
+
+    server = make_server(refuse=refuse)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    words = [f"serving.endpoints=[http://127.0.0.1:{server.server_port}/v1]", "dataset.rows=2"]
+    context = resolve.resolve_recipe(str(recipe_file), words, tmp_path / "runs")
+    with pytest.raises(ServingError, match=r"not one of \d+ chains could be finished; \d+ times: .*no such weather"):
+        run.run_all(context, "sampling")
+    server.shutdown()
+    said = capsys.readouterr()
+    assert "that are wanted" not in said.out + said.err and "Step 1" not in said.out + said.err
