@@ -24,6 +24,7 @@ _OPENED = ("<think>", "<thinking>", "<|channel>thought")  # a template may end t
 _THOUGHTS = (*_OPENED, "enable_thinking", "<|channel|>analysis")
 # Texts of the made-up conversation: no template holds them.
 _SYSTEM, _ASKED, _ANSWERED = "zqsystem", ("zqask1", "zqask2", "zqask3"), ("zqanswer1", "zqanswer2")
+_ONE_TURN: list[Message] = [{"role": "user", "content": _ASKED[0]}]
 _SHOWN = 60  # characters of a rendering in a message
 
 
@@ -60,8 +61,7 @@ class ChatTemplate:
 
     def opens_thought(self, settings: Mapping[str, Any]) -> bool:
         """Return whether the template begins each answer with a thought, so that the model writes only its end."""
-        asked = [{"role": "user", "content": _ASKED[0]}]
-        return self.render(asked, add_generation_prompt=True, **settings).rstrip().endswith(_OPENED)
+        return self.render(_ONE_TURN, add_generation_prompt=True, **settings).rstrip().endswith(_OPENED)
 
     @property
     def may_think(self) -> bool:
@@ -177,7 +177,7 @@ def _refusal(template: ChatTemplate, chain: Sequence[Message], settings: Mapping
             f"chain.system: the model's chat template takes no system turn ({reason}); leave chain.system out, and put "
             "what it says into the prompts"
         )
-    if not template.renders([{"role": "user", "content": _ASKED[0]}], add_generation_prompt=True, **settings):
+    if not template.renders(_ONE_TURN, add_generation_prompt=True, **settings):
         return (
             f"model.source: the model's chat template fails with a single turn, too: {reason}; mend chat_template.jinja"
             " in the model's folder, or use another model"
@@ -256,10 +256,9 @@ def _training_note(prompt: str, row: str) -> str:
 def _own_text_note(
     template: ChatTemplate, whole: str, settings: Mapping[str, Any], count: Callable[[str], int] | None
 ) -> str:
-    asked = [{"role": "user", "content": _ASKED[0]}]
-    if not template.renders(asked, **settings):
+    if not template.renders(_ONE_TURN, **settings):
         return ""
-    head = template.render(asked, **settings).partition(_ASKED[0])[0]
+    head = template.render(_ONE_TURN, **settings).partition(_ASKED[0])[0]
     own = max(head.splitlines() or [""], key=lambda line: len(line.split()))
     if len(own.split()) < 3 or own not in whole:
         return ""

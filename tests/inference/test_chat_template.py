@@ -152,7 +152,8 @@ WRITTEN = {
     "breaks": "{% for m in messages %}\n  {% if loop.index0 == 1 %}{% break %}{% endif %}\n{{ m.content }}{% endfor %}",
     "json": "{{ messages | tojson }}{{ tools | tojson(indent=2) }}{{ {'b': 'ä<&', 'a': 1} | tojson(sort_keys=true) }}"
     "{{ [1, 2] | tojson(separators=(',', ':')) }}{{ 'ä' | tojson(ensure_ascii=true) }}",
-    "json, indented": "{{ tools | tojson(indent=4) }}{% for t in tools or [] %}{{ t.function.parameters | tojson }}{% endfor %}",
+    "json, indented": "{{ tools | tojson(indent=4) }}"
+    "{% for t in tools or [] %}{{ t.function.parameters | tojson }}{% endfor %}",
     "date": "{{ strftime_now('%Y-%m') }}{{ strftime_now(format='%Y') }}",
     "jinja": "{%- macro turn(m, name='x') -%}\n  {{- name }}: {{ m.content | trim ~ '!' }}\n{%- endmacro %}\n"
     "{%- set ns = namespace(last=-1, seen=[]) %}\n{%- for m in messages[::-1] %}\n"

@@ -115,7 +115,7 @@ def test_the_progress_of_a_schedule_is_never_negative_after_a_gap(recipe_file: P
 
 
 def test_the_turns_left_are_about_right_while_chains_that_end_early_have_ended_and_others_last():
-    """400 chains, 100 at once, of which six in ten end after their first turn, and three in ten of the rest at the third."""
+    """400 chains, 100 at once: six in ten end after their first turn, and three in ten of the rest at the third."""
     dice, turns = random.Random(4), {}
     for n in range(400):
         turns[n] = 1 if dice.random() < 0.6 else 3 if dice.random() < 0.3 else 5
